@@ -1,0 +1,76 @@
+"""Registries: the one line that makes a model, an encoder, a dataset or a protocol known.
+
+An entry is a name and the place of its class as ``module:attribute``; the module is imported when
+the component is first asked for, so listing names costs nothing and no layer imports another one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from mrmodel.errors import UnknownNameError
+
+
+class Registry:
+    """Names of one kind of component and where each of them lives."""
+
+    def __init__(self, kind: str, places: dict[str, str]) -> None:
+        self.kind = kind
+        self._places = dict(places)
+
+    def register(self, name: str, place: str) -> None:
+        """Add a component of a third-party package: ``place`` is ``module:attribute``."""
+        if name in self._places:
+            raise ValueError(f"{self.kind} {name!r} is registered already: {self._places[name]}")
+        self._places[name] = place
+
+    def get(self, name: str) -> Any:
+        """The component called `name`.
+
+        Raises:
+            UnknownNameError: no such name; the message lists the nearest ones.
+        """
+        if name not in self._places:
+            raise UnknownNameError(self.kind, name, self._places)
+        module, _, attribute = self._places[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+
+MODELS = Registry(
+    "model",
+    {
+        "moment_detr": "mrmodel.models.moment_detr:MomentDetr",
+        "qd_detr": "mrmodel.models.qd_detr:QdDetr",
+    },
+)
+
+# One entry a feature stream: an encoder turns clips (or sentences) into the rows of one stream.
+ENCODERS = Registry(
+    "encoder",
+    {
+        "embedded.video": "mrmodel.encoders.embedded:AlignedVideoEncoder",
+        "embedded.motion": "mrmodel.encoders.motion:MotionEncoder",
+        "embedded.text": "mrmodel.encoders.embedded:AlignedTextEncoder",
+        "tiny.video": "mrmodel.encoders.tiny:TinyVideoEncoder",
+        "tiny.text": "mrmodel.encoders.tiny:TinyTextEncoder",
+    },
+)
+
+PROTOCOLS = Registry(
+    "evaluation protocol",
+    {
+        "qvhighlights": "mrmodel.evaluate.protocols:QVHighlights",
+        "charades": "mrmodel.evaluate.protocols:Charades",
+        "tacos": "mrmodel.evaluate.protocols:Tacos",
+        "tvsum": "mrmodel.evaluate.protocols:TVSum",
+        "youtube_hl": "mrmodel.evaluate.protocols:YouTubeHighlights",
+    },
+)

@@ -1,0 +1,98 @@
+"""Every error a user can meet, with the place of the mistake in its message.
+
+`MrModelError` is the root: the command line prints it as one line and exits with 2. Anything else
+that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+class MrModelError(Exception):
+    """Root of all errors that are the input's fault rather than ours."""
+
+
+class ConfigError(MrModelError):
+    """A value in params.yaml (or a preset) breaks a rule.
+
+    Args:
+        path: dotted path of the value, e.g. ``train.finetune.lr``.
+        value: what was found there.
+        rule: the rule that it breaks, as a sentence fragment.
+        nearest: close valid names, when the mistake looks like a misspelling.
+    """
+
+    def __init__(self, path: str, value: object, rule: str, nearest: Sequence[str] = ()) -> None:
+        self.path, self.value, self.rule, self.nearest = path, value, rule, tuple(nearest)
+        hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        super().__init__(f"{path} = {value!r}: {rule}{hint}")
+
+
+class DataError(MrModelError):
+    """A row of a data file breaks a rule.
+
+    Args:
+        rule: what is wrong and what was expected.
+        file: the file, when there is one.
+        line: 1-based line number.
+        qid: query id (or another row id) when the row has one.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        file: Path | str | None = None,
+        line: int | None = None,
+        qid: object = None,
+    ) -> None:
+        self.rule, self.file, self.line, self.qid = rule, file, line, qid
+        place = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
+        who = "" if qid is None else f"qid {qid!r}: "
+        super().__init__(f"{place}{who}{rule}")
+
+
+class VideoError(MrModelError):
+    """A video file cannot give frames; `code` is a stable short name such as ``no_video_stream``."""
+
+    def __init__(self, path: Path | str, code: str, detail: str) -> None:
+        self.path, self.code, self.detail = path, code, detail
+        super().__init__(f"{path}: {code}: {detail}")
+
+
+class FeatureError(MrModelError):
+    """A feature store is damaged, incomplete, or lacks a key that was asked for."""
+
+
+class FeatureMismatch(FeatureError):
+    """Features were made by another encoder, or another setting, than the ones expected."""
+
+
+class WeightsError(MrModelError):
+    """Encoder weights are missing or differ from the SHA-256 in weights.lock."""
+
+
+class CheckpointError(MrModelError):
+    """A model folder cannot be loaded: missing file, wrong shapes, unknown model."""
+
+
+class TrainingError(MrModelError):
+    """Training cannot go on, e.g. a loss stopped being finite."""
+
+
+class UnknownNameError(MrModelError):
+    """A registry has no component of that name."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        self.kind, self.name, self.nearest = kind, name, nearest_names(name, names)
+        hint = f"; did you mean {' or '.join(map(repr, self.nearest))}?" if self.nearest else ""
+        super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
+    """The valid names that look most like `name`, best first; empty when none is close."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -1,0 +1,114 @@
+"""Progress reports: one small interface, so that library code never prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+class Reporter(Protocol):
+    """What long work tells the outside."""
+
+    def start(self, name: str, total: int) -> None:
+        """A piece of work of `total` steps begins."""
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        """`steps` more are done; `info` is shown beside the bar (loss, speed ...)."""
+
+    def finish(self) -> None:
+        """The piece of work ended."""
+
+
+class NullReporter:
+    """Says nothing."""
+
+    def start(self, name: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        """Ignore."""
+
+    def finish(self) -> None:
+        """Ignore."""
+
+
+class RichReporter:
+    """A progress bar on a terminal; a line every tenth of the work where there is none."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._progress: Progress | None = None
+        self._name, self._total, self._done, self._shown = "", 0, 0, -1
+
+    def start(self, name: str, total: int) -> None:
+        """Show a new bar."""
+        self._name, self._total, self._done, self._shown = name, total, 0, -1
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[info]}"),
+                console=self._console,
+            )
+            self._progress.add_task(name, total=total, info="")
+            self._progress.start()
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        """Move the bar."""
+        self._done += steps
+        text = " ".join(f"{key} {_short(value)}" for key, value in info.items())
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], advance=steps, info=text)
+            return
+        tenth = self._done * 10 // max(self._total, 1)
+        if tenth > self._shown:
+            self._shown = tenth
+            self._console.print(f"{self._name}: {self._done}/{self._total} {text}".rstrip())
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class RecordingReporter:
+    """Keeps what was said, for tests and for flows."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, dict[str, object]]] = []
+
+    def start(self, name: str, total: int) -> None:
+        """Record the start."""
+        self.events.append((name, total, {}))
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        """Record a step."""
+        self.events.append(("advance", steps, info))
+
+    def finish(self) -> None:
+        """Record the end."""
+        self.events.append(("finish", 0, {}))
+
+
+def track(items: Iterable[T], reporter: Reporter, name: str, total: int) -> Iterator[T]:
+    """Iterate over `items`, one step an item."""
+    reporter.start(name, total)
+    try:
+        for item in items:
+            yield item
+            reporter.advance()
+    finally:
+        reporter.finish()
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

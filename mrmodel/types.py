@@ -1,0 +1,142 @@
+"""The vocabulary: what walks between the parts of the system.
+
+Shape letters, used in every docstring:
+
+* ``B`` samples of a batch, ``L`` clips (padded to the longest of the batch), ``N`` text tokens
+  (padded), ``Dv``/``Dt`` channels of the prepared video/text rows, ``d`` hidden width,
+  ``Q`` moment queries, ``G`` ground-truth windows of all samples of a batch together,
+  ``P`` saliency clip pairs of a sample.
+
+Units: seconds outside the models; inside, a span is a fraction of ``T = valid clips x clip length``.
+``cxw`` spans are (centre, width), ``xx`` spans are (start, end). Masks are boolean, True = valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+QueryId = int | str
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One query about one video, in the QVHighlights schema.
+
+    `relevant_windows` are in seconds; `saliency_scores[i]` are the ratings (0..4), one a rater, of
+    clip `relevant_clip_ids[i]`. The three last fields are empty where a set does not have them.
+    """
+
+    qid: QueryId
+    query: str
+    vid: str
+    duration: float
+    relevant_windows: tuple[Window, ...] = ()
+    relevant_clip_ids: tuple[int, ...] = ()
+    saliency_scores: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one query: windows in seconds, best first, and one score a clip."""
+
+    qid: QueryId
+    query: str
+    vid: str
+    windows: tuple[tuple[float, float, float], ...]
+    saliency: tuple[float, ...]
+
+    def as_row(self) -> dict[str, object]:
+        """The row of a QVHighlights submission file."""
+        return {
+            "qid": self.qid,
+            "query": self.query,
+            "vid": self.vid,
+            "pred_relevant_windows": [list(window) for window in self.windows],
+            "pred_saliency_scores": list(self.saliency),
+        }
+
+
+@dataclass(slots=True)
+class Batch:
+    """Model input.
+
+    Attributes:
+        qids, vids: B ids, for error messages and predictions.
+        video: (B, L, Dv) prepared clip rows (features.prepare), temporal end-points last.
+        video_mask: (B, L) bool; every sample has at least one valid clip, valid clips come first.
+        text: (B, N, Dt) prepared token rows.
+        text_mask: (B, N) bool; every sample has at least one valid token.
+        duration_s: B video lengths in seconds.
+        clip_len_s: seconds of one clip.
+    """
+
+    qids: list[QueryId]
+    vids: list[str]
+    video: Tensor
+    video_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
+    duration_s: list[float]
+    clip_len_s: float
+
+    def __len__(self) -> int:
+        return len(self.qids)
+
+
+@dataclass(slots=True)
+class Targets:
+    """Ground truth of a batch.
+
+    Attributes:
+        spans_cxw: (G, 2) windows of all samples stacked, fractions of T, float32.
+        span_counts: B window counts; their sum is G.
+        saliency_pos, saliency_neg: (B, P) clip indices of the margin pairs, int64.
+        saliency_labels: (B, L) summed ratings 0..12 (or 0/1), 0 on padding, float32.
+    """
+
+    spans_cxw: Tensor
+    span_counts: list[int]
+    saliency_pos: Tensor
+    saliency_neg: Tensor
+    saliency_labels: Tensor
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on another device."""
+        return Targets(
+            self.spans_cxw.to(device),
+            self.span_counts,
+            self.saliency_pos.to(device),
+            self.saliency_neg.to(device),
+            self.saliency_labels.to(device),
+        )
+
+
+@dataclass(slots=True)
+class LayerOutput:
+    """Heads of one decoder layer: class `logits` (B, Q, C) and `spans_cxw` (B, Q, 2) in [0, 1]."""
+
+    logits: Tensor
+    spans_cxw: Tensor
+
+
+@dataclass(slots=True)
+class ModelOutput:
+    """What every model returns.
+
+    Attributes:
+        last: heads of the last decoder layer.
+        scores: (B, Q) confidence of each window, in [0, 1]; ranks the windows.
+        saliency: (B, L) one real number a clip; padded clips hold values nobody may read.
+        aux: heads of the earlier decoder layers, first to last; empty in eval mode.
+        extras: tensors that only the model's own losses read.
+    """
+
+    last: LayerOutput
+    scores: Tensor
+    saliency: Tensor
+    aux: tuple[LayerOutput, ...] = ()
+    extras: dict[str, Tensor] = field(default_factory=dict)
