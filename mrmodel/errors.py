@@ -56,7 +56,7 @@ class DataError(MrModelError):
 
 
 class VideoError(MrModelError):
-    """A video file cannot give frames; `code` is a stable short name such as ``no_video_stream``."""
+    """A video file cannot give frames; `code` is a stable name such as ``no_video_stream``."""
 
     def __init__(self, path: Path | str, code: str, detail: str) -> None:
         self.path, self.code, self.detail = path, code, detail

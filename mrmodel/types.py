@@ -7,7 +7,7 @@ Shape letters, used in every docstring:
   ``Q`` moment queries, ``G`` ground-truth windows of all samples of a batch together,
   ``P`` saliency clip pairs of a sample.
 
-Units: seconds outside the models; inside, a span is a fraction of ``T = valid clips x clip length``.
+Units: seconds outside the models; inside, a span is a fraction of ``T = valid clips x clip_len``.
 ``cxw`` spans are (centre, width), ``xx`` spans are (start, end). Masks are boolean, True = valid.
 """
 
