@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Training: the loop, the schedule, and what a trained model is on disk."""

@@ -1,0 +1,155 @@
+"""What a model is on disk: ``model.safetensors`` and ``config.json``; and, apart, the resume state.
+
+The model folder is a DVC output and holds nothing that could run code. The resume state lives
+outside of it (DVC deletes a stage's outputs before it runs the stage) and is gone once training ends.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mrmodel import __version__
+from mrmodel.errors import CheckpointError, UnknownNameError
+from mrmodel.files import atomic_path, write_json
+from mrmodel.models.base import MomentModel, build_model
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One feature stream that a model reads: its encoder's name, width and fingerprint digest."""
+
+    name: str
+    dim: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """All that is needed to build the model again and to prepare its input.
+
+    `settings` are the model's own; `clip_len_s`, `max_clips` and `max_tokens` shape the input;
+    `training` says where the weights came from and is not read by the code.
+    """
+
+    model: str
+    settings: dict[str, Any]
+    video_streams: tuple[StreamInfo, ...]
+    text_streams: tuple[StreamInfo, ...]
+    clip_len_s: float
+    max_clips: int
+    max_tokens: int
+    protocol: str
+    training: dict[str, Any]
+
+    @property
+    def video_dim(self) -> int:
+        """Channels of a prepared clip row: all streams and the two temporal end-points."""
+        return sum(stream.dim for stream in self.video_streams) + 2
+
+    @property
+    def text_dim(self) -> int:
+        """Channels of a prepared token row."""
+        return sum(stream.dim for stream in self.text_streams)
+
+    def build(self) -> MomentModel:
+        """A model of this configuration with fresh weights from torch's global generator."""
+        return build_model(self.model, self.video_dim, self.text_dim, self.settings)
+
+
+def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
+    """Write a model folder; config.json comes last, so a folder with it is whole."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    versions = {"mrmodel": __version__, "torch": str(torch.__version__).split("+")[0]}
+    write_json(folder / CONFIG, {"format": FORMAT, **asdict(config), "versions": versions})
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read config.json of a model folder.
+
+    Raises:
+        CheckpointError: no such folder, or it was written by another format.
+    """
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no {CONFIG} there, so this is not a model folder "
+            "(a trained one is models/finetuned/<name> after `make repro`)"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if raw.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path}: written by another format than {FORMAT}")
+    raw.pop("versions", None)
+    try:
+        for key in ("video_streams", "text_streams"):
+            raw[key] = tuple(StreamInfo(**stream) for stream in raw[key])
+        return ModelConfig(**raw)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:
+    """Build the model of a folder and fill in its weights, in eval mode.
+
+    Raises:
+        CheckpointError: missing file, unknown model, or tensors that do not fit, each named.
+    """
+    config = load_config(folder)
+    try:
+        model = config.build()
+    except UnknownNameError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    load_weights(model, folder)
+    return model.to(device).eval(), config
+
+
+def load_weights(model: MomentModel, folder: Path) -> None:
+    """Copy the weights of a model folder into `model`; every name and shape must fit."""
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {WEIGHTS} there") from None
+    faults = _misfits(model.state_dict(), tensors)
+    if faults:
+        raise CheckpointError(f"{path} does not fit: {'; '.join(faults[:5])} ({len(faults)} in all)")
+    model.load_state_dict(tensors)
+
+
+def _misfits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    faults += [f"{name} is unknown" for name in found.keys() - expected.keys()]
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            want, got = tuple(expected[name].shape), tuple(found[name].shape)
+            faults.append(f"{name} has shape {got}, expected {want}")
+    return sorted(faults)
+
+
+def save_resume_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a running training atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_resume_state(path: Path) -> dict[str, Any] | None:
+    """The state of an interrupted training, or None when there is none."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,214 @@
+"""The training loop; read it from top to bottom.
+
+Everything random in step k comes from seeds derived from (run seed, k), so a run that was killed
+and continues from its last checkpoint ends in the same bytes as one that was left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mrmodel.config import RunSettings, TrainSettings
+from mrmodel.errors import TrainingError
+from mrmodel.files import derive_seed
+from mrmodel.models.base import MomentModel
+from mrmodel.progress import Reporter
+from mrmodel.train.checkpoint import load_resume_state, save_resume_state
+from mrmodel.train.optim import build_optimizer, learning_rate, set_learning_rate
+from mrmodel.train.precision import autocast, pick_device, set_threads
+from mrmodel.types import Batch, Targets
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[MomentModel], Mapping[str, float]]
+
+
+class TrainingData(Protocol):
+    """What the loop needs of a data set; `mrmodel.data.loader.MomentDataset` is one."""
+
+    def epoch_batches(self, epoch: int) -> Sequence[Sequence[int]]:
+        """Row numbers of each batch of an epoch; a function of the epoch alone."""
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Batch, Targets]:
+        """Input and ground truth of these rows; a function of its arguments alone."""
+
+
+class Recorder(Protocol):
+    """Where figures go while training runs."""
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Keep `figures` as of `step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train: the settings, the seed, and where an interrupted run left its state."""
+
+    settings: TrainSettings
+    run: RunSettings
+    seed: int
+    resume_file: Path
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is. `history` has one row an epoch; `best_*` belong to the best validation."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_value: float = -math.inf
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    model: MomentModel,
+    data: TrainingData,
+    plan: Plan,
+    validate: Validate,
+    watchers: tuple[Recorder, Reporter],
+) -> Progress:
+    """Train `model` in place; it ends with the weights that the run's `select` rule picks.
+
+    Args:
+        model: a model with its first weights.
+        data: the training set.
+        plan: settings, seed, resume file.
+        validate: figures of the model on validation data; the first one decides what is best.
+        watchers: where figures and progress go.
+
+    Raises:
+        TrainingError: a loss stopped being finite; names the step, the losses and the batch's ids.
+    """
+    recorder, reporter = watchers
+    settings, run = plan.settings, plan.run
+    set_threads(settings.threads)
+    device = pick_device(settings.device)
+    model.to(device)
+    criterion = model.criterion()
+    optimizer = build_optimizer(model.parameters(), run.lr, settings.weight_decay)
+    progress = resume(plan.resume_file, model, optimizer)
+
+    batches = data.epoch_batches(0)
+    steps_per_epoch = len(batches)
+    total_steps = run.steps or (run.epochs or 0) * steps_per_epoch
+    batches_epoch = 0
+    reporter.start(f"train {model.name}", total_steps)
+    reporter.advance(progress.step)
+
+    while progress.step < total_steps:
+        step = progress.step
+        epoch, position = divmod(step, steps_per_epoch)
+        if epoch != batches_epoch:
+            batches, batches_epoch = data.epoch_batches(epoch), epoch
+        torch.manual_seed(derive_seed(plan.seed, "step", step))
+        batch, targets = data.batch(batches[position], epoch)
+        batch, targets = batch.to(device), targets.to(device)
+
+        model.train()
+        with autocast(device, settings.precision):
+            output = model(batch)
+        losses = criterion(output, targets, batch)
+        total = criterion.total(losses)
+        figures = read_figures(total, losses)
+        stop_if_not_finite(figures, step, batch)
+
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm, foreach=True)
+        rate = learning_rate(run, step, total_steps, steps_per_epoch)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+
+        progress.step = step + 1
+        for name, value in {**figures, "grad_norm": float(norm)}.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        reporter.advance(loss=figures["loss"], lr=rate)
+
+        if progress.step == total_steps or progress.step % steps_per_epoch == 0:
+            row = close_epoch(progress, position + 1, epoch, rate)
+            is_last = progress.step == total_steps
+            if is_last or (epoch + 1) % settings.validate_every_epochs == 0:
+                row.update(check(model, validate, progress))
+            recorder.log(row, progress.step)
+            progress.history.append(row)
+        if progress.step % settings.checkpoint_every_steps == 0:
+            save_resume_state(plan.resume_file, state_of(model, optimizer, progress))
+
+    reporter.finish()
+    if run.select == "best":
+        model.load_state_dict(progress.best_weights)
+        log.info("best validation %.4f at step %d", progress.best_value, progress.best_step)
+    model.eval()
+    return progress
+
+
+def read_figures(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """The total (as ``loss``) and every named loss as numbers, with a single device transfer."""
+    values = torch.stack([total.detach(), *(value.detach() for value in losses.values())]).tolist()
+    return dict(zip(["loss", *losses], values, strict=True))
+
+
+def stop_if_not_finite(figures: Mapping[str, float], step: int, batch: Batch) -> None:
+    """Raise TrainingError when a loss is NaN or infinite."""
+    broken = {name: value for name, value in figures.items() if not math.isfinite(value)}
+    if broken:
+        faults = ", ".join(f"{name} = {value}" for name, value in broken.items())
+        raise TrainingError(
+            f"step {step}: {faults}; the batch holds qids {batch.qids}. "
+            "Check these rows with `mrmodel data check` and `mrmodel features verify`, "
+            "or lower the learning rate"
+        )
+
+
+def close_epoch(progress: Progress, steps: int, epoch: int, rate: float) -> dict[str, float]:
+    """Means over the epoch's steps as a history row; the sums start anew."""
+    means = {f"train/{name}": value / steps for name, value in progress.sums.items()}
+    progress.sums = {}
+    return {"step": progress.step, "epoch": epoch + 1, "lr": rate, **means}
+
+
+def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[str, float]:
+    """Validate, and keep the weights when they are the best so far (the earliest wins a tie)."""
+    model.eval()
+    with torch.inference_mode():
+        figures = dict(validate(model))
+    value = next(iter(figures.values()))
+    if value > progress.best_value:
+        progress.best_value, progress.best_step = value, progress.step
+        progress.best_weights = {
+            name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
+        }
+    return {f"val/{name}": number for name, number in figures.items()}
+
+
+def state_of(
+    model: MomentModel, optimizer: torch.optim.Optimizer, progress: Progress
+) -> dict[str, Any]:
+    """All that the next step depends on."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+    }
+
+
+def resume(path: Path, model: MomentModel, optimizer: torch.optim.Optimizer) -> Progress:
+    """Continue from the state at `path` where there is one, else start at step 0."""
+    state = load_resume_state(path)
+    if state is None:
+        return Progress()
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    progress = Progress(**state["progress"])
+    log.info("continuing at step %d from %s", progress.step, path)
+    return progress
