@@ -90,6 +90,7 @@ class RunSettings(Section):
     schedule: Literal["constant", "step", "cosine"]
     drop_every_epochs: Count
     warmup_steps: CountOrZero
+    select: Literal["best", "last"]
 
     @model_validator(mode="after")
     def _one_length(self) -> RunSettings:

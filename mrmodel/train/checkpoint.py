@@ -69,7 +69,9 @@ class ModelConfig:
 
 def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
     """Write a model folder; config.json comes last, so a folder with it is whole."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     versions = {"mrmodel": __version__, "torch": str(torch.__version__).split("+")[0]}
@@ -127,7 +129,9 @@ def load_weights(model: MomentModel, folder: Path) -> None:
         raise CheckpointError(f"{folder}: no {WEIGHTS} there") from None
     faults = _misfits(model.state_dict(), tensors)
     if faults:
-        raise CheckpointError(f"{path} does not fit: {'; '.join(faults[:5])} ({len(faults)} in all)")
+        raise CheckpointError(
+            f"{path} does not fit: {'; '.join(faults[:5])} ({len(faults)} in all)"
+        )
     model.load_state_dict(tensors)
 
 

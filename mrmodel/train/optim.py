@@ -15,7 +15,9 @@ from torch import nn
 from mrmodel.config import RunSettings
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], lr: float, decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], lr: float, decay: float
+) -> torch.optim.AdamW:
     """AdamW with the fused kernel, which exists on CPU and CUDA and reads each tensor once."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
 

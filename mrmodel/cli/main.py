@@ -1,0 +1,68 @@
+"""``mrmodel``: attaches the command groups, which are imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from mrmodel import __version__
+from mrmodel.errors import MrModelError
+
+# name -> (module, attribute, the line in `mrmodel --help`)
+COMMANDS = {
+    "predict": ("predict", "command", "Find the moments that sentences describe in a video file."),
+    "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
+    "data": ("data", "group", "Check annotation files."),
+    "features": ("features", "group", "Inspect and verify extracted features."),
+    "preset": ("preset", "group", "List, show and apply parameter presets."),
+    "config": ("config", "group", "Check params.yaml."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All command names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of `cmd_name` and return its command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(
+            importlib.import_module(f"mrmodel.cli.{module}"), attribute
+        )
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command table from the help lines above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mrmodel")
+@click.option("-v", "--verbose", is_flag=True, help="Say more of what goes on.")
+def cli(verbose: bool) -> None:
+    """Video moment retrieval and highlight detection.
+
+    The pipeline itself runs with `dvc repro` (or `make repro`); these commands use and inspect it.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+
+
+def main() -> None:
+    """Entry point: an error of the user is one line and exit code 2."""
+    try:
+        cli()
+    except MrModelError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

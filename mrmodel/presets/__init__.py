@@ -1,0 +1,92 @@
+"""Parameter presets: ``sample.yaml`` is a whole params.yaml, the others change some of its values.
+
+A preset file other than ``sample`` holds only the keys that differ, so what a preset is about can
+be read off it; `render` gives the complete file, comments included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+
+from mrmodel.config import parse_config
+from mrmodel.errors import ConfigError, UnknownNameError
+from mrmodel.files import write_text
+
+BASE = "sample"
+# Sections whose keys are names that a preset may bring or drop; they are replaced as a whole.
+REPLACED = ("models",)
+
+
+def names() -> list[str]:
+    """All presets, the base first."""
+    files = resources.files(__package__).iterdir()
+    found = sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+    return [BASE, *(name for name in found if name != BASE)]
+
+
+def summary(name: str) -> str:
+    """The first comment line of a preset that says what it is for."""
+    for line in _read(name).splitlines():
+        if line.startswith("# preset:"):
+            return line.removeprefix("# preset:").strip()
+    raise ConfigError(f"preset {name}", None, "has no '# preset:' line")
+
+
+def render(name: str) -> str:
+    """The complete params.yaml of a preset, checked.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ConfigError: the preset does not give a valid parameter file.
+    """
+    text = _read(BASE)
+    if name != BASE:
+        text = overlay(text, yaml.safe_load(_read(name)))
+    parse_config(yaml.safe_load(text))
+    return text
+
+
+def apply(name: str, target: Path) -> None:
+    """Write `render(name)` to `target`."""
+    write_text(target, render(name))
+
+
+def overlay(text: str, changes: Mapping[str, Any]) -> str:
+    """`text` (YAML) with the values of `changes` in place, comments and order kept.
+
+    Raises:
+        ConfigError: a key of `changes` is not in `text`.
+    """
+    loader = YAML()
+    loader.preserve_quotes = True
+    loader.width = 1000
+    tree = loader.load(text)
+    _merge(tree, changes, "")
+    stream = StringIO()
+    loader.dump(tree, stream)
+    return stream.getvalue()
+
+
+def _merge(tree: Any, changes: Mapping[str, Any], path: str) -> None:
+    for key, value in changes.items():
+        here = f"{path}.{key}" if path else key
+        if key not in tree:
+            raise ConfigError(here, value, "is not a key of the base preset")
+        if isinstance(value, Mapping) and here not in REPLACED and path not in REPLACED:
+            _merge(tree[key], value, here)
+        else:
+            tree[key] = value
+
+
+def _read(name: str) -> str:
+    known = names() if name != BASE else [BASE]
+    if name not in known:
+        raise UnknownNameError("preset", name, known)
+    return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
