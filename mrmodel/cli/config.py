@@ -19,7 +19,7 @@ def group() -> None:
     "path", type=click.Path(path_type=Path, dir_okay=False), default=Path("params.yaml")
 )
 def check(path: Path) -> None:
-    """Check every value of a parameter file; exit code 2 and the first mistake when one is wrong."""
+    """Check every value of a parameter file; a mistake is named and gives exit code 2."""
     config = load_config(path)
     models = ", ".join(config.train.models)
     click.echo(

@@ -1,7 +1,7 @@
 """What a model is on disk: ``model.safetensors`` and ``config.json``; and, apart, the resume state.
 
 The model folder is a DVC output and holds nothing that could run code. The resume state lives
-outside of it (DVC deletes a stage's outputs before it runs the stage) and is gone once training ends.
+outside of it (DVC deletes a stage's outputs before it runs it) and is gone once training ends.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+# make repro: set up, run the whole pipeline, say where the report is.   make test: set up, run all tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup repro test check lint bench clean
+
+help:
+	@echo "make setup   create $(VENV) and install everything"
+	@echo "make repro   setup, then dvc repro: corpus, features, training, report"
+	@echo "make test    setup, then all tests"
+	@echo "make check   ruff, mypy --strict, import-linter, all tests"
+	@echo "make bench   all benchmarks, one JSON line each"
+	@echo "make clean   remove the environment (data, features and models stay)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@sh infra/local/preflight.sh "$(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+repro: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo
+	@echo "The report: $(CURDIR)/reports/report.html"
+
+test: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check: lint test
+
+bench: setup
+	$(BIN)/python -m benchmarks.evaluator --json
+	$(BIN)/python -m benchmarks.feature_store --json
+	$(BIN)/python -m benchmarks.train_step --json
+	$(BIN)/python -m benchmarks.inference --json
+
+clean:
+	rm -rf $(VENV)
