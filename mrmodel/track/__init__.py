@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""The record of what ran: MLflow is imported here and nowhere else."""

@@ -1,0 +1,39 @@
+"""Where everything lies below the repository root; dvc.yaml names the same places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrmodel.config import Config
+
+
+class Layout:
+    """Folders of one configuration, relative to the current folder."""
+
+    def __init__(self, config: Config, root: Path = Path()) -> None:
+        self.root = root
+        self.corpus = root / "data" / config.corpus.name
+        self.videos = self.corpus / "videos"
+        self.captions = self.corpus / "captions.jsonl"
+        self.features = root / "features" / config.corpus.name
+        self.intervid = root / "data" / "intervid_mr"
+        self.training = root / "reports" / "training"
+        self.evaluation = root / "reports" / "evaluation"
+        self.report = root / "reports" / "report.html"
+        self.state = root / ".mrmodel"
+
+    def split(self, name: str) -> Path:
+        """Annotations of the split ``train``, ``val`` or ``test``."""
+        return self.corpus / f"{name}.jsonl"
+
+    def stream(self, name: str) -> Path:
+        """Feature store of one stream."""
+        return self.features / name
+
+    def model(self, kind: str, name: str) -> Path:
+        """Model folder; `kind` is ``pretrained``, ``finetuned`` or ``scratch``."""
+        return self.root / "models" / kind / name
+
+    def resume(self, stage: str, inputs: str) -> Path:
+        """State of an interrupted stage whose inputs have the digest `inputs`; outside DVC's outs."""
+        return self.state / "resume" / stage / inputs[:16]

@@ -1,0 +1,1 @@
+"""The report a person reads after a run: one HTML file with everything inside."""

@@ -1,0 +1,94 @@
+"""Fill the report's template: figures in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from mrmodel.errors import VideoError
+from mrmodel.report.charts import Timeline
+from mrmodel.video.frames import FrameSource
+from mrmodel.video.sampling import FrameSampling
+
+THUMBNAIL = (112, 84)
+THUMBNAILS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One query of the test split as the report shows it."""
+
+    title: str
+    qid: str
+    query: str
+    vid: str
+    iou: float
+    timeline: Timeline
+    frames: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with a caption; the row of index `strong` is the one the report is about."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, what it says in words, then tables, charts (SVG) and examples."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the page says."""
+
+    title: str
+    lead: str
+    headline: Mapping[str, str]
+    sections: Sequence[Section]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(report: Report) -> str:
+    """The page as HTML text; all values are escaped but for our own SVG."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mrmodel", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(report=report)
+
+
+def film_strip(video: Path, duration_s: float) -> list[str]:
+    """`THUMBNAILS` frames spread evenly over a video, as data URLs; empty if it cannot be read."""
+    sampling = FrameSampling(frames_per_clip=1, size=THUMBNAIL, rule="middle", resize="bilinear")
+    try:
+        clips = list(FrameSource(video).clips(duration_s / THUMBNAILS, sampling))
+    except VideoError:
+        return []
+    return [_data_url(clip.frames[0]) for clip in clips[:THUMBNAILS]]
+
+
+def _data_url(frame: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
