@@ -49,6 +49,8 @@ class CorpusSettings(Section):
     folder: str | None
     seed: Seed
     videos: CorpusVideos
+    queries_per_video: Count
+    captions_per_video: Count
     duration_s: Annotated[int, Field(ge=10, le=600)]
     fps: Annotated[int, Field(ge=2, le=30)]
     width: Annotated[int, Field(ge=64, le=1920, multiple_of=16)]
@@ -75,10 +77,138 @@ class FeatureSettings(Section):
     workers: CountOrZero
 
 
-class IntervidSettings(Section):
-    """InterVid-MR generation (SG-DETR section 4.3.2); the fields are written out by its preset."""
+class CaptionRuleSwitches(Section):
+    """Which caption rules run; they run in this order (pretraining_data.md A.2)."""
 
-    preset: Literal["paper", "robust"]
+    normalise: bool
+    length: bool
+    script: bool
+    medium: bool
+    repetition: bool
+    generic: bool
+    score: bool
+    interval: bool
+    dedupe: bool
+    cap: bool
+    leak: bool
+
+
+class CaptionSettings(Section):
+    """Limits of the caption rules: a row is kept only if every switched-on rule passes."""
+
+    rules: CaptionRuleSwitches
+    video_id_length: Count | None
+    max_bad_row_share: Share
+    min_words: Count
+    max_words: Count
+    min_characters: Count
+    max_characters: Count
+    min_ascii_share: Share
+    max_digit_share: Share
+    max_word_repeats: Count
+    max_bigram_repeats: Count
+    min_distinct_share: Share
+    generic_videos: Count
+    min_umt_score: float | None
+    min_aesthetic_score: float | None
+    min_interval_s: NonNegative
+    max_per_video: Count
+
+    @model_validator(mode="after")
+    def _ranges_are_not_empty(self) -> CaptionSettings:
+        if self.min_words > self.max_words or self.min_characters > self.max_characters:
+            raise ValueError("a minimum of words or characters is above its maximum")
+        return self
+
+
+class SegmentSettings(Section):
+    """The stretch of video around a caption's interval."""
+
+    length_s: Positive
+    offset: Literal["random", "center"]
+    min_clips: Count
+
+
+class LabelSettings(Section):
+    """From similarities to positive clips, windows and grades (SG-DETR eq. 16-18)."""
+
+    max_invalid_share: Share
+    sd_floor_quantile: Share | None
+    keep_original: bool
+    grade_stats: Literal["original", "new"]
+    gap_merge: CountOrZero
+    min_run: Count
+    max_windows: Count | None
+    min_coverage: Share
+    max_coverage: Share
+    annotators: Count
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> LabelSettings:
+        if self.min_coverage > self.max_coverage:
+            raise ValueError("min_coverage is above max_coverage")
+        return self
+
+
+class IntervidSettings(Section):
+    """InterVid-MR generation (SG-DETR section 4.3.2).
+
+    All values stand in the file. `preset` is a promise about the ten of them that `INTERVID_PRESETS`
+    lists; `parse_config` refuses a file that breaks it, and ``custom`` promises nothing.
+    """
+
+    preset: Literal["paper", "robust", "custom"]
+    seed: Seed
+    val_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    max_samples: Count | None
+    workers: CountOrZero
+    chunk_rows: Count
+    captions: CaptionSettings
+    segment: SegmentSettings
+    labels: LabelSettings
+
+    def broken_promises(self) -> list[tuple[str, object, object]]:
+        """(dotted path, value found, value of the preset) where the file departs from its preset."""
+        promised = INTERVID_PRESETS.get(self.preset, {})
+        found = {path: getattr(getattr(self, path[0]), path[1]) for path in promised}
+        return [(".".join(p), found[p], promised[p]) for p in promised if found[p] != promised[p]]
+
+    def with_preset(self, preset: Literal["paper", "robust"]) -> IntervidSettings:
+        """The same settings with the ten values of another preset."""
+        tree = self.model_dump()
+        tree["preset"] = preset
+        for (section, field), value in INTERVID_PRESETS[preset].items():
+            tree[section][field] = value
+        return IntervidSettings.model_validate(tree)
+
+
+# What the paper says, and what its labels need to be useful (pretraining_data.md A.2, A.5-A.7).
+INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
+    "paper": {
+        ("captions", "min_umt_score"): None,
+        ("captions", "min_interval_s"): 4.0,
+        ("labels", "sd_floor_quantile"): None,
+        ("labels", "keep_original"): False,
+        ("labels", "grade_stats"): "original",
+        ("labels", "gap_merge"): 0,
+        ("labels", "min_run"): 1,
+        ("labels", "max_windows"): None,
+        ("labels", "min_coverage"): 0.0,
+        ("labels", "max_coverage"): 1.0,
+    },
+    "robust": {
+        ("captions", "min_umt_score"): 0.4,
+        ("captions", "min_interval_s"): 8.0,
+        ("labels", "sd_floor_quantile"): 0.1,
+        ("labels", "keep_original"): False,
+        ("labels", "grade_stats"): "new",
+        ("labels", "gap_merge"): 1,
+        ("labels", "min_run"): 2,
+        ("labels", "max_windows"): 10,
+        ("labels", "min_coverage"): 0.02,
+        ("labels", "max_coverage"): 0.8,
+    },
+}
 
 
 class RunSettings(Section):
@@ -170,6 +300,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
     """Check a parameter tree; see `load_config`."""
     config = validate_section(Config, raw)
     _check_names(config)
+    _check_intervid(config)
     return config
 
 
@@ -193,6 +324,20 @@ def _check_names(config: Config) -> None:
         for name in getattr(config.features, field):
             _known(f"features.{field}", ENCODERS, name)
     _known("evaluate.protocol", PROTOCOLS, config.evaluate.protocol)
+
+
+def _check_intervid(config: Config) -> None:
+    settings, clip_len_s = config.intervid, config.features.clip_len_s
+    for path, value, promised in settings.broken_promises():
+        rule = f"preset {settings.preset!r} has {promised!r}; set it so, or say `preset: custom`"
+        raise ConfigError(f"intervid.{path}", value, rule)
+    # Segments are named with one decimal and cut on the clip grid, so both must fit exactly.
+    if abs(clip_len_s * 10 - round(clip_len_s * 10)) > 1e-6:
+        rule = "InterVid-MR names segments with one decimal: give a multiple of 0.1 s"
+        raise ConfigError("features.clip_len_s", clip_len_s, rule)
+    if round(settings.segment.length_s * 1000) % round(clip_len_s * 1000):
+        rule = f"must be a whole number of clips of {clip_len_s:g} s"
+        raise ConfigError("intervid.segment.length_s", settings.segment.length_s, rule)
 
 
 def _known(path: str, registry: Any, name: str) -> None:
