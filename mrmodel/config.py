@@ -153,8 +153,9 @@ class LabelSettings(Section):
 class IntervidSettings(Section):
     """InterVid-MR generation (SG-DETR section 4.3.2).
 
-    All values stand in the file. `preset` is a promise about the ten of them that `INTERVID_PRESETS`
-    lists; `parse_config` refuses a file that breaks it, and ``custom`` promises nothing.
+    All values stand in the file. `preset` is a promise about the ten of them that
+    `INTERVID_PRESETS` lists; `parse_config` refuses a file that breaks it, and ``custom``
+    promises nothing.
     """
 
     preset: Literal["paper", "robust", "custom"]
@@ -168,7 +169,7 @@ class IntervidSettings(Section):
     labels: LabelSettings
 
     def broken_promises(self) -> list[tuple[str, object, object]]:
-        """(dotted path, value found, value of the preset) where the file departs from its preset."""
+        """(dotted path, value found, preset's value) of each departure from the preset."""
         promised = INTERVID_PRESETS.get(self.preset, {})
         found = {path: getattr(getattr(self, path[0]), path[1]) for path in promised}
         return [(".".join(p), found[p], promised[p]) for p in promised if found[p] != promised[p]]
