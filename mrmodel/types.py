@@ -14,9 +14,11 @@ Units: seconds outside the models; inside, a span is a fraction of ``T = valid c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the row types serve torch-free commands, whose start must not wait for torch
+    import torch
+    from torch import Tensor
 
 QueryId = int | str
 Window = tuple[float, float]

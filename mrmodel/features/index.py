@@ -1,0 +1,98 @@
+"""index.parquet of a feature store: one row a key, saying where its rows lie and how they came."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrmodel.errors import FeatureError
+from mrmodel.files import atomic_path
+
+INDEX_FILE = "index.parquet"
+Status = Literal["ok", "partial", "failed"]
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("row_offset", pa.int64()),
+        ("n_rows", pa.int64()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("n_interpolated", pa.int32()),
+        ("src_sha256", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index says of one key, but for the place of its rows.
+
+    Attributes:
+        key: video id or text key.
+        n_rows: rows stored; 0 when the item failed.
+        duration_s: length of the source, in seconds; 0 for text.
+        status, reason: how the extraction went; the reason is empty when all went well.
+        n_interpolated: rows whose clip had no frame of its own.
+        src_sha256: of the source file; empty for text.
+        extra: further facts as JSON.
+        start_s: time of the first row in the source.
+    """
+
+    key: str
+    n_rows: int
+    duration_s: float = 0.0
+    status: Status = "ok"
+    reason: str = ""
+    n_interpolated: int = 0
+    src_sha256: str = ""
+    extra: str = "{}"
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """An entry and the place of its rows: `n_rows` rows of `shard`, from `row_offset` on."""
+
+    entry: Entry
+    shard: int
+    row_offset: int
+
+
+def write_index(folder: Path, rows: list[IndexRow]) -> None:
+    """Write index.parquet atomically; equal rows give equal bytes."""
+    records = [
+        {**asdict(row.entry), "shard": row.shard, "row_offset": row.row_offset} for row in rows
+    ]
+    table = pa.Table.from_pylist(records, schema=_SCHEMA)
+    with atomic_path(folder / INDEX_FILE) as temporary:
+        pq.write_table(table, temporary, compression="zstd", version="2.6")
+
+
+def read_index(folder: Path) -> list[IndexRow]:
+    """Read index.parquet.
+
+    Raises:
+        FeatureError: the file is missing, is not parquet, or lacks a column.
+    """
+    path = folder / INDEX_FILE
+    try:
+        # One thread: a process that forks or is pinned to a core must not meet a thread pool.
+        table = pq.read_table(path, schema=_SCHEMA, use_threads=False)
+    except FileNotFoundError:
+        raise FeatureError(f"{folder}: no {INDEX_FILE}") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise FeatureError(f"{path}: not a feature index: {error}") from None
+    rows = []
+    for record in table.to_pylist():
+        shard, row_offset = record.pop("shard"), record.pop("row_offset")
+        rows.append(IndexRow(Entry(**record), shard, row_offset))
+    return rows

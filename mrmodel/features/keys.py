@@ -1,0 +1,38 @@
+"""Keys of a feature store: video ids, segments of a video, and the keys of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from typing import NamedTuple
+
+_SEGMENT = re.compile(r"(?P<base>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
+
+
+class Segment(NamedTuple):
+    """A part of a video: ``<base>_<start>_<end>`` in seconds, the naming of QVHighlights."""
+
+    base: str
+    start_s: float
+    end_s: float
+
+
+def normalise_query(query: str) -> str:
+    """The text that is encoded and keyed: NFKC, stripped, white space collapsed to one space."""
+    return " ".join(unicodedata.normalize("NFKC", query).split())
+
+
+def text_key(query: str) -> str:
+    """Key of a query in a text stream: ``t-`` and 16 hex digits of its normalised text."""
+    digest = hashlib.blake2b(normalise_query(query).encode(), digest_size=8)
+    return f"t-{digest.hexdigest()}"
+
+
+def split_segment(vid: str) -> Segment | None:
+    """`vid` as a segment of a longer video; None where it does not look like one."""
+    match = _SEGMENT.fullmatch(vid)
+    if match is None:
+        return None
+    segment = Segment(match["base"], float(match["start"]), float(match["end"]))
+    return segment if segment.start_s < segment.end_s else None

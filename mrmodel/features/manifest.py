@@ -1,0 +1,109 @@
+"""manifest.json of a feature store: what the rows are and which files hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrmodel.errors import FeatureError, FeatureMismatch
+from mrmodel.files import digest_of, write_json
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StreamInfo(_Frozen):
+    """What the rows of one stream are.
+
+    Attributes:
+        stream: name of the stream, which is the name of its encoder.
+        dim: channels of a row.
+        modality: rows are clips of a video or tokens of a text.
+        keyed_by: what a key is: a video id, or `keys.text_key` of a query.
+        clip_len_s: seconds of one row; None for text.
+        normalised: rows were L2-normalised before they were stored.
+        fingerprint: everything that decides the values, see `stream_fingerprint`.
+    """
+
+    stream: str
+    dim: Annotated[int, Field(ge=1)]
+    modality: Literal["video", "text"]
+    keyed_by: Literal["vid", "text"]
+    clip_len_s: Annotated[float, Field(gt=0)] | None
+    normalised: bool = False
+    fingerprint: dict[str, Any]
+
+
+class ShardInfo(_Frozen):
+    """One file of rows."""
+
+    file: str
+    rows: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class Manifest(_Frozen):
+    """The whole of manifest.json."""
+
+    schema_version: Literal[1]
+    dtype: Literal["float16"]
+    info: StreamInfo
+    shards: list[ShardInfo]
+
+
+def write_manifest(folder: Path, info: StreamInfo, shards: list[ShardInfo]) -> Manifest:
+    """Write manifest.json, the last file of a store: a folder without it is not finished."""
+    manifest = Manifest(schema_version=SCHEMA_VERSION, dtype="float16", info=info, shards=shards)
+    write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check manifest.json.
+
+    Raises:
+        FeatureError: there is none (not a store, or not finished), or a value breaks a rule.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        hint = "not a feature store, or its extraction did not finish"
+        raise FeatureError(f"{folder}: no {MANIFEST_FILE}: {hint}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise FeatureError(f"{path}: {place}: {first['msg']}") from None
+
+
+def stream_fingerprint(
+    encoder_fingerprint: dict[str, Any], clip_len_s: float | None
+) -> dict[str, Any]:
+    """Everything that decides the values of a stream, as JSON: the guard that DVC cannot be.
+
+    Training refuses features whose fingerprint differs between the corpora of one experiment, and
+    a served model refuses features made another way.
+    """
+    return {**encoder_fingerprint, "clip_len_s": clip_len_s, "store_schema": SCHEMA_VERSION}
+
+
+def require_fingerprint(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Check that features were made as expected.
+
+    Raises:
+        FeatureMismatch: with the name of the features and each entry that differs.
+    """
+    if digest_of(found) == digest_of(expected):
+        return
+    differing = [
+        f"{key} is {found.get(key)!r}, expected {expected.get(key)!r}"
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
+    raise FeatureMismatch(f"{name}: made in another way: {'; '.join(differing)}")

@@ -1,0 +1,80 @@
+"""THE preparation of feature rows for a model, the same lines in training and in serving.
+
+Each stream's rows are L2-normalised on their own, the streams are concatenated in their order, and
+video rows get the temporal end-points (TEF) of their clip as the last two channels, as in
+Moment-DETR and its descendants. Rows come as float16 and leave as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NORM_EPS = 1e-5
+TEF_DIM = 2
+
+
+def prepare_video(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Clip rows as a model reads them.
+
+    Args:
+        streams: (B, L, D_i) float16 or float32 rows of each stream, padding arbitrary.
+        mask: (B, L) bool, valid clips first.
+
+    Returns:
+        (B, L, sum of D_i + 2) float32, on the device of the input: x / (||x|| + 1e-5) of each
+        stream, then (t / n, (t + 1) / n) for clip t of the sample's own n; padded rows are zero.
+    """
+    prepared = _normalised(streams, mask, TEF_DIM)
+    counts = mask.sum(dim=1, keepdim=True)
+    clip = torch.arange(mask.shape[1], device=mask.device)
+    prepared[..., -2] = torch.where(mask, clip / counts, 0.0)
+    prepared[..., -1] = torch.where(mask, (clip + 1) / counts, 0.0)
+    return prepared
+
+
+def prepare_text(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Token rows as a model reads them: as `prepare_video`, without temporal end-points.
+
+    Args:
+        streams: (B, N, D_i) float16 or float32 rows of each stream.
+        mask: (B, N) bool, valid tokens first.
+
+    Returns:
+        (B, N, sum of D_i) float32; padded rows are zero.
+    """
+    return _normalised(streams, mask, 0)
+
+
+def _normalised(streams: Sequence[Tensor], mask: Tensor, spare: int) -> Tensor:
+    """Normalised, concatenated rows with `spare` unset channels at the end."""
+    widths = [stream.shape[-1] for stream in streams]
+    shape = (*mask.shape, sum(widths) + spare)
+    prepared = torch.empty(shape, dtype=torch.float32, device=mask.device)
+    if mask.device.type == "cpu":
+        _fill_by_sample(prepared, streams, mask.sum(dim=1).tolist())
+        return prepared
+    parts = torch.split(prepared[..., : sum(widths)], widths, dim=-1)
+    for part, stream in zip(parts, streams, strict=True):
+        _normalise_into(part, stream)
+    return prepared.masked_fill_(~mask[..., None], 0.0)
+
+
+def _fill_by_sample(prepared: Tensor, streams: Sequence[Tensor], counts: list[int]) -> None:
+    """On a CPU one sample at a time: its rows stay in the cache, and padding costs nothing."""
+    for sample, count in enumerate(counts):
+        first = 0
+        for stream in streams:
+            last = first + stream.shape[-1]
+            _normalise_into(prepared[sample, :count, first:last], stream[sample, :count])
+            first = last
+        if count < prepared.shape[1]:
+            prepared[sample, count:] = 0.0
+
+
+def _normalise_into(target: Tensor, rows: Tensor) -> None:
+    values = rows.float()
+    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    torch.div(values, norm + NORM_EPS, out=target)

@@ -1,0 +1,253 @@
+"""Reading features: rows by key, gathered for a whole batch at once.
+
+`FeatureStore` reads a folder through memory maps; `MemoryStore` holds rows that were just encoded.
+Both give the same float16 rows, so what a model is trained on is what it is served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.errors import FeatureError
+from mrmodel.features.index import read_index
+from mrmodel.features.keys import split_segment
+from mrmodel.features.manifest import read_manifest, require_fingerprint
+
+Half = NDArray[np.float16]
+Ints = NDArray[np.int64]
+
+# Times of segments carry one decimal: far finer than this share of a clip is rounding.
+_GRID_TOLERANCE = 1e-3
+
+
+def to_stored(rows: NDArray[Any]) -> Half:
+    """Encoder output as it is stored.
+
+    Raises:
+        FeatureError: a value is NaN, infinite, or beyond the range of float16.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(rows, dtype=np.float16)
+    if not np.isfinite(stored).all():
+        bad = int(np.flatnonzero(~np.isfinite(stored).all(axis=-1))[0])
+        raise FeatureError(f"row {bad} holds NaN, infinity, or a value beyond float16")
+    return stored
+
+
+@dataclass(frozen=True, slots=True)
+class RowRanges:
+    """Where the rows of some keys lie: `count[i]` rows of `shard[i]`, from `start[i]` on."""
+
+    shard: Ints
+    start: Ints
+    count: Ints
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def take(self, indices: Ints) -> RowRanges:
+        """The ranges of some of the keys."""
+        return RowRanges(self.shard[indices], self.start[indices], self.count[indices])
+
+    def cut(self, counts: Ints) -> RowRanges:
+        """The same ranges with at most `counts` rows."""
+        return RowRanges(self.shard, self.start, np.minimum(self.count, counts))
+
+
+class RowTable:
+    """Rows of one stream by key; see `FeatureStore` and `MemoryStore`.
+
+    Args:
+        name: shown in error messages.
+        dim: channels of a row.
+        clip_len_s: seconds of a row; None where keys are texts.
+        index: key -> (shard, first row, rows).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dim: int,
+        clip_len_s: float | None,
+        index: dict[str, tuple[int, int, int]],
+    ) -> None:
+        self.name, self.dim, self.clip_len_s = name, dim, clip_len_s
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        try:
+            self._find(key)
+        except FeatureError:
+            return False
+        return True
+
+    def resolve(self, keys: Sequence[str]) -> RowRanges:
+        """Places of the rows of `keys`, to be looked up once and gathered from often.
+
+        A video id ``<base>_<start>_<end>`` that is not a key itself means the clips of
+        [start, end) of the key ``<base>``.
+
+        Raises:
+            FeatureError: naming the key and the store, where there is nothing for a key.
+        """
+        places = np.array([self._find(key) for key in keys], dtype=np.int64).reshape(-1, 3)
+        shard, start, count = places.T.copy()
+        return RowRanges(shard, start, count)
+
+    def gather(
+        self, rows: RowRanges | Sequence[str], max_rows: int | None = None
+    ) -> tuple[Half, NDArray[np.bool_]]:
+        """Rows of a batch, padded with zeros to the longest.
+
+        Args:
+            rows: B resolved ranges, or B keys.
+            max_rows: longer items are cut to this many rows.
+
+        Returns:
+            (B, L, dim) float16 and (B, L) bool, True = a row of the item.
+        """
+        ranges = rows if isinstance(rows, RowRanges) else self.resolve(rows)
+        counts = ranges.count if max_rows is None else np.minimum(ranges.count, max_rows)
+        length = int(counts.max(initial=0))
+        block = np.empty((len(ranges), length, self.dim), dtype=np.float16)
+        shards = self._shards()
+        places = zip(ranges.shard.tolist(), ranges.start.tolist(), counts.tolist(), strict=True)
+        for item, (shard, start, count) in zip(block, places, strict=True):
+            item[:count] = shards[shard][start : start + count]
+            item[count:] = 0
+        return block, np.arange(length) < counts[:, None]
+
+    def _shards(self) -> Sequence[Half]:
+        raise NotImplementedError
+
+    def _missing(self, key: str) -> FeatureError:
+        return FeatureError(f"{self.name}: no features for {key!r}")
+
+    def _find(self, key: str) -> tuple[int, int, int]:
+        place = self._index.get(key)
+        if place is not None:
+            return place
+        segment = split_segment(key)
+        if segment is None or self.clip_len_s is None:
+            raise self._missing(key)
+        whole = self._index.get(segment.base)
+        if whole is None:
+            raise self._missing(segment.base)
+        shard, offset, available = whole
+        first = round(segment.start_s / self.clip_len_s)
+        if abs(first * self.clip_len_s - segment.start_s) > _GRID_TOLERANCE * self.clip_len_s:
+            rule = f"starts inside a clip; clips are {self.clip_len_s} s long"
+            raise FeatureError(f"{self.name}: segment {key!r} {rule}")
+        length_s = segment.end_s - segment.start_s
+        wanted = math.floor(length_s / self.clip_len_s + _GRID_TOLERANCE)
+        count = min(wanted, available - first)
+        if count < 1:
+            rule = f"holds no clip; {segment.base!r} has {available} of {self.clip_len_s} s"
+            raise FeatureError(f"{self.name}: segment {key!r} {rule}")
+        return shard, offset + first, count
+
+
+class FeatureStore(RowTable):
+    """A folder of features, read through memory maps that each process opens when first needed.
+
+    Args:
+        folder: holds manifest.json, index.parquet and the shards.
+        expected: the fingerprint that the features must have (`manifest.stream_fingerprint`).
+
+    Raises:
+        FeatureError: the folder is not a finished store.
+        FeatureMismatch: the features were made in another way than expected.
+    """
+
+    def __init__(self, folder: Path, expected: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.info = self.manifest.info
+        if expected is not None:
+            require_fingerprint(str(folder), self.info.fingerprint, expected)
+        rows = read_index(folder)
+        index = {
+            row.entry.key: (row.shard, row.row_offset, row.entry.n_rows)
+            for row in rows
+            if row.entry.status != "failed"
+        }
+        self.failed = {
+            row.entry.key: row.entry.reason for row in rows if row.entry.status == "failed"
+        }
+        self._maps: list[Half] | None = None
+        super().__init__(str(folder), self.info.dim, self.info.clip_len_s, index)
+
+    def has_failed(self, key: str) -> bool:
+        """Whether `key`, or the video that it is a segment of, gave no features."""
+        segment = split_segment(key)
+        return key in self.failed or (segment is not None and segment.base in self.failed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}
+
+    def _shards(self) -> Sequence[Half]:
+        if self._maps is None:
+            self._maps = [self._open(shard.file, shard.rows) for shard in self.manifest.shards]
+        return self._maps
+
+    def _open(self, file: str, rows: int) -> Half:
+        path = self.folder / file
+        try:
+            mapped: Half = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{path}: cannot be read: {error}") from None
+        if mapped.dtype != np.float16 or mapped.shape != (rows, self.dim):
+            found = f"{mapped.dtype} {mapped.shape}"
+            raise FeatureError(f"{path}: is {found}, expected float16 {(rows, self.dim)}")
+        # A plain view: slicing the memmap class itself costs several microseconds a slice.
+        return np.asarray(mapped)
+
+    def _missing(self, key: str) -> FeatureError:
+        if key in self.failed:
+            return FeatureError(f"{self.name}: extraction of {key!r} failed: {self.failed[key]}")
+        return super()._missing(key)
+
+
+class MemoryStore(RowTable):
+    """Rows that were just encoded, held as they would be stored.
+
+    Args:
+        name: shown in error messages.
+        rows: key -> (n, dim) encoder output, at least one key and one row each.
+        clip_len_s: seconds of a row; None where keys are texts.
+
+    Raises:
+        FeatureError: a key has no rows, or a value cannot be stored.
+    """
+
+    def __init__(
+        self, name: str, rows: Mapping[str, NDArray[Any]], clip_len_s: float | None = None
+    ) -> None:
+        index, first = {}, 0
+        for key, values in rows.items():
+            if len(values) == 0:
+                raise FeatureError(f"{name}: {key!r} has no rows")
+            index[key] = (0, first, len(values))
+            first += len(values)
+        if not index:
+            raise FeatureError(f"{name}: nothing to hold")
+        self._block = np.concatenate([to_stored(values) for values in rows.values()])
+        super().__init__(name, self._block.shape[1], clip_len_s, index)
+
+    def _shards(self) -> Sequence[Half]:
+        return [self._block]
