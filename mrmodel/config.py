@@ -46,7 +46,7 @@ class CorpusSettings(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     source: Literal["sample", "folder"]
-    folder: str | None
+    folder: Annotated[str, Field(min_length=1)]
     seed: Seed
     videos: CorpusVideos
     queries_per_video: Count
@@ -56,12 +56,6 @@ class CorpusSettings(Section):
     width: Annotated[int, Field(ge=64, le=1920, multiple_of=16)]
     height: Annotated[int, Field(ge=64, le=1080, multiple_of=16)]
     crf: Annotated[int, Field(ge=0, le=51)]
-
-    @model_validator(mode="after")
-    def _folder_is_named(self) -> CorpusSettings:
-        if self.source == "folder" and not self.folder:
-            raise ValueError("source 'folder' needs the folder's path in `folder`")
-        return self
 
 
 class FeatureSettings(Section):
@@ -246,6 +240,17 @@ class TrainSettings(Section):
     checkpoint_every_steps: Count
     pretrain: RunSettings
     finetune: RunSettings
+    scratch: RunSettings
+
+    @model_validator(mode="after")
+    def _scratch_is_a_fair_control(self) -> TrainSettings:
+        steps = (self.pretrain.steps, self.finetune.steps, self.scratch.steps)
+        if None not in steps and steps[0] + steps[1] != steps[2]:  # type: ignore[operator]
+            raise ValueError(
+                f"scratch.steps = {steps[2]} must equal pretrain.steps + finetune.steps = "
+                f"{steps[0]} + {steps[1]}, or the comparison is not one of equal steps"
+            )
+        return self
 
 
 class EvaluateSettings(Section):

@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class StreamInfo:
+class ModelStream:
     """One feature stream that a model reads: its encoder's name, width and fingerprint digest."""
 
     name: str
@@ -44,8 +44,8 @@ class ModelConfig:
 
     model: str
     settings: dict[str, Any]
-    video_streams: tuple[StreamInfo, ...]
-    text_streams: tuple[StreamInfo, ...]
+    video_streams: tuple[ModelStream, ...]
+    text_streams: tuple[ModelStream, ...]
     clip_len_s: float
     max_clips: int
     max_tokens: int
@@ -99,7 +99,7 @@ def load_config(folder: Path) -> ModelConfig:
     raw.pop("versions", None)
     try:
         for key in ("video_streams", "text_streams"):
-            raw[key] = tuple(StreamInfo(**stream) for stream in raw[key])
+            raw[key] = tuple(ModelStream(**stream) for stream in raw[key])
         return ModelConfig(**raw)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
