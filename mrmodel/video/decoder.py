@@ -1,0 +1,211 @@
+"""PyAV under control: frames of a file in time order, packet by packet, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from mrmodel.errors import VideoError
+from mrmodel.video.sampling import ResizeFilter
+
+_FILTERS = {
+    "bicubic": Interpolation.BICUBIC,
+    "bilinear": Interpolation.BILINEAR,
+    "area": Interpolation.AREA,
+}
+# The scaler's C-exact mode: without it the pixels depend on the SIMD set of the machine.
+_EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
+
+_BAD_PACKET = (
+    av.error.InvalidDataError,
+    av.error.PatchWelcomeError,
+    av.error.BugError,
+    av.error.ExternalError,
+    av.error.UnknownError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """What a file may ask of us: seconds of video, and pixels of one frame."""
+
+    max_duration_s: float = 4 * 3600.0
+    max_pixels: int = 7680 * 4320
+
+
+@dataclass(frozen=True, slots=True)
+class TimedFrame:
+    """A decoded frame, shown from `time_s` for `duration_s` seconds (0 when nobody knows)."""
+
+    time_s: float
+    duration_s: float
+    picture: Any
+    scaler: VideoReformatter
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) in pixels after the file's rotation is applied."""
+        width, height = self.picture.width, self.picture.height
+        return (height, width) if self._quarter_turns() % 2 else (width, height)
+
+    def to_rgb(self, size: tuple[int, int], resize: ResizeFilter) -> NDArray[np.uint8]:
+        """The upright picture squashed to `size` (width, height): (H, W, 3) uint8 RGB."""
+        turns = self._quarter_turns()
+        width, height = size[::-1] if turns % 2 else size
+        scaled = self.scaler.reformat(
+            self.picture,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=_FILTERS[resize] | _EXACT,
+            threads=1,
+        )
+        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns), dtype=np.uint8)
+
+    def _quarter_turns(self) -> int:
+        # The file states a counter-clockwise angle; np.rot90 turns the same way.
+        turns: int = round(self.picture.rotation / 90)
+        return turns % 4
+
+
+class Decoder:
+    """One reading of one file.
+
+    After `frames` is exhausted the attributes tell how it went.
+
+    Attributes:
+        width, height: upright size in pixels of the first frame, 0 before it.
+        container_s: length of the video by the file's header, 0 when it has none.
+        bad_packets: packets that gave an error instead of frames.
+        cut_off: the container broke off before its end.
+    """
+
+    def __init__(self, path: Path, limits: VideoLimits) -> None:
+        self.path, self.limits = path, limits
+        self.width = self.height = 0
+        self.container_s = 0.0
+        self.bad_packets = 0
+        self.cut_off = False
+        self._last_end_s = 0.0
+        self._scaler = VideoReformatter()
+
+    def frames(self) -> Iterator[TimedFrame]:
+        """Yield all frames that can be decoded, in the order of their times.
+
+        Raises:
+            VideoError: see `FrameSource.clips`.
+        """
+        previous_s: float | None = None
+        gap_s = 0.0
+        with self._opened() as container:
+            stream = self._video_stream(container)
+            start_s = _seconds(stream.start_time, stream.time_base)
+            for picture in self._pictures(container, stream):
+                # By the stream's clock: drained frames do not know their own time base.
+                stamp_s = _seconds(picture.pts, stream.time_base)
+                if stamp_s is None:  # raw streams: one frame after the other
+                    time_s = 0.0 if previous_s is None else previous_s + gap_s
+                else:
+                    start_s = stamp_s if start_s is None else start_s
+                    time_s = stamp_s - start_s
+                if previous_s is not None:
+                    if time_s <= previous_s:
+                        continue  # a damaged or repeated time stamp: time only goes forward
+                    gap_s = time_s - previous_s
+                previous_s = time_s
+                shown_s = _seconds(picture.duration, stream.time_base) or gap_s
+                yield self._checked(TimedFrame(time_s, shown_s, picture, self._scaler))
+        if previous_s is None:
+            raise VideoError(self.path, "no_frames", "not one frame could be decoded")
+
+    def duration_s(self) -> float:
+        """End of the last frame; the header's word where frames state no duration."""
+        return self._last_end_s or self.container_s
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            container = av.open(str(self.path))
+        except av.error.FileNotFoundError as error:
+            raise VideoError(self.path, "not_found", "no such file") from error
+        except (av.error.InvalidDataError, av.error.EOFError) as error:
+            detail = "not a video, or its index is lost (a download that broke off?)"
+            raise VideoError(self.path, "invalid_data", detail) from error
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(self.path, "unreadable", str(error)) from error
+        with container:
+            yield container
+
+    def _video_stream(self, container: Any) -> Any:
+        stream = container.streams.best("video")
+        if stream is None:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            raise VideoError(self.path, "no_video_stream", f"streams in the file: {kinds}")
+        if stream.codec_context is None:
+            raise VideoError(self.path, "no_decoder", "FFmpeg has no decoder for its codec")
+        # Small frames gain nothing from threads; extraction runs one process a core instead.
+        stream.codec_context.thread_count = 1
+        self.container_s = _stated_duration_s(container, stream)
+        self._check_duration(self.container_s)
+        self._check_pixels(stream.codec_context.width, stream.codec_context.height)
+        return stream
+
+    def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except _BAD_PACKET:
+                self.cut_off = True
+                packet = None
+            if packet is not None and packet.size == 0:
+                continue  # an empty packet would tell the decoder that the file is over
+            try:
+                yield from stream.codec_context.decode(packet)
+            except _BAD_PACKET:
+                self.bad_packets += 1
+            if packet is None:
+                return
+
+    def _checked(self, frame: TimedFrame) -> TimedFrame:
+        self._check_duration(frame.time_s)
+        self._check_pixels(frame.picture.width, frame.picture.height)
+        if not self.width:
+            self.width, self.height = frame.upright_size
+        self._last_end_s = frame.time_s + frame.duration_s
+        return frame
+
+    def _check_duration(self, seconds: float) -> None:
+        limit = self.limits.max_duration_s
+        if seconds > limit:
+            detail = f"{seconds:.1f} s of video, the limit is {limit:.1f} s"
+            raise VideoError(self.path, "too_long", detail)
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        limit = self.limits.max_pixels
+        if width * height > limit:
+            detail = f"{width}x{height} is {width * height} pixels, the limit is {limit}"
+            raise VideoError(self.path, "too_many_pixels", detail)
+
+
+def _stated_duration_s(container: Any, stream: Any) -> float:
+    track_s = _seconds(stream.duration, stream.time_base)
+    if track_s is not None:
+        return track_s
+    if container.duration is None:
+        return 0.0
+    # Without a track length (Matroska) the header counts from zero, our times from the start.
+    start_s = _seconds(stream.start_time, stream.time_base) or 0.0
+    return max(0.0, float(container.duration / av.time_base) - max(0.0, start_s))
+
+
+def _seconds(ticks: int | None, time_base: Any) -> float | None:
+    return None if ticks is None or time_base is None else float(ticks * time_base)

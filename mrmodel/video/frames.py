@@ -1,0 +1,220 @@
+"""Frames of a video file, clip by clip: sequential decoding that survives damaged files.
+
+The decoder never seeks (with key frames seconds apart, seeking costs over ten times more) and holds
+a few frames at a time, whatever the video's length. Times count from the start of the video stream;
+rotation stored in the file is applied; a damaged packet costs its own frames and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.errors import VideoError
+from mrmodel.video.decoder import Decoder, TimedFrame, VideoLimits
+from mrmodel.video.sampling import FrameSampling, count_clips, whole_clips
+
+MAX_INTERPOLATED_SHARE = 0.1
+# A file that ends this much before its header says it does was cut off.
+TRUNCATION_TOLERANCE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """Frames of one clip.
+
+    Attributes:
+        index: clip number, from 0.
+        start_s: its start in seconds.
+        frames: (T, H, W, 3) uint8 RGB.
+        interpolated: no frame of the file is shown during this clip; an earlier one is repeated.
+    """
+
+    index: int
+    start_s: float
+    frames: NDArray[np.uint8]
+    interpolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeReport:
+    """How reading one video went.
+
+    Attributes:
+        status: ``ok``; ``partial`` when something is missing; ``failed`` when no clip came out.
+        reason: for ``partial`` one of ``truncated``, ``bad_packets``, ``missing_frames``; for
+            ``failed`` the code of the VideoError; empty for ``ok``.
+        duration_s: end of the last frame (or the container's word when frames have no duration).
+        decoded_s: seconds of it that decoded frames cover.
+        bad_packets: packets that could not be decoded.
+        n_clips, n_interpolated: clips given, and how many of them repeat an earlier frame.
+        width, height: pixels of the upright picture, before any resizing.
+    """
+
+    status: Literal["ok", "partial", "failed"]
+    reason: str
+    duration_s: float
+    decoded_s: float
+    bad_packets: int
+    n_clips: int
+    n_interpolated: int
+    width: int
+    height: int
+
+
+class FrameSource:
+    """A video file as a stream of clips.
+
+    Args:
+        path: the file.
+        limits: what is refused.
+    """
+
+    def __init__(self, path: Path | str, limits: VideoLimits | None = None) -> None:
+        self.path = Path(path)
+        self.limits = limits or VideoLimits()
+        self._report: DecodeReport | None = None
+
+    @property
+    def report(self) -> DecodeReport:
+        """How the last reading went; there is one once `clips` is exhausted or has raised."""
+        if self._report is None:
+            raise RuntimeError(f"{self.path}: no report before all clips are read")
+        return self._report
+
+    def clips(self, clip_len_s: float, sampling: FrameSampling) -> Iterator[ClipFrames]:
+        """Decode the file once and yield its clips in order; a tail below one clip is dropped.
+
+        Raises:
+            VideoError: nothing can be read, or the file is beyond a limit; `code` is one of
+                ``not_found``, ``unreadable``, ``invalid_data``, ``no_video_stream``,
+                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``.
+        """
+        self._report = None
+        decoder = Decoder(self.path, self.limits)
+        cutter = _ClipCutter(clip_len_s, sampling)
+        try:
+            for frame in decoder.frames():
+                yield from cutter.add(frame)
+            yield from cutter.finish(decoder.duration_s())
+        except VideoError as error:
+            self._report = _failure(decoder, cutter, error.code)
+            raise
+        self._report = _summary(decoder, cutter)
+
+
+def _failure(decoder: Decoder, cutter: _ClipCutter, code: str) -> DecodeReport:
+    return DecodeReport(
+        status="failed",
+        reason=code,
+        duration_s=cutter.end_s,
+        decoded_s=cutter.covered_s,
+        bad_packets=decoder.bad_packets,
+        n_clips=cutter.n_clips,
+        n_interpolated=cutter.n_interpolated,
+        width=decoder.width,
+        height=decoder.height,
+    )
+
+
+def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
+    duration_s = decoder.duration_s()
+    reason = ""
+    if cutter.n_interpolated > MAX_INTERPOLATED_SHARE * cutter.n_clips:
+        reason = "missing_frames"
+    if decoder.bad_packets:
+        reason = "bad_packets"
+    if decoder.cut_off or duration_s < decoder.container_s - TRUNCATION_TOLERANCE_S:
+        reason = "truncated"
+    return DecodeReport(
+        status="partial" if reason else "ok",
+        reason=reason,
+        duration_s=duration_s,
+        decoded_s=cutter.covered_s,
+        bad_packets=decoder.bad_packets,
+        n_clips=cutter.n_clips,
+        n_interpolated=cutter.n_interpolated,
+        width=decoder.width,
+        height=decoder.height,
+    )
+
+
+class _ClipCutter:
+    """Turns frames in time order into clips; holds one frame and the clips not yet complete."""
+
+    def __init__(self, clip_len_s: float, sampling: FrameSampling) -> None:
+        if clip_len_s <= 0:
+            raise ValueError(f"clip_len_s = {clip_len_s}: must be positive")
+        self._clip_len_s, self._sampling = clip_len_s, sampling
+        self._size = sampling.size
+        self._current: TimedFrame | None = None
+        self._pixels: NDArray[np.uint8] | None = None  # of the current frame, once needed
+        self._picked: list[NDArray[np.uint8]] = []  # for the clip that is being filled
+        self._filled: deque[list[NDArray[np.uint8]]] = deque()
+        self._shown: list[tuple[float, float]] = []  # (start, end) of frames the next clips see
+        self.end_s = self.covered_s = 0.0
+        self.n_clips = self.n_interpolated = 0
+
+    def add(self, frame: TimedFrame) -> Iterator[ClipFrames]:
+        """Take the next frame; yield the clips that are now known to be whole."""
+        if self._current is None:
+            self._become(frame)  # before the first frame there is nothing else to show
+        while self._sampling.is_past(frame.time_s, self._next_target_s()):
+            self._pick()
+            # One frame fills many clips of a long gap: hand them over, do not queue them.
+            yield from self._whole_clips(frame.time_s)
+        self._become(frame)
+        end_s = frame.time_s + frame.duration_s
+        self._shown.append((frame.time_s, end_s))
+        self.covered_s += max(0.0, end_s - max(frame.time_s, self.end_s))
+        self.end_s = max(self.end_s, end_s)
+        yield from self._whole_clips(self.end_s)
+
+    def finish(self, duration_s: float) -> Iterator[ClipFrames]:
+        """Yield what is left of a video of that length; the last frame fills the last clips."""
+        n_clips = count_clips(duration_s, self._clip_len_s)
+        while self.n_clips < n_clips:
+            while not self._filled:
+                self._pick()
+            yield self._give()
+
+    def _become(self, frame: TimedFrame) -> None:
+        self._size = self._size or frame.upright_size
+        self._current, self._pixels = frame, None
+
+    def _next_target_s(self) -> float:
+        clip = self.n_clips + len(self._filled)
+        return self._sampling.target_s(clip, len(self._picked), self._clip_len_s)
+
+    def _pick(self) -> None:
+        if self._current is None or self._size is None:
+            raise RuntimeError("no frame was added")
+        if self._pixels is None:
+            self._pixels = self._current.to_rgb(self._size, self._sampling.resize)
+        self._picked.append(self._pixels)
+        if len(self._picked) == self._sampling.frames_per_clip:
+            self._filled.append(self._picked)
+            self._picked = []
+
+    def _whole_clips(self, known_s: float) -> Iterator[ClipFrames]:
+        """Filled clips that end within the first `known_s` seconds, which are certain to exist."""
+        n_clips = whole_clips(known_s, self._clip_len_s)
+        while self._filled and self.n_clips < n_clips:
+            yield self._give()
+
+    def _give(self) -> ClipFrames:
+        start_s = self.n_clips * self._clip_len_s
+        end_s = start_s + self._clip_len_s
+        # By display time, not by time stamp: a slide show with a frame every 10 s is complete.
+        seen = any(first < end_s and max(first, last) > start_s for first, last in self._shown)
+        clip = ClipFrames(self.n_clips, start_s, np.stack(self._filled.popleft()), not seen)
+        self._shown = [shown for shown in self._shown if shown[1] > end_s]
+        self.n_clips += 1
+        self.n_interpolated += clip.interpolated
+        return clip
