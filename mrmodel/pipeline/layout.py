@@ -35,5 +35,5 @@ class Layout:
         return self.root / "models" / kind / name
 
     def resume(self, stage: str, inputs: str) -> Path:
-        """State of an interrupted stage whose inputs have the digest `inputs`; outside DVC's outs."""
+        """State of an interrupted stage with that digest of its inputs; never one of DVC's outs."""
         return self.state / "resume" / stage / inputs[:16]

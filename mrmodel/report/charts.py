@@ -53,7 +53,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], y_label: str, x_label: str
     for number, (name, points) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(_curve(path, colour))
         if len(points) == 1:
             x, y = points[0]
             parts.append(f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>')
@@ -129,11 +129,12 @@ class Timeline:
             f"{frame.x((clip + 0.5) * self.clip_len_s)},{frame.y((value - low) / scale)}"
             for clip, value in enumerate(self.saliency)
         )
-        line = f'<polyline points="{points}" fill="none" stroke="{FOUND}" stroke-width="1.8"/>'
-        return "".join(columns) + line
+        return "".join(columns) + _curve(points, FOUND)
 
 
-def _axes(frame: Frame, x_label: str, y_label: str, x_ticks: bool = True, y_ticks: bool = True) -> str:
+def _axes(
+    frame: Frame, x_label: str, y_label: str, x_ticks: bool = True, y_ticks: bool = True
+) -> str:
     parts = []
     low, high = frame.y_range
     for share in (0.0, 0.25, 0.5, 0.75, 1.0) if y_ticks else ():
@@ -160,6 +161,10 @@ def _axes(frame: Frame, x_label: str, y_label: str, x_ticks: bool = True, y_tick
     if y_label:
         parts.append(f'<text x="{frame.left}" y="10" font-weight="600">{escape(y_label)}</text>')
     return "".join(parts)
+
+
+def _curve(points: str, colour: str) -> str:
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
 
 
 def _span(

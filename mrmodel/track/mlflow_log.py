@@ -1,6 +1,6 @@
 """Stage runs in MLflow: parameters, figures, files, and where the code came from.
 
-Without a server the record is a SQLite file below ``.mrmodel/``; with ``MLFLOW_TRACKING_URI`` set it
+Without a server the record is a SQLite file below ``.mrmodel/``; with ``MLFLOW_TRACKING_URI`` it
 goes there. ``tracking.enabled: false`` switches all of it off, import included.
 """
 

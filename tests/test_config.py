@@ -1,0 +1,102 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrmodel.config import load_config, parse_config
+from mrmodel.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def raw() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_repository_file_is_valid() -> None:
+    config = load_config(ROOT / "params.yaml")
+    assert config.train.models
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("train.finetune.lr", "fast", "valid number"),
+        ("train.finetune.lr", -1.0, "greater than 0"),
+        ("train.batch_size", 0, "greater than or equal to 1"),
+        ("train.batch_size", 3.5, "valid integer"),
+        ("train.precision", "fp8", "'fp32' or 'bf16'"),
+        ("corpus.width", 250, "multiple of 16"),
+        ("corpus.source", "web", "'sample' or 'folder'"),
+        ("train.device", "gpu", "pattern"),
+        ("evaluate.protocol", "qvhighlight", "not a known evaluation protocol"),
+        ("features.video_streams", ["embedded.vido"], "not a known encoder"),
+        ("train.models", ["qd_dtr"], "no section under `models`"),
+        ("models.qd_detr.hidden", 0, "models.qd_detr.hidden"),
+        ("train.scratch.steps", 1, "must equal pretrain.steps + finetune.steps"),
+        ("train.finetune.epochs", 5, "exactly one"),
+    ],
+)
+def test_a_wrong_value_is_named_with_path_value_and_rule(
+    raw: dict, path: str, value: object, rule: str
+) -> None:
+    _set(raw, path, value)
+    with pytest.raises(ConfigError) as error:
+        parse_config(raw)
+    assert rule in str(error.value)
+    assert error.value.path.startswith(path.split(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("train.finetune.lrate", "lr"),
+        ("corpus.heigth", "height"),
+        ("trian", "train"),
+        ("models.qd_detr.hiden", "hidden"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(raw: dict, path: str, near: str) -> None:
+    _set(raw, path, 1)
+    with pytest.raises(ConfigError) as error:
+        parse_config(raw)
+    assert error.value.path == path
+    assert near in error.value.nearest
+
+
+def test_a_missing_key_is_named(raw: dict) -> None:
+    del raw["train"]["finetune"]["lr"]
+    with pytest.raises(ConfigError, match=r"train\.finetune\.lr.*missing"):
+        parse_config(raw)
+
+
+def test_an_unknown_model_names_the_nearest(raw: dict) -> None:
+    raw["models"]["qd_dter"] = {}
+    with pytest.raises(ConfigError, match=r"models\.qd_dter.*did you mean 'qd_detr'"):
+        parse_config(raw)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset apply sample"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_broken_yaml_is_reported_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: [1\n")
+    with pytest.raises(ConfigError, match=r"not valid YAML.*line"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_settings_cannot_be_changed_after_loading(raw: dict) -> None:
+    config = parse_config(copy.deepcopy(raw))
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def _set(raw: dict, path: str, value: object) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        raw = raw[part]
+    raw[last] = value
