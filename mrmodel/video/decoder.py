@@ -24,14 +24,6 @@ _FILTERS = {
 # The scaler's C-exact mode: without it the pixels depend on the SIMD set of the machine.
 _EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
 
-_BAD_PACKET = (
-    av.error.InvalidDataError,
-    av.error.PatchWelcomeError,
-    av.error.BugError,
-    av.error.ExternalError,
-    av.error.UnknownError,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
@@ -133,7 +125,7 @@ class Decoder:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         try:
-            container = av.open(str(self.path))
+            container = av.open(str(self.path), metadata_errors="replace")
         except av.error.FileNotFoundError as error:
             raise VideoError(self.path, "not_found", "no such file") from error
         except (av.error.InvalidDataError, av.error.EOFError) as error:
@@ -163,14 +155,14 @@ class Decoder:
         while True:
             try:
                 packet = next(packets, None)
-            except _BAD_PACKET:
+            except av.error.FFmpegError:
                 self.cut_off = True
                 packet = None
             if packet is not None and packet.size == 0:
                 continue  # an empty packet would tell the decoder that the file is over
             try:
                 yield from stream.codec_context.decode(packet)
-            except _BAD_PACKET:
+            except av.error.FFmpegError:
                 self.bad_packets += 1
             if packet is None:
                 return
