@@ -1,0 +1,252 @@
+"""Batches: rows of features gathered for whole batches, prepared as the model reads them.
+
+`BatchBuilder` makes model input from annotations, in training and in serving alike; `MomentDataset`
+adds targets and the order of the batches. Every batch is a function of its arguments and the seed,
+so a run can resume at any step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mrmodel.data.targets import N_DRAWS, TargetSettings, TargetTable
+from mrmodel.errors import DataError, FeatureError, FeatureMismatch
+from mrmodel.features.keys import text_key
+from mrmodel.features.prepare import prepare_text, prepare_video
+from mrmodel.features.store import FeatureStore, RowRanges, RowTable
+from mrmodel.files import derive_seed
+from mrmodel.types import Annotation, Batch, Targets
+
+log = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
+
+# Streams of one video come from different frame samplings: their ends may differ by this much.
+_ROWS_APART = 2
+# Batches of which lengths are sorted together: enough for little padding, few enough for chance.
+_BUCKET_BATCHES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """Longest input: clips of a video, tokens of a query; what is beyond is cut. None: no limit."""
+
+    max_clips: int | None
+    max_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRows:
+    """Where the features of N annotations lie.
+
+    `video` and `text` have one entry a stream, all with the same counts: `n_clips`, `n_tokens`.
+    """
+
+    video: tuple[RowRanges, ...]
+    text: tuple[RowRanges, ...]
+    n_clips: Ints
+    n_tokens: Ints
+
+    def take(self, indices: Ints) -> ResolvedRows:
+        """The rows of some of the annotations."""
+        return ResolvedRows(
+            tuple(rows.take(indices) for rows in self.video),
+            tuple(rows.take(indices) for rows in self.text),
+            self.n_clips[indices],
+            self.n_tokens[indices],
+        )
+
+
+class BatchBuilder:
+    """Makes model input from annotations and features.
+
+    Args:
+        video: streams of clip rows, in the order in which they are concatenated.
+        text: streams of token rows, likewise.
+        limits: where longer input is cut.
+        device: where rows are prepared, and where the batch lies.
+
+    Raises:
+        FeatureMismatch: the clips of the video streams differ in length.
+    """
+
+    def __init__(
+        self,
+        video: Sequence[RowTable],
+        text: Sequence[RowTable],
+        limits: RowLimits,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        lengths = {store.name: store.clip_len_s for store in video}
+        clip_len_s = video[0].clip_len_s
+        if clip_len_s is None or len(set(lengths.values())) > 1:
+            raise FeatureMismatch(f"video streams need clips of one length, found {lengths}")
+        self.clip_len_s = clip_len_s
+        self.video, self.text, self.limits = tuple(video), tuple(text), limits
+        self.device = torch.device(device)
+
+    def resolve(self, annotations: Sequence[Annotation]) -> ResolvedRows:
+        """Find the rows of every annotation, so that batches are gathered without look-ups.
+
+        Raises:
+            FeatureError: naming the key and the store, where a store has no rows for a key.
+        """
+        vids = [row.vid for row in annotations]
+        texts = [text_key(row.query) for row in annotations]
+        video, n_clips = _resolve(self.video, vids, self.limits.max_clips)
+        text, n_tokens = _resolve(self.text, texts, self.limits.max_tokens)
+        return ResolvedRows(video, text, n_clips, n_tokens)
+
+    def build(self, annotations: Sequence[Annotation], rows: ResolvedRows) -> Batch:
+        """The batch of B annotations whose rows were resolved."""
+        video, video_mask = self._gather(self.video, rows.video)
+        text, text_mask = self._gather(self.text, rows.text)
+        return Batch(
+            qids=[row.qid for row in annotations],
+            vids=[row.vid for row in annotations],
+            video=prepare_video(video, video_mask),
+            video_mask=video_mask,
+            text=prepare_text(text, text_mask),
+            text_mask=text_mask,
+            duration_s=[row.duration for row in annotations],
+            clip_len_s=self.clip_len_s,
+        )
+
+    def batch(self, annotations: Sequence[Annotation]) -> Batch:
+        """The batch of these annotations; see `resolve` for errors."""
+        return self.build(annotations, self.resolve(annotations))
+
+    def _gather(
+        self, stores: Sequence[RowTable], ranges: Sequence[RowRanges]
+    ) -> tuple[list[Tensor], Tensor]:
+        pairs = [store.gather(rows) for store, rows in zip(stores, ranges, strict=True)]
+        blocks = [self._on_device(torch.from_numpy(block)) for block, _ in pairs]
+        return blocks, self._on_device(torch.from_numpy(pairs[0][1]))
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderSettings:
+    """How a set is walked through: batch size, run seed, and how targets are made."""
+
+    batch_size: int
+    seed: int
+    targets: TargetSettings
+
+
+class MomentDataset:
+    """An annotated set with its features: batches of input and targets, addressed by rows.
+
+    Rows whose video is recorded as failed in the extraction are left out: `skipped` has them.
+
+    Args:
+        annotations: the rows, in file order.
+        builder: makes the input; its device is where batches lie.
+        settings: see `LoaderSettings`.
+
+    Raises:
+        FeatureError: a store does not know a key.
+        DataError: no row is left.
+    """
+
+    def __init__(
+        self, annotations: Sequence[Annotation], builder: BatchBuilder, settings: LoaderSettings
+    ) -> None:
+        self.builder, self.settings = builder, settings
+        self.annotations: list[Annotation] = []
+        self.skipped: list[Annotation] = []
+        for row in annotations:
+            (self.skipped if _has_failed(builder, row) else self.annotations).append(row)
+        if self.skipped:
+            vids = sorted({row.vid for row in self.skipped})
+            text = "%d of %d queries left out, their %d videos have no features: %s"
+            log.warning(text, len(self.skipped), len(annotations), len(vids), ", ".join(vids))
+        if not self.annotations:
+            raise DataError("no annotation is left to make batches from")
+        self.rows = builder.resolve(self.annotations)
+        self.n_clips = self.rows.n_clips
+        self._table = TargetTable(
+            self.annotations, self.n_clips, builder.clip_len_s, settings.targets
+        )
+        self._draws = self._draw(0)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def epoch_batches(self, epoch: int) -> list[Ints]:
+        """Rows of each batch of an epoch: random, batches of like lengths; only (seed, epoch) say.
+
+        All rows occur once; only the last batch drawn, which may stand anywhere, can be smaller.
+        """
+        size = self.settings.batch_size
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "order", epoch))
+        order = rng.permutation(len(self))
+        batches: list[Ints] = []
+        for first in range(0, len(order), size * _BUCKET_BATCHES):
+            pool = order[first : first + size * _BUCKET_BATCHES]
+            pool = pool[np.argsort(self.n_clips[pool], kind="stable")]
+            batches.extend(pool[start : start + size] for start in range(0, len(pool), size))
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+    def eval_batches(self, batch_size: int) -> list[Ints]:
+        """Rows in batches of like lengths, longest first, the same every time."""
+        order = np.argsort(-self.n_clips, kind="stable")
+        return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+    def batch(self, indices: ArrayLike, epoch: int) -> tuple[Batch, Targets]:
+        """Input and targets of these rows.
+
+        Chance (clip pairs, the choice of windows) depends on the seed, the epoch and the row.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        if self._draws[0] != epoch:
+            self._draws = self._draw(epoch)
+        _, draws, window_draws = self._draws
+        annotations = [self.annotations[row] for row in rows.tolist()]
+        batch = self.builder.build(annotations, self.rows.take(rows))
+        targets = self._table.targets(rows, batch.video_mask.shape[1], draws, window_draws)
+        return batch, targets.to(self.builder.device)
+
+    def _draw(self, epoch: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "targets", epoch))
+        return epoch, rng.random((len(self), N_DRAWS)), rng.random(self._table.n_windows)
+
+
+def _resolve(
+    stores: Sequence[RowTable], keys: Sequence[str], limit: int | None
+) -> tuple[tuple[RowRanges, ...], Ints]:
+    """Rows of each stream, cut to the shortest stream of each key and to the limit."""
+    ranges = [store.resolve(keys) for store in stores]
+    counts = np.stack([rows.count for rows in ranges])
+    common = counts.min(axis=0)
+    apart = np.flatnonzero(counts.max(axis=0) - common > _ROWS_APART)
+    if len(apart):
+        first = int(apart[0])
+        found = {
+            store.name: int(rows.count[first]) for store, rows in zip(stores, ranges, strict=True)
+        }
+        text = "%d keys have streams more than %d rows apart, e.g. %s: %s; cut to the shortest"
+        log.warning(text, len(apart), _ROWS_APART, keys[first], found)
+    if limit is not None:
+        common = np.minimum(common, limit)
+    if (common < 1).any():
+        key = keys[int(np.flatnonzero(common < 1)[0])]
+        raise FeatureError(f"{stores[0].name}: {key!r} has no rows")
+    return tuple(rows.cut(common) for rows in ranges), common
+
+
+def _has_failed(builder: BatchBuilder, row: Annotation) -> bool:
+    return any(
+        isinstance(store, FeatureStore) and store.has_failed(row.vid) for store in builder.video
+    )
