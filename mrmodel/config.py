@@ -72,9 +72,11 @@ class FeatureSettings(Section):
 
 
 class CaptionRuleSwitches(Section):
-    """Which caption rules run; they run in this order (pretraining_data.md A.2)."""
+    """Which caption rules run; they run in this order (pretraining_data.md A.2).
 
-    normalise: bool
+    The first rule of the design, `normalise`, has no switch: text features are keyed by it.
+    """
+
     length: bool
     script: bool
     medium: bool
