@@ -67,10 +67,10 @@ ENCODERS = Registry(
 PROTOCOLS = Registry(
     "evaluation protocol",
     {
-        "qvhighlights": "mrmodel.evaluate.protocols:QVHighlights",
-        "charades": "mrmodel.evaluate.protocols:Charades",
-        "tacos": "mrmodel.evaluate.protocols:Tacos",
-        "tvsum": "mrmodel.evaluate.protocols:TVSum",
-        "youtube_hl": "mrmodel.evaluate.protocols:YouTubeHighlights",
+        "qvhighlights": "mrmodel.evaluate.qvhighlights:QVHighlights",
+        "charades": "mrmodel.evaluate.charades:Charades",
+        "tacos": "mrmodel.evaluate.charades:Tacos",
+        "tvsum": "mrmodel.evaluate.highlight_sets:TVSum",
+        "youtube_hl": "mrmodel.evaluate.highlight_sets:YouTubeHighlights",
     },
 )

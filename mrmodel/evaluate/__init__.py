@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Metrics of moment retrieval and highlight detection; NumPy only, nothing here loads torch."""

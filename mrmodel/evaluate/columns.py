@@ -1,0 +1,250 @@
+"""From checked rows to arrays: one function a field, each error naming file, line, qid and value.
+
+The checks run at C speed over whole lists (types as sets, finiteness over one array); Python loops
+over single values only to word an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.evaluate.rows import RowFile, show
+
+Mode = Literal["official", "clean"]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# A day: longer durations are milliseconds by mistake, and would make the tables below huge.
+MAX_DURATION_S = 86_400.0
+_NUMBER = frozenset((int, float))
+_LIST = frozenset((list, tuple))
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """n lists of unequal length, stacked: `values` (total, ...) and `counts` (n,)."""
+
+    values: Floats
+    counts: Integers
+
+    def owners(self) -> Integers:
+        """(total,) the list that each value is of."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def positions(self) -> Integers:
+        """(total,) the place of each value within its list."""
+        starts = np.cumsum(self.counts) - self.counts
+        return np.arange(len(self.values)) - np.repeat(starts, self.counts)
+
+    def keep(self, chosen: NDArray[np.bool_]) -> Ragged:
+        """Only the values at which `chosen` (total,) is true."""
+        counts = np.bincount(self.owners()[chosen], minlength=len(self.counts))
+        return Ragged(self.values[chosen], counts.astype(np.int64))
+
+    def head(self, limit: int) -> Ragged:
+        """At most the first `limit` values of each list."""
+        return self.keep(self.positions() < limit)
+
+    def lists(self, indices: Integers) -> Ragged:
+        """The lists at `indices`, in that order."""
+        counts = self.counts[indices]
+        starts = (np.cumsum(self.counts) - self.counts)[indices]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Ragged(self.values[np.repeat(starts, counts) + within], counts)
+
+    def merge(self, owners: Integers, n_lists: int) -> Ragged:
+        """Join lists of the same owner, earlier lists first: n lists become `n_lists`."""
+        value_owners = np.repeat(owners, self.counts)
+        counts = np.bincount(value_owners, minlength=n_lists).astype(np.int64)
+        return Ragged(self.values[np.argsort(value_owners, kind="stable")], counts)
+
+    def padded(self, fill: float = 0.0, width: int | None = None) -> Floats:
+        """(n, width, ...) array; the default width is the longest list, at least 1."""
+        width = max(1, int(self.counts.max(initial=0))) if width is None else width
+        table = np.full((len(self.counts), width, *self.values.shape[1:]), fill)
+        table[self.owners(), self.positions()] = self.values
+        return table
+
+    def valid(self, width: int | None = None) -> NDArray[np.bool_]:
+        """(n, width) which entries of `padded` are real."""
+        width = max(1, int(self.counts.max(initial=0))) if width is None else width
+        return np.arange(width) < self.counts[:, None]
+
+
+def has_field(rows: RowFile, key: str) -> bool:
+    """Whether the rows carry `key`: all of them, or none.
+
+    Raises:
+        DataError: some rows have it and some do not.
+    """
+    having = [key in row for row in rows]
+    if any(having) and not all(having):
+        index = having.index(False)
+        raise rows.error(index, f"has no {key!r}, which other rows have; give it in all or in none")
+    return having[0]
+
+
+def durations(rows: RowFile) -> Floats:
+    """(n,) video lengths in seconds."""
+    values = np.empty(len(rows))
+    for index in range(len(rows)):
+        value = _field(rows, index, "duration")
+        if type(value) not in _NUMBER or not 0.0 < value <= MAX_DURATION_S:
+            rule = f"'duration' must be seconds in (0, {MAX_DURATION_S:.0f}], found {show(value)}"
+            raise rows.error(index, rule)
+        values[index] = value
+    return values
+
+
+def number_lists(rows: RowFile, key: str) -> Ragged:
+    """A list of finite numbers a row."""
+    lists = [_list_field(rows, index, key) for index in range(len(rows))]
+    return Ragged(_numbers(rows, key, lists), _counts(lists))
+
+
+def annotated_windows(rows: RowFile) -> Ragged:
+    """Ground-truth windows (total, 2) in seconds; every query has at least one.
+
+    Raises:
+        DataError: a missing, empty or ill-shaped list, or a window that ends before it starts.
+    """
+    windows = _tuples(rows, "relevant_windows", ("start", "end"))
+    empty = np.flatnonzero(windows.counts == 0)
+    if len(empty):
+        rule = "'relevant_windows' is empty: moment retrieval is not defined without a moment"
+        raise rows.error(int(empty[0]), rule)
+    _check_order(rows, "relevant_windows", windows)
+    return windows
+
+
+def predicted_windows(rows: RowFile, mode: Mode) -> Ragged:
+    """Predicted windows (total, 3): start, end in seconds and score, in file order.
+
+    In `official` mode a query needs a window, since the published evaluator has no value for one
+    without, but a window may end before it starts: it overlaps nothing. In `clean` mode it is the
+    other way round.
+    """
+    windows = _tuples(rows, "pred_relevant_windows", ("start", "end", "score"))
+    if mode == "clean":
+        _check_order(rows, "pred_relevant_windows", windows)
+        return windows
+    empty = np.flatnonzero(windows.counts == 0)
+    if len(empty):
+        rule = "'pred_relevant_windows' is empty, which only mode 'clean' scores (as a miss)"
+        raise rows.error(int(empty[0]), rule)
+    return windows
+
+
+def clip_ratings(rows: RowFile) -> tuple[Ragged, Ragged]:
+    """Annotated clips: ids (total,) and their ratings (total, raters), one list a row.
+
+    Raises:
+        DataError: ids that are no clip numbers, lists of different length, or another number of
+            raters than in the rows before.
+    """
+    ids = number_lists(rows, "relevant_clip_ids")
+    wrong = np.flatnonzero((ids.values < 0) | (ids.values % 1 != 0))
+    if len(wrong):
+        index = int(ids.owners()[wrong[0]])
+        rule = f"'relevant_clip_ids' must be clip numbers from 0, found {ids.values[wrong[0]]:g}"
+        raise rows.error(index, rule)
+    ratings = rating_lists(rows)
+    for index in np.flatnonzero(ids.counts != ratings.counts)[:1].tolist():
+        rule = (
+            f"{ids.counts[index]} 'relevant_clip_ids' but {ratings.counts[index]} 'saliency_scores'"
+        )
+        raise rows.error(index, rule)
+    return ids, ratings
+
+
+def rating_lists(rows: RowFile) -> Ragged:
+    """`saliency_scores`: (total, raters), the same number of raters everywhere."""
+    raters = 0
+    lists = [_list_field(rows, index, "saliency_scores") for index in range(len(rows))]
+    for index, clips in enumerate(lists):
+        for clip in clips:
+            if type(clip) not in _LIST or not clip or len(clip) != (raters or len(clip)):
+                wanted = f"{raters} ratings (as in the rows before)" if raters else "its ratings"
+                rule = f"each entry of 'saliency_scores' must be a list of {wanted}, found "
+                raise rows.error(index, rule + show(clip))
+            raters = len(clip)
+    flat = [list(chain.from_iterable(clips)) for clips in lists]
+    values = _numbers(rows, "saliency_scores", flat).reshape(-1, max(1, raters))
+    return Ragged(values, _counts(lists))
+
+
+def video_ids(rows: RowFile) -> list[str]:
+    """The video of each query; a row without 'vid' counts as a video of its own."""
+    return [str(row.get("vid", f"qid {row['qid']}")) for row in rows]
+
+
+def _tuples(rows: RowFile, key: str, parts: Sequence[str]) -> Ragged:
+    width = len(parts)
+    lists = [_list_field(rows, index, key) for index in range(len(rows))]
+    for index, entries in enumerate(lists):
+        for entry in entries:
+            if type(entry) not in _LIST or len(entry) != width:
+                rule = f"each entry of {key!r} must be [{', '.join(parts)}], found {show(entry)}"
+                raise rows.error(index, rule)
+    flat = [list(chain.from_iterable(entries)) for entries in lists]
+    return Ragged(_numbers(rows, key, flat).reshape(-1, width), _counts(lists))
+
+
+def _check_order(rows: RowFile, key: str, windows: Ragged) -> None:
+    inverted = np.flatnonzero(windows.values[:, 1] < windows.values[:, 0])
+    if len(inverted):
+        start, end = windows.values[inverted[0], :2]
+        index = int(windows.owners()[inverted[0]])
+        raise rows.error(index, f"a window of {key!r} ends before it starts: [{start:g}, {end:g}]")
+
+
+def _numbers(rows: RowFile, key: str, lists: Sequence[Sequence[Any]]) -> Floats:
+    """All values of `lists` in one array; `lists[i]` is of row i."""
+    flat = list(chain.from_iterable(lists))
+    try:
+        values = np.array(flat, dtype=np.float64) if set(map(type, flat)) <= _NUMBER else None
+    except OverflowError:  # an integer above 1e308
+        values = None
+    if values is None or not np.isfinite(values).all():
+        for index, row in enumerate(lists):
+            for value in row:
+                if not _is_finite_number(value):
+                    raise rows.error(
+                        index, f"{key!r} must hold finite numbers, found {show(value)}"
+                    )
+    assert values is not None
+    return values
+
+
+def _is_finite_number(value: object) -> bool:
+    if type(value) not in _NUMBER:
+        return False
+    try:
+        return bool(np.isfinite(float(value)))  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+def _field(rows: RowFile, index: int, key: str) -> Any:
+    row = rows[index]
+    if key not in row:
+        raise rows.error(index, f"has no {key!r}")
+    return row[key]
+
+
+def _list_field(rows: RowFile, index: int, key: str) -> Sequence[Any]:
+    value = _field(rows, index, key)
+    if type(value) not in _LIST:
+        raise rows.error(index, f"{key!r} must be a list, found {show(value)}")
+    checked: Sequence[Any] = value
+    return checked
+
+
+def _counts(lists: Sequence[Sequence[Any]]) -> Integers:
+    return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))

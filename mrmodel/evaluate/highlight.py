@@ -1,0 +1,153 @@
+"""Highlight metrics: average precision and Hit@1 of clip scores against ratings.
+
+Three definitions of average precision live here because the data sets use three: QVHighlights (mean
+of the interpolated precision), TVSum (trapezoid over the five best clips) and YouTube Highlights
+(trapezoid over all clips). Shapes: ``n`` queries, ``L`` clips (padded), ``R`` raters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.evaluate.columns import Floats, Integers, Ragged
+
+RATING_THRESHOLDS = {"Fair": 2.0, "Good": 3.0, "VeryGood": 4.0}
+
+# Table entries handled at once: keeps a block inside the cache and long videos out of memory.
+_BLOCK = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class HighlightArrays:
+    """Clip scores and ratings of n queries, as lists.
+
+    Attributes:
+        scores: predicted score of each clip, possibly more or fewer than there are clips.
+        clip_ids: annotated clips.
+        ratings: (total, R) ratings of those clips; all other clips are rated 0.
+        n_clips: (n,) clips of each video.
+    """
+
+    scores: Ragged
+    clip_ids: Ragged
+    ratings: Ragged
+    n_clips: Integers
+
+
+@dataclass(frozen=True, slots=True)
+class HighlightScores:
+    """Per query: `ap` (n, 3 thresholds, R) in [0, 1] and `hit` (n, 3) 0 or 1."""
+
+    ap: Floats
+    hit: Floats
+
+
+def rate_highlights(arrays: HighlightArrays, *, missing_clips_last: bool) -> HighlightScores:
+    """Average precision per threshold and rater, and whether the best clip is a highlight.
+
+    A list that is too long is cut and one that is too short filled up: with zeros as published,
+    which outrank negative scores, or behind all others with `missing_clips_last`. The best clip is
+    looked up in the list as given (published) or after the cut (`missing_clips_last`); beyond the
+    last clip it is a miss.
+    """
+    n, raters = len(arrays.n_clips), arrays.ratings.values.shape[1]
+    result = HighlightScores(np.zeros((n, 3, raters)), np.zeros((n, 3)))
+    longest_first = np.argsort(-arrays.n_clips, kind="stable")
+    start = 0
+    while start < n:
+        row_entries = int(arrays.n_clips[longest_first[start]]) * len(RATING_THRESHOLDS) * raters
+        rows = longest_first[start : start + max(1, _BLOCK // row_entries)]
+        result.ap[rows], result.hit[rows] = _rate_block(arrays, rows, missing_clips_last)
+        start += len(rows)
+    return result
+
+
+def interpolated_ap(
+    scores: Floats, positive: NDArray[np.bool_], valid: NDArray[np.bool_]
+) -> Floats:
+    """Mean interpolated precision at the recall steps: (n, L), (n, C, L), (n, L) -> (n, C).
+
+    Clips of equal score form one step. No positive clip gives 0, only positive clips give 1.
+    """
+    order = np.argsort(np.where(valid, -scores, np.inf), axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=1)
+    inside = np.arange(scores.shape[1]) < valid.sum(axis=1)[:, None]
+    last_of_step = inside.copy()
+    last_of_step[:, :-1] &= (ranked[:, :-1] != ranked[:, 1:]) | ~inside[:, 1:]
+    labels = np.take_along_axis(positive & valid[:, None, :], order[:, None, :], axis=2)
+    true_count = np.cumsum(labels, axis=2, dtype=np.float64)
+    precision = true_count / np.arange(1, scores.shape[1] + 1)
+    precision *= last_of_step[:, None, :]
+    precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    # True positives at the end of the step before: the running maximum over earlier step ends.
+    at_end = np.where(last_of_step[:, None, :], true_count, 0.0)
+    before = np.zeros_like(at_end)
+    np.maximum.accumulate(at_end[..., :-1], axis=2, out=before[..., 1:])
+    rises = last_of_step[:, None, :] & (true_count > before)
+    steps = rises.sum(axis=2)
+    total = np.where(rises, precision, 0.0).sum(axis=2)
+    return total / np.maximum(steps, 1)
+
+
+def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
+    """Area under the precision-recall polygon that starts at (0, 1): (C, k) labels -> (C,).
+
+    Recall is relative to the positives among the k labels; none of them gives 0.
+    """
+    if not ranked_labels.shape[1]:
+        return np.zeros(len(ranked_labels))
+    true_count = np.cumsum(ranked_labels, axis=1, dtype=np.float64)
+    precision = true_count / np.arange(1, ranked_labels.shape[1] + 1)
+    recall = true_count / np.maximum(true_count[:, -1:], 1.0)
+    before = np.concatenate([np.ones((len(precision), 1)), precision[:, :-1]], axis=1)
+    area: Floats = (np.diff(recall, axis=1, prepend=0.0) * (before + precision) / 2.0).sum(axis=1)
+    return area
+
+
+def tvsum_ap(scores: Floats, ratings: Floats, top: int = 5) -> Floats:
+    """Top-5 average precision of one video for each rater: (L',) and (L, R) -> (R,).
+
+    A clip is positive for a rater when its rating is above the rater's lower median over all clips.
+    Scores beyond the last clip are ignored; clips without a score are not in the ranking.
+    """
+    middle = (len(ratings) - 1) // 2
+    positive = ratings > np.partition(ratings, middle, axis=0)[middle]
+    order = np.argsort(-scores[: len(ratings)], kind="stable")[:top]
+    return trapezoid_ap(positive[order].T)
+
+
+def youtube_ap(scores: Floats, labels: Floats) -> float | None:
+    """Average precision of one video over all its clips; None without a positive clip."""
+    order = np.argsort(-scores[: len(labels)], kind="stable")
+    positive = labels > 0.0
+    if not positive.any():
+        return None
+    return float(trapezoid_ap(positive[order][None])[0])
+
+
+def _rate_block(
+    arrays: HighlightArrays, rows: Integers, missing_clips_last: bool
+) -> tuple[Floats, Floats]:
+    n_clips = arrays.n_clips[rows]
+    width = int(n_clips.max())
+    clip_ids, ratings = arrays.clip_ids.lists(rows), arrays.ratings.lists(rows)
+    given = arrays.scores.lists(rows)
+    table = np.zeros((len(rows), ratings.values.shape[1], width))
+    table[clip_ids.owners(), :, clip_ids.values.astype(np.int64)] = ratings.values
+    levels = np.array(list(RATING_THRESHOLDS.values()))
+    positive = (table[:, None] >= levels[:, None, None]).reshape(len(rows), -1, width)
+    valid = np.arange(width) < n_clips[:, None]
+    cut = given.head(width)
+    scores = cut.padded(-np.inf if missing_clips_last else 0.0, width)
+    ap = interpolated_ap(scores, positive, valid).reshape(len(rows), len(levels), -1)
+    if missing_clips_last:
+        best = np.where(valid, scores, -np.inf).argmax(axis=1)
+    else:
+        best = given.padded(-np.inf).argmax(axis=1)
+    any_rater = positive.reshape(len(rows), len(levels), -1, width).any(axis=2)
+    hit = any_rater[np.arange(len(rows)), :, np.minimum(best, width - 1)]
+    hit &= ((best < n_clips) & (given.counts > 0))[:, None]
+    return ap, hit.astype(np.float64)

@@ -1,0 +1,138 @@
+"""Evaluation protocols: which figures a data set is judged by, and how windows are finished for it.
+
+`official` mode gives the numbers of the published evaluators, quirks included. `clean` mode ranks
+predictions by score before cutting them, holds windows to [0, duration], scores a query without
+predictions as a miss (instead of refusing it), lets missing clips rank last (instead of as score 0)
+and refuses windows that end before they start and repeated prediction rows. A new protocol is one
+class here, or in a file of its own, and one line in `components.PROTOCOLS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mrmodel.evaluate import columns
+from mrmodel.evaluate.columns import Mode, Ragged
+from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate.rows import Pairing, Row, as_row_file, pair_rows
+from mrmodel.predict.postprocess import PostprocessSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One evaluation: the metrics (JSON-able) and the queries behind them."""
+
+    metrics: dict[str, Any]
+    per_query: PerQuery
+
+
+class Protocol(ABC):
+    """How one data set is scored.
+
+    Attributes:
+        name: as in `components.PROTOCOLS`.
+        headline: the figure by which a model is chosen, a key of `figures`.
+        best: its highest value, 100 where figures are percentages.
+    """
+
+    name: ClassVar[str]
+    headline: ClassVar[str]
+    best: ClassVar[float] = 100.0
+
+    def score(
+        self,
+        annotations: Sequence[Row],
+        predictions: Sequence[Row],
+        mode: Mode = "official",
+        *,
+        allow_missing: bool = False,
+    ) -> Scores:
+        """Score prediction rows against annotation rows (both as in the files; see `rows`).
+
+        Args:
+            annotations: ground truth, each qid once.
+            predictions: the submission, in any order.
+            mode: see the module's first lines.
+            allow_missing: score the queries that both have, instead of refusing a difference.
+
+        Raises:
+            DataError: a row breaks a rule.
+        """
+        pairing = pair_rows(
+            as_row_file(annotations),
+            as_row_file(predictions),
+            repeats=mode == "official",
+            allow_missing=allow_missing,
+        )
+        repeated = len(pairing.owners) - len(pairing.latest)
+        if repeated:
+            logger.warning("%d prediction rows repeat a qid", repeated)
+        return self._score(pairing, mode)
+
+    def evaluate(
+        self,
+        annotations: Sequence[Row],
+        predictions: Sequence[Row],
+        mode: Mode = "official",
+        *,
+        allow_missing: bool = False,
+    ) -> dict[str, Any]:
+        """The metrics alone; see `score`."""
+        return self.score(annotations, predictions, mode, allow_missing=allow_missing).metrics
+
+    def per_query(
+        self,
+        annotations: Sequence[Row],
+        predictions: Sequence[Row],
+        mode: Mode = "official",
+        *,
+        allow_missing: bool = False,
+    ) -> PerQuery:
+        """The queries' figures alone; see `score`."""
+        return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
+
+    def headline_value(self, metrics: Mapping[str, Any]) -> float | None:
+        """The headline of `metrics`; None when the submission has no such part."""
+        return self.figures(metrics).get(self.headline)
+
+    @abstractmethod
+    def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+        """The few figures to show, by name; None where no query enters a figure."""
+
+    @abstractmethod
+    def official_postprocess(self, clip_len_s: float) -> PostprocessSettings:
+        """How the published systems finish windows for this data set."""
+
+    @abstractmethod
+    def _score(self, pairing: Pairing, mode: Mode) -> Scores: ...
+
+
+def saliency_lists(pairing: Pairing) -> Ragged:
+    """Each query's clip scores; of repeated rows the last counts.
+
+    Raises:
+        DataError: a list that is missing, empty or holds anything but finite numbers.
+    """
+    scores = columns.number_lists(pairing.predictions, "pred_saliency_scores")
+    for index in np.flatnonzero(scores.counts == 0)[:1].tolist():
+        raise pairing.predictions.error(index, "'pred_saliency_scores' is empty; one score a clip")
+    return scores.lists(pairing.latest)
+
+
+def empty_per_query(pairing: Pairing) -> PerQuery:
+    """The queries of an evaluation, without figures so far."""
+    rows = pairing.annotations
+    return PerQuery([row["qid"] for row in rows], columns.video_ids(rows), {})
+
+
+def percent(value: float) -> float | None:
+    """Percentage with two decimals; null in JSON when no query entered the mean."""
+    return None if np.isnan(value) else round(100.0 * float(value), 2)

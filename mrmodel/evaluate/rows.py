@@ -1,0 +1,215 @@
+"""Rows of annotation and prediction files, each with its place for error messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+class RowFile(Sequence[Row]):
+    """Rows and where they came from; rows made in memory have no file and no line."""
+
+    def __init__(
+        self, rows: Sequence[Row], path: Path | None = None, lines: Sequence[int] | None = None
+    ) -> None:
+        self._rows, self.path, self._lines = rows, path, lines
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, indices: Iterable[int]) -> RowFile:
+        """The rows at `indices`, each still knowing its line."""
+        chosen = list(indices)
+        lines = None if self._lines is None else [self._lines[index] for index in chosen]
+        return RowFile([self._rows[index] for index in chosen], self.path, lines)
+
+    def error(self, index: int, rule: str) -> DataError:
+        """The error to raise about row `index`."""
+        row = self._rows[index]
+        qid = row.get("qid") if isinstance(row, Mapping) else None
+        return DataError(rule, file=self.path, line=self.line(index), qid=qid)
+
+    def line(self, index: int) -> int | None:
+        """1-based line of row `index`; None for rows made in memory."""
+        return None if self._lines is None else self._lines[index]
+
+    def place(self, index: int) -> str:
+        """Where row `index` is, for the middle of a sentence about another file."""
+        return f"row {index + 1}" if self._lines is None else f"{self.path}:{self._lines[index]}"
+
+
+def read_rows(path: Path) -> RowFile:
+    """Read a file of one JSON object a line; blank lines are skipped.
+
+    Raises:
+        DataError: no such file, not UTF-8, a line that is not a JSON object, or no row at all.
+    """
+    rows: list[Row] = []
+    lines: list[int] = []
+    for number, text in enumerate(_text_of(path).split("\n"), start=1):
+        if text and not text.isspace():
+            rows.append(_parse(text, path, number))
+            lines.append(number)
+    if not rows:
+        raise DataError("holds no row; expected one JSON object a line", file=path)
+    return RowFile(rows, path, lines)
+
+
+def as_row_file(rows: Sequence[Row]) -> RowFile:
+    """`rows` with error places; a `RowFile` passes through.
+
+    Raises:
+        DataError: there is no row, or one of them is not a mapping.
+    """
+    file = rows if isinstance(rows, RowFile) else RowFile(rows)
+    if not len(file):
+        raise DataError("there is no row to score", file=file.path)
+    for index, row in enumerate(file):
+        if not isinstance(row, Mapping):
+            raise file.error(index, f"row {index + 1}: expected a mapping, found {show(row)}")
+    return file
+
+
+def show(value: object, limit: int = 60) -> str:
+    """`value` as JSON-like text, shortened so that an error stays one readable line."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Which prediction belongs to which query.
+
+    Attributes:
+        annotations: n kept annotation rows, in file order.
+        predictions: m kept prediction rows, in file order.
+        owners: (m,) the query (0..n-1) of each kept prediction row.
+        latest: (n,) the last kept prediction row of each query.
+    """
+
+    annotations: RowFile
+    predictions: RowFile
+    owners: NDArray[np.int64]
+    latest: NDArray[np.int64]
+
+
+def pair_rows(
+    annotations: RowFile, predictions: RowFile, *, repeats: bool, allow_missing: bool
+) -> Pairing:
+    """Match prediction rows with annotation rows by `qid`.
+
+    Args:
+        annotations: the ground truth; each qid once.
+        predictions: the submission.
+        repeats: accept several prediction rows for one qid, as the published evaluator does.
+        allow_missing: keep what both files have instead of refusing a difference.
+
+    Raises:
+        DataError: a bad or repeated qid, or qids that only one of the files has.
+    """
+    annotated = _unique_ids(annotations)
+    predicted = _ids(predictions)
+    if not repeats:
+        _unique_ids(predictions)
+    if not allow_missing:
+        _check_same(annotations, annotated, predictions, predicted)
+    answered = set(predicted)
+    kept = [index for qid, index in annotated.items() if qid in answered]
+    if not kept:
+        raise DataError(f"has no qid in common with {annotations.path}", file=predictions.path)
+    query_of = {annotations[index]["qid"]: query for query, index in enumerate(kept)}
+    rows = [index for index, qid in enumerate(predicted) if qid in query_of]
+    owners = np.array([query_of[predicted[index]] for index in rows], dtype=np.int64)
+    latest = np.zeros(len(kept), dtype=np.int64)
+    np.maximum.at(latest, owners, np.arange(len(rows)))
+    return Pairing(annotations.select(kept), predictions.select(rows), owners, latest)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError("no such file", file=path) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text: {error}", file=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+
+
+def _parse(text: str, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        rule = f"not JSON: {error.msg} at column {error.colno}; expected one JSON object a line"
+        raise DataError(rule, file=path, line=number) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not usable JSON: {error}", file=path, line=number) from None
+    if not isinstance(row, dict):
+        rule = f"expected one JSON object a line, found {show(row)}"
+        raise DataError(rule, file=path, line=number)
+    return row
+
+
+def _ids(rows: RowFile) -> list[int | str]:
+    found = []
+    for index, row in enumerate(rows):
+        if "qid" not in row:
+            raise rows.error(index, "has no 'qid'")
+        qid = row["qid"]
+        if type(qid) is not int and type(qid) is not str:
+            raise rows.error(index, "'qid' must be an integer or a string")
+        found.append(qid)
+    return found
+
+
+def _unique_ids(rows: RowFile) -> dict[int | str, int]:
+    seen: dict[int | str, int] = {}
+    for index, qid in enumerate(_ids(rows)):
+        if qid in seen:
+            raise rows.error(index, f"repeats the qid of {rows.place(seen[qid])}")
+        seen[qid] = index
+    return seen
+
+
+def _check_same(
+    annotations: RowFile,
+    annotated: Mapping[int | str, int],
+    predictions: RowFile,
+    predicted: Sequence[int | str],
+) -> None:
+    for index, qid in enumerate(predicted):
+        if qid not in annotated:
+            raise predictions.error(index, f"is not in the annotations{_twin_hint(qid, annotated)}")
+    answered = set(predicted)
+    missing = [qid for qid in annotated if qid not in answered]
+    if missing:
+        rule = (
+            f"has no prediction for it ({len(missing)} of {len(annotated)} queries are missing; "
+            f"annotated at {annotations.place(annotated[missing[0]])}); "
+            "allow missing queries to score only those that both files have"
+        )
+        raise DataError(rule, file=predictions.path, qid=missing[0])
+
+
+def _twin_hint(qid: int | str, annotated: Mapping[int | str, int]) -> str:
+    twin: int | str = str(qid)
+    if isinstance(qid, str):
+        twin = int(qid) if qid.isdecimal() and len(qid) < 20 else qid
+    return f"; they have {twin!r}, of another type" if twin != qid and twin in annotated else ""

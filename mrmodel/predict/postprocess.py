@@ -1,0 +1,190 @@
+"""From raw model outputs to ranked windows in seconds; NumPy, whole batches at once.
+
+Two ways to finish: the default converts with the clips that the model saw and holds windows inside
+the video; `official` repeats the published evaluation path (annotated duration, a fixed clamp,
+rounding to clips half-to-even, scores with four decimals, float16 saliency) to the last digit.
+Shapes: ``B`` samples, ``Q`` windows, ``L`` clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Reals = NDArray[np.floating[Any]]
+Move = Literal["left", "right", "center"]
+
+DECIMALS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessSettings:
+    """How windows are finished.
+
+    Attributes:
+        official: the published path instead of the default one.
+        clamp_s: fixed range of times; without it the default path clamps to [0, duration] and the
+            official one does not clamp.
+        round_to_s: times become multiples of this, halves go to the even one; None: as they are.
+        min_window_s, max_window_s: hold window lengths to this range (None: leave them).
+        move: which end moves for that: ``left`` keeps the start, ``right`` keeps the end.
+        max_windows: how many windows are kept.
+        nms_iou: drop a window that overlaps a better one by more; below 0: keep all.
+    """
+
+    official: bool = False
+    clamp_s: tuple[float, float] | None = None
+    round_to_s: float | None = None
+    min_window_s: float | None = None
+    max_window_s: float | None = None
+    move: Move = "left"
+    max_windows: int = 10
+    nms_iou: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RawPredictions:
+    """Model outputs of a batch, as arrays.
+
+    Attributes:
+        spans_cxw: (B, Q, 2) centre and width, fractions of the video.
+        scores: (B, Q) confidence of each window.
+        saliency: (B, L) score of each clip.
+        clip_mask: (B, L) bool, valid clips.
+        duration_s: (B,) video lengths.
+        clip_len_s: seconds of one clip.
+    """
+
+    spans_cxw: Reals
+    scores: Reals
+    saliency: Reals
+    clip_mask: NDArray[np.bool_]
+    duration_s: Reals
+    clip_len_s: float
+
+
+class Decoded(NamedTuple):
+    """One sample's answer: (start, end, score) best first, and one score a valid clip."""
+
+    windows: tuple[tuple[float, float, float], ...]
+    saliency: tuple[float, ...]
+
+
+def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
+    """Rank, convert and finish the windows of a batch; equal scores keep the model's order."""
+    windows, scores = _ranked(raw, settings.official)
+    windows = _finish(windows, raw.duration_s, settings)
+    kept = keep_best(windows, scores, settings.nms_iou, settings.max_windows)
+    saliency = raw.saliency
+    if settings.official:
+        # The published files hold half-precision scores: the cast makes ties, which metrics see.
+        with np.errstate(over="ignore"):
+            saliency = saliency.astype(np.float16)
+    triples = np.concatenate([windows.astype(np.float64), scores[..., None]], axis=2)
+    return [
+        Decoded(
+            tuple(map(tuple, sample[mask].tolist())),
+            tuple(clip_scores[clips].tolist()),
+        )
+        for sample, mask, clip_scores, clips in zip(
+            triples, kept, saliency, raw.clip_mask.astype(bool), strict=True
+        )
+    ]
+
+
+def clamp_windows(windows: Reals, low: float | Reals, high: float | Reals) -> Reals:
+    """Both ends of (..., 2) windows into [low, high]; a window wholly outside gets no length."""
+    clamped: Reals = np.clip(windows, low, high).astype(windows.dtype)
+    return clamped
+
+
+def round_windows(windows: Reals, unit_s: float) -> Reals:
+    """Both ends of (..., 2) windows to multiples of `unit_s`, halves to the even multiple."""
+    unit = windows.dtype.type(unit_s)
+    rounded: Reals = np.rint(windows / unit) * unit
+    return rounded
+
+
+def limit_lengths(windows: Reals, shortest: float, longest: float, move: Move) -> Reals:
+    """Stretch or cut (..., 2) windows to a length in [shortest, longest].
+
+    ``left`` keeps the start and moves the end, ``right`` keeps the end, ``center`` the middle.
+    """
+    start, end = windows[..., 0], windows[..., 1]
+    length = end - start
+    wanted = np.clip(length, shortest, longest).astype(windows.dtype)
+    if move == "left":
+        new_start, new_end = start, start + wanted
+    elif move == "right":
+        new_start, new_end = end - wanted, end
+    else:
+        middle, half = (start + end) / 2, wanted / 2
+        new_start, new_end = middle - half, middle + half
+    moved = np.stack([new_start, new_end], axis=-1)
+    limited: Reals = np.where((wanted != length)[..., None], moved, windows)
+    return limited
+
+
+def keep_best(windows: Reals, scores: Reals, nms_iou: float, max_windows: int) -> NDArray[np.bool_]:
+    """Which windows stay: (B, Q, 2) and (B, Q), both best first -> (B, Q) bool.
+
+    Greedy non-maximum suppression: a window goes when its IoU with a better one that stays is above
+    `nms_iou` (equal stays). Below 0 nothing is suppressed.
+    """
+    kept = np.ones(scores.shape, dtype=bool)
+    if nms_iou >= 0.0 and scores.shape[1] > 1:
+        iou = _iou_table(windows.astype(np.float64))
+        for rank in range(scores.shape[1] - 1):
+            kept[:, rank + 1 :] &= ~(kept[:, rank, None] & (iou[:, rank, rank + 1 :] > nms_iou))
+    return kept & (np.cumsum(kept, axis=1) <= max_windows)
+
+
+def _ranked(raw: RawPredictions, official: bool) -> tuple[Reals, Reals]:
+    """(B, Q, 2) seconds and (B, Q) scores, best first."""
+    order = np.argsort(-raw.scores, axis=1, kind="stable")
+    scores = np.take_along_axis(raw.scores, order, axis=1)
+    spans = np.take_along_axis(raw.spans_cxw, order[..., None], axis=1)
+    half = spans[..., 1] * spans.dtype.type(0.5)
+    windows = np.stack([spans[..., 0] - half, spans[..., 0] + half], axis=-1)
+    total = raw.duration_s if official else raw.clip_mask.sum(axis=1) * raw.clip_len_s
+    windows = windows * np.asarray(total, dtype=windows.dtype)[:, None, None]
+    windows = _decimals(windows)
+    return windows, _decimals(scores) if official else scores.astype(np.float64)
+
+
+def _finish(windows: Reals, duration_s: Reals, settings: PostprocessSettings) -> Reals:
+    if settings.official:
+        # Single precision from here on, as published: the files show its digits.
+        windows = windows.astype(np.float32)
+    if settings.min_window_s is not None or settings.max_window_s is not None:
+        shortest = settings.min_window_s or 0.0
+        longest = np.inf if settings.max_window_s is None else settings.max_window_s
+        windows = limit_lengths(windows, shortest, longest, settings.move)
+    if settings.clamp_s is not None:
+        windows = clamp_windows(windows, *settings.clamp_s)
+    elif not settings.official:
+        windows = clamp_windows(windows, 0.0, np.asarray(duration_s)[:, None, None])
+    return windows if settings.round_to_s is None else round_windows(windows, settings.round_to_s)
+
+
+def _decimals(values: Reals) -> NDArray[np.float64]:
+    """Four decimals. Exact for single precision: the product below fits a double."""
+    scale = 10.0**DECIMALS
+    rounded: NDArray[np.float64] = np.rint(values.astype(np.float64) * scale) / scale
+    return rounded
+
+
+def _iou_table(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B, Q, 2) -> (B, Q, Q); disjoint and empty windows have IoU 0."""
+    start, end = windows[..., 0], windows[..., 1]
+    overlap = np.minimum(end[:, :, None], end[:, None]) - np.maximum(
+        start[:, :, None], start[:, None]
+    )
+    hull = np.maximum(end[:, :, None], end[:, None]) - np.minimum(start[:, :, None], start[:, None])
+    table: NDArray[np.float64] = np.divide(
+        overlap, hull, out=np.zeros_like(overlap), where=overlap > 0.0
+    )
+    return table
