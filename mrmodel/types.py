@@ -119,10 +119,14 @@ class Targets:
 
 @dataclass(slots=True)
 class LayerOutput:
-    """Heads of one decoder layer: class `logits` (B, Q, C) and `spans_cxw` (B, Q, 2) in [0, 1]."""
+    """Heads of one decoder layer: class `logits` (B, Q, C) and `spans_cxw` (B, Q, 2) in [0, 1].
+
+    `extras` holds tensors of this layer that only the model's own losses read.
+    """
 
     logits: Tensor
     spans_cxw: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

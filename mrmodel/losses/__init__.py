@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Matching and losses; a model puts them together in its `criterion`."""

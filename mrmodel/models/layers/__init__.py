@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Building blocks that the models share; batch first, masks boolean with True = valid."""

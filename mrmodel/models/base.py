@@ -1,0 +1,58 @@
+"""What every model is: built from two feature widths and settings, it maps a Batch to windows.
+
+A model names its own settings (`Settings`) and its own losses (`criterion`), so that the training
+loop, the command line and the pipeline never ask which model they hold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from mrmodel.components import MODELS
+from mrmodel.config import Section, validate_section
+from mrmodel.losses.criterion import Criterion
+from mrmodel.types import Batch, ModelOutput
+
+
+class MomentModel(nn.Module, ABC):
+    """A network that finds windows and scores clips for a sentence.
+
+    Subclasses take ``(video_dim, text_dim, settings)`` and set `Settings`, the section of
+    params.yaml below ``models.<name>``.
+    """
+
+    Settings: ClassVar[type[Section]]
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Windows and clip scores of a batch; `aux` and loss-only tensors in training mode only."""
+
+    @abstractmethod
+    def criterion(self) -> Criterion:
+        """The losses that train this model, with their weights."""
+
+
+def build_model(
+    name: str, video_dim: int, text_dim: int, settings: Mapping[str, Any]
+) -> MomentModel:
+    """A freshly initialised model.
+
+    Args:
+        name: a name of `components.MODELS`.
+        video_dim: Dv, channels of the prepared clip rows, temporal end-points included.
+        text_dim: Dt, channels of the prepared token rows.
+        settings: the mapping ``models.<name>`` of params.yaml; an absent key has its published
+            value.
+
+    Raises:
+        UnknownNameError: no such model.
+        ConfigError: a setting is unknown, of the wrong type or out of range.
+    """
+    model_class: type[MomentModel] = MODELS.get(name)
+    section = validate_section(model_class.Settings, dict(settings), f"models.{name}")
+    model: MomentModel = model_class(video_dim, text_dim, section)
+    return model

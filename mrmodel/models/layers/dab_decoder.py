@@ -1,0 +1,160 @@
+"""The DAB-style decoder of QD-DETR: queries are spans that each layer refines (section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.models.layers.attention import attend
+from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.feed_forward import FeedForward, Mlp
+from mrmodel.models.layers.position import span_positions
+from mrmodel.models.layers.stack import Stack
+from mrmodel.models.settings import DetrSettings
+from mrmodel.spans import inverse_sigmoid
+
+
+class DabDecoder(nn.Module):
+    """Stack of `DabDecoderLayer`s around reference spans (centre, width)."""
+
+    def __init__(self, settings: DetrSettings) -> None:
+        super().__init__()
+        hidden = self.hidden = settings.hidden
+        self.layers: Stack[DabDecoderLayer] = Stack(
+            DabDecoderLayer(settings, first=i == 0) for i in range(settings.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.query_scale = Mlp(hidden, hidden, hidden, 2)
+        self.query_position = Mlp(hidden, hidden, hidden, 2)
+        self.refinement = Mlp(hidden, hidden, 2, 3)
+        self.width_scale = Mlp(hidden, hidden, 1, 2)
+        nn.init.zeros_(self.refinement[-1].bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, anchors: Tensor, memory: Tensor, position: Tensor, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Refine the spans layer by layer.
+
+        Args:
+            anchors: (Q, 2) learned spans before the sigmoid.
+            memory: (B, L, d) encoded clips.
+            position: (B, L, d) codes of the clips.
+            allowed: as in `attend`.
+
+        Returns:
+            Normalised states (layers, B, Q, d), and the reference spans (layers, B, Q, 2) that each
+            layer started from. A reference passes its gradient to the heads that read it, not
+            to the layer that starts from it.
+        """
+        reference = anchors.sigmoid().expand(len(memory), -1, -1)
+        target = memory.new_zeros(*reference.shape[:2], self.hidden)
+        states: list[Tensor] = []
+        references: list[Tensor] = []
+        start = reference
+        for layer in self.layers:
+            references.append(reference)
+            code, query = self._codes(start, target if states else None, target)
+            target = layer(target, (query, code), (memory, position), allowed)
+            states.append(self.norm(target))
+            reference = (self.refinement(target) + inverse_sigmoid(start)).sigmoid()
+            start = reference.detach()
+        return torch.stack(states), torch.stack(references)
+
+    def _codes(
+        self, span: Tensor, scale_from: Tensor | None, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The modulated span code and the query code, (B, Q, d) each."""
+        code = span_positions(span, self.hidden)
+        query = self.query_position(code)
+        if scale_from is not None:
+            code = code * self.query_scale(scale_from)
+        # One factor for all channels, the centre's half included: as published.
+        return code * (self.width_scale(target).sigmoid() / span[..., 1:]), query
+
+
+class DabDecoderLayer(nn.Module):
+    """Self-attention, cross-attention with span codes beside the content, PReLU feed-forward."""
+
+    def __init__(self, settings: DetrSettings, first: bool) -> None:
+        super().__init__()
+        hidden, self.heads, self.p = settings.hidden, settings.heads, settings.dropout
+
+        def linear() -> nn.Linear:
+            return nn.Linear(hidden, hidden)
+
+        self.self_query_content, self.self_query_position = linear(), linear()
+        self.self_key_content, self.self_key_position = linear(), linear()
+        self.self_value, self.self_output = linear(), linear()
+        self.cross_query_content, self.cross_query_span = linear(), linear()
+        self.cross_query_position = linear() if first else None
+        self.cross_key_content, self.cross_key_position = linear(), linear()
+        self.cross_value, self.cross_output = linear(), linear()
+        self.ffn = FeedForward(hidden, settings.ffn, settings.dropout, "prelu")
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.norm3 = nn.LayerNorm(hidden)
+        self.dropout = Dropout(settings.dropout)
+        nn.init.zeros_(self.self_output.bias)
+        nn.init.zeros_(self.cross_output.bias)
+
+    def forward(
+        self,
+        target: Tensor,
+        query: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, Tensor],
+        allowed: Tensor | None,
+    ) -> Tensor:
+        """One round of decoding.
+
+        Args:
+            target: (B, Q, d).
+            query: position code and modulated span code of the queries, (B, Q, d) each.
+            memory: encoded clips and their position codes, (B, L, d) each.
+            allowed: as in `attend`.
+
+        Returns:
+            (B, Q, d).
+        """
+        position, span = query
+        target = self.norm1(target + self.dropout(self._mix(target, position)))
+        read = self._read(target, position, span, memory, allowed)
+        target = self.norm2(target + self.dropout(read))
+        decoded: Tensor = self.norm3(target + self.dropout(self.ffn(target)))
+        return decoded
+
+    def _mix(self, target: Tensor, position: Tensor) -> Tensor:
+        queries = self.self_query_content(target) + self.self_query_position(position)
+        keys = self.self_key_content(target) + self.self_key_position(position)
+        mixed = attend(queries, keys, self.self_value(target), self.heads, None, self._p)
+        output: Tensor = self.self_output(mixed)
+        return output
+
+    def _read(
+        self,
+        target: Tensor,
+        position: Tensor,
+        span: Tensor,
+        memory: tuple[Tensor, Tensor],
+        allowed: Tensor | None,
+    ) -> Tensor:
+        clips, clip_position = memory
+        queries, keys = self.cross_query_content(target), self.cross_key_content(clips)
+        key_position = self.cross_key_position(clip_position)
+        if self.cross_query_position is not None:
+            queries = queries + self.cross_query_position(position)
+            keys = keys + key_position
+        queries = self._beside(queries, self.cross_query_span(span))
+        keys = self._beside(keys, key_position)
+        read = attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
+        output: Tensor = self.cross_output(read)
+        return output
+
+    def _beside(self, content: Tensor, position: Tensor) -> Tensor:
+        """Two (B, S, d) -> (B, S, 2d) in which each head holds its content, then its position."""
+        size, length, hidden = content.shape
+        split = (size, length, self.heads, hidden // self.heads)
+        halves = torch.cat((content.view(split), position.view(split)), dim=-1)
+        return halves.view(size, length, 2 * hidden)
+
+    @property
+    def _p(self) -> float:
+        return self.p if self.training else 0.0

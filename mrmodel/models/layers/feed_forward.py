@@ -1,0 +1,42 @@
+"""Position-wise networks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mrmodel.models.layers.dropout import Dropout
+
+Activation = Literal["relu", "prelu"]
+
+
+class FeedForward(nn.Module):
+    """Linear -> activation -> dropout -> Linear, the block of a transformer layer.
+
+    ``prelu`` has one learned slope for the block, 0.25 at first.
+    """
+
+    def __init__(self, hidden: int, ffn: int, p: float, activation: Activation) -> None:
+        super().__init__()
+        self.expand = nn.Linear(hidden, ffn)
+        self.activation = nn.PReLU() if activation == "prelu" else nn.ReLU()
+        self.dropout = Dropout(p)
+        self.contract = nn.Linear(ffn, hidden)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        hidden: Tensor = self.contract(self.dropout(self.activation(self.expand(sequence))))
+        return hidden
+
+
+class Mlp(nn.Sequential):
+    """`layers` Linear layers with ReLU between them; no dropout, no norm."""
+
+    def __init__(self, width: int, hidden: int, output: int, layers: int) -> None:
+        widths = [width] + [hidden] * (layers - 1) + [output]
+        blocks: list[nn.Module] = []
+        for left, right in pairwise(widths):
+            blocks += [nn.Linear(left, right), nn.ReLU()]
+        super().__init__(*blocks[:-1])

@@ -1,0 +1,123 @@
+"""Published checkpoints: the names of their parameters, and what these are called here.
+
+The rules of a model are applied one after the other to a published name. What the published code
+builds but never uses (the video head of the alignment loss; the text positions and the alignment
+heads where they are switched off) has no counterpart and is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mrmodel.errors import CheckpointError, UnknownNameError
+
+Rules = tuple[tuple[str, str], ...]
+
+_SHARED: Rules = (
+    (r"^module\.", ""),
+    (r"^input_vid_proj\.", "video_projection."),
+    (r"^input_txt_proj\.", "text_projection."),
+    (r"^txt_position_embed\.position_embeddings\.", "text_positions.table."),
+    (r"^txt_position_embed\.", "text_positions."),
+    (r"\.LayerNorm\.", ".norm."),
+    (r"\.net\.1\.", ".linear."),
+    (r"^class_embed\.", "class_head."),
+    (r"^span_embed\.", "span_head."),
+    (r"^contrastive_align_projection_", "contrastive."),
+    (r"^contrastive\.txt\.", "contrastive.text."),
+    (r"^transformer\.encoder\.layers\.", "encoder."),
+    (r"^transformer\.", ""),
+    (r"\.linear1\.", ".ffn.expand."),
+    (r"\.linear2\.", ".ffn.contract."),
+    (r"\.activation\.", ".ffn.activation."),
+    (r"^(encoder\.\d+)\.self_attn\.", r"\1.attention."),
+    # The published perceptrons count their Linear layers, ours count the ReLUs between them too.
+    (r"^([\w.]*(?:head|scale|embed))\.layers\.0\.", r"\1.0."),
+    (r"^([\w.]*(?:head|scale|embed))\.layers\.1\.", r"\1.2."),
+    (r"^([\w.]*(?:head|scale|embed))\.layers\.2\.", r"\1.4."),
+)
+
+RULES: dict[str, Rules] = {
+    "moment_detr": (
+        *_SHARED,
+        (r"^query_embed\.weight$", "queries"),
+        (r"^saliency_proj\.", "saliency_head."),
+        (r"^encoder\.norm\.", "encoder_norm."),
+        (r"^decoder\.norm\.", "decoder_norm."),
+        (r"^decoder\.layers\.", "decoder."),
+        (r"\.self_attn\.", ".self_attention."),
+        (r"\.multihead_attn\.", ".cross_attention."),
+    ),
+    "qd_detr": (
+        *_SHARED,
+        (r"^query_embed\.weight$", "anchors"),
+        (r"^global_rep_token$", "token"),
+        (r"^global_rep_pos$", "token_position"),
+        (r"^saliency_proj1\.", "saliency_head.clip."),
+        (r"^saliency_proj2\.", "saliency_head.token."),
+        (r"^t2v_encoder\.layers\.(\d+)\.self_attn\.", r"text_to_video.\1.attention."),
+        (r"^t2v_encoder\.layers\.", "text_to_video."),
+        (r"^decoder\.ref_point_head\.", "decoder.query_position."),
+        (r"^decoder\.ref_anchor_head\.", "decoder.width_scale."),
+        (r"^decoder\.bbox_embed\.", "decoder.refinement."),
+        (r"\.self_attn\.out_proj\.", ".self_output."),
+        (r"\.cross_attn\.out_proj\.", ".cross_output."),
+        (r"\.sa_", ".self_"),
+        (r"\.ca_", ".cross_"),
+        (r"_qpos_sine_proj\.", "_query_span."),
+        (r"_qcontent_proj\.", "_query_content."),
+        (r"_kcontent_proj\.", "_key_content."),
+        (r"_qpos_proj\.", "_query_position."),
+        (r"_kpos_proj\.", "_key_position."),
+        (r"_v_proj\.", "_value."),
+    ),
+}
+
+UNUSED = ("contrastive.vid.", "text_positions.", "contrastive.")
+
+
+def our_name(model_name: str, published: str) -> str:
+    """The name that a published parameter has in the model `model_name`.
+
+    Raises:
+        UnknownNameError: no published checkpoints are known for that model.
+    """
+    if model_name not in RULES:
+        raise UnknownNameError("published checkpoint layout", model_name, RULES)
+    name = published
+    for pattern, replacement in RULES[model_name]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def convert_state(
+    model_name: str, published: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
+    """A published state dict under our names, ready for ``model.load_state_dict``.
+
+    Raises:
+        CheckpointError: a tensor is missing, has no counterpart, or has another shape; the message
+            names all of them.
+    """
+    expected = model.state_dict()
+    renamed = {our_name(model_name, name): tensor for name, tensor in published.items()}
+    renamed = {
+        name: tensor
+        for name, tensor in renamed.items()
+        if name in expected or not name.startswith(UNUSED)
+    }
+    wrong = [f"{name} is missing" for name in expected.keys() - renamed.keys()]
+    wrong += [f"{name} has no counterpart" for name in renamed.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {tuple(renamed[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected.keys() & renamed.keys()
+        if renamed[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"not a {model_name} checkpoint of these sizes: " + "; ".join(sorted(wrong))
+        )
+    return renamed

@@ -1,0 +1,75 @@
+"""Settings that the DETR-style models share; the defaults are the published values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from mrmodel.config import Count, NonNegative, Positive, Section
+
+DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class MatcherWeights(Section):
+    """Weights of the matching cost: 10 L1 - 1 gIoU - 4 p(foreground)."""
+
+    span: NonNegative = 10.0
+    giou: NonNegative = 1.0
+    foreground: NonNegative = 4.0
+
+
+class LossWeights(Section):
+    """Weights of the losses; `contrastive` counts only where the model's `contrastive` is on."""
+
+    span: NonNegative = 10.0
+    giou: NonNegative = 1.0
+    label: NonNegative = 4.0
+    saliency: NonNegative = 1.0
+    contrastive: NonNegative = 0.02
+
+
+class DetrSettings(Section):
+    """Sizes, regularisation and losses of Moment-DETR and of what descends from it.
+
+    Attributes:
+        hidden: width d of all layers, a multiple of `heads` and of 4 (sine codes).
+        ffn: width of the feed-forward blocks.
+        queries: windows predicted for each sample.
+        projection_layers: (LayerNorm, dropout, Linear) blocks from features to `hidden`.
+        text_positions: learned positions for tokens; off in every published run.
+        max_tokens: rows of the learned position table, used with `text_positions` only.
+        aux_loss: also supervise the earlier decoder layers.
+        background_weight: class weight of unmatched queries.
+        saliency_margin: margin between the two clips of a pair.
+        highlights_only: no windows to learn from (TVSum, YouTube-HL): saliency loss alone.
+        contrastive: alignment of matched queries with the text (off in the published runs),
+            with `contrastive_width` channels and `contrastive_temperature`.
+    """
+
+    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
+    heads: Count = 8
+    ffn: Count = 1024
+    encoder_layers: Count = 2
+    decoder_layers: Count = 2
+    queries: Count = 10
+    projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
+    dropout: DropRate = 0.1
+    input_dropout: DropRate = 0.5
+    text_positions: bool = False
+    max_tokens: Count = 32
+    aux_loss: bool = True
+    background_weight: Positive = 0.1
+    saliency_margin: NonNegative = 0.2
+    highlights_only: bool = False
+    contrastive: bool = False
+    contrastive_width: Count = 64
+    contrastive_temperature: Positive = 0.07
+    matcher: MatcherWeights = MatcherWeights()
+    loss: LossWeights = LossWeights()
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> DetrSettings:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        return self
