@@ -78,7 +78,8 @@ def write_submission(ground_truth: Path, submission: Path, queries: int, seed: i
             | {"saliency_scores": ratings}
         )
         scores = np.sort(rng.random(N_WINDOWS).round(4))[::-1].tolist()
-        guesses = (truth + _windows(rng, N_WINDOWS))[:N_WINDOWS]
+        near = (np.array(truth) + rng.normal(0.0, 3.0, (len(truth), 2))).round(4).tolist()
+        guesses = (near + _windows(rng, N_WINDOWS))[:N_WINDOWS]
         windows = [[*window, score] for window, score in zip(guesses, scores, strict=True)]
         saliency = rng.normal(size=N_CLIPS).astype(np.float16).tolist()
         predictions.append(

@@ -42,12 +42,11 @@ class Charades(Protocol):
         arrays = moment_arrays(pairing, mode)
         ap = moment.average_precision(arrays, moment.AP_THRESHOLDS)
         iou = moment.best_iou(arrays.listed[:, :5], arrays.truth, arrays.truth_valid)
-        iou = np.where(arrays.listed_valid[:, :5], iou, 0.0)
         levels = np.array(moment.RECALL_THRESHOLDS)
         first, five = iou[:, :1] >= levels, iou.max(axis=1, keepdims=True) >= levels
         per_query = empty_per_query(pairing)
         values = per_query.values
-        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], 100.0 * ap.mean(axis=1)
+        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], 100.0 * ap.mean(axis=1, dtype=np.float64)
         for column, level in enumerate(moment.RECALL_THRESHOLDS):
             values[f"R1@{level}"] = 100.0 * first[:, column]
             values[f"R5@{level}"] = 100.0 * five[:, column]

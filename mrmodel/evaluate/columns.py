@@ -6,6 +6,7 @@ over single values only to word an error.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -105,7 +106,8 @@ def durations(rows: RowFile) -> Floats:
 def number_lists(rows: RowFile, key: str) -> Ragged:
     """A list of finite numbers a row."""
     lists = [_list_field(rows, index, key) for index in range(len(rows))]
-    return Ragged(_numbers(rows, key, lists), _counts(lists))
+    counts = _counts(lists)
+    return Ragged(_numbers(rows, key, list(chain.from_iterable(lists)), counts), counts)
 
 
 def annotated_windows(rows: RowFile) -> Ragged:
@@ -165,18 +167,11 @@ def clip_ratings(rows: RowFile) -> tuple[Ragged, Ragged]:
 
 def rating_lists(rows: RowFile) -> Ragged:
     """`saliency_scores`: (total, raters), the same number of raters everywhere."""
-    raters = 0
     lists = [_list_field(rows, index, "saliency_scores") for index in range(len(rows))]
-    for index, clips in enumerate(lists):
-        for clip in clips:
-            if type(clip) not in _LIST or not clip or len(clip) != (raters or len(clip)):
-                wanted = f"{raters} ratings (as in the rows before)" if raters else "its ratings"
-                rule = f"each entry of 'saliency_scores' must be a list of {wanted}, found "
-                raise rows.error(index, rule + show(clip))
-            raters = len(clip)
-    flat = [list(chain.from_iterable(clips)) for clips in lists]
-    values = _numbers(rows, "saliency_scores", flat).reshape(-1, max(1, raters))
-    return Ragged(values, _counts(lists))
+    first = next((clip for clips in lists for clip in clips), ())
+    raters = max(1, len(first)) if type(first) in _LIST else 1
+    _check_entries(rows, "saliency_scores", lists, raters, f"a list of {raters} ratings")
+    return _stacked(rows, "saliency_scores", lists, raters)
 
 
 def video_ids(rows: RowFile) -> list[str]:
@@ -187,13 +182,18 @@ def video_ids(rows: RowFile) -> list[str]:
 def _tuples(rows: RowFile, key: str, parts: Sequence[str]) -> Ragged:
     width = len(parts)
     lists = [_list_field(rows, index, key) for index in range(len(rows))]
+    _check_entries(rows, key, lists, width, f"[{', '.join(parts)}]")
+    return _stacked(rows, key, lists, width)
+
+
+def _check_entries(
+    rows: RowFile, key: str, lists: Sequence[Sequence[Any]], width: int, wanted: str
+) -> None:
     for index, entries in enumerate(lists):
-        for entry in entries:
-            if type(entry) not in _LIST or len(entry) != width:
-                rule = f"each entry of {key!r} must be [{', '.join(parts)}], found {show(entry)}"
-                raise rows.error(index, rule)
-    flat = [list(chain.from_iterable(entries)) for entries in lists]
-    return Ragged(_numbers(rows, key, flat).reshape(-1, width), _counts(lists))
+        if set(map(type, entries)) <= _LIST and set(map(len, entries)) <= {width}:
+            continue
+        wrong = next(entry for entry in entries if type(entry) not in _LIST or len(entry) != width)
+        raise rows.error(index, f"each entry of {key!r} must be {wanted}, found {show(wrong)}")
 
 
 def _check_order(rows: RowFile, key: str, windows: Ragged) -> None:
@@ -204,31 +204,29 @@ def _check_order(rows: RowFile, key: str, windows: Ragged) -> None:
         raise rows.error(index, f"a window of {key!r} ends before it starts: [{start:g}, {end:g}]")
 
 
-def _numbers(rows: RowFile, key: str, lists: Sequence[Sequence[Any]]) -> Floats:
-    """All values of `lists` in one array; `lists[i]` is of row i."""
-    flat = list(chain.from_iterable(lists))
-    try:
-        values = np.array(flat, dtype=np.float64) if set(map(type, flat)) <= _NUMBER else None
-    except OverflowError:  # an integer above 1e308
-        values = None
-    if values is None or not np.isfinite(values).all():
-        for index, row in enumerate(lists):
-            for value in row:
-                if not _is_finite_number(value):
-                    raise rows.error(
-                        index, f"{key!r} must hold finite numbers, found {show(value)}"
-                    )
-    assert values is not None
-    return values
+def _stacked(rows: RowFile, key: str, lists: Sequence[Sequence[Any]], width: int) -> Ragged:
+    """Lists of `width` numbers each: (total, width)."""
+    counts = _counts(lists)
+    flat = list(chain.from_iterable(chain.from_iterable(lists)))
+    return Ragged(_numbers(rows, key, flat, counts * width).reshape(-1, width), counts)
 
 
-def _is_finite_number(value: object) -> bool:
-    if type(value) not in _NUMBER:
-        return False
-    try:
-        return bool(np.isfinite(float(value)))  # type: ignore[arg-type]
-    except OverflowError:
-        return False
+def _numbers(rows: RowFile, key: str, flat: list[Any], counts: Integers) -> Floats:
+    """`flat` as an array; its values are those of row 0, then of row 1 ..., `counts` (n,) each."""
+    if set(map(type, flat)) <= _NUMBER:
+        try:
+            values = np.array(flat, dtype=np.float64)
+        except OverflowError:  # an integer above 1e308
+            values = np.array([np.nan])
+        if np.isfinite(values).all():
+            return values
+    place, wrong = next((i, v) for i, v in enumerate(flat) if not _is_finite_number(v))
+    index = int(np.searchsorted(np.cumsum(counts), place, side="right"))
+    raise rows.error(index, f"{key!r} must hold finite numbers, found {show(wrong)}")
+
+
+def _is_finite_number(value: Any) -> bool:
+    return type(value) in _NUMBER and abs(value) <= sys.float_info.max
 
 
 def _field(rows: RowFile, index: int, key: str) -> Any:

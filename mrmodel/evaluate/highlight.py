@@ -17,7 +17,7 @@ from mrmodel.evaluate.columns import Floats, Integers, Ragged
 RATING_THRESHOLDS = {"Fair": 2.0, "Good": 3.0, "VeryGood": 4.0}
 
 # Table entries handled at once: keeps a block inside the cache and long videos out of memory.
-_BLOCK = 400_000
+_BLOCK = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,18 @@ def interpolated_ap(
     order = np.argsort(np.where(valid, -scores, np.inf), axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     inside = np.arange(scores.shape[1]) < valid.sum(axis=1)[:, None]
-    last_of_step = inside.copy()
-    last_of_step[:, :-1] &= (ranked[:, :-1] != ranked[:, 1:]) | ~inside[:, 1:]
+    step_end = inside.copy()
+    step_end[:, :-1] &= (ranked[:, :-1] != ranked[:, 1:]) | ~inside[:, 1:]
+    step_end = step_end[:, None, :]
     labels = np.take_along_axis(positive & valid[:, None, :], order[:, None, :], axis=2)
-    true_count = np.cumsum(labels, axis=2, dtype=np.float64)
+    # Only the ends of steps count: elsewhere both numbers are 0, which no running maximum sees.
+    true_count = np.cumsum(labels, axis=2, dtype=np.int32) * step_end
     precision = true_count / np.arange(1, scores.shape[1] + 1)
-    precision *= last_of_step[:, None, :]
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-    # True positives at the end of the step before: the running maximum over earlier step ends.
-    at_end = np.where(last_of_step[:, None, :], true_count, 0.0)
-    before = np.zeros_like(at_end)
-    np.maximum.accumulate(at_end[..., :-1], axis=2, out=before[..., 1:])
-    rises = last_of_step[:, None, :] & (true_count > before)
-    steps = rises.sum(axis=2)
-    total = np.where(rises, precision, 0.0).sum(axis=2)
-    return total / np.maximum(steps, 1)
+    reached = np.maximum.accumulate(true_count, axis=2)
+    rises = np.diff(reached, axis=2, prepend=np.int32(0)) > 0
+    ap: Floats = (precision * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
+    return ap
 
 
 def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
@@ -147,7 +144,6 @@ def _rate_block(
         best = np.where(valid, scores, -np.inf).argmax(axis=1)
     else:
         best = given.padded(-np.inf).argmax(axis=1)
-    any_rater = positive.reshape(len(rows), len(levels), -1, width).any(axis=2)
+    any_rater = np.logical_or.reduce(positive.reshape(len(rows), len(levels), -1, width), axis=2)
     hit = any_rater[np.arange(len(rows)), :, np.minimum(best, width - 1)]
-    hit &= ((best < n_clips) & (given.counts > 0))[:, None]
-    return ap, hit.astype(np.float64)
+    return ap, (hit & (best < n_clips)[:, None]).astype(np.float64)

@@ -21,21 +21,19 @@ RECALL_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(14))
 
 @dataclass(frozen=True, slots=True)
 class MomentArrays:
-    """Windows of n queries in seconds.
+    """Windows of n queries in seconds; lists that are shorter are filled up with [0, 0].
+
+    A window without length overlaps nothing, so filled places can never be hits.
 
     Attributes:
         ranked: (n, K, 2) the windows that enter average precision, best first.
-        ranked_valid: (n, K) bool.
         listed: (n, k, 2) the windows that enter recall at 1..k, in their order.
-        listed_valid: (n, k) bool.
         truth: (n, G, 2) ground truth.
         truth_valid: (n, G) bool.
     """
 
     ranked: Floats
-    ranked_valid: Flags
     listed: Floats
-    listed_valid: Flags
     truth: Floats
     truth_valid: Flags
 
@@ -49,9 +47,7 @@ class MomentArrays:
         rows = np.flatnonzero(valid.any(axis=1))
         part = MomentArrays(
             self.ranked[rows],
-            self.ranked_valid[rows],
             self.listed[rows],
-            self.listed_valid[rows],
             self.truth[rows],
             valid[rows],
         )
@@ -61,7 +57,8 @@ class MomentArrays:
 def by_score(windows: Ragged) -> Ragged:
     """Each list of (start, end, score) in descending score; equal scores keep their order."""
     order = np.lexsort((-windows.values[:, 2], windows.owners()))
-    return Ragged(windows.values[order], windows.counts)
+    ranked: Floats = windows.values[order]
+    return Ragged(ranked, windows.counts)
 
 
 def pairwise_iou(first: Floats, second: Floats) -> Floats:
@@ -72,7 +69,8 @@ def pairwise_iou(first: Floats, second: Floats) -> Floats:
     start, end, other_start, other_end = _pairs(first, second)
     overlap = np.maximum(0.0, np.minimum(end, other_end) - np.maximum(start, other_start))
     union = (end - start) + (other_end - other_start) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0.0)
+    iou: Floats = np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0.0)
+    return iou
 
 
 def best_iou(listed: Floats, truth: Floats, truth_valid: Flags) -> Floats:
@@ -97,7 +95,7 @@ def average_precision(arrays: MomentArrays, thresholds: tuple[float, ...]) -> Fl
     threshold. No prediction, or no ground truth, gives 0.
     """
     iou = np.where(arrays.truth_valid[:, None, :], pairwise_iou(arrays.ranked, arrays.truth), -1.0)
-    found = _match(iou, np.array(thresholds)) & arrays.ranked_valid[:, None, :]
+    found = _match(iou, np.array(thresholds))
     true_count = np.cumsum(found, axis=2, dtype=np.float64)
     precision = true_count / np.arange(1, found.shape[2] + 1)
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
@@ -123,13 +121,16 @@ def _match(iou: Floats, thresholds: Floats) -> Flags:
     """(n, K, G) IoU, -1 where there is no ground truth -> (n, T, K) true positives."""
     n, ranks, n_truth = iou.shape
     # Reversed, so that arg-max (first of equals) finds the later ground truth.
-    reversed_iou = iou[:, :, ::-1]
+    iou = iou[:, :, ::-1]
     taken = np.zeros((n, len(thresholds), n_truth), dtype=bool)
     found = np.zeros((n, len(thresholds), ranks), dtype=bool)
     for rank in range(ranks):
-        free_iou = np.where(taken, -1.0, reversed_iou[:, rank, None, :])
+        # Most guesses miss everything; the rest of the loop is for those that may hit.
+        rows = np.flatnonzero(iou[:, rank].max(axis=1) >= thresholds.min())
+        occupied = taken[rows]
+        free_iou = np.where(occupied, -1.0, iou[rows, rank][:, None, :])
         choice = free_iou.argmax(axis=2)[..., None]
         hit = np.take_along_axis(free_iou, choice, axis=2) >= thresholds[:, None]
-        np.put_along_axis(taken, choice, np.take_along_axis(taken, choice, axis=2) | hit, axis=2)
-        found[:, :, rank] = hit[..., 0]
+        taken[rows] = occupied | (hit & (np.arange(n_truth) == choice))
+        found[rows, :, rank] = hit[..., 0]
     return found

@@ -59,7 +59,6 @@ class QVHighlights(Protocol):
     ) -> None:
         arrays = moment_arrays(pairing, mode)
         n = len(pairing.annotations)
-        answered = arrays.ranked_valid.any(axis=1)
         parts = {"full": (np.arange(n), arrays)}
         for length, (shortest, longest) in self.lengths.items():
             open_ended = mode == "clean" and length == "long"
@@ -67,7 +66,6 @@ class QVHighlights(Protocol):
         for length, (queries, part) in parts.items():
             ap = moment.average_precision(part, moment.AP_THRESHOLDS)
             iou = moment.best_iou(part.listed[:, :1], part.truth, part.truth_valid)[:, 0]
-            iou[~answered[queries]] = 0.0
             hits = iou[:, None] >= np.array(moment.AP_THRESHOLDS)
             blocks[length] = {
                 "MR-mAP": precision_block(ap),

@@ -33,9 +33,7 @@ def moment_arrays(pairing: Pairing, mode: Mode) -> moment.MomentArrays:
     listed = listed.head(5)
     return moment.MomentArrays(
         ranked.padded()[..., :2],
-        ranked.valid(),
         listed.padded()[..., :2],
-        listed.valid(),
         truth.padded(),
         truth.valid(),
     )

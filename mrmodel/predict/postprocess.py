@@ -117,13 +117,12 @@ def limit_lengths(windows: Reals, shortest: float, longest: float, move: Move) -
     length = end - start
     wanted = np.clip(length, shortest, longest).astype(windows.dtype)
     if move == "left":
-        new_start, new_end = start, start + wanted
+        moved = np.stack([start, start + wanted], axis=-1)
     elif move == "right":
-        new_start, new_end = end - wanted, end
+        moved = np.stack([end - wanted, end], axis=-1)
     else:
         middle, half = (start + end) / 2, wanted / 2
-        new_start, new_end = middle - half, middle + half
-    moved = np.stack([new_start, new_end], axis=-1)
+        moved = np.stack([middle - half, middle + half], axis=-1)
     limited: Reals = np.where((wanted != length)[..., None], moved, windows)
     return limited
 

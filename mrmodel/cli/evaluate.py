@@ -1,0 +1,59 @@
+"""``mrmodel evaluate``: score a prediction file against annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from mrmodel.components import PROTOCOLS
+from mrmodel.evaluate.run import get_protocol, score_files
+from mrmodel.files import write_json
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("evaluate")
+@click.option("--annotations", type=_FILE, required=True, help="Ground truth, JSONL.")
+@click.option("--predictions", type=_FILE, required=True, help="Submission, JSONL.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), required=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["official", "clean"]),
+    default="official",
+    show_default=True,
+    help="official: the published numbers, quirks included. clean: ranks by score, holds windows "
+    "to the video, scores a query without windows as a miss.",
+)
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Score the queries that both files have instead of refusing a difference.",
+)
+@click.option("--output", type=_FILE, help="Write all metrics to this JSON file.")
+@click.option("--per-query", type=_FILE, help="Write each query's figures to this JSON file.")
+def command(
+    annotations: Path,
+    predictions: Path,
+    protocol: str,
+    mode: Literal["official", "clean"],
+    allow_missing: bool,
+    output: Path | None,
+    per_query: Path | None,
+) -> None:
+    """Score a prediction file against annotations.
+
+    Percentages with two decimals (TVSum and YouTube Highlights: fractions); "-" where no query
+    enters a figure, which is null in the JSON.
+    """
+    scores = score_files(annotations, predictions, protocol, mode, allow_missing=allow_missing)
+    if output is not None:
+        write_json(output, scores.metrics)
+    if per_query is not None:
+        write_json(per_query, scores.per_query.as_json())
+    figures = get_protocol(protocol).figures(scores.metrics)
+    width = max(map(len, figures))
+    click.echo(f"{protocol}, mode {mode}, {len(scores.per_query.qids)} queries")
+    for name, value in figures.items():
+        click.echo(f"  {name:<{width}}  {'-' if value is None else format(value, '8.5g'):>8}")
