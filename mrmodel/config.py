@@ -260,6 +260,7 @@ class EvaluateSettings(Section):
 
     protocol: str
     mode: Literal["official", "clean"]
+    round_to_clips: bool
     nms_iou: Annotated[float, Field(ge=-1.0, le=1.0)]
     max_windows: Count
     zero_shot_sd: float

@@ -40,6 +40,18 @@ class Annotation:
     relevant_clip_ids: tuple[int, ...] = ()
     saliency_scores: tuple[tuple[float, ...], ...] = ()
 
+    def as_row(self) -> dict[str, object]:
+        """The row of an annotation file."""
+        return {
+            "qid": self.qid,
+            "query": self.query,
+            "vid": self.vid,
+            "duration": self.duration,
+            "relevant_windows": [list(window) for window in self.relevant_windows],
+            "relevant_clip_ids": list(self.relevant_clip_ids),
+            "saliency_scores": [list(ratings) for ratings in self.saliency_scores],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mrmodel.config import Config
 
+SPLITS = ("train", "val", "test")
+
 
 class Layout:
     """Folders of one configuration, relative to the current folder."""

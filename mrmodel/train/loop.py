@@ -34,11 +34,11 @@ Validate = Callable[[MomentModel], Mapping[str, float]]
 class TrainingData(Protocol):
     """What the loop needs of a data set; `mrmodel.data.loader.MomentDataset` is one."""
 
-    def epoch_batches(self, epoch: int) -> Sequence[Sequence[int]]:
+    def epoch_batches(self, epoch: int) -> Sequence[Any]:
         """Row numbers of each batch of an epoch; a function of the epoch alone."""
 
-    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Batch, Targets]:
-        """Input and ground truth of these rows; a function of its arguments alone."""
+    def batch(self, indices: Any, epoch: int) -> tuple[Batch, Targets]:
+        """Input and ground truth of these rows, on the device of the model."""
 
 
 class Recorder(Protocol):
@@ -74,7 +74,7 @@ def fit(
     model: MomentModel,
     data: TrainingData,
     plan: Plan,
-    validate: Validate,
+    validate: Validate | None,
     watchers: tuple[Recorder, Reporter],
 ) -> Progress:
     """Train `model` in place; it ends with the weights that the run's `select` rule picks.
@@ -84,6 +84,7 @@ def fit(
         data: the training set.
         plan: settings, seed, resume file.
         validate: figures of the model on validation data; the first one decides what is best.
+            Without it the last weights are the result, whatever `select` says.
         watchers: where figures and progress go.
 
     Raises:
@@ -112,7 +113,6 @@ def fit(
             batches, batches_epoch = data.epoch_batches(epoch), epoch
         torch.manual_seed(derive_seed(plan.seed, "step", step))
         batch, targets = data.batch(batches[position], epoch)
-        batch, targets = batch.to(device), targets.to(device)
 
         model.train()
         with autocast(device, settings.precision):
@@ -137,7 +137,8 @@ def fit(
         if progress.step == total_steps or progress.step % steps_per_epoch == 0:
             row = close_epoch(progress, position + 1, epoch, rate)
             is_last = progress.step == total_steps
-            if is_last or (epoch + 1) % settings.validate_every_epochs == 0:
+            is_due = is_last or (epoch + 1) % settings.validate_every_epochs == 0
+            if validate is not None and is_due:
                 row.update(check(model, validate, progress))
             recorder.log(row, progress.step)
             progress.history.append(row)
@@ -145,7 +146,7 @@ def fit(
             save_resume_state(plan.resume_file, state_of(model, optimizer, progress))
 
     reporter.finish()
-    if run.select == "best":
+    if run.select == "best" and progress.best_weights:
         model.load_state_dict(progress.best_weights)
         log.info("best validation %.4f at step %d", progress.best_value, progress.best_step)
     model.eval()

@@ -1,0 +1,67 @@
+"""``mrmodel predict``: search one video file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mrmodel.errors import CheckpointError
+
+
+@click.command(name="predict")
+@click.argument("video", type=click.Path(path_type=Path))
+@click.option("--query", "queries", multiple=True, required=True, help="A sentence; repeatable.")
+@click.option(
+    "--model",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Model folder [default: the only one, or the first, below models/finetuned].",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query.")
+def command(
+    video: Path, queries: tuple[str, ...], folder: Path | None, device: str, top: int, as_json: bool
+) -> None:
+    """Find the moments that sentences describe in VIDEO, and score every clip of it."""
+    from mrmodel.predict.predictor import Predictor
+
+    predictor = Predictor.from_folder(folder or default_model(), device)
+    searchable = predictor.encode(video)
+    for prediction in predictor.search(searchable, queries):
+        if as_json:
+            row = {**prediction.as_row(), "duration": searchable.duration_s}
+            row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
+            click.echo(json.dumps(row, ensure_ascii=False))
+            continue
+        click.echo(f"{prediction.query}")
+        for start, end, score in prediction.windows[:top]:
+            click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
+        click.echo(f"  clips  {sparkline(prediction.saliency)}")
+    if searchable.report.status != "ok" and not as_json:
+        click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
+
+
+def default_model() -> Path:
+    """The first model folder that ``make repro`` made.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folders = sorted(path.parent for path in Path("models/finetuned").glob("*/config.json"))
+    if not folders:
+        raise CheckpointError(
+            "models/finetuned: no trained model here; run `make repro` in the repository, "
+            "or name a model folder with --model"
+        )
+    return folders[0]
+
+
+def sparkline(values: tuple[float, ...]) -> str:
+    """Clip scores as one character a clip, from the lowest to the highest."""
+    levels = "▁▂▃▄▅▆▇█"
+    low, high = min(values), max(values)
+    scale = (len(levels) - 1) / ((high - low) or 1.0)
+    return "".join(levels[round((value - low) * scale)] for value in values)

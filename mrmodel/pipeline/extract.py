@@ -1,0 +1,59 @@
+"""Stage ``extract``: one feature stream of the corpus, of its videos or of its sentences."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mrmodel.components import ENCODERS
+from mrmodel.config import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.features.extract import ExtractionSettings, extract_texts, extract_videos
+from mrmodel.files import digest_of
+from mrmodel.generate.captions import caption_texts
+from mrmodel.pipeline.layout import SPLITS, Layout
+from mrmodel.pipeline.stage import run_stage_with
+from mrmodel.progress import Reporter
+from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
+
+
+def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
+    layout, stream = Layout(config), arguments["stream"]
+    videos = {path.stem: path for path in sorted(layout.videos.iterdir())}
+    settings = ExtractionSettings(
+        work_dir=layout.resume(f"extract-{stream}", _digest_of_inputs(layout, videos)),
+        workers=config.features.workers,
+        max_failed_share=config.features.max_failed_share,
+        limits=VideoLimits(max_duration_s=config.features.max_duration_s),
+    )
+    out = layout.stream(stream)
+    if ENCODERS.get(stream).modality == "video":
+        clip_len_s = config.features.clip_len_s
+        summary = extract_videos(videos, stream, clip_len_s, out, settings, reporter)
+    else:
+        summary = extract_texts(corpus_texts(layout), stream, out, settings, reporter)
+    for key, reason in summary.problems.items():
+        log.warning("%s: %s", key, reason)
+    log.info(
+        "%s: %d rows of %d items (%d partial, %d failed), %.0f rows/s, waiting for frames %.0f %%",
+        *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
+        *(summary.rows_per_s, 100 * summary.decode_wait),
+    )
+
+
+def corpus_texts(layout: Layout) -> list[str]:
+    """Every sentence that any stage will look up: queries of all splits, and captions."""
+    queries = [row.query for split in SPLITS for row in read_annotations(layout.split(split))]
+    return queries + caption_texts(layout.captions)
+
+
+def _digest_of_inputs(layout: Layout, videos: dict[str, Path]) -> str:
+    # Pieces check the state of their own file; the folder only has to differ between corpora.
+    return digest_of({"corpus": str(layout.corpus), "videos": len(videos)})
+
+
+if __name__ == "__main__":
+    run_stage_with(extract, ("stream",))

@@ -1,0 +1,44 @@
+"""How every stage finishes and scores predictions: one rule, from the section `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrmodel.config import Config
+from mrmodel.evaluate.protocols import Protocol, Scores
+from mrmodel.evaluate.rows import Row
+from mrmodel.evaluate.run import get_protocol
+from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.types import Prediction
+
+
+class Judge:
+    """Post-processing and metrics of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.settings = config.evaluate
+        self.clip_len_s = config.features.clip_len_s
+        self.protocol: Protocol = get_protocol(self.settings.protocol)
+
+    @property
+    def postprocess(self) -> PostprocessSettings:
+        """How windows are finished; `official` mode repeats the published way of the data set."""
+        if self.settings.mode == "official":
+            return self.protocol.official_postprocess(self.clip_len_s)
+        return PostprocessSettings(
+            round_to_s=self.clip_len_s if self.settings.round_to_clips else None,
+            max_windows=self.settings.max_windows,
+            nms_iou=self.settings.nms_iou,
+        )
+
+    def score(self, truth: Sequence[Row], predictions: Sequence[Prediction]) -> Scores:
+        """All metrics; in clean mode a query whose video has no features counts as a miss."""
+        rows = [prediction.as_row() for prediction in predictions]
+        return self.protocol.score(truth, rows, self.settings.mode)
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """The few figures to show, the one that chooses a model first; undefined ones left out."""
+        found = self.protocol.figures(scores.metrics)
+        first = self.protocol.headline
+        ordered = {first: found.get(first), **found}
+        return {name: value for name, value in ordered.items() if value is not None}

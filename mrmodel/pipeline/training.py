@@ -1,0 +1,206 @@
+"""What ``pretrain``, ``finetune`` and ``scratch`` share: data in, one model folder out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import mrmodel
+from mrmodel.config import Config, RunSettings
+from mrmodel.data.annotations import read_annotations
+from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
+from mrmodel.data.targets import TargetSettings
+from mrmodel.features.store import FeatureStore
+from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_json
+from mrmodel.models.base import MomentModel
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.scoring import Judge
+from mrmodel.predict.inference import predict_set
+from mrmodel.progress import Reporter
+from mrmodel.track.mlflow_log import open_run
+from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_weights, save_model
+from mrmodel.train.loop import Plan, Progress, fit
+from mrmodel.train.precision import pick_device
+from mrmodel.types import Annotation
+
+log = logging.getLogger(__name__)
+
+# A resume state of other code must not be continued: it would end in weights nobody can make again.
+_CODE = ("data", "features", "losses", "models", "train")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training: which model, on what, from where, to where.
+
+    Attributes:
+        run: ``pretrain``, ``finetune`` or ``scratch``: the section below `train`.
+        model: name below `models`.
+        seed: of every random draw.
+        train, val: annotation files; without a row in `val` nothing is validated.
+        start: model folder of the first weights, None = fresh ones.
+        out: model folder to write.
+        figures: ``<figures>.json`` and ``<figures>.csv`` take the results and the curves.
+    """
+
+    run: str
+    model: str
+    seed: int
+    train: Path
+    val: Path
+    start: Path | None
+    out: Path
+    figures: Path
+
+    @property
+    def name(self) -> str:
+        """For people and for folder names."""
+        return f"{self.run}@{self.model}"
+
+
+def train_model(config: Config, job: Job, reporter: Reporter) -> None:
+    """Train and write the model folder, the figures and the curves; continue if interrupted."""
+    layout = Layout(config)
+    device = pick_device(config.train.device)
+    builder = open_features(config, layout, device)
+    model_config = describe_model(config, job, builder)
+    torch.manual_seed(derive_seed(job.seed, "weights", job.model))
+    model = model_config.build()
+    if job.start is not None:
+        load_weights(model, job.start)
+    train_rows, val_rows = _read(job.train, config), _read(job.val, config)
+    if not train_rows:
+        log.warning("%s: %s has no row; the first weights are the result", job.name, job.train)
+        _write(job, model, model_config, Progress())
+        return
+
+    data = open_set(config, train_rows, builder, job.seed)
+    resume = layout.resume(job.name, _digest_of_inputs(config, job, model_config))
+    plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
+    params = {"model": config.models[job.model], "run": plan.run.model_dump(), "seed": job.seed}
+    with open_run(config.tracking, job.name, params, layout.state) as record:
+        validate = Validation(config, val_rows, builder) if val_rows else None
+        progress = fit(model, data, plan, validate, (record, reporter))
+        _write(job, model, model_config, progress)
+        record.file(job.figures.with_suffix(".json"))
+    shutil.rmtree(resume, ignore_errors=True)
+
+
+def run_settings(config: Config, run: str) -> RunSettings:
+    """The section of a run."""
+    settings: RunSettings = getattr(config.train, run)
+    return settings
+
+
+def open_features(config: Config, layout: Layout, device: torch.device) -> BatchBuilder:
+    """The corpus' feature stores as a source of batches."""
+    return BatchBuilder(
+        [FeatureStore(layout.stream(name)) for name in config.features.video_streams],
+        [FeatureStore(layout.stream(name)) for name in config.features.text_streams],
+        RowLimits(config.features.max_clips, config.features.max_tokens),
+        device,
+    )
+
+
+def open_set(
+    config: Config, rows: Sequence[Annotation], builder: BatchBuilder, seed: int
+) -> MomentDataset:
+    """Annotations with their features."""
+    targets = TargetSettings(max_windows=config.train.max_windows)
+    return MomentDataset(rows, builder, LoaderSettings(config.train.batch_size, seed, targets))
+
+
+def describe_model(config: Config, job: Job, builder: BatchBuilder) -> ModelConfig:
+    """config.json of the model folder, but for the results."""
+    return ModelConfig(
+        model=job.model,
+        settings=config.models[job.model],
+        video_streams=_streams(builder.video),
+        text_streams=_streams(builder.text),
+        clip_len_s=config.features.clip_len_s,
+        max_clips=config.features.max_clips,
+        max_tokens=config.features.max_tokens,
+        protocol=config.evaluate.protocol,
+        training={"run": job.run, "seed": job.seed, "corpus": config.corpus.name},
+    )
+
+
+class Validation:
+    """Figures of a model on annotated rows, the one that chooses first."""
+
+    def __init__(self, config: Config, rows: Sequence[Annotation], builder: BatchBuilder) -> None:
+        self._judge = Judge(config)
+        self._batch_size = config.train.eval_batch_size
+        self._truth = [row.as_row() for row in rows]
+        self._data = open_set(config, rows, builder, seed=0)
+
+    def __call__(self, model: MomentModel) -> dict[str, float]:
+        """Predict all rows and score them."""
+        found = predict_set(model, self._data, self._batch_size, self._judge.postprocess)
+        return self._judge.figures(self._judge.score(self._truth, found))
+
+
+def _streams(stores: Sequence[object]) -> tuple[ModelStream, ...]:
+    infos = [store.info for store in stores if isinstance(store, FeatureStore)]
+    return tuple(ModelStream(info.stream, info.dim, digest_of(info.fingerprint)) for info in infos)
+
+
+def _read(path: Path, config: Config) -> list[Annotation]:
+    # The generator writes an empty file where no caption was usable; that is for us to report.
+    if path.stat().st_size == 0:
+        return []
+    return read_annotations(path, config.features.clip_len_s)
+
+
+def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
+    files = [job.train, job.val]
+    if job.start is not None:
+        files.append(job.start / "model.safetensors")
+    package = Path(mrmodel.__file__).parent
+    files += sorted(file for part in _CODE for file in (package / part).rglob("*.py"))
+    settings = config.train.model_dump(exclude={"models", "pretrain", "finetune", "scratch"})
+    streams = (*model.video_streams, *model.text_streams)
+    return digest_of(
+        {
+            "settings": settings,
+            "run": run_settings(config, job.run).model_dump(),
+            "seed": job.seed,
+            "model": [model.model, model.settings],
+            "streams": [
+                stream.fingerprint for stream in (*model.video_streams, *model.text_streams)
+            ],
+            "files": [sha256_of(file) for file in files],
+        }
+    )
+
+
+def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress) -> None:
+    validated = [row for row in progress.history if any(key.startswith("val/") for key in row)]
+    best = [row for row in validated if row["step"] == progress.best_step]
+    shown = {
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "last": _validation_of(validated[-1:]),
+        "best": _validation_of(best),
+    }
+    write_json(job.figures.with_suffix(".json"), shown)
+    with atomic_path(job.figures.with_suffix(".csv")) as temporary:
+        columns = None if progress.history else ["step", "train/loss"]
+        pd.DataFrame(progress.history, columns=columns).to_csv(temporary, index=False)
+    save_model(job.out, model, config)
+
+
+def _validation_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        key.removeprefix("val/"): value
+        for row in rows
+        for key, value in row.items()
+        if key.startswith("val/")
+    }

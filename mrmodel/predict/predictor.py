@@ -1,0 +1,151 @@
+"""Search a video file: encode it once, ask it often.
+
+Rows go the same way as in training: encoder -> float16 -> `BatchBuilder` -> model, so the tensor
+that a trained sample saw is the tensor that the same video gives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrmodel.components import ENCODERS
+from mrmodel.data.loader import BatchBuilder, RowLimits
+from mrmodel.errors import DataError, FeatureMismatch
+from mrmodel.features.encode import encode_texts, encode_video
+from mrmodel.features.keys import text_key
+from mrmodel.features.manifest import stream_fingerprint
+from mrmodel.features.store import MemoryStore
+from mrmodel.files import digest_of
+from mrmodel.models.base import MomentModel
+from mrmodel.predict.inference import decode_output
+from mrmodel.predict.postprocess import Decoded, PostprocessSettings
+from mrmodel.predict.windows import Stretch, merge_stretches, stretches
+from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
+from mrmodel.train.precision import pick_device
+from mrmodel.types import Annotation, Prediction
+from mrmodel.video.frames import DecodeReport
+
+# A query may be asked of many stretches of a long video; so many go through the model at once.
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SearchableVideo:
+    """A video whose clips are encoded: one store a stream, all with the key `vid`."""
+
+    vid: str
+    duration_s: float
+    n_clips: int
+    streams: tuple[MemoryStore, ...]
+    report: DecodeReport
+
+
+class Predictor:
+    """A trained model with the encoders that its features came from.
+
+    Args:
+        model: in eval mode.
+        config: what the model folder says.
+        device: where the model lies.
+
+    Raises:
+        FeatureMismatch: an encoder here differs from the one that made the training features.
+    """
+
+    def __init__(self, model: MomentModel, config: ModelConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config, device
+        self._video = [_encoder_of(stream, config.clip_len_s) for stream in config.video_streams]
+        self._text = [_encoder_of(stream, None) for stream in config.text_streams]
+        self.postprocess = PostprocessSettings(round_to_s=config.clip_len_s, nms_iou=0.7)
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str = "auto") -> Predictor:
+        """Load a model folder such as ``models/finetuned/qd_detr``."""
+        place = pick_device(device)
+        model, config = load_model(folder, place)
+        return cls(model, config, place)
+
+    def encode(self, path: Path) -> SearchableVideo:
+        """Decode and encode a video file of any length.
+
+        Raises:
+            VideoError: the file gives no frames.
+        """
+        clip_len_s = self.config.clip_len_s
+        encoded = [encode_video(path, encoder, clip_len_s) for encoder in self._video]
+        stores = [
+            MemoryStore(stream.name, {path.stem: video.rows}, clip_len_s)
+            for stream, video in zip(self.config.video_streams, encoded, strict=True)
+        ]
+        report = encoded[0].report
+        n_clips = min(len(video.rows) for video in encoded)
+        return SearchableVideo(path.stem, report.duration_s, n_clips, tuple(stores), report)
+
+    def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[Prediction]:
+        """Windows (seconds, best first) and clip scores for each query.
+
+        A video longer than the model's `max_clips` is searched in overlapping stretches.
+
+        Raises:
+            DataError: a query is empty.
+        """
+        for number, query in enumerate(queries):
+            if not query.strip():
+                raise DataError(f"query {number + 1} is empty; expected a sentence")
+        builder = BatchBuilder(
+            video.streams,
+            self._encode_queries(queries),
+            RowLimits(self.config.max_clips, self.config.max_tokens),
+            self.device,
+        )
+        parts = stretches(video.n_clips, self.config.max_clips)
+        rows = [self._row(video, part, query) for query in queries for part in parts]
+        found = self._run(builder, rows)
+        predictions = []
+        for number, query in enumerate(queries):
+            answers = found[number * len(parts) : (number + 1) * len(parts)]
+            answer = merge_stretches(answers, parts, self.config.clip_len_s, self.postprocess)
+            predictions.append(
+                Prediction(number, query, video.vid, answer.windows, answer.saliency)
+            )
+        return predictions
+
+    def _encode_queries(self, queries: Sequence[str]) -> list[MemoryStore]:
+        unique = {text_key(query): query for query in queries}
+        stores = []
+        for stream, encoder in zip(self.config.text_streams, self._text, strict=True):
+            rows = encode_texts(list(unique.values()), encoder)
+            stores.append(MemoryStore(stream.name, dict(zip(unique, rows, strict=True))))
+        return stores
+
+    def _row(self, video: SearchableVideo, part: Stretch, query: str) -> Annotation:
+        if part.n_clips == video.n_clips:
+            return Annotation(0, query, video.vid, video.duration_s)
+        clip_len_s = self.config.clip_len_s
+        start, end = part.first * clip_len_s, (part.first + part.n_clips) * clip_len_s
+        return Annotation(0, query, f"{video.vid}_{start}_{end}", end - start)
+
+    def _run(self, builder: BatchBuilder, rows: list[Annotation]) -> list[Decoded]:
+        answers: list[Decoded] = []
+        with torch.inference_mode():
+            for first in range(0, len(rows), _BATCH):
+                batch = builder.batch(rows[first : first + _BATCH])
+                answers += decode_output(self.model(batch), batch, self.postprocess)
+        return answers
+
+
+def _encoder_of(stream: ModelStream, clip_len_s: float | None) -> Any:
+    encoder = ENCODERS.get(stream.name)()
+    found = digest_of(stream_fingerprint(encoder.fingerprint(), clip_len_s))
+    if found != stream.fingerprint:
+        raise FeatureMismatch(
+            f"{stream.name}: the encoder here is not the one that the model was trained with "
+            f"(fingerprint {found[:12]}, expected {stream.fingerprint[:12]}); other weights, "
+            "settings or library versions: install the versions of constraints.txt, or train again"
+        )
+    return encoder

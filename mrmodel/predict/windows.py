@@ -1,0 +1,63 @@
+"""Videos longer than a model was trained for: overlapping stretches, and one answer out of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrmodel.predict.postprocess import Decoded, PostprocessSettings, keep_best
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """`n_clips` consecutive clips of a video, from clip `first` on."""
+
+    first: int
+    n_clips: int
+
+
+def stretches(n_clips: int, longest: int) -> list[Stretch]:
+    """Cover `n_clips` clips with stretches of at most `longest`, each half over the one before.
+
+    A moment of up to half of `longest` lies whole within at least one stretch. The last stretch
+    ends with the video.
+    """
+    if n_clips <= longest:
+        return [Stretch(0, n_clips)]
+    step = max(longest // 2, 1)
+    firsts = [*range(0, n_clips - longest, step), n_clips - longest]
+    return [Stretch(first, longest) for first in firsts]
+
+
+def merge_stretches(
+    answers: Sequence[Decoded],
+    parts: Sequence[Stretch],
+    clip_len_s: float,
+    settings: PostprocessSettings,
+) -> Decoded:
+    """One answer for the whole video.
+
+    Windows are moved to the video's time and go through non-maximum suppression together; a clip's
+    score is the mean over the stretches that hold it.
+    """
+    if len(parts) == 1:
+        return answers[0]
+    windows, total, count = [], np.zeros(_end(parts)), np.zeros(_end(parts))
+    for answer, part in zip(answers, parts, strict=True):
+        offset = part.first * clip_len_s
+        windows += [(start + offset, end + offset, score) for start, end, score in answer.windows]
+        clips = slice(part.first, part.first + part.n_clips)
+        total[clips] += answer.saliency
+        count[clips] += 1
+    ranked = np.array(sorted(windows, key=lambda window: -window[2]))
+    kept = keep_best(
+        ranked[None, :, :2], ranked[None, :, 2], settings.nms_iou, settings.max_windows
+    )
+    best = tuple((float(a), float(b), float(c)) for a, b, c in ranked[kept[0]])
+    return Decoded(best, tuple((total / count).tolist()))
+
+
+def _end(parts: Sequence[Stretch]) -> int:
+    return max(part.first + part.n_clips for part in parts)

@@ -1,0 +1,81 @@
+"""Moments without any training: clips whose vectors are close to the sentence's vector.
+
+It works for encoders that put clips and sentences into one space, and is the line that training
+has to beat.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.features.keys import text_key
+from mrmodel.features.store import RowTable
+from mrmodel.types import Annotation, Prediction
+
+Vector = NDArray[np.float64]
+
+
+def predict_zero_shot(
+    annotations: list[Annotation], video: RowTable, text: RowTable, threshold_sd: float
+) -> list[Prediction]:
+    """Predictions from cosine similarity alone.
+
+    Args:
+        annotations: the queries; their ground truth is not read.
+        video: clip vectors by video id.
+        text: rows by text key; row 0 is the sentence vector, in the space of the clip vectors.
+        threshold_sd: a window is a run of clips above mean + this many standard deviations.
+
+    Raises:
+        ValueError: the two stores have different widths, so there is no common space.
+    """
+    if video.dim != text.dim:
+        raise ValueError(f"{video.name} has {video.dim} channels, {text.name} has {text.dim}")
+    predictions = []
+    for annotation in annotations:
+        clips = _unit(video.gather([annotation.vid])[0][0])
+        sentence = _unit(text.gather([text_key(annotation.query)], max_rows=1)[0][0])[0]
+        similarity = clips @ sentence
+        clip_len_s = video.clip_len_s or annotation.duration / len(clips)
+        windows = similarity_windows(similarity, clip_len_s, threshold_sd)
+        predictions.append(
+            Prediction(
+                qid=annotation.qid,
+                query=annotation.query,
+                vid=annotation.vid,
+                windows=windows,
+                saliency=tuple(similarity.tolist()),
+            )
+        )
+    return predictions
+
+
+def similarity_windows(
+    similarity: Vector, clip_len_s: float, threshold_sd: float
+) -> tuple[tuple[float, float, float], ...]:
+    """Runs of clips above mean + `threshold_sd` standard deviations, in seconds, best first.
+
+    Args:
+        similarity: (L,) one number a clip.
+        clip_len_s: seconds of a clip.
+        threshold_sd: see above. The most similar clip is always in, so there is a window.
+
+    Returns:
+        (start, end, mean similarity of the run), by falling score.
+    """
+    above = similarity > similarity.mean() + threshold_sd * similarity.std()
+    above[similarity.argmax()] = True
+    edges = np.flatnonzero(np.diff(above.astype(np.int8), prepend=0, append=0))
+    runs = edges.reshape(-1, 2)
+    scores = np.array([similarity[start:end].mean() for start, end in runs])
+    order = np.argsort(-scores, kind="stable")
+    return tuple(
+        (float(runs[i, 0] * clip_len_s), float(runs[i, 1] * clip_len_s), float(scores[i]))
+        for i in order
+    )
+
+
+def _unit(rows: NDArray[np.float16]) -> Vector:
+    values = rows.astype(np.float64)
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-8)
