@@ -90,7 +90,8 @@ def stream_fingerprint(
     Training refuses features whose fingerprint differs between the corpora of one experiment, and
     a served model refuses features made another way.
     """
-    return {**encoder_fingerprint, "clip_len_s": clip_len_s, "store_schema": SCHEMA_VERSION}
+    length = None if clip_len_s is None else float(clip_len_s)  # 2 and 2.0 differ as JSON
+    return {**encoder_fingerprint, "clip_len_s": length, "store_schema": SCHEMA_VERSION}
 
 
 def require_fingerprint(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

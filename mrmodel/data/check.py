@@ -1,0 +1,176 @@
+"""`mrmodel data check`: every mistake of an annotation file, and what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, Scan, scan_annotations
+from mrmodel.errors import DataError
+from mrmodel.features.keys import normalise_query, split_segment
+from mrmodel.types import Annotation
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+# Longest short and longest middle window in seconds, as the QVHighlights evaluation counts them.
+_SHORT_S, _MIDDLE_S = 10.0, 30.0
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a file holds and what is wrong with it.
+
+    `summary` maps a line's name to its value: a number, a text, or a mapping of those.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    errors: list[DataError] = field(default_factory=list)
+    warnings: list[DataError] = field(default_factory=list)
+
+
+def check_file(
+    path: Path, videos_dir: Path | None = None, clip_len_s: float = DEFAULT_CLIP_LEN_S
+) -> CheckReport:
+    """Check a whole annotation file; unlike reading, it goes on behind mistakes.
+
+    Args:
+        path: the JSONL file.
+        videos_dir: with it, every video must be there as ``<vid>.mp4`` (or another container).
+        clip_len_s: seconds of one clip.
+
+    Raises:
+        DataError: the file, or the folder, cannot be opened.
+    """
+    scan = scan_annotations(path, clip_len_s)
+    if videos_dir is not None:
+        scan.errors.extend(_missing_videos(path, scan, videos_dir))
+    return CheckReport(path, summarise(scan.rows, clip_len_s), scan.errors, scan.warnings)
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """Video id -> file, of all video files of a folder.
+
+    Raises:
+        DataError: there is no such folder, or an id has two files.
+    """
+    if not folder.is_dir():
+        raise DataError("is not a folder with videos", file=folder)
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            continue
+        if path.stem in found:
+            raise DataError(f"video {path.stem!r} is there twice: {path.name}", file=folder)
+        found[path.stem] = path
+    return found
+
+
+def summarise(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
+    """What annotations hold, as names and figures."""
+    if not rows:
+        return {"queries": 0}
+    lengths = [end - start for row in rows for start, end in row.relevant_windows]
+    words = [len(row.query.split()) for row in rows]
+    summary: dict[str, Any] = {
+        "queries": len(rows),
+        "distinct queries": len({normalise_query(row.query) for row in rows}),
+        "videos": len({row.vid for row in rows}),
+        "same query and video again": len(rows)
+        - len({(normalise_query(row.query), row.vid) for row in rows}),
+        "duration in s": _range(row.duration for row in rows),
+        "query length in words": _range(words),
+        "queries without windows": sum(not row.relevant_windows for row in rows),
+        "windows": len(lengths),
+    }
+    if lengths:
+        per_query = Counter(len(row.relevant_windows) for row in rows)
+        summary["windows per query"] = dict(sorted(per_query.items()))
+        summary["window length in s"] = _range(lengths)
+        summary["window lengths"] = _length_classes(lengths)
+        summary["share of the video in windows"] = _range(
+            _covered_s(row) / row.duration for row in rows if row.relevant_windows
+        )
+    summary.update(_saliency_summary(rows, clip_len_s))
+    return summary
+
+
+def format_report(report: CheckReport) -> str:
+    """The report as text for a person: mistakes with their lines, then the summary."""
+    lines = [f"error: {error}" for error in report.errors]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    for name, value in report.summary.items():
+        shown = value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key}: {_figure(item)}" for key, item in value.items())
+        lines.append(f"{name}: {_figure(shown)}")
+    lines.append(f"{len(report.errors)} errors, {len(report.warnings)} warnings")
+    return "\n".join(lines)
+
+
+def _missing_videos(path: Path, scan: Scan, videos_dir: Path) -> list[DataError]:
+    """One error for each video without a file, at the first row that needs it."""
+    found, reported, errors = find_videos(videos_dir), set(), []
+    for row, line in zip(scan.rows, scan.lines, strict=True):
+        segment = split_segment(row.vid)
+        known = row.vid in found or (segment is not None and segment.base in found)
+        if known or row.vid in reported:
+            continue
+        reported.add(row.vid)
+        rule = f"vid = {row.vid!r}: no such video in {videos_dir}"
+        errors.append(DataError(rule, file=path, line=line, qid=row.qid))
+    return errors
+
+
+def _saliency_summary(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
+    ratings = Counter(rating for row in rows for clip in row.saliency_scores for rating in clip)
+    shares = [
+        len(row.relevant_clip_ids) * clip_len_s / row.duration
+        for row in rows
+        if row.relevant_clip_ids
+    ]
+    if not shares:
+        return {"relevant clips": 0}
+    raters = Counter(len(clip) for row in rows for clip in row.saliency_scores)
+    return {
+        "relevant clips": sum(len(row.relevant_clip_ids) for row in rows),
+        "share of the video in relevant clips": _range(shares),
+        "raters": dict(sorted(raters.items())),
+        "ratings": {f"{rating:g}": count for rating, count in sorted(ratings.items())},
+    }
+
+
+def _length_classes(lengths: list[float]) -> dict[str, int]:
+    short = sum(length <= _SHORT_S for length in lengths)
+    long = sum(length > _MIDDLE_S for length in lengths)
+    return {
+        f"short (to {_SHORT_S:g} s)": short,
+        f"middle (to {_MIDDLE_S:g} s)": len(lengths) - short - long,
+        "long": long,
+    }
+
+
+def _covered_s(row: Annotation) -> float:
+    """Seconds of the video that lie in at least one window."""
+    covered, reached = 0.0, 0.0
+    for start, end in sorted(row.relevant_windows):
+        covered += max(0.0, min(end, row.duration) - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def _range(values: Iterable[float]) -> dict[str, float]:
+    numbers = list(values)
+    return {
+        "min": min(numbers),
+        "median": median(numbers),
+        "mean": mean(numbers),
+        "max": max(numbers),
+    }
+
+
+def _figure(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
