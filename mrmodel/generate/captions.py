@@ -53,7 +53,7 @@ class BadRow:
     reason: str
     detail: str
 
-    def as_row(self) -> dict[str, object]:
+    def as_row(self) -> dict[str, Any]:
         """The row of rejects.jsonl."""
         return {"line": self.line, "reason": self.reason, "detail": self.detail}
 

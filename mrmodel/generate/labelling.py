@@ -11,7 +11,7 @@ Design: pretraining_data.md A.4-A.7 and A.9.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,17 @@ class Similarities:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def part(self, first: int, last: int) -> Similarities:
+        """The segments [first, last)."""
+        clips = slice(int(self.offsets[first]), int(self.offsets[last]))
+        return Similarities(
+            self.offsets[first : last + 1] - self.offsets[first],
+            self.score[clips],
+            self.valid[clips],
+            self.annotated[clips],
+            self.caption_valid[first:last],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,8 @@ def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -
 
     Args:
         offsets: (Q + 1,) as in `Similarities`.
-        start_ms, end_ms: (Q,) interval relative to its segment.
+        start_ms: (Q,) start of each interval, relative to its segment.
+        end_ms: (Q,) its end.
         clip_ms: length of a clip.
 
     Returns:
@@ -120,7 +132,7 @@ def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -
     clip_start = place * clip_ms
     overlap = np.minimum(end_ms[segment], clip_start + clip_ms)
     overlap = np.maximum(overlap - np.maximum(start_ms[segment], clip_start), 0)
-    annotated = 2 * overlap >= clip_ms
+    annotated: Bools = 2 * overlap >= clip_ms
     best = np.zeros(len(offsets) - 1, dtype=np.int64)
     np.maximum.at(best, segment, overlap)
     lacking = (2 * best < clip_ms) & (best > 0)
@@ -177,6 +189,24 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
     )
 
 
+def label_in_blocks(
+    similarities: Similarities, settings: LabelSettings, floor: float, block: int
+) -> Labels:
+    """`label`, `block` segments at a time: the same result in bounded memory."""
+    starts = range(0, max(len(similarities), 1), block)
+    parts = [
+        label(similarities.part(first, min(first + block, len(similarities))), settings, floor)
+        for first in starts
+    ]
+    columns = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(Labels)
+    }
+    shifts = np.repeat(np.array(starts), [len(part.window_segment) for part in parts])
+    columns["window_segment"] = columns["window_segment"] + shifts
+    return Labels(**columns)
+
+
 def _places(offsets: Ints) -> tuple[Ints, Ints]:
     """(C,) segment of each clip and (C,) its place in the segment."""
     counts = np.diff(offsets)
@@ -198,11 +228,12 @@ def _moments(
     segment: Ints, weights: Doubles, score: Doubles, total: int
 ) -> tuple[Doubles, Doubles, Doubles]:
     """(Q,) count, mean and population standard deviation of the clips with weight 1."""
-    count = np.bincount(segment, weights=weights, minlength=total)
+    count = np.bincount(segment, weights=weights, minlength=total).astype(np.float64)
     divisor = np.maximum(count, 1)
     mean = np.bincount(segment, weights=weights * score, minlength=total) / divisor
     squares = weights * (score - mean[segment]) ** 2
-    return count, mean, np.sqrt(np.bincount(segment, weights=squares, minlength=total) / divisor)
+    variance: Doubles = np.bincount(segment, weights=squares, minlength=total) / divisor
+    return count, mean, np.sqrt(variance)
 
 
 def _grades(distance: Doubles, sd: Doubles) -> NDArray[np.int8]:
@@ -213,7 +244,7 @@ def _grades(distance: Doubles, sd: Doubles) -> NDArray[np.int8]:
     """
     grade = 1 + (distance > -1.5 * sd).astype(np.int8)
     grade += distance > _TIE
-    grade += distance > np.maximum(1.5 * sd, _TIE)
+    grade += distance > 1.5 * sd
     flat = 3 + (distance > EPS).astype(np.int8) - (distance < -EPS).astype(np.int8)
     return np.where(sd < EPS, flat, grade).astype(np.int8)
 

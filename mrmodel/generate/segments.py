@@ -6,7 +6,7 @@ of a video are extracted once and sliced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,10 @@ class Segments:
     interval_start_ms: Ints
     interval_end_ms: Ints
     lost_ms: Ints
+
+    def take(self, chosen: NDArray[np.bool_]) -> Segments:
+        """Some of the segments."""
+        return Segments(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def choose_segments(
