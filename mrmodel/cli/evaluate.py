@@ -52,8 +52,10 @@ def command(
         write_json(output, scores.metrics)
     if per_query is not None:
         write_json(per_query, scores.per_query.as_json())
-    figures = get_protocol(protocol).figures(scores.metrics)
+    judge = get_protocol(protocol)
+    figures = judge.figures(scores.metrics)
     width = max(map(len, figures))
     click.echo(f"{protocol}, mode {mode}, {len(scores.per_query.qids)} queries")
     for name, value in figures.items():
-        click.echo(f"  {name:<{width}}  {'-' if value is None else format(value, '8.5g'):>8}")
+        shown = "-" if value is None else f"{value:.{judge.decimals}f}"
+        click.echo(f"  {name:<{width}}  {shown:>8}")

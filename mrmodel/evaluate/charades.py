@@ -46,7 +46,7 @@ class Charades(Protocol):
         first, five = iou[:, :1] >= levels, iou.max(axis=1, keepdims=True) >= levels
         per_query = empty_per_query(pairing)
         values = per_query.values
-        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], 100.0 * ap.mean(axis=1, dtype=np.float64)
+        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], np.asarray(100.0 * ap.mean(axis=1))
         for column, level in enumerate(moment.RECALL_THRESHOLDS):
             values[f"R1@{level}"] = 100.0 * first[:, column]
             values[f"R5@{level}"] = 100.0 * five[:, column]

@@ -10,7 +10,7 @@ import numpy as np
 from mrmodel.evaluate import columns, highlight
 from mrmodel.evaluate.columns import Floats, Mode, Ragged
 from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, saliency_lists
-from mrmodel.evaluate.rows import Pairing, RowFile
+from mrmodel.evaluate.rows import Pairing, RowFile, show
 from mrmodel.predict.postprocess import PostprocessSettings
 
 
@@ -25,6 +25,7 @@ class TVSum(Protocol):
     name = "tvsum"
     headline = "mAP"
     best = 1.0
+    decimals = 5
 
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The mAP over all videos (a fraction), then by domain where rows have domains."""
@@ -64,7 +65,7 @@ class TVSum(Protocol):
             raise rows.error(index, "'saliency_scores' is empty; every clip needs its ratings")
         for index, row in enumerate(rows):
             expected = list(range(ratings.counts[index]))
-            if "relevant_clip_ids" in row and list(row["relevant_clip_ids"]) != expected:
+            if row.get("relevant_clip_ids", expected) not in (expected, tuple(expected)):
                 rule = f"'relevant_clip_ids' must be 0..{len(expected) - 1}: every clip is rated"
                 raise rows.error(index, rule)
         return ratings
@@ -72,7 +73,10 @@ class TVSum(Protocol):
     def _by_domain(self, rows: RowFile, per_video: Floats) -> dict[str, Any]:
         if not columns.has_field(rows, "domain"):
             return {}
-        domains = np.array([str(row["domain"]) for row in rows])
+        for index, row in enumerate(rows):
+            if not isinstance(row["domain"], str):
+                raise rows.error(index, f"'domain' must be a string, found {show(row['domain'])}")
+        domains = np.array([row["domain"] for row in rows])
         means = {name: _mean(per_video[domains == name]) for name in sorted(set(domains.tolist()))}
         average = _mean(np.array([np.nan if mean is None else mean for mean in means.values()]))
         return {

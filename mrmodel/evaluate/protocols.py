@@ -41,11 +41,13 @@ class Protocol(ABC):
         name: as in `components.PROTOCOLS`.
         headline: the figure by which a model is chosen, a key of `figures`.
         best: its highest value, 100 where figures are percentages.
+        decimals: of a figure.
     """
 
     name: ClassVar[str]
     headline: ClassVar[str]
     best: ClassVar[float] = 100.0
+    decimals: ClassVar[int] = 2
 
     def score(
         self,

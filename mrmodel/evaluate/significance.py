@@ -80,7 +80,7 @@ def paired_bootstrap(
         DataError: the two were evaluated on different queries, or lack the figure.
     """
     settings = settings or BootstrapSettings()
-    if first.vids and dict(zip(first.qids, first.vids, strict=True)) != dict(
+    if dict(zip(first.qids, first.vids, strict=True)) != dict(
         zip(second.qids, second.vids, strict=True)
     ):
         raise DataError("the two systems were evaluated on different queries; nothing to compare")
@@ -102,7 +102,10 @@ def _figure(system: PerQuery, figure: str) -> Floats:
 
 
 def _resampled(values: Floats, vids: list[str], settings: BootstrapSettings) -> Floats:
-    """(resamples,) means; queries that are NaN do not enter. The draws depend on the videos only."""
+    """(resamples,) means over the queries that are not NaN.
+
+    The draws depend on the seed and the set of videos only, so that figures can be compared.
+    """
     counted = ~np.isnan(values)
     _, video_of = np.unique(np.array(vids), return_inverse=True)
     n_videos = int(video_of.max()) + 1
