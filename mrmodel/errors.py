@@ -95,4 +95,4 @@ class UnknownNameError(MrModelError):
 
 def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
     """The valid names that look most like `name`, best first; empty when none is close."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -85,7 +85,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 def test_broken_yaml_is_reported_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: [1\n")
-    with pytest.raises(ConfigError, match=r"not valid YAML.*line"):
+    with pytest.raises(ConfigError, match=r"(?s)not valid YAML.*line"):
         load_config(tmp_path / "params.yaml")
 
 

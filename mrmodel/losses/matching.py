@@ -71,7 +71,8 @@ class HungarianMatcher:
     def __call__(self, layer: LayerOutput, targets: Targets, batch: Batch) -> Matching:
         """Match the queries of each sample with its windows; (G) may be 0 and may exceed Q."""
         device = layer.logits.device
-        cost = self.cost(layer, targets, batch).cpu().numpy()
+        # A broken model is reported by its losses, with the batch's ids, and not from in here.
+        cost = self.cost(layer, targets, batch).nan_to_num(0.0, 1e9, -1e9).cpu().numpy()
         samples, queries, windows, counts = [], [], [], []
         for sample, columns in enumerate(_column_ranges(targets.span_counts)):
             rows, chosen = linear_sum_assignment(cost[:, columns])

@@ -19,9 +19,9 @@ class Layout:
         self.captions = self.corpus / "captions.jsonl"
         self.features = root / "features" / config.corpus.name
         self.intervid = root / "data" / "intervid_mr"
-        self.training = root / "reports" / "training"
-        self.evaluation = root / "reports" / "evaluation"
-        self.report = root / "reports" / "report.html"
+        self.reports = root / "reports"
+        self.training = self.reports / "training"
+        self.evaluation = self.reports / "evaluation"
         self.state = root / ".mrmodel"
 
     def split(self, name: str) -> Path:

@@ -172,9 +172,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
             "run": run_settings(config, job.run).model_dump(),
             "seed": job.seed,
             "model": [model.model, model.settings],
-            "streams": [
-                stream.fingerprint for stream in (*model.video_streams, *model.text_streams)
-            ],
+            "streams": [stream.fingerprint for stream in streams],
             "files": [sha256_of(file) for file in files],
         }
     )

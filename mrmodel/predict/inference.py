@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mrmodel.data.loader import MomentDataset
@@ -22,9 +24,8 @@ def predict_set(
     with torch.inference_mode():
         for rows in data.eval_batches(batch_size):
             batch, _ = data.batch(rows, epoch=0)
-            decoded.update(
-                zip(rows.tolist(), decode_output(model(batch), batch, settings), strict=True)
-            )
+            found = decode_output(model(batch), batch, settings)
+            decoded.update(zip(rows.tolist(), found, strict=True))
     return [
         Prediction(row.qid, row.query, row.vid, decoded[place].windows, decoded[place].saliency)
         for place, row in enumerate(data.annotations)
@@ -50,5 +51,6 @@ def raw_predictions(output: ModelOutput, batch: Batch) -> RawPredictions:
     )
 
 
-def _array(values: Tensor):  # type: ignore[no-untyped-def]
-    return values.float().cpu().numpy()
+def _array(values: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = values.float().cpu().numpy()
+    return array

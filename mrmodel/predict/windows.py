@@ -52,10 +52,9 @@ def merge_stretches(
         total[clips] += answer.saliency
         count[clips] += 1
     ranked = np.array(sorted(windows, key=lambda window: -window[2]))
-    kept = keep_best(
-        ranked[None, :, :2], ranked[None, :, 2], settings.nms_iou, settings.max_windows
-    )
-    best = tuple((float(a), float(b), float(c)) for a, b, c in ranked[kept[0]])
+    spans, scores = ranked[None, :, :2], ranked[None, :, 2]
+    kept = keep_best(spans, scores, settings.nms_iou, settings.max_windows)[0]
+    best = tuple((float(start), float(end), float(score)) for start, end, score in ranked[kept])
     return Decoded(best, tuple((total / count).tolist()))
 
 

@@ -78,4 +78,5 @@ def similarity_windows(
 
 def _unit(rows: NDArray[np.float16]) -> Vector:
     values = rows.astype(np.float64)
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-8)
+    unit: Vector = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-8)
+    return unit

@@ -1,0 +1,133 @@
+"""Stage ``evaluate``: every way of answering the test queries, scored and compared.
+
+``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query; ``scratch`` has seen
+nothing else; ``finetuned`` has seen both. The fine-tuned model is compared with each of the others
+by a paired bootstrap over videos.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mrmodel.config import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.data.loader import BatchBuilder
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.evaluate.significance import (
+    BootstrapSettings,
+    confidence_interval,
+    paired_bootstrap,
+)
+from mrmodel.files import atomic_path, write_json, write_jsonl
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.scoring import Judge
+from mrmodel.pipeline.stage import run_stage
+from mrmodel.pipeline.training import open_features, open_set
+from mrmodel.predict.inference import predict_set
+from mrmodel.predict.zero_shot import predict_zero_shot
+from mrmodel.progress import Reporter
+from mrmodel.track.mlflow_log import open_run
+from mrmodel.train.checkpoint import load_model
+from mrmodel.train.precision import pick_device, set_threads
+from mrmodel.types import Annotation, Prediction
+
+log = logging.getLogger(__name__)
+
+ZERO_SHOT = "zero_shot"
+TRAINED = ("pretrained", "scratch", "finetuned")
+
+
+def evaluate(config: Config, reporter: Reporter) -> None:
+    """Write ``reports/evaluation``, ``reports/metrics.json`` and ``reports/recall.csv``."""
+    layout = Layout(config)
+    set_threads(config.train.threads)
+    judge = Judge(config)
+    truth = read_annotations(layout.split("test"), config.features.clip_len_s)
+    results: dict[str, Scores] = {}
+    answers = _answers(config, layout, truth, judge, reporter)
+    for name, predictions in answers.items():
+        results[name] = judge.score([row.as_row() for row in truth], predictions)
+        rows = (prediction.as_row() for prediction in predictions)
+        write_jsonl(layout.evaluation / f"{name}.jsonl", rows)
+    write_json(
+        layout.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
+    )
+    write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
+    figures = {name: judge.figures(found) for name, found in results.items()}
+    write_json(layout.reports / "metrics.json", figures)
+    _write_recall(layout.reports / "recall.csv", results)
+    with open_run(config.tracking, "evaluate", config.evaluate.model_dump(), layout.state) as run:
+        flat = {
+            f"{name}/{key}": value for name, row in figures.items() for key, value in row.items()
+        }
+        run.log(flat, 0)
+        run.file(layout.reports / "metrics.json")
+
+
+def _answers(
+    config: Config, layout: Layout, truth: list[Annotation], judge: Judge, reporter: Reporter
+) -> dict[str, list[Prediction]]:
+    """Predictions of each way, by name: ``zero_shot``, ``<model>.pretrained`` ..."""
+    device = pick_device(config.train.device)
+    builder = open_features(config, layout, device)
+    data = open_set(config, truth, builder, config.seed)
+    answers: dict[str, list[Prediction]] = {}
+    if _share_a_space(builder):
+        threshold = config.evaluate.zero_shot_sd
+        video, text = builder.video[0], builder.text[0]
+        answers[ZERO_SHOT] = predict_zero_shot(data.annotations, video, text, threshold)
+    reporter.start("evaluate", len(config.train.models) * len(TRAINED))
+    for name in config.train.models:
+        for kind in TRAINED:
+            model, _ = load_model(layout.model(kind, name), device)
+            batch_size = config.train.eval_batch_size
+            answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, judge.postprocess)
+            reporter.advance(model=name, weights=kind)
+    reporter.finish()
+    return answers
+
+
+def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[str, Any]:
+    """Intervals of the headline figure, and of each fine-tuned model against the other ways."""
+    figure = judge.protocol.headline
+    settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
+    intervals, differences = {}, {}
+    for name, scores in results.items():
+        found = confidence_interval(scores.per_query, figure, settings)
+        intervals[name] = {"value": found.value, "low": found.low, "high": found.high}
+    for model in config.train.models:
+        best = results[f"{model}.finetuned"].per_query
+        others = [name for name in results if name != f"{model}.finetuned"]
+        for other in others:
+            found_pair = paired_bootstrap(results[other].per_query, best, figure, settings)
+            gain = found_pair.difference
+            differences[f"{model}.finetuned - {other}"] = {
+                "difference": gain.value,
+                "low": gain.low,
+                "high": gain.high,
+                "share_above_zero": found_pair.share_above_zero,
+            }
+    return {"figure": figure, "intervals": intervals, "differences": differences}
+
+
+def _share_a_space(builder: BatchBuilder) -> bool:
+    return builder.video[0].dim == builder.text[0].dim
+
+
+def _write_recall(path: Path, results: dict[str, Scores]) -> None:
+    """R1 over IoU thresholds, one row a way and threshold, for ``dvc plots``."""
+    rows = []
+    for name, scores in results.items():
+        block = scores.metrics.get("full", scores.metrics)
+        recall = block.get("MR-R1", block.get("R1", {}))
+        rows += [{"way": name, "iou": float(iou), "R1": value} for iou, value in recall.items()]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows, columns=["way", "iou", "R1"]).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

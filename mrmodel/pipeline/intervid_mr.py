@@ -1,0 +1,42 @@
+"""Stage ``intervid_mr``: pre-training queries from the corpus' caption table."""
+
+from __future__ import annotations
+
+import logging
+
+from mrmodel.config import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.features.store import FeatureStore
+from mrmodel.generate.intervid_mr import Features, IntervidInputs, generate
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.stage import run_stage
+from mrmodel.progress import Reporter
+
+log = logging.getLogger(__name__)
+
+
+def intervid_mr(config: Config, reporter: Reporter) -> None:
+    """Write ``data/intervid_mr``; a corpus without captions gives an empty set."""
+    layout = Layout(config)
+    rows = [row for split in ("val", "test") for row in read_annotations(layout.split(split))]
+    has_captions = layout.captions.exists() and layout.captions.stat().st_size > 0
+    inputs = IntervidInputs(
+        captions=layout.captions if has_captions else None,
+        features=open_aligned(config, layout) if has_captions else None,
+        leak_videos=frozenset(row.vid for row in rows),
+    )
+    report = generate(config.intervid, inputs, layout.intervid, reporter)
+    log.info("InterVid-MR: %s %s", report.state, report.counts.get("samples", report.reason))
+
+
+def open_aligned(config: Config, layout: Layout) -> Features:
+    """The first video stream and the first text stream, which must share one space (eq. 16)."""
+    return Features(
+        FeatureStore(layout.stream(config.features.video_streams[0])),
+        FeatureStore(layout.stream(config.features.text_streams[0])),
+        config.features.clip_len_s,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(intervid_mr)

@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrmodel.errors import CheckpointError
+from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_config, load_model, save_model
+from tests.train.conftest import DIM, make_model
+
+
+def model_config() -> ModelConfig:
+    return ModelConfig(
+        model="moment_detr",
+        settings={"hidden": 32, "heads": 4, "ffn": 64},
+        video_streams=(ModelStream("tiny.video", DIM, "aa"),),
+        text_streams=(ModelStream("tiny.text", DIM, "bb"),),
+        clip_len_s=2.0,
+        max_clips=75,
+        max_tokens=32,
+        protocol="qvhighlights",
+        training={"run": "finetune"},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", make_model(), model_config())
+    return tmp_path / "model"
+
+
+def test_a_saved_model_comes_back_as_it_was(folder: Path) -> None:
+    model, config = load_model(folder)
+    assert config == model_config()
+    assert not model.training
+    for name, value in make_model().state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_equal_models_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "again", make_model(), model_config())
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no config\.json"):
+        load_config(tmp_path / "nowhere")
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        load_model(folder)
+
+
+def test_weights_that_do_not_fit_are_named_with_their_shapes(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    raw["settings"]["ffn"] = 96
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"has shape \(64.*expected \(96"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "another format"),
+        ({"model": "no_such"}, "unknown model 'no_such'"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_config_that_is_not_ours_is_refused(folder: Path, change: dict, message: str) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **change}))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)

@@ -1,0 +1,138 @@
+"""The loop on a real model: it learns, resumes to the same bits, and stops on a broken loss."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrmodel.config import RunSettings, TrainSettings
+from mrmodel.data.loader import MomentDataset
+from mrmodel.errors import TrainingError
+from mrmodel.models.base import MomentModel
+from mrmodel.progress import NullReporter, RecordingReporter
+from mrmodel.train.loop import Plan, Progress, fit
+from tests.train.conftest import make_model
+
+
+class Figures:
+    """Keeps every row."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, Mapping[str, float]]] = []
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        self.rows.append((step, figures))
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillAt(NullReporter):
+    """Stops the run after some steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        if "loss" in info:
+            self.left -= 1
+            if self.left == 0:
+                raise KilledError
+
+
+def validation(model: MomentModel) -> dict[str, float]:
+    """A figure that depends on the weights, so that the best step is not simply the last."""
+    weights = torch.cat([value.detach().flatten() for value in model.parameters()])
+    return {"score": float(torch.sin(weights.sum() * 50))}
+
+
+def train(
+    settings: TrainSettings, run: RunSettings, data: MomentDataset, folder: Path, reporter=None
+) -> tuple[MomentModel, Progress, Figures]:
+    model, figures = make_model(), Figures()
+    plan = Plan(settings, run, 7, folder / "state.pt")
+    progress = fit(model, data, plan, validation, (figures, reporter or NullReporter()))
+    return model, progress, figures
+
+
+def same_weights(first: MomentModel, second: MomentModel) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_the_loss_falls(train_settings, run, dataset, tmp_path) -> None:
+    _, progress, figures = train(train_settings, run, dataset, tmp_path)
+    losses = [row["train/loss"] for _, row in figures.rows]
+    assert progress.step == 24
+    assert [step for step, _ in figures.rows] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("killed_at", [1, 4, 5, 11, 23])
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_killed_run_ends_in_the_same_bits(
+    train_settings, run, dataset, tmp_path, killed_at, select
+) -> None:
+    run = run.model_copy(update={"select": select})
+    whole, whole_progress, _ = train(train_settings, run, dataset, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(train_settings, run, dataset, tmp_path / "cut", KillAt(killed_at))
+    resumed, progress, _ = train(train_settings, run, dataset, tmp_path / "cut")
+    assert same_weights(whole, resumed)
+    assert progress.history == whole_progress.history
+    assert progress.best_step == whole_progress.best_step
+
+
+def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_path) -> None:
+    with pytest.raises(KilledError):
+        train(train_settings, run, dataset, tmp_path, KillAt(10))
+    reporter = RecordingReporter()
+    train(train_settings, run, dataset, tmp_path, reporter)
+    assert reporter.events[1][:2] == ("advance", 8)
+    assert sum(1 for event in reporter.events if "loss" in event[2]) == 16
+
+
+def test_best_takes_the_weights_of_the_best_validation(
+    train_settings, run, dataset, tmp_path
+) -> None:
+    run = run.model_copy(update={"select": "best"})
+    model, progress, _ = train(train_settings, run, dataset, tmp_path)
+    values = {row["step"]: row["val/score"] for row in progress.history if "val/score" in row}
+    assert progress.best_step == max(values, key=lambda step: values[step])
+    assert validation(model)["score"] == values[progress.best_step]
+
+
+def test_another_seed_gives_other_weights(train_settings, run, dataset, tmp_path) -> None:
+    first, _, _ = train(train_settings, run, dataset, tmp_path / "a")
+    model = make_model()
+    plan = Plan(train_settings, run, 8, tmp_path / "b" / "state.pt")
+    fit(model, dataset, plan, validation, (Figures(), NullReporter()))
+    assert not same_weights(first, model)
+
+
+def test_a_loss_that_is_not_finite_names_step_loss_and_queries(
+    train_settings, run, dataset, tmp_path
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    plan = Plan(train_settings, run, 7, tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match=r"step 0: loss.* = nan.*qids \[1") as error:
+        fit(model, dataset, plan, None, (Figures(), NullReporter()))
+    assert "data check" in str(error.value)
+
+
+def test_epochs_and_steps_count_the_same(train_settings, run, dataset, tmp_path) -> None:
+    by_epochs = run.model_copy(update={"steps": None, "epochs": 8})
+    first, _, _ = train(train_settings, run, dataset, tmp_path / "steps")
+    second, _, _ = train(train_settings, by_epochs, dataset, tmp_path / "epochs")
+    assert same_weights(first, second)
+
+
+def test_bf16_trains(train_settings, run, dataset, tmp_path) -> None:
+    settings = train_settings.model_copy(update={"precision": "bf16"})
+    _, _, figures = train(settings, run, dataset, tmp_path)
+    losses = [row["train/loss"] for _, row in figures.rows]
+    assert losses[-1] < losses[0]
