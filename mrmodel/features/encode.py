@@ -54,9 +54,9 @@ def encode_video(
         if group is None:
             break
         frames = np.stack([clip.frames for clip in group])
-        rows.append(to_stored(encoder.encode_clips(frames)))
+        rows.append(encoder.encode_clips(frames))
         encode_s += time.perf_counter() - decoded
-    return EncodedVideo(np.concatenate(rows), source.report, decode_s, encode_s)
+    return EncodedVideo(to_stored(np.concatenate(rows)), source.report, decode_s, encode_s)
 
 
 def encode_texts(texts: Sequence[str], encoder: TextEncoder) -> list[Half]:

@@ -1,0 +1,97 @@
+"""Small encoders for tests, importable by worker processes; some of them misbehave."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mrmodel.components import ENCODERS
+from mrmodel.video.sampling import FrameSampling
+from tests.video.fixtures import read_number
+
+
+class FrameNumbers:
+    """The numbers burnt into the clip's two frames, and their share of ten thousand."""
+
+    name, dim, modality = "test.numbers", 4, "video"
+    sampling = FrameSampling(frames_per_clip=2, size=None)
+
+    def encode_clips(self, frames):
+        numbers = [[read_number(frame) for frame in clip] for clip in frames]
+        values = np.array(numbers, dtype=np.float32)
+        return np.concatenate([values, values / 1e4], axis=1)
+
+    def fingerprint(self):
+        return {"encoder": self.name, "dim": self.dim}
+
+
+class SlowNumbers(FrameNumbers):
+    """As above, at an eighth of a second a video."""
+
+    def encode_clips(self, frames):
+        time.sleep(0.125)
+        return super().encode_clips(frames)
+
+
+class Deadly(FrameNumbers):
+    """Kills its process at a video whose second frame of a clip is number 37."""
+
+    def encode_clips(self, frames):
+        rows = super().encode_clips(frames)
+        if (rows[:, 1] == 37).any():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return rows
+
+
+class DeadlyOnce(FrameNumbers):
+    """Kills its process the first time that it is used (a file remembers)."""
+
+    def encode_clips(self, frames):
+        mark = Path(os.environ["MRMODEL_TEST_MARK"])
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_clips(frames)
+
+
+class Hanging(FrameNumbers):
+    """Never comes back from a video with frame 37."""
+
+    def encode_clips(self, frames):
+        rows = super().encode_clips(frames)
+        if (rows[:, 1] == 37).any():
+            time.sleep(600)
+        return rows
+
+
+class NotANumber(FrameNumbers):
+    """Gives NaN for a video with frame 37."""
+
+    def encode_clips(self, frames):
+        rows = super().encode_clips(frames)
+        return np.where(rows == 37, np.nan, rows)
+
+
+class WordLengths:
+    """A token a word: its length; row 0 is the number of words."""
+
+    name, dim, modality = "test.words", 2, "text"
+
+    def encode_texts(self, texts):
+        result = []
+        for text in texts:
+            lengths = [len(word) for word in text.split()]
+            result.append(np.array([[len(lengths), 0], *([n, 1] for n in lengths)], np.float32))
+        return result
+
+    def fingerprint(self):
+        return {"encoder": self.name}
+
+
+def register_all():
+    for cls in (FrameNumbers, SlowNumbers, Deadly, DeadlyOnce, Hanging, NotANumber, WordLengths):
+        name = f"test.{cls.__name__}"
+        if name not in ENCODERS:
+            ENCODERS.register(name, f"{__name__}:{cls.__name__}")

@@ -1,0 +1,73 @@
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from mrmodel.errors import DataError, FeatureError
+from mrmodel.features.workers import Crash, run_jobs
+
+
+def square_maker():
+    return square
+
+
+def square(number):
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 99:
+        time.sleep(60)
+    if number == -1:
+        raise DataError("negative")
+    if number == -2:
+        raise ValueError("a defect")
+    return number**2
+
+
+def fails_to_start():
+    raise DataError("no weights")
+
+
+def dies_at_start():
+    os._exit(3)
+
+
+def test_results_and_deaths():
+    jobs = [1, 2, 13, 3, 4, 99]
+    results = dict(run_jobs(square_maker, jobs, count=2, timeout_s=3.0))
+    assert results[13] == Crash("worker process died 2 times (signal 9)")
+    assert results[99] == Crash("took longer than the time limit")
+    assert {n: results[n] for n in (1, 2, 3, 4)} == {1: 1, 2: 4, 3: 9, 4: 16}
+
+
+def test_nothing_to_do_starts_nothing():
+    assert list(run_jobs(fails_to_start, [], count=2, timeout_s=1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("maker", "job", "kind", "words"),
+    [
+        (square_maker, -1, FeatureError, "negative"),
+        (square_maker, -2, RuntimeError, "ValueError: a defect"),
+        (fails_to_start, 1, FeatureError, "no weights"),
+        (dies_at_start, 1, FeatureError, r"died while starting \(exit code 3\)"),
+    ],
+)
+def test_mistakes_reach_the_caller(maker, job, kind, words):
+    with pytest.raises(kind, match=words):
+        list(run_jobs(maker, [job], count=1, timeout_s=30.0))
+
+
+def pid_maker(folder):
+    (folder / str(os.getpid())).touch()
+    return time.sleep
+
+
+def test_an_abandoned_run_leaves_no_process(tmp_path):
+    run = run_jobs(partial(pid_maker, tmp_path), [0.0, 60.0], count=2, timeout_s=90.0)
+    assert next(run) == (0.0, None)
+    run.close()
+    for mark in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(mark.name), 0)
