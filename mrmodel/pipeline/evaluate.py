@@ -15,7 +15,7 @@ import pandas as pd
 
 from mrmodel.config import Config
 from mrmodel.data.annotations import read_annotations
-from mrmodel.data.loader import BatchBuilder
+from mrmodel.data.loader import MomentDataset
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.significance import (
     BootstrapSettings,
@@ -75,11 +75,7 @@ def _answers(
     device = pick_device(config.train.device)
     builder = open_features(config, layout, device)
     data = open_set(config, truth, builder, config.seed)
-    answers: dict[str, list[Prediction]] = {}
-    if _share_a_space(builder):
-        threshold = config.evaluate.zero_shot_sd
-        video, text = builder.video[0], builder.text[0]
-        answers[ZERO_SHOT] = predict_zero_shot(data.annotations, video, text, threshold)
+    answers = zero_shot_answers(config, data)
     reporter.start("evaluate", len(config.train.models) * len(TRAINED))
     for name in config.train.models:
         for kind in TRAINED:
@@ -89,6 +85,15 @@ def _answers(
             reporter.advance(model=name, weights=kind)
     reporter.finish()
     return answers
+
+
+def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
+    """Predictions by similarity alone; nothing where clips and sentences share no space."""
+    video, text = data.builder.video[0], data.builder.text[0]
+    if video.dim != text.dim:
+        return {}
+    threshold = config.evaluate.zero_shot_sd
+    return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}
 
 
 def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[str, Any]:
@@ -112,10 +117,6 @@ def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[st
                 "share_above_zero": found_pair.share_above_zero,
             }
     return {"figure": figure, "intervals": intervals, "differences": differences}
-
-
-def _share_a_space(builder: BatchBuilder) -> bool:
-    return builder.video[0].dim == builder.text[0].dim
 
 
 def _write_recall(path: Path, results: dict[str, Scores]) -> None:
