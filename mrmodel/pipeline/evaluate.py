@@ -25,6 +25,7 @@ from mrmodel.evaluate.significance import (
 from mrmodel.files import atomic_path, write_json, write_jsonl
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.pipeline.training import open_features, open_set
 from mrmodel.predict.inference import predict_set
@@ -46,7 +47,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     layout = Layout(config)
     set_threads(config.train.threads)
     judge = Judge(config)
-    truth = read_annotations(layout.split("test"), config.features.clip_len_s)
+    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
     results: dict[str, Scores] = {}
     answers = _answers(config, layout, truth, judge, reporter)
     for name, predictions in answers.items():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from mrmodel.components import ENCODERS
 from mrmodel.config import Config
-from mrmodel.data.annotations import read_annotations
 from mrmodel.features.extract import ExtractionSettings, extract_texts, extract_videos
-from mrmodel.files import digest_of
 from mrmodel.generate.captions import caption_texts
 from mrmodel.pipeline.layout import SPLITS, Layout
+from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage_with
 from mrmodel.progress import Reporter
 from mrmodel.video.decoder import VideoLimits
@@ -24,7 +22,8 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     layout, stream = Layout(config), arguments["stream"]
     videos = {path.stem: path for path in sorted(layout.videos.iterdir())}
     settings = ExtractionSettings(
-        work_dir=layout.resume(f"extract-{stream}", _digest_of_inputs(layout, videos)),
+        # The pieces in there know what they were made of; other inputs start anew.
+        work_dir=layout.state / "resume" / f"extract-{config.corpus.name}-{stream}",
         workers=config.features.workers,
         max_failed_share=config.features.max_failed_share,
         limits=VideoLimits(max_duration_s=config.features.max_duration_s),
@@ -34,7 +33,8 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
         clip_len_s = config.features.clip_len_s
         summary = extract_videos(videos, stream, clip_len_s, out, settings, reporter)
     else:
-        summary = extract_texts(corpus_texts(layout), stream, out, settings, reporter)
+        texts = corpus_texts(layout, config.features.clip_len_s)
+        summary = extract_texts(texts, stream, out, settings, reporter)
     for key, reason in summary.problems.items():
         log.warning("%s: %s", key, reason)
     log.info(
@@ -44,15 +44,10 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     )
 
 
-def corpus_texts(layout: Layout) -> list[str]:
+def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:
     """Every sentence that any stage will look up: queries of all splits, and captions."""
-    queries = [row.query for split in SPLITS for row in read_annotations(layout.split(split))]
-    return queries + caption_texts(layout.captions)
-
-
-def _digest_of_inputs(layout: Layout, videos: dict[str, Path]) -> str:
-    # Pieces check the state of their own file; the folder only has to differ between corpora.
-    return digest_of({"corpus": str(layout.corpus), "videos": len(videos)})
+    rows = [row for name in SPLITS for row in read_rows_if_any(layout.split(name), clip_len_s)]
+    return [row.query for row in rows] + caption_texts(layout.captions)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from mrmodel.config import Config
-from mrmodel.data.annotations import read_annotations
 from mrmodel.features.store import FeatureStore
 from mrmodel.generate.intervid_mr import Features, IntervidInputs, generate
 from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.progress import Reporter
 
@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 def intervid_mr(config: Config, reporter: Reporter) -> None:
     """Write ``data/intervid_mr``; a corpus without captions gives an empty set."""
     layout = Layout(config)
-    rows = [row for split in ("val", "test") for row in read_annotations(layout.split(split))]
+    clip_len_s = config.features.clip_len_s
+    evaluation = [layout.split(name) for name in ("val", "test")]
+    rows = [row for path in evaluation for row in read_rows_if_any(path, clip_len_s)]
     has_captions = layout.captions.exists() and layout.captions.stat().st_size > 0
     inputs = IntervidInputs(
         captions=layout.captions if has_captions else None,

@@ -18,6 +18,7 @@ from mrmodel.files import digest_of, write_text
 from mrmodel.pipeline.evaluate import TRAINED, ZERO_SHOT
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
@@ -163,7 +164,7 @@ def examples_section(examples: Sequence[Example]) -> Section:
 def choose_examples(config: Config, layout: Layout, way: str) -> list[Example]:
     """`N_EXAMPLES` test queries spread evenly over the ranking by headline figure."""
     judge = Judge(config)
-    truth = read_annotations(layout.split("test"), config.features.clip_len_s)
+    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
     predictions = {row["qid"]: row for row in read_rows(layout.evaluation / f"{way}.jsonl")}
     scores = judge.protocol.score(
         [row.as_row() for row in truth], list(predictions.values()), judge.settings.mode

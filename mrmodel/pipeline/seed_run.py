@@ -11,6 +11,7 @@ from mrmodel.files import write_json
 from mrmodel.pipeline.evaluate import zero_shot_answers
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage_with
 from mrmodel.pipeline.training import Job, open_features, open_set, train_model
 from mrmodel.predict.inference import predict_set
@@ -63,7 +64,7 @@ def jobs(layout: Layout, folder: SeedFolder, model: str, seed: int) -> list[Job]
 def score(config: Config, layout: Layout, folder: SeedFolder) -> dict[str, dict[str, float]]:
     """Figures on the test split of each kind of weights, and of similarity alone."""
     device, judge = pick_device(config.train.device), Judge(config)
-    truth = read_annotations(layout.split("test"), config.features.clip_len_s)
+    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
     data = open_set(config, truth, open_features(config, layout, device), config.seed)
     answers: dict[str, list[Prediction]] = zero_shot_answers(config, data)
     for kind in ("pretrained", "scratch", "finetuned"):

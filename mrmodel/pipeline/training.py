@@ -13,7 +13,6 @@ import torch
 
 import mrmodel
 from mrmodel.config import Config, RunSettings
-from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.features.store import FeatureStore
@@ -21,6 +20,7 @@ from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_
 from mrmodel.models.base import MomentModel
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
 from mrmodel.track.mlflow_log import open_run
@@ -74,7 +74,9 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> None:
     model = model_config.build()
     if job.start is not None:
         load_weights(model, job.start)
-    train_rows, val_rows = _read(job.train, config), _read(job.val, config)
+    clip_len_s = config.features.clip_len_s
+    train_rows = read_rows_if_any(job.train, clip_len_s)
+    val_rows = read_rows_if_any(job.val, clip_len_s)
     if not train_rows:
         log.warning("%s: %s has no row; the first weights are the result", job.name, job.train)
         _write(job, model, model_config, Progress())
@@ -149,13 +151,6 @@ class Validation:
 def _streams(stores: Sequence[object]) -> tuple[ModelStream, ...]:
     infos = [store.info for store in stores if isinstance(store, FeatureStore)]
     return tuple(ModelStream(info.stream, info.dim, digest_of(info.fingerprint)) for info in infos)
-
-
-def _read(path: Path, config: Config) -> list[Annotation]:
-    # The generator writes an empty file where no caption was usable; that is for us to report.
-    if path.stat().st_size == 0:
-        return []
-    return read_annotations(path, config.features.clip_len_s)
 
 
 def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
