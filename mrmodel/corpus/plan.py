@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Literal
 
@@ -88,20 +89,21 @@ def plan_video(vid: str, split: Split, seed: int, duration_s: float) -> VideoPla
     combinations = _draw_combinations(split, rng)
     edges = _draw_edges(duration_s, rng)
     shots: list[Shot] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         place, topic = _next_content(shots, combinations, rng)
         shots.append(_draw_shot((start, end), place, topic, first=not shots, rng=rng))
     return VideoPlan(vid, split, video_seed, duration_s, tuple(shots))
 
 
-def _draw_combinations(split: Split, rng: Random) -> list[Topic]:
+def _draw_combinations(split: Split, rng: Random) -> list[tuple[str, Topic]]:
+    """Every (place, topic) that the video may show; training videos show no held-out one."""
     names = _draw_subjects(split, rng)
     actions = rng.sample(list(ACTIONS), ACTIONS_PER_VIDEO)
     places = rng.sample(list(PLACES), PLACES_PER_VIDEO)
-    topics = [Topic(s, a, p) for s in names for a in actions for p in places]
+    combinations = [(p, Topic(s, a, p)) for s in names for a in actions for p in places]
     if split in ("val", "test"):
-        return topics
-    return [topic for topic in topics if not is_held_out(topic)]
+        return combinations
+    return [(place, topic) for place, topic in combinations if not is_held_out(topic)]
 
 
 def _draw_subjects(split: Split, rng: Random) -> list[str]:
@@ -135,17 +137,18 @@ def _draw_edges(duration_s: float, rng: Random) -> list[float]:
 
 
 def _next_content(
-    shots: Sequence[Shot], combinations: list[Topic], rng: Random
+    shots: Sequence[Shot], combinations: list[tuple[str, Topic]], rng: Random
 ) -> tuple[str, Topic | None]:
     """Place and topic of the next shot; the first one is never empty, two in a row never equal."""
     if shots and shots[-1].topic is not None and rng.random() < EMPTY_SHARE:
-        return rng.choice(combinations).place or "", None
-    shown = [shot.topic for shot in shots if shot.topic is not None]
-    choices = [topic for topic in combinations if not shown or topic != shown[-1]]
-    if shown and rng.random() < SAME_SUBJECT_SHARE:
-        choices = [topic for topic in choices if topic.subject == shown[-1].subject] or choices
-    topic = rng.choice(choices or combinations)
-    return topic.place or "", topic
+        return rng.choice(combinations)[0], None
+    previous = next((shot.topic for shot in reversed(shots) if shot.topic is not None), None)
+    choices = [choice for choice in combinations if choice[1] != previous]
+    if previous is not None:
+        stays = rng.random() < SAME_SUBJECT_SHARE
+        alike = [choice for choice in choices if (choice[1].subject == previous.subject) == stays]
+        choices = alike or choices
+    return rng.choice(choices)
 
 
 def _draw_shot(

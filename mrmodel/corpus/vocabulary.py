@@ -63,8 +63,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "snow": ("in the snow", "on a snowy field", "in a white winter landscape"),
     "city": ("in the city at night", "on a street at night", "in front of city lights"),
     "underwater": ("under water", "at the bottom of the sea", "beneath the waves"),
-    "space": ("in outer space", "in front of the planets", "far out in space"),
-    "room": ("in a living room", "inside a house", "on the carpet at home"),
+    "space": ("in outer space", "among the planets", "in deep space"),
+    "room": ("in a living room", "inside a room", "on the carpet at home"),
 }
 
 Kind = Literal["subject_action_place", "subject_action", "subject_place"]
