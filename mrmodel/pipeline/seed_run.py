@@ -1,4 +1,4 @@
-"""Study ``seed_run``: the three trainings of one model with another seed, scored on the test set."""
+"""Study ``seed_run``: the three trainings of a model with another seed, and their test figures."""
 
 from __future__ import annotations
 
