@@ -46,10 +46,10 @@ class Charades(Protocol):
         first, five = iou[:, :1] >= levels, iou.max(axis=1, keepdims=True) >= levels
         per_query = empty_per_query(pairing)
         values = per_query.values
-        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], np.asarray(100.0 * ap.mean(axis=1))
+        values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], 100.0 * ap.mean(axis=1)
         for column, level in enumerate(moment.RECALL_THRESHOLDS):
-            values[f"R1@{level}"] = 100.0 * first[:, column]
-            values[f"R5@{level}"] = 100.0 * five[:, column]
+            values[f"R1@{level}"] = np.where(first[:, column], 100.0, 0.0)
+            values[f"R5@{level}"] = np.where(five[:, column], 100.0, 0.0)
         per_query.details.update(ap=ap, top1_iou=iou[:, 0], top5_iou=iou.max(axis=1))
         metrics = {
             "R1": threshold_block(first, moment.RECALL_THRESHOLDS),

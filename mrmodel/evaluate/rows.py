@@ -17,6 +17,9 @@ from mrmodel.errors import DataError
 
 Row = Mapping[str, Any]
 
+# Characters of a value that an error shows.
+_SHOWN = 60
+
 
 class RowFile(Sequence[Row]):
     """Rows and where they came from; rows made in memory have no file and no line."""
@@ -49,6 +52,11 @@ class RowFile(Sequence[Row]):
         """The error to raise about row `index`."""
         row = self._rows[index]
         qid = row.get("qid") if isinstance(row, Mapping) else None
+        if type(qid) is not int and type(qid) is not str:
+            qid = None
+            rule = rule if self._lines is not None else f"row {index + 1}: {rule}"
+        elif len(repr(qid)) > _SHOWN:
+            qid = show(qid)
         return DataError(rule, file=self.path, line=self.line(index), qid=qid)
 
     def line(self, index: int) -> int | None:
@@ -90,14 +98,14 @@ def as_row_file(rows: Sequence[Row]) -> RowFile:
         raise DataError("there is no row to score", file=file.path)
     for index, row in enumerate(file):
         if not isinstance(row, Mapping):
-            raise file.error(index, f"row {index + 1}: expected a mapping, found {show(row)}")
+            raise file.error(index, f"expected a mapping, found {show(row)}")
     return file
 
 
-def show(value: object, limit: int = 60) -> str:
+def show(value: object) -> str:
     """`value` as JSON-like text, shortened so that an error stays one readable line."""
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,7 @@ def _ids(rows: RowFile) -> list[int | str]:
             raise rows.error(index, "has no 'qid'")
         qid = row["qid"]
         if type(qid) is not int and type(qid) is not str:
-            raise rows.error(index, "'qid' must be an integer or a string")
+            raise rows.error(index, f"'qid' must be an integer or a string, found {show(qid)}")
         found.append(qid)
     return found
 

@@ -1,0 +1,165 @@
+"""Windows from raw outputs, in the default way and as published."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrmodel.predict.postprocess import (
+    PostprocessSettings,
+    RawPredictions,
+    clamp_windows,
+    decode,
+    keep_best,
+    limit_lengths,
+    round_windows,
+)
+
+
+def raw_predictions(**changes: object) -> RawPredictions:
+    raw = RawPredictions(
+        spans_cxw=np.array([[[0.5, 0.5], [0.9, 0.4], [0.1, 0.1]]], dtype=np.float32),
+        scores=np.array([[0.2, 0.9, 0.5]], dtype=np.float32),
+        saliency=np.array([[0.1, 70000.0, -1.0, 5.0, 7.0]], dtype=np.float32),
+        clip_mask=np.array([[True, True, True, True, False]]),
+        duration_s=np.array([8.9]),
+        clip_len_s=2.0,
+    )
+    return dataclasses.replace(raw, **changes)  # type: ignore[arg-type]
+
+
+def test_default_windows_use_the_valid_clips_and_stay_inside_the_video() -> None:
+    (answer,) = decode(raw_predictions(), PostprocessSettings())
+    # T = 4 valid clips x 2 s, best score first; 0.7..1.1 of 8 s is cut at ... 8.8 s, not at 8 s.
+    spans = [window[:2] for window in answer.windows]
+    assert spans == [(5.6, 8.8), (0.4, 1.2), (2.0, 6.0)]
+    assert [window[2] for window in answer.windows] == pytest.approx([0.9, 0.5, 0.2])
+    assert answer.saliency == pytest.approx([0.1, 70000.0, -1.0, 5.0])
+    (shorter,) = decode(raw_predictions(duration_s=np.array([8.0])), PostprocessSettings())
+    assert shorter.windows[0][:2] == (5.6, 8.0)
+
+
+def test_official_windows_use_the_annotated_duration_and_half_precision() -> None:
+    settings = PostprocessSettings(official=True, clamp_s=(0.0, 9.0), round_to_s=2.0)
+    (answer,) = decode(raw_predictions(), settings)
+    # 8.9 s: 6.23..9.79 -> 6..(9 -> 4.5 units -> 4) 8; 0.445..1.335 -> 0..2; 2.225..6.675 -> 2..6.
+    assert answer.windows == ((6.0, 8.0, 0.9), (0.0, 2.0, 0.5), (2.0, 6.0, 0.2))
+    assert answer.saliency == (float(np.float16(0.1)), np.inf, -1.0, 5.0)
+
+
+def test_official_without_a_clamp_may_start_before_the_video() -> None:
+    raw = raw_predictions(spans_cxw=np.array([[[0.0, 0.5]]]), scores=np.array([[0.5]]))
+    (answer,) = decode(raw, PostprocessSettings(official=True, round_to_s=1.0))
+    assert answer.windows[0][0] == -2.0
+
+
+def test_equal_scores_keep_the_order_of_the_queries() -> None:
+    raw = raw_predictions(scores=np.array([[0.5, 0.5, 0.5]]))
+    (answer,) = decode(raw, PostprocessSettings())
+    assert [window[0] for window in answer.windows] == [2.0, 5.6, 0.4]
+
+
+def test_at_most_max_windows_and_suppression() -> None:
+    raw = raw_predictions(spans_cxw=np.array([[[0.5, 0.5], [0.5, 0.4], [0.1, 0.1]]]))
+    (two,) = decode(raw, PostprocessSettings(max_windows=2))
+    assert [window[2] for window in two.windows] == pytest.approx([0.9, 0.5])
+    (apart,) = decode(raw, PostprocessSettings(nms_iou=0.5))
+    assert [window[2] for window in apart.windows] == pytest.approx([0.9, 0.5])
+    (close,) = decode(raw, PostprocessSettings(nms_iou=0.9))
+    assert len(close.windows) == 3
+
+
+def test_length_limits_apply_before_the_clamp() -> None:
+    raw = raw_predictions(spans_cxw=np.array([[[0.95, 0.05]]]), scores=np.array([[0.5]]))
+    (answer,) = decode(raw, PostprocessSettings(min_window_s=4.0, move="left"))
+    assert answer.windows[0][:2] == (7.4, 8.9)
+
+
+def test_a_batch_gives_what_its_samples_give_alone() -> None:
+    rng = np.random.default_rng(0)
+    raw = RawPredictions(
+        rng.random((6, 10, 2)).astype(np.float32),
+        rng.random((6, 10)).astype(np.float32),
+        rng.normal(size=(6, 30)).astype(np.float32),
+        np.arange(30) < rng.integers(1, 31, 6)[:, None],
+        rng.uniform(10, 60, 6),
+        2.0,
+    )
+    chosen = PostprocessSettings(nms_iou=0.4, round_to_s=2.0)
+    together = decode(raw, chosen)
+    for sample in range(6):
+        row = slice(sample, sample + 1)
+        alone = RawPredictions(
+            raw.spans_cxw[row],
+            raw.scores[row],
+            raw.saliency[row],
+            raw.clip_mask[row],
+            raw.duration_s[row],
+            2.0,
+        )
+        assert decode(alone, chosen) == [together[sample]]
+
+
+def test_inputs_are_left_alone() -> None:
+    raw = raw_predictions()
+    before = [np.copy(getattr(raw, field)) for field in ("spans_cxw", "scores", "saliency")]
+    decode(raw, PostprocessSettings(official=True, clamp_s=(0.0, 2.0), round_to_s=2.0))
+    decode(raw, PostprocessSettings(nms_iou=0.1))
+    after = [raw.spans_cxw, raw.scores, raw.saliency]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_rounding_takes_halves_to_the_even_multiple() -> None:
+    windows = np.array([[1.0, 3.0], [5.0, 7.0], [2.9, 3.1]])
+    assert round_windows(windows, 2.0).tolist() == [[0.0, 4.0], [4.0, 8.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("move", "expected"),
+    [
+        ("left", [[3.0, 7.0], [0.0, 10.0], [0.0, 5.0]]),
+        ("right", [[1.0, 5.0], [10.0, 20.0], [0.0, 5.0]]),
+        ("center", [[2.0, 6.0], [5.0, 15.0], [0.0, 5.0]]),
+    ],
+)
+def test_length_limits_move_the_named_end(move: str, expected: list[list[float]]) -> None:
+    windows = np.array([[3.0, 5.0], [0.0, 20.0], [0.0, 5.0]])
+    assert limit_lengths(windows, 4.0, 10.0, move).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_a_window_outside_is_clamped_to_the_border() -> None:
+    assert clamp_windows(np.array([[160.0, 170.0]]), 0.0, 150.0).tolist() == [[150.0, 150.0]]
+
+
+window = st.tuples(st.integers(0, 20), st.integers(0, 10)).map(
+    lambda p: [float(p[0]), float(sum(p))]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(window, min_size=8, max_size=8), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.integers(1, 8),
+)
+def test_suppression_equals_a_plain_loop(
+    batch: list[list[list[float]]], threshold: float, limit: int
+) -> None:
+    scores = np.tile(np.linspace(1.0, 0.1, 8), (len(batch), 1))
+    kept = keep_best(np.array(batch), scores, threshold, limit)
+    for row, windows in zip(kept, batch, strict=True):
+        chosen: list[int] = []
+        for rank, candidate in enumerate(windows):
+            if all(plain_iou(candidate, windows[other]) <= threshold for other in chosen):
+                chosen.append(rank)
+        assert np.flatnonzero(row).tolist() == chosen[:limit]
+
+
+def plain_iou(first: list[float], second: list[float]) -> float:
+    overlap = min(first[1], second[1]) - max(first[0], second[0])
+    hull = max(first[1], second[1]) - min(first[0], second[0])
+    return overlap / hull if overlap > 0 else 0.0
