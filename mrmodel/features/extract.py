@@ -64,7 +64,7 @@ class ExtractionSummary:
     Attributes:
         stream: name of the stream.
         n_items, n_ok, n_partial, n_failed: videos (or texts), by how they went.
-        n_resumed: of them, found finished from an interrupted run.
+        n_resumed: pieces (a video, or some texts) found finished from an interrupted run.
         n_rows: rows stored.
         wall_s: seconds of this run.
         rows_per_s: rows made in this run a second, all workers together.
@@ -191,23 +191,27 @@ class _Extraction:
         )
 
     def _work(self, make_handler: Callable[[], Callable[[Any], Done]], left: list[Job]) -> None:
-        self._reporter.start(f"extract {self._info.stream}", len(self._jobs))
-        self._reporter.advance(len(self._jobs) - len(left))
         count = min(worker_count(self._settings.workers), max(len(left), 1))
         started = time.perf_counter()
-        for job, done in run_jobs(make_handler, left, count, self._settings.timeout_s):
-            if isinstance(done, Crash):
-                self._fail(job, done.reason)
-            elif done.failure:
-                self._fail(job, done.failure)
-            else:
-                self._rows_made += done.n_rows
-                self._decode_s += done.decode_s
-                self._encode_s += done.encode_s
-            speed = self._rows_made / (time.perf_counter() - started)
-            self._reporter.advance(rows_per_s=speed, failed=len(self._failures))
-        self._reporter.finish()
+        self._reporter.start(f"extract {self._info.stream}", len(self._jobs))
+        try:
+            self._reporter.advance(len(self._jobs) - len(left))
+            for job, done in run_jobs(make_handler, left, count, self._settings.timeout_s):
+                self._take(job, done)
+                speed = self._rows_made / (time.perf_counter() - started)
+                self._reporter.advance(rows_per_s=speed, failed=len(self._failures))
+        finally:
+            self._reporter.finish()
         self._judge()
+
+    def _take(self, job: Job, done: Done | Crash) -> None:
+        reason = done.reason if isinstance(done, Crash) else done.failure
+        if reason:
+            self._fail(job, reason)
+        elif isinstance(done, Done):
+            self._rows_made += done.n_rows
+            self._decode_s += done.decode_s
+            self._encode_s += done.encode_s
 
     def _fail(self, job: Job, reason: str) -> None:
         if isinstance(job, TextJob):

@@ -50,21 +50,28 @@ def prepare_text(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
 
 def _normalised(streams: Sequence[Tensor], mask: Tensor, spare: int) -> Tensor:
     """Normalised, concatenated rows with `spare` unset channels at the end."""
-    widths = [stream.shape[-1] for stream in streams]
-    shape = (*mask.shape, sum(widths) + spare)
-    prepared = torch.empty(shape, dtype=torch.float32, device=mask.device)
+    width = sum(stream.shape[-1] for stream in streams) + spare
+    prepared = torch.empty((*mask.shape, width), dtype=torch.float32, device=mask.device)
     if mask.device.type == "cpu":
-        _fill_by_sample(prepared, streams, mask.sum(dim=1).tolist())
-        return prepared
-    parts = torch.split(prepared[..., : sum(widths)], widths, dim=-1)
-    for part, stream in zip(parts, streams, strict=True):
-        _normalise_into(part, stream)
-    return prepared.masked_fill_(~mask[..., None], 0.0)
+        _fill_by_sample(prepared, streams, mask)
+    else:
+        _fill_at_once(prepared, streams, mask)
+    return prepared
 
 
-def _fill_by_sample(prepared: Tensor, streams: Sequence[Tensor], counts: list[int]) -> None:
+def _fill_at_once(prepared: Tensor, streams: Sequence[Tensor], mask: Tensor) -> None:
+    """On a GPU few large operations, and no wait for the counts."""
+    first = 0
+    for stream in streams:
+        last = first + stream.shape[-1]
+        _normalise_into(prepared[..., first:last], stream)
+        first = last
+    prepared.masked_fill_(~mask[..., None], 0.0)
+
+
+def _fill_by_sample(prepared: Tensor, streams: Sequence[Tensor], mask: Tensor) -> None:
     """On a CPU one sample at a time: its rows stay in the cache, and padding costs nothing."""
-    for sample, count in enumerate(counts):
+    for sample, count in enumerate(mask.sum(dim=1).tolist()):
         first = 0
         for stream in streams:
             last = first + stream.shape[-1]

@@ -44,8 +44,9 @@ class FeatureWriter:
         self._file_rows = 0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        for stale in [*folder.glob("shard-*.npy"), *folder.glob("shard-*.npy.tmp")]:
-            stale.unlink()
+        for pattern in ("shard-*.npy", "shard-*.npy.tmp", ".*.tmp"):  # of a killed writer, too
+            for stale in folder.glob(pattern):
+                stale.unlink()
 
     def add(self, entry: Entry, rows: Half) -> None:
         """Store the (n, dim) float16 rows of one item.

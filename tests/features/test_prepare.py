@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mrmodel.features import prepare
 from mrmodel.features.prepare import prepare_text, prepare_video
 
 CUDA = pytest.param(
@@ -71,3 +72,11 @@ def test_float16_values_prepare_alike_whatever_their_type():
 def test_text_has_no_end_points():
     streams, mask = padded([3, 2], [16, 4])
     assert prepare_text(streams, mask).shape == (2, 3, 20)
+
+
+def test_the_way_of_the_gpu_gives_the_same(monkeypatch):
+    streams, mask = padded([7, 75, 30], [768, 32], seed=2)
+    streams[0][~mask] = torch.nan
+    expected = prepare_video(streams, mask)
+    monkeypatch.setattr(prepare, "_fill_by_sample", prepare._fill_at_once)
+    torch.testing.assert_close(prepare_video(streams, mask), expected, atol=1e-7, rtol=1e-6)
