@@ -74,7 +74,7 @@ def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) ->
     for other, words in ((ZERO_SHOT, "over zero-shot"), (f"{model}.scratch", "over from scratch")):
         gain = gains.get(f"{model}.finetuned - {other}")
         if gain is not None:
-            cards[f"{comparison['figure']} gained {words}"] = f"{100 * gain['difference']:+.1f}"
+            cards[f"{comparison['figure']} gained {words}"] = f"{gain['difference']:+.1f}"
     return cards
 
 
@@ -102,8 +102,8 @@ def results_section(
         rows=[
             [
                 " − ".join(_way(part) for part in name.split(" - ")),
-                f"{100 * row['difference']:+.2f}",
-                f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}",
+                f"{row['difference']:+.2f}",
+                f"{row['low']:+.2f} to {row['high']:+.2f}",
                 f"{100 * row['share_above_zero']:.1f} %",
             ]
             for name, row in comparison["differences"].items()
@@ -255,7 +255,7 @@ def _cell(value: float | None) -> str:
 
 def _interval(comparison: dict[str, Any], name: str) -> str:
     row = comparison["intervals"][name]
-    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+    return f"{row['low']:.1f} to {row['high']:.1f}"
 
 
 def _json(path: Path) -> Any:
