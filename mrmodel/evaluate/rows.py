@@ -148,7 +148,7 @@ def pair_rows(
     answered = set(predicted)
     kept = [index for qid, index in annotated.items() if qid in answered]
     if not kept:
-        raise DataError(f"has no qid in common with {annotations.path}", file=predictions.path)
+        raise DataError("has no qid in common with the annotations", file=predictions.path)
     query_of = {annotations[index]["qid"]: query for query, index in enumerate(kept)}
     rows = [index for index, qid in enumerate(predicted) if qid in query_of]
     owners = np.array([query_of[predicted[index]] for index in rows], dtype=np.int64)
