@@ -44,7 +44,8 @@ MEDIUM_CAPTIONS = (
     "a picture of a logo on a white background",
     "the words thank you for watching on a blue screen",
     "a man is talking",
-    "subscribe at www.example.com for more videos",
+    "subscribe at https://www.example.com for more",
+    "follow us @funny_clips #shorts #funny",
     "a video of a tutorial in chinese writing",
 )
 

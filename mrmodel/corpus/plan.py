@@ -23,7 +23,7 @@ Entrance = Literal["cut", "fade", "rise"]
 
 SUBJECTS_PER_VIDEO, ACTIONS_PER_VIDEO, PLACES_PER_VIDEO = 3, 3, 2
 SHOT_S = (4.0, 12.0)
-EMPTY_SHARE = 0.15
+EMPTY_SHARE = 0.2  # of shots that may be: not the first, not two in a row; 13 % of all
 SAME_SUBJECT_SHARE = 0.5  # of shot changes: the subject stays, its action or place changes
 LATE_SHARE, EARLY_SHARE = 0.35, 0.2  # of shots: the subject comes late, leaves early
 MIN_VISIBLE_S = 3.0

@@ -110,7 +110,7 @@ def _beach(brush: Brush) -> None:
 
 def _forest(brush: Brush) -> None:
     rng = brush.rng
-    brush.gradient(0, 0.75, (150, 195, 160), (200, 220, 180))
+    brush.gradient(0, 0.85, (150, 195, 160), (200, 220, 180))
     for depth in range(3):
         shade = 34 * (2 - depth)
         for _ in range(9):
@@ -131,7 +131,7 @@ def _forest(brush: Brush) -> None:
 
 def _desert(brush: Brush) -> None:
     rng = brush.rng
-    brush.gradient(0, 0.6, (235, 165, 95), (253, 225, 170))
+    brush.gradient(0, 0.7, (235, 165, 95), (253, 225, 170))
     brush.ellipse(rng.uniform(0.15, 0.85), rng.uniform(0.12, 0.3), 0.1, (255, 246, 205))
     for depth, colour in enumerate([(216, 152, 90), (200, 128, 68), (180, 106, 52)]):
         brush.hills(0.55 + 0.14 * depth, 0.16, brush.colour(colour), rng.uniform(0.8, 1.6))
@@ -151,7 +151,7 @@ def _cactus(brush: Brush, x: float, foot: float) -> None:
 
 def _snow(brush: Brush) -> None:
     rng = brush.rng
-    brush.gradient(0, 0.6, (150, 180, 212), (222, 232, 242))
+    brush.gradient(0, 0.7, (150, 180, 212), (222, 232, 242))
     for _ in range(4):
         x, top, half = rng.random(), rng.uniform(0.08, 0.28), rng.uniform(0.15, 0.28)
         brush.polygon([(x - half, 0.62), (x, top), (x + half, 0.62)], brush.colour((120, 138, 165)))
@@ -173,7 +173,7 @@ def _snow(brush: Brush) -> None:
 
 def _city(brush: Brush) -> None:
     rng = brush.rng
-    brush.gradient(0, 0.8, (14, 16, 44), (62, 44, 96))
+    brush.gradient(0, 0.83, (14, 16, 44), (62, 44, 96))
     brush.ellipse(rng.uniform(0.1, 0.9), 0.12, 0.06, (238, 236, 214))
     left = -0.03
     while left < 1:
