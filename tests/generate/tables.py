@@ -31,7 +31,8 @@ def settings(preset: str = "paper", **changes: Any) -> IntervidSettings:
         for section in sections:
             node = node[section]
         node[name] = value
-    return IntervidSettings.model_validate({**tree, "preset": "custom"} if changes else tree)
+    found = IntervidSettings.model_validate(tree)
+    return found.model_copy(update={"preset": "custom"}) if found.broken_promises() else found
 
 
 def timestamp(seconds: float) -> str:
