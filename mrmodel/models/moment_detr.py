@@ -87,8 +87,8 @@ class MomentDetr(MomentModel):
             (B, Q, 2, max_clips).
         """
         clips = batch.video.shape[1]
-        memory, allowed = self._encode(batch)
-        layers = self._heads(self._decode(memory, allowed), batch)
+        memory = self._encode(batch)
+        layers = self._heads(self._decode(memory), batch)
         last, aux = layers[-1], layers[:-1]
         extras = {}
         if self.contrastive is not None:
@@ -119,7 +119,7 @@ class MomentDetr(MomentModel):
             matcher=None if s.highlights_only else HungarianMatcher.from_weights(s.matcher),
         )
 
-    def _encode(self, batch: Batch) -> tuple[Memory, Tensor | None]:
+    def _encode(self, batch: Batch) -> Memory:
         video, text = self.video_projection(batch.video), self.text_projection(batch.text)
         text_position = (
             torch.zeros_like(text) if self.text_positions is None else self.text_positions(text)
@@ -131,13 +131,13 @@ class MomentDetr(MomentModel):
         for layer in self.encoder:
             sequence = layer(sequence, position, allowed)
         sequence = self.encoder_norm(sequence)
-        return Memory(sequence, sequence + position), allowed
+        return Memory(sequence, sequence + position, allowed)
 
-    def _decode(self, memory: Memory, allowed: Tensor | None) -> Tensor:
+    def _decode(self, memory: Memory) -> Tensor:
         target = torch.zeros_like(self.queries).expand(len(memory.content), -1, -1)
         states = []
         for layer in self.decoder:
-            target = layer(target, self.queries, memory, allowed)
+            target = layer(target, self.queries, memory)
             states.append(self.decoder_norm(target))
         return torch.stack(states)
 

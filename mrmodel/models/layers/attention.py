@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.layers.dropout import dropout
+from mrmodel.models.layers import fused
+from mrmodel.models.layers.dropout import Dropout, dropout
+from mrmodel.models.layers.residual import add_projected
+
+
+class Inputs(NamedTuple):
+    """What attention reads: (B, S, d), (B, T, d), (B, T, d)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 def attend(
@@ -26,6 +38,8 @@ def attend(
     Returns:
         (B, S, V).
     """
+    if fused.usable(query, training=p > 0.0):
+        return fused.attend(query, key, value, heads, allowed, p)
     query, key, value = (_split(tensor, heads) for tensor in (query, key, value))
     if p == 0.0 or query.device.type != "cpu":
         mixed = F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=p)
@@ -42,26 +56,43 @@ class MultiheadAttention(nn.Module):
 
     def __init__(self, hidden: int, heads: int, p: float) -> None:
         super().__init__()
-        self.hidden, self.heads, self.p = hidden, heads, p
+        self.hidden, self.heads = hidden, heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
         self.out_proj = nn.Linear(hidden, hidden)
+        self.dropout = Dropout(p)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
-        """(B, S, d), (B, T, d), (B, T, d) and `allowed` as in `attend` -> (B, S, d)."""
+    def forward(
+        self, inputs: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
+    ) -> Tensor:
+        """norm(residual + dropout(attention)); without `norm` the sum itself.
+
+        Args:
+            inputs: query (B, S, d), key (B, T, d) and value (B, T, d) before their projections.
+            allowed: as in `attend`.
+            residual: (B, S, d).
+            norm: of the sum.
+
+        Returns:
+            (B, S, d).
+        """
+        query, key, value = inputs
         if query is key:
             queries, keys = self._project(query, 0, 2).chunk(2, dim=-1)
         else:
             queries, keys = self.project_query(query), self.project_key(key)
-        return self.read(queries, keys, self.project_value(value), allowed)
+        projected = Inputs(queries, keys, self.project_value(value))
+        return self.read(projected, allowed, residual, norm)
 
-    def read(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
-        """Attention and output projection of sequences that are projected already."""
-        p = self.p if self.training else 0.0
-        output: Tensor = self.out_proj(attend(queries, keys, values, self.heads, allowed, p))
-        return output
+    def read(
+        self, projected: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
+    ) -> Tensor:
+        """As `forward`, of inputs that are projected already."""
+        p = self.dropout.p if self.training else 0.0
+        mixed = attend(*projected, self.heads, allowed, p)
+        return add_projected(mixed, residual, self.out_proj, self.dropout, norm)
 
     def project_query(self, query: Tensor) -> Tensor:
         """(B, S, d) -> (B, S, d)."""

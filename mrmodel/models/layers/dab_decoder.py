@@ -9,6 +9,7 @@ from mrmodel.models.layers.attention import attend
 from mrmodel.models.layers.dropout import Dropout
 from mrmodel.models.layers.feed_forward import FeedForward, Mlp
 from mrmodel.models.layers.position import span_positions
+from mrmodel.models.layers.residual import add_projected
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings
 from mrmodel.spans import inverse_sigmoid
@@ -77,7 +78,7 @@ class DabDecoderLayer(nn.Module):
 
     def __init__(self, settings: DetrSettings, first: bool) -> None:
         super().__init__()
-        hidden, self.heads, self.p = settings.hidden, settings.heads, settings.dropout
+        hidden, self.heads = settings.hidden, settings.heads
 
         def linear() -> nn.Linear:
             return nn.Linear(hidden, hidden)
@@ -115,18 +116,17 @@ class DabDecoderLayer(nn.Module):
             (B, Q, d).
         """
         position, span = query
-        target = self.norm1(target + self.dropout(self._mix(target, position)))
+        mixed = self._mix(target, position)
+        target = add_projected(mixed, target, self.self_output, self.dropout, self.norm1)
         read = self._read(target, position, span, memory, allowed)
-        target = self.norm2(target + self.dropout(read))
-        decoded: Tensor = self.norm3(target + self.dropout(self.ffn(target)))
+        target = add_projected(read, target, self.cross_output, self.dropout, self.norm2)
+        decoded: Tensor = self.ffn(target, target, self.norm3)
         return decoded
 
     def _mix(self, target: Tensor, position: Tensor) -> Tensor:
         queries = self.self_query_content(target) + self.self_query_position(position)
         keys = self.self_key_content(target) + self.self_key_position(position)
-        mixed = attend(queries, keys, self.self_value(target), self.heads, None, self._p)
-        output: Tensor = self.self_output(mixed)
-        return output
+        return attend(queries, keys, self.self_value(target), self.heads, None, self._p)
 
     def _read(
         self,
@@ -144,9 +144,7 @@ class DabDecoderLayer(nn.Module):
             keys = keys + key_position
         queries = self._beside(queries, self.cross_query_span(span))
         keys = self._beside(keys, key_position)
-        read = attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
-        output: Tensor = self.cross_output(read)
-        return output
+        return attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
 
     def _beside(self, content: Tensor, position: Tensor) -> Tensor:
         """Two (B, S, d) -> (B, S, 2d) in which each head holds its content, then its position."""
@@ -157,4 +155,4 @@ class DabDecoderLayer(nn.Module):
 
     @property
     def _p(self) -> float:
-        return self.p if self.training else 0.0
+        return self.dropout.p if self.training else 0.0

@@ -39,22 +39,26 @@ def dropout(values: Tensor, p: float) -> Tensor:
     if values.device.type != "cpu":
         return F.dropout(values, p)
     dropped: Tensor = _CpuDropout.apply(  # type: ignore[no-untyped-call]
-        values, random_levels(values.numel()), p
+        values, LevelSource().draw(values.numel()), p
     )
     return dropped
 
 
-def random_levels(count: int) -> Tensor:
-    """`count` uniform int16 numbers, seeded from torch's global generator."""
-    seed = int(torch.randint(2**63 - 1, ()))
-    words = np.random.SFC64(seed).random_raw((count + 3) // 4)
-    return torch.from_numpy(words.view(np.int16))[:count]
+class LevelSource:
+    """A stream of uniform int16 numbers, seeded from torch's global generator."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+
+    def draw(self, count: int) -> Tensor:
+        """The next `count` numbers."""
+        words = self._generator.random_raw((count + 3) // 4)
+        return torch.from_numpy(words.view(np.int16))[:count]
 
 
-def keep_mask(levels: Tensor, p: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """1 where an element is kept and 0 elsewhere, with the shape of `levels`."""
-    threshold = round(LEVELS * (1.0 - p)) - LEVELS // 2
-    return torch.lt(levels, threshold, out=torch.empty(levels.shape, dtype=dtype))
+def keep_threshold(p: float) -> int:
+    """An element is kept when its int16 number is below this one."""
+    return round(LEVELS * (1.0 - p)) - LEVELS // 2
 
 
 class _CpuDropout(torch.autograd.Function):
@@ -73,5 +77,5 @@ class _CpuDropout(torch.autograd.Function):
 
 
 def _masked(values: Tensor, levels: Tensor, p: float) -> Tensor:
-    mask = keep_mask(levels, p, values.dtype).view(values.shape)
-    return mask.mul_(values).mul_(1.0 / (1.0 - p))
+    mask = torch.lt(levels, keep_threshold(p), out=torch.empty(levels.shape, dtype=values.dtype))
+    return mask.view(values.shape).mul_(values).mul_(1.0 / (1.0 - p))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import MultiheadAttention
-from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.attention import Inputs, MultiheadAttention
 from mrmodel.models.layers.feed_forward import Activation, FeedForward
 from mrmodel.models.settings import DetrSettings
 
@@ -25,23 +24,20 @@ class EncoderLayer(nn.Module):
         self.attention = MultiheadAttention(hidden, settings.heads, p)
         self.ffn = FeedForward(hidden, settings.ffn, p, activation)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.dropout = Dropout(p)
         self.pre_norm = pre_norm
 
     def forward(self, sequence: Tensor, position: Tensor, allowed: Tensor | None) -> Tensor:
         """(B, T, d), positions (B, T, d), `allowed` as in `attend` -> (B, T, d)."""
+        source = self.norm1(sequence) if self.pre_norm else sequence
+        located = source + position
+        inputs = Inputs(located, located, source)
         if self.pre_norm:
-            sequence = sequence + self.dropout(self._mix(self.norm1(sequence), position, allowed))
-            sequence = sequence + self.dropout(self.ffn(self.norm2(sequence)))
+            sequence = self.attention(inputs, allowed, sequence, None)
+            encoded: Tensor = self.ffn(self.norm2(sequence), sequence, None)
         else:
-            sequence = self.norm1(sequence + self.dropout(self._mix(sequence, position, allowed)))
-            sequence = self.norm2(sequence + self.dropout(self.ffn(sequence)))
-        return sequence
-
-    def _mix(self, sequence: Tensor, position: Tensor, allowed: Tensor | None) -> Tensor:
-        located = sequence + position
-        mixed: Tensor = self.attention(located, located, sequence, allowed)
-        return mixed
+            sequence = self.attention(inputs, allowed, sequence, self.norm1)
+            encoded = self.ffn(sequence, sequence, self.norm2)
+        return encoded
 
 
 class TextToVideoLayer(nn.Module):
@@ -57,7 +53,6 @@ class TextToVideoLayer(nn.Module):
         self.attention = MultiheadAttention(hidden, settings.heads, p)
         self.ffn = FeedForward(hidden, settings.ffn, p, "prelu")
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.dropout = Dropout(p)
 
     def forward(
         self,
@@ -83,6 +78,6 @@ class TextToVideoLayer(nn.Module):
         if len(keys) != len(video):
             copies = len(keys) // len(video)
             video, queries = video.repeat(copies, 1, 1), queries.repeat(copies, 1, 1)
-        read = video + self.dropout(self.attention.read(queries, keys, values, allowed))
-        mixed: Tensor = self.norm2(read + self.dropout(self.ffn(self.norm1(read))))
+        read = self.attention.read(Inputs(queries, keys, values), allowed, video, None)
+        mixed: Tensor = self.ffn(self.norm1(read), read, self.norm2)
         return mixed

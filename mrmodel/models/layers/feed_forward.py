@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mrmodel.models.layers import fused
 from mrmodel.models.layers.dropout import Dropout
 
 Activation = Literal["relu", "prelu"]
@@ -25,10 +26,14 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(p)
         self.contract = nn.Linear(ffn, hidden)
 
-    def forward(self, sequence: Tensor) -> Tensor:
-        """(B, L, d) -> (B, L, d)."""
-        hidden: Tensor = self.contract(self.dropout(self.activation(self.expand(sequence))))
-        return hidden
+    def forward(self, source: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """norm(residual + dropout(block(source))), (..., d) each; without `norm` the sum itself."""
+        if norm is not None and fused.usable(residual, self.training):
+            layers = (self.expand, self.activation, self.contract)
+            return fused.feed_forward(source, residual, layers, norm, self.dropout.p)
+        hidden = self.dropout(self.activation(self.expand(source)))
+        total: Tensor = residual + self.dropout(self.contract(hidden))
+        return total if norm is None else norm(total)
 
 
 class Mlp(nn.Sequential):

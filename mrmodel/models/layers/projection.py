@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mrmodel.models.layers import fused
 from mrmodel.models.layers.dropout import Dropout
 
 
@@ -19,7 +20,10 @@ class ProjectionLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, L, width) -> (B, L, hidden)."""
-        projected: Tensor = self.linear(self.dropout(self.norm(features)))
+        if fused.usable(features, self.training):
+            projected = fused.project(features, self.norm, self.linear, self.dropout.p)
+        else:
+            projected = self.linear(self.dropout(self.norm(features)))
         return projected.relu() if self.relu else projected
 
 

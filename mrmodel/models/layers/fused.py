@@ -1,0 +1,356 @@
+"""Fused training steps for CPU: the arithmetic of the plain layers, walked in cache-sized pieces.
+
+On a CPU a transformer layer loses a third of its time between the matrix products: every dropout,
+activation and norm sends whole tensors through memory. Rows (or samples) do not depend on each
+other there, so these functions take a few hundred rows through all steps while they stay in the
+cache, keep only what the backward pass needs, and redraw the dropout masks from their random bits.
+
+The gradients are written out by hand; tests compare each function with the same layers in autograd.
+`usable` says where they apply: float32 training on a CPU without autocast. Everywhere else the
+modules run their plain definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.models.layers.dropout import LevelSource, keep_threshold
+
+ROWS = 256  # of a piece: a hidden block of 256 x 1024 floats is 1 MiB
+SAMPLES = 16  # of a piece of attention
+_LINE = 16  # floats of a cache line: rows that start on one are read faster by matrix products
+
+
+def usable(tensor: Tensor, training: bool) -> bool:
+    """Whether the fused functions compute what the plain layers would compute for `tensor`."""
+    return (
+        training
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def feed_forward(
+    source: Tensor,
+    residual: Tensor,
+    layers: tuple[nn.Linear, nn.PReLU | nn.ReLU, nn.Linear],
+    norm: nn.LayerNorm,
+    p: float,
+) -> Tensor:
+    """norm(residual + Drop(W2 Drop(act(W1 source)))), (..., d) each.
+
+    Args:
+        source: what the first Linear reads.
+        residual: what the result is added to.
+        layers: first Linear, activation, second Linear.
+        norm: over the last axis.
+        p: dropout after the activation, and again before the sum.
+    """
+    first, activation, second = layers
+    slope = activation.weight if isinstance(activation, nn.PReLU) else None
+    output: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
+        _rows(source), _rows(residual), first.weight, first.bias, slope, second.weight, second.bias,
+        norm.weight, norm.bias, norm.eps, p,
+    )  # fmt: skip
+    return output.view_as(residual)
+
+
+def add_projected(
+    source: Tensor, residual: Tensor, linear: nn.Linear, norm: nn.LayerNorm | None, p: float
+) -> Tensor:
+    """norm(residual + Drop(W source)), (..., d) each; without `norm` the sum itself."""
+    output: Tensor = _AddProjected.apply(  # type: ignore[no-untyped-call]
+        _rows(source), _rows(residual), linear.weight, linear.bias,
+        None if norm is None else norm.weight, None if norm is None else norm.bias,
+        0.0 if norm is None else norm.eps, p,
+    )  # fmt: skip
+    return output.view_as(residual)
+
+
+def project(source: Tensor, norm: nn.LayerNorm, linear: nn.Linear, p: float) -> Tensor:
+    """W Drop(norm(source)): (..., width) -> (..., d)."""
+    output: Tensor = _Project.apply(  # type: ignore[no-untyped-call]
+        _rows(source), norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, p
+    )
+    return output.view(*source.shape[:-1], -1)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tensor | None, p: float
+) -> Tensor:
+    """As `attention.attend`, (B, S, E), (B, T, E), (B, T, V) -> (B, S, V)."""
+    mixed: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
+        query, key, value, heads, allowed, p
+    )
+    return mixed
+
+
+class _Masks:
+    """The dropout of one fused function: draws a mask for each piece, and redraws it later."""
+
+    def __init__(self, p: float) -> None:
+        self.p, self.scale = p, 1.0 / (1.0 - p)
+        self._source = LevelSource() if p else None
+        self._levels: list[Tensor] = []
+        self._mask = torch.empty(0)
+
+    def zero_(self, values: Tensor, piece: int) -> Tensor:
+        """Zero the dropped elements of `values` in place; the scale is left to the caller."""
+        return values.mul_(self._of(values, piece)) if self.p else values
+
+    def add(self, residual: Tensor, values: Tensor, piece: int) -> Tensor:
+        """The sum of `residual` and Drop(values)."""
+        if not self.p:
+            return residual + values
+        return torch.addcmul(residual, values, self._of(values, piece), value=self.scale)
+
+    def _of(self, values: Tensor, piece: int) -> Tensor:
+        if self._source is not None and piece == len(self._levels):
+            self._levels.append(self._source.draw(values.numel()))
+        if self._mask.numel() < values.numel():
+            self._mask = torch.empty(values.numel())
+        mask = self._mask[: values.numel()]
+        torch.lt(self._levels[piece], keep_threshold(self.p), out=mask)
+        return mask.view(values.shape)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, residual: Tensor, w1: Tensor, b1: Tensor, slope: Tensor | None,
+        w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float,
+    ) -> Tensor:  # fmt: skip
+        inner, outer = _Masks(p), _Masks(p)
+        leak = 0.0 if slope is None else float(slope.detach())
+        hidden = source.new_empty(len(source), len(w1))
+        active = source.new_empty(ROWS, len(w1))
+        summed, output = torch.empty_like(residual), torch.empty_like(residual)
+        mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
+        for piece, rows in _pieces(len(source), ROWS):
+            torch.addmm(b1, source[rows], w1.t(), out=hidden[rows])
+            act = _activate(hidden[rows], leak, active)
+            inner.zero_(act, piece)
+            change = torch.addmm(b2, act, w2.t(), alpha=inner.scale)
+            summed[rows] = outer.add(residual[rows], change, piece)
+            output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
+                summed[rows], gamma.shape, gamma, beta, eps
+            )
+        ctx.save_for_backward(source, w1, w2, gamma, beta, hidden, summed, mean, rstd)
+        ctx.masks, ctx.leak, ctx.has_slope = (inner, outer), leak, slope is not None
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        source, w1, w2, gamma, beta, hidden, summed, mean, rstd = ctx.saved_tensors
+        inner, outer = ctx.masks
+        output_gradient = gradients[0].contiguous()
+        d_source, d_residual = torch.empty_like(source), torch.empty_like(summed)
+        d_w1, d_b1, d_w2, d_b2 = (torch.zeros_like(t) for t in (w1, hidden[0], w2, gamma))
+        d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
+        d_slope = gamma.new_zeros(1)
+        active, buffer = source.new_empty(ROWS, len(w1)), source.new_empty(ROWS, len(w1))
+        for piece, rows in _pieces(len(source), ROWS):
+            d_sum = _norm_backward(
+                output_gradient[rows], summed[rows], (mean[rows], rstd[rows]), (gamma, beta),
+                (d_gamma, d_beta),
+            )  # fmt: skip
+            d_residual[rows] = d_sum
+            d_change = outer.zero_(d_sum.mul_(outer.scale), piece)
+            d_b2 += d_change.sum(0)
+            d_change.mul_(inner.scale)
+            act = inner.zero_(_activate(hidden[rows], ctx.leak, active), piece)
+            d_w2.addmm_(d_change.t(), act)
+            d_act = torch.mm(d_change, w2, out=buffer[: len(act)])
+            inner.zero_(d_act, piece)
+            if ctx.has_slope:
+                negative = torch.clamp(hidden[rows], max=0.0, out=act)
+                d_slope += torch.dot(d_act.view(-1), negative.view(-1))
+            d_hidden = torch.ops.aten.leaky_relu_backward(d_act, hidden[rows], ctx.leak, False)
+            d_b1 += d_hidden.sum(0)
+            d_w1.addmm_(d_hidden.t(), source[rows])
+            torch.mm(d_hidden, w1, out=d_source[rows])
+        slope = d_slope if ctx.has_slope else None
+        return d_source, d_residual, d_w1, d_b1, slope, d_w2, d_b2, d_gamma, d_beta, None, None
+
+
+class _AddProjected(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, residual: Tensor, weight: Tensor, bias: Tensor,
+        gamma: Tensor | None, beta: Tensor | None, eps: float, p: float,
+    ) -> Tensor:  # fmt: skip
+        masks = _Masks(p)
+        summed = torch.empty_like(residual)
+        output = summed if gamma is None else torch.empty_like(residual)
+        mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
+        for piece, rows in _pieces(len(source), ROWS):
+            change = torch.addmm(bias, source[rows], weight.t())
+            summed[rows] = masks.add(residual[rows], change, piece)
+            if gamma is not None:
+                output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
+                    summed[rows], gamma.shape, gamma, beta, eps
+                )
+        saved = () if gamma is None else (summed, mean, rstd, gamma, beta)
+        ctx.save_for_backward(source, weight, *saved)
+        ctx.masks = masks
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        source, weight, *norm = ctx.saved_tensors
+        output_gradient = gradients[0].contiguous()
+        d_source, d_residual = torch.empty_like(source), torch.empty_like(output_gradient)
+        d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+        d_norm = (torch.zeros_like(d_bias), torch.zeros_like(d_bias)) if norm else (None, None)
+        for piece, rows in _pieces(len(source), ROWS):
+            d_sum = output_gradient[rows]
+            if norm:
+                summed, mean, rstd, gamma, beta = norm
+                d_sum = _norm_backward(
+                    d_sum, summed[rows], (mean[rows], rstd[rows]), (gamma, beta), d_norm
+                )
+            d_residual[rows] = d_sum
+            d_change = ctx.masks.zero_(d_sum * ctx.masks.scale, piece)
+            d_bias += d_change.sum(0)
+            d_weight.addmm_(d_change.t(), source[rows])
+            torch.mm(d_change, weight, out=d_source[rows])
+        return d_source, d_residual, d_weight, d_bias, *d_norm, None, None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor,
+        eps: float, p: float,
+    ) -> Tensor:  # fmt: skip
+        masks = _Masks(p)
+        output = source.new_empty(len(source), len(weight))
+        mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
+        for piece, rows in _pieces(len(source), ROWS):
+            normed, mean[rows], rstd[rows] = torch.native_layer_norm(
+                source[rows], gamma.shape, gamma, beta, eps
+            )
+            masks.zero_(normed, piece)
+            torch.addmm(bias, normed, weight.t(), alpha=masks.scale, out=output[rows])
+        ctx.save_for_backward(source, gamma, beta, weight, mean, rstd)
+        ctx.masks, ctx.eps = masks, eps
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        source, gamma, beta, weight, mean, rstd = ctx.saved_tensors
+        masks, output_gradient = ctx.masks, gradients[0].contiguous()
+        d_source = torch.empty_like(source) if ctx.needs_input_grad[0] else None
+        aligned = _aligned(*weight.shape).copy_(weight)
+        d_weight = _aligned(*weight.shape).zero_()
+        d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
+        normed_buffer, d_normed_buffer = _aligned(ROWS, len(gamma)), _aligned(ROWS, len(gamma))
+        for piece, rows in _pieces(len(source), ROWS):
+            d_output = output_gradient[rows] * masks.scale
+            normed = normed_buffer[: len(d_output)]
+            normed.copy_(
+                torch.native_layer_norm(source[rows], gamma.shape, gamma, beta, ctx.eps)[0]
+            )
+            d_weight.addmm_(d_output.t(), masks.zero_(normed, piece))
+            d_normed = torch.mm(d_output, aligned, out=d_normed_buffer[: len(d_output)])
+            d_piece = _norm_backward(
+                masks.zero_(d_normed, piece).contiguous(), source[rows], (mean[rows], rstd[rows]),
+                (gamma, beta), (d_gamma, d_beta), d_source is not None,
+            )  # fmt: skip
+            if d_source is not None:
+                d_source[rows] = d_piece
+        d_bias = output_gradient.sum(0)
+        return d_source, d_gamma, d_beta, d_weight.contiguous(), d_bias, None, None
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tensor | None,
+        p: float,
+    ) -> Tensor:  # fmt: skip
+        masks = _Masks(p)
+        size, length, width = query.shape
+        scale = (width // heads) ** -0.5
+        hidden = None if allowed is None else _additive(allowed, query.dtype)
+        weights = query.new_empty(size, heads, length, key.shape[1])
+        output = query.new_empty(size, length, value.shape[2])
+        for piece, samples in _pieces(size, SAMPLES):
+            q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
+            scores = torch.matmul(q * scale, k.transpose(2, 3))
+            if hidden is not None:
+                scores += hidden[samples] if len(hidden) == size else hidden
+            torch._softmax(scores, -1, False, out=weights[samples])
+            kept = scores.copy_(weights[samples]) if p else weights[samples]
+            mixed = torch.matmul(masks.zero_(kept, piece), v)
+            _heads(output[samples], heads).copy_(mixed.mul_(masks.scale))
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.masks, ctx.heads, ctx.scale = masks, heads, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        masks, heads, output_gradient = ctx.masks, ctx.heads, gradients[0]
+        d_query, d_key, d_value = (t.new_empty(t.shape) for t in (query, key, value))
+        for piece, samples in _pieces(len(query), SAMPLES):
+            q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
+            d_mixed = _heads(output_gradient[samples], heads) * masks.scale
+            weight = weights[samples]
+            kept = masks.zero_(weight.clone(), piece) if masks.p else weight
+            _heads(d_value[samples], heads).copy_(torch.matmul(kept.transpose(2, 3), d_mixed))
+            d_weight = masks.zero_(torch.matmul(d_mixed, v.transpose(2, 3)), piece)
+            d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
+            d_scores.mul_(ctx.scale)
+            _heads(d_query[samples], heads).copy_(torch.matmul(d_scores, k))
+            _heads(d_key[samples], heads).copy_(torch.matmul(d_scores.transpose(2, 3), q))
+        return d_query, d_key, d_value, None, None, None
+
+
+def _pieces(count: int, size: int) -> Iterator[tuple[int, slice]]:
+    """(0, rows of the first piece), (1, rows of the second) ..."""
+    return ((i, slice(start, start + size)) for i, start in enumerate(range(0, count, size)))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _heads(sequence: Tensor, heads: int) -> Tensor:
+    """(B, S, E) -> view (B, heads, S, E / heads)."""
+    return sequence.view(*sequence.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean mask -> 0 where allowed, the lowest finite number elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _activate(hidden: Tensor, leak: float, buffer: Tensor) -> Tensor:
+    out = buffer[: len(hidden)]
+    torch.ops.aten.leaky_relu.out(hidden, leak, out=out)
+    return out
+
+
+def _aligned(rows: int, width: int) -> Tensor:
+    """(rows, width) uninitialised floats, each row at the start of a cache line."""
+    return torch.empty(rows, -(-width // _LINE) * _LINE)[:, :width]
+
+
+def _norm_backward(
+    gradient: Tensor, source: Tensor, statistics: tuple[Tensor, Tensor],
+    affine: tuple[Tensor, Tensor], sums: Any, with_source: bool = True,
+) -> Tensor:  # fmt: skip
+    """Gradient of a LayerNorm's input; those of its gain and offset are added to `sums`."""
+    d_source, d_gamma, d_beta = torch.ops.aten.native_layer_norm_backward(
+        gradient, source, affine[0].shape, *statistics, *affine, [with_source, True, True]
+    )
+    sums[0].add_(d_gamma)
+    sums[1].add_(d_beta)
+    result: Tensor = d_source
+    return result
