@@ -51,7 +51,7 @@ def rate_highlights(arrays: HighlightArrays, *, missing_clips_last: bool) -> Hig
     A list that is too long is cut and one that is too short filled up: with zeros as published,
     which outrank negative scores, or behind all others with `missing_clips_last`. The best clip is
     looked up in the list as given (published) or after the cut (`missing_clips_last`); beyond the
-    last clip it is a miss.
+    last clip it is a miss. A query without any score has 0 everywhere.
     """
     n, raters = len(arrays.n_clips), arrays.ratings.values.shape[1]
     result = HighlightScores(np.zeros((n, 3, raters)), np.zeros((n, 3)))
@@ -146,4 +146,6 @@ def _rate_block(
         best = given.padded(-np.inf).argmax(axis=1)
     any_rater = np.logical_or.reduce(positive.reshape(len(rows), len(levels), -1, width), axis=2)
     hit = any_rater[np.arange(len(rows)), :, np.minimum(best, width - 1)]
-    return ap, (hit & (best < n_clips)[:, None]).astype(np.float64)
+    answered = given.counts > 0
+    hit &= (answered & (best < n_clips))[:, None]
+    return ap * answered[:, None, None], hit.astype(np.float64)

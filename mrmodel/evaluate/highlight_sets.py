@@ -41,7 +41,7 @@ class TVSum(Protocol):
 
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
         ratings = self._ratings(pairing.annotations)
-        scores = saliency_lists(pairing)
+        scores = saliency_lists(pairing, mode)
         per_video = np.array(
             [
                 self._video_ap(video_scores, video_ratings)
@@ -114,12 +114,17 @@ def _lists(ragged: Ragged) -> list[Floats]:
 
 
 def _split(scores: Ragged, ratings: Ragged, mode: Mode) -> list[Floats]:
-    """Each video's scores; in clean mode missing clips are ranked last instead of dropped."""
+    """Each video's scores; in clean mode missing clips rank last instead of being left out.
+
+    A list without any score stays empty: nothing is retrieved, so its figure is 0.
+    """
     lists = _lists(scores)
     if mode == "official":
         return lists
     return [
         np.pad(values, (0, max(0, count - len(values))), constant_values=-np.inf)
+        if len(values)
+        else values
         for values, count in zip(lists, ratings.counts.tolist(), strict=True)
     ]
 

@@ -117,15 +117,18 @@ class Protocol(ABC):
     def _score(self, pairing: Pairing, mode: Mode) -> Scores: ...
 
 
-def saliency_lists(pairing: Pairing) -> Ragged:
+def saliency_lists(pairing: Pairing, mode: Mode) -> Ragged:
     """Each query's clip scores; of repeated rows the last counts.
 
     Raises:
-        DataError: a list that is missing, empty or holds anything but finite numbers.
+        DataError: a list that is missing or holds anything but finite numbers; in `official` mode,
+            where no value is defined for it, also an empty one.
     """
     scores = columns.number_lists(pairing.predictions, "pred_saliency_scores")
-    for index in np.flatnonzero(scores.counts == 0)[:1].tolist():
-        raise pairing.predictions.error(index, "'pred_saliency_scores' is empty; one score a clip")
+    empty = np.flatnonzero(scores.counts == 0)
+    if len(empty) and mode == "official":
+        rule = "'pred_saliency_scores' is empty, which only mode 'clean' scores (as a miss)"
+        raise pairing.predictions.error(int(empty[0]), rule)
     return scores.lists(pairing.latest)
 
 

@@ -111,7 +111,7 @@ class QVHighlights(Protocol):
             raise rows.error(query, rule)
         if not ratings.values.size:
             raise rows.error(0, "no row has a rated clip, so highlights cannot be scored")
-        return highlight.HighlightArrays(saliency_lists(pairing), clip_ids, ratings, n_clips)
+        return highlight.HighlightArrays(saliency_lists(pairing, mode), clip_ids, ratings, n_clips)
 
 
 def _brief(blocks: Mapping[str, Any]) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mrmodel.components import PROTOCOLS
+from mrmodel.errors import DataError
 from mrmodel.evaluate.protocols import Protocol
 from mrmodel.evaluate.run import get_protocol
 from mrmodel.predict.postprocess import PostprocessSettings
@@ -94,19 +95,21 @@ def test_guesses_lie_between_nothing_and_the_best(protocol: Protocol, mode: Any)
     assert 0.0 <= (protocol.headline_value(metrics) or 0.0) < protocol.best
 
 
-def test_predicting_nothing_is_a_number_in_clean_mode(protocol: Protocol) -> None:
+def test_predicting_nothing_is_zero_in_clean_mode(protocol: Protocol) -> None:
     truth = annotations()
     empty = [
         {
             "qid": row["qid"],
             "pred_relevant_windows": [],
-            "pred_saliency_scores": [0.0] * N_CLIPS,
+            "pred_saliency_scores": [],
         }
         for row in truth
     ]
-    value = protocol.headline_value(protocol.evaluate(truth, empty, "clean"))
-    assert value is not None
-    assert 0.0 <= value < protocol.best
+    figures = protocol.figures(protocol.evaluate(truth, empty, "clean"))
+    assert figures[protocol.headline] == 0.0
+    assert set(figures.values()) <= {0.0, None}
+    with pytest.raises(DataError, match="is empty, which only mode 'clean' scores"):
+        protocol.evaluate(truth, empty, "official")
 
 
 @MODES
