@@ -1,0 +1,86 @@
+"""A copy of this repository to run the pipeline in, as a stranger's clone would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrmodel import presets
+
+ROOT = Path(__file__).parents[1]
+
+
+class Project:
+    """A git repository with the files of the working tree and a preset applied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = self._git(ROOT, "ls-files", "-co", "--exclude-standard", "-z")
+        for name in filter(None, listed.split("\0")):
+            source, target = ROOT / name, folder / name
+            if source.is_file() and not name.startswith("tests/"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read_bytes())
+        (folder / "dvc.lock").unlink(missing_ok=True)
+
+    def commit(self) -> None:
+        """Make it a git repository whose tree is clean."""
+        self._git(self.folder, "init", "-q")
+        self._git(self.folder, "config", "user.name", "test")
+        self._git(self.folder, "config", "user.email", "test@example.invalid")
+        self._git(self.folder, "add", "-A")
+        self._git(self.folder, "commit", "-q", "-m", "start")
+
+    def apply(self, preset: str, changes: Mapping[str, Any] | None = None) -> None:
+        """Write params.yaml: a preset, and changes to it."""
+        text = presets.render(preset)
+        (self.folder / "params.yaml").write_text(presets.overlay(text, changes or {}))
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command of the environment in this folder, output captured."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command to its end; its exit code must be `code`."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == code, f"{command} gave {process.returncode}:\n{output}"
+        return output
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the commands: this Python's programs first, no service configured."""
+        bin_folder = str(Path(sys.executable).parent)
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "MRMODEL_", "DVC_", "PREFECT_"))
+        }
+        path = bin_folder + os.pathsep + kept.get("PATH", "")
+        # The copy's code, not the installed one, also where a console script does the import.
+        return {**kept, "PATH": path, "PYTHONPATH": str(self.folder), "NO_COLOR": "1"}
+
+    def read(self, name: str) -> bytes:
+        """Content of a file of the project."""
+        return (self.folder / name).read_bytes()
+
+    @staticmethod
+    def _git(folder: Path, *arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def git(self, *arguments: str) -> str:
+        """Output of a git command in this folder."""
+        return self._git(self.folder, *arguments)

@@ -1,0 +1,89 @@
+"""Serving what the pipeline trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrmodel.data.annotations import read_annotations
+from mrmodel.data.loader import BatchBuilder, RowLimits
+from mrmodel.features.store import FeatureStore
+from mrmodel.predict.predictor import Predictor
+from tests.project import Project
+
+MODEL = "models/finetuned/moment_detr"
+
+
+@pytest.fixture(scope="module")
+def predictor(reproduced: Project) -> Predictor:
+    return Predictor.from_folder(reproduced.folder / MODEL, device="cpu")
+
+
+def test_the_serving_tensor_is_the_training_tensor(
+    reproduced: Project, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same video and query, once from the feature store and once from the file."""
+    features = reproduced.folder / "features/miniature"
+    stores = BatchBuilder(
+        [FeatureStore(features / "tiny.video")],
+        [FeatureStore(features / "tiny.text")],
+        RowLimits(75, 32),
+    )
+    served = []
+    monkeypatch.setattr(
+        predictor.model, "forward", record(served, predictor.model.forward), raising=True
+    )
+    for row in read_annotations(reproduced.folder / "data/miniature/train.jsonl")[:3]:
+        trained = stores.batch([row])
+        video = predictor.encode(reproduced.folder / f"data/miniature/videos/{row.vid}.mp4")
+        predictor.search(video, [row.query])
+        assert torch.equal(served[-1].video, trained.video)
+        assert torch.equal(served[-1].text, trained.text)
+        assert torch.equal(served[-1].video_mask, trained.video_mask)
+
+
+def record(kept: list, forward):
+    def recording(batch):
+        kept.append(batch)
+        return forward(batch)
+
+    return recording
+
+
+def test_the_command_prints_windows_and_clip_scores(reproduced: Project, test_video: Path) -> None:
+    query = "A thing moves to the left"
+    output = reproduced.run("mrmodel", "predict", str(test_video), "--query", query, "--json")
+    row = json.loads(output)
+    assert row["query"] == query
+    assert row["vid"] == test_video.stem
+    assert len(row["pred_saliency_scores"]) == 12
+    for start, end, score in row["pred_relevant_windows"]:
+        assert 0 <= start <= end <= row["duration"]
+        assert 0 <= score <= 1
+    scores = [window[2] for window in row["pred_relevant_windows"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path) -> None:
+    queries = ("--query", "A cat", "--query", "A dog")
+    output = reproduced.run("mrmodel", "predict", str(test_video), *queries, "--model", MODEL)
+    assert output.index("A cat") < output.index("A dog")
+    assert "confidence" in output
+
+
+def test_a_missing_video_is_one_line_and_exit_code_2(reproduced: Project) -> None:
+    output = reproduced.run("mrmodel", "predict", "no.mp4", "--query", "a", code=2)
+    assert output.startswith("error: no.mp4")
+    assert "Traceback" not in output
+
+
+def test_other_encoders_are_refused(reproduced: Project, tmp_path: Path) -> None:
+    config = json.loads(reproduced.read(f"{MODEL}/config.json"))
+    config["video_streams"][0]["fingerprint"] = "0" * 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(reproduced.read(f"{MODEL}/model.safetensors"))
+    output = reproduced.run(
+        "mrmodel", "predict", "a.mp4", "--query", "a", "--model", str(tmp_path), code=2
+    )
+    assert "not the one that the model was trained with" in output
