@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mrmodel.errors import DataError
@@ -96,11 +97,13 @@ def test_id_of_any_length_where_the_settings_allow() -> None:
     assert len(parse_chunk(chunk, settings(captions__video_id_length=None)).frame) == 1
 
 
-@given(st.integers(0, 359_999_998))
-def test_times_are_exact_milliseconds(millis: int) -> None:
-    start, end = timestamp(millis / 1000), timestamp((millis + 1) / 1000)
-    frame = parse(row(Start_timestamp=start, End_timestamp=end)).frame
-    assert frame[["start_ms", "end_ms"]].to_numpy().tolist() == [[millis, millis + 1]]
+@hypothesis_settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 359_999_998), min_size=1))
+def test_times_are_exact_milliseconds(times: list[int]) -> None:
+    spans = [(timestamp(millis / 1000), timestamp((millis + 1) / 1000)) for millis in times]
+    frame = parse(*(row(Start_timestamp=a, End_timestamp=b) for a, b in spans)).frame
+    assert frame["start_ms"].tolist() == times
+    assert frame["end_ms"].tolist() == [millis + 1 for millis in times]
 
 
 def test_columns_of_a_row() -> None:
