@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrmodel.data.annotations import read_annotations, scan_annotations, window_clips
@@ -153,6 +153,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(sorted(GOOD)), JSON, max_size=7),
     st.lists(st.sampled_from(sorted(GOOD)), max_size=2),
@@ -168,6 +169,7 @@ def test_no_row_crashes_the_reader(tmp_path_factory, changes, dropped):
         assert len(annotation.saliency_scores) in (0, len(annotation.relevant_clip_ids))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_bytes_crash_the_reader(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "bytes.jsonl"

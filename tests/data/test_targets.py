@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mrmodel.data.targets import Ragged, TargetSettings, TargetTable, repair_windows
@@ -162,6 +163,7 @@ def test_relevant_clips_without_ratings():
     assert labels.tolist() == [[0, 1, 0, 0, 1]]
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.data())
 def test_ragged_lists(counts, data):
     lists = [[10 * owner + place for place in range(n)] for owner, n in enumerate(counts)]
@@ -189,6 +191,7 @@ def rated_rows(draw):
     return n_clips, row(clips=clips, scores=scores)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(rated_rows(), min_size=1, max_size=6), st.integers(0, 1000))
 def test_pairs_against_the_rule_one_by_one(samples, seed):
     n_clips = [n for n, _ in samples]

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrmodel.features.keys import Segment, normalise_query, split_segment, text_key
@@ -15,6 +15,7 @@ def test_key_is_stable():
     assert text_key("a red ball") == "t-aacb52bb89c0d846"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_normalising_twice_changes_nothing(text):
     once = normalise_query(text)

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.index import Entry
@@ -183,3 +185,22 @@ def test_a_store_travels_to_another_process(tmp_path):
     store.gather(["a"])
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.gather(["a"])[0], store.gather(["a"])[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    shard_rows=st.integers(1, 20),
+    data=st.data(),
+)
+def test_any_store_gives_back_its_rows(tmp_path_factory, counts, shard_rows, data):
+    folder = tmp_path_factory.mktemp("store")
+    lengths = {f"k{number:02d}": count for number, count in enumerate(counts)}
+    store = write(folder, lengths, shard_bytes=128 + 6 * shard_rows)
+    assert all(s.rows <= max(shard_rows, max(counts)) for s in store.manifest.shards)
+    picked = data.draw(st.lists(st.sampled_from(range(len(counts))), min_size=1, max_size=8))
+    block, mask = store.gather(store.resolve(list(lengths)).take(np.array(picked)))
+    assert block.shape[1] == max(counts[number] for number in picked)
+    for item, valid, number in zip(block, mask, picked, strict=True):
+        np.testing.assert_array_equal(item[valid], rows_of(100 * number, counts[number]))
+        assert not item[~valid].any()
