@@ -51,8 +51,8 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     results: dict[str, Scores] = {}
     answers = _answers(config, layout, truth, judge, reporter)
     for name, predictions in answers.items():
-        results[name] = judge.score([row.as_row() for row in truth], predictions)
-        rows = (prediction.as_row() for prediction in predictions)
+        rows = [prediction.as_row() for prediction in predictions]
+        results[name] = judge.score([row.as_row() for row in truth], rows)
         write_jsonl(layout.evaluation / f"{name}.jsonl", rows)
     write_json(
         layout.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}

@@ -166,9 +166,7 @@ def choose_examples(config: Config, layout: Layout, way: str) -> list[Example]:
     judge = Judge(config)
     truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
     predictions = {row["qid"]: row for row in read_rows(layout.evaluation / f"{way}.jsonl")}
-    scores = judge.protocol.score(
-        [row.as_row() for row in truth], list(predictions.values()), judge.settings.mode
-    )
+    scores = judge.score([row.as_row() for row in truth], list(predictions.values()))
     values = np.nan_to_num(_values(scores, judge), nan=-1.0)
     order = np.argsort(-values, kind="stable")
     answered = [index for index in order.tolist() if truth[index].qid in predictions]

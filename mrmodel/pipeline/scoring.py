@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from mrmodel.config import Config
@@ -9,7 +10,8 @@ from mrmodel.evaluate.protocols import Protocol, Scores
 from mrmodel.evaluate.rows import Row
 from mrmodel.evaluate.run import get_protocol
 from mrmodel.predict.postprocess import PostprocessSettings
-from mrmodel.types import Prediction
+
+log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -31,10 +33,21 @@ class Judge:
             nms_iou=self.settings.nms_iou,
         )
 
-    def score(self, truth: Sequence[Row], predictions: Sequence[Prediction]) -> Scores:
-        """All metrics; in clean mode a query whose video has no features counts as a miss."""
-        rows = [prediction.as_row() for prediction in predictions]
-        return self.protocol.score(truth, rows, self.settings.mode)
+    def score(self, truth: Sequence[Row], predictions: Sequence[Row]) -> Scores:
+        """All metrics.
+
+        A query without a prediction (its video has no features) is a miss in clean mode; official
+        mode, which knows no misses, scores the others and says so.
+        """
+        rows = list(predictions)
+        missing = {row["qid"] for row in truth} - {row["qid"] for row in rows}
+        if missing:
+            log.warning("%d of %d queries have no prediction", len(missing), len(truth))
+        if self.settings.mode == "official":
+            return self.protocol.score(truth, rows, "official", allow_missing=True)
+        empty = {"pred_relevant_windows": [], "pred_saliency_scores": []}
+        rows += [{"qid": row["qid"], **empty} for row in truth if row["qid"] in missing]
+        return self.protocol.score(truth, rows, "clean")
 
     def figures(self, scores: Scores) -> dict[str, float]:
         """The few figures to show, the one that chooses a model first; undefined ones left out."""

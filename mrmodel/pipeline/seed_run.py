@@ -72,7 +72,11 @@ def score(config: Config, layout: Layout, folder: SeedFolder) -> dict[str, dict[
         batch_size = config.train.eval_batch_size
         answers[kind] = predict_set(model, data, batch_size, judge.postprocess)
     rows = [row.as_row() for row in truth]
-    return {kind: judge.figures(judge.score(rows, found)) for kind, found in answers.items()}
+    scores = {
+        kind: judge.score(rows, [prediction.as_row() for prediction in found])
+        for kind, found in answers.items()
+    }
+    return {kind: judge.figures(found) for kind, found in scores.items()}
 
 
 if __name__ == "__main__":
