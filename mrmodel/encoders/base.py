@@ -1,0 +1,128 @@
+"""What an encoder is: clips (or sentences) in, the rows of one feature stream out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.components import ENCODERS
+from mrmodel.video.sampling import FrameSampling
+
+Frames = NDArray[np.uint8]
+Rows = NDArray[np.float32]
+Modality = Literal["video", "text"]
+
+# Raised when the code that makes rows changes what the same weights give.
+SCHEMA = 1
+CACHE_VARIABLE = "MRMODEL_CACHE_DIR"
+
+
+@runtime_checkable
+class VideoEncoder(Protocol):
+    """Encodes clips; made without arguments, it loads its weights when it first encodes."""
+
+    name: ClassVar[str]
+    modality: ClassVar[Modality]
+    dim: ClassVar[int]
+    sampling: FrameSampling
+
+    def encode_clips(self, frames: Frames) -> Rows:
+        """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim); row i depends on clip i alone.
+
+        Raises:
+            WeightsError: the weights are missing or are not the pinned ones.
+        """
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows, JSON-able; reads no weights."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Encodes sentences; made without arguments, it loads its weights when it first encodes."""
+
+    name: ClassVar[str]
+    modality: ClassVar[Modality]
+    dim: ClassVar[int]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
+        """One (1 + n_tokens, dim) array a text: the sentence vector, then its tokens in order.
+
+        A text's rows do not depend on the other texts.
+
+        Raises:
+            WeightsError: the weights are missing or are not the pinned ones.
+        """
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows, JSON-able; reads no weights."""
+
+
+def build_encoder(name: str) -> VideoEncoder | TextEncoder:
+    """The registered encoder called `name`.
+
+    Raises:
+        UnknownNameError: no such encoder.
+    """
+    encoder: VideoEncoder | TextEncoder = ENCODERS.get(name)()
+    return encoder
+
+
+def check_frames(frames: Frames, sampling: FrameSampling) -> None:
+    """Refuse clips that are not what `sampling` describes.
+
+    Raises:
+        ValueError: wrong type or shape.
+    """
+    shape = frames.shape
+    wrong = (
+        frames.dtype != np.uint8
+        or len(shape) != 5
+        or shape[1] != sampling.frames_per_clip
+        or shape[4] != 3
+        or (sampling.size is not None and (shape[3], shape[2]) != sampling.size)
+    )
+    if wrong:
+        size = sampling.size or ("W", "H")
+        expected = f"(n, {sampling.frames_per_clip}, {size[1]}, {size[0]}, 3) uint8"
+        raise ValueError(f"clips of shape {shape} {frames.dtype}; expected {expected}")
+
+
+def describe(
+    name: str, dim: int, libraries: Sequence[str], *, sampling: FrameSampling | None = None
+) -> dict[str, object]:
+    """The part of a fingerprint that all encoders share; `libraries` count by major version."""
+    majors: dict[str, object] = {library: _major(version(library)) for library in libraries}
+    if sampling is not None:
+        majors |= {"av": _major(version("av")), "libswscale": av.library_versions["libswscale"][0]}
+    return {
+        "encoder": name,
+        "schema": SCHEMA,
+        "dim": dim,
+        "sampling": None if sampling is None else sampling.as_json(),
+        "libraries": majors,
+    }
+
+
+def cache_folder(chosen: Path | None = None) -> Path:
+    """Where derived files are kept between runs.
+
+    `chosen`, else the folder named by MRMODEL_CACHE_DIR, else the user's cache folder.
+    """
+    if chosen is not None:
+        return chosen
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "mrmodel"
+
+
+def _major(text: str) -> int:
+    return int(text.split(".")[0])

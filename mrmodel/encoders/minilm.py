@@ -1,0 +1,115 @@
+"""MiniLM-L6: the six-layer BERT sentence encoder (Wang et al. 2020; Reimers and Gurevych 2019).
+
+Post-norm BERT with 384 channels, 12 heads and a 1536-wide GELU layer. A batch holds texts of one
+length: there is no padding, so no mask is needed and no text can look at its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from mrmodel.encoders.weights import WeightsLock
+
+WIDTH, HEADS, HIDDEN, DEPTH = 384, 12, 1536, 6
+VOCABULARY, POSITIONS = 30522, 512
+NORM_EPS = 1e-12
+MAX_TOKENS = 256  # longer texts are cut: the model was trained on no more
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with a residual and a LayerNorm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.attention_out = nn.Linear(WIDTH, WIDTH)
+        self.attention_norm = nn.LayerNorm(WIDTH, eps=NORM_EPS)
+        self.expand = nn.Linear(WIDTH, HIDDEN)
+        self.contract = nn.Linear(HIDDEN, WIDTH)
+        self.output_norm = nn.LayerNorm(WIDTH, eps=NORM_EPS)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, N, 384) -> (B, N, 384)."""
+        batch, length, _ = states.shape
+        heads = self.qkv(states).view(batch, length, 3, HEADS, WIDTH // HEADS)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        mixed = self.attention_out(mixed.reshape(batch, length, WIDTH))
+        states = self.attention_norm(states + mixed)
+        inner = self.contract(F.gelu(self.expand(states)))
+        return self.output_norm(states + inner)  # type: ignore[no-any-return]
+
+
+class MiniLm(nn.Module):
+    """Token ids of texts of one length -> their contextual vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCABULARY, WIDTH)
+        self.positions = nn.Embedding(POSITIONS, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH, eps=NORM_EPS)
+        self.layers = nn.ModuleList(EncoderLayer() for _ in range(DEPTH))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, N, 384); a text's sentence vector is the mean of its N rows."""
+        positions = self.positions.weight[: token_ids.shape[1]]
+        states = self.norm(self.words(token_ids) + positions)
+        for layer in self.layers:
+            states = layer(states)
+        return states  # type: ignore[no-any-return]
+
+
+def load_minilm(lock: WeightsLock) -> tuple[MiniLm, Tokenizer]:
+    """The pretrained network, in eval mode, and its tokenizer.
+
+    Raises:
+        WeightsError: a file is missing or is not the pinned one.
+    """
+    model = MiniLm()
+    model.load_state_dict(convert_checkpoint(load_file(lock.path("minilm.weights"))))
+    return model.eval().requires_grad_(False), load_tokenizer(lock.path("minilm.tokenizer"))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """WordPiece, lower-cased, with [CLS] and [SEP]; cuts at MAX_TOKENS and never pads."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
+
+
+def convert_checkpoint(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published BERT names -> ours; q, k and v become one matrix, the pooler is left out."""
+    words = tensors["embeddings.word_embeddings.weight"]
+    # Single texts are always segment 0, so its vector is a constant: it joins the positions.
+    positions = tensors["embeddings.position_embeddings.weight"]
+    segment = tensors["embeddings.token_type_embeddings.weight"][0]
+    converted = {"words.weight": words, "positions.weight": positions + segment}
+    for kind in ("weight", "bias"):
+        converted[f"norm.{kind}"] = tensors[f"embeddings.LayerNorm.{kind}"]
+        for index in range(DEPTH):
+            source, target = f"encoder.layer.{index}.", f"layers.{index}."
+            parts = [
+                tensors[f"{source}attention.self.{name}.{kind}"]
+                for name in ("query", "key", "value")
+            ]
+            converted[f"{target}qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in _LAYER_NAMES.items():
+                converted[f"{target}{ours}.{kind}"] = tensors[f"{source}{theirs}.{kind}"]
+    return converted
+
+
+_LAYER_NAMES = {
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "expand": "intermediate.dense",
+    "contract": "output.dense",
+    "output_norm": "output.LayerNorm",
+}

@@ -1,0 +1,76 @@
+"""Encoders for tests: no weights, microseconds a clip, and still about what is seen and said."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from mrmodel.encoders.base import Frames, Modality, Rows, check_frames, describe
+from mrmodel.files import derive_seed
+from mrmodel.video.sampling import FrameSampling
+
+GRID = 8
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class TinyVideoEncoder:
+    """A fixed random projection of two 8x8 colour grids: the mean frame and the change in time."""
+
+    name: ClassVar[str] = "tiny.video"
+    modality: ClassVar[Modality] = "video"
+    dim: ClassVar[int] = 32
+    sampling = FrameSampling(2, (32, 32), "middle", "area")
+
+    def encode_clips(self, frames: Frames) -> Rows:
+        """(n, 2, 32, 32, 3) uint8 -> (n, 32) float32."""
+        check_frames(frames, self.sampling)
+        cell = frames.shape[2] // GRID
+        cells = frames.reshape(len(frames), 2, GRID, cell, GRID, cell, 3)
+        grids = cells.mean(axis=(3, 5), dtype=np.float64) / 255.0
+        first, last = (grids[:, frame].reshape(len(frames), -1) for frame in range(2))
+        inputs = np.concatenate(((first + last) / 2, last - first), axis=1)
+        # Row by row: a matrix product may round a row by the number of rows beside it.
+        rows = [row @ self._projection for row in inputs]
+        return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows."""
+        return describe(self.name, self.dim, ["numpy"], sampling=self.sampling)
+
+    @cached_property
+    def _projection(self) -> np.ndarray:
+        inputs = 2 * GRID * GRID * 3
+        rng = np.random.default_rng(derive_seed(self.name, "projection"))
+        return rng.standard_normal((inputs, self.dim)) / np.sqrt(inputs)
+
+
+class TinyTextEncoder:
+    """A fixed random unit vector a word, from a hash of its letters; the sentence is their mean."""
+
+    name: ClassVar[str] = "tiny.text"
+    modality: ClassVar[Modality] = "text"
+    dim: ClassVar[int] = 32
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
+        """One (1 + n_words, 32) float32 array a text, the sentence vector first."""
+        return [self._encode(text) for text in texts]
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows."""
+        return describe(self.name, self.dim, ["numpy"])
+
+    def _encode(self, text: str) -> Rows:
+        words = [self._vector(word) for word in _WORD.findall(text.lower())]
+        sentence = np.mean(words, axis=0) if words else self._vector("")
+        rows = np.stack([sentence / np.linalg.norm(sentence), *words])
+        return rows.astype(np.float32)
+
+    def _vector(self, word: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+        vector = np.random.default_rng(seed).standard_normal(self.dim)
+        return np.asarray(vector / np.linalg.norm(vector))
