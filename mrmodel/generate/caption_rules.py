@@ -137,6 +137,10 @@ def repeats_itself(caption: str, settings: CaptionSettings) -> bool:
         return False
     if len(distinct) < settings.min_distinct_share * len(words):
         return True
+    # No word can repeat more often than this, and no pair more often than its words.
+    spare = len(words) - len(distinct) + 1
+    if spare <= min(settings.max_word_repeats, settings.max_bigram_repeats):
+        return False
     content = [word for word in words if word not in caption_words().stop_words]
     pairs = list(itertools.pairwise(words))
     return (

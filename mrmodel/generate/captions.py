@@ -8,14 +8,15 @@ half a gigabyte for the whole of InternVid-10M-FLT, so the group rules need no p
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,25 @@ COLUMNS = (
 )
 _TIME_TEMPLATE = b"00:00:00.000"
 _BATCH = 1000
+_QID_SHIFT = 11  # 64-bit hash -> the 53 bits that every JSON reader keeps
+_VALUES = itemgetter(*COLUMNS)
+
+
+class _Unusable(Exception):
+    """(reason, detail) of a row that breaks the format."""
+
+
+class _Row(NamedTuple):
+    """A row that keeps the format; `caption` is normalised, times are still texts."""
+
+    line: int
+    video_id: str
+    start: str
+    end: str
+    raw_caption: str
+    caption: str
+    umt: float
+    aesthetic: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +105,12 @@ class SelectedCaption:
 
 def hash64(text: str) -> int:
     """A 64-bit hash, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def query_id(video_id: str, start: str, end: str, caption: str) -> int:
     """The 53-bit id of a query: stable over runs, exact in JSON, and a hash order (A.8)."""
-    return hash64(f"{video_id}|{start}|{end}|{caption}") >> 11
+    return hash64(_identity_text(video_id, start, end, caption)) >> _QID_SHIFT
 
 
 def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
@@ -115,38 +135,32 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
 def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
     """Check the rows of a chunk and apply the row-local rules."""
     bad: list[BadRow] = []
-    kept: list[tuple[Any, ...]] = []
+    rows: list[_Row] = []
     for line, record in _records(chunk, bad):
-        problem = _problem(record, settings.captions.video_id_length)
-        if problem is None:
-            kept.append((line, *(record[name] for name in COLUMNS)))
-        else:
-            bad.append(BadRow(line, *problem))
-    times = _times_ms([row[2] for row in kept]), _times_ms([row[3] for row in kept])
-    kept, start_ms, end_ms = _with_good_times(kept, times, bad)
-    captions = [normalise_caption(row[4]) for row in kept]
-    scores = np.array([row[5:7] for row in kept], dtype=np.float64).reshape(-1, 2)
-    columns = CaptionColumns(captions, start_ms, end_ms, scores[:, 0], scores[:, 1])
-    max_ms = round(settings.segment.length_s * 1000)
+        try:
+            rows.append(_checked(line, record, settings.captions.video_id_length))
+        except _Unusable as error:
+            bad.append(BadRow(line, *error.args))
+    rows, start_ms, end_ms = _with_good_times(rows, bad)
+    captions = [row.caption for row in rows]
+    umt = np.array([row.umt for row in rows], dtype=np.float64)
+    aesthetic = np.array([row.aesthetic for row in rows], dtype=np.float64)
+    columns = CaptionColumns(captions, start_ms, end_ms, umt, aesthetic)
     frame = pd.DataFrame(
         {
-            "line": np.array([row[0] for row in kept], dtype=np.int64),
-            "video": np.array([hash64(row[1]) for row in kept], dtype=np.uint64),
-            "caption": np.array([hash64(caption) for caption in captions], dtype=np.uint64),
-            "qid": np.array(
-                [
-                    query_id(row[1], row[2], row[3], caption)
-                    for row, caption in zip(kept, captions, strict=True)
-                ],
-                dtype=np.int64,
-            ),
+            "line": np.array([row.line for row in rows], dtype=np.int64),
+            "video": _hashes(row.video_id for row in rows),
+            "caption": _hashes(captions),
+            "qid": (_hashes(map(_identity, rows)) >> np.uint64(_QID_SHIFT)).astype(np.int64),
             "start_ms": start_ms.astype(np.int32),
             "end_ms": end_ms.astype(np.int32),
-            "umt": scores[:, 0],
-            "failed": first_failed(columns, settings.captions, max_ms),
+            "umt": umt,
+            "failed": first_failed(
+                columns, settings.captions, round(settings.segment.length_s * 1000)
+            ),
         }
     )
-    changed = sum(row[4] != caption for row, caption in zip(kept, captions, strict=True))
+    changed = sum(row.caption != row.raw_caption for row in rows)
     bad.sort(key=lambda row: row.line)
     return ParsedChunk(frame, bad, changed)
 
@@ -233,25 +247,45 @@ def _parse_batch(numbered: list[tuple[int, bytes]], bad: list[BadRow]) -> Iterab
     return parsed
 
 
-def _problem(record: Any, id_length: int | None) -> tuple[str, str] | None:
-    """(reason, detail) of a row that breaks the format; times are checked by the column."""
+def _checked(line: int, record: Any, id_length: int | None) -> _Row:
+    """A row that keeps the format, but for its times, which are checked by the column.
+
+    Raises:
+        _Unusable: with reason and detail.
+    """
     if not isinstance(record, dict):
-        return "not_an_object", type(record).__name__
-    missing = [name for name in COLUMNS if name not in record]
-    if missing:
-        return "missing_column", ", ".join(missing)
-    video_id, start, end, caption, umt, aesthetic = (record[name] for name in COLUMNS)
-    for name, value in zip(COLUMNS[:4], (video_id, start, end, caption), strict=True):
-        if not _is_text(value):
-            return "not_text", f"{name} = {value!r}"
+        raise _Unusable("not_an_object", type(record).__name__)
+    try:
+        video_id, start, end, caption, umt, aesthetic = _VALUES(record)
+    except KeyError:
+        missing = (name for name in COLUMNS if name not in record)
+        raise _Unusable("missing_column", ", ".join(missing)) from None
+    if not (_is_text(video_id) and _is_text(start) and _is_text(end) and _is_text(caption)):
+        name = next(name for name in COLUMNS if not _is_text(record[name]))
+        raise _Unusable("not_text", f"{name} = {record[name]!r}")
     if not video_id or (id_length is not None and len(video_id) != id_length):
-        return "bad_video_id", f"{video_id!r}, expected {id_length or 'some'} characters"
-    if not normalise_caption(caption):
-        return "empty_caption", repr(caption)
-    for name, value in (("UMT_Score", umt), ("Aesthetic_Score", aesthetic)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-            return "bad_score", f"{name} = {value!r}"
-    return None
+        raise _Unusable("bad_video_id", f"{video_id!r}, expected {id_length or 'some'} characters")
+    text = normalise_caption(caption)
+    if not text:
+        raise _Unusable("empty_caption", repr(caption))
+    if not (_is_score(umt) and _is_score(aesthetic)):
+        name = "Aesthetic_Score" if _is_score(umt) else "UMT_Score"
+        raise _Unusable("bad_score", f"{name} = {record[name]!r}")
+    return _Row(line, video_id, start, end, caption, text, umt, aesthetic)
+
+
+def _identity(row: _Row) -> str:
+    return _identity_text(row.video_id, row.start, row.end, row.caption)
+
+
+def _identity_text(video_id: str, start: str, end: str, caption: str) -> str:
+    return f"{video_id}|{start}|{end}|{caption}"
+
+
+def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """`hash64` of every text."""
+    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
 def _is_text(value: object) -> bool:
@@ -261,7 +295,9 @@ def _is_text(value: object) -> bool:
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _finite(value: float) -> bool:
+def _is_score(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        return False
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -285,16 +321,15 @@ def _times_ms(texts: list[str]) -> NDArray[np.int64]:
 
 
 def _with_good_times(
-    rows: list[tuple[Any, ...]],
-    times: tuple[NDArray[np.int64], NDArray[np.int64]],
-    bad: list[BadRow],
-) -> tuple[list[tuple[Any, ...]], NDArray[np.int64], NDArray[np.int64]]:
-    start, end = times
+    rows: list[_Row], bad: list[BadRow]
+) -> tuple[list[_Row], NDArray[np.int64], NDArray[np.int64]]:
+    """The rows with a readable interval, and its two ends in ms; the others go to `bad`."""
+    start, end = _times_ms([row.start for row in rows]), _times_ms([row.end for row in rows])
     unreadable = (start < 0) | (end < 0)
     good = ~unreadable & (end > start)
     for index in np.flatnonzero(~good):
-        line, _, start_text, end_text = rows[index][:4]
         reason = "bad_time" if unreadable[index] else "empty_interval"
-        bad.append(BadRow(line, reason, f"{start_text!r} to {end_text!r}"))
-    kept = [row for row, ok in zip(rows, good.tolist(), strict=True) if ok]
+        row = rows[index]
+        bad.append(BadRow(row.line, reason, f"{row.start!r} to {row.end!r}"))
+    kept = list(itertools.compress(rows, good.tolist()))
     return kept, start[good], end[good]

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from mrmodel.config import IntervidSettings
+from mrmodel.config import INTERVID_PRESETS, IntervidSettings
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import MemoryStore
-from mrmodel.generate.caption_rules import normalise_caption
+from mrmodel.generate.caption_rules import RULES, normalise_caption
 from mrmodel.generate.intervid_mr import Features
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 DIM = 8
 
 
+# The values of the design that no preset changes; params.yaml may say otherwise for its corpus.
+DESIGN: dict[str, Any] = {
+    "preset": "custom",
+    "seed": 2026,
+    "val_share": 0.05,
+    "max_samples": None,
+    "workers": 1,
+    "chunk_rows": 250_000,
+    "captions": {
+        "rules": dict.fromkeys(RULES[1:], True),
+        "video_id_length": 11,
+        "max_bad_row_share": 0.05,
+        "min_words": 4,
+        "max_words": 40,
+        "min_characters": 15,
+        "max_characters": 300,
+        "min_ascii_share": 0.95,
+        "max_digit_share": 0.3,
+        "max_word_repeats": 3,
+        "max_bigram_repeats": 2,
+        "min_distinct_share": 0.55,
+        "generic_videos": 50,
+        "min_aesthetic_score": None,
+        "max_per_video": 3,
+    },
+    "segment": {"length_s": 150.0, "offset": "random", "min_clips": 10},
+    "labels": {"max_invalid_share": 0.2, "annotators": 3},
+}
+
+
 def settings(preset: str = "paper", **changes: Any) -> IntervidSettings:
-    """Settings of params.yaml with a preset; `changes` are dotted names with ``__`` for dots."""
-    tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["intervid"]
-    base = IntervidSettings.model_validate({**tree, "preset": "custom"})
-    tree = base.with_preset(preset).model_dump()  # type: ignore[arg-type]
+    """Settings of the design with a preset; `changes` are dotted names with ``__`` for dots."""
+    tree = copy.deepcopy(DESIGN) | {"preset": preset}
+    for (section, name), value in INTERVID_PRESETS[preset].items():
+        tree[section][name] = value
     for path, value in changes.items():
         *sections, name = path.split("__")
         node = tree
