@@ -6,18 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrmodel.encoders.base import TextEncoder, VideoEncoder
 from mrmodel.errors import FeatureError
 from mrmodel.features.keys import normalise_query
 from mrmodel.features.store import Half, to_stored
 from mrmodel.video.decoder import VideoLimits
 from mrmodel.video.frames import ClipFrames, DecodeReport, FrameSource
-
-if TYPE_CHECKING:
-    from mrmodel.encoders.base import TextEncoder, VideoEncoder
 
 # Clips go to the encoder in groups: large enough to be fast, small enough for large frames.
 _GROUP_CLIPS = 32

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mrmodel.errors import FeatureError, VideoError
+from mrmodel.encoders.base import TextEncoder, VideoEncoder
+from mrmodel.errors import FeatureError, MrModelError, VideoError
 from mrmodel.features.encode import EncodedVideo, encode_texts, encode_video
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import text_key
 from mrmodel.features.pieces import Piece, PieceFolder
 from mrmodel.files import sha256_of
 from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,10 @@ class Done:
 
 
 def video_handler(
-    make_encoder: Callable[[], Any], clip_len_s: float, limits: VideoLimits, folder: PieceFolder
+    make_encoder: Callable[[], VideoEncoder],
+    clip_len_s: float,
+    limits: VideoLimits,
+    folder: PieceFolder,
 ) -> Callable[[VideoJob], Done]:
     """For a worker: build the encoder, then extract one video a call."""
     encoder = make_encoder()
@@ -73,6 +79,11 @@ def video_handler(
             return Done(failure=f"{error.code}: {error.detail}")
         except FeatureError as error:
             return Done(failure=str(error))
+        except MrModelError:
+            raise  # missing weights and the like concern all videos
+        except Exception as error:
+            log.exception("%s", job.path)
+            return Done(failure=f"{type(error).__name__}: {error}")
         piece = Piece((_video_entry(job, encoded),), encoded.rows)
         folder.save(job.name, piece, dict(job.source))
         return Done(len(encoded.rows), encoded.decode_s, encoded.encode_s)
@@ -95,7 +106,9 @@ def _video_entry(job: VideoJob, encoded: EncodedVideo) -> Entry:
     )
 
 
-def text_handler(make_encoder: Callable[[], Any], folder: PieceFolder) -> Callable[[TextJob], Done]:
+def text_handler(
+    make_encoder: Callable[[], TextEncoder], folder: PieceFolder
+) -> Callable[[TextJob], Done]:
     """For a worker: build the encoder, then encode the texts of one job a call."""
     encoder = make_encoder()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mrmodel.components import ENCODERS
+from mrmodel.errors import WeightsError
 from mrmodel.video.sampling import FrameSampling
 from tests.video.fixtures import read_number
 
@@ -25,14 +26,6 @@ class FrameNumbers:
 
     def fingerprint(self):
         return {"encoder": self.name, "dim": self.dim}
-
-
-class SlowNumbers(FrameNumbers):
-    """As above, at an eighth of a second a video."""
-
-    def encode_clips(self, frames):
-        time.sleep(0.125)
-        return super().encode_clips(frames)
 
 
 class Deadly(FrameNumbers):
@@ -74,6 +67,23 @@ class NotANumber(FrameNumbers):
         return np.where(rows == 37, np.nan, rows)
 
 
+class Confused(FrameNumbers):
+    """Has a defect that shows at a video with frame 37."""
+
+    def encode_clips(self, frames):
+        rows = super().encode_clips(frames)
+        if (rows == 37).any():
+            raise IndexError("a defect")
+        return rows
+
+
+class WithoutWeights(FrameNumbers):
+    """Cannot work at all."""
+
+    def encode_clips(self, frames):
+        raise WeightsError("weights are missing")
+
+
 class WordLengths:
     """A token a word: its length; row 0 is the number of words."""
 
@@ -91,7 +101,7 @@ class WordLengths:
 
 
 def register_all():
-    for cls in (FrameNumbers, SlowNumbers, Deadly, DeadlyOnce, Hanging, NotANumber, WordLengths):
+    for cls in (*FrameNumbers.__subclasses__(), FrameNumbers, WordLengths):
         name = f"test.{cls.__name__}"
         if name not in ENCODERS:
             ENCODERS.register(name, f"{__name__}:{cls.__name__}")

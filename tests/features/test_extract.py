@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrmodel.errors import FeatureError, UnknownNameError
-from mrmodel.features.encode import encode_video
+from mrmodel.encoders.base import build_encoder
+from mrmodel.errors import FeatureError, FeatureMismatch, UnknownNameError
+from mrmodel.features.encode import encode_texts, encode_video
 from mrmodel.features.extract import ExtractionSettings, extract_texts, extract_videos
 from mrmodel.features.index import read_index
 from mrmodel.features.keys import text_key
+from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import FeatureStore, MemoryStore
 from mrmodel.features.verify import verify_store
 from mrmodel.progress import RecordingReporter
@@ -37,15 +39,15 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def extract(videos, encoder, folder, **settings):
-    settings = ExtractionSettings(work_dir=folder / "work", **settings)
+def extract(videos, encoder, folder, workers=1, **settings):
+    settings = ExtractionSettings(work_dir=folder / "work", workers=workers, **settings)
     return extract_videos(videos, encoder, 2.0, folder / "store", settings)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    summary = extract(videos, "test.FrameNumbers", folder, workers=1)
+    summary = extract(videos, "test.FrameNumbers", folder)
     return folder / "store", summary
 
 
@@ -67,7 +69,7 @@ def test_rows_are_those_of_the_frames(videos, undisturbed):
 
 def test_bytes_do_not_depend_on_workers_or_order(videos, undisturbed, tmp_path):
     shuffled = dict(sorted(videos.items(), reverse=True))
-    extract(shuffled, "test.FrameNumbers", tmp_path, workers=3)
+    extract(shuffled, "test.FrameNumbers", tmp_path, workers=2)
     assert files_of(tmp_path / "store") == files_of(undisturbed[0])
     assert not (tmp_path / "work").exists()
 
@@ -103,16 +105,35 @@ def run_and_kill(videos, encoder, folder, pieces):
     process.wait()
 
 
-def test_a_killed_extraction_continues_to_equal_bytes(videos, tmp_path):
-    extract(videos, "test.SlowNumbers", tmp_path / "whole", workers=2)
-    run_and_kill(videos, "test.SlowNumbers", tmp_path, pieces=3)
-    assert not (tmp_path / "store" / "manifest.json").exists()
-    time.sleep(0.3)  # workers notice the end of their parent
-    left = len(list((tmp_path / "work").glob("??/*.json")))
-    summary = extract(videos, "test.SlowNumbers", tmp_path, workers=2)
-    assert summary.n_resumed == left >= 3
-    assert summary.n_items == 8
+@pytest.fixture(scope="module")
+def many(videos):
+    """Thirty videos: so many that even the tiny encoder can be caught at work."""
+    return {f"{vid}{copy}": path for vid, path in videos.items() if vid < "g" for copy in range(5)}
+
+
+def test_a_killed_extraction_continues_to_equal_bytes(many, tmp_path):
+    extract(many, "tiny.video", tmp_path / "whole")
+    run_and_kill(many, "tiny.video", tmp_path, pieces=4)
+    summary = extract(many, "tiny.video", tmp_path)
+    assert 4 <= summary.n_resumed < 30
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole" / "store")
+    assert verify_store(tmp_path / "store") == []
+
+
+def test_registered_encoders_serve_what_they_stored(videos, tmp_path):
+    extract(videos, "tiny.video", tmp_path / "video")
+    settings = ExtractionSettings(work_dir=tmp_path / "work", workers=1)
+    queries = ["A red ball rolls.", "two dogs", "A red  ball rolls."]
+    extract_texts(queries, "tiny.text", tmp_path / "text", settings)
+    video, text = FeatureStore(tmp_path / "video" / "store"), FeatureStore(tmp_path / "text")
+    rows = encode_video(videos["long"], build_encoder("tiny.video"), 2.0).rows
+    tokens = encode_texts([" A red ball rolls. "], build_encoder("tiny.text"))[0]
+    np.testing.assert_array_equal(video.gather(["long"])[0][0], rows)
+    np.testing.assert_array_equal(text.gather([text_key(queries[0])])[0][0], tokens)
+    made = stream_fingerprint(build_encoder("tiny.video").fingerprint(), 2.0)
+    FeatureStore(video.folder, expected=made)
+    with pytest.raises(FeatureMismatch, match="clip_len_s"):
+        FeatureStore(video.folder, expected={**made, "clip_len_s": 1.0})
 
 
 def test_pieces_of_changed_files_or_settings_are_made_anew(videos, tmp_path):
@@ -127,7 +148,7 @@ def test_pieces_of_changed_files_or_settings_are_made_anew(videos, tmp_path):
     assert (summary.n_resumed, summary.n_rows) == (1, 6)
     with pytest.raises(FeatureError, match="z: not_found"):
         extract(missing, "test.FrameNumbers", tmp_path)
-    summary = extract(some, "test.SlowNumbers", tmp_path)
+    summary = extract(some, "test.Confused", tmp_path)
     assert summary.n_resumed == 0
 
 
@@ -136,13 +157,14 @@ def test_pieces_of_changed_files_or_settings_are_made_anew(videos, tmp_path):
     [
         ("test.Deadly", "worker process died 2 times (signal 11)"),
         ("test.Hanging", "took longer than the time limit"),
+        ("test.Confused", "IndexError: a defect"),
         ("test.NotANumber", "row 3 holds NaN, infinity, or a value beyond float16"),
     ],
 )
 def test_one_bad_video_costs_one_video(videos, tmp_path, encoder, reason):
     # Clips of 1 s show frames 10 c + 2 and 10 c + 7: number 37 is seen in `long` alone.
     settings = ExtractionSettings(
-        work_dir=tmp_path / "work", workers=2, max_failed_share=0.2, timeout_s=4.0
+        work_dir=tmp_path / "work", workers=1, max_failed_share=0.2, timeout_s=4.0
     )
     summary = extract_videos(videos, encoder, 1.0, tmp_path / "store", settings)
     assert summary.n_failed == 1
@@ -155,7 +177,7 @@ def test_one_bad_video_costs_one_video(videos, tmp_path, encoder, reason):
 
 def test_a_crash_that_does_not_come_back_costs_nothing(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("MRMODEL_TEST_MARK", str(tmp_path / "mark"))
-    summary = extract(videos, "test.DeadlyOnce", tmp_path, workers=2)
+    summary = extract(videos, "test.DeadlyOnce", tmp_path)
     assert (summary.n_ok, summary.n_failed) == (8, 0)
 
 
@@ -201,11 +223,13 @@ def test_texts(tmp_path):
 
 
 def test_wrong_use(videos, tmp_path):
-    settings = ExtractionSettings(work_dir=tmp_path / "work")
+    settings = ExtractionSettings(work_dir=tmp_path / "work", workers=1)
     with pytest.raises(FeatureError, match="a text is empty"):
         extract_texts(["good", "  "], "test.WordLengths", tmp_path / "store", settings)
     with pytest.raises(FeatureError, match="encodes text, not video"):
         extract(videos, "test.WordLengths", tmp_path)
+    with pytest.raises(FeatureError, match="weights are missing"):
+        extract(videos, "test.WithoutWeights", tmp_path, max_failed_share=1.0)
     with pytest.raises(UnknownNameError):
         extract(videos, "test.wordlength", tmp_path)
     assert WordLengths.modality == "text"
