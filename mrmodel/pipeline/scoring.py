@@ -45,7 +45,7 @@ class Judge:
             log.warning("%d of %d queries have no prediction", len(missing), len(truth))
         if self.settings.mode == "official":
             return self.protocol.score(truth, rows, "official", allow_missing=True)
-        empty = {"pred_relevant_windows": [], "pred_saliency_scores": []}
+        empty: Row = {"pred_relevant_windows": [], "pred_saliency_scores": []}
         rows += [{"qid": row["qid"], **empty} for row in truth if row["qid"] in missing]
         return self.protocol.score(truth, rows, "clean")
 
