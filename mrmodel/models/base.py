@@ -22,10 +22,11 @@ class MomentModel(nn.Module, ABC):
     """A network that finds windows and scores clips for a sentence.
 
     Subclasses take ``(video_dim, text_dim, settings)`` and set `Settings`, the section of
-    params.yaml below ``models.<name>``.
+    params.yaml below ``models.<name>``; `settings` is the one that the model was built with.
     """
 
     Settings: ClassVar[type[Section]]
+    settings: Section
 
     @abstractmethod
     def forward(self, batch: Batch) -> ModelOutput:

@@ -51,6 +51,7 @@ class MomentDetr(MomentModel):
     """Encoder over [clips; tokens], vanilla decoder, shared heads on every decoder layer."""
 
     Settings: ClassVar[type[MomentDetrSettings]] = MomentDetrSettings
+    settings: MomentDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: MomentDetrSettings) -> None:
         super().__init__()

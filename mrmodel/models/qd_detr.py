@@ -50,6 +50,7 @@ class QdDetr(MomentModel):
     """Text-to-video layers, encoder over [saliency token; clips], DAB decoder over clips."""
 
     Settings: ClassVar[type[QdDetrSettings]] = QdDetrSettings
+    settings: QdDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: QdDetrSettings) -> None:
         super().__init__()

@@ -360,10 +360,10 @@ def test_five_optimiser_steps(case: Case) -> None:
     totals = []
     for _ in range(5):
         total = run(case, model)[2]
-        totals.append(float(total))
+        totals.append(float(total.detach()))
         optimiser.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimiser.step()
-    totals.append(float(run(case, model)[2]))
+    totals.append(float(run(case, model)[2].detach()))
     np.testing.assert_allclose(totals, case.arrays["train/loss_total"], rtol=1e-3)

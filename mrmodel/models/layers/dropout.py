@@ -1,11 +1,11 @@
 """Dropout for CPU training.
 
 torch draws one Mersenne-Twister number for each element, which costs as much as a fifth of a
-training step. Here one 64-bit draw of a counter-free generator (SFC64) decides four elements. The
-stream is seeded from torch's global generator, so ``torch.manual_seed`` still fixes every bit.
+training step. Here one 64-bit number of numpy's SFC64 decides four elements. The stream is seeded
+from torch's global generator, so ``torch.manual_seed`` still fixes every bit.
 
-An element is kept when its 16 random bits are below ``round(65536 * (1 - p))``: the keep
-probability is off by at most 2**-17 = 7.7e-6. Other devices use torch's own dropout.
+An element is kept when its 16 random bits are below ``round(65536 * (1 - p))``: the probability is
+off by at most 2**-17 = 7.6e-6 (2**-16 for p below 2**-17). Other devices use torch's own dropout.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class LevelSource:
 
 
 def keep_threshold(p: float) -> int:
-    """An element is kept when its int16 number is below this one."""
-    return round(LEVELS * (1.0 - p)) - LEVELS // 2
+    """An element is kept when its int16 number is below this one, itself an int16."""
+    return min(round(LEVELS * (1.0 - p)), LEVELS - 1) - LEVELS // 2
 
 
 class _CpuDropout(torch.autograd.Function):

@@ -1,0 +1,103 @@
+"""Position codes, attention, masks, heads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
+from mrmodel.models.layers.heads import SaliencyHead
+from mrmodel.models.layers.initialise import xavier_matrices
+from mrmodel.models.layers.masks import key_mask, legacy_tiled_mask
+from mrmodel.models.layers.position import clip_positions, sine_code, span_positions
+
+
+def test_sine_code_of_the_formula() -> None:
+    code = sine_code(torch.tensor([0.3]), 8)[0]
+    for i in range(8):
+        angle = 2 * math.pi * 0.3 / 10000 ** (2 * (i // 2) / 8)
+        expected = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+        assert float(code[i]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_clip_positions_ignore_padding() -> None:
+    short = clip_positions(torch.ones(1, 4, dtype=torch.bool), 16)
+    padded = clip_positions(torch.tensor([[True] * 4 + [False] * 3]), 16)
+    assert torch.equal(short[0], padded[0, :4])
+    assert torch.equal(padded[0, 3], padded[0, 6])
+
+
+@pytest.mark.parametrize("hidden", [128, 256])
+def test_span_positions_put_the_centre_first(hidden: int) -> None:
+    code = span_positions(torch.tensor([[0.2, 0.7]]), hidden)
+    assert code.shape == (1, hidden)
+    assert torch.equal(code[0, : hidden // 2], sine_code(torch.tensor(0.2), hidden // 2))
+    assert torch.equal(code[0, hidden // 2 :], sine_code(torch.tensor(0.7), hidden // 2))
+
+
+def test_attention_equals_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = MultiheadAttention(16, 4, 0.0), nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs.load_state_dict(
+        {name: t for name, t in ours.state_dict().items() if not name.startswith("dropout")}
+    )
+    query, memory = torch.randn(3, 5, 16), torch.randn(3, 7, 16)
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [True] + [False] * 6])
+    residual = torch.randn(3, 5, 16)
+    found = ours.eval()(Inputs(query, memory, memory), key_mask(mask), residual, None)
+    expected = theirs(query, memory, memory, key_padding_mask=~mask)[0] + residual
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_with_dropout_off_and_on_agree_when_nothing_is_dropped() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 8, dtype=torch.float64) for _ in range(3))
+    exact = attend(query, key, value, 2, None)
+    # float64 on a CPU takes the plain definition; the chance is too small to drop anything.
+    torch.testing.assert_close(attend(query, key, value, 2, None, p=1e-9), exact)
+
+
+def test_key_mask_is_left_out_where_nothing_is_padded() -> None:
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert key_mask(mask) is None
+    mask[1, 2] = False
+    allowed = key_mask(mask)
+    assert allowed is not None
+    assert allowed.shape == (2, 1, 1, 3)
+
+
+def test_legacy_mask_mixes_samples_up() -> None:
+    """Row b * heads + h gets the mask of sample (b * heads + h) mod B."""
+    heads = 2
+    video_mask = torch.tensor([[True, True], [True, False], [True, True]])
+    text_mask = torch.tensor([[True, True], [True, False], [True, True]])
+    allowed = legacy_tiled_mask(video_mask, text_mask, heads)
+    for b in range(3):
+        for h in range(heads):
+            other = (b * heads + h) % 3
+            for clip in range(2):
+                for token in range(2):
+                    hidden = not video_mask[other, clip] and not text_mask[other, token]
+                    expected = bool(text_mask[b, token]) and not hidden
+                    assert bool(allowed[b, h, clip, token]) is expected
+
+
+def test_saliency_head_is_the_scaled_product() -> None:
+    torch.manual_seed(0)
+    head = SaliencyHead(16)
+    clips, token = torch.randn(2, 5, 16), torch.randn(2, 16)
+    expected = (head.clip(clips) * head.token(token)[:, None]).sum(-1) / 4
+    torch.testing.assert_close(head(clips, token), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_xavier_leaves_vectors_alone() -> None:
+    linear = nn.Linear(30, 10)
+    bias = linear.bias.detach().clone()
+    nn.init.zeros_(linear.weight)
+    xavier_matrices(linear)
+    assert torch.equal(linear.bias, bias)
+    bound = (6 / 40) ** 0.5
+    assert 0.9 * bound < float(linear.weight.detach().abs().max()) <= bound
