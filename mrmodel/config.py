@@ -129,6 +129,7 @@ class LabelSettings(Section):
     """From similarities to positive clips, windows and grades (SG-DETR eq. 16-18)."""
 
     max_invalid_share: Share
+    threshold_sd: NonNegative
     sd_floor_quantile: Share | None
     keep_original: bool
     grade_stats: Literal["original", "new"]
@@ -149,7 +150,7 @@ class LabelSettings(Section):
 class IntervidSettings(Section):
     """InterVid-MR generation (SG-DETR section 4.3.2).
 
-    All values stand in the file. `preset` is a promise about the ten of them that
+    All values stand in the file. `preset` is a promise about the eleven of them that
     `INTERVID_PRESETS` lists; `parse_config` refuses a file that breaks it, and ``custom``
     promises nothing.
     """
@@ -171,7 +172,7 @@ class IntervidSettings(Section):
         return [(".".join(p), found[p], promised[p]) for p in promised if found[p] != promised[p]]
 
     def with_preset(self, preset: Literal["paper", "robust"]) -> IntervidSettings:
-        """The same settings with the ten values of another preset."""
+        """The same settings with the eleven values of another preset."""
         tree = self.model_dump()
         tree["preset"] = preset
         for (section, field), value in INTERVID_PRESETS[preset].items():
@@ -184,6 +185,7 @@ INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
     "paper": {
         ("captions", "min_umt_score"): None,
         ("captions", "min_interval_s"): 4.0,
+        ("labels", "threshold_sd"): 3.0,
         ("labels", "sd_floor_quantile"): None,
         ("labels", "keep_original"): False,
         ("labels", "grade_stats"): "original",
@@ -196,6 +198,7 @@ INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
     "robust": {
         ("captions", "min_umt_score"): 0.4,
         ("captions", "min_interval_s"): 8.0,
+        ("labels", "threshold_sd"): 3.0,
         ("labels", "sd_floor_quantile"): 0.1,
         ("labels", "keep_original"): False,
         ("labels", "grade_stats"): "new",
