@@ -1,7 +1,7 @@
 """EfficientNet-Lite0: an ImageNet classifier for small machines (Tan and Le 2019).
 
-Inverted residual blocks with ReLU6, no squeeze-excitation. Batch normalisation is folded into the convolutions while the
-checkpoint is read, so the module holds plain convolutions and is good for inference only.
+Inverted residual blocks with ReLU6, no squeeze-excitation. Batch normalisation is folded into the
+convolutions while the checkpoint is read, so the module is good for inference only.
 """
 
 from __future__ import annotations

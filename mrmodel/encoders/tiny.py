@@ -46,7 +46,7 @@ class TinyVideoEncoder:
     def _projection(self) -> np.ndarray:
         inputs = 2 * GRID * GRID * 3
         rng = np.random.default_rng(derive_seed(self.name, "projection"))
-        return rng.standard_normal((inputs, self.dim)) / np.sqrt(inputs)
+        return np.asarray(rng.standard_normal((inputs, self.dim)) / np.sqrt(inputs))
 
 
 class TinyTextEncoder:
