@@ -15,11 +15,15 @@ from mrmodel.files import derive_seed
 from mrmodel.video.sampling import FrameSampling
 
 GRID = 8
+INPUTS = 2 * GRID * GRID * 3
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class TinyVideoEncoder:
-    """A fixed random projection of two 8x8 colour grids: the mean frame and the change in time."""
+    """A fixed random projection of two 8x8 colour grids: the mean frame and the change in time.
+
+    A constant joins the inputs, so that a black clip is not a zero row.
+    """
 
     name: ClassVar[str] = "tiny.video"
     modality: ClassVar[Modality] = "video"
@@ -32,10 +36,10 @@ class TinyVideoEncoder:
         cell = frames.shape[2] // GRID
         cells = frames.reshape(len(frames), 2, GRID, cell, GRID, cell, 3)
         grids = cells.mean(axis=(3, 5), dtype=np.float64) / 255.0
-        first, last = (grids[:, frame].reshape(len(frames), -1) for frame in range(2))
-        inputs = np.concatenate(((first + last) / 2, last - first), axis=1)
+        first, last = grids[:, 0], grids[:, 1]
+        inputs = np.stack(((first + last) / 2, last - first), axis=1).reshape(-1, INPUTS)
         # Row by row: a matrix product may round a row by the number of rows beside it.
-        rows = [row @ self._projection for row in inputs]
+        rows = [row @ self._projection[1:] + self._projection[0] for row in inputs]
         return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
 
     def fingerprint(self) -> dict[str, object]:
@@ -44,9 +48,8 @@ class TinyVideoEncoder:
 
     @cached_property
     def _projection(self) -> np.ndarray:
-        inputs = 2 * GRID * GRID * 3
         rng = np.random.default_rng(derive_seed(self.name, "projection"))
-        return np.asarray(rng.standard_normal((inputs, self.dim)) / np.sqrt(inputs))
+        return np.asarray(rng.standard_normal((1 + INPUTS, self.dim)) / np.sqrt(INPUTS))
 
 
 class TinyTextEncoder:

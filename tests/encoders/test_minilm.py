@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from mrmodel.encoders.minilm import MAX_TOKENS, convert_checkpoint
+from mrmodel.encoders.sentences import BATCH, SentenceModel
+from mrmodel.encoders.weights import WeightsLock
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SentenceModel(WeightsLock())
+
+
+def similarity(model, first, second):
+    one, two = model.sentence_vectors([first, second])
+    return float(one @ two)
+
+
+def test_paraphrases_are_near_and_other_sentences_far(model):
+    near = similarity(model, "a man is riding a bicycle", "somebody cycles down the road")
+    far = similarity(model, "a man is riding a bicycle", "the soup has too much salt")
+    assert near > 0.3
+    assert far < 0.05
+
+
+def test_published_example(model):
+    """A pair of sentences whose cosine was computed with transformers.BertModel."""
+    cosine = similarity(model, "This is an example sentence", "Each sentence is converted")
+    assert cosine == pytest.approx(0.40456, abs=5e-5)
+
+
+def test_one_state_a_token_special_ones_included(model):
+    (states,) = model.token_states(["a dog"])
+    assert states.shape == (4, 384)
+
+
+def test_case_and_accents_do_not_count(model):
+    plain, fancy = model.sentence_vectors(["a naive cafe", "A Naïve Café"])
+    torch.testing.assert_close(plain, fancy)
+
+
+def test_long_texts_are_cut(model):
+    (states,) = model.token_states(["word " * 1000])
+    assert len(states) == MAX_TOKENS
+
+
+def test_a_full_batch_and_one_text_give_the_same_bits(model):
+    texts = [f"a {colour} dog runs" for colour in ("red", "blue", "green", "white", "black")] * 4
+    assert len(texts) > 2 * BATCH
+    together = model.token_states(texts)
+    for index in (0, 3, 7, 8, 19):
+        (alone,) = model.token_states([texts[index]])
+        np.testing.assert_allclose(alone.numpy(), together[index].numpy(), rtol=0, atol=1e-6)
+
+
+def test_an_incomplete_checkpoint_is_noticed():
+    with pytest.raises(KeyError, match="word_embeddings"):
+        convert_checkpoint({})
