@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ from mrmodel.files import derive_seed
 # Chosen on rendered videos that no stage of the pipeline uses, see benchmarks/RESULTS.md.
 TEMPERATURE = 2.0
 RIDGE_PENALTY = 10.0
-NEUTRAL_IMAGES = 32
+NEUTRAL_IMAGES = 64
 
 
 class AlignedVideoModel(nn.Module):
@@ -117,15 +116,25 @@ def solve_ridge(prototypes: Tensor, vectors: Tensor) -> Tensor:
 
 
 def neutral_images(size: tuple[int, int]) -> Tensor:
-    """(32, H, W, 3) uint8 pictures of one colour each.
+    """(64, H, W, 3) uint8 pictures of nothing: plain walls with a few plain rectangles.
 
-    The classifier's answer to pictures that show nothing is the origin of the ridge map: it stands
-    in for the mean feature of real images, which would have to come from somebody's data.
+    The classifier's mean answer to them is the origin of the ridge map. It stands in for the mean
+    feature of real images, which would have to come from somebody's data, and ranks as well.
     """
     rng = np.random.default_rng(derive_seed("embedded.video", "neutral images"))
-    colours: NDArray[np.uint8] = rng.integers(0, 256, (NEUTRAL_IMAGES, 1, 1, 3), dtype=np.uint8)
     width, height = size
-    return torch.from_numpy(colours).expand(-1, height, width, -1)
+    images = np.empty((NEUTRAL_IMAGES, height, width, 3), dtype=np.uint8)
+    for image in images:
+        image[:] = rng.integers(0, 256, 3)
+        for _ in range(rng.integers(1, 5)):
+            left, top, across, down = rng.random(4)
+            x, y = int(left * 0.85 * width), int(top * 0.85 * height)
+            right, bottom = (
+                x + int((0.1 + 0.7 * across) * width),
+                y + int((0.1 + 0.7 * down) * height),
+            )
+            image[y:bottom, x:right] = rng.integers(0, 256, 3)
+    return torch.from_numpy(images)
 
 
 def save_aligned_model(model: AlignedVideoModel, path: Path) -> None:

@@ -73,6 +73,7 @@ class AlignedVideoEncoder:
             "weights": self._lock.digests(*IMAGE_WEIGHTS, *TEXT_WEIGHTS),
             "temperature": alignment.TEMPERATURE,
             "ridge_penalty": alignment.RIDGE_PENALTY,
+            "neutral_images": alignment.NEUTRAL_IMAGES,
         }
 
     @cached_property
