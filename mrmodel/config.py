@@ -371,7 +371,17 @@ def _as_config_error(section: type[BaseModel], error: ValidationError, path: str
     if first["type"] == "missing":
         return ConfigError(dotted, None, "is missing; every key must be given")
     rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "float_type" and _is_number(first["input"]):
+        rule += f", and YAML reads {first['input']} as text: write it with a point, like 1.0e-3"
     return ConfigError(dotted, first["input"], rule[0].lower() + rule[1:])
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _fields_at(section: type[BaseModel], location: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ def test_the_repository_file_is_valid() -> None:
     ("path", "value", "rule"),
     [
         ("train.finetune.lr", "fast", "valid number"),
+        ("train.finetune.lr", "1e-3", "write it with a point, like 1.0e-3"),
         ("train.finetune.lr", -1.0, "greater than 0"),
         ("train.batch_size", 0, "greater than or equal to 1"),
         ("train.batch_size", 3.5, "valid integer"),
