@@ -126,6 +126,7 @@ class MomentDetr(MomentModel):
             torch.zeros_like(text) if self.text_positions is None else self.text_positions(text)
         )
         clip_position = clip_positions(batch.video_mask, self.settings.hidden)
+        clip_position = clip_position.expand(len(text), -1, -1)
         position = torch.cat((clip_position, text_position), dim=1)
         allowed = key_mask(torch.cat((batch.video_mask, batch.text_mask), dim=1))
         sequence = torch.cat((video, text), dim=1)

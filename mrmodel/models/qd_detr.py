@@ -143,7 +143,7 @@ class QdDetr(MomentModel):
                 keys = torch.cat((keys, self._negative_keys(layer, keys, located, text)))
                 values = torch.cat((values, _next_sample(values)))
             video = layer(video, position, (keys, values), allowed)
-            position = position.repeat(len(video) // len(position), 1, 1)
+            position = _repeated(position, len(video))
         return video
 
     def _negative_keys(
@@ -164,13 +164,12 @@ class QdDetr(MomentModel):
 
     def _encode(self, video: Tensor, position: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Self-attention over [token; clips]: (k B, L, d) -> token (k B, d), clips (k B, L, d)."""
-        copies = len(video) // len(mask)
         token = self.token.expand(len(video), 1, -1)
-        token_position = self.token_position.expand(len(mask), 1, -1)
+        token_position = self.token_position.expand(len(position), 1, -1)
         sequence = torch.cat((token.to(video.dtype), video), dim=1)
-        position = torch.cat((token_position, position), dim=1).repeat(copies, 1, 1)
-        valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1).repeat(copies, 1)
-        allowed = key_mask(valid)
+        position = _repeated(torch.cat((token_position, position), dim=1), len(video))
+        valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
+        allowed = key_mask(valid.repeat(len(video) // len(mask), 1))
         for layer in self.encoder:
             sequence = layer(sequence, position, allowed)
         return sequence[:, 0], sequence[:, 1:]
@@ -184,6 +183,11 @@ class QdDetr(MomentModel):
             for extra, queries in zip(extras, self.contrastive.project_query(states), strict=True):
                 extra["contrastive_query"] = queries
         return [LayerOutput(*parts) for parts in zip(logits, spans_cxw, extras, strict=True)]
+
+
+def _repeated(position: Tensor, size: int) -> Tensor:
+    """Positions (B, L, d) for k B sequences; positions that all samples share stay one row."""
+    return position if len(position) == 1 else position.repeat(size // len(position), 1, 1)
 
 
 def _next_sample(rows: Tensor) -> Tensor:

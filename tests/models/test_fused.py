@@ -20,8 +20,7 @@ D = 12
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces, the last one incomplete, in tensors of test size."""
-    monkeypatch.setattr(fused, "ROWS", 4)
-    monkeypatch.setattr(fused, "SAMPLES", 2)
+    monkeypatch.setattr(fused, "PIECE", 80)
     torch.manual_seed(0)
 
 

@@ -39,7 +39,7 @@ class DabDecoder(nn.Module):
         Args:
             anchors: (Q, 2) learned spans before the sigmoid.
             memory: (B, L, d) encoded clips.
-            position: (B, L, d) codes of the clips.
+            position: (B or 1, L, d) codes of the clips.
             allowed: as in `attend`.
 
         Returns:
@@ -47,30 +47,29 @@ class DabDecoder(nn.Module):
             layer started from. A reference passes its gradient to the heads that read it, not
             to the layer that starts from it.
         """
-        reference = anchors.sigmoid().expand(len(memory), -1, -1)
-        target = memory.new_zeros(*reference.shape[:2], self.hidden)
+        # Until the first layer has read the memory all samples are alike: one row stands for all.
+        reference = start = anchors.sigmoid().unsqueeze(0)
+        target = memory.new_zeros(1, len(anchors), self.hidden)
         states: list[Tensor] = []
         references: list[Tensor] = []
-        start = reference
         for layer in self.layers:
-            references.append(reference)
-            code, query = self._codes(start, target if states else None, target)
-            target = layer(target, (query, code), (memory, position), allowed)
+            if states:
+                reference = (self.refinement(target) + inverse_sigmoid(start)).sigmoid()
+                start = reference.detach()
+            references.append(reference.expand(len(memory), -1, -1))
+            queries = self._codes(start, target, scaled=bool(states))
+            target = layer(target, queries, (memory, position), allowed)
             states.append(self.norm(target))
-            reference = (self.refinement(target) + inverse_sigmoid(start)).sigmoid()
-            start = reference.detach()
         return torch.stack(states), torch.stack(references)
 
-    def _codes(
-        self, span: Tensor, scale_from: Tensor | None, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The modulated span code and the query code, (B, Q, d) each."""
+    def _codes(self, span: Tensor, target: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
+        """The query code and the modulated span code, (B or 1, Q, d) each."""
         code = span_positions(span, self.hidden)
         query = self.query_position(code)
-        if scale_from is not None:
-            code = code * self.query_scale(scale_from)
+        if scaled:
+            code = code * self.query_scale(target)
         # One factor for all channels, the centre's half included: as published.
-        return code * (self.width_scale(target).sigmoid() / span[..., 1:]), query
+        return query, code * (self.width_scale(target).sigmoid() / span[..., 1:])
 
 
 class DabDecoderLayer(nn.Module):
@@ -107,26 +106,28 @@ class DabDecoderLayer(nn.Module):
         """One round of decoding.
 
         Args:
-            target: (B, Q, d).
-            query: position code and modulated span code of the queries, (B, Q, d) each.
-            memory: encoded clips and their position codes, (B, L, d) each.
+            target: (B or 1, Q, d).
+            query: position code and modulated span code of the queries, (B or 1, Q, d) each.
+            memory: encoded clips (B, L, d) and their position codes (B or 1, L, d).
             allowed: as in `attend`.
 
         Returns:
             (B, Q, d).
         """
         position, span = query
-        mixed = self._mix(target, position)
+        mixed = self._mix(target, position, len(memory[0]))
+        target = target.expand(len(memory[0]), -1, -1)
         target = add_projected(mixed, target, self.self_output, self.dropout, self.norm1)
         read = self._read(target, position, span, memory, allowed)
         target = add_projected(read, target, self.cross_output, self.dropout, self.norm2)
         decoded: Tensor = self.ffn(target, target, self.norm3)
         return decoded
 
-    def _mix(self, target: Tensor, position: Tensor) -> Tensor:
+    def _mix(self, target: Tensor, position: Tensor, size: int) -> Tensor:
         queries = self.self_query_content(target) + self.self_query_position(position)
         keys = self.self_key_content(target) + self.self_key_position(position)
-        return attend(queries, keys, self.self_value(target), self.heads, None, self._p)
+        rows = [t.expand(size, -1, -1) for t in (queries, keys, self.self_value(target))]
+        return attend(rows[0], rows[1], rows[2], self.heads, None, self._p)
 
     def _read(
         self,
@@ -147,9 +148,10 @@ class DabDecoderLayer(nn.Module):
         return attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
 
     def _beside(self, content: Tensor, position: Tensor) -> Tensor:
-        """Two (B, S, d) -> (B, S, 2d) in which each head holds its content, then its position."""
+        """(B, S, d) and (B or 1, S, d) -> (B, S, 2d): each head has its content, then position."""
         size, length, hidden = content.shape
         split = (size, length, self.heads, hidden // self.heads)
+        position = position.expand_as(content)
         halves = torch.cat((content.view(split), position.view(split)), dim=-1)
         return halves.view(size, length, 2 * hidden)
 

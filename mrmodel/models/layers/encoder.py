@@ -27,7 +27,7 @@ class EncoderLayer(nn.Module):
         self.pre_norm = pre_norm
 
     def forward(self, sequence: Tensor, position: Tensor, allowed: Tensor | None) -> Tensor:
-        """(B, T, d), positions (B, T, d), `allowed` as in `attend` -> (B, T, d)."""
+        """(B, T, d), positions (B or 1, T, d), `allowed` as in `attend` -> (B, T, d)."""
         source = self.norm1(sequence) if self.pre_norm else sequence
         located = source + position
         inputs = Inputs(located, located, source)
@@ -65,7 +65,7 @@ class TextToVideoLayer(nn.Module):
 
         Args:
             video: (B, L, d).
-            position: (B, L, d) of the clips.
+            position: (B or 1, L, d) of the clips.
             text: projected keys and values, (k B, N, d) each; with k = 2 each clip reads its own
                 sentence and a negative one, in two halves of the output.
             allowed: as in `attend`.

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.dropout import LevelSource, keep_threshold
 
-ROWS = 256  # of a piece: a hidden block of 256 x 1024 floats is 1 MiB
-SAMPLES = 16  # of a piece of attention
+PIECE = 1 << 19  # elements of the widest tensor of a piece: 2 MiB
 _LINE = 16  # floats of a cache line: rows that start on one are read faster by matrix products
 
 
@@ -99,15 +98,18 @@ class _Masks:
         self._levels: list[Tensor] = []
         self._mask = torch.empty(0)
 
-    def zero_(self, values: Tensor, piece: int) -> Tensor:
-        """Zero the dropped elements of `values` in place; the scale is left to the caller."""
-        return values.mul_(self._of(values, piece)) if self.p else values
+    def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
+        """`values` without the dropped elements, in `out` or in place; the scale is left out."""
+        out = values if out is None else out
+        if self.p:
+            return torch.mul(values, self._of(values, piece), out=out)
+        return out if out is values else out.copy_(values)
 
-    def add(self, residual: Tensor, values: Tensor, piece: int) -> Tensor:
-        """The sum of `residual` and Drop(values)."""
+    def add(self, residual: Tensor, values: Tensor, piece: int, out: Tensor) -> Tensor:
+        """Sum of `residual` and Drop(values), in `out`."""
         if not self.p:
-            return residual + values
-        return torch.addcmul(residual, values, self._of(values, piece), value=self.scale)
+            return torch.add(residual, values, out=out)
+        return torch.addcmul(residual, values, self._of(values, piece), value=self.scale, out=out)
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
         if self._source is not None and piece == len(self._levels):
@@ -128,15 +130,16 @@ class _FeedForward(torch.autograd.Function):
         inner, outer = _Masks(p), _Masks(p)
         leak = 0.0 if slope is None else float(slope.detach())
         hidden = source.new_empty(len(source), len(w1))
-        active = source.new_empty(ROWS, len(w1))
+        size = _size(len(w1))
+        active = source.new_empty(size, len(w1))
         summed, output = torch.empty_like(residual), torch.empty_like(residual)
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), ROWS):
+        for piece, rows in _pieces(len(source), size):
             torch.addmm(b1, source[rows], w1.t(), out=hidden[rows])
             act = _activate(hidden[rows], leak, active)
-            inner.zero_(act, piece)
+            inner.zero(act, piece)
             change = torch.addmm(b2, act, w2.t(), alpha=inner.scale)
-            summed[rows] = outer.add(residual[rows], change, piece)
+            outer.add(residual[rows], change, piece, out=summed[rows])
             output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
                 summed[rows], gamma.shape, gamma, beta, eps
             )
@@ -153,20 +156,21 @@ class _FeedForward(torch.autograd.Function):
         d_w1, d_b1, d_w2, d_b2 = (torch.zeros_like(t) for t in (w1, hidden[0], w2, gamma))
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
         d_slope = gamma.new_zeros(1)
-        active, buffer = source.new_empty(ROWS, len(w1)), source.new_empty(ROWS, len(w1))
-        for piece, rows in _pieces(len(source), ROWS):
+        size = _size(len(w1))
+        active, buffer = source.new_empty(size, len(w1)), source.new_empty(size, len(w1))
+        for piece, rows in _pieces(len(source), size):
             d_sum = _norm_backward(
                 output_gradient[rows], summed[rows], (mean[rows], rstd[rows]), (gamma, beta),
                 (d_gamma, d_beta),
             )  # fmt: skip
             d_residual[rows] = d_sum
-            d_change = outer.zero_(d_sum.mul_(outer.scale), piece)
+            d_change = outer.zero(d_sum.mul_(outer.scale), piece)
             d_b2 += d_change.sum(0)
             d_change.mul_(inner.scale)
-            act = inner.zero_(_activate(hidden[rows], ctx.leak, active), piece)
+            act = inner.zero(_activate(hidden[rows], ctx.leak, active), piece)
             d_w2.addmm_(d_change.t(), act)
             d_act = torch.mm(d_change, w2, out=buffer[: len(act)])
-            inner.zero_(d_act, piece)
+            inner.zero(d_act, piece)
             if ctx.has_slope:
                 negative = torch.clamp(hidden[rows], max=0.0, out=act)
                 d_slope += torch.dot(d_act.view(-1), negative.view(-1))
@@ -188,9 +192,9 @@ class _AddProjected(torch.autograd.Function):
         summed = torch.empty_like(residual)
         output = summed if gamma is None else torch.empty_like(residual)
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), ROWS):
+        for piece, rows in _pieces(len(source), _size(len(weight))):
             change = torch.addmm(bias, source[rows], weight.t())
-            summed[rows] = masks.add(residual[rows], change, piece)
+            masks.add(residual[rows], change, piece, out=summed[rows])
             if gamma is not None:
                 output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
                     summed[rows], gamma.shape, gamma, beta, eps
@@ -207,7 +211,7 @@ class _AddProjected(torch.autograd.Function):
         d_source, d_residual = torch.empty_like(source), torch.empty_like(output_gradient)
         d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
         d_norm = (torch.zeros_like(d_bias), torch.zeros_like(d_bias)) if norm else (None, None)
-        for piece, rows in _pieces(len(source), ROWS):
+        for piece, rows in _pieces(len(source), _size(len(weight))):
             d_sum = output_gradient[rows]
             if norm:
                 summed, mean, rstd, gamma, beta = norm
@@ -215,7 +219,7 @@ class _AddProjected(torch.autograd.Function):
                     d_sum, summed[rows], (mean[rows], rstd[rows]), (gamma, beta), d_norm
                 )
             d_residual[rows] = d_sum
-            d_change = ctx.masks.zero_(d_sum * ctx.masks.scale, piece)
+            d_change = ctx.masks.zero(d_sum * ctx.masks.scale, piece)
             d_bias += d_change.sum(0)
             d_weight.addmm_(d_change.t(), source[rows])
             torch.mm(d_change, weight, out=d_source[rows])
@@ -231,11 +235,11 @@ class _Project(torch.autograd.Function):
         masks = _Masks(p)
         output = source.new_empty(len(source), len(weight))
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), ROWS):
+        for piece, rows in _pieces(len(source), _size(len(gamma))):
             normed, mean[rows], rstd[rows] = torch.native_layer_norm(
                 source[rows], gamma.shape, gamma, beta, eps
             )
-            masks.zero_(normed, piece)
+            masks.zero(normed, piece)
             torch.addmm(bias, normed, weight.t(), alpha=masks.scale, out=output[rows])
         ctx.save_for_backward(source, gamma, beta, weight, mean, rstd)
         ctx.masks, ctx.eps = masks, eps
@@ -249,17 +253,16 @@ class _Project(torch.autograd.Function):
         aligned = _aligned(*weight.shape).copy_(weight)
         d_weight = _aligned(*weight.shape).zero_()
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
-        normed_buffer, d_normed_buffer = _aligned(ROWS, len(gamma)), _aligned(ROWS, len(gamma))
-        for piece, rows in _pieces(len(source), ROWS):
+        size = _size(len(gamma))
+        kept_buffer, d_buffer = _aligned(size, len(gamma)), _aligned(size, len(gamma))
+        for piece, rows in _pieces(len(source), size):
             d_output = output_gradient[rows] * masks.scale
-            normed = normed_buffer[: len(d_output)]
-            normed.copy_(
-                torch.native_layer_norm(source[rows], gamma.shape, gamma, beta, ctx.eps)[0]
-            )
-            d_weight.addmm_(d_output.t(), masks.zero_(normed, piece))
-            d_normed = torch.mm(d_output, aligned, out=d_normed_buffer[: len(d_output)])
+            normed = torch.native_layer_norm(source[rows], gamma.shape, gamma, beta, ctx.eps)[0]
+            kept = masks.zero(normed, piece, out=kept_buffer[: len(normed)])
+            d_weight.addmm_(d_output.t(), kept)
+            d_kept = torch.mm(d_output, aligned, out=d_buffer[: len(normed)])
             d_piece = _norm_backward(
-                masks.zero_(d_normed, piece).contiguous(), source[rows], (mean[rows], rstd[rows]),
+                masks.zero(d_kept, piece, out=normed), source[rows], (mean[rows], rstd[rows]),
                 (gamma, beta), (d_gamma, d_beta), d_source is not None,
             )  # fmt: skip
             if d_source is not None:
@@ -280,15 +283,14 @@ class _Attend(torch.autograd.Function):
         hidden = None if allowed is None else _additive(allowed, query.dtype)
         weights = query.new_empty(size, heads, length, key.shape[1])
         output = query.new_empty(size, length, value.shape[2])
-        for piece, samples in _pieces(size, SAMPLES):
+        for piece, samples in _pieces(size, _size(weights[0].numel())):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
-            scores = torch.matmul(q * scale, k.transpose(2, 3))
+            scores = torch.bmm(q.mul_(scale), k.transpose(1, 2)).view_as(weights[samples])
             if hidden is not None:
                 scores += hidden[samples] if len(hidden) == size else hidden
-            torch._softmax(scores, -1, False, out=weights[samples])
-            kept = scores.copy_(weights[samples]) if p else weights[samples]
-            mixed = torch.matmul(masks.zero_(kept, piece), v)
-            _heads(output[samples], heads).copy_(mixed.mul_(masks.scale))
+            weight = torch._softmax(scores, -1, False, out=weights[samples])
+            kept = masks.zero(weight, piece, out=scores).flatten(0, 1)
+            _join(torch.bmm(kept, v).mul_(masks.scale), output[samples])
         ctx.save_for_backward(query, key, value, weights)
         ctx.masks, ctx.heads, ctx.scale = masks, heads, scale
         return output
@@ -298,18 +300,23 @@ class _Attend(torch.autograd.Function):
         query, key, value, weights = ctx.saved_tensors
         masks, heads, output_gradient = ctx.masks, ctx.heads, gradients[0]
         d_query, d_key, d_value = (t.new_empty(t.shape) for t in (query, key, value))
-        for piece, samples in _pieces(len(query), SAMPLES):
+        for piece, samples in _pieces(len(query), _size(weights[0].numel())):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
-            d_mixed = _heads(output_gradient[samples], heads) * masks.scale
-            weight = weights[samples]
-            kept = masks.zero_(weight.clone(), piece) if masks.p else weight
-            _heads(d_value[samples], heads).copy_(torch.matmul(kept.transpose(2, 3), d_mixed))
-            d_weight = masks.zero_(torch.matmul(d_mixed, v.transpose(2, 3)), piece)
+            d_mixed = _heads(output_gradient[samples], heads).mul_(masks.scale)
+            weight = weights[samples].flatten(0, 1)
+            kept = masks.zero(weight, piece, out=torch.empty_like(weight))
+            _join(torch.bmm(kept.transpose(1, 2), d_mixed), d_value[samples])
+            d_weight = masks.zero(torch.bmm(d_mixed, v.transpose(1, 2), out=kept), piece)
             d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
             d_scores.mul_(ctx.scale)
-            _heads(d_query[samples], heads).copy_(torch.matmul(d_scores, k))
-            _heads(d_key[samples], heads).copy_(torch.matmul(d_scores.transpose(2, 3), q))
+            _join(torch.bmm(d_scores, k), d_query[samples])
+            _join(torch.bmm(d_scores.transpose(1, 2), q), d_key[samples])
         return d_query, d_key, d_value, None, None, None
+
+
+def _size(width: int) -> int:
+    """Rows of a piece whose widest tensor has `width` elements a row."""
+    return max(1, PIECE // width)
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, slice]]:
@@ -322,8 +329,20 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _heads(sequence: Tensor, heads: int) -> Tensor:
-    """(B, S, E) -> view (B, heads, S, E / heads)."""
-    return sequence.view(*sequence.shape[:2], heads, -1).transpose(1, 2)
+    """(B, S, E) -> a copy (B heads, S, E / heads), the layout of batched matrix products."""
+    size, length, width = sequence.shape
+    split = sequence.new_empty(size, heads, length, width // heads)
+    split.copy_(sequence.view(size, length, heads, -1).transpose(1, 2))
+    return split.flatten(0, 1)
+
+
+def _join(split: Tensor, sequence: Tensor) -> None:
+    """Write (B heads, S, E / heads) into `sequence` (B, S, E)."""
+    size, length, _ = sequence.shape
+    heads = len(split) // size
+    sequence.view(size, length, heads, -1).copy_(
+        split.view(size, heads, length, -1).transpose(1, 2)
+    )
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
