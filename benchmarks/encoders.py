@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from mrmodel.corpus.annotate import draw_queries
+from mrmodel.corpus.film import PictureFormat, render_video
 from mrmodel.corpus.plan import VideoPlan, plan_video
-from mrmodel.corpus.render import PictureFormat, render_video
 from mrmodel.corpus.sprites import sprite, subjects
 from mrmodel.corpus.vocabulary import ACTIONS
 from mrmodel.encoders.base import VideoEncoder

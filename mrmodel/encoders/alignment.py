@@ -32,7 +32,7 @@ from mrmodel.encoders.sentences import SentenceModel
 from mrmodel.encoders.weights import WeightsLock
 from mrmodel.files import derive_seed
 
-# Chosen on rendered videos that no stage of the pipeline uses, see benchmarks/RESULTS.md.
+# Chosen on rendered videos that no stage of the pipeline uses (benchmarks/encoders.py).
 TEMPERATURE = 2.0
 RIDGE_PENALTY = 10.0
 NEUTRAL_IMAGES = 64

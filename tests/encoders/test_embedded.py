@@ -13,6 +13,7 @@ from mrmodel.encoders import alignment, cache
 from mrmodel.encoders.embedded import AlignedTextEncoder, AlignedVideoEncoder
 from mrmodel.encoders.weights import WeightsLock
 from mrmodel.errors import WeightsError
+from mrmodel.files import digest_of
 
 # Things that a classifier of 1000 everyday classes can be expected to know.
 KNOWN = [
@@ -123,8 +124,6 @@ def test_a_graph_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 
 def encoder_digest(encoder):
-    from mrmodel.files import digest_of
-
     return digest_of(encoder.fingerprint())[:16]
 
 
