@@ -96,7 +96,7 @@ class _Masks:
         self.p, self.scale = p, 1.0 / (1.0 - p)
         self._source = LevelSource() if p else None
         self._levels: list[Tensor] = []
-        self._mask = torch.empty(0)
+        self._mask, self._mask_of = torch.empty(0), -1
 
     def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
         """`values` without the dropped elements, in `out` or in place; the scale is left out."""
@@ -112,12 +112,15 @@ class _Masks:
         return torch.addcmul(residual, values, self._of(values, piece), value=self.scale, out=out)
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
+        """The mask of a piece, in a buffer that the next piece will reuse."""
         if self._source is not None and piece == len(self._levels):
             self._levels.append(self._source.draw(values.numel()))
         if self._mask.numel() < values.numel():
             self._mask = torch.empty(values.numel())
         mask = self._mask[: values.numel()]
-        torch.lt(self._levels[piece], keep_threshold(self.p), out=mask)
+        if self._mask_of != piece:
+            torch.lt(self._levels[piece], keep_threshold(self.p), out=mask)
+            self._mask_of = piece
         return mask.view(values.shape)
 
 
@@ -174,7 +177,9 @@ class _FeedForward(torch.autograd.Function):
             if ctx.has_slope:
                 negative = torch.clamp(hidden[rows], max=0.0, out=act)
                 d_slope += torch.dot(d_act.view(-1), negative.view(-1))
-            d_hidden = torch.ops.aten.leaky_relu_backward(d_act, hidden[rows], ctx.leak, False)
+            d_hidden = torch.ops.aten.leaky_relu_backward.grad_input(
+                d_act, hidden[rows], ctx.leak, False, grad_input=d_act
+            )
             d_b1 += d_hidden.sum(0)
             d_w1.addmm_(d_hidden.t(), source[rows])
             torch.mm(d_hidden, w1, out=d_source[rows])
@@ -283,7 +288,7 @@ class _Attend(torch.autograd.Function):
         hidden = None if allowed is None else _additive(allowed, query.dtype)
         weights = query.new_empty(size, heads, length, key.shape[1])
         output = query.new_empty(size, length, value.shape[2])
-        for piece, samples in _pieces(size, _size(weights[0].numel())):
+        for piece, samples in _pieces(size, _samples(key, weights)):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
             scores = torch.bmm(q.mul_(scale), k.transpose(1, 2)).view_as(weights[samples])
             if hidden is not None:
@@ -300,7 +305,7 @@ class _Attend(torch.autograd.Function):
         query, key, value, weights = ctx.saved_tensors
         masks, heads, output_gradient = ctx.masks, ctx.heads, gradients[0]
         d_query, d_key, d_value = (t.new_empty(t.shape) for t in (query, key, value))
-        for piece, samples in _pieces(len(query), _size(weights[0].numel())):
+        for piece, samples in _pieces(len(query), _samples(key, weights)):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
             d_mixed = _heads(output_gradient[samples], heads).mul_(masks.scale)
             weight = weights[samples].flatten(0, 1)
@@ -317,6 +322,11 @@ class _Attend(torch.autograd.Function):
 def _size(width: int) -> int:
     """Rows of a piece whose widest tensor has `width` elements a row."""
     return max(1, PIECE // width)
+
+
+def _samples(key: Tensor, weights: Tensor) -> int:
+    """Samples of a piece of attention."""
+    return _size(max(key[0].numel(), weights[0].numel()))
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, slice]]:
