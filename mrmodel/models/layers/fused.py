@@ -290,33 +290,41 @@ class _Attend(torch.autograd.Function):
         output = query.new_empty(size, length, value.shape[2])
         for piece, samples in _pieces(size, _samples(key, weights)):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
-            scores = torch.bmm(q.mul_(scale), k.transpose(1, 2)).view_as(weights[samples])
+            scores = _scaled_product(q, k.transpose(1, 2), scale).view_as(weights[samples])
             if hidden is not None:
                 scores += hidden[samples] if len(hidden) == size else hidden
             weight = torch._softmax(scores, -1, False, out=weights[samples])
             kept = masks.zero(weight, piece, out=scores).flatten(0, 1)
             _join(torch.bmm(kept, v).mul_(masks.scale), output[samples])
-        ctx.save_for_backward(query, key, value, weights)
+        ctx.save_for_backward(query, key, value, weights, output)
         ctx.masks, ctx.heads, ctx.scale = masks, heads, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights = ctx.saved_tensors
+        query, key, value, weights, output = ctx.saved_tensors
         masks, heads, output_gradient = ctx.masks, ctx.heads, gradients[0]
         d_query, d_key, d_value = (t.new_empty(t.shape) for t in (query, key, value))
         for piece, samples in _pieces(len(query), _samples(key, weights)):
             q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
-            d_mixed = _heads(output_gradient[samples], heads).mul_(masks.scale)
+            d_mixed = _heads(output_gradient[samples], heads)
+            # The softmax subtracts the mean gradient of a row, which is <output, its gradient>.
+            mean = (d_mixed * _heads(output[samples], heads)).sum(-1, keepdim=True)
+            d_mixed.mul_(masks.scale)
             weight = weights[samples].flatten(0, 1)
             kept = masks.zero(weight, piece, out=torch.empty_like(weight))
             _join(torch.bmm(kept.transpose(1, 2), d_mixed), d_value[samples])
-            d_weight = masks.zero(torch.bmm(d_mixed, v.transpose(1, 2), out=kept), piece)
-            d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
-            d_scores.mul_(ctx.scale)
-            _join(torch.bmm(d_scores, k), d_query[samples])
-            _join(torch.bmm(d_scores.transpose(1, 2), q), d_key[samples])
+            d_kept = torch.bmm(d_mixed, v.transpose(1, 2), out=kept)
+            d_scores = masks.zero(d_kept, piece).sub_(mean).mul_(weight)
+            _join(_scaled_product(d_scores, k, ctx.scale), d_query[samples])
+            _join(_scaled_product(d_scores.transpose(1, 2), q, ctx.scale), d_key[samples])
         return d_query, d_key, d_value, None, None, None
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """The batched product of `left` and `right` times `scale`."""
+    unread = left.new_empty(())
+    return torch.baddbmm(unread, left, right, beta=0, alpha=scale)
 
 
 def _size(width: int) -> int:
