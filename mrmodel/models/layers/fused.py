@@ -288,8 +288,9 @@ class _Attend(torch.autograd.Function):
         hidden = None if allowed is None else _additive(allowed, query.dtype)
         weights = query.new_empty(size, heads, length, key.shape[1])
         output = query.new_empty(size, length, value.shape[2])
+        query, key, value = (_split(t, heads) for t in (query, key, value))
         for piece, samples in _pieces(size, _samples(key, weights)):
-            q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
+            q, k, v = (t[samples].flatten(0, 1) for t in (query, key, value))
             scores = _scaled_product(q, k.transpose(1, 2), scale).view_as(weights[samples])
             if hidden is not None:
                 scores += hidden[samples] if len(hidden) == size else hidden
@@ -297,20 +298,21 @@ class _Attend(torch.autograd.Function):
             kept = masks.zero(weight, piece, out=scores).flatten(0, 1)
             _join(torch.bmm(kept, v).mul_(masks.scale), output[samples])
         ctx.save_for_backward(query, key, value, weights, output)
-        ctx.masks, ctx.heads, ctx.scale = masks, heads, scale
+        ctx.masks, ctx.scale = masks, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, output = ctx.saved_tensors
-        masks, heads, output_gradient = ctx.masks, ctx.heads, gradients[0]
-        d_query, d_key, d_value = (t.new_empty(t.shape) for t in (query, key, value))
+        masks, heads = ctx.masks, weights.shape[1]
+        d_query, d_key, d_value = (_joined_shape(t) for t in (query, key, value))
         for piece, samples in _pieces(len(query), _samples(key, weights)):
-            q, k, v = (_heads(t[samples], heads) for t in (query, key, value))
-            d_mixed = _heads(output_gradient[samples], heads)
+            q, k, v = (t[samples].flatten(0, 1) for t in (query, key, value))
+            d_output = gradients[0][samples]
             # The softmax subtracts the mean gradient of a row, which is <output, its gradient>.
-            mean = (d_mixed * _heads(output[samples], heads)).sum(-1, keepdim=True)
-            d_mixed.mul_(masks.scale)
+            products = (d_output * output[samples]).view(*d_output.shape[:2], heads, -1)
+            mean = products.sum(-1).transpose(1, 2).reshape(len(q), -1, 1)
+            d_mixed = _split(d_output, heads).flatten(0, 1).mul_(masks.scale)
             weight = weights[samples].flatten(0, 1)
             kept = masks.zero(weight, piece, out=torch.empty_like(weight))
             _join(torch.bmm(kept.transpose(1, 2), d_mixed), d_value[samples])
@@ -346,12 +348,17 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _heads(sequence: Tensor, heads: int) -> Tensor:
-    """(B, S, E) -> a copy (B heads, S, E / heads), the layout of batched matrix products."""
+def _split(sequence: Tensor, heads: int) -> Tensor:
+    """(B, S, E) -> a copy (B, heads, S, E / heads), the layout of batched matrix products."""
     size, length, width = sequence.shape
     split = sequence.new_empty(size, heads, length, width // heads)
-    split.copy_(sequence.view(size, length, heads, -1).transpose(1, 2))
-    return split.flatten(0, 1)
+    return split.copy_(sequence.view(size, length, heads, -1).transpose(1, 2))
+
+
+def _joined_shape(split: Tensor) -> Tensor:
+    """Room for `split` (B, heads, S, E / heads) in the layout (B, S, E)."""
+    size, heads, length, width = split.shape
+    return split.new_empty(size, length, heads * width)
 
 
 def _join(split: Tensor, sequence: Tensor) -> None:
