@@ -1,0 +1,1 @@
+"""Speed measurements: what is fast, and how we know."""

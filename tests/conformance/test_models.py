@@ -280,6 +280,22 @@ def test_more_windows_than_queries(name: str) -> None:
     assert math.isfinite(float(total.detach()))
 
 
+def test_no_step_needs_a_cpu(name: str) -> None:
+    """On the shape-only device every CPU short cut is off, as it would be on a GPU."""
+    batch = make_batch()
+    on_device = replace(
+        batch,
+        video=batch.video.to("meta"),
+        video_mask=batch.video_mask.to("meta"),
+        text=batch.text.to("meta"),
+        text_mask=batch.text_mask.to("meta"),
+    )
+    for mode in (True, False):
+        output = build(name).to("meta").train(mode)(on_device)
+        assert output.last.spans_cxw.device.type == output.saliency.device.type == "meta"
+        assert output.saliency.shape == batch.video_mask.shape
+
+
 def test_autocast_gives_float_answers(name: str) -> None:
     batch, model = make_batch(), build(name).train()
     with torch.autocast("cpu", torch.bfloat16):

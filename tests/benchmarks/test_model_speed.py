@@ -1,0 +1,47 @@
+"""The speed benchmarks run, and print what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common import count_flops
+
+SMALL = [
+    *("--batch", "4", "--clips", "12", "--tokens", "5", "--video-dims", "16", "8"),
+    *("--text-dim", "12", "--repeats", "2", "--settings", '{"hidden": 32, "ffn": 64}'),
+]
+FIGURES = {"samples_per_s", "wall_samples_per_s", "flop_utilisation", "peak_rss_mb"}
+
+
+@pytest.mark.parametrize(
+    ("module", "parts"),
+    [
+        ("train_step", {"load_s", "forward_loss_s", "backward_step_s"}),
+        ("inference", {"load_s", "forward_s"}),
+    ],
+)
+def test_benchmark_prints_one_json_line(module: str, parts: set[str]) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--json", *SMALL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures.keys() >= FIGURES | parts | {"matmul_gflops", "matmul_gflop"}
+    assert all(figures[name] > 0 for name in FIGURES | parts)
+
+
+def test_operations_are_counted() -> None:
+    left, right, bias = torch.randn(2, 3), torch.randn(5, 3), torch.randn(5)
+
+    def run() -> None:
+        torch.addmm(bias, left, right.t())
+        torch.bmm(left.expand(4, 2, 3), right.t().expand(4, 3, 5))
+
+    assert count_flops(run) == 5 * 2 * 2 * 3 * 5
