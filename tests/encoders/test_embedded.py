@@ -29,17 +29,17 @@ def encoder():
 
 
 def sprite_clip(name):
-    """The subject before a grey wall, twice: (2, 192, 192, 3) uint8."""
+    """The subject before a grey wall: (1, 192, 192, 3) uint8."""
     picture = sprite(name)
     scale = 140 / max(picture.size)
     picture = picture.resize([round(side * scale) for side in picture.size])
     wall = Image.new("RGB", (192, 192), (140, 150, 160))
     wall.paste(picture, ((192 - picture.width) // 2, (192 - picture.height) // 2), picture)
-    return np.stack([np.asarray(wall)] * 2)
+    return np.asarray(wall)[None]
 
 
 def random_clips(count):
-    shape = (count, 2, 192, 192, 3)
+    shape = (count, 1, 192, 192, 3)
     return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
