@@ -66,3 +66,7 @@ def main() -> None:
     except MrModelError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,16 +5,6 @@ import pytest
 from tests.project import Project
 
 
-@pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The miniature preset after an undisturbed `dvc repro`."""
-    project = Project(tmp_path_factory.mktemp("project") / "clone")
-    project.apply("miniature")
-    project.commit()
-    project.run("dvc", "repro")
-    return project
-
-
 @pytest.fixture
 def test_video(reproduced: Project) -> Path:
     return sorted((reproduced.folder / "data/miniature/videos").glob("test-*.mp4"))[0]

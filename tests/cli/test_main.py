@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mrmodel.cli.main import COMMANDS, cli
+from mrmodel.cli.predict import sparkline
+
+
+def test_help_names_every_command_and_says_what_it_does() -> None:
+    output = CliRunner().invoke(cli, ["--help"]).output
+    for name, (_, _, line) in COMMANDS.items():
+        assert name in output
+        assert line.split(".")[0][:30] in output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_asked_for_help(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["predcit"])
+    assert result.exit_code == 2
+    assert "No such command" in result.output
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from mrmodel.cli.main import cli; cli(['--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'mlflow', 'pandas', 'av') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_mistake_is_one_line_and_exit_code_2() -> None:
+    command = [sys.executable, "-m", "mrmodel.cli.main", "preset", "show", "sampel"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "did you mean 'sample'" in done.stderr
+
+
+def test_clip_scores_as_characters() -> None:
+    assert sparkline((0.0, 0.5, 1.0)) == "▁▅█"
+    assert sparkline((0.3, 0.3)) == "▁▁"

@@ -1,0 +1,15 @@
+"""Fixtures of more than one folder of tests."""
+
+import pytest
+
+from tests.project import Project
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature preset after an undisturbed `dvc repro`."""
+    project = Project(tmp_path_factory.mktemp("project") / "clone")
+    project.apply("miniature")
+    project.commit()
+    project.run("dvc", "repro")
+    return project

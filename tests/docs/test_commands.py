@@ -1,0 +1,109 @@
+"""The commands in the documents run as they stand there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrmodel.presets import overlay
+from tests.project import ROOT, Project
+
+# What makes a run of the preset small enough for a test; everything else is as the reader has it.
+SMALL = {
+    "features": {"video_streams": ["tiny.video"], "text_streams": ["tiny.text"], "workers": 1},
+    "train": {
+        "models": ["moment_detr"],
+        "batch_size": 8,
+        "threads": 1,
+        "pretrain": {"steps": 6},
+        "finetune": {"steps": 6},
+        "scratch": {"steps": 12},
+    },
+    "models": {"moment_detr": {"hidden": 32, "heads": 4, "ffn": 64}},
+    "evaluate": {"bootstrap_resamples": 100},
+    "tracking": {"enabled": False},
+}
+
+
+def commands_of(document: str) -> list[str]:
+    text = (ROOT / "docs" / document).read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def own_project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone with a person's folder: videos and windows; no ratings, test split or captions."""
+    project = Project(tmp_path_factory.mktemp("own") / "clone")
+    project.commit()
+    source = reproduced.folder / "data/miniature"
+    folder = project.folder / "own_videos"
+    shutil.copytree(source / "videos", folder / "videos")
+    first = sorted((folder / "videos").glob("val-*.mp4"))[0]
+    for split in ("train", "val"):
+        rows = [json.loads(line) for line in (source / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            del row["relevant_clip_ids"], row["saliency_scores"]
+            row["vid"] = "lake" if row["vid"] == first.stem else row["vid"]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first.rename(folder / "videos/lake.mp4")
+    return project
+
+
+def test_your_own_videos(own_project: Project) -> None:
+    for command in commands_of("howto/your_own_videos.md"):
+        output = own_project.run("sh", "-c", command)
+        if command.startswith("mrmodel preset apply"):
+            params = own_project.folder / "params.yaml"
+            params.write_text(overlay(params.read_text(), SMALL))
+        if command.startswith("mrmodel predict"):
+            assert json.loads(output)["vid"] == "lake"
+    metrics = json.loads(own_project.read("reports/metrics.json"))
+    assert "R1@0.7" in metrics["moment_detr.finetuned"]
+    report = own_project.read("reports/report.html").decode()
+    assert "No generated queries: the corpus has no caption table" in report
+    assert "toy domain" not in report
+
+
+def test_a_new_video_of_yours_runs_what_depends_on_it(own_project: Project) -> None:
+    folder = own_project.folder / "own_videos"
+    row = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    row |= {"qid": 99999, "vid": "new", "query": "something quite new"}
+    shutil.copyfile(folder / "videos/lake.mp4", folder / "videos/new.mp4")
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    output = own_project.run("dvc", "repro", "--dry")
+    assert "Running stage 'corpus'" in output
+
+
+def test_the_tutorial_names_commands_that_exist(reproduced: Project) -> None:
+    skipped = ("make ", "dvc repro", "mlflow ui")
+    for command in commands_of("tutorial.md"):
+        if command.startswith(skipped):
+            continue
+        command = command.replace("data/sample/", "data/miniature/")
+        if command.startswith("dvc metrics diff"):
+            command = "dvc metrics show"
+        reproduced.run("sh", "-c", command)
+
+
+def test_the_readme_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for target in set(re.findall(r"make ([a-z]+)", text)):
+        assert target in targets, target
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    graph = text[text.index("corpus ─") : text.index("`dvc.yaml` is the only")]
+    for stage in stages:
+        assert stage in graph, stage
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("docs/**/*.md")), ids=lambda path: path.stem)
+def test_links_in_documents_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+        assert (document.parent / link).exists(), link
