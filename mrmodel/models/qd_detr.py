@@ -172,8 +172,8 @@ class QdDetr(MomentModel):
         allowed = key_mask(valid.repeat(len(video) // len(mask), 1))
         for layer in self.encoder:
             sequence = layer(sequence, position, allowed)
-        token, clips = sequence.split((1, video.shape[1]), dim=1)
-        return token.squeeze(1), clips
+        first, clips = torch.split(sequence, [1, video.shape[1]], dim=1)
+        return first.squeeze(1), clips
 
     def _heads(self, states: Tensor, references: Tensor) -> list[LayerOutput]:
         """States and references (layers, B, Q, ...) -> one output for each layer."""

@@ -158,13 +158,13 @@ def test_gradients_with_dropout(kind: str) -> None:
     assert float((gradient * axis).sum()) == pytest.approx(expected, rel=2e-2, abs=2e-2)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.85])
 def test_share_of_dropped_elements(p: float) -> None:
     count = 4_000_000
     kept = dropout(torch.ones(count), p)
     share = float((kept > 0).float().mean())
     # Five standard deviations of a fair draw, plus the documented rounding of the probability.
-    assert abs(share - (1 - p)) < 5 * (p * (1 - p) / count) ** 0.5 + 2**-17
+    assert abs(share - (1 - p)) < 5 * (p * (1 - p) / count) ** 0.5 + 1e-4
     torch.testing.assert_close(kept[kept > 0].unique(), torch.tensor([1 / (1 - p)]))
 
 
@@ -181,10 +181,10 @@ def test_dropout_draws_differ_between_calls() -> None:
 
 
 def test_dropped_pairs_are_independent() -> None:
-    """Neighbouring elements share a 64-bit word, yet not their fate."""
-    kept = (dropout(torch.ones(2_000_000), 0.1) > 0).float().view(-1, 4)
+    """Neighbouring elements share their random words, yet not their fate."""
+    kept = (dropout(torch.ones(2_000_000), 0.1) > 0).float().view(-1, 64)
     correlation = torch.corrcoef(kept.T)
-    assert (correlation - torch.eye(4)).abs().max() < 0.01
+    assert (correlation - torch.eye(64)).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("kind", ["feed_forward", "attend", "project"])

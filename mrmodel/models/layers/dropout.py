@@ -1,11 +1,13 @@
 """Dropout for CPU training.
 
 torch draws one Mersenne-Twister number for each element, which costs as much as a fifth of a
-training step. Here one 64-bit number of numpy's SFC64 decides four elements. The stream is seeded
-from torch's global generator, so ``torch.manual_seed`` still fixes every bit.
+training step. Here 64 elements are decided at once: bit by bit of the drop probability, written in
+binary, a 64-bit random word is or-ed (bit 1) or and-ed (bit 0) to a word of decisions. Each of its
+bits is then 1 with exactly that probability, independently of the others. The probability is
+rounded to a multiple of 2**-13, that is by at most 6.2e-5.
 
-An element is kept when its 16 random bits are below ``round(65536 * (1 - p))``: the probability is
-off by at most 2**-17 = 7.6e-6 (2**-16 for p below 2**-17). Other devices use torch's own dropout.
+The words come from numpy's SFC64, seeded from torch's global generator, so ``torch.manual_seed``
+still fixes every bit. Other devices use torch's own dropout.
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-LEVELS = 1 << 16
+BITS = 13
+
+Bytes = NDArray[np.uint8]
+
+# Row b holds the keep mask of the eight elements whose drop bits are the bits of byte b.
+_KEEP = 1.0 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
 
 
 class Dropout(nn.Module):
@@ -39,43 +47,54 @@ def dropout(values: Tensor, p: float) -> Tensor:
     if values.device.type != "cpu":
         return F.dropout(values, p)
     dropped: Tensor = _CpuDropout.apply(  # type: ignore[no-untyped-call]
-        values, LevelSource().draw(values.numel()), p
+        values, DropSource(p).draw(values.numel()), p
     )
     return dropped
 
 
-class LevelSource:
-    """A stream of uniform int16 numbers, seeded from torch's global generator."""
+class DropSource:
+    """A stream of drop decisions, one bit an element, seeded from torch's global generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, p: float) -> None:
         self._generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+        numerator = min(round(p * 2**BITS), 2**BITS - 1)
+        # Lowest bit first; below it every word would be and-ed to zero.
+        digits = bin(numerator)[2:].rjust(BITS, "0").rstrip("0")
+        self._digits = [digit == "1" for digit in reversed(digits)]
 
-    def draw(self, count: int) -> Tensor:
-        """The next `count` numbers."""
-        words = self._generator.random_raw((count + 3) // 4)
-        return torch.from_numpy(words.view(np.int16))[:count]
+    def draw(self, count: int) -> Bytes:
+        """Decisions for the next `count` elements, eight a byte, 1 = drop."""
+        words = -(-count // 64)
+        decided = np.zeros(words, dtype=np.uint64)
+        for digit in self._digits:
+            random = self._generator.random_raw(words)
+            (np.bitwise_or if digit else np.bitwise_and)(decided, random, out=decided)
+        return decided.view(np.uint8)
 
 
-def keep_threshold(p: float) -> int:
-    """An element is kept when its int16 number is below this one, itself an int16."""
-    return min(round(LEVELS * (1.0 - p)), LEVELS - 1) - LEVELS // 2
+def keep_mask(dropped: Bytes, count: int, buffer: Tensor) -> Tensor:
+    """The first `count` decisions as 1 (keep) or 0 in `buffer`, which has room for them.
+
+    The buffer is float32, contiguous, and at least as long as the whole words of `dropped`.
+    """
+    rows = buffer[: 8 * len(dropped)].numpy().reshape(-1, 8)
+    np.take(_KEEP, dropped, axis=0, out=rows, mode="clip")
+    return buffer[:count]
 
 
 class _CpuDropout(torch.autograd.Function):
-    """Keeps the 16 random bits of an element for the backward pass rather than a float mask."""
+    """Keeps one bit of an element for the backward pass rather than a float mask."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, levels: Tensor, p: float) -> Tensor:
-        ctx.save_for_backward(levels)
-        ctx.p = p
-        return _masked(values, levels, p)
+    def forward(ctx: Any, values: Tensor, dropped: Bytes, p: float) -> Tensor:
+        ctx.dropped, ctx.p = dropped, p
+        return _masked(values, dropped, p)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (levels,) = ctx.saved_tensors
-        return _masked(gradients[0], levels, ctx.p), None, None
+        return _masked(gradients[0], ctx.dropped, ctx.p), None, None
 
 
-def _masked(values: Tensor, levels: Tensor, p: float) -> Tensor:
-    mask = torch.lt(levels, keep_threshold(p), out=torch.empty(levels.shape, dtype=values.dtype))
-    return mask.view(values.shape).mul_(values).mul_(1.0 / (1.0 - p))
+def _masked(values: Tensor, dropped: Bytes, p: float) -> Tensor:
+    mask = keep_mask(dropped, values.numel(), torch.empty(8 * len(dropped)))
+    return values * mask.view(values.shape).mul_(1.0 / (1.0 - p)).to(values.dtype)

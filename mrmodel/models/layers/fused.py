@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.dropout import LevelSource, keep_threshold
+from mrmodel.models.layers.dropout import Bytes, DropSource, keep_mask
 
 PIECE = 1 << 19  # elements of the widest tensor of a piece: 2 MiB
 _LINE = 16  # floats of a cache line: rows that start on one are read faster by matrix products
@@ -94,8 +94,8 @@ class _Masks:
 
     def __init__(self, p: float) -> None:
         self.p, self.scale = p, 1.0 / (1.0 - p)
-        self._source = LevelSource() if p else None
-        self._levels: list[Tensor] = []
+        self._source = DropSource(p) if p else None
+        self._dropped: list[Bytes] = []
         self._mask, self._mask_of = torch.empty(0), -1
 
     def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
@@ -113,15 +113,15 @@ class _Masks:
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
         """The mask of a piece, in a buffer that the next piece will reuse."""
-        if self._source is not None and piece == len(self._levels):
-            self._levels.append(self._source.draw(values.numel()))
-        if self._mask.numel() < values.numel():
-            self._mask = torch.empty(values.numel())
-        mask = self._mask[: values.numel()]
+        if self._source is not None and piece == len(self._dropped):
+            self._dropped.append(self._source.draw(values.numel()))
+        dropped = self._dropped[piece]
+        if len(self._mask) < 8 * len(dropped):
+            self._mask = torch.empty(8 * len(dropped))
         if self._mask_of != piece:
-            torch.lt(self._levels[piece], keep_threshold(self.p), out=mask)
+            keep_mask(dropped, values.numel(), self._mask)
             self._mask_of = piece
-        return mask.view(values.shape)
+        return self._mask[: values.numel()].view(values.shape)
 
 
 class _FeedForward(torch.autograd.Function):
