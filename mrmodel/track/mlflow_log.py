@@ -121,10 +121,12 @@ def code_tags() -> dict[str, str]:
 
 def _connect(experiment: str, state: Path) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+
+    # Its import sets its own levels, and creating the schema is told line by line.
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
     if os.environ.get("MLFLOW_TRACKING_URI"):
         client, artifacts = MlflowClient(), None
