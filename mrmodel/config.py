@@ -129,7 +129,7 @@ class LabelSettings(Section):
     """From similarities to positive clips, windows and grades (SG-DETR eq. 16-18)."""
 
     max_invalid_share: Share
-    threshold_sd: NonNegative
+    threshold_sd: Annotated[float, Field(ge=-3.0, le=6.0)]
     sd_floor_quantile: Share | None
     keep_original: bool
     grade_stats: Literal["original", "new"]

@@ -27,12 +27,12 @@ from mrmodel.files import derive_seed
 
 USELESS_SHARE = 0.12
 KIND_WEIGHTS: dict[Kind, float] = {
-    "subject_action_place": 0.5,
-    "subject_action": 0.3,
-    "subject_place": 0.2,
+    "subject_action_place": 0.8,
+    "subject_action": 0.1,
+    "subject_place": 0.1,
 }
-SHORT_SHARE, LONG_SHARE = 0.15, 0.25  # of intervals: far too short, far too long
-JITTER_S = 0.6  # standard deviation at either end of the others
+SHORT_SHARE, LONG_SHARE = 0.08, 0.12  # of intervals: far too short, far too long
+JITTER_S = 0.5  # standard deviation at either end of the others
 MIN_INTERVAL_S = 0.6
 # UMT score of a caption whose interval fits not at all, the gain of a perfect fit, and noise.
 UMT_BASE, UMT_GAIN, UMT_NOISE, UMT_RANGE = 0.36, 0.15, 0.03, (0.09, 0.6)
