@@ -360,7 +360,9 @@ def _known(path: str, registry: Any, name: str) -> None:
 
 
 def _as_config_error(section: type[BaseModel], error: ValidationError, path: str) -> ConfigError:
-    first = error.errors(include_url=False)[0]
+    mistakes = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the unknown key is what the person wrote.
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(([path] if path else []) + location) or "params"
     if first["type"] == "extra_forbidden":
