@@ -7,6 +7,7 @@ Both give the same float16 rows, so what a model is trained on is what it is ser
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class RowRanges:
         return RowRanges(self.shard, self.start, np.minimum(self.count, counts))
 
 
-class RowTable:
+class RowTable(ABC):
     """Rows of one stream by key; see `FeatureStore` and `MemoryStore`.
 
     Args:
@@ -132,8 +133,9 @@ class RowTable:
             item[count:] = 0
         return block, np.arange(length) < counts[:, None]
 
+    @abstractmethod
     def _shards(self) -> Sequence[Half]:
-        raise NotImplementedError
+        """The rows of each shard, (rows, dim)."""
 
     def _missing(self, key: str) -> FeatureError:
         return FeatureError(f"{self.name}: no features for {key!r}")
