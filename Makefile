@@ -44,7 +44,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.feature_store --json
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.inference --json
-	$(BIN)/python -m benchmarks.encoders --pixels 192 --frames 1 --json
+	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
 
 clean:

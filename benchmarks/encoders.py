@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=44)
     parser.add_argument("--pixels", default="192")
-    parser.add_argument("--frames", default="2")
+    parser.add_argument("--frames", default="1")
     parser.add_argument("--json", action="store_true", help="one JSON line a setting")
     options = parser.parse_args()
     torch.set_num_threads(1)
