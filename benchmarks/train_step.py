@@ -57,7 +57,7 @@ class Trainer:
     def loss(self, batch: Batch, targets: Targets) -> Tensor:
         """Forward pass and losses."""
         with autocast(torch.device("cpu"), self.precision):
-            output = self.model(batch)
+            output = self.model(batch, targets)
         return self.criterion.total(self.criterion(output, targets, batch))
 
     def update(self, loss: Tensor) -> None:

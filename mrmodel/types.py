@@ -86,6 +86,7 @@ class Batch:
         text_mask: (B, N) bool; every sample has at least one valid token.
         duration_s: B video lengths in seconds.
         clip_len_s: seconds of one clip.
+        text_keys: B keys of the sentences; equal sentences have equal keys.
     """
 
     qids: list[QueryId]
@@ -96,6 +97,7 @@ class Batch:
     text_mask: Tensor
     duration_s: list[float]
     clip_len_s: float
+    text_keys: list[str]
 
     def __len__(self) -> int:
         return len(self.qids)
@@ -147,13 +149,16 @@ class ModelOutput:
 
     Attributes:
         last: heads of the last decoder layer.
-        scores: (B, Q) confidence of each window, in [0, 1]; ranks the windows.
+        spans_cxw: (B, K, 2) the windows to answer with: those of `last` (K = Q), or what a model
+            makes of them; a window of no width is none.
+        scores: (B, K) confidence of each window, in [0, 1]; ranks the windows.
         saliency: (B, L) one real number a clip; padded clips hold values nobody may read.
         aux: heads of the earlier decoder layers, first to last; empty in eval mode.
         extras: tensors that only the model's own losses read.
     """
 
     last: LayerOutput
+    spans_cxw: Tensor
     scores: Tensor
     saliency: Tensor
     aux: tuple[LayerOutput, ...] = ()

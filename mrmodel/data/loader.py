@@ -117,6 +117,7 @@ class BatchBuilder:
             text_mask=text_mask,
             duration_s=[row.duration for row in annotations],
             clip_len_s=self.clip_len_s,
+            text_keys=[text_key(row.query) for row in annotations],
         )
 
     def batch(self, annotations: Sequence[Annotation]) -> Batch:

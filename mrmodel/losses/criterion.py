@@ -7,6 +7,7 @@ once. Without a matcher only the clip losses run (highlight-only data sets).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,8 +45,27 @@ class ClipLoss(Protocol):
         ...
 
 
-class Criterion:
-    """Named losses of a batch.
+class Criterion(ABC):
+    """Named losses of a batch, each unweighted, and their weighted sum."""
+
+    @abstractmethod
+    def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted losses by name, float32 scalars."""
+
+    @abstractmethod
+    def weight(self, name: str) -> float:
+        """Weight of a loss as reported; 0 when it is only reported."""
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, a scalar to run backward from."""
+        weighted = [
+            self.weight(name) * value for name, value in losses.items() if self.weight(name)
+        ]
+        return sum(weighted[1:], start=weighted[0])
+
+
+class DetrCriterion(Criterion):
+    """The losses of a DETR whose layers are judged one by one.
 
     Args:
         layer_losses: run on every supervised decoder layer.
@@ -86,10 +106,3 @@ class Criterion:
         """Weight of a loss as reported, e.g. ``span`` or ``span_0``; 0 when it has none."""
         base, _, layer = name.rpartition("_")
         return self.weights.get(base if layer.isdigit() else name, 0.0)
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, a scalar to run backward from."""
-        weighted = [
-            self.weight(name) * value for name, value in losses.items() if self.weight(name)
-        ]
-        return sum(weighted[1:], start=weighted[0])

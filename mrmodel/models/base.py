@@ -15,7 +15,7 @@ from torch import nn
 from mrmodel.components import MODELS
 from mrmodel.config import Section, validate_section
 from mrmodel.losses.criterion import Criterion
-from mrmodel.types import Batch, ModelOutput
+from mrmodel.types import Batch, ModelOutput, Targets
 
 
 class MomentModel(nn.Module, ABC):
@@ -29,8 +29,14 @@ class MomentModel(nn.Module, ABC):
     settings: Section
 
     @abstractmethod
-    def forward(self, batch: Batch) -> ModelOutput:
-        """Windows and clip scores of a batch; `aux` and loss-only tensors in training mode only."""
+    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
+        """Windows and clip scores of a batch; `aux` and loss-only tensors in training mode only.
+
+        Args:
+            batch: the input.
+            targets: the ground truth, in training, for models that are shown parts of it
+                (denoising queries); the others do not look at it.
+        """
 
     @abstractmethod
     def criterion(self) -> Criterion:

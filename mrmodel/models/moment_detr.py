@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mrmodel.config import Count
 from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import ClipLoss, Criterion, LayerLoss
+from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.losses.saliency import SaliencyMarginLoss
 from mrmodel.losses.span import ClipIndexLoss, LabelLoss, SpanLoss
@@ -27,7 +27,7 @@ from mrmodel.models.layers.position import TextPositions, clip_positions
 from mrmodel.models.layers.projection import input_projection
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings
-from mrmodel.types import Batch, LayerOutput, ModelOutput
+from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
 class MomentDetrSettings(DetrSettings):
@@ -80,7 +80,7 @@ class MomentDetr(MomentModel):
         self.contrastive = ContrastiveHead(s.hidden, s.contrastive_width) if s.contrastive else None
         xavier_matrices(self.encoder, self.decoder)
 
-    def forward(self, batch: Batch) -> ModelOutput:
+    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
         """Windows and clip scores of a batch.
 
         Returns:
@@ -97,13 +97,14 @@ class MomentDetr(MomentModel):
             extras["contrastive_text"] = self.contrastive.sum_text(memory.content[:, clips:], mask)
         return ModelOutput(
             last=last,
+            spans_cxw=last.spans_cxw,
             scores=foreground_scores(last),
             saliency=self.saliency_head(memory.content[:, :clips]).squeeze(-1).float(),
             aux=tuple(aux) if self.training and self.settings.aux_loss else (),
             extras=extras,
         )
 
-    def criterion(self) -> Criterion:
+    def criterion(self) -> DetrCriterion:
         """L1 + gIoU + class of matched windows, margin loss on clip pairs."""
         s = self.settings
         layer_losses: list[LayerLoss] = [
@@ -113,7 +114,7 @@ class MomentDetr(MomentModel):
         if self.contrastive is not None:
             layer_losses.append(ContrastiveLoss(s.contrastive_temperature))
         clip_losses: list[ClipLoss] = [SaliencyMarginLoss(s.saliency_margin)]
-        return Criterion(
+        return DetrCriterion(
             layer_losses=layer_losses,
             clip_losses=clip_losses,
             weights=s.loss.model_dump(),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import ClipLoss, Criterion, LayerLoss
+from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss
 from mrmodel.losses.span import LabelLoss, SpanLoss
@@ -27,7 +27,7 @@ from mrmodel.models.layers.projection import input_projection
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings
 from mrmodel.spans import inverse_sigmoid
-from mrmodel.types import Batch, LayerOutput, ModelOutput
+from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
 class QdDetrSettings(DetrSettings):
@@ -80,7 +80,7 @@ class QdDetr(MomentModel):
         self.contrastive = ContrastiveHead(s.hidden, s.contrastive_width) if s.contrastive else None
         xavier_matrices(self.text_to_video, self.encoder, self.decoder)
 
-    def forward(self, batch: Batch) -> ModelOutput:
+    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
         """Windows and clip scores of a batch.
 
         In training every clip sequence is also paired with the sentence of the next sample. Both
@@ -108,20 +108,21 @@ class QdDetr(MomentModel):
             extras["contrastive_text"] = self.contrastive.sum_text(tokens, mask)
         return ModelOutput(
             last=layers[-1],
+            spans_cxw=layers[-1].spans_cxw,
             scores=foreground_scores(layers[-1]),
             saliency=saliency[:size],
             aux=tuple(layers[:-1]) if self.training and self.settings.aux_loss else (),
             extras=extras,
         )
 
-    def criterion(self) -> Criterion:
+    def criterion(self) -> DetrCriterion:
         """Moment losses of matched windows and the three-part saliency loss."""
         s = self.settings
         layer_losses: list[LayerLoss] = [SpanLoss(), LabelLoss(s.background_weight)]
         if self.contrastive is not None:
             layer_losses.append(ContrastiveLoss(s.contrastive_temperature))
         clip_losses: list[ClipLoss] = [QueryDependentSaliencyLoss(s.saliency_margin)]
-        return Criterion(
+        return DetrCriterion(
             layer_losses=layer_losses,
             clip_losses=clip_losses,
             weights=s.loss.model_dump(),

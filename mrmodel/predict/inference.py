@@ -42,7 +42,7 @@ def decode_output(
 def raw_predictions(output: ModelOutput, batch: Batch) -> RawPredictions:
     """Model output as the arrays that post-processing reads."""
     return RawPredictions(
-        spans_cxw=_array(output.last.spans_cxw),
+        spans_cxw=_array(output.spans_cxw),
         scores=_array(output.scores),
         saliency=_array(output.saliency),
         clip_mask=batch.video_mask.cpu().numpy(),

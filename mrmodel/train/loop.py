@@ -116,7 +116,7 @@ def fit(
 
         model.train()
         with autocast(device, settings.precision):
-            output = model(batch)
+            output = model(batch, targets)
         losses = criterion(output, targets, batch)
         total = criterion.total(losses)
         figures = read_figures(total, losses)

@@ -52,6 +52,7 @@ def make_batch(clips: Iterable[int] = (9, 5, 7), tokens: Iterable[int] = (4, 6, 
         text_mask=text_mask,
         duration_s=[2.0 * n for n in clips],
         clip_len_s=2.0,
+        text_keys=[f"t{i}" for i in range(len(clips))],
     )
 
 
@@ -106,12 +107,13 @@ def take(batch: Batch, indices: list[int]) -> Batch:
         text=batch.text[indices],
         text_mask=batch.text_mask[indices],
         duration_s=[batch.duration_s[i] for i in indices],
+        text_keys=[batch.text_keys[i] for i in indices],
     )
 
 
 def total_loss(model: MomentModel, batch: Batch, targets: Targets) -> Tensor:
     criterion = model.criterion()
-    losses = criterion(model(batch), targets, batch)
+    losses = criterion(model(batch, targets), targets, batch)
     assert all(value.dtype == torch.float32 and value.dim() == 0 for value in losses.values())
     total = criterion.total(losses)
     weighted = sum(criterion.weight(name) * float(value.detach()) for name, value in losses.items())
@@ -156,14 +158,16 @@ def test_unknown_setting_is_refused(name: str) -> None:
 def test_output_in_evaluation(name: str) -> None:
     batch = make_batch()
     output = evaluate(build(name), batch)
-    queries = output.scores.shape[1]
-    assert output.last.spans_cxw.shape == (3, queries, 2)
-    assert output.last.logits.shape[:2] == (3, queries)
+    windows = output.scores.shape[1]
+    assert output.spans_cxw.shape == (3, windows, 2)
+    assert output.last.spans_cxw.shape == (*output.last.logits.shape[:2], 2)
     assert output.saliency.shape == batch.video_mask.shape
     assert output.scores.min() >= 0
     assert output.scores.max() <= 1
     assert output.last.spans_cxw.min() >= 0
     assert output.last.spans_cxw.max() <= 1
+    assert output.spans_cxw.min() >= 0
+    assert output.spans_cxw.max() <= 1
     assert output.aux == ()
     assert output.saliency.isfinite().all()
 
@@ -299,9 +303,10 @@ def test_no_step_needs_a_cpu(name: str) -> None:
 def test_autocast_gives_float_answers(name: str) -> None:
     batch, model = make_batch(), build(name).train()
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(batch)
+        targets = make_targets(batch)
+        output = model(batch, targets)
         criterion = model.criterion()
-        losses = criterion(output, make_targets(batch), batch)
+        losses = criterion(output, targets, batch)
     criterion.total(losses).backward()
     assert output.last.spans_cxw.dtype == output.saliency.dtype == torch.float32
     assert all(g is not None and g.isfinite().all() for g in gradients(model).values())
@@ -313,7 +318,7 @@ def test_one_batch_can_be_learnt(name: str) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     criterion = model.criterion()
     for _ in range(150):
-        losses = criterion(model(batch), targets, batch)
+        losses = criterion(model(batch, targets), targets, batch)
         optimiser.zero_grad()
         criterion.total(losses).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -321,7 +326,7 @@ def test_one_batch_can_be_learnt(name: str) -> None:
     output = evaluate(model, batch)
     first = 0
     for i, count in enumerate(targets.span_counts):
-        best = output.last.spans_cxw[i][output.scores[i].topk(count).indices]
+        best = output.spans_cxw[i][output.scores[i].topk(count).indices]
         windows = targets.spans_cxw[first : first + count]
         nearest = (windows[:, None] - best[None]).abs().sum(-1).min(1).values
         assert nearest.max() < 0.1, f"sample {i}: {windows.tolist()} predicted as {best.tolist()}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import Criterion, LossInputs
+from mrmodel.losses.criterion import DetrCriterion, LossInputs
 from mrmodel.losses.matching import HungarianMatcher, Matching, first_and_last_clip
 from mrmodel.losses.saliency import (
     SaliencyMarginLoss,
@@ -25,7 +25,9 @@ from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 def batch_of(lengths: list[int]) -> Batch:
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     size, rows = len(lengths), torch.zeros(len(lengths), max(lengths), 1)
-    return Batch(list(range(size)), ["v"] * size, rows, mask, rows, mask, [1.0] * size, 2.0)
+    return Batch(
+        list(range(size)), ["v"] * size, rows, mask, rows, mask, [1.0] * size, 2.0, ["t"] * size
+    )
 
 
 def targets_of(spans: list[list[float]], counts: list[int], clips: int = 4) -> Targets:
@@ -42,7 +44,9 @@ def layer_of(spans: list[list[list[float]]], foreground: float = 0.0) -> LayerOu
 
 
 def inputs_of(layer: LayerOutput, targets: Targets, batch: Batch) -> LossInputs:
-    output = ModelOutput(layer, layer.logits[..., 0], torch.zeros(batch.video_mask.shape))
+    output = ModelOutput(
+        layer, layer.spans_cxw, layer.logits[..., 0], torch.zeros(batch.video_mask.shape)
+    )
     return LossInputs(output, targets, batch)
 
 
@@ -184,8 +188,10 @@ def test_rank_contrastive_loss() -> None:
 def test_criterion_names_and_weights() -> None:
     layer = layer_of([[[0.5, 0.2], [0.3, 0.2]]])
     batch, targets = batch_of([4]), targets_of([[0.4, 0.4]], [1])
-    output = ModelOutput(layer, layer.logits[..., 0], torch.zeros(1, 4), aux=(layer,))
-    criterion = Criterion(
+    output = ModelOutput(
+        layer, layer.spans_cxw, layer.logits[..., 0], torch.zeros(1, 4), aux=(layer,)
+    )
+    criterion = DetrCriterion(
         layer_losses=[SpanLoss(), LabelLoss(0.1)],
         clip_losses=[SaliencyMarginLoss(0.2)],
         weights={"span": 10.0, "label": 4.0},

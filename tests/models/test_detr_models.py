@@ -70,6 +70,7 @@ def test_negative_pairs_are_the_next_samples_text() -> None:
     exchanged = Batch(
         batch.qids, batch.vids, batch.video, batch.video_mask,
         batch.text.roll(-1, 0), batch.text_mask.roll(-1, 0), batch.duration_s, batch.clip_len_s,
+        batch.text_keys,
     )  # fmt: skip
     expected = evaluate(model, exchanged).saliency
     mask = batch.video_mask

@@ -1,0 +1,1 @@
+"""SG-DETR (Saliency-Guided DETR): one file a part; `model.py` puts them together."""
