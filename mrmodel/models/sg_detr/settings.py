@@ -127,7 +127,7 @@ class AtssSettings(Section):
     topk: Count = 9
     stacked_convs: Count = 1
     decode: Literal["delta", "ltrb"] = "delta"
-    centerness_pow: Literal[0.5, 1.0] = 0.5
+    centerness_pow: Positive = 0.5
     cls: Literal["focal", "bce"] = "focal"
     layer_scale: bool = False
 

@@ -1,0 +1,36 @@
+"""True windows as a padded table, the form in which a batch is judged at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrmodel.types import Targets
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedWindows:
+    """True windows of a batch, one row a sample.
+
+    Attributes:
+        spans_cxw: (B, Gmax, 2) float32, fractions of T; (0.5, 0.5) at padding. Gmax may be 0.
+        valid: (B, Gmax) bool; a sample's windows come first.
+        total: number of windows of the batch.
+    """
+
+    spans_cxw: Tensor
+    valid: Tensor
+    total: int
+
+
+def pad_windows(targets: Targets) -> PaddedWindows:
+    """The windows of `targets`, sample by sample in their order."""
+    device = targets.spans_cxw.device
+    counts = torch.tensor(targets.span_counts, dtype=torch.int64)
+    longest = max(targets.span_counts, default=0)
+    valid = (torch.arange(longest) < counts[:, None]).to(device)
+    spans = targets.spans_cxw.new_full((len(counts), longest, 2), 0.5)
+    spans[valid] = targets.spans_cxw
+    return PaddedWindows(spans, valid, int(counts.sum()))
