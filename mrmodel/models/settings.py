@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from mrmodel.config import Count, NonNegative, Positive, Section
 
 DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class LayerSettings(Protocol):
+    """What a transformer layer needs to know; `drop` is explained at `DetrSettings`."""
+
+    @property
+    def hidden(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def ffn(self) -> int: ...  # noqa: D102
+    @property
+    def dropout(self) -> float: ...  # noqa: D102
+    @property
+    def drop(self) -> Literal["path", "unit"]: ...  # noqa: D102
 
 
 class MatcherWeights(Section):
@@ -37,6 +52,8 @@ class DetrSettings(Section):
         ffn: width of the feed-forward blocks.
         queries: windows predicted for each sample.
         projection_layers: (LayerNorm, dropout, Linear) blocks from features to `hidden`.
+        drop: what a residual branch loses in training: single units, or the whole branch of a
+            sample (``path``).
         text_positions: learned positions for tokens; off in every published run.
         max_tokens: rows of the learned position table, used with `text_positions` only.
         aux_loss: also supervise the earlier decoder layers.
@@ -55,6 +72,7 @@ class DetrSettings(Section):
     queries: Count = 10
     projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
     dropout: DropRate = 0.1
+    drop: Literal["path", "unit"] = "unit"
     input_dropout: DropRate = 0.5
     text_positions: bool = False
     max_tokens: Count = 32

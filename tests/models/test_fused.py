@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers import fused
 from mrmodel.models.layers.attention import attend
-from mrmodel.models.layers.dropout import Dropout, dropout
+from mrmodel.models.layers.dropout import Dropout, DropPath, dropout
 from mrmodel.models.layers.feed_forward import FeedForward
 from mrmodel.models.layers.projection import ProjectionLayer
 
@@ -56,7 +56,7 @@ def test_feed_forward(activation: str) -> None:
     source, residual = leaves((3, 3, D), (3, 3, D))
     layers = (block.expand, block.activation, block.contract)
     assert_same(
-        lambda: fused.feed_forward(source, residual, layers, norm, 0.0),
+        lambda: fused.feed_forward(source, residual, layers, norm, Dropout(0.0)),
         lambda: norm(residual + block.contract(block.activation(block.expand(source)))),
         [source, residual, *block.parameters(), *norm.parameters()],
     )
@@ -73,10 +73,37 @@ def test_add_projected(with_norm: bool) -> None:
         return norm(total) if with_norm else total
 
     assert_same(
-        lambda: fused.add_projected(source, residual, linear, norm if with_norm else None, 0.0),
+        lambda: fused.add_projected(
+            source, residual, linear, norm if with_norm else None, Dropout(0.0)
+        ),
         plain,
         [source, residual, *parameters],
     )
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_dropped_paths(with_bias: bool) -> None:
+    """The fused sum draws the same whole branches as the plain module, forward and backward."""
+    linear, norm = shaken(nn.Linear(8, D, bias=with_bias)), shaken(nn.LayerNorm(D))
+    source, residual = leaves((6, 3, 8), (6, 3, D))
+    branch = DropPath(0.5).train()
+
+    def seeded(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            torch.manual_seed(11)
+            return function()
+
+        return run
+
+    assert_same(
+        seeded(lambda: fused.add_projected(source, residual, linear, norm, branch)),
+        seeded(lambda: norm(residual + branch(linear(source)))),
+        [source, residual, *linear.parameters(), *norm.parameters()],
+    )
+    torch.manual_seed(11)
+    changed = (fused.add_projected(source, residual, linear, None, branch) != residual).any(-1)
+    assert torch.equal(changed.all(1), changed.any(1))
+    assert 0 < changed.all(1).sum() < 6
 
 
 @pytest.mark.parametrize("source_learns", [True, False])
@@ -130,16 +157,17 @@ def numeric_gradient(function: Callable[[Tensor], Tensor], point: Tensor, axis: 
     return float((function(point + step * axis) - function(point - step * axis)) / (2 * step))
 
 
+@pytest.mark.parametrize("branch", [Dropout(0.3), DropPath(0.3)], ids=["unit", "path"])
 @pytest.mark.parametrize("kind", ["feed_forward", "add_projected", "project", "attend"])
-def test_gradients_with_dropout(kind: str) -> None:
+def test_gradients_with_dropout(kind: str, branch: Dropout | DropPath) -> None:
     """With the seed, and so the masks, held fixed each function is smooth: compare differences."""
     norm, linear = shaken(nn.LayerNorm(D)), shaken(nn.Linear(D, D))
     block = shaken(FeedForward(D, 20, 0.0, "prelu"))
     layers = (block.expand, nn.PReLU(), block.contract)
     residual, key, value = torch.randn(9, D), torch.randn(5, 6, D), torch.randn(5, 6, D)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "feed_forward": lambda x: fused.feed_forward(x, residual, layers, norm, 0.3),
-        "add_projected": lambda x: fused.add_projected(x, residual, linear, norm, 0.3),
+        "feed_forward": lambda x: fused.feed_forward(x, residual, layers, norm, branch),
+        "add_projected": lambda x: fused.add_projected(x, residual, linear, norm, branch),
         "project": lambda x: fused.project(x, norm, linear, 0.3),
         "attend": lambda x: fused.attend(x, key, value, 2, None, 0.3),
     }
@@ -200,7 +228,7 @@ def test_dropout_keeps_the_mean(kind: str) -> None:
             return fused.project(source, norm, linear, p)
         if kind == "attend":
             return fused.attend(query, key, value, 2, None, p)
-        return fused.add_projected(source, torch.zeros(4, D), linear, None, p)
+        return fused.add_projected(source, torch.zeros(4, D), linear, None, Dropout(p))
 
     mean = torch.stack([run(0.4) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, run(0.0), rtol=0.0, atol=0.12)

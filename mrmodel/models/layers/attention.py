@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers import fused
-from mrmodel.models.layers.dropout import Dropout, dropout
+from mrmodel.models.layers.dropout import branch_dropout, dropout
+from mrmodel.models.layers.feed_forward import Drop
 from mrmodel.models.layers.residual import add_projected
 
 
@@ -54,13 +55,13 @@ def attend(
 class MultiheadAttention(nn.Module):
     """Attention with packed input projections: rows of `in_proj_weight` are query, key, value."""
 
-    def __init__(self, hidden: int, heads: int, p: float) -> None:
+    def __init__(self, hidden: int, heads: int, p: float, drop: Drop = "unit") -> None:
         super().__init__()
         self.hidden, self.heads = hidden, heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
         self.out_proj = nn.Linear(hidden, hidden)
-        self.dropout = Dropout(p)
+        self.branch = branch_dropout(p, drop)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -90,9 +91,9 @@ class MultiheadAttention(nn.Module):
         self, projected: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
     ) -> Tensor:
         """As `forward`, of inputs that are projected already."""
-        p = self.dropout.p if self.training else 0.0
+        p = self.branch.p if self.training else 0.0
         mixed = attend(*projected, self.heads, allowed, p)
-        return add_projected(mixed, residual, self.out_proj, self.dropout, norm)
+        return add_projected(mixed, residual, self.out_proj, self.branch, norm)
 
     def project_query(self, query: Tensor) -> Tensor:
         """(B, S, d) -> (B, S, d)."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import attend
-from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.dropout import branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward, Mlp
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.residual import add_projected
 from mrmodel.models.layers.stack import Stack
-from mrmodel.models.settings import DetrSettings
+from mrmodel.models.settings import DetrSettings, LayerSettings
 from mrmodel.spans import inverse_sigmoid
 
 
@@ -75,7 +75,7 @@ class DabDecoder(nn.Module):
 class DabDecoderLayer(nn.Module):
     """Self-attention, cross-attention with span codes beside the content, PReLU feed-forward."""
 
-    def __init__(self, settings: DetrSettings, first: bool) -> None:
+    def __init__(self, settings: LayerSettings, first: bool) -> None:
         super().__init__()
         hidden, self.heads = settings.hidden, settings.heads
 
@@ -89,10 +89,10 @@ class DabDecoderLayer(nn.Module):
         self.cross_query_position = linear() if first else None
         self.cross_key_content, self.cross_key_position = linear(), linear()
         self.cross_value, self.cross_output = linear(), linear()
-        self.ffn = FeedForward(hidden, settings.ffn, settings.dropout, "prelu")
+        self.ffn = FeedForward(hidden, settings.ffn, settings.dropout, "prelu", settings.drop)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.norm3 = nn.LayerNorm(hidden)
-        self.dropout = Dropout(settings.dropout)
+        self.branch = branch_dropout(settings.dropout, settings.drop)
         nn.init.zeros_(self.self_output.bias)
         nn.init.zeros_(self.cross_output.bias)
 
@@ -102,6 +102,7 @@ class DabDecoderLayer(nn.Module):
         query: tuple[Tensor, Tensor],
         memory: tuple[Tensor, Tensor],
         allowed: Tensor | None,
+        mutual: Tensor | None = None,
     ) -> Tensor:
         """One round of decoding.
 
@@ -109,25 +110,26 @@ class DabDecoderLayer(nn.Module):
             target: (B or 1, Q, d).
             query: position code and modulated span code of the queries, (B or 1, Q, d) each.
             memory: encoded clips (B, L, d) and their position codes (B or 1, L, d).
-            allowed: as in `attend`.
+            allowed: clips that may be read, as in `attend`.
+            mutual: queries that a query may read, as in `attend`.
 
         Returns:
             (B, Q, d).
         """
         position, span = query
-        mixed = self._mix(target, position, len(memory[0]))
+        mixed = self._mix(target, position, len(memory[0]), mutual)
         target = target.expand(len(memory[0]), -1, -1)
-        target = add_projected(mixed, target, self.self_output, self.dropout, self.norm1)
+        target = add_projected(mixed, target, self.self_output, self.branch, self.norm1)
         read = self._read(target, position, span, memory, allowed)
-        target = add_projected(read, target, self.cross_output, self.dropout, self.norm2)
+        target = add_projected(read, target, self.cross_output, self.branch, self.norm2)
         decoded: Tensor = self.ffn(target, target, self.norm3)
         return decoded
 
-    def _mix(self, target: Tensor, position: Tensor, size: int) -> Tensor:
+    def _mix(self, target: Tensor, position: Tensor, size: int, mutual: Tensor | None) -> Tensor:
         queries = self.self_query_content(target) + self.self_query_position(position)
         keys = self.self_key_content(target) + self.self_key_position(position)
         rows = [t.expand(size, -1, -1) for t in (queries, keys, self.self_value(target))]
-        return attend(rows[0], rows[1], rows[2], self.heads, None, self._p)
+        return attend(rows[0], rows[1], rows[2], self.heads, mutual, self._p)
 
     def _read(
         self,
@@ -157,4 +159,4 @@ class DabDecoderLayer(nn.Module):
 
     @property
     def _p(self) -> float:
-        return self.dropout.p if self.training else 0.0
+        return self.branch.p if self.training else 0.0

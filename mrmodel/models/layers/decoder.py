@@ -31,9 +31,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, settings: DetrSettings, pre_norm: bool = False) -> None:
         super().__init__()
         hidden, p = settings.hidden, settings.dropout
-        self.self_attention = MultiheadAttention(hidden, settings.heads, p)
-        self.cross_attention = MultiheadAttention(hidden, settings.heads, p)
-        self.ffn = FeedForward(hidden, settings.ffn, p, "relu")
+        self.self_attention = MultiheadAttention(hidden, settings.heads, p, settings.drop)
+        self.cross_attention = MultiheadAttention(hidden, settings.heads, p, settings.drop)
+        self.ffn = FeedForward(hidden, settings.ffn, p, "relu", settings.drop)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.norm3 = nn.LayerNorm(hidden)
         self.pre_norm = pre_norm

@@ -1,4 +1,4 @@
-"""Dropout for CPU training.
+"""Dropout of units and of whole branches, made for CPU training.
 
 torch draws one Mersenne-Twister number for each element, which costs as much as a fifth of a
 training step. Here 64 elements are decided at once: bit by bit of the drop probability, written in
@@ -12,7 +12,7 @@ still fixes every bit. Other devices use torch's own dropout.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,40 @@ class Dropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Any shape to the same shape."""
         return dropout(values, self.p if self.training else 0.0)
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch for a whole sample with probability `p` in training.
+
+    Stochastic depth (Huang et al. 2016): the branches that stay are scaled by 1 / (1 - p).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, ...) to the same shape."""
+        if not self.training or self.p == 0.0:
+            return values
+        scale = kept_paths(len(values), self.p).to(values) / (1.0 - self.p)
+        return values * scale.view(-1, *[1] * (values.dim() - 1))
+
+
+BranchDropout = Dropout | DropPath
+
+
+def branch_dropout(p: float, drop: Literal["path", "unit"]) -> BranchDropout:
+    """What ends a residual branch: ``path`` drops it for whole samples, ``unit`` its elements."""
+    return DropPath(p) if drop == "path" else Dropout(p)
+
+
+def kept_paths(samples: int, p: float) -> Tensor:
+    """(samples,) 1 for a branch that stays, 0 for one that is dropped.
+
+    Drawn on the CPU, so that a seed means the same on every device.
+    """
+    return (torch.rand(samples) >= p).float()
 
 
 def dropout(values: Tensor, p: float) -> Tensor:

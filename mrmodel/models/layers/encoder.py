@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention
 from mrmodel.models.layers.feed_forward import Activation, FeedForward
-from mrmodel.models.settings import DetrSettings
+from mrmodel.models.settings import LayerSettings
 
 
 class EncoderLayer(nn.Module):
@@ -17,12 +17,12 @@ class EncoderLayer(nn.Module):
     """
 
     def __init__(
-        self, settings: DetrSettings, activation: Activation, pre_norm: bool = False
+        self, settings: LayerSettings, activation: Activation, pre_norm: bool = False
     ) -> None:
         super().__init__()
         hidden, p = settings.hidden, settings.dropout
-        self.attention = MultiheadAttention(hidden, settings.heads, p)
-        self.ffn = FeedForward(hidden, settings.ffn, p, activation)
+        self.attention = MultiheadAttention(hidden, settings.heads, p, settings.drop)
+        self.ffn = FeedForward(hidden, settings.ffn, p, activation, settings.drop)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.pre_norm = pre_norm
 
@@ -47,11 +47,11 @@ class TextToVideoLayer(nn.Module):
     to r itself before LN2.
     """
 
-    def __init__(self, settings: DetrSettings) -> None:
+    def __init__(self, settings: LayerSettings) -> None:
         super().__init__()
         hidden, p = settings.hidden, settings.dropout
-        self.attention = MultiheadAttention(hidden, settings.heads, p)
-        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu")
+        self.attention = MultiheadAttention(hidden, settings.heads, p, settings.drop)
+        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", settings.drop)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
 
     def forward(

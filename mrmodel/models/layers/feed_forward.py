@@ -8,31 +8,36 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mrmodel.models.layers import fused
-from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.dropout import Dropout, branch_dropout
 
 Activation = Literal["relu", "prelu"]
+Drop = Literal["path", "unit"]
 
 
 class FeedForward(nn.Module):
     """Linear -> activation -> dropout -> Linear, the block of a transformer layer.
 
-    ``prelu`` has one learned slope for the block, 0.25 at first.
+    ``prelu`` has one learned slope for the block, 0.25 at first. `drop` says what the branch loses
+    in training (`branch_dropout`).
     """
 
-    def __init__(self, hidden: int, ffn: int, p: float, activation: Activation) -> None:
+    def __init__(
+        self, hidden: int, ffn: int, p: float, activation: Activation, drop: Drop = "unit"
+    ) -> None:
         super().__init__()
         self.expand = nn.Linear(hidden, ffn)
         self.activation = nn.PReLU() if activation == "prelu" else nn.ReLU()
         self.dropout = Dropout(p)
         self.contract = nn.Linear(ffn, hidden)
+        self.branch = branch_dropout(p, drop)
 
     def forward(self, source: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> Tensor:
-        """norm(residual + dropout(block(source))), (..., d) each; without `norm` the sum itself."""
+        """norm(residual + dropout(block(source))), (B, ..., d); without `norm` the sum itself."""
         if norm is not None and fused.usable(residual, self.training):
             layers = (self.expand, self.activation, self.contract)
-            return fused.feed_forward(source, residual, layers, norm, self.dropout.p)
+            return fused.feed_forward(source, residual, layers, norm, self.branch)
         hidden = self.dropout(self.activation(self.expand(source)))
-        total: Tensor = residual + self.dropout(self.contract(hidden))
+        total: Tensor = residual + self.branch(self.contract(hidden))
         return total if norm is None else norm(total)
 
 

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.dropout import Bytes, DropSource, keep_mask
+from mrmodel.models.layers.dropout import (
+    BranchDropout,
+    Bytes,
+    DropPath,
+    DropSource,
+    keep_mask,
+    kept_paths,
+)
 
 PIECE = 1 << 19  # elements of the widest tensor of a piece: 2 MiB
 _LINE = 16  # floats of a cache line: rows that start on one are read faster by matrix products
@@ -39,34 +46,39 @@ def feed_forward(
     residual: Tensor,
     layers: tuple[nn.Linear, nn.PReLU | nn.ReLU, nn.Linear],
     norm: nn.LayerNorm,
-    p: float,
+    branch: BranchDropout,
 ) -> Tensor:
-    """norm(residual + Drop(W2 Drop(act(W1 source)))), (..., d) each.
+    """norm(residual + Drop(W2 Drop(act(W1 source)))), (B, ..., d) each.
 
     Args:
         source: what the first Linear reads.
         residual: what the result is added to.
         layers: first Linear, activation, second Linear.
         norm: over the last axis.
-        p: dropout after the activation, and again before the sum.
+        branch: what is dropped before the sum; units are dropped after the activation too.
     """
     first, activation, second = layers
     slope = activation.weight if isinstance(activation, nn.PReLU) else None
     output: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
         _rows(source), _rows(residual), first.weight, first.bias, slope, second.weight, second.bias,
-        norm.weight, norm.bias, norm.eps, p,
+        norm.weight, norm.bias, norm.eps, branch.p, _branch_mask(branch, residual),
     )  # fmt: skip
     return output.view_as(residual)
 
 
 def add_projected(
-    source: Tensor, residual: Tensor, linear: nn.Linear, norm: nn.LayerNorm | None, p: float
+    source: Tensor,
+    residual: Tensor,
+    linear: nn.Linear,
+    norm: nn.LayerNorm | None,
+    branch: BranchDropout,
 ) -> Tensor:
-    """norm(residual + Drop(W source)), (..., d) each; without `norm` the sum itself."""
+    """norm(residual + Drop(W source)), (B, ..., d) each; without `norm` the sum itself."""
+    bias = linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
     output: Tensor = _AddProjected.apply(  # type: ignore[no-untyped-call]
-        _rows(source), _rows(residual), linear.weight, linear.bias,
+        _rows(source), _rows(residual), linear.weight, bias,
         None if norm is None else norm.weight, None if norm is None else norm.bias,
-        0.0 if norm is None else norm.eps, p,
+        0.0 if norm is None else norm.eps, _branch_mask(branch, residual),
     )  # fmt: skip
     return output.view_as(residual)
 
@@ -112,7 +124,7 @@ class _Masks:
         return torch.addcmul(residual, values, self._of(values, piece), value=self.scale, out=out)
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
-        """The mask of a piece, in a buffer that the next piece will reuse."""
+        """1 for what stays, 0 for what is dropped, in a buffer that the next piece will reuse."""
         if self._source is not None and piece == len(self._dropped):
             self._dropped.append(self._source.draw(values.numel()))
         dropped = self._dropped[piece]
@@ -124,13 +136,35 @@ class _Masks:
         return self._mask[: values.numel()].view(values.shape)
 
 
+class _PathMasks(_Masks):
+    """Likewise for whole branches: one decision for all rows of a sample."""
+
+    def __init__(self, p: float, residual: Tensor) -> None:
+        super().__init__(0.0)
+        self.p, self.scale = p, 1.0 / (1.0 - p)
+        rows = residual[0, ..., 0].numel()
+        self._kept = kept_paths(len(residual), p).repeat_interleave(rows).unsqueeze(-1)
+        self._size = 0
+
+    def _of(self, values: Tensor, piece: int) -> Tensor:
+        if piece == 0:
+            self._size = len(values)  # all pieces but the last one are alike
+        return self._kept[piece * self._size :][: len(values)]
+
+
+def _branch_mask(branch: BranchDropout, residual: Tensor) -> _Masks:
+    if isinstance(branch, DropPath) and branch.p:
+        return _PathMasks(branch.p, residual)
+    return _Masks(branch.p)
+
+
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, source: Tensor, residual: Tensor, w1: Tensor, b1: Tensor, slope: Tensor | None,
-        w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float,
+        w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float, outer: _Masks,
     ) -> Tensor:  # fmt: skip
-        inner, outer = _Masks(p), _Masks(p)
+        inner = _Masks(p)
         leak = 0.0 if slope is None else float(slope.detach())
         hidden = source.new_empty(len(source), len(w1))
         size = _size(len(w1))
@@ -184,16 +218,17 @@ class _FeedForward(torch.autograd.Function):
             d_w1.addmm_(d_hidden.t(), source[rows])
             torch.mm(d_hidden, w1, out=d_source[rows])
         slope = d_slope if ctx.has_slope else None
-        return d_source, d_residual, d_w1, d_b1, slope, d_w2, d_b2, d_gamma, d_beta, None, None
+        return (
+            d_source, d_residual, d_w1, d_b1, slope, d_w2, d_b2, d_gamma, d_beta, None, None, None,
+        )  # fmt: skip
 
 
 class _AddProjected(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, source: Tensor, residual: Tensor, weight: Tensor, bias: Tensor,
-        gamma: Tensor | None, beta: Tensor | None, eps: float, p: float,
+        gamma: Tensor | None, beta: Tensor | None, eps: float, masks: _Masks,
     ) -> Tensor:  # fmt: skip
-        masks = _Masks(p)
         summed = torch.empty_like(residual)
         output = summed if gamma is None else torch.empty_like(residual)
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)

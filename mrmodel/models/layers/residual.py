@@ -5,14 +5,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mrmodel.models.layers import fused
-from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.dropout import BranchDropout
 
 
 def add_projected(
-    source: Tensor, residual: Tensor, linear: nn.Linear, dropout: Dropout, norm: nn.LayerNorm | None
+    source: Tensor,
+    residual: Tensor,
+    linear: nn.Linear,
+    dropout: BranchDropout,
+    norm: nn.LayerNorm | None,
 ) -> Tensor:
-    """norm(residual + dropout(linear(source))), (..., d) each; without `norm` the sum itself."""
+    """norm(residual + dropout(linear(source))), (B, ..., d); without `norm` the sum itself."""
     if fused.usable(residual, dropout.training):
-        return fused.add_projected(source, residual, linear, norm, dropout.p)
+        return fused.add_projected(source, residual, linear, norm, dropout)
     total: Tensor = residual + dropout(linear(source))
     return total if norm is None else norm(total)
