@@ -1,0 +1,162 @@
+"""Detection losses of one group of queries, all decoder layers at once (sg_detr.md, section 5.3).
+
+A group is judged against a `GroupTruth`: which true window each of its slots answers for, be it by
+matching (`matched_truth`) or because the slot was made from that window (`known_truth`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrmodel.losses.elementary import focal_loss, smooth_l1
+from mrmodel.losses.windows import PaddedWindows
+from mrmodel.models.sg_detr.output import Heads, KnownQueries
+from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.spans import aligned_giou, aligned_iou, cxw_to_xx
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTruth:
+    """What the S slots of a group must answer.
+
+    Attributes:
+        window: (K, B, S), or (1, B, S) for all layers alike, int64: index of the slot's true window
+            within its sample, -1 for background.
+        used: (B, S) bool; other slots are not judged.
+        span_norm: what sums over windows are divided by, at least 1.
+        known: the windows were given before decoding. Then background slots weigh as much as
+            positive ones, and the IoU head is judged on positive slots with their own window.
+    """
+
+    window: Tensor
+    used: Tensor
+    span_norm: Tensor | float
+    known: bool = False
+
+
+def matched_truth(match: Tensor, windows: PaddedWindows, used: Tensor | None = None) -> GroupTruth:
+    """Truth of matched queries: (K, B, Q) `match` of a `LayerwiseMatcher`, (B, Q) `used` or all.
+
+    Sums over windows are divided by the number of windows of the batch, matched or not.
+    """
+    used = torch.ones_like(match[0], dtype=torch.bool) if used is None else used
+    return GroupTruth(match, used, float(max(windows.total, 1)))
+
+
+def known_truth(queries: KnownQueries) -> GroupTruth:
+    """Truth of denoising or auxiliary queries.
+
+    Sums over windows are divided by the number of positive slots. Of denoising queries this is
+    windows x groups, as each group has one positive slot a window.
+
+    Their negatives are hard ones and hardly more than the positives, so they keep the weight 1 that
+    DINO gives them: eos makes up for many easy background queries, which these groups do not have.
+    """
+    positive = queries.positive & queries.used
+    window = queries.window.masked_fill(~positive, -1)[None]
+    return GroupTruth(window, queries.used, positive.sum().clamp(min=1).float(), known=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Heads against their truth, unused slots made harmless.
+
+    Attributes:
+        logits: (K, B, S).
+        spans_cxw, own_cxw: (K, B, S, 2) predicted and true; (0.5, 0.5) where there is none.
+        positive, used: (K or 1, B, S) and (1, B, S), 0 or 1.
+        own_iou: (K, B, S) with the slot's own window, 0 at background, no gradient.
+    """
+
+    logits: Tensor
+    spans_cxw: Tensor
+    own_cxw: Tensor
+    positive: Tensor
+    used: Tensor
+    own_iou: Tensor
+
+
+class DetectionLoss:
+    """Class, span, gIoU and IoU-head losses of a group; settings of the section ``loss``."""
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        self.settings = settings.loss
+
+    def __call__(
+        self, heads: Heads, truth: GroupTruth, windows: PaddedWindows
+    ) -> dict[str, Tensor]:
+        """Unweighted losses of each layer, float32.
+
+        Returns:
+            ``cls``, ``l1``, ``giou`` and, with an IoU head, ``iou``: (K,) each. ``l1`` and ``giou``
+            are 0 without positive slots, all are without used ones.
+        """
+        judged = _judge(heads, truth, windows)
+        error = smooth_l1(judged.spans_cxw, judged.own_cxw, self.settings.smooth_l1_beta).mean(-1)
+        giou = aligned_giou(cxw_to_xx(judged.spans_cxw), cxw_to_xx(judged.own_cxw))
+        losses = {
+            "cls": self._class_loss(judged, truth),
+            "l1": (judged.positive * error).sum((1, 2)) / truth.span_norm,
+            "giou": (judged.positive * (1.0 - giou)).sum((1, 2)) / truth.span_norm,
+        }
+        if heads.iou_logits is not None:
+            losses["iou"] = self._iou_loss(heads.iou_logits, judged, truth, windows)
+        return losses
+
+    def _class_loss(self, judged: _Judged, truth: GroupTruth) -> Tensor:
+        """Mean over used slots or, with ``norm: gt``, sum over windows (``qfl``: its beta is 2)."""
+        settings, logits = self.settings.cls, judged.logits
+        target = judged.positive.expand_as(logits)
+        if settings.kind == "focal":
+            loss = focal_loss(logits, target)
+        elif settings.kind == "qfl":
+            entropy = F.binary_cross_entropy_with_logits(logits, judged.own_iou, reduction="none")
+            loss = entropy * (judged.own_iou - logits.sigmoid()).square()
+        else:
+            entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            background = 1.0 if truth.known else settings.eos
+            loss = entropy * (background + (1.0 - background) * target)
+        norm = truth.span_norm if settings.norm == "gt" else judged.used.sum().clamp(min=1)
+        return (judged.used * loss).sum((1, 2)) / norm
+
+    def _iou_loss(
+        self, iou_logits: Tensor, judged: _Judged, truth: GroupTruth, windows: PaddedWindows
+    ) -> Tensor:
+        """Mean over the slots that are judged: all used ones, or the positive ones."""
+        if truth.known or self.settings.iou_target == "matched":
+            target, weight = judged.own_iou, judged.positive
+        else:
+            target, weight = _best_iou(judged.spans_cxw, windows), judged.used
+        logits = iou_logits.float().masked_fill(~truth.used, 0.0)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (weight * loss).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+
+
+def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
+    # Filling before any arithmetic keeps whatever is in an unused slot out of the gradient too.
+    logits = heads.logits.float().masked_fill(~truth.used, 0.0)
+    spans = heads.spans_cxw.float().masked_fill(~truth.used[..., None], 0.5)
+    positive = (truth.window >= 0) & truth.used
+    # One row more than there are windows: -1 reads it, also where no sample has any.
+    table = F.pad(windows.spans_cxw, (0, 0, 0, 1), value=0.5)
+    own = table[torch.arange(len(table), device=table.device)[:, None], truth.window]
+    own_iou = aligned_iou(cxw_to_xx(spans.detach()), cxw_to_xx(own))
+    return _Judged(
+        logits=logits,
+        spans_cxw=spans,
+        own_cxw=own.expand_as(spans),
+        positive=positive.float(),
+        used=truth.used[None].float(),
+        own_iou=torch.where(positive, own_iou, 0.0),
+    )
+
+
+def _best_iou(spans_cxw: Tensor, windows: PaddedWindows) -> Tensor:
+    """(K, B, S, 2) -> (K, B, S) IoU with the best true window of the sample; 0 without any."""
+    true = cxw_to_xx(windows.spans_cxw)[:, None]
+    iou = aligned_iou(cxw_to_xx(spans_cxw.detach())[..., None, :], true)
+    return F.pad(iou.masked_fill(~windows.valid[:, None], 0.0), (0, 1)).amax(-1)
