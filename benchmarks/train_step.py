@@ -45,7 +45,7 @@ class Trainer:
         self.data = build_data(folder, sizes, options.batch)
         self.model = model_of(options, sizes).train()
         self.criterion = self.model.criterion()
-        self.optimizer = build_optimizer(self.model.parameters(), 1e-4, 1e-4)
+        self.optimizer = build_optimizer(self.model, 1e-4, 1e-4, "all")
         self.precision = options.dtype
         self.batches = _endless(self.data)
 

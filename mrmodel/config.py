@@ -64,7 +64,7 @@ class FeatureSettings(Section):
     clip_len_s: Positive
     video_streams: Annotated[list[str], Field(min_length=1)]
     text_streams: Annotated[list[str], Field(min_length=1)]
-    max_clips: Count
+    max_clips: Count | None
     max_tokens: Count
     max_failed_share: Share
     max_duration_s: Positive
@@ -212,14 +212,28 @@ INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
 
 
 class RunSettings(Section):
-    """One training run: how long, how fast."""
+    """One training run: how long, how fast.
+
+    Attributes:
+        epochs, steps: its length, in one of the two.
+        lr: the highest learning rate.
+        schedule: its course, see `mrmodel.train.optim.learning_rate`.
+        drop_every_epochs: of the schedule ``step``.
+        milestones, gamma: of the schedule ``multistep``: at each of these epochs the rate is
+            multiplied by gamma.
+        warmup, warmup_unit: how long the rate climbs at the start, in steps or epochs.
+        select: the final weights, or those of the best validation.
+    """
 
     epochs: Count | None
     steps: Count | None
     lr: Positive
-    schedule: Literal["constant", "step", "cosine"]
+    schedule: Literal["constant", "step", "cosine", "multistep"]
     drop_every_epochs: Count
-    warmup_steps: CountOrZero
+    milestones: list[Count]
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)]
+    warmup: CountOrZero
+    warmup_unit: Literal["step", "epoch"]
     select: Literal["best", "last"]
 
     @model_validator(mode="after")
@@ -228,14 +242,24 @@ class RunSettings(Section):
             raise ValueError("give exactly one of `epochs` and `steps` (the other one null)")
         return self
 
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> RunSettings:
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise, each epoch named once")
+        return self
+
 
 class TrainSettings(Section):
-    """Training of every model; the two runs differ in data, length and speed."""
+    """Training of every model; the three runs differ in data, length and speed.
+
+    `decay` says what `weight_decay` pulls at, see `mrmodel.train.optim.build_optimizer`.
+    """
 
     models: Annotated[list[str], Field(min_length=1)]
     batch_size: Count
     eval_batch_size: Count
     weight_decay: NonNegative
+    decay: Literal["all", "matrices"]
     clip_norm: Positive
     precision: Literal["fp32", "bf16"]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

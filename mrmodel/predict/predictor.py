@@ -103,7 +103,7 @@ class Predictor:
             RowLimits(self.config.max_clips, self.config.max_tokens),
             self.device,
         )
-        parts = stretches(video.n_clips, self.config.max_clips)
+        parts = stretches(video.n_clips, self.config.max_clips or video.n_clips)
         rows = [self._row(video, part, query) for query in queries for part in parts]
         found = self._run(builder, rows)
         predictions = []

@@ -47,7 +47,7 @@ class ModelConfig:
     video_streams: tuple[ModelStream, ...]
     text_streams: tuple[ModelStream, ...]
     clip_len_s: float
-    max_clips: int
+    max_clips: int | None
     max_tokens: int
     protocol: str
     training: dict[str, Any]

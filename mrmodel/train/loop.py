@@ -96,7 +96,7 @@ def fit(
     device = pick_device(settings.device)
     model.to(device)
     criterion = model.criterion()
-    optimizer = build_optimizer(model.parameters(), run.lr, settings.weight_decay)
+    optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.decay)
     progress = resume(plan.resume_file, model, optimizer)
 
     batches = data.epoch_batches(0)

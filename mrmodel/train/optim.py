@@ -1,40 +1,83 @@
 """AdamW and its learning-rate schedules, as functions of the step alone.
 
-The published systems use one parameter group with weight decay on everything (baselines: 8.1); the
-schedule is a pure function, so a resumed run needs no scheduler state.
+The published baselines use one parameter group with weight decay on everything (baselines: 8.1),
+SG-DETR decays matrices only (its design, section 7). The schedule is a pure function, so a resumed
+run needs no scheduler state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_right
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from mrmodel.config import RunSettings
 
+# Share of the rate with which the warm-up of `multistep` begins.
+_FIRST_SHARE = 1e-3
+
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], lr: float, decay: float
+    module: nn.Module, lr: float, weight_decay: float, decay: Literal["all", "matrices"]
 ) -> torch.optim.AdamW:
-    """AdamW with the fused kernel, which exists on CPU and CUDA and reads each tensor once."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+    """AdamW with the fused kernel, which exists on CPU and CUDA and reads each tensor once.
+
+    Args:
+        module: whose parameters to train.
+        lr: first learning rate of every group.
+        weight_decay: share of a decayed parameter that a step at rate 1 takes away.
+        decay: what is decayed: ``all`` parameters, or ``matrices``, which are the weights of linear
+            maps, convolutions and attention, but neither biases, norms and scalars nor embeddings,
+            learned tokens and references.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
+    if decay == "matrices":
+        matrices, others = split_parameters(module)
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices, all others), each in the order of ``module.parameters()``.
+
+    A matrix has at least two axes and is called ``weight`` or ``..._weight`` in a layer other than
+    an embedding; a learned token or reference is a parameter with a name of its own.
+    """
+    tables = {
+        id(table)
+        for layer in module.modules()
+        if isinstance(layer, nn.Embedding)
+        for table in layer.parameters(recurse=False)
+    }
+    matrices, others = [], []
+    for name, parameter in module.named_parameters():
+        is_weight = name.endswith("weight") and id(parameter) not in tables
+        (matrices if is_weight and parameter.ndim >= 2 else others).append(parameter)
+    return matrices, others
 
 
 def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of 0-based `step`.
 
     ``constant``; ``step``: x 0.1 every `drop_every_epochs`; ``cosine``: down to 1 % of `lr` at the
-    end. `warmup_steps` climb linearly to `lr` first, whatever the schedule.
+    end; `warmup` climbs linearly to `lr` first. ``multistep``: x `gamma` at each milestone, times a
+    warm-up from 0.1 % that does not delay the milestones (SG-DETR's design, section 7).
     """
-    if step < run.warmup_steps:
-        return run.lr * (step + 1) / run.warmup_steps
+    warmup = run.warmup * (steps_per_epoch if run.warmup_unit == "epoch" else 1)
+    if run.schedule == "multistep":
+        passed = bisect_right(run.milestones, step // steps_per_epoch)
+        climbed = min(1.0, step / warmup) if warmup else 1.0
+        return float(run.lr * run.gamma**passed * (_FIRST_SHARE + (1 - _FIRST_SHARE) * climbed))
+    if step < warmup:
+        return run.lr * (step + 1) / warmup
     if run.schedule == "constant":
         return run.lr
     if run.schedule == "step":
         return float(run.lr * 0.1 ** (step // (run.drop_every_epochs * steps_per_epoch)))
-    progress = (step - run.warmup_steps) / max(total_steps - run.warmup_steps, 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
     return run.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))))
 
 

@@ -70,7 +70,10 @@ def run() -> RunSettings:
         lr=3e-3,
         schedule="cosine",
         drop_every_epochs=100,
-        warmup_steps=2,
+        milestones=[],
+        gamma=0.5,
+        warmup=2,
+        warmup_unit="step",
         select="last",
     )
 

@@ -85,6 +85,18 @@ def test_a_killed_run_ends_in_the_same_bits(
     assert progress.best_step == whole_progress.best_step
 
 
+def test_a_killed_run_with_two_parameter_groups_ends_in_the_same_bits(
+    train_settings, run, dataset, tmp_path
+) -> None:
+    settings = train_settings.model_copy(update={"decay": "matrices", "weight_decay": 0.1})
+    run = run.model_copy(update={"schedule": "multistep", "milestones": [2, 5], "warmup": 4})
+    whole, _, _ = train(settings, run, dataset, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(settings, run, dataset, tmp_path / "cut", KillAt(11))
+    resumed, _, _ = train(settings, run, dataset, tmp_path / "cut")
+    assert same_weights(whole, resumed)
+
+
 def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_path) -> None:
     with pytest.raises(KilledError):
         train(train_settings, run, dataset, tmp_path, KillAt(10))

@@ -1,19 +1,28 @@
 import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
 
 from mrmodel.config import RunSettings
-from mrmodel.train.optim import learning_rate
+from mrmodel.models.layers.attention import MultiheadAttention
+from mrmodel.train.optim import build_optimizer, learning_rate, split_parameters
+from tests.train.conftest import make_model
 
 
-def run(schedule: str, warmup: int = 0) -> RunSettings:
-    return RunSettings(
-        epochs=None,
-        steps=100,
-        lr=1e-3,
-        schedule=schedule,  # type: ignore[arg-type]
-        drop_every_epochs=4,
-        warmup_steps=warmup,
-        select="last",
-    )
+def run(schedule: str, **changes: object) -> RunSettings:
+    settings = {
+        "epochs": None,
+        "steps": 100,
+        "lr": 1e-3,
+        "schedule": schedule,
+        "drop_every_epochs": 4,
+        "milestones": [],
+        "gamma": 0.5,
+        "warmup": 0,
+        "warmup_unit": "step",
+        "select": "last",
+    }
+    return RunSettings.model_validate(settings | changes)
 
 
 def test_constant_never_moves() -> None:
@@ -34,3 +43,88 @@ def test_cosine_ends_at_one_percent_and_passes_the_middle() -> None:
 def test_warm_up_climbs_in_equal_steps() -> None:
     rates = [learning_rate(run("cosine", warmup=4), step, 100, 10) for step in range(5)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_multistep_has_the_values_of_the_design() -> None:
+    """QVHighlights: 57 steps an epoch, milestones 100 and 125, 45 steps of warm-up from 0.1 %."""
+    settings = run("multistep", lr=5e-4, milestones=[100, 125], warmup=45)
+    table = {
+        0: 5e-7,
+        44: 5e-4 * (0.001 + 0.999 * 44 / 45),  # 4.889e-4
+        45: 5e-4,
+        5699: 5e-4,
+        5700: 2.5e-4,  # 100 epochs of 57 steps
+        7124: 2.5e-4,
+        7125: 1.25e-4,
+        8549: 1.25e-4,
+    }
+    rates = [learning_rate(settings, step, 8550, 57) for step in table]
+    assert rates == pytest.approx(list(table.values()), rel=1e-12)
+
+
+def test_multistep_without_warm_up_and_milestones_is_constant() -> None:
+    assert {learning_rate(run("multistep"), step, 100, 10) for step in range(100)} == {1e-3}
+
+
+def test_a_milestone_within_the_warm_up_halves_what_is_climbed() -> None:
+    settings = run("multistep", milestones=[1], warmup=2, warmup_unit="epoch")
+    rates = [learning_rate(settings, step, 100, 10) for step in (0, 9, 10, 20)]
+    assert rates == pytest.approx([1e-6, 1e-3 * (0.001 + 0.999 * 0.45), 0.25025e-3, 0.5e-3])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "multistep"])
+def test_warm_up_in_epochs_is_warm_up_in_their_steps(schedule: str) -> None:
+    in_epochs = run(schedule, warmup=2, warmup_unit="epoch")
+    in_steps = run(schedule, warmup=20)
+    for step in range(0, 100, 7):
+        assert learning_rate(in_epochs, step, 100, 10) == learning_rate(in_steps, step, 100, 10)
+
+
+@pytest.mark.parametrize("milestones", [[5, 3], [3, 3], [0, 3]])
+def test_milestones_rise_from_one(milestones: list[int]) -> None:
+    with pytest.raises(ValidationError, match="milestones"):
+        run("multistep", milestones=milestones)
+
+
+class Parts(nn.Module):
+    """One of each kind of parameter that a model has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self.conv, self.activation = nn.Conv1d(4, 4, 3), nn.PReLU()
+        self.attention = MultiheadAttention(4, 1, 0.0)
+        self.table = nn.Embedding(5, 4)
+        self.tokens, self.alpha = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(()))
+        self.tied = self.linear
+
+
+def test_matrices_are_weights_of_maps_only() -> None:
+    module = Parts()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    matrices, others = split_parameters(module)
+    assert {names[id(parameter)] for parameter in matrices} == {
+        "linear.weight",
+        "conv.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    }
+    assert len(matrices) + len(others) == len(names)
+    _, kept = split_parameters(make_model())
+    assert all(parameter.ndim == 1 or parameter.shape == (10, 32) for parameter in kept)
+
+
+def test_decay_pulls_at_what_it_is_set_to() -> None:
+    for decay, moved in (("all", {"linear", "norm"}), ("matrices", {"linear"})):
+        module = Parts()
+        with torch.no_grad():
+            module.norm.weight.fill_(1.0)
+        before = {name: value.detach().clone() for name, value in module.named_parameters()}
+        optimizer = build_optimizer(module, 0.1, 0.5, decay)  # type: ignore[arg-type]
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for name in ("linear", "norm"):
+            share = 0.95 if name in moved else 1.0  # 1 - rate x decay
+            after = dict(module.named_parameters())[f"{name}.weight"]
+            torch.testing.assert_close(after, before[f"{name}.weight"] * share)
