@@ -1,0 +1,195 @@
+"""From heads to candidate windows: scores, choice of anchors, weighted boxes fusion (section 6).
+
+All of it is elementwise over samples: a sample's numbers depend on nothing else in its batch, not
+even in the last bit, so that tuning on stored detections repeats what the model does. Shapes beyond
+those of output.py: ``n`` spans of one model, ``K`` candidates. An unused column holds a span of no
+width with score 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mrmodel.models.sg_detr.output import RawDetections
+from mrmodel.models.sg_detr.settings import InferSettings, WbfSettings
+from mrmodel.spans import EPS, cxw_to_xx, xx_to_cxw
+
+# Probability and centerness of an anchor count alike (section 6, step 2).
+_ANCHOR_ALPHA = 0.5
+
+
+def detection_scores(logits: Tensor, iou_logits: Tensor | None, alpha: float) -> Tensor:
+    """S_det = p^alpha IoU^(1 - alpha) (eq. 10), or p without IoU head; float32 in [0, 1].
+
+    Computed in log space: p^alpha has an infinite slope at p = 0 (section 10, pitfall 5).
+    """
+    log_score = _log_sigmoid(logits)
+    if iou_logits is not None:
+        log_score = alpha * log_score + (1.0 - alpha) * _log_sigmoid(iou_logits)
+    return log_score.exp()
+
+
+def select_anchors(raw: RawDetections, settings: InferSettings) -> tuple[Tensor, Tensor]:
+    """The anchors that enter fusion (section 6, step 2).
+
+    Ranked by p^.5 centerness^.5; of the best `atss_topk`, those that survive non-maximum
+    suppression, at most `atss_keep`. A span goes when its IoU with a better one is above
+    `atss_nms`.
+
+    Returns:
+        (B, atss_keep, 2) (start, end) in [0, 1] and (B, atss_keep) scores, best first.
+
+    Raises:
+        ValueError: there is no anchor head.
+    """
+    logits, spans_cxw = raw.anchor_logits, raw.anchor_spans_cxw
+    if logits is None or spans_cxw is None:
+        raise ValueError("there are no anchors to choose from")
+    start, end = _clipped(spans_cxw).unbind(-1)
+    scores = detection_scores(logits, raw.anchor_centerness, _ANCHOR_ALPHA)
+    ranked, order = scores.where(end > start, 0.0).sort(dim=1, descending=True, stable=True)
+    best = order[:, : settings.atss_topk]
+    left = ranked[:, : settings.atss_topk]
+    start, end = start.gather(1, best), end.gather(1, best)
+    chosen = []
+    for _ in range(settings.atss_keep):
+        # Ranked and zeroed once gone: the maximum is the first that is left.
+        score, place = left.max(dim=1, keepdim=True)
+        first, last = start.gather(1, place), end.gather(1, place)
+        chosen.append(torch.cat((first, last, score), dim=1))
+        gone = _iou(start, end, first, last) > settings.atss_nms
+        left = left.masked_fill(gone, 0.0).scatter(1, place, 0.0)
+    table = torch.stack(chosen, dim=1)
+    table = table * (table[..., 2:] > 0)
+    return table[..., :2], table[..., 2]
+
+
+def fuse(
+    spans_xx: Sequence[Tensor], scores: Sequence[Tensor], settings: WbfSettings
+) -> tuple[Tensor, Tensor]:
+    """Weighted boxes fusion on a line (section 6.1; Solovyev et al. 2021).
+
+    Spans are taken in descending weighted score, equal ones in the order given. A span joins the
+    fused span with which it has the best IoU (the earliest of equal ones) if that is above
+    `iou_thr`, and the fused ends become the score-weighted mean of the members; otherwise it
+    starts a new one. With ``avg`` the score is the members' mean times min(models, members) over
+    the sum of weights, which may exceed 1 where weights differ; with ``max`` it is the best
+    member's over the largest weight. Spans below `skip`, without score or without width are
+    dropped, inverted ends are swapped.
+
+    Args:
+        spans_xx: of each model, (B, n_i, 2) (start, end).
+        scores: of each model, (B, n_i), at least 0.
+        settings: one weight a model.
+
+    Returns:
+        (B, K, 2) (start, end) and (B, K), K the number of all spans; in order of opening.
+    """
+    weights = settings.weights
+    weighted = [score * weight for score, weight in zip(scores, weights, strict=True)]
+    ends = torch.cat(list(spans_xx), dim=1)
+    start, end = ends.amin(dim=-1), ends.amax(dim=-1)
+    given = torch.cat(list(scores), dim=1)
+    usable = (given >= settings.skip) & (end > start)
+    ranked, order = (
+        torch.cat(weighted, dim=1).where(usable, 0.0).sort(dim=1, descending=True, stable=True)
+    )
+    clusters = _cluster(start.gather(1, order), end.gather(1, order), ranked, settings.iou_thr)
+    members = clusters.members
+    if settings.conf == "max":
+        fused = clusters.best / max(weights)
+    else:
+        agreeing = members.clamp(max=len(weights)) / sum(weights)
+        fused = clusters.total / members.clamp(min=1.0) * agreeing
+    return torch.stack((clusters.start, clusters.end), dim=-1), fused
+
+
+def combine(raw: RawDetections, settings: InferSettings, fuses: bool) -> tuple[Tensor, Tensor]:
+    """Candidate windows of each sample, best first (section 6, steps 1 to 3).
+
+    With `fuses` the decoder's windows are fused with the anchors'; K is then Q + `atss_keep`,
+    otherwise Q. Fused scores are divided by the most that the weights allow, which is 1 for equal
+    weights, so that they stay in [0, 1] and in order.
+
+    Returns:
+        (B, K, 2) (centre, width) within [0, 1] and (B, K) scores in [0, 1]; equal scores keep the
+        order of the queries.
+
+    Raises:
+        ValueError: `fuses`, but there is no anchor head.
+    """
+    spans = _clipped(raw.spans_cxw)
+    scores = detection_scores(raw.logits, raw.iou_logits, settings.alpha)
+    if fuses:
+        anchor_spans, anchor_scores = select_anchors(raw, settings)
+        spans, scores = fuse([spans, anchor_spans], [scores, anchor_scores], settings.wbf)
+        scores = (scores / _ceiling(settings.wbf)).clamp(max=1.0)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return xx_to_cxw(spans.gather(1, order[..., None].expand_as(spans))), scores
+
+
+@dataclass(slots=True)
+class _Clusters:
+    """Fused spans in order of opening, all (B, K): ends, sum and best of the members' scores."""
+
+    start: Tensor
+    end: Tensor
+    total: Tensor
+    best: Tensor
+    members: Tensor
+
+
+def _cluster(start: Tensor, end: Tensor, scores: Tensor, iou_thr: float) -> _Clusters:
+    """Group (B, K) ends that come in descending score; a score of 0 is no span."""
+    fused_start, fused_end, best = (torch.zeros_like(scores) for _ in range(3))
+    # Of each cluster: score-weighted starts and ends, scores, members.
+    sums = scores.new_zeros(*scores.shape, 4)
+    opened = torch.zeros_like(scores[:, :1], dtype=torch.long)
+    for rank in range(scores.shape[1]):
+        first, last, score = (values[:, rank, None] for values in (start, end, scores))
+        live = score > 0
+        # At most `rank` clusters are open by now; the next free one overlaps nothing.
+        open_now = slice(0, rank + 1)
+        iou = _iou(fused_start[:, open_now], fused_end[:, open_now], first, last)
+        overlap, nearest = iou.max(dim=1, keepdim=True)
+        joins = live & (overlap > iou_thr)
+        place = nearest.where(joins, opened)
+        member = torch.stack((score * first, score * last, score, live.to(score.dtype)), dim=-1)
+        rows = place[..., None].expand(-1, -1, 4)
+        sums.scatter_add_(1, rows, member)
+        start_sum, end_sum, total, _ = sums.gather(1, rows).unbind(-1)
+        # A single member keeps its ends to the last bit.
+        total = total.where(joins, 1.0)
+        fused_start.scatter_(1, place, (start_sum / total).where(joins, first * live))
+        fused_end.scatter_(1, place, (end_sum / total).where(joins, last * live))
+        # The first member of a cluster is its best.
+        best.scatter_(1, place, score.where(~joins, best.gather(1, place)))
+        opened += live & ~joins
+    return _Clusters(fused_start, fused_end, sums[..., 2], best, sums[..., 3])
+
+
+def _ceiling(settings: WbfSettings) -> float:
+    """The highest score that fusion can give to spans of score 1."""
+    weights = settings.weights
+    return len(weights) * max(weights) / sum(weights) if settings.conf == "avg" else 1.0
+
+
+def _clipped(spans_cxw: Tensor) -> Tensor:
+    return cxw_to_xx(spans_cxw).clamp(0.0, 1.0)
+
+
+def _iou(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """IoU of (B, K) spans with (B, 1) spans, as in spans.py, without stacking the ends."""
+    shared = (end.minimum(last) - start.maximum(first)).clamp(min=0.0)
+    union = (end - start) + (last - first) - shared
+    return shared / union.clamp(min=EPS)
+
+
+def _log_sigmoid(logits: Tensor) -> Tensor:
+    """Logarithm of the sigmoid, held above -inf, whose product with 0 is NaN."""
+    return F.logsigmoid(logits.float()).clamp(min=torch.finfo(torch.float32).min)

@@ -1,0 +1,387 @@
+"""Detection scores, choice of anchors and weighted boxes fusion, against plain loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mrmodel.models.sg_detr.fusion import combine, detection_scores, fuse, select_anchors
+from mrmodel.models.sg_detr.output import RawDetections
+from mrmodel.models.sg_detr.settings import InferSettings, WbfSettings
+from mrmodel.spans import cxw_to_xx
+
+LOWEST = torch.finfo(torch.float32).min
+Span = tuple[float, float, float]
+
+
+def fuse_lists(first: list[Span], second: list[Span], **changes: Any) -> list[Span]:
+    """`fuse` for one sample of (start, end, score), without unused columns."""
+    tables = [
+        torch.tensor(spans, dtype=torch.float32).reshape(1, -1, 3) for spans in (first, second)
+    ]
+    spans, scores = fuse(
+        [table[..., :2] for table in tables],
+        [table[..., 2] for table in tables],
+        WbfSettings(**changes),
+    )
+    found = torch.cat((spans, scores[..., None]), dim=-1)[0]
+    empty = (spans[0, :, 0] == spans[0, :, 1]) & (scores[0] == 0)
+    assert (empty | (scores[0] > 0)).all()
+    return [tuple(row) for row in found[~empty].tolist()]
+
+
+def plain_fusion(
+    models: list[list[Span]], weights: list[float], thr: float, skip: float, conf: str
+) -> list[Span]:
+    """Section 6.1 word by word, one span at a time, in single precision."""
+    f = np.float32
+    pool = []
+    for spans, weight in zip(models, weights, strict=True):
+        for start, end, score in spans:
+            low, high = min(f(start), f(end)), max(f(start), f(end))
+            if f(score) >= f(skip) and f(score) > 0 and high > low:
+                pool.append((low, high, f(score) * f(weight)))
+    pool.sort(key=lambda span: -span[2])
+    clusters: list[list[Any]] = []
+    fused: list[Any] = []
+    for span in pool:
+        ious = [plain_iou(span, other) for other in fused]
+        best = max(range(len(ious)), key=lambda place: ious[place]) if ious else -1
+        if best >= 0 and ious[best] > f(thr):
+            clusters[best].append(span)
+            total = sum((member[2] for member in clusters[best]), f(0))
+            fused[best] = tuple(
+                sum((member[2] * member[end] for member in clusters[best]), f(0)) / total
+                for end in (0, 1)
+            )
+        else:
+            clusters.append([span])
+            fused.append(span[:2])
+    answers = []
+    for ends, members in zip(fused, clusters, strict=True):
+        scores = [float(member[2]) for member in members]
+        if conf == "max":
+            score = max(scores) / max(weights)
+        else:
+            score = sum(scores) / len(scores) * min(len(models), len(scores)) / sum(weights)
+        answers.append((float(ends[0]), float(ends[1]), score))
+    return answers
+
+
+def plain_iou(first: Any, second: Any) -> Any:
+    shared = max(min(first[1], second[1]) - max(first[0], second[0]), np.float32(0))
+    union = (second[1] - second[0]) + (first[1] - first[0]) - shared
+    return shared / max(union, np.float32(1e-8))
+
+
+def detections(batch: int, queries: int = 5, anchors: int = 12, seed: int = 0) -> RawDetections:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw)
+
+    return RawDetections(
+        normal(batch, queries),
+        normal(batch, queries, 2).sigmoid(),
+        normal(batch, queries),
+        normal(batch, anchors),
+        normal(batch, anchors),
+        normal(batch, anchors, 2).mul(0.3).add(0.5),
+    )
+
+
+# Detection scores.
+
+
+def test_scores_are_the_geometric_mix() -> None:
+    # p = .8 and IoU = .5: logits ln 4 and 0; .8^.25 * .5^.75 = .9457 * .5946 = .5623.
+    score = detection_scores(torch.tensor([np.log(4.0)]), torch.tensor([0.0]), 0.25)
+    assert score.item() == pytest.approx(0.5623, abs=1e-4)
+    assert detection_scores(torch.tensor([np.log(4.0)]), None, 0.25).item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("other", [0.0, LOWEST])
+def test_a_probability_of_0_has_a_finite_score_and_slope(alpha: float, other: float) -> None:
+    for lowest in (-200.0, LOWEST, -torch.inf):
+        logits = torch.tensor([lowest], requires_grad=True)
+        quality = torch.tensor([other], requires_grad=True)
+        score = detection_scores(logits, quality, alpha)
+        # 0^0 = 1: with alpha = 0 only the IoU counts.
+        assert score.item() == pytest.approx(0.5 if alpha == 0.0 and other == 0.0 else 0.0)
+        score.sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+        assert quality.grad is not None
+        assert quality.grad.isfinite().all()
+
+
+def test_half_precision_is_lifted() -> None:
+    logits = torch.tensor([1.0, -3.0], dtype=torch.bfloat16)
+    assert detection_scores(logits, logits, 0.3).dtype == torch.float32
+
+
+# Choice of anchors.
+
+
+def plain_anchors(raw: RawDetections, row: int, topk: int, nms: float, keep: int) -> list[Span]:
+    assert raw.anchor_logits is not None
+    assert raw.anchor_spans_cxw is not None
+    scores = detection_scores(raw.anchor_logits, raw.anchor_centerness, 0.5)[row].numpy()
+    spans = cxw_to_xx(raw.anchor_spans_cxw)[row].clamp(0, 1).numpy()
+    order = sorted(
+        (i for i in range(len(scores)) if scores[i] > 0 and spans[i, 1] > spans[i, 0]),
+        key=lambda i: -scores[i],
+    )
+    kept: list[int] = []
+    for place in order[:topk]:
+        if all(not plain_iou(spans[place], spans[other]) > np.float32(nms) for other in kept):
+            kept.append(place)
+    return [(*spans[place].tolist(), float(scores[place])) for place in kept[:keep]]
+
+
+@pytest.mark.parametrize(("topk", "nms", "keep"), [(12, 0.6, 4), (5, 0.3, 25), (100, 1.0, 12)])
+def test_anchors_are_those_of_a_plain_suppression(topk: int, nms: float, keep: int) -> None:
+    raw = detections(40)
+    assert raw.anchor_logits is not None
+    raw.anchor_logits[:, 3] = LOWEST
+    raw.anchor_logits[::2, 5] = raw.anchor_logits[::2, 7]
+    settings = InferSettings(atss_topk=topk, atss_nms=nms, atss_keep=keep)
+    spans, scores = select_anchors(raw, settings)
+    assert spans.shape == (40, keep, 2)
+    for row in range(40):
+        expected = plain_anchors(raw, row, topk, nms, keep)
+        found = [
+            (*span, score)
+            for span, score in zip(spans[row].tolist(), scores[row].tolist(), strict=True)
+        ]
+        assert found[: len(expected)] == expected
+        assert all(unused == (0.0, 0.0, 0.0) for unused in found[len(expected) :])
+
+
+def test_anchors_outside_the_video_or_absent_are_none() -> None:
+    raw = RawDetections(
+        torch.zeros(1, 1), torch.zeros(1, 1, 2), None,
+        torch.tensor([[4.0, LOWEST, 0.0]]), torch.tensor([[4.0, LOWEST, 0.0]]),
+        torch.tensor([[[1.5, 0.5], [0.5, 0.5], [0.9, 0.4]]]),
+    )  # fmt: skip
+    spans, scores = select_anchors(raw, InferSettings(atss_keep=3))
+    assert spans[0].tolist() == [pytest.approx([0.7, 1.0]), [0.0, 0.0], [0.0, 0.0]]
+    assert scores[0].tolist() == [pytest.approx(0.5), 0.0, 0.0]
+
+
+# Fusion.
+
+
+def test_a_case_by_hand() -> None:
+    # By weighted score: A (.1,.5) .8 | b (.12,.5) .6 | C (.6,.9) .4 | d (.1,.2) .3.
+    # b joins A, IoU .38/.4 = .95: start (.8*.1+.6*.12)/1.4 = .152/1.4 = .108571, end .5,
+    #   score .7 * min(2,2)/2 = .7. C alone: .4 * 1/2 = .2.
+    # d against (.108571,.5): .091429/.4 = .229 <= .55, so alone: .3 * 1/2 = .15.
+    found = fuse_lists([(0.1, 0.5, 0.8), (0.6, 0.9, 0.4)], [(0.12, 0.5, 0.6), (0.2, 0.1, 0.3)])
+    assert found == [
+        pytest.approx((0.152 / 1.4, 0.5, 0.7)),
+        pytest.approx((0.6, 0.9, 0.2)),
+        pytest.approx((0.1, 0.2, 0.15)),
+    ]
+
+
+def test_weights_and_the_maximum_by_hand() -> None:
+    # Weights 1 and .5: .8 and .6 * .5 = .3. Start (.8*.1 + .3*.2)/1.1 = .14/1.1, end .5.
+    # avg: (.8+.3)/2 * 2/1.5 = .733333. max: .8/1.
+    spans: list[list[Span]] = [[(0.1, 0.5, 0.8)], [(0.2, 0.5, 0.6)]]
+    (average,) = fuse_lists(*spans, weights=[1.0, 0.5])
+    assert average == pytest.approx((0.14 / 1.1, 0.5, 1.1 / 1.5))
+    (highest,) = fuse_lists(*spans, weights=[1.0, 0.5], conf="max")
+    assert highest == pytest.approx((0.14 / 1.1, 0.5, 0.8))
+
+
+def test_three_copies_of_one_model_count_like_two_models() -> None:
+    # Members .9, .8, .7: mean .8, times min(2, 3)/2 = 1.
+    (fused,) = fuse_lists([(0.2, 0.4, score) for score in (0.9, 0.8, 0.7)], [])
+    assert fused == pytest.approx((0.2, 0.4, 0.8))
+
+
+def test_a_span_of_one_model_is_halved() -> None:
+    assert fuse_lists([(0.2, 0.4, 0.8)], []) == [pytest.approx((0.2, 0.4, 0.4))]
+    assert fuse_lists([], [(0.2, 0.4, 0.8)], conf="max") == [pytest.approx((0.2, 0.4, 0.8))]
+
+
+def test_unusable_spans_are_dropped() -> None:
+    first: list[Span] = [(0.3, 0.3, 0.9), (0.1, 0.2, 0.05), (0.5, 0.6, 0.0)]
+    assert fuse_lists(first, [(0.9, 0.7, 0.5)], skip=0.1) == [pytest.approx((0.7, 0.9, 0.25))]
+    # `skip` looks at the score before the weight: .2 * .1 stays.
+    kept = fuse_lists([(0.1, 0.2, 0.2)], [], skip=0.15, weights=[0.1, 1.0])
+    assert kept == [pytest.approx((0.1, 0.2, 0.02 / 1.1))]
+
+
+def test_a_tie_of_overlaps_joins_the_earlier_span() -> None:
+    found = fuse_lists([(0.25, 0.5, 0.9), (0.5, 0.75, 0.8)], [(0.375, 0.625, 0.1)], iou_thr=0.2)
+    # .125/.375 = 1/3 both. Start (.9*.25 + .1*.375)/1 = .2625, end (.9*.5 + .1*.625) = .5125.
+    assert found[0] == pytest.approx((0.2625, 0.5125, 0.5))
+    assert found[1] == pytest.approx((0.5, 0.75, 0.4))
+
+
+def test_joining_is_by_the_fused_span_not_by_its_members() -> None:
+    # A (0,.4) .9 takes b (.1,.5) .9, IoU .3/.5 = .6: fused (.05,.45). c (.12,.52) .5: IoU
+    # .28/.52 = .538 with A, .38/.42 = .905 with b, .33/.47 = .702 with the fused span.
+    pair: list[Span] = [(0.0, 0.4, 0.9), (0.1, 0.5, 0.9)]
+    assert len(fuse_lists(pair, [(0.12, 0.52, 0.5)], iou_thr=0.59)) == 1
+    # (.16,.56): .34/.46 = .739 with b, but .29/.51 = .569 with the fused span.
+    assert len(fuse_lists(pair, [(0.16, 0.56, 0.5)], iou_thr=0.59)) == 2
+
+
+grid = st.integers(0, 16).map(lambda number: number / 16)
+span = st.tuples(grid, grid, st.integers(0, 50).map(lambda number: number / 50))
+model = st.lists(span, max_size=8)
+weight = st.sampled_from([0.3, 0.7, 1.0, 1.9])
+
+
+@examples(max_examples=150, deadline=None)
+@given(model, model, weight, weight, st.sampled_from([0.0, 0.21, 0.55, 0.81, 1.0]),
+       st.sampled_from([0.0, 0.3]), st.sampled_from(["avg", "max"]))  # fmt: skip
+def test_fusion_equals_a_plain_loop(
+    first: list[Span], second: list[Span], w1: float, w2: float, thr: float, skip: float, conf: str
+) -> None:
+    expected = plain_fusion([first, second], [w1, w2], thr, skip, conf)
+    found = fuse_lists(first, second, weights=[w1, w2], iou_thr=thr, skip=skip, conf=conf)
+    assert len(found) == len(expected)
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours == pytest.approx(plain, abs=1e-6)
+
+
+@examples(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from([0.3, 0.55, 0.81]))
+def test_the_order_of_models_is_irrelevant_when_scores_are_distinct(data: Any, thr: float) -> None:
+    scores = data.draw(st.permutations([number / 20 for number in range(1, 13)]))
+    ends = data.draw(st.lists(st.tuples(grid, grid), min_size=12, max_size=12))
+    spans = [(*pair, score) for pair, score in zip(ends, scores, strict=True)]
+    cut = data.draw(st.integers(0, 12))
+    first, second = spans[:cut], spans[cut:]
+    assert fuse_lists(first, second, iou_thr=thr) == fuse_lists(second, first, iou_thr=thr)
+
+
+@examples(max_examples=60, deadline=None)
+@given(model, model, st.sampled_from([0.0, 0.55]))
+def test_ends_stay_in_the_hull_and_scores_in_the_unit_interval(
+    first: list[Span], second: list[Span], thr: float
+) -> None:
+    usable = [(min(s, e), max(s, e)) for s, e, score in first + second if score > 0 and s != e]
+    for start, end, score in fuse_lists(first, second, iou_thr=thr):
+        assert min(s for s, _ in usable) - 1e-6 <= start < end
+        assert end <= max(e for _, e in usable) + 1e-6
+        assert 0.0 < score <= 1.0 + 1e-6
+
+
+def test_ends_stay_in_the_hull_of_their_own_members() -> None:
+    found = fuse_lists([(0.0, 0.2, 0.9), (0.6, 0.9, 0.5)], [(0.01, 0.22, 0.3), (0.58, 0.92, 0.8)])
+    assert 0.0 <= found[0][0] <= 0.01
+    assert 0.2 <= found[0][1] <= 0.22
+    assert 0.58 <= found[1][0] <= 0.6
+    assert 0.9 <= found[1][1] <= 0.92
+
+
+def test_disjoint_spans_of_one_model_come_back_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.random((50, 12)).astype(np.float32), axis=1).reshape(50, 6, 2)
+    spans, scores = torch.from_numpy(ends), torch.from_numpy(rng.random((50, 6), dtype=np.float32))
+    none = torch.zeros(50, 0, 2), torch.zeros(50, 0)
+    order = scores.argsort(dim=1, descending=True)
+    once = fuse([spans, none[0]], [scores, none[1]], WbfSettings())
+    assert torch.equal(once[0], spans.gather(1, order[..., None].expand(-1, -1, 2)))
+    assert torch.equal(once[1], scores.gather(1, order) / 2)
+    again = fuse([once[0], none[0]], [once[1], none[1]], WbfSettings())
+    assert torch.equal(again[0], once[0])
+
+
+# Candidates.
+
+
+def test_without_fusion_the_decoder_answers() -> None:
+    raw = detections(6)
+    spans, scores = combine(raw, InferSettings(alpha=0.3), fuses=False)
+    expected = detection_scores(raw.logits, raw.iou_logits, 0.3)
+    assert torch.equal(scores, expected.sort(dim=1, descending=True).values)
+    best = expected.argmax(dim=1)
+    windows = cxw_to_xx(raw.spans_cxw)[torch.arange(6), best].clamp(0, 1)
+    torch.testing.assert_close(cxw_to_xx(spans[:, 0]), windows)
+
+
+def test_fusion_fuses_decoder_and_anchors() -> None:
+    raw = detections(6)
+    settings = InferSettings(atss_keep=4, wbf=WbfSettings(weights=[1.0, 0.2], iou_thr=0.4))
+    spans, scores = combine(raw, settings, fuses=True)
+    assert spans.shape == (6, 9, 2)
+    for row in range(6):
+        first = cxw_to_xx(raw.spans_cxw)[row].clamp(0, 1)
+        quality = detection_scores(raw.logits, raw.iou_logits, 0.5)[row]
+        mine = [
+            (*ends, score) for ends, score in zip(first.tolist(), quality.tolist(), strict=True)
+        ]
+        others = plain_anchors(raw, row, 100, 0.6, 4)
+        expected = plain_fusion([mine, others], [1.0, 0.2], 0.4, 0.0, "avg")
+        # A score may reach 2 * max(1, .2) / 1.2 times that of its members.
+        expected = sorted(
+            ((s, e, score * 1.2 / 2) for s, e, score in expected), key=lambda w: -w[2]
+        )
+        found = torch.cat((cxw_to_xx(spans[row]), scores[row, :, None]), dim=1)[: len(expected)]
+        assert found.tolist() == [pytest.approx(window, abs=1e-5) for window in expected]
+        assert (scores[row, len(expected) :] == 0).all()
+        assert (spans[row, len(expected) :, 1] == 0).all()
+
+
+@pytest.mark.parametrize("conf", ["avg", "max"])
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [2.0, 0.1]])
+@pytest.mark.parametrize("fuses", [True, False])
+def test_candidates_are_in_the_video_and_ranked(
+    conf: Any, weights: list[float], fuses: bool
+) -> None:
+    raw = detections(30)
+    raw.logits += 8.0
+    assert raw.iou_logits is not None
+    raw.iou_logits += 8.0
+    settings = InferSettings(wbf=WbfSettings(conf=conf, weights=weights))
+    spans, scores = combine(raw, settings, fuses)
+    assert scores.min() >= 0
+    assert scores.max() <= 1
+    assert (scores.diff(dim=1) <= 0).all()
+    assert (spans[..., 1] >= 0).all()
+    ends = cxw_to_xx(spans)
+    assert ends.min() >= -1e-6
+    assert ends.max() <= 1 + 1e-6
+
+
+def test_fusion_needs_anchors() -> None:
+    raw = detections(2)
+    raw.anchor_logits = None
+    with pytest.raises(ValueError, match="no anchors"):
+        combine(raw, InferSettings(), fuses=True)
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_neither_batch_mates_nor_absent_anchors_matter(fuses: bool) -> None:
+    raw, settings = detections(37, anchors=11), InferSettings(atss_keep=6)
+    together = combine(raw, settings, fuses)
+    padded = detections(37, anchors=19, seed=1)
+    for name, fill in (
+        ("anchor_logits", LOWEST), ("anchor_centerness", LOWEST), ("anchor_spans_cxw", 1e4)
+    ):  # fmt: skip
+        # Absent anchors stand between the others, as those of a longer level do.
+        getattr(padded, name)[:, 4:12] = fill
+        getattr(padded, name)[:, :4] = getattr(raw, name)[:, :4]
+        getattr(padded, name)[:, 12:] = getattr(raw, name)[:, 4:]
+    padded.logits, padded.spans_cxw, padded.iou_logits = raw.logits, raw.spans_cxw, raw.iou_logits
+    for found, expected in zip(combine(padded, settings, fuses), together, strict=True):
+        assert torch.equal(found, expected)
+    for row in range(0, 37, 6):
+        parts = {name: getattr(raw, name)[row : row + 1] for name in raw.__slots__}
+        alone = combine(RawDetections(**parts), settings, fuses)
+        for found, expected in zip(alone, together, strict=True):
+            assert torch.equal(found[0], expected[row])
