@@ -163,7 +163,9 @@ def _wanted(grid: AnchorGrid, spans_xx: Tensor, iou: Tensor, topk: int) -> Tenso
     start, end = spans_xx.unsqueeze(2).unbind(-1)
     distance = (grid.centre - 0.5 * (start + end)).abs()
     distance = distance.masked_fill(~grid.valid.unsqueeze(1), torch.inf)
-    nearest = [_nearest(level, topk) for level in distance.split(grid.level_sizes, dim=2)]
+    nearest = [
+        _nearest(level, topk) for level in torch.split(distance, list(grid.level_sizes), dim=2)
+    ]
     candidate = torch.cat(nearest, dim=2)
     count = candidate.sum(2, keepdim=True)
     mean = (iou * candidate).sum(2, keepdim=True) / count.clamp(min=1)
