@@ -92,7 +92,7 @@ def _assign(cost: NDArray[np.float32]) -> NDArray[np.int64]:
     """(K, B, Q, Gmax) costs, infinite at padding -> (K, B, Q) window of each query, or -1."""
     broken = int((cost == np.float32(BROKEN_COST)).sum())
     if broken:
-        log.warning("matching: %d of %d costs are not finite", broken, cost.size)
+        log.warning("matching: %d of %d costs are not finite, or too large", broken, cost.size)
     table = np.ascontiguousarray(cost.swapaxes(-1, -2), dtype=np.float64)
     counts = np.isfinite(table[0, :, :, 0]).sum(-1)
     match = np.full(cost.shape[:3], -1, dtype=np.int64)

@@ -206,6 +206,10 @@ def test_costs_that_are_not_finite_are_avoided_and_reported(
     found = matcher()(heads, windows, "sdet", torch.tensor([[True, False, True, False]]))
     assert [query for query, _ in paired(found[0, 0])] == [0, 2]
     assert "2 of 8 costs" in caplog.text
+    # So is one that is as wrong as a number can say: about 0.25 x 1e20 under the focal cost.
+    heads.logits[0, 0, 2] = -1e20
+    found = matcher()(heads, windows, "focal", torch.tensor([[False, False, True, True]]))
+    assert [query for query, _ in paired(found[0, 0])] == [2, 3]
 
 
 def test_no_gradient_and_no_iou_head() -> None:
