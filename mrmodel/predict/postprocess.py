@@ -18,6 +18,8 @@ Reals = NDArray[np.floating[Any]]
 Move = Literal["left", "right", "center"]
 
 DECIMALS = 4
+# Shorter windows are none: a model fills up with windows of no width, and clamping makes some.
+MIN_WINDOW_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class PostprocessSettings:
         clamp_s: fixed range of times; without it the default path clamps to [0, duration] and the
             official one does not clamp.
         round_to_s: times become multiples of this, halves go to the even one; None: as they are.
+            By the default path a window never shrinks to nothing: it becomes the clip that holds
+            its middle; and a last clip that is cut short ends with the video.
         min_window_s, max_window_s: hold window lengths to this range (None: leave them).
         move: which end moves for that: ``left`` keeps the start, ``right`` keeps the end.
         max_windows: how many windows are kept.
@@ -74,10 +78,15 @@ class Decoded(NamedTuple):
 
 
 def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
-    """Rank, convert and finish the windows of a batch; equal scores keep the model's order."""
+    """Rank, convert and finish the windows of a batch.
+
+    Equal scores are ranked by start time and then in the model's order, by the official path in the
+    model's order alone. The default path drops windows shorter than `MIN_WINDOW_S` within the
+    video, so a sample may be left without any.
+    """
     windows, scores = _ranked(raw, settings.official)
-    windows = _finish(windows, raw.duration_s, settings)
-    kept = keep_best(windows, scores, settings.nms_iou, settings.max_windows)
+    windows, usable = _finish(windows, raw.duration_s, settings)
+    kept = keep_best(windows, scores, settings.nms_iou, settings.max_windows, usable)
     saliency = raw.saliency
     if settings.official:
         # The published files hold half-precision scores: the cast makes ties, which metrics see.
@@ -127,34 +136,55 @@ def limit_lengths(windows: Reals, shortest: float, longest: float, move: Move) -
     return limited
 
 
-def keep_best(windows: Reals, scores: Reals, nms_iou: float, max_windows: int) -> NDArray[np.bool_]:
+def keep_best(
+    windows: Reals,
+    scores: Reals,
+    nms_iou: float,
+    max_windows: int,
+    usable: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
     """Which windows stay: (B, Q, 2) and (B, Q), both best first -> (B, Q) bool.
 
     Greedy non-maximum suppression: a window goes when its IoU with a better one that stays is above
-    `nms_iou` (equal stays). Below 0 nothing is suppressed.
+    `nms_iou` (equal stays). Below 0 nothing is suppressed. What `usable` (B, Q) leaves out neither
+    stays nor suppresses.
     """
-    kept = np.ones(scores.shape, dtype=bool)
-    if nms_iou >= 0.0 and scores.shape[1] > 1:
-        iou = _iou_table(windows.astype(np.float64))
-        for rank in range(scores.shape[1] - 1):
-            kept[:, rank + 1 :] &= ~(kept[:, rank, None] & (iou[:, rank, rank + 1 :] > nms_iou))
-    return kept & (np.cumsum(kept, axis=1) <= max_windows)
+    left = np.ones(scores.shape, dtype=bool) if usable is None else usable.copy()
+    if nms_iou < 0.0:
+        return left & (np.cumsum(left, axis=1) <= max_windows)
+    start, end = np.moveaxis(windows.astype(np.float64), -1, 0)
+    kept = np.zeros_like(left)
+    for _ in range(max_windows):
+        rows = np.flatnonzero(left.any(axis=1))
+        if not len(rows):
+            break
+        best = left[rows].argmax(axis=1)
+        kept[rows, best] = True
+        left[rows, best] = False
+        chosen = start[rows, best, None], end[rows, best, None]
+        left[rows] &= _iou(start[rows], end[rows], *chosen) <= nms_iou
+    return kept
 
 
 def _ranked(raw: RawPredictions, official: bool) -> tuple[Reals, Reals]:
     """(B, Q, 2) seconds and (B, Q) scores, best first."""
-    order = np.argsort(-raw.scores, axis=1, kind="stable")
-    scores = np.take_along_axis(raw.scores, order, axis=1)
-    spans = np.take_along_axis(raw.spans_cxw, order[..., None], axis=1)
-    half = spans[..., 1] * spans.dtype.type(0.5)
-    windows = np.stack([spans[..., 0] - half, spans[..., 0] + half], axis=-1)
+    half = raw.spans_cxw[..., 1] * raw.spans_cxw.dtype.type(0.5)
+    windows = np.stack([raw.spans_cxw[..., 0] - half, raw.spans_cxw[..., 0] + half], axis=-1)
     total = raw.duration_s if official else raw.clip_mask.sum(axis=1) * raw.clip_len_s
-    windows = windows * np.asarray(total, dtype=windows.dtype)[:, None, None]
-    windows = _decimals(windows)
+    windows = _decimals(windows * np.asarray(total, dtype=windows.dtype)[:, None, None])
+    if official:
+        order = np.argsort(-raw.scores, axis=1, kind="stable")
+    else:
+        order = np.lexsort((windows[..., 0], -raw.scores), axis=1)
+    scores = np.take_along_axis(raw.scores, order, axis=1)
+    windows = np.take_along_axis(windows, order[..., None], axis=1)
     return windows, _decimals(scores) if official else scores.astype(np.float64)
 
 
-def _finish(windows: Reals, duration_s: Reals, settings: PostprocessSettings) -> Reals:
+def _finish(
+    windows: Reals, duration_s: Reals, settings: PostprocessSettings
+) -> tuple[Reals, NDArray[np.bool_]]:
+    """(B, Q, 2) finished windows and (B, Q) which of them are windows at all."""
     if settings.official:
         # Single precision from here on, as published: the files show its digits.
         windows = windows.astype(np.float32)
@@ -162,11 +192,26 @@ def _finish(windows: Reals, duration_s: Reals, settings: PostprocessSettings) ->
         shortest = settings.min_window_s or 0.0
         longest = np.inf if settings.max_window_s is None else settings.max_window_s
         windows = limit_lengths(windows, shortest, longest, settings.move)
-    if settings.clamp_s is not None:
-        windows = clamp_windows(windows, *settings.clamp_s)
-    elif not settings.official:
-        windows = clamp_windows(windows, 0.0, np.asarray(duration_s)[:, None, None])
-    return windows if settings.round_to_s is None else round_windows(windows, settings.round_to_s)
+    unit_s, limits = settings.round_to_s, settings.clamp_s
+    if settings.official:
+        windows = windows if limits is None else clamp_windows(windows, *limits)
+        windows = windows if unit_s is None else round_windows(windows, unit_s)
+        return windows, np.ones(windows.shape[:2], dtype=bool)
+    low, high = (0.0, np.asarray(duration_s)[:, None, None]) if limits is None else limits
+    windows = clamp_windows(windows, low, high)
+    usable = windows[..., 1] - windows[..., 0] >= MIN_WINDOW_S
+    if unit_s is not None:
+        windows = clamp_windows(_whole_clips(windows, unit_s), low, high)
+    return windows, usable
+
+
+def _whole_clips(windows: Reals, unit_s: float) -> Reals:
+    """`round_windows`, but a window that comes out empty becomes the clip around its middle."""
+    rounded = round_windows(windows, unit_s)
+    first = np.floor(windows.mean(axis=-1, keepdims=True) / unit_s) * unit_s
+    empty = rounded[..., 1:] <= rounded[..., :1]
+    whole: Reals = np.where(empty, np.concatenate([first, first + unit_s], axis=-1), rounded)
+    return whole
 
 
 def _decimals(values: Reals) -> NDArray[np.float64]:
@@ -176,14 +221,9 @@ def _decimals(values: Reals) -> NDArray[np.float64]:
     return rounded
 
 
-def _iou_table(windows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, Q, 2) -> (B, Q, Q); disjoint and empty windows have IoU 0."""
-    start, end = windows[..., 0], windows[..., 1]
-    overlap = np.minimum(end[:, :, None], end[:, None]) - np.maximum(
-        start[:, :, None], start[:, None]
-    )
-    hull = np.maximum(end[:, :, None], end[:, None]) - np.minimum(start[:, :, None], start[:, None])
-    table: NDArray[np.float64] = np.divide(
-        overlap, hull, out=np.zeros_like(overlap), where=overlap > 0.0
-    )
-    return table
+def _iou(start: Reals, end: Reals, other_start: Reals, other_end: Reals) -> Reals:
+    """IoU of windows given by their ends; disjoint and empty windows have IoU 0."""
+    overlap = np.minimum(end, other_end) - np.maximum(start, other_start)
+    hull = np.maximum(end, other_end) - np.minimum(start, other_start)
+    iou: Reals = np.divide(overlap, hull, out=np.zeros_like(overlap), where=overlap > 0.0)
+    return iou

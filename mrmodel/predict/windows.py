@@ -51,7 +51,7 @@ def merge_stretches(
         clips = slice(part.first, part.first + part.n_clips)
         total[clips] += answer.saliency
         count[clips] += 1
-    ranked = np.array(sorted(windows, key=lambda window: -window[2]))
+    ranked = np.array(sorted(windows, key=lambda window: -window[2])).reshape(-1, 3)
     spans, scores = ranked[None, :, :2], ranked[None, :, 2]
     kept = keep_best(spans, scores, settings.nms_iou, settings.max_windows)[0]
     best = tuple((float(start), float(end), float(score)) for start, end, score in ranked[kept])

@@ -57,10 +57,92 @@ def test_official_without_a_clamp_may_start_before_the_video() -> None:
     assert answer.windows[0][0] == -2.0
 
 
-def test_equal_scores_keep_the_order_of_the_queries() -> None:
+def test_equal_scores_are_ranked_by_start_time_and_then_by_query() -> None:
     raw = raw_predictions(scores=np.array([[0.5, 0.5, 0.5]]))
     (answer,) = decode(raw, PostprocessSettings())
-    assert [window[0] for window in answer.windows] == [2.0, 5.6, 0.4]
+    assert [window[0] for window in answer.windows] == [0.4, 2.0, 5.6]
+    # 2..6, 2..4 and 2..5 s start alike.
+    alike = raw_predictions(
+        spans_cxw=np.array([[[0.5, 0.5], [0.375, 0.25], [0.4375, 0.375]]]),
+        scores=np.array([[0.5, 0.5, 0.5]]),
+    )
+    (answer,) = decode(alike, PostprocessSettings())
+    assert [window[1] for window in answer.windows] == [6.0, 4.0, 5.0]
+    (published,) = decode(raw, PostprocessSettings(official=True))
+    assert [round(window[0], 4) for window in published.windows] == [2.225, 6.23, 0.445]
+
+
+def test_windows_without_length_are_dropped() -> None:
+    # In a video of 8 s: 4 s without length; 0.5 ms; 2 ms; beyond the end; 2..6 s.
+    raw = raw_predictions(
+        spans_cxw=np.array(
+            [[[0.5, 0.0], [0.5, 0.0000625], [0.25, 0.00025], [1.2, 0.2], [0.5, 0.5]]]
+        ),
+        scores=np.array([[0.9, 0.8, 0.7, 0.6, 0.5]]),
+        duration_s=np.array([8.0]),
+    )
+    (answer,) = decode(raw, PostprocessSettings(max_windows=2))
+    assert answer.windows == ((1.999, 2.001, 0.7), (2.0, 6.0, 0.5))
+    (suppressed,) = decode(raw, PostprocessSettings(nms_iou=0.0))
+    assert suppressed.windows == ((1.999, 2.001, 0.7),)
+    (published,) = decode(raw, PostprocessSettings(official=True))
+    assert len(published.windows) == 5
+
+
+def test_a_sample_may_be_left_without_windows() -> None:
+    raw = raw_predictions(spans_cxw=np.array([[[0.5, 0.0]]]), scores=np.array([[0.5]]))
+    for nms_iou in (-1.0, 0.5):
+        (answer,) = decode(raw, PostprocessSettings(round_to_s=2.0, nms_iou=nms_iou))
+        assert answer.windows == ()
+        assert len(answer.saliency) == 4
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ((4.9, 5.2), (4.0, 6.0)),  # both ends would be 2.5 clips -> 4 s
+        ((3.2, 3.3), (2.0, 4.0)),
+        ((3.2, 5.1), (4.0, 6.0)),  # 1.6 and 2.55 clips -> 4..6 s as ever
+        ((7.9, 8.8), (8.0, 8.9)),  # around 8.35 s: the last clip, which the video cuts short
+        ((7.1, 8.9), (8.0, 8.9)),  # 3.55 and 4.45 clips -> 8..8, around 8.0 s
+    ],
+)
+def test_rounding_leaves_at_least_a_clip(
+    window: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    start, end = window
+    raw = raw_predictions(
+        spans_cxw=np.array([[[(start + end) / 16, (end - start) / 8]]]), scores=np.array([[0.5]])
+    )
+    (answer,) = decode(raw, PostprocessSettings(round_to_s=2.0))
+    assert answer.windows[0][:2] == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.floats(0.5, 40.0),
+    st.lists(st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)), min_size=1, max_size=8),
+    st.sampled_from([1.0, 2.0, 0.3]),
+)
+def test_rounded_windows_overlap_what_was_found_and_stay_in_the_video(
+    duration: float, spans: list[tuple[float, float]], unit: float
+) -> None:
+    raw = RawPredictions(
+        np.array([spans]),
+        np.linspace(1.0, 0.5, len(spans))[None],
+        np.zeros((1, 1)),
+        np.ones((1, 1), dtype=bool),
+        np.array([duration]),
+        duration,
+    )
+    exact = decode(raw, PostprocessSettings())[0].windows
+    rounded = decode(raw, PostprocessSettings(round_to_s=unit))[0].windows
+    assert [window[2] for window in rounded] == [window[2] for window in exact]
+    for (start, end, _), (low, high, _) in zip(rounded, exact, strict=True):
+        assert 0.0 <= start < end <= duration
+        assert min(end, high) >= max(start, low)
+        # A clip, or what the video has of its last one.
+        assert end - start >= unit * (1 - 1e-9) or end == duration
 
 
 def test_at_most_max_windows_and_suppression() -> None:

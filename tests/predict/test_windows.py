@@ -39,6 +39,14 @@ def test_answers_are_moved_suppressed_and_averaged() -> None:
     assert merged.saliency == (0.0, 0.0, 2.0, 2.0, 0.0, 5.0)
 
 
+def test_stretches_without_windows_have_none_together() -> None:
+    empty = Decoded((), (0.0, 0.0))
+    merged = merge_stretches(
+        [empty] * 2, [Stretch(0, 2), Stretch(1, 2)], 2.0, PostprocessSettings()
+    )
+    assert merged == Decoded((), (0.0, 0.0, 0.0))
+
+
 def test_similarity_windows_are_the_runs_above_the_threshold() -> None:
     similarity = np.array([0.0, 0.9, 0.7, 0.0, 0.0, 1.0, 0.0, 0.0])
     windows = similarity_windows(similarity, 2.0, 0.5)
