@@ -122,7 +122,7 @@ def test_pairwise_is_aligned_of_every_pair(first: list[Span], second: list[Span]
         assert table.shape == (len(first), len(second))
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
-                assert float(table[i, j]) == float(aligned(row, column))
+                assert float(table[i, j]) == pytest.approx(float(aligned(row, column)), abs=1e-6)
 
 
 def central_differences(function: Callable[[Span, Span], float], cxw: Span, other: Span) -> Span:
