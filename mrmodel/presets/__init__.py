@@ -1,12 +1,14 @@
 """Parameter presets: ``sample.yaml`` is a whole params.yaml, the others change some of its values.
 
 A preset file other than ``sample`` holds only the keys that differ, so what a preset is about can
-be read off it; `render` gives the complete file, comments included.
+be read off it; `render` gives the complete file, comments included. Sections merge key by key, but
+for ``models``, which a preset replaces as a whole: an absent setting of a model has its published
+value, whatever the base has. A key ``models.<name>`` instead changes settings of that model only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib import resources
 from io import StringIO
 from pathlib import Path
@@ -48,7 +50,7 @@ def render(name: str) -> str:
     """
     text = _read(BASE)
     if name != BASE:
-        text = overlay(text, yaml.safe_load(_read(name)))
+        text = overlay(text, changes(name))
     parse_config(yaml.safe_load(text))
     return text
 
@@ -56,6 +58,12 @@ def render(name: str) -> str:
 def apply(name: str, target: Path) -> None:
     """Write `render(name)` to `target`."""
     write_text(target, render(name))
+
+
+def changes(name: str) -> dict[str, Any]:
+    """The values in which a preset other than the base differs from it, as its file has them."""
+    tree: dict[str, Any] = yaml.safe_load(_read(name))
+    return tree
 
 
 def overlay(text: str, changes: Mapping[str, Any]) -> str:
@@ -68,19 +76,35 @@ def overlay(text: str, changes: Mapping[str, Any]) -> str:
     loader.preserve_quotes = True
     loader.width = 1000
     tree = loader.load(text)
-    _merge(tree, changes, "")
+    merge(tree, changes)
     stream = StringIO()
     loader.dump(tree, stream)
     return stream.getvalue()
 
 
-def _merge(tree: Any, changes: Mapping[str, Any], path: str) -> None:
+def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
+    """Put the values of `changes` into a parameter tree by the rules of a preset.
+
+    Raises:
+        ConfigError: a key of `changes` is not in `tree`.
+    """
     for key, value in changes.items():
         here = f"{path}.{key}" if path else key
-        if key not in tree:
+        section, _, name = key.partition(".")
+        if section not in tree or (name and name not in tree[section]):
             raise ConfigError(here, value, "is not a key of the base preset")
-        if isinstance(value, Mapping) and here not in REPLACED and path not in REPLACED:
-            _merge(tree[key], value, here)
+        if name:
+            _extend(tree[section][name], value)
+        elif isinstance(value, Mapping) and here not in REPLACED:
+            merge(tree[section], value, here)
+        else:
+            tree[section] = value
+
+
+def _extend(tree: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), MutableMapping):
+            _extend(tree[key], value)
         else:
             tree[key] = value
 

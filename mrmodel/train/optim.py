@@ -52,7 +52,8 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
         if isinstance(layer, nn.Embedding)
         for table in layer.parameters(recurse=False)
     }
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         is_weight = name.endswith("weight") and id(parameter) not in tables
         (matrices if is_weight and parameter.ndim >= 2 else others).append(parameter)
