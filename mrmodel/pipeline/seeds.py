@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from pathlib import Path
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from mrmodel.config import Config
 from mrmodel.files import write_json, write_text
 from mrmodel.pipeline.stage import run_stage
+from mrmodel.pipeline.study import REPORTS, Summary, cell, markdown_table, mean_and_sd, runs_of
 from mrmodel.progress import Reporter
-
-Figures = dict[str, dict[str, float]]
 
 
 def seeds(config: Config, reporter: Reporter) -> None:
     """Write ``studies/reports/seeds.json`` and ``seeds.md``."""
-    reports = Path("studies") / "reports"
-    runs: dict[str, list[Figures]] = defaultdict(list)
-    for path in sorted((reports / "seeds").glob("*.json")):
-        model = path.stem.rpartition("-")[0]
-        runs[model].append(json.loads(path.read_text(encoding="utf-8")))
+    runs = runs_of("seeds")
     table = {model: summarise(found) for model, found in runs.items()}
-    write_json(reports / "seeds.json", table)
-    write_text(reports / "seeds.md", as_markdown(table, {m: len(r) for m, r in runs.items()}))
+    write_json(REPORTS / "seeds.json", table)
+    counts = {model: len(found) for model, found in runs.items()}
+    write_text(REPORTS / "seeds.md", as_markdown(table, counts))
 
 
-def summarise(runs: list[Figures]) -> dict[str, dict[str, dict[str, float]]]:
-    """``{way: {figure: {mean, sd}}}``; the standard deviation is that of a sample (n - 1)."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for way, figures in runs[0].items():
-        summary[way] = {}
-        for name in figures:
-            values = np.array([run[way][name] for run in runs])
-            spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-            summary[way][name] = {"mean": float(values.mean()), "sd": spread}
-    return summary
+def summarise(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Summary]:
+    """The summary of each way of answering."""
+    return {way: mean_and_sd([run[way] for run in runs]) for way in runs[0]}
 
 
-def as_markdown(
-    table: dict[str, dict[str, dict[str, dict[str, float]]]], counts: dict[str, int]
-) -> str:
+def as_markdown(table: Mapping[str, Mapping[str, Summary]], counts: Mapping[str, int]) -> str:
     """One table a model."""
     lines = []
     for model, ways in table.items():
         figures = list(next(iter(ways.values())))
         lines += [f"**{model}**, mean ± standard deviation over {counts[model]} seeds", ""]
-        lines += ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
-        for way, row in ways.items():
-            cells = [f"{row[name]['mean']:.2f} ± {row[name]['sd']:.2f}" for name in figures]
-            lines.append(f"| {way} | " + " | ".join(cells) + " |")
-        lines.append("")
+        rows = [[way, *(cell(row.get(name)) for name in figures)] for way, row in ways.items()]
+        lines += [*markdown_table(["", *figures], rows), ""]
     return "\n".join(lines)
 
 

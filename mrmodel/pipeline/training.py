@@ -47,6 +47,7 @@ class Job:
         start: model folder of the first weights, None = fresh ones.
         out: model folder to write.
         figures: ``<figures>.json`` and ``<figures>.csv`` take the results and the curves.
+        label: what a study calls the run; the main job has none.
     """
 
     run: str
@@ -57,11 +58,12 @@ class Job:
     start: Path | None
     out: Path
     figures: Path
+    label: str | None = None
 
     @property
     def name(self) -> str:
         """For people and for folder names."""
-        return f"{self.run}@{self.model}"
+        return f"{self.label or self.run}@{self.model}"
 
 
 def train_model(config: Config, job: Job, reporter: Reporter) -> None:
