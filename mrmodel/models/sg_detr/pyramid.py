@@ -117,7 +117,7 @@ class AnchorHead(nn.Module):
         return by_width.transpose(1, 2).flatten(1, 2)
 
     def _spans(self, deltas: Tensor, grid: AnchorGrid) -> Tensor:
-        scaled = deltas * self.scale[grid.level].unsqueeze(1)
+        scaled = deltas * self.scale.index_select(0, grid.level).unsqueeze(1)
         return decode(scaled, grid.spans_cxw, self.settings.decode)
 
 
