@@ -46,6 +46,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.inference --json
 	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
+	$(BIN)/python -m benchmarks.tuning --json
 
 clean:
 	rm -rf $(VENV)

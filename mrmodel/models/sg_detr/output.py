@@ -103,7 +103,7 @@ class RawDetections:
 
     logits: Tensor
     spans_cxw: Tensor
-    iou_logits: Tensor | None
+    iou_logits: Tensor | None = None
     anchor_logits: Tensor | None = None
     anchor_centerness: Tensor | None = None
     anchor_spans_cxw: Tensor | None = None

@@ -1,0 +1,203 @@
+"""Settings that can be chosen after training, tried out on stored detections (sg_detr.md, 13).
+
+A model runs over a set once (`cache_detections`). Each trial then repeats what follows its heads -
+scores, fusion, suppression, rounding - and judges the windows: no forward pass, under a second for
+1,550 queries. The windows are bit-equal to those of a model with the same settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from mrmodel.config import Section
+from mrmodel.data.loader import MomentDataset
+from mrmodel.errors import DataError
+from mrmodel.files import atomic_path
+from mrmodel.models.base import MomentModel
+from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
+from mrmodel.models.sg_detr.settings import InferSettings
+from mrmodel.predict.postprocess import PostprocessSettings, RawPredictions, decode
+from mrmodel.types import Prediction, QueryId
+
+_FORMAT = "mrmodel detections 1"
+_LOWEST = torch.finfo(torch.float32).min
+# What the fields of `RawDetections` are padded with, along their second dimension.
+_FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_cxw": 0.0}
+
+
+class PostHocChoice(Section):
+    """One set of values to try; `model_dump()` is what goes into params.yaml.
+
+    Attributes:
+        infer: from heads to candidate windows. Without anchors only `alpha` has an effect.
+        nms_iou: suppression among the final windows; below 0: none.
+    """
+
+    infer: InferSettings = InferSettings()
+    nms_iou: Annotated[float, Field(ge=-1.0, le=1.0)] = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrialJudge:
+    """How trials are judged.
+
+    Attributes:
+        postprocess: how windows are finished; its `nms_iou` is replaced by that of the choice.
+        score: figures of prediction rows, more is better.
+        headline: the figure that decides.
+    """
+
+    postprocess: PostprocessSettings
+    score: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
+    headline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A choice and what it brought."""
+
+    choice: PostHocChoice
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedDetections:
+    """All that decoding reads of the N rows of a set, on the CPU, in the order of the set.
+
+    Attributes:
+        raw: detections, padded along the anchors.
+        saliency, clip_mask: (N, L) clip scores, and which clips exist.
+        duration_s: (N,) float64.
+        clip_len_s: seconds of one clip.
+        qids, queries, vids: of each row.
+    """
+
+    raw: RawDetections
+    saliency: Tensor
+    clip_mask: Tensor
+    duration_s: Tensor
+    clip_len_s: float
+    qids: list[QueryId]
+    queries: list[str]
+    vids: list[str]
+
+    def save(self, path: Path) -> None:
+        """Write one file, atomically."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts |= {"raw": _tensors(self.raw), "format": _FORMAT}
+        with atomic_path(path) as temporary:
+            torch.save(parts, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> CachedDetections:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file holds something else.
+        """
+        parts = torch.load(path, weights_only=True)
+        if not isinstance(parts, dict) or parts.pop("format", None) != _FORMAT:
+            raise DataError(f"holds no detections of the format {_FORMAT!r}", file=path)
+        return cls(**parts | {"raw": RawDetections(**parts["raw"])})
+
+
+def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -> CachedDetections:
+    """Run `model`, in eval mode and on the device of `data`, over all rows of `data`.
+
+    Raises:
+        ValueError: the model gives no raw detections, so there is nothing to choose after training.
+    """
+    order = data.eval_batches(batch_size)
+    raws, clips = [], []
+    with torch.inference_mode():
+        for rows in order:
+            batch, _ = data.batch(rows, epoch=0)
+            output = model(batch)
+            raw = output.raw if isinstance(output, SgDetrOutput) else None
+            if raw is None:
+                raise ValueError(f"{type(model).__name__} gives no raw detections to choose among")
+            raws.append(_tensors(raw))
+            clips.append((output.saliency.float().cpu(), batch.video_mask.cpu()))
+    place = torch.from_numpy(np.argsort(np.concatenate(order)))
+    saliency, mask = zip(*clips, strict=True)
+    return CachedDetections(
+        raw=RawDetections(
+            **{
+                name: _stacked([raw[name] for raw in raws], place, _FILL.get(name, 0.0))
+                for name in raws[0]
+            }
+        ),
+        saliency=_stacked(saliency, place),
+        clip_mask=_stacked(mask, place),
+        duration_s=torch.tensor([row.duration for row in data.annotations], dtype=torch.float64),
+        clip_len_s=data.builder.clip_len_s,
+        qids=[row.qid for row in data.annotations],
+        queries=[row.query for row in data.annotations],
+        vids=[row.vid for row in data.annotations],
+    )
+
+
+def predict_cached(
+    cached: CachedDetections, choice: PostHocChoice, postprocess: PostprocessSettings
+) -> list[Prediction]:
+    """What `inference.predict_set` gives for a model with the settings of `choice`.
+
+    Raises:
+        ValueError: the choice asks for fusion, but there are no anchors.
+    """
+    wish = choice.infer.wbf.enabled
+    fuses = cached.raw.anchor_logits is not None if wish is None else wish
+    with torch.inference_mode():
+        spans, scores = combine(cached.raw, choice.infer, fuses)
+    raw = RawPredictions(
+        spans_cxw=spans.numpy(),
+        scores=scores.numpy(),
+        saliency=cached.saliency.numpy(),
+        clip_mask=cached.clip_mask.numpy(),
+        duration_s=cached.duration_s.numpy(),
+        clip_len_s=cached.clip_len_s,
+    )
+    found = decode(raw, dataclasses.replace(postprocess, nms_iou=choice.nms_iou))
+    names = zip(cached.qids, cached.queries, cached.vids, found, strict=True)
+    return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
+
+
+def evaluate_trial(cached: CachedDetections, choice: PostHocChoice, judge: TrialJudge) -> Trial:
+    """Decode and judge one choice; see `predict_cached` for errors."""
+    predictions = predict_cached(cached, choice, judge.postprocess)
+    return Trial(choice, dict(judge.score([found.as_row() for found in predictions])))
+
+
+def tune(
+    cached: CachedDetections, choices: Iterable[PostHocChoice], judge: TrialJudge
+) -> list[Trial]:
+    """Every choice, best first; equal ones in the order given, undefined figures last."""
+    trials = [evaluate_trial(cached, choice, judge) for choice in choices]
+    return sorted(trials, key=lambda trial: -trial.figures.get(judge.headline, -np.inf))
+
+
+def _tensors(raw: RawDetections) -> dict[str, Tensor]:
+    """The fields that are there, on the CPU."""
+    fields = {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
+    return {name: value.cpu() for name, value in fields.items() if value is not None}
+
+
+def _stacked(parts: Sequence[Tensor], place: Tensor, fill: float = 0.0) -> Tensor:
+    """Batches (B_i, n_i, ...) as one (N, max n, ...), whose row r is row place[r] of them."""
+    width = max(part.shape[1] for part in parts)
+    padded = [
+        F.pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1]), value=fill)
+        for part in parts
+    ]
+    return torch.cat(padded)[place]
