@@ -42,7 +42,7 @@ def case(padding: float = 0.0) -> tuple[AnchorHeads, AnchorTargets, PaddedWindow
 def values_of(losses: dict[str, Tensor]) -> list[float]:
     assert list(losses) == NAMES
     assert all(value.dtype == torch.float32 and value.dim() == 0 for value in losses.values())
-    return [float(value) for value in losses.values()]
+    return [float(value.detach()) for value in losses.values()]
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e4])

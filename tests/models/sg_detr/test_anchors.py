@@ -214,7 +214,7 @@ def cases(draw: st.DrawFn) -> tuple[list[int], list[Spans], AtssSettings]:
     return lengths, spans, options
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 9))
 def test_assignment_equals_a_triple_loop(
     case: tuple[list[int], list[Spans], AtssSettings], padding: int
@@ -238,7 +238,8 @@ def test_assignment_equals_a_triple_loop(
                 pytest.approx(float(targets.centerness[sample, anchor]), abs=1e-5),
             )
         assert reference(length, own, options) == found
-        if int(grid.valid[sample].sum()) >= len(own):
+        # A window goes without only when every anchor is taken.
+        if len(found) < int(grid.valid[sample].sum()):
             assert {window for window, _ in found.values()} == set(range(len(own)))
 
 
@@ -259,16 +260,17 @@ def test_padding_and_neighbours_change_nothing() -> None:
 
 def test_statistics_of_the_design() -> None:
     # Section 4.1: 147 anchors for 75 clips (145 of them centred inside the video), about 5.6
-    # positives a window, never more than 10, never none.
+    # positives a window, never more than 10, never none; here for windows of one clip to the whole
+    # video, evenly on a logarithmic scale.
     generator = torch.Generator().manual_seed(0)
-    width = 2.0 + 38.0 * torch.rand(2000, 1, generator=generator)
+    width = 75.0 ** torch.rand(2000, 1, generator=generator)
     start = torch.rand(2000, 1, generator=generator) * (75.0 - width)
     table = torch.stack((start + width / 2, width), dim=-1) / 75.0
     grid = anchor_grid(torch.ones(2000, 75, dtype=torch.bool), AtssSettings())
     windows = PaddedWindows(table, torch.ones(2000, 1, dtype=torch.bool), 2000)
     positives = (assign(grid, windows, AtssSettings()).window == 0).sum(1).float()
     assert (grid.centre.numel(), int(grid.valid[0].sum())) == (147, 145)
-    assert float(positives.mean()) == pytest.approx(5.6, abs=0.6)
+    assert float(positives.mean()) == pytest.approx(5.6, abs=0.3)
     assert 1 <= int(positives.min()) <= int(positives.max()) <= 10
 
 
@@ -302,7 +304,7 @@ def test_widths_stay_positive_and_bounded(coding: str) -> None:
     extreme = torch.tensor([[-1e4, -1e4], [1e4, 1e4]])
     anchors = torch.tensor([0.5, 0.4])
     widths = decode(extreme, anchors, coding)[:, 1].tolist()
-    assert widths == pytest.approx([0.4 * math.exp(-4), 0.4 * math.exp(4)])
+    assert widths == pytest.approx([0.4 * math.exp(-4), 0.4 * math.exp(4)], rel=1e-4)
     assert all(low < high for low, high in pairwise(widths))
     outside = encode(torch.tensor([0.9, 0.01]), anchors, coding)
     assert bool(outside.isfinite().all())
