@@ -275,7 +275,8 @@ def test_padding_changes_nothing(values: dict[str, Any]) -> None:
         pad(heads.iou_logits, (0, 2), value=torch.nan),
     )
     unused = ~pad(used, (0, 2))
-    wider.logits[:, unused], wider.spans_cxw[:, unused] = torch.nan, 1e4
+    for tensor in (wider.logits, wider.spans_cxw):
+        tensor[:, unused] = torch.nan
     more = PaddedWindows(pad(windows.spans_cxw, (0, 0, 0, 3)), pad(windows.valid, (0, 3)), 3)
     more.spans_cxw[~more.valid] = torch.nan
     found = loss(wider, matched_truth(pad(match, (0, 2), value=-1), more, ~unused), more)
@@ -287,7 +288,7 @@ def test_padding_changes_nothing(values: dict[str, Any]) -> None:
 def test_gradient_reaches_used_slots_only(values: dict[str, Any]) -> None:
     heads, windows, match, used = random_case()
     assert heads.iou_logits is not None
-    heads.logits[:, ~used] = torch.nan
+    heads.logits[:, ~used] = heads.spans_cxw[:, ~used] = torch.nan
     leaves = [x.requires_grad_() for x in (heads.logits, heads.spans_cxw, heads.iou_logits)]
     found = loss_of(**values)(heads, matched_truth(match, windows, used), windows)
     total = torch.stack(tuple(found.values())).sum()
