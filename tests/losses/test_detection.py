@@ -279,7 +279,7 @@ def test_padding_changes_nothing(values: dict[str, Any]) -> None:
         tensor[:, unused] = torch.nan
     more = PaddedWindows(pad(windows.spans_cxw, (0, 0, 0, 3)), pad(windows.valid, (0, 3)), 3)
     more.spans_cxw[~more.valid] = torch.nan
-    found = loss(wider, matched_truth(pad(match, (0, 2), value=-1), more, ~unused), more)
+    found = loss(wider, matched_truth(pad(match, (0, 2), value=1), more, ~unused), more)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
 
