@@ -22,7 +22,11 @@ from mrmodel.models.layers.feed_forward import Mlp
 from mrmodel.models.layers.heads import ContrastiveHead, SaliencyHead, foreground_scores
 from mrmodel.models.layers.initialise import xavier_matrices
 from mrmodel.models.layers.masks import key_mask, legacy_tiled_mask
-from mrmodel.models.layers.position import TextPositions, clip_positions
+from mrmodel.models.layers.position import (
+    TextPositions,
+    clip_positions,
+    repeat_positions,
+)
 from mrmodel.models.layers.projection import input_projection
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings
@@ -144,7 +148,7 @@ class QdDetr(MomentModel):
                 keys = torch.cat((keys, self._negative_keys(layer, keys, located, text)))
                 values = torch.cat((values, _next_sample(values)))
             video = layer(video, position, (keys, values), allowed)
-            position = _repeated(position, len(video))
+            position = repeat_positions(position, len(video))
         return video
 
     def _negative_keys(
@@ -168,7 +172,7 @@ class QdDetr(MomentModel):
         token = self.token.expand(len(video), 1, -1)
         token_position = self.token_position.expand(len(position), 1, -1)
         sequence = torch.cat((token.to(video.dtype), video), dim=1)
-        position = _repeated(torch.cat((token_position, position), dim=1), len(video))
+        position = repeat_positions(torch.cat((token_position, position), dim=1), len(video))
         valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
         allowed = key_mask(valid.repeat(len(video) // len(mask), 1))
         for layer in self.encoder:
@@ -185,11 +189,6 @@ class QdDetr(MomentModel):
             for extra, queries in zip(extras, self.contrastive.project_query(states), strict=True):
                 extra["contrastive_query"] = queries
         return [LayerOutput(*parts) for parts in zip(logits, spans_cxw, extras, strict=True)]
-
-
-def _repeated(position: Tensor, size: int) -> Tensor:
-    """Positions (B, L, d) for k B sequences; positions that all samples share stay one row."""
-    return position if len(position) == 1 else position.repeat(size // len(position), 1, 1)
 
 
 def _next_sample(rows: Tensor) -> Tensor:

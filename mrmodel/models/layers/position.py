@@ -31,6 +31,11 @@ def clip_positions(mask: Tensor, hidden: int) -> Tensor:
     return sine_code(count / (count[:, -1:] + 1e-6), hidden)
 
 
+def repeat_positions(position: Tensor, size: int) -> Tensor:
+    """Codes (B, L, d) for k B sequences; codes that all samples share (1, L, d) stay one row."""
+    return position if len(position) == 1 else position.repeat(size // len(position), 1, 1)
+
+
 def span_positions(spans_cxw: Tensor, hidden: int) -> Tensor:
     """Code of a reference span: d/2 channels for the centre, then d/2 for the width.
 

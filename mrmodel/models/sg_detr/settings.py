@@ -201,7 +201,7 @@ class WbfSettings(Section):
     enabled: bool | None = None
     conf: Literal["avg", "max"] = "avg"
     iou_thr: Share = 0.55
-    weights: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    weights: list[Positive] = Field(default=[1.0, 1.0], min_length=2, max_length=2)
     skip: Share = 0.0
 
 

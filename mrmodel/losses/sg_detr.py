@@ -1,0 +1,121 @@
+"""All losses of SG-DETR by name, and their weights (eq. 10; sg_detr.md, sections 5.2 to 5.6).
+
+A name is ``<group>/.../<term>``: ``hl/local/margin``, ``detr/l2/giou``, ``selector/cls``,
+``dn/l0/cls``, ``auxq/l1/iou``, ``atss/centerness``, ``aux/align``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mrmodel.losses.alignment import AlignmentLoss
+from mrmodel.losses.anchors import AnchorLoss
+from mrmodel.losses.criterion import Criterion
+from mrmodel.losses.detection import DetectionLoss, GroupTruth, known_truth, matched_truth
+from mrmodel.losses.highlight import HighlightLoss
+from mrmodel.losses.set_matching import LayerwiseMatcher
+from mrmodel.losses.windows import PaddedWindows, pad_windows
+from mrmodel.models.sg_detr.output import Heads, SgDetrOutput, TrainingParts
+from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.types import Batch, ModelOutput, Targets
+
+SELECTOR_COST = "prob"  # the selector has no IoU head
+
+
+class SgDetrCriterion(Criterion):
+    """Highlight, detection, anchor and alignment losses; a part that the output lacks is left out.
+
+    The sum over decoder layers is plain; the four groups of eq. 10 have weight 1 as published.
+    """
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        self.settings = settings
+        self.highlight = HighlightLoss(settings.loss.hl)
+        self.matcher = LayerwiseMatcher(settings)
+        self.detection = DetectionLoss(settings)
+        self.anchors = AnchorLoss(settings)
+        self.alignment = AlignmentLoss(settings.loss.align)
+        self._weights = _weights(settings)
+
+    def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted losses by name, float32 scalars; `output` must come from training mode."""
+        if not isinstance(output, SgDetrOutput) or output.training is None:
+            raise TypeError("the losses of SG-DETR need the output of SG-DETR in training mode")
+        parts = output.training
+        losses = self._highlight(output, parts, targets, batch)
+        if parts.match is not None:
+            losses |= self._detection(parts.match, parts, pad_windows(targets))
+        if parts.alignment is not None:
+            labels, mask = targets.saliency_labels, batch.video_mask
+            losses |= self.alignment(parts.alignment, labels, mask, batch.text_keys)
+        return losses
+
+    def weight(self, name: str) -> float:
+        """Weight of a loss by its name."""
+        return self._weights[name.partition("/")[0], name.rpartition("/")[2]]
+
+    def _highlight(
+        self, output: SgDetrOutput, parts: TrainingParts, targets: Targets, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Every term on the local and on the global scores (eq. 11)."""
+        scores = {
+            "local": (parts.local, parts.negative_local),
+            "global": (output.saliency, parts.negative_global),
+        }
+        judged = self.settings.loss.hl.on
+        if not self.settings.gsm.enabled:
+            judged = judged[:1]  # both scores are the same one: judge it once
+        losses: dict[str, Tensor] = {}
+        for kind in judged:
+            own, negative = scores[kind]
+            found = self.highlight(own, negative, parts.has_negative, targets, batch.video_mask)
+            losses |= {f"hl/{kind}/{term}": value for term, value in found.items()}
+        return losses
+
+    def _detection(
+        self, match: Heads, parts: TrainingParts, windows: PaddedWindows
+    ) -> dict[str, Tensor]:
+        matched = self.matcher(match, windows, self.settings.class_cost)
+        losses = self._layers("detr", match, matched_truth(matched, windows), windows)
+        if parts.selector is not None:
+            used = parts.selector_used
+            chosen = self.matcher(parts.selector, windows, SELECTOR_COST, used)
+            truth = matched_truth(chosen, windows, used)
+            found = self.detection(parts.selector, truth, windows)
+            losses |= {f"selector/{term}": value[0] for term, value in found.items()}
+        if parts.dn is not None and parts.dn_queries is not None:
+            losses |= self._layers("dn", parts.dn, known_truth(parts.dn_queries), windows)
+        if parts.aux is not None and parts.aux_queries is not None:
+            losses |= self._layers("auxq", parts.aux, known_truth(parts.aux_queries), windows)
+        if parts.anchors is not None and parts.anchor_targets is not None:
+            losses |= self.anchors(parts.anchors, parts.anchor_targets, windows)
+        return losses
+
+    def _layers(
+        self, group: str, heads: Heads, truth: GroupTruth, windows: PaddedWindows
+    ) -> dict[str, Tensor]:
+        found = self.detection(heads, truth, windows)
+        return {
+            f"{group}/l{layer}/{term}": value
+            for term, values in found.items()
+            for layer, value in enumerate(values.unbind())
+        }
+
+
+def _weights(settings: SgDetrSettings) -> dict[tuple[str, str], float]:
+    """Weight of each (group, term)."""
+    w = settings.loss.weights
+    terms = {"cls": w.ce, "l1": w.l1, "giou": w.giou, "iou": w.iou, "centerness": w.centerness}
+    # Co-DETR multiplies its anchor heads by twice the number of decoder layers.
+    layers = 2.0 * settings.decoder.layers if settings.atss.layer_scale else 1.0
+    groups = {
+        "detr": w.detr,
+        "selector": w.detr,
+        "dn": w.detr,
+        "auxq": w.detr * settings.aux.weight,
+        "atss": w.atss * layers,
+    }
+    weights = {(g, t): a * b for g, a in groups.items() for t, b in terms.items()}
+    highlight = ("margin", "rctl", "bce_pos", "bce_neg")
+    weights |= {("hl", term): w.hl for term in highlight}
+    return weights | {("aux", term): w.aux for term in ("align", "bce")}

@@ -1,0 +1,236 @@
+"""The hybrid detector: moment queries, denoising, anchors and their auxiliary queries (section 4).
+
+All groups of queries walk through the decoder in one pass and cannot see what they must not
+(`queries.group_mask`), so that the moment queries give in training what they give without the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.losses.windows import PaddedWindows, pad_windows
+from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.position import span_positions
+from mrmodel.models.sg_detr.anchors import anchor_grid, assign
+from mrmodel.models.sg_detr.decoder import SgDecoder
+from mrmodel.models.sg_detr.fusion import combine, detection_scores
+from mrmodel.models.sg_detr.output import (
+    AnchorHeads,
+    Heads,
+    KnownQueries,
+    RawDetections,
+    SgDetrOutput,
+    TrainingParts,
+)
+from mrmodel.models.sg_detr.pyramid import AnchorHead
+from mrmodel.models.sg_detr.queries import (
+    anchor_queries,
+    denoising_groups,
+    denoising_queries,
+    draw_noise,
+    group_mask,
+)
+from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector, Start
+from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.types import LayerOutput, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Some of the decoder's queries.
+
+    Attributes:
+        content: (B, S, d).
+        spans_cxw: (B, S, 2).
+        used: (B, S) bool.
+        number: (S,) int64, see `group_mask`.
+    """
+
+    content: Tensor
+    spans_cxw: Tensor
+    used: Tensor
+    number: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SeenClips:
+    """What the detector reads: clips (B, L, d), codes (B or 1, L, d), mask (B, L)."""
+
+    memory: Tensor
+    position: Tensor
+    mask: Tensor
+
+
+class Detector(nn.Module):
+    """Windows from clips; the settings say which of its parts exist."""
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        super().__init__()
+        self.settings = s = settings
+        self.start = QuerySelector(s) if s.uses_selector else LearnedQueries(s)
+        self.decoder = SgDecoder(s)
+        self.foreground, self.aux_content, self.anchor_head = None, None, None
+        if s.uses_denoising:
+            kinds = 2 if s.dn.content == "pos_neg" else 1
+            self.foreground = nn.Parameter(torch.randn(kinds, s.hidden))
+        if s.uses_anchors:
+            self.anchor_head = AnchorHead(s)
+        if s.uses_auxiliary:
+            self.aux_content = nn.Sequential(nn.Linear(s.hidden, s.hidden), nn.LayerNorm(s.hidden))
+
+    def forward(
+        self,
+        seen: SeenClips,
+        saliency: Tensor,
+        targets: Targets | None,
+        training: TrainingParts | None,
+    ) -> SgDetrOutput:
+        """Find windows.
+
+        Args:
+            seen: what to read.
+            saliency: (B, L) clip scores, for the output.
+            targets: what training may build known queries from.
+            training: takes what the losses read; None in eval mode.
+
+        Returns:
+            In eval mode with the windows of `fusion.combine`, in training with those of the last
+            layer.
+        """
+        start = self.start(seen.memory, seen.mask)
+        anchors = None if self.anchor_head is None else self.anchor_head(seen.memory, seen.mask)
+        if training is None:
+            heads = self._decode(seen, [_moment_group(start)])[0]
+            raw = _raw_detections(heads, anchors)
+            spans, scores = combine(raw, self.settings.infer, self.settings.fuses)
+            return SgDetrOutput(_last_layer(heads), spans, scores, saliency, raw=raw)
+        groups = self._known_groups(seen, anchors, targets, training)
+        *known, heads = self._decode(seen, [*groups, _moment_group(start)])
+        training.match, training.selector, training.selector_used = heads, start.heads, start.used
+        training.anchors = anchors
+        # In the order in which `_known_groups` made them.
+        if training.dn_queries is not None:
+            training.dn = known.pop(0)
+        if training.aux_queries is not None:
+            training.aux = known.pop(0)
+        last = _last_layer(heads)
+        scores = detection_scores(
+            heads.logits[-1], None if heads.iou_logits is None else heads.iou_logits[-1],
+            self.settings.infer.alpha,
+        )  # fmt: skip
+        return SgDetrOutput(last, last.spans_cxw, scores, saliency, training=training)
+
+    def _known_groups(
+        self,
+        seen: SeenClips,
+        anchors: AnchorHeads | None,
+        targets: Targets | None,
+        training: TrainingParts,
+    ) -> list[_Group]:
+        """Denoising and auxiliary queries, noted in `training`; none without targets."""
+        if targets is None:
+            return []
+        windows = pad_windows(targets)
+        # Drawn on the CPU from torch's seed, so that a step can be repeated on any device.
+        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        groups = []
+        if self.foreground is not None and windows.spans_cxw.shape[1]:
+            truth = (seen, windows)
+            groups.append(self._denoising_group(self.foreground, truth, generator, training))
+        if anchors is not None:
+            assigned = assign(
+                anchor_grid(seen.mask, self.settings.atss), windows, self.settings.atss
+            )
+            training.anchor_targets = assigned
+            if self.aux_content is not None:
+                queries, anchor = anchor_queries(anchors, assigned, self.settings.aux, generator)
+                if anchor.shape[1]:
+                    training.aux_queries = queries
+                    groups.append(self._auxiliary_group(self.aux_content, anchors, queries, anchor))
+        return groups
+
+    def _denoising_group(
+        self,
+        foreground: Tensor,
+        truth: tuple[SeenClips, PaddedWindows],
+        generator: torch.Generator,
+        training: TrainingParts,
+    ) -> _Group:
+        seen, windows = truth
+        samples, longest = windows.valid.shape
+        count = denoising_groups(self.settings.dn, longest)
+        noise = draw_noise(samples, count, longest, generator)
+        clips = seen.mask.sum(1)
+        queries = denoising_queries(windows, clips, noise, self.settings.dn.noise_scale)
+        training.dn_queries = queries
+        kind = (~queries.positive).long() * (len(foreground) - 1)
+        number = torch.arange(1, count + 1, device=seen.mask.device)
+        return _known_group(queries, foreground[kind], number.repeat_interleave(2 * longest))
+
+    def _auxiliary_group(
+        self, project: nn.Module, anchors: AnchorHeads, queries: KnownQueries, anchor: Tensor
+    ) -> _Group:
+        content = project(span_positions(queries.spans_cxw, self.settings.hidden))
+        if self.settings.aux.with_feat:
+            index = anchor.unsqueeze(-1).expand(-1, -1, self.settings.hidden)
+            content = content + anchors.features.gather(1, index)
+        return _known_group(queries, content, anchor.new_full((anchor.shape[1],), -1))
+
+    def _decode(self, seen: SeenClips, groups: Sequence[_Group]) -> list[Heads]:
+        """One pass over all groups; their heads, group by group."""
+        if len(groups) == 1:
+            content, spans, mutual = groups[0].content, groups[0].spans_cxw, None
+        else:
+            content = torch.cat([group.content for group in groups], dim=1)
+            spans = torch.cat([group.spans_cxw for group in groups], dim=1)
+            mutual = group_mask(
+                torch.cat([group.number for group in groups]),
+                torch.cat([group.used for group in groups], dim=1),
+                self.settings.dn.sees_match,
+            )
+        heads = self.decoder(
+            (content, spans), (seen.memory, seen.position), key_mask(seen.mask), mutual
+        )
+        return split_heads(heads, [group.used.shape[1] for group in groups])
+
+
+def split_heads(heads: Heads, sizes: list[int]) -> list[Heads]:
+    """Heads of consecutive groups of queries."""
+    logits, spans = torch.split(heads.logits, sizes, 2), torch.split(heads.spans_cxw, sizes, 2)
+    ious: Sequence[Tensor | None] = [None] * len(sizes)
+    if heads.iou_logits is not None:
+        ious = torch.split(heads.iou_logits, sizes, 2)
+    return [Heads(*parts) for parts in zip(logits, spans, ious, strict=True)]
+
+
+def _moment_group(start: Start) -> _Group:
+    used = torch.ones_like(start.spans_cxw[..., 0], dtype=torch.bool)
+    number = torch.zeros(used.shape[1], dtype=torch.int64, device=used.device)
+    return _Group(start.content, start.spans_cxw, used, number)
+
+
+def _known_group(queries: KnownQueries, content: Tensor, number: Tensor) -> _Group:
+    content = content * queries.used.unsqueeze(-1)
+    return _Group(content, queries.spans_cxw, queries.used, number)
+
+
+def _last_layer(heads: Heads) -> LayerOutput:
+    return LayerOutput(heads.logits[-1].unsqueeze(-1), heads.spans_cxw[-1])
+
+
+def _raw_detections(heads: Heads, anchors: AnchorHeads | None) -> RawDetections:
+    raw = RawDetections(
+        heads.logits[-1],
+        heads.spans_cxw[-1],
+        None if heads.iou_logits is None else heads.iou_logits[-1],
+    )
+    if anchors is not None:
+        lowest = torch.finfo(anchors.logits.dtype).min
+        raw.anchor_logits = anchors.logits.masked_fill(~anchors.valid, lowest)
+        raw.anchor_centerness = anchors.centerness.masked_fill(~anchors.valid, lowest)
+        raw.anchor_spans_cxw = anchors.spans_cxw
+    return raw
