@@ -140,18 +140,18 @@ def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
     # Filling before any arithmetic keeps whatever is in an unused slot out of the gradient too.
     logits = heads.logits.float().masked_fill(~truth.used, 0.0)
     spans = heads.spans_cxw.float().masked_fill(~truth.used[..., None], 0.5)
-    positive = (truth.window >= 0) & truth.used
+    window = truth.window.masked_fill(~truth.used, -1)
     # One row more than there are windows: -1 reads it, also where no sample has any.
     table = F.pad(windows.spans_cxw, (0, 0, 0, 1), value=0.5)
-    own = table[torch.arange(len(table), device=table.device)[:, None], truth.window]
+    own = table[torch.arange(len(table), device=table.device)[:, None], window]
     own_iou = aligned_iou(cxw_to_xx(spans.detach()), cxw_to_xx(own))
     return _Judged(
         logits=logits,
         spans_cxw=spans,
         own_cxw=own.expand_as(spans),
-        positive=positive.float(),
+        positive=(window >= 0).float(),
         used=truth.used[None].float(),
-        own_iou=torch.where(positive, own_iou, 0.0),
+        own_iou=torch.where(window >= 0, own_iou, 0.0),
     )
 
 
