@@ -6,6 +6,7 @@ import yaml
 from mrmodel import presets
 from mrmodel.config import parse_config
 from mrmodel.errors import ConfigError, UnknownNameError
+from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,51 @@ def test_apply_keeps_comments_and_changes_the_values(tmp_path: Path) -> None:
 def test_an_overlay_cannot_bring_an_unknown_key() -> None:
     with pytest.raises(ConfigError, match=r"corpus\.colour"):
         presets.overlay("corpus: {name: a}\n", {"corpus": {"colour": 1}})
+
+
+BASE = "models: {one: {width: 64, part: {a: 1, b: 2}}, two: {width: 64}}\n"
+
+
+def test_models_are_replaced_as_a_whole() -> None:
+    text = presets.overlay(BASE, {"models": {"one": {"part": {"a": 3}}}})
+    assert yaml.safe_load(text) == {"models": {"one": {"part": {"a": 3}}}}
+
+
+def test_a_dotted_model_changes_its_settings_and_may_bring_new_ones() -> None:
+    text = presets.overlay(BASE, {"models.one": {"part": {"a": 3}, "gate": {"kind": "none"}}})
+    one = {"width": 64, "part": {"a": 3, "b": 2}, "gate": {"kind": "none"}}
+    assert yaml.safe_load(text) == {"models": {"one": one, "two": {"width": 64}}}
+
+
+def test_a_dotted_model_must_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"models\.three"):
+        presets.overlay(BASE, {"models.three": {"width": 1}})
+
+
+# Section 7 of the SG-DETR design.
+RECIPES = {
+    "qvhighlights": (150, 128, 5e-4, 2.0, [100, 125], 75, 32, False),
+    "charades": (100, 64, 5e-4, 1.0, [67, 83], None, 32, False),
+    "tacos": (120, 32, 5e-4, 2.0, [80, 100], None, 100, False),
+    "tvsum": (1000, 4, 5e-4, 2.0, [], 1000, 100, True),
+    "youtube_hl": (1000, 4, 2e-4, 1.0, [], 1000, 100, True),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_sg_detr(name: str) -> None:
+    config = parse_config(yaml.safe_load(presets.render(f"{name}_sg_detr")))
+    features, train, run = config.features, config.train, config.train.scratch
+    model = SgDetrSettings.model_validate(config.models["sg_detr"])
+    found = (run.epochs, train.batch_size, run.lr, features.clip_len_s, run.milestones)
+    found += (features.max_clips, features.max_tokens, model.highlights_only)
+    assert found == RECIPES[name]
+    assert (run.schedule, run.gamma, run.warmup, run.warmup_unit) == ("multistep", 0.5, 45, "step")
+    assert train.finetune == run.model_copy(update={"lr": run.lr / 2})
+    assert (train.weight_decay, train.decay, train.clip_norm) == (0.1, "matrices", 0.1)
+    assert (config.evaluate.protocol, config.corpus.source) == (name, "folder")
+    changed = {"highlights_only": model.highlights_only, "max_tokens": features.max_tokens}
+    assert model == SgDetrSettings(preset="paper").model_copy(update=changed)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

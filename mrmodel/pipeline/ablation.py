@@ -106,7 +106,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
     means = {short(name): row["figures"][headline]["mean"] for name, row in rows.items()}
     order = sorted(means, key=lambda name: -means[name])
     words = [
-        f"Corpus `{table['corpus']}`, {table['steps']} steps from fresh weights on the annotated "
+        f"Corpus {table['corpus']}, {table['steps']} steps from fresh weights on the annotated "
         f"queries, scored on the reported split; mean ± standard deviation over {seeds} seeds.",
         f"Order by {headline}: {', '.join(order)}.",
     ]
@@ -119,7 +119,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
             f"{value} {cell(rows[name]['figures'][headline])}" for value, name in values.items()
         ]
         words.append(
-            f"Where the paper's values and ours differ, `{best}` measures better "
+            f"Where the paper's values and ours differ, {best} measures better "
             f"({headline}: {', '.join(shown)})."
         )
     return words

@@ -15,6 +15,7 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import digest_of, write_text
+from mrmodel.pipeline import ablation
 from mrmodel.pipeline.evaluate import TRAINED, ZERO_SHOT
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
@@ -51,6 +52,7 @@ def report(config: Config, reporter: Reporter) -> None:
     reporter.advance()
     examples = choose_examples(config, layout, f"{model}.finetuned")
     sections.insert(1, examples_section(examples))
+    sections += ablation_sections(config, layout.root / ablation.RESULT)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
         lead=(TOY + " " if config.corpus.source == "sample" else "")
@@ -152,6 +154,19 @@ def intervid_section(layout: Layout) -> Section:
         tables=[Table("Captions and what became of them", ["", "count"], rows)],
         charts=[bar_chart(grades, "clips by grade"), bar_chart(windows, "queries by windows")],
     )
+
+
+def ablation_sections(config: Config, result: Path) -> list[Section]:
+    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus."""
+    if not result.exists():
+        return []
+    table = _json(result)
+    if table["corpus"] != config.corpus.name:
+        return []
+    tables = [
+        Table(grid.caption, grid.columns, grid.rows, grid.strong) for grid in ablation.grids(table)
+    ]
+    return [Section("SG-DETR, part by part", " ".join(ablation.sentences(table)), tables=tables)]
 
 
 def examples_section(examples: Sequence[Example]) -> Section:
