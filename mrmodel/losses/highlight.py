@@ -62,11 +62,13 @@ class HighlightLoss:
 def margin(scores: Tensor, targets: Targets, lead: float) -> Tensor:
     """2 / (B P) times the sum over pairs of max(0, lead + s_neg - s_pos).
 
-    A pair of one clip with itself stands for "no such pair" and counts as 0. Scores are (B, L).
+    A pair of one clip with itself stands for "no such pair" and counts as 0, and so does a first
+    clip that is not relevant: all raters may have given 0. Scores are (B, L).
     """
     pos, neg = targets.saliency_pos, targets.saliency_neg
+    counts = (pos != neg) & (targets.saliency_labels.gather(1, pos) > 0.0)
     short = (lead + scores.gather(1, neg) - scores.gather(1, pos)).relu()
-    return 2.0 * (short * (pos != neg)).sum() / max(pos.numel(), 1)
+    return 2.0 * (short * counts).sum() / max(pos.numel(), 1)
 
 
 def threshold_shares(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,21 +157,16 @@ def test_order_of_the_samples_does_not_matter() -> None:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("garbage", [0.0, 1e4, -1e4])
+@pytest.mark.parametrize("garbage", [0.0, 1e4, -1e4, math.inf, math.nan])
 def test_padding_changes_nothing(garbage: float) -> None:
-    parts = random_alignment(3, 4)
-    labels = torch.tensor([[1.0, 0, 0, 2], [3, 0, 0, 0], [1, 1, 0, 0]])
-    mask = torch.arange(4) < torch.tensor([4, 3, 2])[:, None]
-    expected = AlignmentLoss(PLAIN)(parts, labels, mask, "abc")
-    clips = torch.full((3, 9, 8), garbage)
-    clips[:, :4] = torch.where(mask[:, :, None], parts.clips, garbage)
-    more = torch.zeros(3, 5)
-    found = AlignmentLoss(PLAIN)(
-        replace(parts, clips=clips),
-        torch.cat((labels, more + abs(garbage)), dim=1),
-        torch.cat((mask, more > 0), dim=1),
-        "abc",
-    )
+    parts = random_alignment(4, 4)
+    labels = torch.tensor([[1.0, 0, 0, 2], [3, 0, 0, 0], [1, 1, 0, 0], [0] * 4])
+    mask = torch.arange(4) < torch.tensor([4, 3, 2, 2])[:, None]
+    expected = AlignmentLoss(PLAIN)(parts, labels, mask, "abcd")
+    longer = torch.cat((mask, torch.zeros(4, 5, dtype=torch.bool)), dim=1)
+    clips, rated = torch.full((4, 9, 8), garbage), torch.full((4, 9), garbage)
+    clips[longer], rated[longer] = parts.clips[mask], labels[mask]
+    found = AlignmentLoss(PLAIN)(replace(parts, clips=clips), rated, longer, "abcd")
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(float(value), rel=1e-5)
 

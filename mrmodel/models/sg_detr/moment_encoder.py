@@ -35,7 +35,7 @@ class MomentEncoder(nn.Module):
             clips: (B, L, d) before they read any text.
             position: (B or 1, L, d).
             sentence: (B, d), handed on.
-            relevant: (B, L) bool.
+            relevant: (B, L) bool; not read at padding.
             mask: (B, L) bool.
 
         Returns:
@@ -61,9 +61,9 @@ class MomentEncoder(nn.Module):
 def _same_kind(relevant: Tensor, mask: Tensor) -> Tensor:
     """(B, 1, L + 2, L + 2) bool: rows of [moment token; non-moment token; clips] read their kind.
 
-    Rows of padded clips read the non-moment token at least, so that they stay finite.
+    Rows of padded clips read one of the tokens at least, so that they stay finite.
     """
     tokens = (torch.arange(2, device=mask.device) == 0).expand(len(mask), 2)
-    kind = torch.cat((tokens, relevant & mask), dim=1)
+    kind = torch.cat((tokens, relevant), dim=1)
     valid = torch.cat((torch.ones_like(tokens), mask), dim=1)
     return ((kind[:, :, None] == kind[:, None, :]) & valid[:, None, :])[:, None]
