@@ -47,7 +47,7 @@ def pairwise_giou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-3) -> Tensor:
     """log(x / (1 - x)) with both parts held above `eps`, so that references stay within +-6.91."""
-    values = values.clamp(0.0, 1.0)
+    values = values.float().clamp(0.0, 1.0)
     return (values.clamp(min=eps) / (1.0 - values).clamp(min=eps)).log()
 
 

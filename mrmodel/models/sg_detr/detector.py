@@ -108,11 +108,11 @@ class Detector(nn.Module):
             raw = _raw_detections(heads, anchors)
             spans, scores = combine(raw, self.settings.infer, self.settings.fuses)
             return SgDetrOutput(_last_layer(heads), spans, scores, saliency, raw=raw)
-        groups = self._known_groups(seen, anchors, targets, training)
+        groups = self.known_groups(seen, anchors, targets, training)
         *known, heads = self._decode(seen, [*groups, _moment_group(start)])
         training.match, training.selector, training.selector_used = heads, start.heads, start.used
         training.anchors = anchors
-        # In the order in which `_known_groups` made them.
+        # In the order in which `known_groups` made them.
         if training.dn_queries is not None:
             training.dn = known.pop(0)
         if training.aux_queries is not None:
@@ -124,7 +124,7 @@ class Detector(nn.Module):
         )  # fmt: skip
         return SgDetrOutput(last, last.spans_cxw, scores, saliency, training=training)
 
-    def _known_groups(
+    def known_groups(
         self,
         seen: SeenClips,
         anchors: AnchorHeads | None,

@@ -81,6 +81,8 @@ class SgDetr(MomentModel):
         self.sentence_projection = nn.Linear(sentence_dim, s.hidden) if align else nn.Identity()
         self.moment_encoder = MomentEncoder(s) if align else None
         xavier_matrices(self.text_to_video, self.encoder)
+        if self.moment_encoder is not None:
+            xavier_matrices(self.moment_encoder.layer)
         self.detector = None if s.highlights_only else Detector(s)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> SgDetrOutput:

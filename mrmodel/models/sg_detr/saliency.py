@@ -23,7 +23,8 @@ def pairwise_cosine(first: Tensor, second: Tensor) -> Tensor:
 
 def _unit(rows: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / length.clamp(min=NORM_FLOOR)
+    unit: Tensor = rows / length.clamp(min=NORM_FLOOR)
+    return unit
 
 
 class ScaledCosine(nn.Module):
