@@ -1,0 +1,84 @@
+"""A small whole SG-DETR away from its first values, and a look into its decoder's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.models import build_model
+from mrmodel.models.sg_detr.detector import Detector
+from mrmodel.models.sg_detr.model import SgDetr
+from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
+from mrmodel.types import Batch, Targets
+from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
+
+SMALL: dict[str, Any] = {
+    "hidden": 16,
+    "heads": 2,
+    "ffn": 24,
+    "queries": 4,
+    "dropout": 0.0,
+    "input_dropout": 0.0,
+    "pool": {"layers": 1},
+    "sgca": {"layers": 1},
+    "encoder": {"layers": 1},
+    "decoder": {"layers": 2},
+    "dn": {"groups": 2},
+    "atss": {"levels": 3},
+}
+
+
+def small_model(
+    spread: float = 0.1, dims: tuple[int, int] = (VIDEO_DIM, TEXT_DIM), **changes: Any
+) -> SgDetr:
+    """Every parameter moves by `spread` from its first value, so that none of them is zero."""
+    settings = dict(SMALL)
+    for key, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(SMALL.get(key), dict)
+        settings[key] = SMALL[key] | value if is_section else value
+    if settings.get("detector") == "dab":
+        del settings["dn"]
+    torch.manual_seed(3)
+    model = cast("SgDetr", build_model("sg_detr", *dims, settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += spread * torch.randn_like(parameter)
+    return model
+
+
+def detector_of(model: SgDetr) -> Detector:
+    assert model.detector is not None
+    return model.detector
+
+
+def train_pass(
+    model: SgDetr, batch: Batch, targets: Targets | None, seed: int = 0
+) -> tuple[SgDetrOutput, TrainingParts]:
+    """One pass in training mode with the noise of `seed`."""
+    torch.manual_seed(seed)
+    output = model.train()(batch, targets)
+    assert output.training is not None
+    return output, output.training
+
+
+class DecoderInput:
+    """What a model's decoder was given; `leaves` cuts its queries from what they come from."""
+
+    queries: tuple[Tensor, Tensor]
+    rest: tuple[Any, ...]
+
+    def __init__(self, model: SgDetr, leaves: bool = False) -> None:
+        self.leaves = leaves
+        hook = cast("Callable[[nn.Module, Any], Any]", self._take)
+        detector_of(model).decoder.register_forward_pre_hook(hook)
+
+    def _take(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        content, spans = inputs[0]
+        if self.leaves:
+            content = content.detach().requires_grad_()
+            spans = spans.detach().requires_grad_()
+        self.queries, self.rest = (content, spans), inputs[1:]
+        return (self.queries, *self.rest)
