@@ -7,7 +7,7 @@ loop, the command line and the pipeline never ask which model they hold.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -36,6 +36,20 @@ class MomentModel(nn.Module, ABC):
             batch: the input.
             targets: the ground truth, in training, for models that are shown parts of it
                 (denoising queries); the others do not look at it.
+        """
+
+    @classmethod
+    def check_streams(
+        cls, settings: Mapping[str, Any], video_dims: Sequence[int], text_dims: Sequence[int]
+    ) -> None:
+        """Refuse feature streams that the model cannot read as its settings say; most read any.
+
+        Args:
+            settings: the mapping ``models.<name>`` of params.yaml.
+            video_dims, text_dims: channels of each stream, in the order of concatenation.
+
+        Raises:
+            ConfigError: naming the setting that does not fit.
         """
 
     @abstractmethod

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 import mrmodel
+from mrmodel.components import MODELS
 from mrmodel.config import Config, RunSettings
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
@@ -121,7 +122,16 @@ def open_set(
 
 
 def describe_model(config: Config, job: Job, builder: BatchBuilder) -> ModelConfig:
-    """config.json of the model folder, but for the results."""
+    """config.json of the model folder, but for the results.
+
+    Raises:
+        ConfigError: the model cannot read these feature streams as its settings say.
+    """
+    MODELS.get(job.model).check_streams(
+        config.models[job.model],
+        [stream.dim for stream in builder.video],
+        [stream.dim for stream in builder.text],
+    )
     return ModelConfig(
         model=job.model,
         settings=config.models[job.model],

@@ -6,11 +6,14 @@ open.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mrmodel.config import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.losses.negatives import negative_rows, source_videos
@@ -84,6 +87,21 @@ class SgDetr(MomentModel):
         if self.moment_encoder is not None:
             xavier_matrices(self.moment_encoder.layer)
         self.detector = None if s.highlights_only else Detector(s)
+
+    @classmethod
+    def check_streams(
+        cls, settings: Mapping[str, Any], video_dims: Sequence[int], text_dims: Sequence[int]
+    ) -> None:
+        """Local saliency in raw space needs a video stream that shares the space of the tokens."""
+        local = validate_section(SgDetrSettings, dict(settings), "models.sg_detr").local
+        first_channels = [0, *accumulate(video_dims)]
+        streams = dict(zip(first_channels, video_dims, strict=False))
+        if local.space == "raw" and streams.get(local.first_channel) != sum(text_dims):
+            rule = (
+                f"tokens have {sum(text_dims)} channels, the video streams {list(video_dims)}, and "
+                f"none of that width begins at channel {local.first_channel}; say `projected`"
+            )
+            raise ConfigError("models.sg_detr.local.space", "raw", rule)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> SgDetrOutput:
         """Windows and clip scores of a batch.
