@@ -1,0 +1,67 @@
+"""A tiny SG-DETR learns one batch by heart: its windows and its best clips."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mrmodel.spans import aligned_iou, cxw_to_xx
+from mrmodel.types import Batch, ModelOutput, Targets
+from tests.conformance.test_models import evaluate, make_batch
+from tests.models.sg_detr.whole import small_model, train_pass
+
+CLIPS = (12, 8, 10)
+# First and last relevant clip; of these the best and the worst; and a clip outside.
+MOMENTS = ((2, 5, 3, 5, 0), (0, 2, 0, 2, 7), (6, 9, 8, 6, 1))
+STEPS, EVERY = 300, 25
+
+
+def targets_of(batch: Batch) -> Targets:
+    labels = torch.zeros(batch.video_mask.shape)
+    spans = []
+    for b, (first, last, best, _, _) in enumerate(MOMENTS):
+        labels[b, first : last + 1] = 6.0
+        labels[b, best] = 12.0
+        spans.append(((first + last + 1) / 2 / CLIPS[b], (last + 1 - first) / CLIPS[b]))
+    return Targets(
+        spans_cxw=torch.tensor(spans),
+        span_counts=[1] * len(MOMENTS),
+        saliency_pos=torch.tensor([[best, best] for _, _, best, _, _ in MOMENTS]),
+        saliency_neg=torch.tensor([[worst, outside] for *_, worst, outside in MOMENTS]),
+        saliency_labels=labels,
+    )
+
+
+def recall_at_one(output: ModelOutput, targets: Targets) -> Tensor:
+    """Share of samples whose best window has an IoU of at least 0.7 with the true one."""
+    best = output.scores.argmax(1)
+    spans = output.spans_cxw[torch.arange(len(best)), best]
+    overlap = aligned_iou(cxw_to_xx(spans), cxw_to_xx(targets.spans_cxw))
+    return (overlap >= 0.7).float().mean()
+
+
+def hits_at_one(output: ModelOutput, batch: Batch, targets: Targets) -> Tensor:
+    """Share of samples whose best clip is the one that annotators liked best."""
+    saliency = output.saliency.masked_fill(~batch.video_mask, -torch.inf)
+    return (saliency.argmax(1) == targets.saliency_labels.argmax(1)).float().mean()
+
+
+def test_one_batch_is_learned_by_heart() -> None:
+    batch = make_batch(clips=CLIPS)
+    targets = targets_of(batch)
+    model = small_model(spread=0.0, hidden=32, ffn=48, heads=4)
+    untrained = evaluate(model, batch)
+    assert recall_at_one(untrained, targets) < 1
+    criterion, optimiser = model.criterion(), torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(STEPS):
+        output, _ = train_pass(model, batch, targets, seed=step)
+        optimiser.zero_grad()
+        criterion.total(criterion(output, targets, batch)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if step % EVERY == EVERY - 1:
+            learned = evaluate(model, batch)
+            recall, hits = recall_at_one(learned, targets), hits_at_one(learned, batch, targets)
+            if recall == hits == 1:
+                return
+    raise AssertionError(f"after {STEPS} steps R1@0.7 is {recall:.2f}, HIT@1 {hits:.2f}")
