@@ -65,7 +65,7 @@ class Predictor:
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "auto") -> Predictor:
-        """Load a model folder such as ``models/finetuned/qd_detr``."""
+        """Load a model folder such as ``models/finetuned/sg_detr``."""
         place = pick_device(device)
         model, config = load_model(folder, place)
         return cls(model, config, place)

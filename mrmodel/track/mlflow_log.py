@@ -75,7 +75,7 @@ def open_run(
 
     Args:
         settings: the `tracking` section.
-        name: stage name, e.g. ``finetune@qd_detr``.
+        name: stage name, e.g. ``finetune@sg_detr``.
         params: what the stage was told.
         state: folder of the default database and artifacts (``.mrmodel``).
     """
