@@ -108,8 +108,10 @@ def test_a_row_of_a_recipe_in_epochs_takes_the_steps() -> None:
 def test_a_row_needs_its_model_in_the_parameters() -> None:
     raw = raw_of("sample")
     del raw["models"]["sg_detr"]
-    with pytest.raises(ConfigError, match="sg_detr"):
-        config_of_row(parse_config(raw), "sg_detr_ablation_a", 10)
+    raw["train"]["models"] = ["qd_detr"]
+    config = parse_config(raw)
+    with pytest.raises(ConfigError, match=r"models\.sg_detr"):
+        config_of_row(config, "sg_detr_ablation_a", 10)
 
 
 def run(mean: float, gate: str = "clip", **changes: Any) -> dict[str, Any]:

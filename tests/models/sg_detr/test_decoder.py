@@ -110,11 +110,14 @@ def test_prediction_is_the_reference_that_the_next_layer_reads() -> None:
         assert not code.requires_grad
 
 
-def test_first_layers_keep_the_reference() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_first_layers_keep_the_reference(autocast: bool) -> None:
+    """To float32 precision, even where the layers compute with 8 bits."""
     torch.manual_seed(0)
     decoder = SgDecoder(SgDetrSettings(hidden=D, heads=2, ffn=24))
     queries, memory = queries_and_clips()
-    spans = decoder(queries, memory, None, None).spans_cxw
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        spans = decoder(queries, memory, None, None).spans_cxw
     torch.testing.assert_close(spans, queries[1].expand_as(spans), rtol=0, atol=1e-5)
 
 

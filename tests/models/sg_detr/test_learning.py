@@ -13,7 +13,7 @@ from tests.models.sg_detr.whole import small_model, train_pass
 CLIPS = (12, 8, 10)
 # First and last relevant clip; of these the best and the worst; and a clip outside.
 MOMENTS = ((2, 5, 3, 5, 0), (0, 2, 0, 2, 7), (6, 9, 8, 6, 1))
-STEPS, EVERY = 300, 25
+STEPS, EVERY = 300, 10
 
 
 def targets_of(batch: Batch) -> Targets:

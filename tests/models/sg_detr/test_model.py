@@ -140,6 +140,21 @@ def test_order_of_clips_matters() -> None:
     assert not torch.allclose(first, second.flip(1), atol=1e-3)
 
 
+def test_clips_differ_by_their_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without position codes and end-points, clips in another order have their scores in it."""
+    batch, model = make_batch(clips=(6, 6, 6)), small_model(detector="dab", use_tef=False)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    moved = replace(batch, video=batch.video[:, order])
+    first, second = evaluate(model, batch), evaluate(model, moved)
+    assert not torch.allclose(second.saliency, first.saliency[:, order], atol=1e-3)
+    monkeypatch.setattr(
+        "mrmodel.models.sg_detr.model.clip_positions",
+        lambda mask, hidden: torch.zeros(1, mask.shape[1], hidden),
+    )
+    first, second = evaluate(model, batch), evaluate(model, moved)
+    assert_same([second.saliency, second.scores], [first.saliency[:, order], first.scores])
+
+
 def test_negative_scores_are_those_under_the_other_sentence(changes: dict[str, Any]) -> None:
     """Sample 0 and 1 are cut out of one video: the next other one has the sentence for both."""
     batch = replace(make_batch(), vids=["a_0.0_10.0", "a_10.0_20.0", "b"])

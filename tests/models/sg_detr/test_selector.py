@@ -58,9 +58,11 @@ def test_same_as_a_sort_of_the_valid_scores() -> None:
             torch.testing.assert_close(start.spans_cxw[b, rank], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("length", [1, 7, 75])
-def test_every_clip_can_be_chosen_the_first_one_too(length: int) -> None:
-    start = selector_of(queries=length, trained=False)(*clips_of([length]))
+def test_every_clip_can_be_chosen_the_first_one_too(length: int, autocast: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        start = selector_of(queries=length, trained=False)(*clips_of([length]))
     centres = start.spans_cxw[0, :, 0].sort().values
     torch.testing.assert_close(centres, (torch.arange(length) + 0.5) / length)
 
