@@ -1,4 +1,4 @@
-"""All losses of SG-DETR by name, and their weights (eq. 10; sg_detr.md, sections 5.2 to 5.6).
+"""All losses of SG-DETR by name, and their weights (eq. 15; sg_detr.md, sections 5.2 to 5.6).
 
 A name is ``<group>/.../<term>``: ``hl/local/margin``, ``detr/l2/giou``, ``selector/cls``,
 ``dn/l0/cls``, ``auxq/l1/iou``, ``atss/centerness``, ``aux/align``.
@@ -25,7 +25,7 @@ SELECTOR_COST = "prob"  # the selector has no IoU head
 class SgDetrCriterion(Criterion):
     """Highlight, detection, anchor and alignment losses; a part that the output lacks is left out.
 
-    The sum over decoder layers is plain; the four groups of eq. 10 have weight 1 as published.
+    The sum over decoder layers is plain; the four groups of eq. 15 have weight 1 as published.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mrmodel.config import TrackingSettings
-from mrmodel.files import sha256_of
+from mrmodel.files import one_at_a_time, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -128,19 +128,22 @@ def _connect(experiment: str, state: Path) -> tuple[Any, str]:
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
+    def open_experiment(client: Any, artifacts: str | None) -> tuple[Any, str]:
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return client, found.experiment_id
+        try:
+            return client, client.create_experiment(experiment, artifact_location=artifacts)
+        except MlflowException:  # Another stage made it in between.
+            return client, client.get_experiment_by_name(experiment).experiment_id
+
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        client, artifacts = MlflowClient(), None
-    else:
-        state.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(f"sqlite:///{(state / 'mlflow.db').resolve()}")
+        return open_experiment(MlflowClient(), None)
+    # Two stages that make the database at once would both create its tables.
+    with one_at_a_time(state / "mlflow.lock"):
+        database = f"sqlite:///{(state / 'mlflow.db').resolve()}"
         artifacts = (state / "mlartifacts").resolve().as_uri()
-    found = client.get_experiment_by_name(experiment)
-    if found is not None:
-        return client, found.experiment_id
-    try:
-        return client, client.create_experiment(experiment, artifact_location=artifacts)
-    except MlflowException:  # Another stage made it in between.
-        return client, client.get_experiment_by_name(experiment).experiment_id
+        return open_experiment(MlflowClient(database), artifacts)
 
 
 def _safe(name: str) -> str:

@@ -23,7 +23,10 @@ FIGURES = {"samples_per_s", "wall_samples_per_s", "flop_utilisation", "peak_rss_
 @pytest.mark.parametrize(
     ("module", "parts"),
     [
-        ("train_step", {"load_s", "forward_s", "loss_s", "backward_s", "update_s", "outside_share"}),
+        (
+            "train_step",
+            {"load_s", "forward_s", "loss_s", "backward_s", "update_s", "outside_share"},
+        ),
         ("inference", {"load_s", "forward_s"}),
     ],
 )

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,16 @@ def test_sections_become_dotted_names() -> None:
 def test_tags_say_whether_the_code_differs_from_its_revision() -> None:
     tags = code_tags()
     assert tags["git.dirty"] in {"true", "false"}
+
+
+def test_two_stages_may_make_the_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mrmodel.config import TrackingSettings\n"
+        "from mrmodel.track.mlflow_log import open_run\n"
+        "settings = TrackingSettings(enabled=True, experiment='trial')\n"
+        "with open_run(settings, sys.argv[2], {}, Path(sys.argv[1])): pass\n"
+    )
+    commands = [[sys.executable, "-c", code, str(tmp_path), name] for name in ("first", "second")]
+    started = [subprocess.Popen(command) for command in commands]
+    assert [process.wait() for process in started] == [0, 0]
+    assert {run.data.tags["stage"] for run in runs(tmp_path)} == {"first", "second"}

@@ -144,7 +144,7 @@ class AuxSettings(Section):
 
 
 class LossWeights(Section):
-    """Lambdas: the terms of the detection losses, then the four groups of eq. 10."""
+    """Lambdas: the terms of the detection losses, then the four groups of eq. 15."""
 
     l1: Weight = 10.0
     giou: Weight = 1.0
