@@ -62,6 +62,16 @@ def test_feed_forward(activation: str) -> None:
     )
 
 
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+def test_feed_forward_at_rest(activation: str) -> None:
+    block, norm = shaken(FeedForward(D, 20, 0.3, activation)).eval(), shaken(nn.LayerNorm(D))
+    source, residual = leaves((3, 3, D), (3, 3, D))
+    expected = block(source, residual, norm)
+    assert expected.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(block(source, residual, norm), expected.detach())
+
+
 @pytest.mark.parametrize("with_norm", [True, False])
 def test_add_projected(with_norm: bool) -> None:
     linear, norm = shaken(nn.Linear(8, D)), shaken(nn.LayerNorm(D))

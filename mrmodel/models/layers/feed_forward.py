@@ -33,9 +33,11 @@ class FeedForward(nn.Module):
 
     def forward(self, source: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         """norm(residual + dropout(block(source))), (B, ..., d); without `norm` the sum itself."""
+        layers = (self.expand, self.activation, self.contract)
         if norm is not None and fused.usable(residual, self.training):
-            layers = (self.expand, self.activation, self.contract)
             return fused.feed_forward(source, residual, layers, norm, self.branch)
+        if norm is not None and fused.usable_at_rest(residual, self.training):
+            return fused.feed_forward_at_rest(source, residual, layers, norm)
         hidden = self.dropout(self.activation(self.expand(source)))
         total: Tensor = residual + self.branch(self.contract(hidden))
         return total if norm is None else norm(total)

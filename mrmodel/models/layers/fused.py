@@ -1,4 +1,4 @@
-"""Fused training steps for CPU: the arithmetic of the plain layers, walked in cache-sized pieces.
+"""Fused steps for CPU: the arithmetic of the plain layers, walked in cache-sized pieces.
 
 On a CPU a transformer layer loses a third of its time between the matrix products: every dropout,
 activation and norm sends whole tensors through memory. Rows (or samples) do not depend on each
@@ -6,7 +6,8 @@ other there, so these functions take a few hundred rows through all steps while 
 cache, keep only what the backward pass needs, and redraw the dropout masks from their random bits.
 
 The gradients are written out by hand; tests compare each function with the same layers in autograd.
-`usable` says where they apply: float32 training on a CPU without autocast. Everywhere else the
+`usable` says where they apply: float32 training on a CPU without autocast (`usable_at_rest`: the same
+without gradients, for the one function that pays there). Everywhere else the
 modules run their plain definition.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers.dropout import (
@@ -41,6 +43,11 @@ def usable(tensor: Tensor, training: bool) -> bool:
     )
 
 
+def usable_at_rest(tensor: Tensor, training: bool) -> bool:
+    """Whether `feed_forward_at_rest` computes what the plain layers would compute for `tensor`."""
+    return usable(tensor, not training) and not torch.is_grad_enabled()
+
+
 def feed_forward(
     source: Tensor,
     residual: Tensor,
@@ -63,6 +70,27 @@ def feed_forward(
         _rows(source), _rows(residual), first.weight, first.bias, slope, second.weight, second.bias,
         norm.weight, norm.bias, norm.eps, branch.p, _branch_mask(branch, residual),
     )  # fmt: skip
+    return output.view_as(residual)
+
+
+def feed_forward_at_rest(
+    source: Tensor,
+    residual: Tensor,
+    layers: tuple[nn.Linear, nn.PReLU | nn.ReLU, nn.Linear],
+    norm: nn.LayerNorm,
+) -> Tensor:
+    """`feed_forward` without dropout and without gradients: norm(residual + W2 act(W1 source))."""
+    first, activation, second = layers
+    leak = float(activation.weight) if isinstance(activation, nn.PReLU) else 0.0
+    rows, added = _rows(source), _rows(residual)
+    size = _size(len(first.weight))
+    buffer, output = rows.new_empty(size, len(first.weight)), torch.empty_like(added)
+    for _, piece in _pieces(len(rows), size):
+        hidden = buffer[: len(rows[piece])]
+        torch.addmm(first.bias, rows[piece], first.weight.t(), out=hidden)
+        change = torch.addmm(second.bias, F.leaky_relu_(hidden, leak), second.weight.t())
+        change += added[piece]
+        output[piece] = F.layer_norm(change, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return output.view_as(residual)
 
 

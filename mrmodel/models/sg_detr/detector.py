@@ -175,7 +175,7 @@ class Detector(nn.Module):
         self, project: nn.Module, anchors: AnchorHeads, queries: KnownQueries, anchor: Tensor
     ) -> _Group:
         content = project(span_positions(queries.spans_cxw, self.settings.hidden))
-        if self.settings.aux.with_feat:
+        if anchors.features is not None:
             index = anchor.unsqueeze(-1).expand(-1, -1, self.settings.hidden)
             content = content + anchors.features.gather(1, index)
         return _known_group(queries, content, anchor.new_full((anchor.shape[1],), -1))

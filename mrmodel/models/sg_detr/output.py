@@ -50,13 +50,13 @@ class AnchorHeads:
     """Predictions of the anchor head, float32; `valid` (B, A) says which anchors exist.
 
     `spans_cxw` (B, A, 2) are not clipped to [0, 1]; `logits` and `centerness` are (B, A) logits;
-    `features` (B, A, d) are the pyramid's rows at the anchors.
+    `features` (B, A, d) are the pyramid's rows at the anchors, None where nobody reads them.
     """
 
     logits: Tensor
     spans_cxw: Tensor
     centerness: Tensor
-    features: Tensor
+    features: Tensor | None
     anchors_cxw: Tensor
     valid: Tensor
 

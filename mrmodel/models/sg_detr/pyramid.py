@@ -62,6 +62,7 @@ class AnchorHead(nn.Module):
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         hidden, self.settings = settings.hidden, settings.atss
+        self.with_features = settings.aux.with_feat
         pyramid = self.settings.layout == "pyramid"
         levels = self.settings.levels if pyramid else 1
         self.per_position = 1 if pyramid else len(self.settings.widths)
@@ -99,15 +100,19 @@ class AnchorHead(nn.Module):
         grid = anchor_grid(mask, self.settings)
         logits = self._by_anchor(self.classify(class_rows), table, len(memory)).squeeze(2)
         values = self._by_anchor(self.regress(span_rows), table, len(memory))
-        features = torch.cat(levels, dim=1).unsqueeze(1).expand(-1, self.per_position, -1, -1)
         return AnchorHeads(
             logits=logits,
             spans_cxw=self._spans(values[..., :2], grid),
             centerness=values[..., 2],
-            features=features.flatten(1, 2),
+            features=self._features(levels) if self.with_features else None,
             anchors_cxw=grid.spans_cxw,
             valid=grid.valid,
         )
+
+    def _features(self, levels: Sequence[Tensor]) -> Tensor:
+        """Rows of all levels, once for each anchor of a position: (B, A, d)."""
+        rows = torch.cat(list(levels), dim=1).unsqueeze(1)
+        return rows.expand(-1, self.per_position, -1, -1).flatten(1, 2)
 
     def _by_anchor(self, rows: Tensor, table: _Table, samples: int) -> Tensor:
         """(B S, per_position m) -> (B, A, m) float32, in the order of the anchor grid."""

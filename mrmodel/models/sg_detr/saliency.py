@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -10,21 +11,19 @@ from mrmodel.models.sg_detr.settings import SgDetrSettings
 NORM_FLOOR = 1e-6
 
 
-def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of rows along the last axis, broadcast, in float32; 0 with a row of zeros."""
-    first, second = first.float(), second.float()
-    return (_unit(first) * _unit(second)).sum(-1)
-
-
 def pairwise_cosine(first: Tensor, second: Tensor) -> Tensor:
-    """(B, L, D), (B, N, D) -> (B, L, N) in float32."""
-    return _unit(first.float()) @ _unit(second.float()).transpose(1, 2)
+    """Cosine of rows, (B, L, D), (B, N, D) -> (B, L, N), in float32; 0 with a row of zeros."""
+    first, second = first.float(), second.float()
+    # Autocast would take the product of float32 rows in bfloat16.
+    with torch.autocast(first.device.type, enabled=False):
+        products = first @ second.transpose(1, 2)
+    return products / (_length(first) * _length(second).transpose(1, 2))
 
 
-def _unit(rows: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    unit: Tensor = rows / length.clamp(min=NORM_FLOOR)
-    return unit
+def _length(rows: Tensor) -> Tensor:
+    """(B, L, D) -> (B, L, 1)."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return length.clamp(min=NORM_FLOOR)
 
 
 class ScaledCosine(nn.Module):
@@ -49,7 +48,8 @@ class LocalSaliency(nn.Module):
 
     def forward(self, sentence: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
         """Sentences (B, D), clips (B, L, D), mask (B, L) -> (B, L), 0 at padding."""
-        scores: Tensor = self.scale(cosine(sentence.unsqueeze(1), clips))
+        similarity = pairwise_cosine(clips, sentence.unsqueeze(1)).squeeze(-1)
+        scores: Tensor = self.scale(similarity)
         return scores.masked_fill(~mask, 0.0)
 
 
@@ -76,7 +76,9 @@ class GlobalSaliency(nn.Module):
         """Clips (B, L, d), local scores (B, L) -> scores (B, L), 0 at padding, and (B, L, d)."""
         if self.head is None:
             return local, clips
-        change = self.head(amplify(clips, local)).squeeze(-1).float()
+        # w^T X (1 + sigmoid(S)) is (1 + sigmoid(S)) w^T X, which amplifies numbers and not rows.
+        gain = 1.0 + local.sigmoid()
+        change = F.linear(clips, self.head.weight).squeeze(-1).float() * gain + self.head.bias
         scores = (local + change).masked_fill(~mask, 0.0)
         gate = scores.detach() if self.settings.detach_in_mr else scores
         return scores, amplify(clips, gate)

@@ -24,7 +24,7 @@ OUTPUTS = ("logits", "spans_cxw", "centerness", "features")
 def head_of(**atss: object) -> AnchorHead:
     """A small head, every parameter away from its first value."""
     torch.manual_seed(1)
-    head = AnchorHead(SgDetrSettings(hidden=D, heads=2, ffn=D, atss=atss))
+    head = AnchorHead(SgDetrSettings(hidden=D, heads=2, ffn=D, atss=atss, aux={"with_feat": True}))
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return head
@@ -197,7 +197,7 @@ def each(output: AnchorHeads) -> list[Tensor]:
 
 def test_autocast_gives_float32_near_the_exact_numbers() -> None:
     torch.manual_seed(0)
-    head = AnchorHead(SgDetrSettings(hidden=D, heads=2))
+    head = AnchorHead(SgDetrSettings(hidden=D, heads=2, aux={"with_feat": True}))
     memory, mask = inputs_of([9, 1])
     expected = each(head(memory, mask))
     with torch.autocast("cpu", torch.bfloat16):
