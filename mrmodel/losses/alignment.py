@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.losses.negatives import number_names
+from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.sg_detr.output import Alignment
 from mrmodel.models.sg_detr.settings import AlignSettings
 
@@ -37,8 +38,7 @@ class AlignmentLoss:
         """
         relevant = (labels > 0.0) & mask
         names = torch.from_numpy(number_names(text_keys)).to(mask.device)
-        # Autocast would take the products of float32 tensors in bfloat16.
-        with torch.autocast(mask.device.type, enabled=False):
+        with full_precision(mask.device):
             logits = sentence_logits(alignment) / self.settings.tau
             logits = without_false_negatives(logits, names, (mask & ~relevant).any(1))
             return {

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 NORM_FLOOR = 1e-6
@@ -14,8 +15,7 @@ NORM_FLOOR = 1e-6
 def pairwise_cosine(first: Tensor, second: Tensor) -> Tensor:
     """Cosine of rows, (B, L, D), (B, N, D) -> (B, L, N), in float32; 0 with a row of zeros."""
     first, second = first.float(), second.float()
-    # Autocast would take the product of float32 rows in bfloat16.
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first.device):
         products = first @ second.transpose(1, 2)
     return products / (_length(first) * _length(second).transpose(1, 2))
 
