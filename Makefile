@@ -43,7 +43,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.evaluator --json
 	$(BIN)/python -m benchmarks.feature_store --json
 	$(BIN)/python -m benchmarks.train_step --json
+	$(BIN)/python -m benchmarks.train_step --model sg_detr --video-dims 512 --json
 	$(BIN)/python -m benchmarks.inference --json
+	$(BIN)/python -m benchmarks.inference --model sg_detr --video-dims 512 --json
 	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
 	$(BIN)/python -m benchmarks.tuning --json
