@@ -111,8 +111,8 @@ class Targets:
         spans_cxw: (G, 2) windows of all samples stacked, fractions of T, float32.
         span_counts: B window counts; their sum is G.
         saliency_pos, saliency_neg: (B, P) clip indices of the margin pairs, int64.
-        saliency_labels: (B, L) ratings from 0 to 12, the sum of three raters or what stands for it
-            (or 0/1), 0 on padding, float32.
+        saliency_labels: (B, L) summed ratings 0..12 (or 0/1), more raters than three scaled to
+            three, 0 on padding, float32.
     """
 
     spans_cxw: Tensor

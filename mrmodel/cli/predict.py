@@ -17,7 +17,7 @@ from mrmodel.errors import CheckpointError
     "--model",
     "folder",
     type=click.Path(path_type=Path),
-    help="Model folder [default: the only one, or the first, below models/finetuned].",
+    help="Model folder [default: the first of train.models below models/finetuned].",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
@@ -45,12 +45,17 @@ def command(
 
 
 def default_model() -> Path:
-    """The first model folder that ``make repro`` made.
+    """The fine-tuned model that params.yaml names first, or else the first that is there.
 
     Raises:
         CheckpointError: there is none.
     """
+    from mrmodel.config import load_config
+
     folders = sorted(path.parent for path in Path("models/finetuned").glob("*/config.json"))
+    if Path("params.yaml").exists():
+        wanted = load_config(Path("params.yaml")).train.models
+        folders.sort(key=lambda folder: [*wanted, folder.name].index(folder.name))
     if not folders:
         raise CheckpointError(
             "models/finetuned: no trained model here; run `make repro` in the repository, "

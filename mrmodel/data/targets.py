@@ -194,8 +194,8 @@ class _RelevantClips:
             n = int(n_clips[sample])
             if row.saliency_scores:
                 clips = np.array(row.relevant_clip_ids, dtype=np.int64)
-                # 0 to 12 whatever the number of raters, as three of them give it.
-                scores = np.array([3.0 * sum(r) / len(r) for r in row.saliency_scores])
+                # More raters than three count as three: thresholds of losses run to 12.
+                scores = np.array([sum(r) * min(1.0, 3.0 / len(r)) for r in row.saliency_scores])
                 clips, scores = clips[clips < n], scores[clips < n]
             else:
                 clips = _unrated_clips(row, n, clip_len_s, rule)

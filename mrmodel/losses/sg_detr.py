@@ -87,9 +87,25 @@ class SgDetrCriterion(Criterion):
             losses |= self._layers("dn", parts.dn, known_truth(parts.dn_queries), windows)
         if parts.aux is not None and parts.aux_queries is not None:
             losses |= self._layers("auxq", parts.aux, known_truth(parts.aux_queries), windows)
+        if parts.idle is not None:
+            losses |= self._absent(match, parts, parts.idle)
         if parts.anchors is not None and parts.anchor_targets is not None:
             losses |= self.anchors(parts.anchors, parts.anchor_targets, windows)
         return losses
+
+    def _absent(self, match: Heads, parts: TrainingParts, idle: Tensor) -> dict[str, Tensor]:
+        """The terms of known queries that the batch has none of: 0, so that the names stay."""
+        s = self.settings
+        missing = [("dn", s.uses_denoising and parts.dn is None)]
+        missing.append(("auxq", s.uses_auxiliary and parts.aux is None))
+        terms = ["cls", "l1", "giou"] + (["iou"] if match.iou_logits is not None else [])
+        return {
+            f"{group}/l{layer}/{term}": idle
+            for group, is_missing in missing
+            if is_missing
+            for layer in range(len(match.logits))
+            for term in terms
+        }
 
     def _layers(
         self, group: str, heads: Heads, truth: GroupTruth, windows: PaddedWindows

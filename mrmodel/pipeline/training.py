@@ -177,6 +177,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
     return digest_of(
         {
             "settings": settings,
+            "judge": [config.evaluate.protocol, config.evaluate.mode],
             "run": run_settings(config, job.run).model_dump(),
             "seed": job.seed,
             "model": [model.model, model.settings],

@@ -37,7 +37,10 @@ _FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_c
 
 
 class PostHocChoice(Section):
-    """One set of values to try; `model_dump()` is what goes into params.yaml.
+    """One set of values to try.
+
+    What is chosen goes into the model folder's config.json (`infer`) and into params.yaml as
+    ``evaluate.nms_iou``: an `infer` in params.yaml would train anew (sg_detr.md, section 13).
 
     Attributes:
         infer: from heads to candidate windows. Without anchors only `alpha` has an effect.

@@ -277,7 +277,9 @@ def test_samples_without_windows(name: str, counts: tuple[int, ...]) -> None:
     total = total_loss(model, batch, targets)
     total.backward()
     assert math.isfinite(float(total.detach()))
-    assert all(g is None or g.isfinite().all() for g in gradients(model).values())
+    for parameter, gradient in gradients(model).items():
+        assert gradient is not None, parameter
+        assert gradient.isfinite().all(), parameter
 
 
 def test_more_windows_than_queries(name: str) -> None:

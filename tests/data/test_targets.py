@@ -91,11 +91,11 @@ def test_labels_are_summed_ratings():
     assert labels.dtype == torch.float32
 
 
-def test_labels_run_to_twelve_whatever_the_number_of_raters():
+def test_many_raters_count_as_three():
     twenty = [[4] * 20, [0] * 19 + [4]]  # TVSum: scores 1 to 5, stored as 0 to 4
     rows = [row(clips=[0, 2], scores=twenty), row(clips=[1], scores=[[3]])]
     labels = targets_of(rows, [3, 2]).saliency_labels
-    torch.testing.assert_close(labels, torch.tensor([[12, 0, 0.6], [0, 9, 0]]))
+    torch.testing.assert_close(labels, torch.tensor([[12, 0, 0.6], [0, 3, 0]]))
 
 
 def test_hard_pair_and_easy_pair():
@@ -122,7 +122,7 @@ def test_without_other_clips_the_hard_pair_stands_twice():
 def test_clips_behind_the_features_do_not_count():
     rows = [row(clips=[1, 2, 9], scores=[[2], [1], [4]]), row(clips=[9], scores=[[3]])]
     targets = targets_of(rows, [4, 4])
-    assert targets.saliency_labels.tolist() == [[0, 6, 3, 0], [0, 0, 0, 0]]
+    assert targets.saliency_labels.tolist() == [[0, 2, 1, 0], [0, 0, 0, 0]]
     assert (targets.saliency_pos[0, 0], targets.saliency_neg[0, 0]) == (1, 2)
     assert torch.equal(targets.saliency_pos[1], targets.saliency_neg[1])
 

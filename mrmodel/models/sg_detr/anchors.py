@@ -102,7 +102,7 @@ def decode(deltas: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
 
 
 def encode(spans_cxw: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
-    """Regression outputs (..., 2) that `decode` turns into `spans_cxw`.
+    """Regression outputs (..., 2) that `decode` turns into `spans_cxw`: its inverse, for tests.
 
     Factors beyond e^4 are cut there; so is a negative distance, the case of ``ltrb`` when an
     anchor's centre lies outside its span.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.dab_decoder import DabDecoderLayer
 from mrmodel.models.layers.feed_forward import Mlp
+from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.layers.initialise import xavier_matrices
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.stack import Stack
@@ -47,7 +48,7 @@ class SgDecoder(nn.Module):
         self.query_position = Mlp(hidden, hidden, hidden, 2)
         self.query_scale = Mlp(hidden, hidden, hidden, 2) if settings.decoder.layers > 1 else None
         self.width_scale = Mlp(hidden, hidden, 1, 2) if settings.decoder.modulate else None
-        xavier_matrices(self)
+        xavier_matrices(self)  # before the heads, whose last layer starts at zero
         heads = PredictionHeads(settings)
         n_heads = 1 if settings.decoder.share_heads else settings.decoder.layers
         self.heads: Stack[PredictionHeads] = Stack(
@@ -80,12 +81,13 @@ class SgDecoder(nn.Module):
             codes = self._codes(reference, target, first=i == 0)
             target = layer(target, codes, memory, allowed, mutual)
             heads = list(self.heads)[i if len(self.heads) > 1 else 0]
-            state = self.norm(target)
-            offset = heads.offset(state).float()
+            state = self.norm(target).float()
+            with full_precision(state.device):
+                offset = heads.offset(state)
+                logits.append(heads.moment(state).squeeze(-1))
+                if heads.iou is not None:
+                    ious.append(heads.iou(state).squeeze(-1))
             spans.append((offset + inverse_sigmoid(before)).sigmoid())
-            logits.append(heads.moment(state).squeeze(-1).float())
-            if heads.iou is not None:
-                ious.append(heads.iou(state).squeeze(-1).float())
             refined = (offset + inverse_sigmoid(reference.detach())).sigmoid()
             before = refined if self.settings.look_forward == "twice" else refined.detach()
             reference = refined.detach()

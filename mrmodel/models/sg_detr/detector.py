@@ -141,6 +141,8 @@ class Detector(nn.Module):
         if self.foreground is not None and windows.spans_cxw.shape[1]:
             truth = (seen, windows)
             groups.append(self._denoising_group(self.foreground, truth, generator, training))
+        elif self.foreground is not None:
+            training.idle = 0.0 * self.foreground.sum()
         if anchors is not None:
             assigned = assign(
                 anchor_grid(seen.mask, self.settings.atss), windows, self.settings.atss
@@ -151,6 +153,11 @@ class Detector(nn.Module):
                 if anchor.shape[1]:
                     training.aux_queries = queries
                     groups.append(self._auxiliary_group(self.aux_content, anchors, queries, anchor))
+                else:
+                    # Every parameter has a gradient in every step, as distributed training wants.
+                    for parameter in self.aux_content.parameters():
+                        idle = 0.0 * parameter.sum()
+                        training.idle = idle if training.idle is None else training.idle + idle
         return groups
 
     def _denoising_group(

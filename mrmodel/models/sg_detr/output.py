@@ -124,6 +124,8 @@ class TrainingParts:
         aux, aux_queries: likewise the auxiliary queries.
         anchors, anchor_targets: the anchor head.
         alignment: see `Alignment`.
+        idle: 0, attached to the parameters of known queries that this batch has none of; None
+            when it has all that the settings ask for.
     """
 
     local: Tensor
@@ -140,6 +142,7 @@ class TrainingParts:
     anchors: AnchorHeads | None = None
     anchor_targets: AnchorTargets | None = None
     alignment: Alignment | None = None
+    idle: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -57,6 +57,9 @@ class PoolingEncoder(nn.Module):
         self.layers: Stack[PoolingLayer] = Stack(
             PoolingLayer(width, settings) for _ in range(pool.layers)
         )
+        # In raw space the vector has to stay where clips and tokens meet.
+        raw = settings.local.space == "raw"
+        self.norm = nn.Identity() if raw else nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens (B, N, D), mask (B, N) -> (B, D)."""
@@ -69,7 +72,10 @@ class PoolingEncoder(nn.Module):
         for layer in self.layers:
             query = layer(query, tokens, allowed)
         pooled = query.squeeze(1)
-        return pooled + mean if self.settings.residual_mean else pooled
+        if self.settings.residual_mean:
+            pooled = pooled + mean
+        sentence: Tensor = self.norm(pooled)
+        return sentence
 
 
 def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.anchors import AnchorGrid, anchor_grid, decode
 from mrmodel.models.sg_detr.conv import ConvNorm, NarrowConv
@@ -98,8 +99,10 @@ class AnchorHead(nn.Module):
             class_rows = class_layer(class_rows, table.keep)
             span_rows = span_layer(span_rows, table.keep)
         grid = anchor_grid(mask, self.settings)
-        logits = self._by_anchor(self.classify(class_rows), table, len(memory)).squeeze(2)
-        values = self._by_anchor(self.regress(span_rows), table, len(memory))
+        with full_precision(mask.device):
+            logits, values = self.classify(class_rows.float()), self.regress(span_rows.float())
+        logits = self._by_anchor(logits, table, len(memory)).squeeze(2)
+        values = self._by_anchor(values, table, len(memory))
         return AnchorHeads(
             logits=logits,
             spans_cxw=self._spans(values[..., :2], grid),

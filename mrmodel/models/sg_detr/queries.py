@@ -102,7 +102,7 @@ def anchor_queries(
         S slots, as many as the fullest sample needs.
     """
     positive = targets.window >= 0
-    count = int(positive.sum(1).max())  # the one moment at which a GPU is waited for
+    count = int(positive.sum(1).max())
     fills = settings.pad == "negatives"
     slots = max(min(count, settings.max), FEWEST_SLOTS if fills else 0)
     chance = torch.rand(positive.shape, generator=generator).to(positive.device)

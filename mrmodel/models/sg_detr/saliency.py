@@ -78,7 +78,8 @@ class GlobalSaliency(nn.Module):
             return local, clips
         # w^T X (1 + sigmoid(S)) is (1 + sigmoid(S)) w^T X, which amplifies numbers and not rows.
         gain = 1.0 + local.sigmoid()
-        change = F.linear(clips, self.head.weight).squeeze(-1).float() * gain + self.head.bias
+        with full_precision(clips.device):
+            change = F.linear(clips.float(), self.head.weight).squeeze(-1) * gain + self.head.bias
         scores = (local + change).masked_fill(~mask, 0.0)
         gate = scores.detach() if self.settings.detach_in_mr else scores
         return scores, amplify(clips, gate)

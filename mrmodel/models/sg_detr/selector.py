@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.feed_forward import Mlp
+from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import inverse_sigmoid
@@ -97,5 +98,6 @@ class QuerySelector(nn.Module):
         """Proposals around the middles of the clips, moved by the span head: (B, Q, 2)."""
         centre = inverse_sigmoid((clip + 0.5) / counts)
         proposals = torch.stack((centre, self.width.expand_as(centre)), dim=-1)
-        spans: Tensor = (self.span_head(rows).float() + proposals).sigmoid()
+        with full_precision(rows.device):
+            spans: Tensor = (self.span_head(rows.float()) + proposals).sigmoid()
         return spans
