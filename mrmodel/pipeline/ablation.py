@@ -35,12 +35,12 @@ PAPER: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table as text; the row of index `strong` is the one of the highest headline figure."""
+    """A table as text; the row of index `strong`, if any, has the highest headline figure."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
-    strong: int
+    strong: int | None
 
 
 def ablation(config: Config, reporter: Reporter) -> None:
@@ -126,34 +126,46 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
 
 
 def grids(table: Mapping[str, Any]) -> list[Grid]:
-    """The switches beside the figures of the paper, then all figures."""
+    """Our figures beside those of the paper; the switches of the rows; all figures."""
     rows, headline = table["rows"], table["headline"]
     figures = list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
     compared = [headline, *(name for name in PAPER if name in figures and name != headline)]
     paper = [name for name in compared if name in PAPER]
     strong = max(range(len(rows)), key=lambda i: _mean(list(rows.values())[i], headline))
-    switches = Grid(
-        "Rows of table 2 of the paper, by their switches, and other models. The paper's figures "
-        "are of QVHighlights and show what each part gave there.",
-        ["", "values", *SWITCHES, "parameters", *compared, *(f"{name}, paper" for name in paper)],
+    beside = Grid(
+        "Rows of table 2 of the paper, and other models, percent. The paper's figures are of "
+        "QVHighlights and show what each part gave there.",
+        ["", *compared, *(f"{name}, paper" for name in paper), "parameters"],
         [
             [
                 short(name),
-                _text(row["values"]),
-                *(_text(row["switches"].get(switch)) for switch in SWITCHES),
-                f"{row['parameters']:,}",
                 *(cell(row["figures"].get(figure)) for figure in compared),
                 *(_text(PAPER[figure].get(short(name))) for figure in paper),
+                f"{row['parameters']:,}",
             ]
             for name, row in rows.items()
         ],
         strong,
     )
+    switched = {name: row for name, row in rows.items() if row["switches"]}
+    switches = Grid(
+        "The switches of the rows.",
+        ["", "values", *SWITCHES],
+        [
+            [
+                short(name),
+                _text(row["values"]),
+                *(_text(row["switches"].get(switch)) for switch in SWITCHES),
+            ]
+            for name, row in switched.items()
+        ],
+        None,
+    )
     everything = [
         [short(name), *(cell(row["figures"].get(figure)) for figure in figures)]
         for name, row in rows.items()
     ]
-    return [switches, Grid("All figures, percent.", ["", *figures], everything, strong)]
+    return [beside, switches, Grid("All figures, percent.", ["", *figures], everything, strong)]
 
 
 def short(name: str) -> str:

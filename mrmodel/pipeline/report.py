@@ -157,14 +157,18 @@ def intervid_section(layout: Layout) -> Section:
 
 
 def ablation_sections(config: Config, result: Path) -> list[Section]:
-    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus."""
+    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus.
+
+    Its last grid, all figures, is too wide for a page and stands beside the study's JSON file.
+    """
     if not result.exists():
         return []
     table = _json(result)
     if table["corpus"] != config.corpus.name:
         return []
     tables = [
-        Table(grid.caption, grid.columns, grid.rows, grid.strong) for grid in ablation.grids(table)
+        Table(grid.caption, grid.columns, grid.rows, grid.strong)
+        for grid in ablation.grids(table)[:2]
     ]
     return [Section("SG-DETR, part by part", " ".join(ablation.sentences(table)), tables=tables)]
 
