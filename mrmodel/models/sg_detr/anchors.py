@@ -7,7 +7,6 @@ float32, so that equal distances and equal IoUs are equal on every device, whate
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -101,22 +100,6 @@ def decode(deltas: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
     return torch.stack((moved, width * factors[..., 1]), dim=-1)
 
 
-def encode(spans_cxw: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
-    """Regression outputs (..., 2) that `decode` turns into `spans_cxw`: its inverse, for tests.
-
-    Factors beyond e^4 are cut there; so is a negative distance, the case of ``ltrb`` when an
-    anchor's centre lies outside its span.
-    """
-    spans, anchors = spans_cxw.float(), anchors_cxw.float()
-    centre, width = anchors.unbind(-1)
-    if coding == "ltrb":
-        start, end = cxw_to_xx(spans).unbind(-1)
-        distances = torch.stack((centre - start, end - centre), dim=-1)
-        return _bounded_log(2.0 * distances / width.unsqueeze(-1)) / LOG_WIDTH_UNIT
-    shift = (spans[..., 0] - centre) / (CENTRE_UNIT * width)
-    return torch.stack((shift, _bounded_log(spans[..., 1] / width) / LOG_WIDTH_UNIT), dim=-1)
-
-
 @torch.no_grad()
 def assign(grid: AnchorGrid, windows: PaddedWindows, settings: AtssSettings) -> AnchorTargets:
     """Adaptive training sample selection (Zhang et al. 2020) on a time axis.
@@ -137,12 +120,6 @@ def assign(grid: AnchorGrid, windows: PaddedWindows, settings: AtssSettings) -> 
     centerness = _centerness(grid.centre, window, spans_xx).pow(settings.centerness_pow)
     centerness = torch.where(rescued, centerness.clamp(min=RESCUED_CENTERNESS), centerness)
     return AnchorTargets(window, centerness * (window >= 0))
-
-
-def _bounded_log(factors: Tensor) -> Tensor:
-    """Logarithm within +-`MAX_LOG_WIDTH`."""
-    bound = math.exp(MAX_LOG_WIDTH)
-    return factors.clamp(1.0 / bound, bound).log()
 
 
 def _on_raster(spans_cxw: Tensor, lengths: Tensor) -> Tensor:

@@ -14,12 +14,43 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sg_detr.anchors import AnchorGrid, anchor_grid, assign, decode, encode
+from mrmodel.models.sg_detr.anchors import (
+    CENTRE_UNIT,
+    LOG_WIDTH_UNIT,
+    MAX_LOG_WIDTH,
+    AnchorGrid,
+    anchor_grid,
+    assign,
+    decode,
+)
 from mrmodel.models.sg_detr.output import AnchorTargets
 from mrmodel.models.sg_detr.settings import AtssSettings
+from mrmodel.spans import cxw_to_xx
 
 SMALL = AtssSettings(levels=2, anchor_scale=2.0, topk=2)
 Spans = list[tuple[float, float]]
+
+
+def encode(spans_cxw: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
+    """Regression outputs (..., 2) that `decode` turns into `spans_cxw`.
+
+    Factors beyond e^4 are cut there; so is a negative distance, the case of ``ltrb`` when an
+    anchor's centre lies outside its span.
+    """
+    spans, anchors = spans_cxw.float(), anchors_cxw.float()
+    centre, width = anchors.unbind(-1)
+    if coding == "ltrb":
+        start, end = cxw_to_xx(spans).unbind(-1)
+        distances = torch.stack((centre - start, end - centre), dim=-1)
+        return _bounded_log(2.0 * distances / width.unsqueeze(-1)) / LOG_WIDTH_UNIT
+    shift = (spans[..., 0] - centre) / (CENTRE_UNIT * width)
+    return torch.stack((shift, _bounded_log(spans[..., 1] / width) / LOG_WIDTH_UNIT), dim=-1)
+
+
+def _bounded_log(factors: Tensor) -> Tensor:
+    """Logarithm within +-`MAX_LOG_WIDTH`."""
+    bound = math.exp(MAX_LOG_WIDTH)
+    return factors.clamp(1.0 / bound, bound).log()
 
 
 def mask_of(lengths: list[int], padding: int = 0) -> Tensor:
