@@ -18,6 +18,7 @@ COMMANDS = {
     "data": ("data", "group", "Check annotation files."),
     "features": ("features", "group", "Inspect and verify extracted features."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
+    "weights": ("weights", "group", "Import published checkpoints."),
     "config": ("config", "group", "Check params.yaml."),
 }
 

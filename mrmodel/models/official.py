@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -93,6 +94,58 @@ def our_name(model_name: str, published: str) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A tensor that only the file has, only the model has, or both in different shapes.
+
+    `name` is the published one; where the file has no such tensor, it is ours.
+    """
+
+    name: str
+    found: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.name} is missing"
+        if self.expected is None:
+            return f"{self.name} has no counterpart"
+        return f"{self.name} is {self.found}, expected {self.expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A published state dict held against a model of ours.
+
+    Attributes:
+        state: the tensors that fit, under our names.
+        unused: published names of what the model has no use for.
+        misfits: everything else that differs; empty when `state` is whole.
+    """
+
+    state: dict[str, Tensor]
+    unused: tuple[str, ...]
+    misfits: tuple[Misfit, ...]
+
+
+def fit_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module) -> Fit:
+    """Hold a published state dict against `model`, name by name and shape by shape."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state, unused, misfits = {}, [], []
+    for name, tensor in published.items():
+        ours = our_name(model_name, name)
+        shape = tuple(tensor.shape)
+        if ours in expected and shape == expected[ours]:
+            state[ours] = tensor
+        elif ours not in expected and ours.startswith(UNUSED):
+            unused.append(name)
+        else:
+            misfits.append(Misfit(name, shape, expected.get(ours)))
+        expected.pop(ours, None)
+    misfits += [Misfit(name, None, shape) for name, shape in expected.items()]
+    return Fit(state, tuple(unused), tuple(sorted(misfits, key=lambda misfit: misfit.name)))
+
+
 def convert_state(
     model_name: str, published: Mapping[str, Tensor], model: nn.Module
 ) -> dict[str, Tensor]:
@@ -102,22 +155,9 @@ def convert_state(
         CheckpointError: a tensor is missing, has no counterpart, or has another shape; the message
             names all of them.
     """
-    expected = model.state_dict()
-    renamed = {our_name(model_name, name): tensor for name, tensor in published.items()}
-    renamed = {
-        name: tensor
-        for name, tensor in renamed.items()
-        if name in expected or not name.startswith(UNUSED)
-    }
-    wrong = [f"{name} is missing" for name in expected.keys() - renamed.keys()]
-    wrong += [f"{name} has no counterpart" for name in renamed.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {tuple(renamed[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & renamed.keys()
-        if renamed[name].shape != expected[name].shape
-    ]
-    if wrong:
+    fit = fit_state(model_name, published, model)
+    if fit.misfits:
         raise CheckpointError(
-            f"not a {model_name} checkpoint of these sizes: " + "; ".join(sorted(wrong))
+            f"not a {model_name} checkpoint of these sizes: " + "; ".join(map(str, fit.misfits))
         )
-    return renamed
+    return fit.state

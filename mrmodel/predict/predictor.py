@@ -15,7 +15,7 @@ import torch
 
 from mrmodel.components import ENCODERS
 from mrmodel.data.loader import BatchBuilder, RowLimits
-from mrmodel.errors import DataError, FeatureMismatch
+from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.encode import encode_texts, encode_video
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import stream_fingerprint
@@ -54,6 +54,7 @@ class Predictor:
         device: where the model lies.
 
     Raises:
+        FeatureError: a stream is made by another program.
         FeatureMismatch: an encoder here differs from the one that made the training features.
     """
 
@@ -140,6 +141,13 @@ class Predictor:
 
 
 def _encoder_of(stream: ModelStream, clip_len_s: float | None) -> Any:
+    if stream.fingerprint is None:
+        known = ", ".join(sorted(ENCODERS))
+        raise FeatureError(
+            f"{stream.name}: the model reads rows that another program makes, so no video can be "
+            "searched with it until there is an encoder for them: register one and import the "
+            f"checkpoint again with its name among the streams (registered: {known})"
+        )
     encoder = ENCODERS.get(stream.name)()
     found = digest_of(stream_fingerprint(encoder.fingerprint(), clip_len_s))
     if found != stream.fingerprint:

@@ -27,11 +27,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class ModelStream:
-    """One feature stream that a model reads: its encoder's name, width and fingerprint digest."""
+    """One feature stream that a model reads: its encoder's name, width and fingerprint digest.
+
+    Without a fingerprint the rows are made by another program, and nothing here can check them.
+    """
 
     name: str
     dim: int
-    fingerprint: str
+    fingerprint: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,170 @@
+"""A published checkpoint becomes a model folder: what ``mrmodel weights import`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import CheckpointError
+from mrmodel.files import sha256_of
+from mrmodel.models.official import fit_state
+from mrmodel.official.features import (
+    check_features,
+    end_points_last,
+    notes,
+    text_width,
+    video_width,
+)
+from mrmodel.official.file import PublishedFile, read_published
+from mrmodel.official.report import ImportReport
+from mrmodel.official.settings import (
+    MARKS,
+    Setting,
+    infer_settings,
+    legacy_switches,
+    nested,
+    recognise,
+)
+from mrmodel.official.streams import StreamName, model_streams, usual_streams
+from mrmodel.train.checkpoint import CONFIG, ModelConfig, save_model
+
+# Names of the data sets in the published options -> the protocol that scores them.
+_PROTOCOLS = {
+    "charades": "charades",
+    "charadesSTA": "charades",
+    "tacos": "tacos",
+    "tvsum": "tvsum",
+    "youtube_highlight": "youtube_hl",
+    "youtube_uni": "youtube_hl",
+}
+# What -1 means to lighthouse.
+_NO_LIMIT = {"max_clips": None, "max_tokens": 100}
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What to import, and what the file cannot say.
+
+    Attributes:
+        file: the published checkpoint.
+        output: model folder to write.
+        format: one of `FORMATS`; ``auto`` takes what the names of the tensors say.
+        video_streams, text_streams: feature streams in order; empty: the published ones.
+        given: values that win over the file's options: ``heads``, ``clip_len_s``, ``max_clips``,
+            ``max_tokens``.
+        legacy: switch on everything that reproduces published quirks.
+        replace: write over a model that `output` holds.
+    """
+
+    file: Path
+    output: Path
+    format: str = "auto"
+    video_streams: tuple[StreamName, ...] = ()
+    text_streams: tuple[StreamName, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    legacy: bool = False
+    replace: bool = False
+
+
+def import_checkpoint(request: ImportRequest) -> ImportReport:
+    """Read, check and convert a published checkpoint; write the model folder if everything fits.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another model, or reads features in a way
+            that is not known here; or the streams do not add up; or `output` holds a model.
+        ConfigError: a setting of the file is out of range.
+    """
+    if (request.output / CONFIG).exists() and not request.replace:
+        raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
+    file = read_published(request.file)
+    try:
+        settings, limits, config = _describe(request, file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{request.file}: {error}") from None
+    model = config.build()
+    fit = fit_state(config.model, end_points_last(file), model)
+    if not fit.misfits:
+        model.load_state_dict(fit.state)
+        (request.output / CONFIG).unlink(missing_ok=True)
+        save_model(request.output, model, config)
+    return ImportReport(config, settings, limits, fit, notes(file.options))
+
+
+def _describe(
+    request: ImportRequest, file: PublishedFile
+) -> tuple[tuple[Setting, ...], tuple[Setting, ...], ModelConfig]:
+    """Settings of the model, limits of its input, and config.json of the model folder."""
+    name = _model_of(file, request.format)
+    check_features(name, file)
+    settings = _settings(name, request, file)
+    tree = nested(settings)
+    limits = _limits(request, file, tree.get("max_tokens", 32))
+    limit = nested(limits)
+    clip_len_s = float(limit["clip_len_s"])
+    video = request.video_streams or usual_streams("video", video_width(file), file.options)
+    video_streams = model_streams(video, "video", video_width(file), clip_len_s)
+    text = request.text_streams or usual_streams("text", text_width(file), file.options)
+    text_streams = model_streams(text, "text", text_width(file), clip_len_s)
+    config = ModelConfig(
+        model=name,
+        settings=tree,
+        video_streams=video_streams,
+        text_streams=text_streams,
+        clip_len_s=clip_len_s,
+        max_clips=limit["max_clips"],
+        max_tokens=limit["max_tokens"],
+        protocol=_PROTOCOLS.get(file.options.get("dset_name", ""), "qvhighlights"),
+        training={"run": "import", "file": request.file.name, "sha256": sha256_of(request.file)},
+    )
+    return tuple(settings), tuple(limits), config
+
+
+def _model_of(file: PublishedFile, wanted: str) -> str:
+    named = file.options.get("model_name")
+    if named is not None and named not in MARKS:
+        known = ", ".join(sorted(MARKS))
+        raise CheckpointError(f"holds a {named}, which is not known here (known: {known})")
+    found = recognise(file.shapes)
+    if wanted in MARKS and wanted != found:
+        raise CheckpointError(f"has the tensors of {found}, not of {wanted}: --format {found}")
+    if wanted == "lighthouse" and not file.lighthouse:
+        raise CheckpointError(
+            "has no options of lighthouse; a file without them is read with --format auto"
+        )
+    return found
+
+
+def _settings(name: str, request: ImportRequest, file: PublishedFile) -> list[Setting]:
+    settings = infer_settings(name, file.shapes, file.options)
+    if "heads" in request.given:
+        settings = [setting for setting in settings if setting.name != "heads"]
+        settings.append(_given(request, "heads"))
+    return settings + (legacy_switches(name) if request.legacy else [])
+
+
+def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> list[Setting]:
+    """Clip length, most clips and most tokens."""
+    usual: dict[str, tuple[str, Any]] = {
+        "clip_len_s": ("clip_length", 2.0),
+        "max_clips": ("max_v_l", 75),
+        "max_tokens": ("max_q_l", max_tokens),
+    }
+    limits = []
+    for name, (option, published) in usual.items():
+        if name in request.given:
+            limits.append(_given(request, name))
+        elif file.options.get(option) is None:
+            limits.append(Setting(name, published, "published value"))
+        else:
+            value = file.options[option]
+            limits.append(
+                Setting(name, _NO_LIMIT[name] if value == -1 else value, f"option {option}")
+            )
+    return limits
+
+
+def _given(request: ImportRequest, name: str) -> Setting:
+    option = name.removesuffix("_s").replace("_", "-")
+    return Setting(name, request.given[name], f"--{option}")

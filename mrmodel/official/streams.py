@@ -1,0 +1,160 @@
+"""Feature streams of a published checkpoint: the file knows one width, a model folder needs names.
+
+Names come from the user, else from the feature folders that the trainer's options name, else from
+the width, which says it for the published combinations. A registered encoder is recorded with its
+fingerprint. Rows that another program makes have none: `ModelStream.fingerprint` is then None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from mrmodel.components import ENCODERS
+from mrmodel.encoders.base import build_encoder
+from mrmodel.errors import CheckpointError
+from mrmodel.features.manifest import stream_fingerprint
+from mrmodel.files import digest_of
+from mrmodel.train.checkpoint import ModelStream
+
+Modality = Literal["video", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamName:
+    """A stream as the user (or a table below) names it; `dim` may be left to the encoder."""
+
+    name: str
+    dim: int | None = None
+
+
+# A word in the name of a published feature folder -> the stream (baselines.md, section 1.1).
+_FOLDERS: dict[Modality, dict[str, StreamName]] = {
+    "video": {
+        "slowfast": StreamName("slowfast.video2304", 2304),
+        "clip": StreamName("clip_b32.video512", 512),
+        "blip": StreamName("blip2.video768", 768),
+        "resnet": StreamName("resnet152.video2048", 2048),
+        "i3d": StreamName("i3d.video2048", 2048),
+        "vgg": StreamName("vgg.video4096", 4096),
+        "pann": StreamName("pann.audio2048", 2048),
+    },
+    "text": {
+        "clip": StreamName("clip_b32.text512", 512),
+        "blip": StreamName("blip2.text768", 768),
+        "glove": StreamName("glove.text300", 300),
+    },
+}
+# The order of concatenation of the published runs, for files that name no folder.
+_USUAL: dict[Modality, dict[int, tuple[str, ...]]] = {
+    "video": {
+        512: ("clip",),
+        2304: ("slowfast",),
+        2816: ("slowfast", "clip"),
+        3584: ("slowfast", "clip", "blip"),
+        4864: ("slowfast", "clip", "pann"),
+    },
+    "text": {300: ("glove",), 512: ("clip",), 1280: ("clip", "blip")},
+}
+_FOLDER_OPTIONS: dict[Modality, tuple[str, ...]] = {
+    "video": ("v_feat_dirs", "a_feat_dirs", "a_feat_dir"),
+    "text": ("t_feat_dirs", "t_feat_dir"),
+}
+
+
+def parse_streams(text: str) -> tuple[StreamName, ...]:
+    """``embedded.video,slowfast:2304`` as names with widths.
+
+    Raises:
+        CheckpointError: a name is empty, or a width is no positive number.
+    """
+    names = []
+    for part in text.split(","):
+        name, colon, width = part.strip().partition(":")
+        if not name or (colon and not (width.isdigit() and int(width))):
+            rule = "expected NAME or NAME:WIDTH, separated by commas"
+            raise CheckpointError(f"streams {text!r}: {part.strip()!r}: {rule}")
+        names.append(StreamName(name, int(width) if colon else None))
+    return tuple(names)
+
+
+def usual_streams(
+    modality: Modality, width: int, options: Mapping[str, Any]
+) -> tuple[StreamName, ...]:
+    """The streams that a file most likely means.
+
+    Args:
+        modality: ``video`` or ``text``.
+        width: channels of all streams together, without temporal end-points.
+        options: what the published trainer saved; its feature folders say the order.
+
+    Raises:
+        CheckpointError: neither the folders nor the width say it.
+    """
+    known = _FOLDERS[modality]
+    named = [_stream_of(folder, known) for folder in _folders(modality, options)]
+    found = tuple(stream for stream in named if stream is not None)
+    if len(found) == len(named) and sum(stream.dim or 0 for stream in found) == width:
+        return found
+    if width in _USUAL[modality]:
+        return tuple(known[word] for word in _USUAL[modality][width])
+    raise CheckpointError(
+        f"the {modality} features have {width} channels, which says nothing about what they are; "
+        f"name them: --{modality}-streams NAME[:WIDTH],..."
+    )
+
+
+def model_streams(
+    names: Sequence[StreamName], modality: Modality, width: int, clip_len_s: float
+) -> tuple[ModelStream, ...]:
+    """Streams as a model folder records them; together they must be `width` channels wide.
+
+    Raises:
+        CheckpointError: an unknown stream without a width, an encoder of another width or of the
+            other modality, or a sum that is not `width`.
+    """
+    streams = tuple(_model_stream(name, modality, clip_len_s) for name in names)
+    total = sum(stream.dim for stream in streams)
+    if total != width:
+        parts = " + ".join(f"{stream.name} {stream.dim}" for stream in streams)
+        plus = " beside the two temporal end-points" if modality == "video" else ""
+        raise CheckpointError(
+            f"the {modality} streams {parts} have {total} channels, the file's model reads "
+            f"{width}{plus}"
+        )
+    return streams
+
+
+def _model_stream(wanted: StreamName, modality: Modality, clip_len_s: float) -> ModelStream:
+    name = wanted.name
+    if name not in ENCODERS:
+        if wanted.dim is None:
+            known = ", ".join(sorted(ENCODERS))
+            raise CheckpointError(
+                f"{name!r} is no registered encoder (known: {known}); for features that another "
+                f"program makes give the width as well: {name}:WIDTH"
+            )
+        return ModelStream(name, wanted.dim, None)
+    encoder = build_encoder(name)
+    if encoder.modality != modality:
+        raise CheckpointError(f"{name} encodes {encoder.modality}, expected a {modality} stream")
+    if wanted.dim not in (None, encoder.dim):
+        raise CheckpointError(f"{name} has {encoder.dim} channels, not {wanted.dim}")
+    length = clip_len_s if modality == "video" else None
+    fingerprint = digest_of(stream_fingerprint(encoder.fingerprint(), length))
+    return ModelStream(name, encoder.dim, fingerprint)
+
+
+def _folders(modality: Modality, options: Mapping[str, Any]) -> list[str]:
+    folders: list[str] = []
+    for option in _FOLDER_OPTIONS[modality]:
+        value = options.get(option) or []
+        folders += [value] if isinstance(value, str) else [str(folder) for folder in value]
+    return folders
+
+
+def _stream_of(folder: str, known: Mapping[str, StreamName]) -> StreamName | None:
+    last = PurePosixPath(folder).name.lower()
+    return next((stream for word, stream in known.items() if word in last), None)
