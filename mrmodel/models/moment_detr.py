@@ -11,20 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.config import Count
-from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
-from mrmodel.losses.matching import HungarianMatcher
+from mrmodel.losses.criterion import DetrCriterion
+from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import SaliencyMarginLoss
-from mrmodel.losses.span import ClipIndexLoss, LabelLoss, SpanLoss
+from mrmodel.losses.span import ClipIndexLoss
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.decoder import DecoderLayer, Memory
 from mrmodel.models.layers.encoder import EncoderLayer
-from mrmodel.models.layers.feed_forward import Mlp
-from mrmodel.models.layers.heads import ContrastiveHead, foreground_scores
+from mrmodel.models.layers.heads import DecoderHeads, detr_output
 from mrmodel.models.layers.initialise import xavier_matrices
 from mrmodel.models.layers.masks import key_mask
-from mrmodel.models.layers.position import TextPositions, clip_positions
-from mrmodel.models.layers.projection import input_projection
+from mrmodel.models.layers.position import clip_positions
+from mrmodel.models.layers.projection import InputProjections
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
@@ -56,15 +54,7 @@ class MomentDetr(MomentModel):
     def __init__(self, video_dim: int, text_dim: int, settings: MomentDetrSettings) -> None:
         super().__init__()
         self.settings = s = settings
-        self.video_projection = input_projection(
-            video_dim, s.hidden, s.input_dropout, s.projection_layers
-        )
-        self.text_projection = input_projection(
-            text_dim, s.hidden, s.input_dropout, s.projection_layers
-        )
-        self.text_positions = (
-            TextPositions(s.max_tokens, s.hidden, s.input_dropout) if s.text_positions else None
-        )
+        self.projections = InputProjections(video_dim, text_dim, s)
         self.encoder: Stack[EncoderLayer] = Stack(
             EncoderLayer(s, "relu", s.pre_norm) for _ in range(s.encoder_layers)
         )
@@ -74,10 +64,8 @@ class MomentDetr(MomentModel):
         )
         self.decoder_norm = nn.LayerNorm(s.hidden)
         self.queries = nn.Parameter(torch.randn(s.queries, s.hidden))
-        self.class_head = nn.Linear(s.hidden, 2)
-        self.span_head = Mlp(s.hidden, s.hidden, 2 if s.span_loss == "l1" else 2 * s.max_clips, 3)
+        self.heads = DecoderHeads(s, 2 if s.span_loss == "l1" else 2 * s.max_clips)
         self.saliency_head = nn.Linear(s.hidden, 1)
-        self.contrastive = ContrastiveHead(s.hidden, s.contrastive_width) if s.contrastive else None
         xavier_matrices(self.encoder, self.decoder)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
@@ -90,42 +78,24 @@ class MomentDetr(MomentModel):
         clips = batch.video.shape[1]
         memory = self._encode(batch)
         layers = self._heads(self._decode(memory), batch)
-        last, aux = layers[-1], layers[:-1]
+        saliency = self.saliency_head(memory.content[:, :clips]).squeeze(-1).float()
         extras = {}
-        if self.contrastive is not None:
+        if self.heads.contrastive is not None:
+            tokens = memory.content[:, clips:]
             mask = None if self.settings.legacy_contrastive_padding else batch.text_mask
-            extras["contrastive_text"] = self.contrastive.sum_text(memory.content[:, clips:], mask)
-        return ModelOutput(
-            last=last,
-            spans_cxw=last.spans_cxw,
-            scores=foreground_scores(last),
-            saliency=self.saliency_head(memory.content[:, :clips]).squeeze(-1).float(),
-            aux=tuple(aux) if self.training and self.settings.aux_loss else (),
-            extras=extras,
-        )
+            extras["contrastive_text"] = self.heads.contrastive.sum_text(tokens, mask)
+        return detr_output(layers, saliency, extras, self.training and self.settings.aux_loss)
 
     def criterion(self) -> DetrCriterion:
         """L1 + gIoU + class of matched windows, margin loss on clip pairs."""
         s = self.settings
-        layer_losses: list[LayerLoss] = [
-            SpanLoss() if s.span_loss == "l1" else ClipIndexLoss(),
-            LabelLoss(s.background_weight),
-        ]
-        if self.contrastive is not None:
-            layer_losses.append(ContrastiveLoss(s.contrastive_temperature))
-        clip_losses: list[ClipLoss] = [SaliencyMarginLoss(s.saliency_margin)]
-        return DetrCriterion(
-            layer_losses=layer_losses,
-            clip_losses=clip_losses,
-            weights=s.loss.model_dump(),
-            matcher=None if s.highlights_only else HungarianMatcher.from_weights(s.matcher),
-        )
+        span_loss = ClipIndexLoss() if s.span_loss == "ce" else None
+        return detr_criterion(s, [SaliencyMarginLoss(s.saliency_margin)], span_loss)
 
     def _encode(self, batch: Batch) -> Memory:
-        video, text = self.video_projection(batch.video), self.text_projection(batch.text)
-        text_position = (
-            torch.zeros_like(text) if self.text_positions is None else self.text_positions(text)
-        )
+        video, text, text_position = self.projections(batch.video, batch.text)
+        if text_position is None:
+            text_position = torch.zeros_like(text)
         clip_position = clip_positions(batch.video_mask, self.settings.hidden)
         clip_position = clip_position.expand(len(text), -1, -1)
         position = torch.cat((clip_position, text_position), dim=1)
@@ -146,19 +116,12 @@ class MomentDetr(MomentModel):
 
     def _heads(self, states: Tensor, batch: Batch) -> list[LayerOutput]:
         """States (layers, B, Q, d) -> one output for each layer."""
-        logits, spans = self.class_head(states).float(), self.span_head(states).float()
-        extras: list[dict[str, Tensor]] = [{} for _ in states]
-        if self.settings.span_loss == "ce":
-            spans = spans.unflatten(-1, (2, -1))
-            for extra, start_end in zip(extras, spans, strict=True):
-                extra["start_end_logits"] = start_end
-            spans_cxw = _spans_of_clips(spans, batch.video_mask)
-        else:
-            spans_cxw = spans.sigmoid()
-        if self.contrastive is not None:
-            for extra, queries in zip(extras, self.contrastive.project_query(states), strict=True):
-                extra["contrastive_query"] = queries
-        return [LayerOutput(*parts) for parts in zip(logits, spans_cxw, extras, strict=True)]
+        if self.settings.span_loss == "l1":
+            found: list[LayerOutput] = self.heads(states)
+            return found
+        start_end = self.heads.span_head(states).float().unflatten(-1, (2, -1))
+        spans_cxw = _spans_of_clips(start_end, batch.video_mask)
+        return self.heads.outputs(states, spans_cxw, {"start_end_logits": start_end})
 
 
 def _spans_of_clips(start_end_logits: Tensor, video_mask: Tensor) -> Tensor:

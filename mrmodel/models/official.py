@@ -19,16 +19,16 @@ Rules = tuple[tuple[str, str], ...]
 
 _SHARED: Rules = (
     (r"^module\.", ""),
-    (r"^input_vid_proj\.", "video_projection."),
-    (r"^input_txt_proj\.", "text_projection."),
-    (r"^txt_position_embed\.position_embeddings\.", "text_positions.table."),
-    (r"^txt_position_embed\.", "text_positions."),
+    (r"^input_vid_proj\.", "projections.video."),
+    (r"^input_txt_proj\.", "projections.text."),
+    (r"^txt_position_embed\.position_embeddings\.", "projections.text_positions.table."),
+    (r"^txt_position_embed\.", "projections.text_positions."),
     (r"\.LayerNorm\.", ".norm."),
     (r"\.net\.1\.", ".linear."),
-    (r"^class_embed\.", "class_head."),
-    (r"^span_embed\.", "span_head."),
-    (r"^contrastive_align_projection_", "contrastive."),
-    (r"^contrastive\.txt\.", "contrastive.text."),
+    (r"^class_embed\.", "heads.class_head."),
+    (r"^span_embed\.", "heads.span_head."),
+    (r"^contrastive_align_projection_", "heads.contrastive."),
+    (r"^heads\.contrastive\.txt\.", "heads.contrastive.text."),
     (r"^transformer\.encoder\.layers\.", "encoder."),
     (r"^transformer\.", ""),
     (r"\.linear1\.", ".ffn.expand."),
@@ -55,10 +55,11 @@ RULES: dict[str, Rules] = {
     "qd_detr": (
         *_SHARED,
         (r"^query_embed\.weight$", "anchors"),
-        (r"^global_rep_token$", "token"),
-        (r"^global_rep_pos$", "token_position"),
+        (r"^global_rep_token$", "token.state"),
+        (r"^global_rep_pos$", "token.position"),
         (r"^saliency_proj1\.", "saliency_head.clip."),
         (r"^saliency_proj2\.", "saliency_head.token."),
+        (r"^encoder\.(\d+)\.", r"encoder.layers.\1."),
         (r"^t2v_encoder\.layers\.(\d+)\.self_attn\.", r"text_to_video.\1.attention."),
         (r"^t2v_encoder\.layers\.", "text_to_video."),
         (r"^decoder\.ref_point_head\.", "decoder.query_position."),
@@ -77,7 +78,7 @@ RULES: dict[str, Rules] = {
     ),
 }
 
-UNUSED = ("contrastive.vid.", "text_positions.", "contrastive.")
+UNUSED = ("projections.text_positions.", "heads.contrastive.")
 
 
 def our_name(model_name: str, published: str) -> str:

@@ -10,28 +10,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
-from mrmodel.losses.matching import HungarianMatcher
+from mrmodel.losses.criterion import DetrCriterion
+from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss
-from mrmodel.losses.span import LabelLoss, SpanLoss
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.dab_decoder import DabDecoder
-from mrmodel.models.layers.encoder import EncoderLayer, TextToVideoLayer
-from mrmodel.models.layers.feed_forward import Mlp
-from mrmodel.models.layers.heads import ContrastiveHead, SaliencyHead, foreground_scores
+from mrmodel.models.layers.encoder import TextToVideoLayer
+from mrmodel.models.layers.heads import DecoderHeads, SaliencyHead, detr_output
 from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import key_mask, legacy_tiled_mask
-from mrmodel.models.layers.position import (
-    TextPositions,
-    clip_positions,
-    repeat_positions,
-)
-from mrmodel.models.layers.projection import input_projection
+from mrmodel.models.layers.masks import cross_mask, key_mask
+from mrmodel.models.layers.negative_pairs import next_sample, with_next_sample
+from mrmodel.models.layers.position import clip_positions, repeat_positions
+from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
+from mrmodel.models.layers.token_encoder import LearnedToken, Located, TokenEncoder
 from mrmodel.models.settings import DetrSettings
-from mrmodel.spans import inverse_sigmoid
-from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
+from mrmodel.types import Batch, ModelOutput, Targets
 
 
 class QdDetrSettings(DetrSettings):
@@ -59,29 +53,16 @@ class QdDetr(MomentModel):
     def __init__(self, video_dim: int, text_dim: int, settings: QdDetrSettings) -> None:
         super().__init__()
         self.settings = s = settings
-        self.video_projection = input_projection(
-            video_dim, s.hidden, s.input_dropout, s.projection_layers
-        )
-        self.text_projection = input_projection(
-            text_dim, s.hidden, s.input_dropout, s.projection_layers
-        )
-        self.text_positions = (
-            TextPositions(s.max_tokens, s.hidden, s.input_dropout) if s.text_positions else None
-        )
+        self.projections = InputProjections(video_dim, text_dim, s)
         self.text_to_video: Stack[TextToVideoLayer] = Stack(
             TextToVideoLayer(s) for _ in range(s.encoder_layers)
         )
-        self.token = nn.Parameter(torch.randn(s.hidden))
-        self.token_position = nn.Parameter(torch.randn(s.hidden))
-        self.encoder: Stack[EncoderLayer] = Stack(
-            EncoderLayer(s, "prelu") for _ in range(s.encoder_layers)
-        )
+        self.token = LearnedToken(s.hidden)
+        self.encoder = TokenEncoder(s, s.encoder_layers)
         self.decoder = DabDecoder(s)
         self.anchors = nn.Parameter(torch.randn(s.queries, 2))
-        self.class_head = nn.Linear(s.hidden, 2)
-        self.span_head = Mlp(s.hidden, s.hidden, 2, 3)
+        self.heads = DecoderHeads(s)
         self.saliency_head = SaliencyHead(s.hidden)
-        self.contrastive = ContrastiveHead(s.hidden, s.contrastive_width) if s.contrastive else None
         xavier_matrices(self.text_to_video, self.encoder, self.decoder)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
@@ -94,59 +75,45 @@ class QdDetr(MomentModel):
             `ModelOutput`; in training `extras` holds ``negative_saliency`` (B, L).
         """
         size = len(batch)
-        text = self.text_projection(batch.text)
+        inputs = self.projections(batch.video, batch.text)
         position = clip_positions(batch.video_mask, self.settings.hidden)
-        video = self._read_text(self.video_projection(batch.video), position, text, batch)
-        token, clips = self._encode(video, position, batch.video_mask)
+        video = self._read_text(inputs, position, batch)
+        token, clips = self.encoder(self.token(), Located(video, position), batch.video_mask)
         saliency = self.saliency_head(clips, token).float()
 
         memory = clips[:size]
         states, references = self.decoder(
             self.anchors, memory, position, key_mask(batch.video_mask)
         )
-        layers = self._heads(states, references)
+        layers = self.heads(states, references)
         extras = {"negative_saliency": saliency[size:]} if self.training else {}
-        if self.contrastive is not None:
+        if self.heads.contrastive is not None:
             empty = self.settings.legacy_empty_alignment
-            tokens, mask = (memory[:, :0], None) if empty else (text, batch.text_mask)
-            extras["contrastive_text"] = self.contrastive.sum_text(tokens, mask)
-        return ModelOutput(
-            last=layers[-1],
-            spans_cxw=layers[-1].spans_cxw,
-            scores=foreground_scores(layers[-1]),
-            saliency=saliency[:size],
-            aux=tuple(layers[:-1]) if self.training and self.settings.aux_loss else (),
-            extras=extras,
-        )
+            tokens, mask = (memory[:, :0], None) if empty else (inputs.text, batch.text_mask)
+            extras["contrastive_text"] = self.heads.contrastive.sum_text(tokens, mask)
+        keep_aux = self.training and self.settings.aux_loss
+        return detr_output(layers, saliency[:size], extras, keep_aux)
 
     def criterion(self) -> DetrCriterion:
         """Moment losses of matched windows and the three-part saliency loss."""
-        s = self.settings
-        layer_losses: list[LayerLoss] = [SpanLoss(), LabelLoss(s.background_weight)]
-        if self.contrastive is not None:
-            layer_losses.append(ContrastiveLoss(s.contrastive_temperature))
-        clip_losses: list[ClipLoss] = [QueryDependentSaliencyLoss(s.saliency_margin)]
-        return DetrCriterion(
-            layer_losses=layer_losses,
-            clip_losses=clip_losses,
-            weights=s.loss.model_dump(),
-            matcher=None if s.highlights_only else HungarianMatcher.from_weights(s.matcher),
-        )
+        saliency_loss = QueryDependentSaliencyLoss(self.settings.saliency_margin)
+        return detr_criterion(self.settings, [saliency_loss])
 
-    def _read_text(self, video: Tensor, position: Tensor, text: Tensor, batch: Batch) -> Tensor:
-        """Clips (B, L, d) -> clips that read their sentence, in training (2B, L, d) with negatives.
+    def _read_text(self, inputs: Projected, position: Tensor, batch: Batch) -> Tensor:
+        """Clips (B, L, d) that read their sentence, in training (2B, L, d) with negatives.
 
         A layer's keys and values of the text are projected once: those of a negative sentence are
         the next sample's.
         """
-        located = text if self.text_positions is None else text + self.text_positions(text)
+        video, text, text_position = inputs
+        located = text if text_position is None else text + text_position
         allowed = self._allowed_tokens(batch)
         for layer in self.text_to_video:
             keys = layer.attention.project_key(located)
             values = layer.attention.project_value(text)
             if self.training:
                 keys = torch.cat((keys, self._negative_keys(layer, keys, located, text)))
-                values = torch.cat((values, _next_sample(values)))
+                values = with_next_sample(values)
             video = layer(video, position, (keys, values), allowed)
             position = repeat_positions(position, len(video))
         return video
@@ -155,42 +122,11 @@ class QdDetr(MomentModel):
         self, layer: TextToVideoLayer, keys: Tensor, located: Tensor, text: Tensor
     ) -> Tensor:
         if not self.settings.legacy_negative_positions:
-            return _next_sample(keys)
-        return layer.attention.project_key(_next_sample(text) + (located - text))
+            return next_sample(keys)
+        return layer.attention.project_key(next_sample(text) + (located - text))
 
     def _allowed_tokens(self, batch: Batch) -> Tensor | None:
-        masks = [batch.text_mask]
+        clips, tokens, s = batch.video_mask, batch.text_mask, self.settings
         if self.training:
-            masks.append(_next_sample(batch.text_mask))
-        if not self.settings.legacy_mask_tiling:
-            return key_mask(torch.cat(masks))
-        heads = self.settings.heads
-        return torch.cat([legacy_tiled_mask(batch.video_mask, mask, heads) for mask in masks])
-
-    def _encode(self, video: Tensor, position: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Self-attention over [token; clips]: (k B, L, d) -> token (k B, d), clips (k B, L, d)."""
-        token = self.token.expand(len(video), 1, -1)
-        token_position = self.token_position.expand(len(position), 1, -1)
-        sequence = torch.cat((token.to(video.dtype), video), dim=1)
-        position = repeat_positions(torch.cat((token_position, position), dim=1), len(video))
-        valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
-        allowed = key_mask(valid.repeat(len(video) // len(mask), 1))
-        for layer in self.encoder:
-            sequence = layer(sequence, position, allowed)
-        first, clips = torch.split(sequence, [1, video.shape[1]], dim=1)
-        return first.squeeze(1), clips
-
-    def _heads(self, states: Tensor, references: Tensor) -> list[LayerOutput]:
-        """States and references (layers, B, Q, ...) -> one output for each layer."""
-        logits = self.class_head(states).float()
-        spans_cxw = (self.span_head(states).float() + inverse_sigmoid(references)).sigmoid()
-        extras: list[dict[str, Tensor]] = [{} for _ in states]
-        if self.contrastive is not None:
-            for extra, queries in zip(extras, self.contrastive.project_query(states), strict=True):
-                extra["contrastive_query"] = queries
-        return [LayerOutput(*parts) for parts in zip(logits, spans_cxw, extras, strict=True)]
-
-
-def _next_sample(rows: Tensor) -> Tensor:
-    """Row i becomes row i + 1, the last one row 0: the negative pairs of section 1.5."""
-    return rows.roll(-1, 0)
+            clips, tokens = clips.repeat(2, 1), with_next_sample(tokens)
+        return cross_mask(clips, tokens, s.heads, len(batch) if s.legacy_mask_tiling else 0)

@@ -26,6 +26,21 @@ class LayerSettings(Protocol):
     def drop(self) -> Literal["path", "unit"]: ...  # noqa: D102
 
 
+class ProjectionSettings(Protocol):
+    """What the input projections need to know; explained at `DetrSettings`."""
+
+    @property
+    def hidden(self) -> int: ...  # noqa: D102
+    @property
+    def input_dropout(self) -> float: ...  # noqa: D102
+    @property
+    def projection_layers(self) -> int: ...  # noqa: D102
+    @property
+    def text_positions(self) -> bool: ...  # noqa: D102
+    @property
+    def max_tokens(self) -> int: ...  # noqa: D102
+
+
 class MatcherWeights(Section):
     """Weights of the matching cost: 10 L1 - 1 gIoU - 4 p(foreground)."""
 

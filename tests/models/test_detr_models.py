@@ -84,7 +84,7 @@ def test_highlights_only_leaves_the_windows_alone() -> None:
         losses = model.criterion()(model(batch), make_targets(batch), batch)
         assert losses.keys() == {"saliency"}
         total_loss(model, batch, make_targets(batch)).backward()
-        assert all(p.grad is None for p in model.span_head.parameters())
+        assert all(p.grad is None for p in model.heads.span_head.parameters())
 
 
 def test_classified_spans_are_windows() -> None:
@@ -125,8 +125,8 @@ def test_official_names_are_found() -> None:
 
 def test_foreign_checkpoint_is_refused() -> None:
     model = small("qd_detr")
-    with pytest.raises(CheckpointError, match=r"spam has no counterpart.*token is missing"):
+    with pytest.raises(CheckpointError, match=r"spam has no counterpart.*token.state is missing"):
         convert_state("qd_detr", {"spam": torch.zeros(1)}, model)
     wrong = {"global_rep_token": torch.zeros(5)}
-    with pytest.raises(CheckpointError, match=r"token is \(5,\), expected \(32,\)"):
+    with pytest.raises(CheckpointError, match=r"token.state is \(5,\), expected \(32,\)"):
         convert_state("qd_detr", wrong, model)

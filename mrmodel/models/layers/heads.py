@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.types import LayerOutput
+from mrmodel.models.layers.feed_forward import Mlp
+from mrmodel.models.settings import DetrSettings
+from mrmodel.spans import inverse_sigmoid
+from mrmodel.types import LayerOutput, ModelOutput
 
 FOREGROUND, BACKGROUND = 0, 1  # class indices of the published checkpoints
 
@@ -28,6 +33,59 @@ class ContrastiveHead(nn.Module):
         if mask is not None:
             vectors = vectors * mask.unsqueeze(-1)
         return vectors.sum(1)
+
+
+class DecoderHeads(nn.Module):
+    """Class, span and, if wanted, alignment vector of decoder states; one set for all layers."""
+
+    def __init__(self, settings: DetrSettings, span_outputs: int = 2) -> None:
+        super().__init__()
+        hidden = settings.hidden
+        self.class_head = nn.Linear(hidden, 2)
+        self.span_head = Mlp(hidden, hidden, span_outputs, 3)
+        self.contrastive = (
+            ContrastiveHead(hidden, settings.contrastive_width) if settings.contrastive else None
+        )
+
+    def forward(self, states: Tensor, references: Tensor | None = None) -> list[LayerOutput]:
+        """One output for each layer.
+
+        Args:
+            states: (layers, B, Q, d).
+            references: (layers, B, Q, 2) spans that the span head moves; None = it says the span.
+        """
+        spans = self.span_head(states).float()
+        if references is not None:
+            spans = spans + inverse_sigmoid(references)
+        return self.outputs(states, spans.sigmoid(), {})
+
+    def outputs(
+        self, states: Tensor, spans_cxw: Tensor, extras: Mapping[str, Tensor]
+    ) -> list[LayerOutput]:
+        """Outputs with given spans (layers, B, Q, 2); each of the `extras` is (layers, ...)."""
+        extras = dict(extras)
+        if self.contrastive is not None:
+            extras["contrastive_query"] = self.contrastive.project_query(states)
+        logits = self.class_head(states).float()
+        return [
+            LayerOutput(logits[i], spans_cxw[i], {name: rows[i] for name, rows in extras.items()})
+            for i in range(len(states))
+        ]
+
+
+def detr_output(
+    layers: Sequence[LayerOutput], saliency: Tensor, extras: dict[str, Tensor], keep_aux: bool
+) -> ModelOutput:
+    """The answer of a model whose last layer's windows are its windows, ranked by class."""
+    last = layers[-1]
+    return ModelOutput(
+        last=last,
+        spans_cxw=last.spans_cxw,
+        scores=foreground_scores(last),
+        saliency=saliency,
+        aux=tuple(layers[:-1]) if keep_aux else (),
+        extras=extras,
+    )
 
 
 def foreground_scores(layer: LayerOutput) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,21 +16,42 @@ def key_mask(mask: Tensor) -> Tensor | None:
     return mask[:, None, None, :]
 
 
-def legacy_tiled_mask(video_mask: Tensor, text_mask: Tensor, heads: int) -> Tensor:
-    """The published text-to-video mask, in which a sample is hidden tokens by its batch mates.
+def cross_mask(readers: Tensor, keys: Tensor, heads: int, legacy_samples: int) -> Tensor | None:
+    """Which keys of another sequence may be read.
 
-    The extra mask (clip and token both padding) is laid out head by head, yet read sample by
+    Args:
+        readers: (B, S) bool.
+        keys: (B, T) bool.
+        heads: attention heads.
+        legacy_samples: size of the published batches, of which there may be several one after the
+            other, for `legacy_tiled_mask`; 0 = hide padding only.
+
+    Returns:
+        As `key_mask`, or (B, heads, S, T).
+    """
+    if not legacy_samples:
+        return key_mask(keys)
+    batches = zip(
+        torch.split(readers, legacy_samples), torch.split(keys, legacy_samples), strict=True
+    )
+    return torch.cat([legacy_tiled_mask(reader, key, heads) for reader, key in batches])
+
+
+def legacy_tiled_mask(readers: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """The published cross-modal mask, in which a sample is hidden tokens by its batch mates.
+
+    The extra mask (reader and key both padding) is laid out head by head, yet read sample by
     sample: row ``b * heads + h`` gets the mask of sample ``(b * heads + h) mod B`` (baselines.md,
     section 4.3). For parity with published numbers only.
 
     Args:
-        video_mask: (B, L) bool.
-        text_mask: (B, N) bool.
+        readers: (B, S) bool.
+        keys: (B, T) bool.
         heads: attention heads.
 
     Returns:
-        (B, heads, L, N) bool, True = may be read.
+        (B, heads, S, T) bool, True = may be read.
     """
-    hidden = ~video_mask[:, :, None] & ~text_mask[:, None, :]
+    hidden = ~readers[:, :, None] & ~keys[:, None, :]
     misread = hidden.repeat(heads, 1, 1).view(len(hidden), heads, *hidden.shape[1:])
-    return text_mask[:, None, None, :] & ~misread
+    return keys[:, None, None, :] & ~misread

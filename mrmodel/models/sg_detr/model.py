@@ -22,8 +22,8 @@ from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
 from mrmodel.models.layers.initialise import xavier_matrices
 from mrmodel.models.layers.masks import key_mask
-from mrmodel.models.layers.position import TextPositions, clip_positions, repeat_positions
-from mrmodel.models.layers.projection import input_projection
+from mrmodel.models.layers.position import clip_positions, repeat_positions
+from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.cross_attention import Gate, SaliencyGuidedLayer
 from mrmodel.models.sg_detr.detector import Detector, SeenClips
@@ -57,16 +57,8 @@ class SgDetr(MomentModel):
                 f"from channel {s.local.first_channel} on; say `projected`"
             )
             raise ConfigError("models.sg_detr.local.space", "raw", rule)
-        self.video_projection = input_projection(
-            video_dim if s.use_tef else video_dim - TEF_DIM,
-            s.hidden, s.input_dropout, s.projection_layers,
-        )  # fmt: skip
-        self.text_projection = input_projection(
-            text_dim, s.hidden, s.input_dropout, s.projection_layers
-        )
-        self.text_positions = (
-            TextPositions(s.max_tokens, s.hidden, s.input_dropout) if s.text_positions else None
-        )
+        clip_dim = video_dim if s.use_tef else video_dim - TEF_DIM
+        self.projections = InputProjections(clip_dim, text_dim, s)
         sentence_dim = text_dim if raw else s.hidden
         self.pooling = PoolingEncoder(sentence_dim, s)
         self.local_saliency = LocalSaliency(s)
@@ -112,13 +104,12 @@ class SgDetr(MomentModel):
         """
         size, mask = len(batch), batch.video_mask
         negative, has_negative = self._negatives(batch)
-        clips = self.video_projection(self._clip_rows(batch.video))
-        tokens = self.text_projection(batch.text)
+        inputs = self.projections(self._clip_rows(batch.video), batch.text)
         position = clip_positions(mask, self.settings.hidden)
 
-        sentence = self._sentence(batch, tokens)
-        local = self._local_saliency(batch, clips, sentence, negative)
-        context = self._read_text(batch, (clips, position), tokens, local, negative)
+        sentence = self._sentence(batch, inputs.text)
+        local = self._local_saliency(batch, inputs.video, sentence, negative)
+        context = self._read_text(batch, inputs, position, local, negative)
         pairs = len(context) // size
         context = self._encode(context, position, mask.repeat(pairs, 1))
         saliency, memory = self.global_saliency(context, local, mask.repeat(pairs, 1))
@@ -131,7 +122,7 @@ class SgDetr(MomentModel):
             if targets is not None and self.moment_encoder is not None:
                 relevant = targets.saliency_labels > 0
                 training.alignment = self.moment_encoder(
-                    clips, position, self.sentence_projection(sentence), relevant, mask
+                    inputs.video, position, self.sentence_projection(sentence), relevant, mask
                 )
         saliency, seen = saliency[:size], SeenClips(memory[:size], position, mask)
         if self.detector is None:
@@ -176,14 +167,14 @@ class SgDetr(MomentModel):
     def _read_text(
         self,
         batch: Batch,
-        located: tuple[Tensor, Tensor],
-        tokens: Tensor,
+        inputs: Projected,
+        position: Tensor,
         local: Tensor,
         negative: Tensor | None,
     ) -> Tensor:
         """Clips (B, L, d) that read their sentence, and the negative one: (k B, L, d)."""
-        clips, position = located
-        keyed = tokens if self.text_positions is None else self.text_positions(tokens)
+        clips, tokens, text_position = inputs
+        keyed = tokens if text_position is None else text_position
         gate = self._gate(batch, local, negative)
         allowed = key_mask(with_negatives(batch.text_mask, negative))
         for layer in self.text_to_video:

@@ -1,0 +1,67 @@
+"""Self-attention over [token; clips]: the token becomes a summary of the clips (QD-DETR)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.position import repeat_positions
+from mrmodel.models.layers.stack import Stack
+from mrmodel.models.settings import LayerSettings
+
+
+class Located(NamedTuple):
+    """States and their position codes, (..., d) each; fewer codes than states repeat."""
+
+    state: Tensor
+    position: Tensor
+
+
+class LearnedToken(nn.Module):
+    """A token that all samples start with, and its position code."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.state = nn.Parameter(torch.randn(hidden))
+        self.position = nn.Parameter(torch.randn(hidden))
+
+    def forward(self) -> Located:
+        """(d,) and (d,)."""
+        return Located(self.state, self.position)
+
+
+class TokenEncoder(nn.Module):
+    """PReLU encoder layers over a token, which is always valid, and the clips of a sample."""
+
+    def __init__(self, settings: LayerSettings, layers: int) -> None:
+        super().__init__()
+        self.layers: Stack[EncoderLayer] = Stack(
+            EncoderLayer(settings, "prelu") for _ in range(layers)
+        )
+
+    def forward(self, token: Located, clips: Located, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode k sequences for each sample of the batch, for example its negative pair too.
+
+        Args:
+            token: state (d,) or (k B, d); position (d,), zeros where the token has none.
+            clips: states (k B, L, d), positions (B or 1, L, d).
+            mask: (B, L) bool.
+
+        Returns:
+            The token (k B, d) and the clips (k B, L, d).
+        """
+        size, length, hidden = clips.state.shape
+        first = token.state.to(clips.state.dtype).expand(size, hidden).unsqueeze(1)
+        sequence = torch.cat((first, clips.state), dim=1)
+        code = token.position.expand(len(clips.position), 1, -1)
+        position = repeat_positions(torch.cat((code, clips.position), dim=1), size)
+        valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
+        allowed = key_mask(valid.repeat(size // len(mask), 1))
+        for layer in self.layers:
+            sequence = layer(sequence, position, allowed)
+        first, encoded = torch.split(sequence, [1, length], dim=1)
+        return first.squeeze(1), encoded
