@@ -6,6 +6,7 @@ queries come along; the resampled figure is the mean over those queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,16 @@ class Comparison:
     difference: Interval
     share_above_zero: float
 
+    def as_json(self) -> dict[str, float]:
+        """The difference, the ends of its interval, and the share, for a file."""
+        gain = self.difference
+        return {
+            "difference": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "share_above_zero": self.share_above_zero,
+        }
+
 
 def confidence_interval(
     system: PerQuery, figure: str, settings: BootstrapSettings | None = None
@@ -62,7 +73,8 @@ def confidence_interval(
     """
     settings = settings or BootstrapSettings()
     values = _figure(system, figure)
-    return _interval(values, system.vids, _resampled(values, system.vids, settings), settings)
+    means = _resampled(values[None], system.vids, settings)[:, 0]
+    return _interval(values, system.vids, means, settings)
 
 
 def paired_bootstrap(
@@ -80,15 +92,67 @@ def paired_bootstrap(
         DataError: the two were evaluated on different queries, or lack the figure.
     """
     settings = settings or BootstrapSettings()
-    if dict(zip(first.qids, first.vids, strict=True)) != dict(
-        zip(second.qids, second.vids, strict=True)
+    values = _figure_in_order(second, first, figure) - _figure(first, figure)
+    means = _resampled(values[None], first.vids, settings)[:, 0]
+    return Comparison(_interval(values, first.vids, means, settings), float(np.mean(means > 0.0)))
+
+
+def bootstrap_over_seeds(
+    first: Sequence[PerQuery],
+    second: Sequence[PerQuery],
+    figure: str,
+    settings: BootstrapSettings | None = None,
+) -> Comparison:
+    """How much better training `second` is than training `first`, each run with several seeds.
+
+    A resample draws videos, the same for both systems, and then runs of each system on its own:
+    the seed of a run pairs nothing between two networks. So the interval holds both what another
+    test set and what another training would change; `paired_bootstrap` of the seeds' means would
+    leave the second out. Of S runs S - 1 are drawn, since drawing S shows (S - 1) / S of the
+    variance between runs (McCarthy & Snowden 1985), a third too little with three. With one run a
+    system this is `paired_bootstrap`.
+
+    Args:
+        first: the runs of the system to beat.
+        second: the runs of the candidate.
+        figure: a key of `PerQuery.values`.
+        settings: resamples, seed, confidence.
+
+    Raises:
+        DataError: two runs were evaluated on different queries, or lack the figure.
+    """
+    settings = settings or BootstrapSettings()
+    systems = [
+        np.stack([_figure_in_order(run, first[0], figure) for run in runs])
+        for runs in (first, second)
+    ]
+    vids = first[0].vids
+    means = _resampled(np.concatenate(systems), vids, settings)
+    generator = np.random.default_rng(derive_seed(settings.seed, "bootstrap of runs"))
+    of_first, of_second = (
+        _mean_of_drawn_runs(generator, part) for part in np.split(means, [len(first)], axis=1)
+    )
+    gains = of_second - of_first
+    values = systems[1].mean(axis=0) - systems[0].mean(axis=0)
+    return Comparison(_interval(values, vids, gains, settings), float(np.mean(gains > 0.0)))
+
+
+def _mean_of_drawn_runs(generator: np.random.Generator, means: Floats) -> Floats:
+    """(resamples, runs) -> (resamples,): the mean of the runs that each resample draws."""
+    resamples, runs = means.shape
+    drawn = generator.integers(runs, size=(resamples, max(runs - 1, 1)))
+    chosen: Floats = np.take_along_axis(means, drawn, axis=1).mean(axis=1)
+    return chosen
+
+
+def _figure_in_order(system: PerQuery, like: PerQuery, figure: str) -> Floats:
+    """The figure of each query, in the order in which `like` has the queries."""
+    if dict(zip(like.qids, like.vids, strict=True)) != dict(
+        zip(system.qids, system.vids, strict=True)
     ):
         raise DataError("the two systems were evaluated on different queries; nothing to compare")
-    place = {qid: query for query, qid in enumerate(second.qids)}
-    order = [place[qid] for qid in first.qids]
-    values = _figure(second, figure)[order] - _figure(first, figure)
-    means = _resampled(values, first.vids, settings)
-    return Comparison(_interval(values, first.vids, means, settings), float(np.mean(means > 0.0)))
+    place = {qid: query for query, qid in enumerate(system.qids)}
+    return _figure(system, figure)[[place[qid] for qid in like.qids]]
 
 
 def _figure(system: PerQuery, figure: str) -> Floats:
@@ -102,14 +166,16 @@ def _figure(system: PerQuery, figure: str) -> Floats:
 
 
 def _resampled(values: Floats, vids: list[str], settings: BootstrapSettings) -> Floats:
-    """(resamples,) means over the queries that are not NaN.
+    """(rows, queries) -> (resamples, rows): means over the queries that are NaN in no row.
 
     The draws depend on the seed and the set of videos only, so that figures can be compared.
     """
-    counted = ~np.isnan(values)
+    counted = ~np.isnan(values).any(axis=0)
     _, video_of = np.unique(np.array(vids), return_inverse=True)
     n_videos = int(video_of.max()) + 1
-    sums = np.bincount(video_of, np.where(counted, values, 0.0), n_videos)
+    sums = np.stack(
+        [np.bincount(video_of, np.where(counted, row, 0.0), n_videos) for row in values], axis=1
+    )
     sizes = np.bincount(video_of, counted, n_videos)
     generator = np.random.default_rng(derive_seed(settings.seed, "bootstrap"))
     means = []
@@ -119,7 +185,7 @@ def _resampled(values: Floats, vids: list[str], settings: BootstrapSettings) -> 
         times = _draw(generator, count, n_videos)
         size = times @ sizes
         # A resample may miss every video of a rare length group: it has no mean and drops out.
-        means.append((times @ sums)[size > 0.0] / size[size > 0.0])
+        means.append((times @ sums)[size > 0.0] / size[size > 0.0, None])
     return np.concatenate(means)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mrmodel.config import Config
-from mrmodel.errors import DataError
 from mrmodel.files import write_json, write_text
 from mrmodel.pipeline.stage import run_stage
-from mrmodel.pipeline.study import REPORTS, cell, markdown_table, mean_and_sd, runs_of
+from mrmodel.pipeline.study_tables import (
+    REPORTS,
+    Grid,
+    Runs,
+    all_figures,
+    cell,
+    grid_of_figures,
+    markdown_page,
+    mean_and_sd,
+    number_of_seeds,
+    runs_of,
+    shared_values,
+)
 from mrmodel.progress import Reporter
 
 RESULT = REPORTS / "ablation.json"
@@ -33,24 +43,14 @@ PAPER: dict[str, dict[str, float]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table as text; the row of index `strong`, if any, has the highest headline figure."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    strong: int | None
-
-
 def ablation(config: Config, reporter: Reporter) -> None:
     """Write ``studies/reports/ablation.json`` and ``ablation.md``."""
     table = summarise(runs_of("ablation"))
     write_json(RESULT, table)
-    write_text(RESULT.with_suffix(".md"), as_markdown(table))
+    write_text(RESULT.with_suffix(".md"), markdown_page(sentences(table), grids(table)))
 
 
-def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def summarise(runs: Runs) -> dict[str, Any]:
     """The table: what all runs share, and a row a preset with its switches and summary.
 
     Args:
@@ -59,14 +59,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     Raises:
         DataError: there are no runs, or runs of different corpora, figures or numbers of steps.
     """
-    shared = {}
-    for key in ("corpus", "headline", "steps"):
-        found = {name: {run[key] for run in of_seeds} for name, of_seeds in runs.items()}
-        values = set().union(*found.values())
-        if len(values) != 1:
-            rule = f"rows of one table need one {key}, found {found}; delete the runs of old ones"
-            raise DataError(rule, file=REPORTS / "ablation")
-        shared[key] = values.pop()
+    shared = shared_values("ablation", runs, ("corpus", "headline", "steps"))
     return {**shared, "rows": {name: _row(of_seeds) for name, of_seeds in runs.items()}}
 
 
@@ -90,24 +83,15 @@ def _at(settings: Any, path: str) -> Any:
     return settings
 
 
-def as_markdown(table: Mapping[str, Any]) -> str:
-    """What was run, what follows from it, and the two tables of `grids`."""
-    lines = [*sentences(table), ""]
-    for grid in grids(table):
-        lines += [grid.caption, "", *markdown_table(grid.columns, grid.rows), ""]
-    return "\n".join(lines)
-
-
 def sentences(table: Mapping[str, Any]) -> list[str]:
     """What was run, the order of the rows, and which of the two sets of values measures better."""
     rows, headline = table["rows"], table["headline"]
-    counts = sorted({row["seeds"] for row in rows.values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     means = {short(name): row["figures"][headline]["mean"] for name, row in rows.items()}
     order = sorted(means, key=lambda name: -means[name])
     words = [
         f"Corpus {table['corpus']}, {table['steps']} steps from fresh weights on the annotated "
-        f"queries, scored on the reported split; mean ± standard deviation over {seeds} seeds.",
+        f"queries, scored on the reported split; mean ± standard deviation over "
+        f"{number_of_seeds(rows)} seeds.",
         f"Order by {headline}: {', '.join(order)}.",
     ]
     values = {
@@ -128,7 +112,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
 def grids(table: Mapping[str, Any]) -> list[Grid]:
     """Our figures beside those of the paper; the switches of the rows; all figures."""
     rows, headline = table["rows"], table["headline"]
-    figures = list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
+    figures = all_figures(rows)
     compared = [headline, *(name for name in PAPER if name in figures and name != headline)]
     paper = [name for name in compared if name in PAPER]
     strong = max(range(len(rows)), key=lambda i: _mean(list(rows.values())[i], headline))
@@ -159,13 +143,9 @@ def grids(table: Mapping[str, Any]) -> list[Grid]:
             ]
             for name, row in switched.items()
         ],
-        None,
     )
-    everything = [
-        [short(name), *(cell(row["figures"].get(figure)) for figure in figures)]
-        for name, row in rows.items()
-    ]
-    return [beside, switches, Grid("All figures, percent.", ["", *figures], everything, strong)]
+    named = {short(name): row for name, row in rows.items()}
+    return [beside, switches, grid_of_figures(named, strong)]
 
 
 def short(name: str) -> str:

@@ -6,48 +6,30 @@ share the size and the data of the main job.
 
 from __future__ import annotations
 
-import json
-
 from mrmodel import presets
 from mrmodel.config import Config, parse_config
 from mrmodel.files import write_json
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.stage import run_stage_with
-from mrmodel.pipeline.study import REPORTS, ReportedSplit, StudyFolder
-from mrmodel.pipeline.training import Job, train_model
+from mrmodel.pipeline.study import ControlRun, ReportedSplit, train_control, with_steps
 from mrmodel.progress import Reporter
 
 
 def ablation_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``studies/reports/ablation/<preset>-<seed>.json``: settings, size and test figures."""
-    preset, seed, steps = arguments["preset"], int(arguments["seed"]), int(arguments["steps"])
-    config = config_of_row(config, preset, steps)
-    layout, model = Layout(config), config.train.models[0]
-    folder = StudyFolder(layout.state / "studies" / "ablation" / f"{preset}-{seed}")
-    job = Job(
-        run="scratch",
-        model=model,
-        seed=seed,
-        train=layout.split("train"),
-        val=layout.split("val"),
-        start=None,
-        out=folder.model("scratch"),
-        figures=folder.figures("scratch"),
-        label=f"{preset}-{seed}",
-    )
-    train_model(config, job, reporter)
-    training = json.loads(job.figures.with_suffix(".json").read_text(encoding="utf-8"))
-    test = ReportedSplit(config, layout)
+    preset, seed = arguments["preset"], int(arguments["seed"])
+    config = config_of_row(config, preset, int(arguments["steps"]))
+    model = config.train.models[0]
+    run = ControlRun("ablation", f"{preset}-{seed}", model, seed)
+    trained = train_control(config, run, reporter)
+    test = ReportedSplit(config, Layout(config))
     result = {
-        "model": model,
+        **trained.facts,
         "settings": config.models[model],
-        "corpus": config.corpus.name,
         "headline": test.headline,
-        "steps": training["steps"],
-        "parameters": training["parameters"],
-        "figures": test.figures_of(job.out),
+        "figures": test.figures_of(trained.folder),
     }
-    write_json(REPORTS / "ablation" / f"{preset}-{seed}.json", result)
+    write_json(run.result(), result)
 
 
 def config_of_row(config: Config, preset: str, steps: int) -> Config:
@@ -59,11 +41,7 @@ def config_of_row(config: Config, preset: str, steps: int) -> Config:
     """
     raw = config.model_dump()
     presets.merge(raw, presets.changes(preset))
-    config = parse_config(raw)
-    # Nothing is pre-trained here, so the rule of equal steps for the control does not apply.
-    scratch = config.train.scratch.model_copy(update={"steps": steps, "epochs": None})
-    train = config.train.model_copy(update={"scratch": scratch})
-    return config.model_copy(update={"train": train})
+    return with_steps(parse_config(raw), steps)
 
 
 if __name__ == "__main__":

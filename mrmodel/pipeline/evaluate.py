@@ -1,13 +1,14 @@
 """Stage ``evaluate``: every way of answering the test queries, scored and compared.
 
 ``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query; ``scratch`` has seen
-nothing else; ``finetuned`` has seen both. The fine-tuned model is compared with each of the others
-by a paired bootstrap over videos.
+nothing else; ``finetuned`` has seen both. Fine-tuned models are compared with the other ways, and
+the first with those of other models, by a paired bootstrap over videos.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +99,36 @@ def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Pre
 
 
 def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[str, Any]:
-    """Intervals of the headline figure, and of each fine-tuned model against the other ways."""
+    """Intervals of the headline figure, and of the differences between `pairs`."""
     figure = judge.protocol.headline
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
     intervals, differences = {}, {}
     for name, scores in results.items():
         found = confidence_interval(scores.per_query, figure, settings)
         intervals[name] = {"value": found.value, "low": found.low, "high": found.high}
-    for model in config.train.models:
-        best = results[f"{model}.finetuned"].per_query
-        others = [name for name in results if name != f"{model}.finetuned"]
-        for other in others:
-            found_pair = paired_bootstrap(results[other].per_query, best, figure, settings)
-            gain = found_pair.difference
-            differences[f"{model}.finetuned - {other}"] = {
-                "difference": gain.value,
-                "low": gain.low,
-                "high": gain.high,
-                "share_above_zero": found_pair.share_above_zero,
-            }
+    for better, other in pairs(config.train.models, results):
+        found_pair = paired_bootstrap(
+            results[other].per_query, results[better].per_query, figure, settings
+        )
+        differences[f"{better} - {other}"] = found_pair.as_json()
     return {"figure": figure, "intervals": intervals, "differences": differences}
+
+
+def pairs(models: Sequence[str], ways: Container[str]) -> list[tuple[str, str]]:
+    """Which ways of answering are compared: (fine-tuned model, other way).
+
+    Each fine-tuned model with zero-shot and with its own other weights, and the first one with the
+    other fine-tuned models; all pairs of five models would be too many to read. A way that was not
+    scored is left out.
+    """
+    found = []
+    for model in models:
+        tuned = f"{model}.finetuned"
+        others = [ZERO_SHOT, *(f"{model}.{kind}" for kind in TRAINED)]
+        if model == models[0]:
+            others += [f"{other}.finetuned" for other in models]
+        found += [(tuned, other) for other in others if other in ways and other != tuned]
+    return found
 
 
 def _write_recall(path: Path, results: dict[str, Scores]) -> None:

@@ -15,12 +15,13 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import digest_of, write_text
-from mrmodel.pipeline import ablation
+from mrmodel.pipeline import ablation, compare
 from mrmodel.pipeline.evaluate import TRAINED, ZERO_SHOT
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
+from mrmodel.pipeline.study_tables import DIFFERENCE, Grid, difference_cells
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -52,6 +53,7 @@ def report(config: Config, reporter: Reporter) -> None:
     reporter.advance()
     examples = choose_examples(config, layout, f"{model}.finetuned")
     sections.insert(1, examples_section(examples))
+    sections += compare_sections(config, layout.root / compare.RESULT)
     sections += ablation_sections(config, layout.root / ablation.RESULT)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
@@ -103,14 +105,9 @@ def results_section(
         tables.append(table("Clip scores, percent.", clips, False))
     gains = Table(
         caption=f"Difference in {comparison['figure']}: paired bootstrap, whole videos resampled.",
-        columns=["", "difference", "95 % interval", "resamples above 0"],
+        columns=["", *DIFFERENCE],
         rows=[
-            [
-                " − ".join(_way(part) for part in name.split(" - ")),
-                f"{row['difference']:+.2f}",
-                f"{row['low']:+.2f} to {row['high']:+.2f}",
-                f"{100 * row['share_above_zero']:.1f} %",
-            ]
+            [" − ".join(_way(part) for part in name.split(" - ")), *difference_cells(row)]
             for name, row in comparison["differences"].items()
         ],
     )
@@ -118,21 +115,31 @@ def results_section(
 
 
 def training_section(config: Config, layout: Layout) -> Section:
-    """Loss and validation curves of every run."""
-    losses: dict[str, list[tuple[float, float]]] = {}
-    scores: dict[str, list[tuple[float, float]]] = {}
-    for model in config.train.models:
-        for run in ("pretrain", "finetune", "scratch"):
-            curve = pd.read_csv(layout.training / f"{run}-{model}.csv")
-            losses[f"{run} {model}"] = _points(curve, "train/loss")
-            validated = [name for name in curve.columns if name.startswith("val/")]
-            scores[f"{run} {model}"] = _points(curve, validated[0]) if validated else []
+    """Loss and validation curves of every run; of several models, a chart a run."""
+    models, runs = config.train.models, ("pretrain", "finetune", "scratch")
+    charts = []
+    for shown in [runs] if len(models) == 1 else [(run,) for run in runs]:
+        losses: dict[str, list[tuple[float, float]]] = {}
+        scores: dict[str, list[tuple[float, float]]] = {}
+        for name, path in _curves(layout, models, shown).items():
+            curve = pd.read_csv(path)
+            losses[name] = _points(curve, "train/loss")
+            validated = [column for column in curve.columns if column.startswith("val/")]
+            scores[name] = _points(curve, validated[0]) if validated else []
+        charts += [line_chart(losses, "training loss"), line_chart(scores, "validation mAP")]
     return Section(
         "Training",
         "Mean loss of each epoch, and the figure that chooses the weights on validation data "
         "(for pre-training these are generated queries, so the curves do not compare).",
-        charts=[line_chart(losses, "training loss"), line_chart(scores, "validation mAP")],
+        charts=charts,
     )
+
+
+def _curves(layout: Layout, models: Sequence[str], runs: Sequence[str]) -> dict[str, Path]:
+    """Name of each curve and its file."""
+    return {
+        f"{run} {model}": layout.training / f"{run}-{model}.csv" for model in models for run in runs
+    }
 
 
 def intervid_section(layout: Layout) -> Section:
@@ -157,20 +164,33 @@ def intervid_section(layout: Layout) -> Section:
 
 
 def ablation_sections(config: Config, result: Path) -> list[Section]:
-    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus.
+    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus."""
+    table = _table_of_study(config, result)
+    if table is None:
+        return []
+    words, grids = ablation.sentences(table), ablation.grids(table)
+    return [_study_section("SG-DETR, part by part", words, grids)]
 
-    Its last grid, all figures, is too wide for a page and stands beside the study's JSON file.
-    """
+
+def compare_sections(config: Config, result: Path) -> list[Section]:
+    """All models beside each other, where the study (studies/dvc.yaml) has them on this corpus."""
+    table = _table_of_study(config, result)
+    if table is None:
+        return []
+    return [_study_section("All models", compare.sentences(table), compare.grids(table))]
+
+
+def _table_of_study(config: Config, result: Path) -> Any:
     if not result.exists():
-        return []
+        return None
     table = _json(result)
-    if table["corpus"] != config.corpus.name:
-        return []
-    tables = [
-        Table(grid.caption, grid.columns, grid.rows, grid.strong)
-        for grid in ablation.grids(table)[:2]
-    ]
-    return [Section("SG-DETR, part by part", " ".join(ablation.sentences(table)), tables=tables)]
+    return table if table["corpus"] == config.corpus.name else None
+
+
+def _study_section(title: str, words: Sequence[str], grids: Sequence[Grid]) -> Section:
+    """The last grid, all figures, is too wide for a page and stands beside the study's JSON."""
+    tables = [Table(grid.caption, grid.columns, grid.rows, grid.strong) for grid in grids[:-1]]
+    return Section(title, " ".join(words), tables=tables)
 
 
 def examples_section(examples: Sequence[Example]) -> Section:

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from mrmodel.config import Config
 from mrmodel.files import write_json, write_text
 from mrmodel.pipeline.stage import run_stage
-from mrmodel.pipeline.study import REPORTS, Summary, cell, markdown_table, mean_and_sd, runs_of
+from mrmodel.pipeline.study_tables import (
+    REPORTS,
+    Summary,
+    cell,
+    markdown_table,
+    mean_and_sd,
+    runs_of,
+)
 from mrmodel.progress import Reporter
 
 

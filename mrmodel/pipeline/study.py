@@ -1,35 +1,31 @@
-"""What the studies share: folders of their models, figures on the test split, means over seeds.
+"""What the runs of studies share: folders of their models, the control run, test figures.
 
-A run of a study is one JSON file ``<what>-<seed>.json`` below ``studies/reports/<study>/``; its
-models and curves go below ``.mrmodel/studies/``, so that DVC caches figures only.
+The models and curves of a run go below ``.mrmodel/studies/``, so that DVC caches figures only; for
+the files of figures see `study_tables`.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mrmodel.config import Config
 from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.models.base import MomentModel
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
-from mrmodel.pipeline.training import open_features, open_set
-from mrmodel.predict.inference import predict_set
+from mrmodel.pipeline.study_tables import REPORTS
+from mrmodel.pipeline.training import Job, open_features, open_set, train_model
+from mrmodel.predict.inference import predict_set, seconds_of_answers
+from mrmodel.progress import Reporter
 from mrmodel.train.checkpoint import load_model
 from mrmodel.train.precision import pick_device
 from mrmodel.types import Prediction
-
-REPORTS = Path("studies") / "reports"
-
-# {figure: {"mean": ..., "sd": ...}}
-Summary = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +34,11 @@ class StudyFolder:
 
     root: Path
 
+    @classmethod
+    def of(cls, layout: Layout, study: str, name: str) -> StudyFolder:
+        """The folder of the run `name` of a study."""
+        return cls(layout.state / "studies" / study / name)
+
     def model(self, kind: str) -> Path:
         """Model folder."""
         return self.root / kind
@@ -45,6 +46,66 @@ class StudyFolder:
     def figures(self, run: str) -> Path:
         """Stem of the results and curves of a training."""
         return self.root / "training" / run
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRun:
+    """A training from fresh weights on the annotated queries alone, as `scratch` of the main job.
+
+    `name` is what the study calls the run, its seed included.
+    """
+
+    study: str
+    name: str
+    model: str
+    seed: int
+
+    def result(self) -> Path:
+        """The file that takes what the study keeps of the run."""
+        return REPORTS / self.study / f"{self.name}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model: its folder, facts for the result file, and the seconds of its steps."""
+
+    folder: Path
+    facts: dict[str, Any]
+    seconds: float
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    """`config` whose control run takes `steps`, whatever length its section has."""
+    # Nothing is pre-trained for it, so the rule of equal steps for the control does not apply.
+    scratch = config.train.scratch.model_copy(update={"steps": steps, "epochs": None})
+    train = config.train.model_copy(update={"scratch": scratch})
+    return config.model_copy(update={"train": train})
+
+
+def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Trained:
+    """Train the model of a run; continue if interrupted."""
+    layout = Layout(config)
+    folder = StudyFolder.of(layout, run.study, run.name)
+    job = Job(
+        run="scratch",
+        model=run.model,
+        seed=run.seed,
+        train=layout.split("train"),
+        val=layout.split("val"),
+        start=None,
+        out=folder.model("scratch"),
+        figures=folder.figures("scratch"),
+        label=f"{run.study}-{run.name}",
+    )
+    progress = train_model(config, job, reporter)
+    training = json.loads(job.figures.with_suffix(".json").read_text(encoding="utf-8"))
+    facts = {
+        "model": run.model,
+        "corpus": config.corpus.name,
+        "steps": training["steps"],
+        "parameters": training["parameters"],
+    }
+    return Trained(job.out, facts, progress.seconds)
 
 
 class ReportedSplit:
@@ -64,45 +125,27 @@ class ReportedSplit:
             config, truth, open_features(config, layout, self._device), config.seed
         )
 
+    def model(self, folder: Path) -> MomentModel:
+        """The model of a model folder, on the device of the split's features."""
+        model, _ = load_model(folder, self._device)
+        return model
+
+    def answers(self, model: MomentModel) -> list[Prediction]:
+        """What a model predicts for its rows."""
+        return predict_set(model, self.data, self._batch_size, self._judge.postprocess)
+
+    def seconds(self, model: MomentModel) -> float:
+        """Seconds of forward pass and decoding for all its rows, see `seconds_of_answers`."""
+        return seconds_of_answers(model, self.data, self._batch_size, self._judge.postprocess)
+
+    def score(self, predictions: Sequence[Prediction]) -> Scores:
+        """All metrics of predictions for its rows, and the queries behind them."""
+        return self._judge.score(self._truth, [prediction.as_row() for prediction in predictions])
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """The few figures to show, the headline first."""
+        return self._judge.figures(scores)
+
     def figures_of(self, folder: Path) -> dict[str, float]:
         """Figures of the model in a model folder."""
-        model, _ = load_model(folder, self._device)
-        found = predict_set(model, self.data, self._batch_size, self._judge.postprocess)
-        return self.figures(found)
-
-    def figures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Figures of predictions for its rows, the headline first."""
-        rows = [prediction.as_row() for prediction in predictions]
-        return self._judge.figures(self._judge.score(self._truth, rows))
-
-
-def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
-    """The finished runs of a study: ``{what: [content of its file of each seed]}``, by name."""
-    runs: dict[str, list[Any]] = defaultdict(list)
-    for path in sorted((reports / study).glob("*.json")):
-        runs[path.stem.rpartition("-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
-    return dict(runs)
-
-
-def mean_and_sd(runs: Sequence[Mapping[str, float]]) -> Summary:
-    """Mean and standard deviation over runs, of the figures that all of them have.
-
-    The standard deviation is that of a sample (n - 1); one run has none, which is written as 0.
-    """
-    summary = {}
-    for name in (name for name in runs[0] if all(name in run for run in runs)):
-        values = np.array([run[name] for run in runs], dtype=np.float64)
-        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        summary[name] = {"mean": float(values.mean()), "sd": spread}
-    return summary
-
-
-def cell(figure: Mapping[str, float] | None) -> str:
-    """``mean ± standard deviation``, or a dash."""
-    return "–" if figure is None else f"{figure['mean']:.2f} ± {figure['sd']:.2f}"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
+        return self.figures(self.score(self.answers(self.model(folder))))

@@ -67,8 +67,11 @@ class Job:
         return f"{self.label or self.run}@{self.model}"
 
 
-def train_model(config: Config, job: Job, reporter: Reporter) -> None:
-    """Train and write the model folder, the figures and the curves; continue if interrupted."""
+def train_model(config: Config, job: Job, reporter: Reporter) -> Progress:
+    """Train and write the model folder, the figures and the curves; continue if interrupted.
+
+    The time that it took is in what it returns, and in no file: outputs are the same every time.
+    """
     layout = Layout(config)
     device = pick_device(config.train.device)
     builder = open_features(config, layout, device)
@@ -82,8 +85,9 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> None:
     val_rows = read_rows_if_any(job.val, clip_len_s)
     if not train_rows:
         log.warning("%s: %s has no row; the first weights are the result", job.name, job.train)
-        _write(job, model, model_config, Progress())
-        return
+        progress = Progress()
+        _write(job, model, model_config, progress)
+        return progress
 
     data = open_set(config, train_rows, builder, job.seed)
     resume = layout.resume(job.name, _digest_of_inputs(config, job, model_config))
@@ -95,6 +99,7 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> None:
         _write(job, model, model_config, progress)
         record.file(job.figures.with_suffix(".json"))
     shutil.rmtree(resume, ignore_errors=True)
+    return progress
 
 
 def run_settings(config: Config, run: str) -> RunSettings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +61,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is. `history` has one row an epoch; `best_*` belong to the best validation."""
+    """How far a run is. `history` has one row an epoch; `best_*` belong to the best validation.
+
+    `seconds` is the time of the steps alone, from the forward pass to the update: no loading, no
+    validation, no checkpoints. Steps that are done again after an interruption count once.
+    """
 
     step: int = 0
+    seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best_value: float = -math.inf
@@ -114,6 +120,7 @@ def fit(
         torch.manual_seed(derive_seed(plan.seed, "step", step))
         batch, targets = data.batch(batches[position], epoch)
 
+        started = time.perf_counter()
         model.train()
         with autocast(device, settings.precision):
             output = model(batch, targets)
@@ -130,6 +137,7 @@ def fit(
         optimizer.step()
 
         progress.step = step + 1
+        progress.seconds += time.perf_counter() - started
         for name, value in {**figures, "grad_norm": float(norm)}.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + value
         reporter.advance(loss=figures["loss"], lr=rate)

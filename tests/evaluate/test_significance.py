@@ -10,6 +10,7 @@ from mrmodel.evaluate import significance
 from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.significance import (
     BootstrapSettings,
+    bootstrap_over_seeds,
     confidence_interval,
     paired_bootstrap,
 )
@@ -82,6 +83,63 @@ def test_the_seed_decides_and_memory_blocks_do_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(significance, "_BLOCK", 60 * 7)
     blocks = confidence_interval(system(values), "mAP", SETTINGS)
     assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high))
+
+
+def runs_around(base: np.ndarray, *shifts: float) -> list[PerQuery]:
+    return [system(base + shift) for shift in shifts]
+
+
+def test_one_run_a_system_is_the_paired_bootstrap() -> None:
+    rng = np.random.default_rng(7)
+    first, second = system(rng.normal(50, 20, 80)), system(rng.normal(52, 20, 80))
+    expected = paired_bootstrap(first, second, "mAP", SETTINGS)
+    found = bootstrap_over_seeds([first], [second], "mAP", SETTINGS)
+    assert found.as_json() == pytest.approx(expected.as_json())
+
+
+def test_runs_are_drawn_with_the_variance_of_their_mean() -> None:
+    # All queries alike, so videos add nothing: only the runs 0, 3, 6 against 10 differ.
+    flat = np.full(20, 10.0)
+    found = bootstrap_over_seeds(
+        runs_around(flat, -10.0, -7.0, -4.0), [system(flat)], "mAP", SETTINGS
+    )
+    assert found.difference.value == pytest.approx(7.0)
+    # Two of three are drawn: means 0, 1.5, 3, 4.5, 6 with chances 1, 2, 3, 2, 1 of nine.
+    assert (found.difference.low, found.difference.high) == pytest.approx((4.0, 10.0))
+    halves = BootstrapSettings(resamples=20_000, confidence=0.6)
+    found = bootstrap_over_seeds(
+        runs_around(flat, -10.0, -7.0, -4.0), [system(flat)], "mAP", halves
+    )
+    assert (found.difference.low, found.difference.high) == pytest.approx((5.5, 8.5))
+    assert found.share_above_zero == 1.0
+
+
+def test_videos_are_paired_and_runs_are_not() -> None:
+    hard = np.random.default_rng(8).normal(50.0, 30.0, 200)
+    ahead = bootstrap_over_seeds(
+        runs_around(hard, 0.0, 0.0), runs_around(hard, 1.0, 1.0), "mAP", SETTINGS
+    )
+    # What the videos do, they do to both.
+    assert (ahead.difference.low, ahead.difference.high) == pytest.approx((1.0, 1.0))
+    # Runs that differ alike in both systems still leave a difference in doubt.
+    shaky = bootstrap_over_seeds(
+        runs_around(hard, -6.0, 6.0), runs_around(hard, -5.0, 7.0), "mAP", SETTINGS
+    )
+    assert shaky.difference.value == pytest.approx(1.0)
+    assert (shaky.difference.low, shaky.difference.high) == pytest.approx((-11.0, 13.0))
+    # Gains of -11, 1, 1, 13 are as likely.
+    assert shaky.share_above_zero == pytest.approx(0.75, abs=0.03)
+
+
+def test_runs_pair_their_queries_by_qid_and_skip_those_outside_the_mean() -> None:
+    values = np.array([10.0, np.nan, 40.0])
+    straight = system(values)
+    turned = PerQuery(straight.qids[::-1], straight.vids[::-1], {"mAP": values[::-1] + 2.0})
+    found = bootstrap_over_seeds([straight, straight], [turned, straight], "mAP", SETTINGS)
+    assert found.difference.value == pytest.approx(1.0)
+    assert (found.difference.queries, found.difference.videos) == (2, 2)
+    with pytest.raises(DataError, match="different queries"):
+        bootstrap_over_seeds([straight], [straight, system(values[:2])], "mAP")
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -10,9 +10,10 @@ from mrmodel import presets
 from mrmodel.config import parse_config
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.models.sg_detr.settings import SgDetrSettings
-from mrmodel.pipeline.ablation import PAPER, SWITCHES, as_markdown, grids, sentences, summarise
+from mrmodel.pipeline.ablation import PAPER, SWITCHES, grids, sentences, summarise
 from mrmodel.pipeline.ablation_run import config_of_row
 from mrmodel.pipeline.report import ablation_sections
+from mrmodel.pipeline.study_tables import markdown_page
 from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["ablation"]
@@ -153,7 +154,7 @@ def test_mean_and_sample_standard_deviation_of_a_row() -> None:
 
 
 def test_the_markdown_has_switches_and_the_papers_figures_beside_ours() -> None:
-    text = as_markdown(table())
+    text = markdown_page(sentences(table()), grids(table()))
     figures, switches, _ = [line for line in text.splitlines() if line.startswith("| a |")]
     assert figures == "| a | 33.00 ± 3.61 | 40.00 ± 0.00 | 48.3 | 68.6 | 1,234,567 |"
     assert switches == "| a | robust | none | on | – | – | – | 25 | – |"

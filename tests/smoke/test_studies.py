@@ -1,4 +1,4 @@
-"""The ablation study in miniature, through DVC: two rows, one seed, a handful of steps."""
+"""The studies in miniature, through DVC: two rows or models, one seed, a handful of steps."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from tests.project import Project
 from tests.smoke.test_repro import stages_run
 
 ROWS, STEPS = ["sg_detr_ablation_a", "moment_detr"], 6
+MODELS = ["moment_detr", "sg_detr"]
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +18,13 @@ def studied(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
     """A copy of the finished main job; its own files must stay as other tests expect them."""
     project = Project(tmp_path_factory.mktemp("studies") / "clone")
     shutil.copytree(reproduced.folder, project.folder, dirs_exist_ok=True)
-    study = {"seeds": [1], "ablation": {"rows": ROWS, "steps": STEPS}}
+    study = {
+        "seeds": [1],
+        "ablation": {"rows": ROWS, "steps": STEPS},
+        "compare": {"models": MODELS, "steps": STEPS},
+    }
     (project.folder / "studies/params.yaml").write_text(yaml.safe_dump(study))
-    for name in ("ablation.json", "ablation.md"):
+    for name in ("ablation.json", "ablation.md", "compare.json", "compare.md"):
         (project.folder / "studies/reports" / name).unlink(missing_ok=True)
     return project
 
@@ -41,15 +46,41 @@ def test_the_ablation_table(studied: Project) -> None:
     assert "| a | robust | none |" in studied.read("studies/reports/ablation.md").decode()
 
 
-def test_git_sees_the_table_and_not_the_runs(studied: Project) -> None:
+def test_the_table_of_all_models(studied: Project) -> None:
+    output = studied.run("dvc", "repro", "studies/dvc.yaml:compare")
+    runs = {f"studies/dvc.yaml:compare_run@{model}-1" for model in MODELS}
+    assert stages_run(output) == {*runs, "studies/dvc.yaml:compare"}
+    table = json.loads(studied.read("studies/reports/compare.json"))
+    assert (table["corpus"], table["steps"], table["threads"]) == ("miniature", STEPS, 1)
+    assert (table["default"], set(table["rows"])) == ("moment_detr", set(MODELS))
+    for model, row in table["rows"].items():
+        result = json.loads(studied.read(f"studies/reports/compare/{model}-1.json"))
+        values = result["queries"]["values"]
+        mean = row["figures"]["MR-full-mAP"]["mean"]
+        assert mean == pytest.approx(sum(values) / len(values), abs=0.005)
+        assert row["costs"]["training_seconds"] == {"mean": result["training_seconds"], "sd": 0.0}
+        assert 0 < result["training_seconds"] < 60
+        assert result["queries_per_second"] > 1
+        assert row["parameters"] > 1000
+    gain = table["differences"]["sg_detr"]
+    assert gain["low"] <= gain["difference"] <= gain["high"]
+    assert "| sg_detr − moment_detr |" in studied.read("studies/reports/compare.md").decode()
+
+
+def test_git_sees_the_tables_and_not_the_runs(studied: Project) -> None:
     shown = studied.git("status", "--porcelain", "-uall", "studies/reports").split()[1::2]
-    assert sorted(shown) == ["studies/reports/ablation.json", "studies/reports/ablation.md"]
+    tables = ["ablation.json", "ablation.md", "compare.json", "compare.md"]
+    assert sorted(shown) == [f"studies/reports/{name}" for name in tables]
 
 
-def test_the_report_of_the_main_job_shows_the_table(studied: Project) -> None:
+def test_the_report_of_the_main_job_shows_the_tables(studied: Project) -> None:
     studied.run("python", "-m", "mrmodel.pipeline.report")
     page = studied.read("reports/report.html").decode()
     assert "SG-DETR, part by part" in page
     assert "<td>moment_detr</td>" in page
+    assert "All models" in page
+    assert "<td>sg_detr − moment_detr</td>" in page
     # The main job must not begin a study of an hour by itself.
-    assert "ablation" not in studied.run("dvc", "repro", "--dry")
+    planned = studied.run("dvc", "repro", "--dry")
+    assert "ablation" not in planned
+    assert "compare" not in planned

@@ -1,7 +1,9 @@
 """The loop on a real model: it learns, resumes to the same bits, and stops on a broken loss."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import TrainingError
 from mrmodel.models.base import MomentModel
 from mrmodel.progress import NullReporter, RecordingReporter
+from mrmodel.train.checkpoint import load_resume_state
 from mrmodel.train.loop import Plan, Progress, fit
+from mrmodel.types import Batch, Targets
 from tests.train.conftest import make_model
 
 
@@ -104,6 +108,35 @@ def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_pat
     train(train_settings, run, dataset, tmp_path, reporter)
     assert reporter.events[1][:2] == ("advance", 8)
     assert sum(1 for event in reporter.events if "loss" in event[2]) == 16
+
+
+class SlowSet:
+    """A data set whose batches take their time."""
+
+    def __init__(self, data: MomentDataset, wait_s: float) -> None:
+        self._data, self._wait_s = data, wait_s
+
+    def epoch_batches(self, epoch: int) -> Sequence[Any]:
+        return self._data.epoch_batches(epoch)
+
+    def batch(self, indices: Any, epoch: int) -> tuple[Batch, Targets]:
+        time.sleep(self._wait_s)
+        return self._data.batch(indices, epoch)
+
+
+def test_the_seconds_are_those_of_the_steps(train_settings, run, dataset, tmp_path) -> None:
+    started = time.perf_counter()
+    _, progress, _ = train(train_settings, run, SlowSet(dataset, 0.02), tmp_path)
+    whole = time.perf_counter() - started
+    assert 0 < progress.seconds <= whole - 24 * 0.02
+
+
+def test_the_seconds_of_a_killed_run_go_on(train_settings, run, dataset, tmp_path) -> None:
+    with pytest.raises(KilledError):
+        train(train_settings, run, dataset, tmp_path, KillAt(10))
+    kept = load_resume_state(tmp_path / "state.pt")["progress"]["seconds"]
+    _, progress, _ = train(train_settings, run, dataset, tmp_path)
+    assert 0 < kept < progress.seconds
 
 
 def test_best_takes_the_weights_of_the_best_validation(

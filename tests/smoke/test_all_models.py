@@ -1,0 +1,67 @@
+"""The main job with every registered model in `train.models`, a step a training."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from mrmodel.components import MODELS
+from mrmodel.config import Config, load_config
+from mrmodel.pipeline.evaluate import evaluate
+from mrmodel.pipeline.finetune import finetune
+from mrmodel.pipeline.pretrain import pretrain
+from mrmodel.pipeline.report import report
+from mrmodel.pipeline.scratch import scratch
+from mrmodel.progress import NullReporter
+from tests.project import Project
+
+NAMES = ["sg_detr", *(name for name in sorted(MODELS) if name != "sg_detr")]
+FEW = {
+    "models": NAMES,
+    "pretrain": {"steps": 1},
+    "finetune": {"steps": 1},
+    "scratch": {"steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    reproduced: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Project, Config]]:
+    """A copy of the main job whose models are all trained, and the report on them."""
+    project = Project(tmp_path_factory.mktemp("all_models") / "clone")
+    for folder in ("data", "features", "studies"):
+        shutil.copytree(reproduced.folder / folder, project.folder / folder, dirs_exist_ok=True)
+    project.apply("miniature", {"train": FEW, "tracking": {"enabled": False}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.folder)
+        config, reporter = load_config(project.folder / "params.yaml"), NullReporter()
+        for model in NAMES:
+            for stage in (pretrain, finetune, scratch):
+                stage(config, reporter, {"model": model})
+        evaluate(config, reporter)
+        report(config, reporter)
+        yield project, config
+
+
+def test_every_way_is_scored(finished: tuple[Project, Config]) -> None:
+    project, _ = finished
+    metrics = json.loads(project.read("reports/metrics.json"))
+    kinds = ("pretrained", "scratch", "finetuned")
+    assert set(metrics) == {"zero_shot", *(f"{name}.{kind}" for name in NAMES for kind in kinds)}
+    differences = json.loads(project.read("reports/evaluation/comparison.json"))["differences"]
+    assert len(differences) == 3 * len(NAMES) + len(NAMES) - 1
+
+
+def test_the_report_has_a_row_and_a_curve_for_each(finished: tuple[Project, Config]) -> None:
+    project, _ = finished
+    page = project.read("reports/report.html").decode()
+    for name in NAMES:
+        assert f"<td>{name}, pre-trained, then fine-tuned</td>" in page
+        assert f">scratch {name}</text>" in page
+    # A loss and a validation chart for each of the three trainings.
+    assert len(re.findall(r'aria-label="(?:training loss|validation mAP) over step"', page)) == 6
+    first = "sg_detr, pre-trained, then fine-tuned − qd_detr, pre-trained, then fine-tuned"
+    assert f"<td>{first}</td>" in page
