@@ -10,18 +10,18 @@ from mrmodel.files import write_json, write_text
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.pipeline.study_tables import (
     REPORTS,
-    Grid,
     Runs,
     all_figures,
     cell,
-    grid_of_figures,
     markdown_page,
     mean_and_sd,
     number_of_seeds,
     runs_of,
     shared_values,
+    table_of_figures,
 )
 from mrmodel.progress import Reporter
+from mrmodel.report.build import Table
 
 RESULT = REPORTS / "ablation.json"
 PREFIX = "sg_detr_ablation_"
@@ -109,14 +109,14 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def grids(table: Mapping[str, Any]) -> list[Grid]:
+def grids(table: Mapping[str, Any]) -> list[Table]:
     """Our figures beside those of the paper; the switches of the rows; all figures."""
     rows, headline = table["rows"], table["headline"]
     figures = all_figures(rows)
     compared = [headline, *(name for name in PAPER if name in figures and name != headline)]
     paper = [name for name in compared if name in PAPER]
     strong = max(range(len(rows)), key=lambda i: _mean(list(rows.values())[i], headline))
-    beside = Grid(
+    beside = Table(
         "Rows of table 2 of the paper, and other models, percent. The paper's figures are of "
         "QVHighlights and show what each part gave there.",
         ["", *compared, *(f"{name}, paper" for name in paper), "parameters"],
@@ -132,7 +132,7 @@ def grids(table: Mapping[str, Any]) -> list[Grid]:
         strong,
     )
     switched = {name: row for name, row in rows.items() if row["switches"]}
-    switches = Grid(
+    switches = Table(
         "The switches of the rows.",
         ["", "values", *SWITCHES],
         [
@@ -145,7 +145,7 @@ def grids(table: Mapping[str, Any]) -> list[Grid]:
         ],
     )
     named = {short(name): row for name, row in rows.items()}
-    return [beside, switches, grid_of_figures(named, strong)]
+    return [beside, switches, table_of_figures(named, strong)]
 
 
 def short(name: str) -> str:

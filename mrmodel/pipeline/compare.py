@@ -16,23 +16,24 @@ from mrmodel.pipeline.stage import run_stage
 from mrmodel.pipeline.study_tables import (
     DIFFERENCE,
     REPORTS,
-    Grid,
     Runs,
     all_figures,
     cell,
     difference_cells,
-    grid_of_figures,
     markdown_page,
     mean_and_sd,
     number_of_seeds,
     runs_of,
     shared_values,
+    table_of_figures,
 )
 from mrmodel.progress import Reporter
+from mrmodel.report.build import Table
 
 RESULT = REPORTS / "compare.json"
 
-# The figures of the first table and their names there; of another protocol, its first five.
+# The figures of the first table and their names there, in percent with one decimal, which is what
+# the deviations allow; of another protocol, its first five.
 SHOWN = {
     "MR-full-mAP": "mAP",
     "MR-full-R1@0.5": "R1@0.5",
@@ -124,23 +125,24 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def grids(table: Mapping[str, Any]) -> list[Grid]:
+def grids(table: Mapping[str, Any]) -> list[Table]:
     """Figures and costs; differences to the default model; all figures."""
     strong = list(table["rows"]).index(table["default"])
     first = _figures_and_costs(table, strong)
-    return [first, _differences(table), grid_of_figures(table["rows"], strong)]
+    return [first, _differences(table), table_of_figures(table["rows"], strong)]
 
 
-def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Grid:
+def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Table:
     figures = all_figures(table["rows"])
-    shown = {name: SHOWN[name] for name in figures if name in SHOWN}
-    shown = shown or {name: name for name in figures[:5]}
+    shown, decimals = {name: SHOWN[name] for name in figures if name in SHOWN}, 1
+    if not shown:
+        shown, decimals = {name: name for name in figures[:5]}, 2
     rows = [
         [
             name,
-            *(cell(row["figures"].get(figure)) for figure in shown),
+            *(cell(row["figures"].get(figure), decimals) for figure in shown),
             f"{row['parameters']:,}",
-            *(cell(row["costs"][cost], decimals=0) for cost in COSTS),
+            *(cell(row["costs"][cost], 0) for cost in COSTS),
         ]
         for name, row in table["rows"].items()
     ]
@@ -151,10 +153,10 @@ def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Grid:
         "within this table only."
     )
     columns = ["", *shown.values(), "parameters", "training s", "queries/s"]
-    return Grid(caption, columns, rows, strong)
+    return Table(caption, columns, rows, strong)
 
 
-def _differences(table: Mapping[str, Any]) -> Grid:
+def _differences(table: Mapping[str, Any]) -> Table:
     default = table["default"]
     rows = [
         [f"{name} − {default}", *difference_cells(found)]
@@ -164,7 +166,7 @@ def _differences(table: Mapping[str, Any]) -> Grid:
         f"Difference in {table['headline']} to {default}: {table['resamples']:,} bootstrap "
         "resamples of whole videos, the same for both models, and of each model's seeds."
     )
-    return Grid(caption, ["", *DIFFERENCE], rows)
+    return Table(caption, ["", *DIFFERENCE], rows)
 
 
 def _machine(table: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
-from mrmodel.pipeline.study_tables import DIFFERENCE, Grid, difference_cells
+from mrmodel.pipeline.study_tables import DIFFERENCE, difference_cells
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -187,10 +187,9 @@ def _table_of_study(config: Config, result: Path) -> Any:
     return table if table["corpus"] == config.corpus.name else None
 
 
-def _study_section(title: str, words: Sequence[str], grids: Sequence[Grid]) -> Section:
+def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> Section:
     """The last grid, all figures, is too wide for a page and stands beside the study's JSON."""
-    tables = [Table(grid.caption, grid.columns, grid.rows, grid.strong) for grid in grids[:-1]]
-    return Section(title, " ".join(words), tables=tables)
+    return Section(title, " ".join(words), tables=grids[:-1])
 
 
 def examples_section(examples: Sequence[Example]) -> Section:

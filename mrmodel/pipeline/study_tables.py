@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrmodel.errors import DataError
+from mrmodel.report.build import Table
 
 REPORTS = Path("studies") / "reports"
 
@@ -24,16 +24,6 @@ Summary = dict[str, dict[str, float]]
 DIFFERENCE = ("difference", "95 % interval", "resamples above 0")
 # {what: results of its seeds}
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table as text; the row of index `strong`, if any, is the one to look at."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    strong: int | None = None
 
 
 def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
@@ -85,14 +75,14 @@ def all_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
 
 
-def grid_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Grid:
+def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Table:
     """All figures of all rows, by the names that the rows shall have."""
     figures = all_figures(rows)
     cells = [
         [name, *(cell(row["figures"].get(figure)) for figure in figures)]
         for name, row in rows.items()
     ]
-    return Grid("All figures, percent.", ["", *figures], cells, strong)
+    return Table("All figures, percent.", ["", *figures], cells, strong)
 
 
 def cell(figure: Mapping[str, float] | None, decimals: int = 2) -> str:
@@ -117,9 +107,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def markdown_page(sentences: Sequence[str], grids: Sequence[Grid]) -> str:
+def markdown_page(sentences: Sequence[str], tables: Sequence[Table]) -> str:
     """Sentences, each a line, and then each table below its caption."""
     lines = [*sentences, ""]
-    for grid in grids:
-        lines += [grid.caption, "", *markdown_table(grid.columns, grid.rows), ""]
+    for table in tables:
+        lines += [table.caption, "", *markdown_table(table.columns, table.rows), ""]
     return "\n".join(lines)

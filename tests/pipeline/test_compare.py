@@ -112,7 +112,7 @@ def test_the_words_say_who_differs() -> None:
 def test_the_markdown_has_figures_costs_and_differences() -> None:
     lines = markdown_page(sentences(table()), grids(table())).splitlines()
     assert "|  | mAP | HL Hit@1 | parameters | training s | queries/s |" in lines
-    row = "| moment_detr | 26.00 ± 1.41 | 40.00 ± 0.00 | 1,234,567 | 126 ± 1 | 2,000 ± 0 |"
+    row = "| moment_detr | 26.0 ± 1.4 | 40.0 ± 0.0 | 1,234,567 | 126 ± 1 | 2,000 ± 0 |"
     assert row in lines
     (gain,) = [line for line in lines if line.startswith("| moment_detr − sg_detr |")]
     assert gain.startswith("| moment_detr − sg_detr | -9.50 | -20.00 to +2.00 | ")
@@ -155,7 +155,7 @@ def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> No
     (section,) = compare_sections(sample, result)
     figures, differences = section.tables
     assert section.title == "All models"
-    assert figures.rows[1][:2] == ["qd_detr", "35.00 ± 0.00"]
+    assert figures.rows[1][:2] == ["qd_detr", "35.0 ± 0.0"]
     assert differences.rows[0][:2] == ["qd_detr − sg_detr", "-0.50"]
     assert compare_sections(config_of("miniature"), result) == []
 
