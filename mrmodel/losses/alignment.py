@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.losses.negatives import number_names
+from mrmodel.losses.negatives import number_names, same_sentence
 from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.sg_detr.output import Alignment
 from mrmodel.models.sg_detr.settings import AlignSettings
@@ -75,8 +75,7 @@ def without_false_negatives(logits: Tensor, names: Tensor, has_others: Tensor) -
         names: (B,) numbers of the sentences.
         has_others: (B,) bool, the sample has clips that are not relevant.
     """
-    own = torch.eye(len(names), dtype=torch.bool, device=names.device)
-    hidden = ((names[:, None] == names) & ~own)[:, None].repeat(1, 2, 1)
+    hidden = same_sentence(names)[:, None].repeat(1, 2, 1)
     hidden[:, 1] |= ~has_others[:, None]
     return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.losses.elementary import focal_loss, smooth_l1
-from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sg_detr.output import Heads, KnownQueries
+from mrmodel.losses.windows import PaddedWindows, best_iou, own_windows
+from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import aligned_giou, aligned_iou, cxw_to_xx
 
@@ -61,6 +62,25 @@ def known_truth(queries: KnownQueries) -> GroupTruth:
     return GroupTruth(window, queries.used, positive.sum().clamp(min=1).float(), known=True)
 
 
+def span_losses(
+    spans: tuple[Tensor, Tensor], positive: Tensor, beta: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Smooth absolute error (mean of centre and width) and 1 - gIoU, summed over positive slots.
+
+    Args:
+        spans: predicted and true ones, (K, B, S, 2) cxw each.
+        positive: (K or 1, B, S), 1 for the slots that count, else 0.
+        beta: see `smooth_l1`.
+
+    Returns:
+        (K,) each, one sum a layer.
+    """
+    predicted, true = spans
+    error = smooth_l1(predicted, true, beta).mean(-1)
+    giou = aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+    return (positive * error).sum((1, 2)), (positive * (1.0 - giou)).sum((1, 2))
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """Heads against their truth, unused slots made harmless.
@@ -96,12 +116,12 @@ class DetectionLoss:
             are 0 without positive slots, all are without used ones.
         """
         judged = _judge(heads, truth, windows)
-        error = smooth_l1(judged.spans_cxw, judged.own_cxw, self.settings.smooth_l1_beta).mean(-1)
-        giou = aligned_giou(cxw_to_xx(judged.spans_cxw), cxw_to_xx(judged.own_cxw))
+        spans = (judged.spans_cxw, judged.own_cxw)
+        absolute, giou = span_losses(spans, judged.positive, self.settings.smooth_l1_beta)
         losses = {
             "cls": self._class_loss(judged, truth),
-            "l1": (judged.positive * error).sum((1, 2)) / truth.span_norm,
-            "giou": (judged.positive * (1.0 - giou)).sum((1, 2)) / truth.span_norm,
+            "l1": absolute / truth.span_norm,
+            "giou": giou / truth.span_norm,
         }
         if heads.iou_logits is not None:
             losses["iou"] = self._iou_loss(heads.iou_logits, judged, truth, windows)
@@ -130,7 +150,7 @@ class DetectionLoss:
         if truth.known or self.settings.iou_target == "matched":
             target, weight = judged.own_iou, judged.positive
         else:
-            target, weight = _best_iou(judged.spans_cxw, windows), judged.used
+            target, weight = best_iou(judged.spans_cxw, windows), judged.used
         logits = iou_logits.float().masked_fill(~truth.used, 0.0)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return (weight * loss).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
@@ -141,9 +161,7 @@ def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
     logits = heads.logits.float().masked_fill(~truth.used, 0.0)
     spans = heads.spans_cxw.float().masked_fill(~truth.used[..., None], 0.5)
     window = truth.window.masked_fill(~truth.used, -1)
-    # One row more than there are windows: -1 reads it, also where no sample has any.
-    table = F.pad(windows.spans_cxw, (0, 0, 0, 1), value=0.5)
-    own = table[torch.arange(len(table), device=table.device)[:, None], window]
+    own = own_windows(window, windows)
     own_iou = aligned_iou(cxw_to_xx(spans.detach()), cxw_to_xx(own))
     return _Judged(
         logits=logits,
@@ -153,10 +171,3 @@ def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
         used=truth.used[None].float(),
         own_iou=torch.where(window >= 0, own_iou, 0.0),
     )
-
-
-def _best_iou(spans_cxw: Tensor, windows: PaddedWindows) -> Tensor:
-    """(K, B, S, 2) -> (K, B, S) IoU with the best true window of the sample; 0 without any."""
-    true = cxw_to_xx(windows.spans_cxw)[:, None]
-    iou = aligned_iou(cxw_to_xx(spans_cxw.detach())[..., None, :], true)
-    return F.pad(iou.masked_fill(~windows.valid[:, None], 0.0), (0, 1)).amax(-1)

@@ -1,4 +1,4 @@
-"""Losses of the clip scores of SG-DETR (eq. 11; sg_detr.md, section 5.2)."""
+"""Losses of clip scores (SG-DETR eq. 11; sg_detr.md, section 5.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.models.sg_detr.settings import HighlightSettings
+from mrmodel.models.settings import ClipScoreSettings
 from mrmodel.types import Targets
 
 HIGHEST_THRESHOLD = 11
@@ -20,7 +20,7 @@ class HighlightLoss:
     need one. Padded clips are never read.
     """
 
-    def __init__(self, settings: HighlightSettings) -> None:
+    def __init__(self, settings: ClipScoreSettings) -> None:
         self.settings = settings
 
     def __call__(

@@ -46,3 +46,9 @@ def number_names(names: Sequence[str]) -> NDArray[np.int64]:
     """(B,) int64, equal exactly where the names are equal; numbered by first appearance."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+def same_sentence(names: Tensor) -> Tensor:
+    """(B,) numbers of the sentences -> (B, B) bool: another sample with an equal sentence."""
+    own = torch.eye(len(names), dtype=torch.bool, device=names.device)
+    return (names[:, None] == names) & ~own

@@ -44,32 +44,21 @@ class LayerwiseMatcher:
             heads: K layers of Q queries.
             windows: the truth; a sample may have none, or more than Q.
             class_cost: ``sdet``, ``additive``, ``prob`` or ``focal``.
-            used: (B, Q) bool, queries that may be matched; None = all.
+            used: as in `match_layers`.
 
         Returns:
-            (K, B, Q) int64, index of the window within its sample that a query answers for; -1
-            where it answers for none.
+            As `match_layers` returns it.
 
         Raises:
             ValueError: the class cost reads an IoU head that is not there, or is unknown.
         """
-        # Padding is marked in the costs themselves, so that one transfer tells everything.
-        cost = self.cost(heads, windows, class_cost)
-        cost = cost.nan_to_num(BROKEN_COST, BROKEN_COST, BROKEN_COST).clamp(max=BROKEN_COST)
-        if used is not None:
-            cost = cost.masked_fill(~used[:, :, None], UNUSED_COST)
-        cost = cost.masked_fill(~windows.valid[:, None], torch.inf)
-        match = torch.from_numpy(_assign(cost.cpu().numpy())).to(cost.device)
-        return match if used is None else match.masked_fill(~used, -1)
+        return match_layers(self.cost(heads, windows, class_cost), windows, used)
 
     def cost(self, heads: Heads, windows: PaddedWindows, class_cost: str) -> Tensor:
         """(K, B, Q, Gmax): what it costs each query to answer for each window of its sample."""
-        predicted = heads.spans_cxw.float()[..., None, :]
-        true = windows.spans_cxw[:, None]
-        distance = (predicted - true).abs().sum(-1)
-        giou = aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+        distance, apart = location_costs(heads.spans_cxw, windows)
         of_class = self.match.ce * self._class_cost(heads, class_cost)
-        return of_class[..., None] + self.match.l1 * distance + self.match.giou * (1.0 - giou)
+        return of_class[..., None] + self.match.l1 * distance + self.match.giou * apart
 
     def _class_cost(self, heads: Heads, kind: str) -> Tensor:
         """(K, B, Q)."""
@@ -86,6 +75,44 @@ class LayerwiseMatcher:
             return -logits.sigmoid() - self.match.mu * iou_logits.sigmoid()
         of_iou = (1.0 - self.alpha) * logsigmoid(iou_logits)
         return -(self.alpha * logsigmoid(logits) + of_iou).exp()
+
+
+def location_costs(spans_cxw: Tensor, windows: PaddedWindows) -> tuple[Tensor, Tensor]:
+    """L1 distance and 1 - gIoU of each query and each window of its sample.
+
+    Args:
+        spans_cxw: (K, B, Q, 2).
+        windows: the truth.
+
+    Returns:
+        (K, B, Q, Gmax) each.
+    """
+    predicted = spans_cxw.float()[..., None, :]
+    true = windows.spans_cxw[:, None]
+    distance = (predicted - true).abs().sum(-1)
+    return distance, 1.0 - aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+
+
+@torch.no_grad()
+def match_layers(cost: Tensor, windows: PaddedWindows, used: Tensor | None = None) -> Tensor:
+    """The cheapest one-to-one matching of every layer and sample.
+
+    Args:
+        cost: (K, B, Q, Gmax); entries of windows that do not exist are not read.
+        windows: which exist; a sample may have none, or more than Q.
+        used: (B, Q) bool, queries that may be matched; None = all.
+
+    Returns:
+        (K, B, Q) int64, index of the window within its sample that a query answers for; -1 where
+        it answers for none.
+    """
+    # Padding is marked in the costs themselves, so that one transfer tells everything.
+    cost = cost.nan_to_num(BROKEN_COST, BROKEN_COST, BROKEN_COST).clamp(max=BROKEN_COST)
+    if used is not None:
+        cost = cost.masked_fill(~used[:, :, None], UNUSED_COST)
+    cost = cost.masked_fill(~windows.valid[:, None], torch.inf)
+    match = torch.from_numpy(_assign(cost.cpu().numpy())).to(cost.device)
+    return match if used is None else match.masked_fill(~used, -1)
 
 
 def _assign(cost: NDArray[np.float32]) -> NDArray[np.int64]:

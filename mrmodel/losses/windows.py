@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mrmodel.spans import aligned_iou, cxw_to_xx
 from mrmodel.types import Targets
 
 
@@ -34,3 +36,20 @@ def pad_windows(targets: Targets) -> PaddedWindows:
     spans = targets.spans_cxw.new_full((len(counts), longest, 2), 0.5)
     spans[valid] = targets.spans_cxw
     return PaddedWindows(spans, valid, int(counts.sum()))
+
+
+def own_windows(window: Tensor, windows: PaddedWindows) -> Tensor:
+    """(K, B, S) indices within the sample, -1 for none -> (K, B, S, 2); (0.5, 0.5) for none."""
+    # One row more than there are windows: -1 reads it, also where no sample has any.
+    table = F.pad(windows.spans_cxw, (0, 0, 0, 1), value=0.5)
+    return table[torch.arange(len(table), device=table.device)[:, None], window]
+
+
+def best_iou(spans_cxw: Tensor, windows: PaddedWindows) -> Tensor:
+    """(K, B, S, 2) -> (K, B, S) IoU with the best true window of the sample; 0 without any.
+
+    No gradient.
+    """
+    true = cxw_to_xx(windows.spans_cxw)[:, None]
+    iou = aligned_iou(cxw_to_xx(spans_cxw.detach())[..., None, :], true)
+    return F.pad(iou.masked_fill(~windows.valid[:, None], 0.0), (0, 1)).amax(-1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -39,6 +40,43 @@ class ProjectionSettings(Protocol):
     def text_positions(self) -> bool: ...  # noqa: D102
     @property
     def max_tokens(self) -> int: ...  # noqa: D102
+
+
+class PresetSection(Section):
+    """A section whose absent keys get their values from a preset; a written key always wins.
+
+    Attributes:
+        preset: ``paper`` reads the paper literally wherever it is clear; ``robust`` departs from it
+            in the values of `ROBUST`.
+    """
+
+    ROBUST: ClassVar[Mapping[str, Any]] = {}
+    preset: Literal["paper", "robust"] = "paper"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") == "robust":
+            return _merged(cls.ROBUST, given)
+        return given
+
+
+def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, mapping by mapping."""
+    merged = dict(base) | dict(given)
+    for key in base.keys() & given.keys():
+        if isinstance(base[key], Mapping) and isinstance(given[key], Mapping):
+            merged[key] = _merged(base[key], given[key])
+    return merged
+
+
+class ClipScoreSettings(Section):
+    """Losses of clip scores (sg_detr.md, section 5.2)."""
+
+    margin: NonNegative = 0.2
+    tau: Positive = 0.5
+    rctl_norm: Literal["twelve", "active"] = "twelve"
+    neg_reduction: Literal["sum", "mean"] = "sum"
 
 
 class MatcherWeights(Section):

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 
 from mrmodel.losses.detection import DetectionLoss, GroupTruth, known_truth, matched_truth
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sg_detr.output import Heads, KnownQueries
+from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 LOGITS = [math.log(3.0), 0.0, -math.log(3.0)]  # p = 3/4, 1/2, 1/4

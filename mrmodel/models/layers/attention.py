@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,48 @@ def attend(
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         mixed = dropout(scores.softmax(-1), p).to(value.dtype) @ value
     return mixed.transpose(1, 2).flatten(2)
+
+
+def attend_by(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    weigh: Callable[[Tensor], Tensor],
+    p: float = 0.0,
+) -> Tensor:
+    """`attend` with weights of the caller's making.
+
+    Args:
+        query, key, value, heads, p: as in `attend`.
+        weigh: makes attention weights of the scaled scores, both (B, heads, S, T) float32. Masks
+            are its business.
+
+    Returns:
+        (B, S, V).
+    """
+    query, key, value = (_split(tensor, heads) for tensor in (query, key, value))
+    scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).float()
+    mixed = dropout(weigh(scores), p).to(value.dtype) @ value
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:
+    """Each head gets its content, then its position.
+
+    Args:
+        content: (B, S, d).
+        position: (B or 1, S, d).
+        heads: divides d.
+
+    Returns:
+        (B, S, 2 d).
+    """
+    size, length, hidden = content.shape
+    split = (size, length, heads, hidden // heads)
+    position = position.expand_as(content)
+    halves = torch.cat((content.view(split), position.view(split)), dim=-1)
+    return halves.view(size, length, 2 * hidden)
 
 
 class MultiheadAttention(nn.Module):
@@ -106,6 +149,15 @@ class MultiheadAttention(nn.Module):
     def project_value(self, value: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         return self._project(value, 2, 3)
+
+    def project_key_and_value(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, d) -> keys and values (B, T, d) of the same rows, in one product."""
+        keys, values = self._project(sequence, 1, 3).chunk(2, dim=-1)
+        return keys, values
+
+    def project_all(self, sequence: Tensor) -> Inputs:
+        """(B, S, d) -> queries, keys and values (B, S, d) of the same rows, in one product."""
+        return Inputs(*self._project(sequence, 0, 3).chunk(3, dim=-1))
 
     def _project(self, sequence: Tensor, first: int, last: int) -> Tensor:
         rows = slice(first * self.hidden, last * self.hidden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import attend
+from mrmodel.models.layers.attention import attend, beside
 from mrmodel.models.layers.dropout import branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward, Mlp
 from mrmodel.models.layers.position import span_positions
@@ -145,17 +145,9 @@ class DabDecoderLayer(nn.Module):
         if self.cross_query_position is not None:
             queries = queries + self.cross_query_position(position)
             keys = keys + key_position
-        queries = self._beside(queries, self.cross_query_span(span))
-        keys = self._beside(keys, key_position)
+        queries = beside(queries, self.cross_query_span(span), self.heads)
+        keys = beside(keys, key_position, self.heads)
         return attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
-
-    def _beside(self, content: Tensor, position: Tensor) -> Tensor:
-        """(B, S, d) and (B or 1, S, d) -> (B, S, 2d): each head has its content, then position."""
-        size, length, hidden = content.shape
-        split = (size, length, self.heads, hidden // self.heads)
-        position = position.expand_as(content)
-        halves = torch.cat((content.view(split), position.view(split)), dim=-1)
-        return halves.view(size, length, 2 * hidden)
 
     @property
     def _p(self) -> float:

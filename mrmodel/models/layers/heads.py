@@ -88,6 +88,13 @@ def detr_output(
     )
 
 
+def no_windows(saliency: Tensor) -> tuple[LayerOutput, Tensor, Tensor]:
+    """Heads, windows and scores of a model without queries, for clip scores (B, L)."""
+    scores = saliency.new_zeros(len(saliency), 0)
+    spans = scores.unsqueeze(-1).expand(-1, -1, 2)
+    return LayerOutput(scores.unsqueeze(-1), spans), spans, scores
+
+
 def foreground_scores(layer: LayerOutput) -> Tensor:
     """(B, Q) probability of each query to be a moment."""
     return layer.logits.float().softmax(-1)[..., FOREGROUND]

@@ -1,4 +1,4 @@
-"""Every sample once more, with the sentence of the next one (baselines.md, section 1.5)."""
+"""Every sample once more, with the sentence of another one (baselines.md, section 1.5)."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def next_sample(rows: Tensor) -> Tensor:
 def with_next_sample(rows: Tensor) -> Tensor:
     """(B, ...) -> (2B, ...): each sample's own rows, then the next sample's."""
     return torch.cat((rows, next_sample(rows)))
+
+
+def with_negatives(rows: Tensor, negative: Tensor | None) -> Tensor:
+    """(B, ...) and B row numbers -> (2B, ...): the rows, then those of the negative sentences."""
+    return rows if negative is None else torch.cat((rows, rows[negative]))

@@ -6,13 +6,14 @@ meant are switches (docs/models/sg_detr.md, row 1 of the register).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import attend
-from mrmodel.models.layers.dropout import branch_dropout, dropout
+from mrmodel.models.layers.attention import attend, attend_by
+from mrmodel.models.layers.dropout import branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward
 from mrmodel.models.layers.residual import add_projected
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -73,29 +74,24 @@ class SaliencyGuidedLayer(nn.Module):
         if gate.pair is None:
             read = attend(queries, keys, values, self.heads, allowed, self._p)
         else:
-            read = self._read_gated(queries, keys, values, gate.pair, allowed)
+            weigh = self._gated(gate.pair, allowed)
+            read = attend_by(queries, keys, values, self.heads, weigh, self._p)
         if gate.clip is not None:
             read = read * gate.clip.unsqueeze(-1).to(read.dtype)
         clips = add_projected(read, clips, self.output, self.branch, self.norm1)
         mixed: Tensor = self.ffn(clips, clips, self.norm2)
         return mixed
 
-    def _read_gated(
-        self, queries: Tensor, keys: Tensor, values: Tensor, pair: Tensor, allowed: Tensor | None
-    ) -> Tensor:
-        query, key, value = (
-            rows.view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
-            for rows in (queries, keys, values)
-        )
-        scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).float()
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1) * pair.unsqueeze(1)
-        if self.renormalise:
-            weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-8)
-        mixed = dropout(weights, self._p).to(value.dtype) @ value
-        joined: Tensor = mixed.transpose(1, 2).flatten(2)
-        return joined
+    def _gated(self, pair: Tensor, allowed: Tensor | None) -> Callable[[Tensor], Tensor]:
+        def weigh(scores: Tensor) -> Tensor:
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1) * pair.unsqueeze(1)
+            if self.renormalise:
+                weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-8)
+            return weights
+
+        return weigh
 
     @property
     def _p(self) -> float:

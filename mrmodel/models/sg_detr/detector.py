@@ -1,7 +1,7 @@
 """The hybrid detector: moment queries, denoising, anchors and their auxiliary queries (section 4).
 
 All groups of queries walk through the decoder in one pass and cannot see what they must not
-(`queries.group_mask`), so that the moment queries give in training what they give without the rest.
+(`query_groups.group_mask`), so that the moment queries give in training what they give without the rest.
 """
 
 from __future__ import annotations
@@ -15,45 +15,36 @@ from torch import Tensor, nn
 from mrmodel.losses.windows import PaddedWindows, pad_windows
 from mrmodel.models.layers.masks import key_mask
 from mrmodel.models.layers.position import span_positions
+from mrmodel.models.layers.query_groups import (
+    KnownQueries,
+    QueryGroup,
+    draw_noise,
+    group_numbers,
+    join_groups,
+    known_group,
+    moment_group,
+    seeded_generator,
+)
 from mrmodel.models.sg_detr.anchors import anchor_grid, assign
 from mrmodel.models.sg_detr.decoder import SgDecoder
 from mrmodel.models.sg_detr.fusion import combine, detection_scores
 from mrmodel.models.sg_detr.output import (
     AnchorHeads,
     Heads,
-    KnownQueries,
     RawDetections,
     SgDetrOutput,
     TrainingParts,
 )
 from mrmodel.models.sg_detr.pyramid import AnchorHead
 from mrmodel.models.sg_detr.queries import (
+    KINDS,
     anchor_queries,
     denoising_groups,
     denoising_queries,
-    draw_noise,
-    group_mask,
 )
 from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector, Start
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.types import LayerOutput, Targets
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Some of the decoder's queries.
-
-    Attributes:
-        content: (B, S, d).
-        spans_cxw: (B, S, 2).
-        used: (B, S) bool.
-        number: (S,) int64, see `group_mask`.
-    """
-
-    content: Tensor
-    spans_cxw: Tensor
-    used: Tensor
-    number: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +95,12 @@ class Detector(nn.Module):
         start = self.start(seen.memory, seen.mask)
         anchors = None if self.anchor_head is None else self.anchor_head(seen.memory, seen.mask)
         if training is None:
-            heads = self._decode(seen, [_moment_group(start)])[0]
+            heads = self._decode(seen, [moment_group(start.content, start.spans_cxw)])[0]
             raw = _raw_detections(heads, anchors)
             spans, scores = combine(raw, self.settings.infer, self.settings.fuses)
             return SgDetrOutput(_last_layer(heads), spans, scores, saliency, raw=raw)
         groups = self.known_groups(seen, anchors, targets, training)
-        *known, heads = self._decode(seen, [*groups, _moment_group(start)])
+        *known, heads = self._decode(seen, [*groups, moment_group(start.content, start.spans_cxw)])
         training.match, training.selector, training.selector_used = heads, start.heads, start.used
         training.anchors = anchors
         # In the order in which `known_groups` made them.
@@ -130,13 +121,12 @@ class Detector(nn.Module):
         anchors: AnchorHeads | None,
         targets: Targets | None,
         training: TrainingParts,
-    ) -> list[_Group]:
+    ) -> list[QueryGroup]:
         """Denoising and auxiliary queries, noted in `training`; none without targets."""
         if targets is None:
             return []
         windows = pad_windows(targets)
-        # Drawn on the CPU from torch's seed, so that a step can be repeated on any device.
-        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        generator = seeded_generator()
         groups = []
         if self.foreground is not None and windows.spans_cxw.shape[1]:
             truth = (seen, windows)
@@ -166,39 +156,30 @@ class Detector(nn.Module):
         truth: tuple[SeenClips, PaddedWindows],
         generator: torch.Generator,
         training: TrainingParts,
-    ) -> _Group:
+    ) -> QueryGroup:
         seen, windows = truth
         samples, longest = windows.valid.shape
         count = denoising_groups(self.settings.dn, longest)
-        noise = draw_noise(samples, count, longest, generator)
+        noise = draw_noise((samples, count, KINDS), longest, generator)
         clips = seen.mask.sum(1)
         queries = denoising_queries(windows, clips, noise, self.settings.dn.noise_scale)
         training.dn_queries = queries
         kind = (~queries.positive).long() * (len(foreground) - 1)
-        number = torch.arange(1, count + 1, device=seen.mask.device)
-        return _known_group(queries, foreground[kind], number.repeat_interleave(2 * longest))
+        number = group_numbers(count, KINDS * longest, seen.mask.device)
+        return known_group(queries, foreground[kind], number)
 
     def _auxiliary_group(
         self, project: nn.Module, anchors: AnchorHeads, queries: KnownQueries, anchor: Tensor
-    ) -> _Group:
+    ) -> QueryGroup:
         content = project(span_positions(queries.spans_cxw, self.settings.hidden))
         if anchors.features is not None:
             index = anchor.unsqueeze(-1).expand(-1, -1, self.settings.hidden)
             content = content + anchors.features.gather(1, index)
-        return _known_group(queries, content, anchor.new_full((anchor.shape[1],), -1))
+        return known_group(queries, content, anchor.new_full((anchor.shape[1],), -1))
 
-    def _decode(self, seen: SeenClips, groups: Sequence[_Group]) -> list[Heads]:
+    def _decode(self, seen: SeenClips, groups: Sequence[QueryGroup]) -> list[Heads]:
         """One pass over all groups; their heads, group by group."""
-        if len(groups) == 1:
-            content, spans, mutual = groups[0].content, groups[0].spans_cxw, None
-        else:
-            content = torch.cat([group.content for group in groups], dim=1)
-            spans = torch.cat([group.spans_cxw for group in groups], dim=1)
-            mutual = group_mask(
-                torch.cat([group.number for group in groups]),
-                torch.cat([group.used for group in groups], dim=1),
-                self.settings.dn.sees_match,
-            )
+        content, spans, mutual = join_groups(groups, self.settings.dn.sees_match)
         heads = self.decoder(
             (content, spans), (seen.memory, seen.position), key_mask(seen.mask), mutual
         )
@@ -212,17 +193,6 @@ def split_heads(heads: Heads, sizes: list[int]) -> list[Heads]:
     if heads.iou_logits is not None:
         ious = torch.split(heads.iou_logits, sizes, 2)
     return [Heads(*parts) for parts in zip(logits, spans, ious, strict=True)]
-
-
-def _moment_group(start: Start) -> _Group:
-    used = torch.ones_like(start.spans_cxw[..., 0], dtype=torch.bool)
-    number = torch.zeros(used.shape[1], dtype=torch.int64, device=used.device)
-    return _Group(start.content, start.spans_cxw, used, number)
-
-
-def _known_group(queries: KnownQueries, content: Tensor, number: Tensor) -> _Group:
-    content = content * queries.used.unsqueeze(-1)
-    return _Group(content, queries.spans_cxw, queries.used, number)
 
 
 def _last_layer(heads: Heads) -> LayerOutput:

@@ -20,24 +20,22 @@ from mrmodel.losses.negatives import negative_rows, source_videos
 from mrmodel.losses.sg_detr import SgDetrCriterion
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.heads import no_windows
 from mrmodel.models.layers.initialise import xavier_matrices
 from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.negative_pairs import with_negatives
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
+from mrmodel.models.layers.similarity import pairwise_cosine
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.cross_attention import Gate, SaliencyGuidedLayer
 from mrmodel.models.sg_detr.detector import Detector, SeenClips
 from mrmodel.models.sg_detr.moment_encoder import MomentEncoder
 from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
-from mrmodel.models.sg_detr.saliency import (
-    GlobalSaliency,
-    LocalSaliency,
-    ScaledCosine,
-    pairwise_cosine,
-)
+from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, ScaledCosine
 from mrmodel.models.sg_detr.settings import SgDetrSettings
-from mrmodel.types import Batch, LayerOutput, Targets
+from mrmodel.types import Batch, Targets
 
 
 class SgDetr(MomentModel):
@@ -126,7 +124,7 @@ class SgDetr(MomentModel):
                 )
         saliency, seen = saliency[:size], SeenClips(memory[:size], position, mask)
         if self.detector is None:
-            return _without_windows(saliency, training)
+            return SgDetrOutput(*no_windows(saliency), saliency, training=training)
         found: SgDetrOutput = self.detector(seen, saliency, targets, training)
         return found
 
@@ -203,16 +201,3 @@ class SgDetr(MomentModel):
         for layer in self.encoder:
             context = layer(context, position, allowed)
         return context
-
-
-def with_negatives(rows: Tensor, negative: Tensor | None) -> Tensor:
-    """(B, ...) and B row numbers -> (2 B, ...): the rows, then those of the negative sentences."""
-    return rows if negative is None else torch.cat((rows, rows[negative]))
-
-
-def _without_windows(saliency: Tensor, training: TrainingParts | None) -> SgDetrOutput:
-    scores = saliency.new_zeros(len(saliency), 0)
-    spans = scores.unsqueeze(-1).expand(-1, -1, 2)
-    return SgDetrOutput(
-        LayerOutput(scores.unsqueeze(-1), spans), spans, scores, saliency, training=training
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mrmodel.models.layers.query_groups import KnownQueries
 from mrmodel.types import ModelOutput
 
 
@@ -26,23 +27,6 @@ class Heads:
     logits: Tensor
     spans_cxw: Tensor
     iou_logits: Tensor | None
-
-
-@dataclass(slots=True)
-class KnownQueries:
-    """Queries whose true window is known before decoding.
-
-    Attributes:
-        spans_cxw: (B, S, 2) reference spans in [0, 1], no gradient; (0.5, 0.5) in unused slots.
-        window: (B, S) int64, index of the true window within its sample, 0 where there is none.
-        positive: (B, S) bool, the slot must find its window; other used slots are background.
-        used: (B, S) bool; an unused slot is neither read nor judged.
-    """
-
-    spans_cxw: Tensor
-    window: Tensor
-    positive: Tensor
-    used: Tensor
 
 
 @dataclass(slots=True)

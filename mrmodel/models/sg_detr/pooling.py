@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention
 from mrmodel.models.layers.feed_forward import FeedForward
 from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.pooling import masked_mean
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
@@ -76,11 +77,3 @@ class PoolingEncoder(nn.Module):
             pooled = pooled + mean
         sentence: Tensor = self.norm(pooled)
         return sentence
-
-
-def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, D), (B, N) -> (B, D): the mean of the valid rows, zero without any."""
-    weights = mask.unsqueeze(-1)
-    total = rows.masked_fill(~weights, 0.0).sum(1)
-    mean: Tensor = total / weights.sum(1).clamp(min=1)
-    return mean

@@ -1,18 +1,18 @@
 """Settings of SG-DETR: the values of the paper, or our sturdier ones, and every ablation switch.
 
 ``preset`` names the values that an absent key has: ``paper`` reads the paper literally wherever it
-is clear, ``robust`` departs from it in the values of `ROBUST`. A written key always wins.
+is clear, ``robust`` departs from it in the values of `DEPARTURES`. A written key always wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mrmodel.config import Count, NonNegative, Positive, Section, Share
-from mrmodel.models.settings import DropRate
+from mrmodel.models.settings import ClipScoreSettings, DropRate, PresetSection
 
 Weight = NonNegative
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -165,14 +165,10 @@ class ClassLossSettings(Section):
     norm: Literal["queries", "gt"] = "queries"
 
 
-class HighlightSettings(Section):
+class HighlightSettings(ClipScoreSettings):
     """Highlight losses (section 5.2); `on` lists the scores that they judge."""
 
     on: list[Literal["local", "global"]] = Field(default=["local", "global"], min_length=1)
-    margin: NonNegative = 0.2
-    tau: Positive = 0.5
-    rctl_norm: Literal["twelve", "active"] = "twelve"
-    neg_reduction: Literal["sum", "mean"] = "sum"
 
 
 class AlignSettings(Section):
@@ -216,7 +212,7 @@ class InferSettings(Section):
 
 
 # Where we would depart from the literal reading (section 12: rows 10, 16, 20, 21, 22).
-ROBUST: dict[str, Any] = {
+DEPARTURES: dict[str, Any] = {
     "loss": {
         "smooth_l1_beta": 0.1,
         "hl": {"rctl_norm": "active", "neg_reduction": "mean"},
@@ -226,11 +222,10 @@ ROBUST: dict[str, Any] = {
 }
 
 
-class SgDetrSettings(Section):
+class SgDetrSettings(PresetSection):
     """SG-DETR; section numbers are those of its design, kept in docs/models/sg_detr.md.
 
     Attributes:
-        preset: where absent keys get their values from.
         hidden: width d, a multiple of `heads` and of 4.
         use_tef: read the temporal end-points, the last two channels of a clip row.
         drop: what a residual branch loses in training: whole samples (``path``) or units.
@@ -241,7 +236,7 @@ class SgDetrSettings(Section):
         highlights_only: no windows to learn from (TVSum, YouTube-HL): the detector does not exist.
     """
 
-    preset: Literal["paper", "robust"] = "paper"
+    ROBUST: ClassVar[Mapping[str, Any]] = DEPARTURES
     hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
     heads: Count = 8
     ffn: Count = 1024
@@ -269,13 +264,6 @@ class SgDetrSettings(Section):
     loss: LossSettings = LossSettings()
     infer: InferSettings = InferSettings()
     highlights_only: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") == "robust":
-            return _merged(ROBUST, given)
-        return given
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> SgDetrSettings:
@@ -324,12 +312,3 @@ class SgDetrSettings(Section):
     def class_cost(self) -> str:
         """The class cost of the matching."""
         return self.match.cls or ("sdet" if self.iou_head else "prob")
-
-
-def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` over `base`, mapping by mapping."""
-    merged = dict(base) | dict(given)
-    for key in base.keys() & given.keys():
-        if isinstance(base[key], Mapping) and isinstance(given[key], Mapping):
-            merged[key] = _merged(base[key], given[key])
-    return merged

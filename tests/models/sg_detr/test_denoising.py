@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sg_detr.output import KnownQueries
-from mrmodel.models.sg_detr.queries import (
-    Noise,
-    denoising_groups,
-    denoising_queries,
-    draw_noise,
-)
+from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
+from mrmodel.models.sg_detr.queries import KINDS, denoising_groups, denoising_queries
 from mrmodel.models.sg_detr.settings import DenoisingSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import make_batch, make_targets
@@ -34,7 +29,7 @@ def noisy(
     windows: PaddedWindows, groups: int, scale: float, clips: float = 1e4, seed: int = 0
 ) -> tuple[KnownQueries, Noise]:
     samples, longest = windows.valid.shape
-    noise = draw_noise(samples, groups, longest, torch.Generator().manual_seed(seed))
+    noise = draw_noise((samples, groups, KINDS), longest, torch.Generator().manual_seed(seed))
     return denoising_queries(windows, torch.full((samples,), clips), noise, scale), noise
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.models.sg_detr.output import Heads, KnownQueries, SgDetrOutput
-from mrmodel.models.sg_detr.queries import group_mask
+from mrmodel.models.layers.query_groups import KnownQueries, group_mask
+from mrmodel.models.sg_detr.output import Heads, SgDetrOutput
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model, train_pass
 
