@@ -49,6 +49,7 @@ MODELS = Registry(
     {
         "moment_detr": "mrmodel.models.moment_detr:MomentDetr",
         "qd_detr": "mrmodel.models.qd_detr:QdDetr",
+        "sa_detr": "mrmodel.models.sa_detr:SaDetr",
         "sg_detr": "mrmodel.models.sg_detr.model:SgDetr",
     },
 )

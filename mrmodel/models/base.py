@@ -23,10 +23,15 @@ class MomentModel(nn.Module, ABC):
 
     Subclasses take ``(video_dim, text_dim, settings)`` and set `Settings`, the section of
     params.yaml below ``models.<name>``; `settings` is the one that the model was built with.
+
+    Attributes:
+        progress: share of the training that is done, in [0, 1]; the loop sets it before each step.
+            What a model shows itself in training may depend on it, its answers do not.
     """
 
     Settings: ClassVar[type[Section]]
     settings: Section
+    progress: float = 0.0
 
     @abstractmethod
     def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:

@@ -122,6 +122,7 @@ def fit(
 
         started = time.perf_counter()
         model.train()
+        model.progress = step / total_steps
         with autocast(device, settings.precision):
             output = model(batch, targets)
         losses = criterion(output, targets, batch)

@@ -1,0 +1,62 @@
+"""Gaussian masks of spans, and attention that they modulate (SA-DETR eqs 5, 6; CNM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+GaussMode = Literal["mul_logits", "add_log", "none"]
+FLOOR = 1e-10  # a span far outside of the clips has a mask of zeros
+LOWEST_EXPONENT = -80.0
+
+
+def gaussian_mask(
+    spans_cxw: Tensor, clips: Tensor, length: int, alpha: float, offset: float = 0.5
+) -> Tensor:
+    """exp(-alpha (x_i - c)^2 / max(w, 1 / Lv)^2) with x_i = (i + offset) / Lv.
+
+    Args:
+        spans_cxw: (B, P, 2).
+        clips: (B,) valid clips Lv.
+        length: clips L, padding included.
+        alpha: how fast the mask falls; at the ends of the span it is exp(-alpha / 4).
+        offset: 1/2 for the middles of the clips, 1 for their ends.
+
+    Returns:
+        (B, P, L) float32 in (0, 1].
+    """
+    centre, width = spans_cxw.float().unsqueeze(2).unbind(-1)
+    clips = clips.float()[:, None, None]
+    place = (torch.arange(length, device=spans_cxw.device) + offset) / clips
+    distance = (place - centre) / width.maximum(1.0 / clips)
+    return (-alpha * distance.square()).clamp(min=LOWEST_EXPONENT).exp()
+
+
+def gaussian_weights(
+    mode: GaussMode, gauss: Tensor | None, allowed: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """What turns attention scores into weights, for `attend_by`.
+
+    ``mul_logits`` is softmax(score x mask), as the paper writes it: outside of the span scores
+    become 0, so that the clips there win against clips inside with negative scores. ``add_log`` is
+    softmax(score + log mask): the weights times the mask, made to sum to 1 again.
+
+    Args:
+        mode: how the mask acts; ``none`` leaves it out.
+        gauss: (B, P, L), see `gaussian_mask`; not read with ``none``.
+        allowed: as in `attend`; padding is hidden after the modulation.
+    """
+
+    def weigh(scores: Tensor) -> Tensor:
+        if gauss is not None and mode == "mul_logits":
+            scores = scores * gauss.unsqueeze(1)
+        elif gauss is not None and mode == "add_log":
+            scores = scores + (gauss + FLOOR).log().unsqueeze(1)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1)
+
+    return weigh

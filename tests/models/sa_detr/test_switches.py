@@ -1,0 +1,102 @@
+"""Every switch and every row of the ablation tables: it runs, all of it learns, it can be saved."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mrmodel.models import build_model
+from tests.conformance.test_models import (
+    TEXT_DIM,
+    VIDEO_DIM,
+    evaluate,
+    make_batch,
+    make_targets,
+    total_loss,
+)
+from tests.models.sa_detr.whole import small_model
+from tests.models.sg_detr.test_switches import assert_bit_equal, numbered
+
+FA = {"vtc": {"enabled": True}, "ctm": {"enabled": True}}
+NO_FA = {"vtc": {"enabled": False}, "ctm": {"enabled": False}}
+NO_QI = {"init": {"anchors": "learned"}}
+NO_AD = {"enhance": {"enabled": False}, "gauss": {"mode": "none"}}
+NO_DN = {"dn": {"mode": "none"}}
+TABLES: dict[str, dict[str, Any]] = {
+    "4a": NO_FA | NO_QI | NO_AD | NO_DN,
+    "4b": FA | NO_QI | NO_AD | NO_DN,
+    "4c": NO_FA | NO_AD | NO_DN,
+    "4d": NO_FA | NO_QI | NO_DN,
+    "4e": NO_FA | NO_QI | NO_AD,
+    "4f": NO_FA | NO_AD,
+    "4g": NO_FA | NO_DN,
+    "4h": NO_FA,
+    "4i": NO_AD,
+    "4j": {},
+    "5-dynamic": {"init": {"anchors": "dynamic", "loss": False}},
+    "6-modulate": {"enhance": {"enabled": False}},
+    "6-enhance": {"gauss": {"mode": "none"}},
+    "7-before-before": {"ctm": {"stage": "before"}},
+    "7-after-after": {"vtc": {"stage": "after"}},
+    "7-after-before": {"vtc": {"stage": "after"}, "ctm": {"stage": "before"}},
+    "8-positive": {"dn": {"mode": "positive_only"}},
+    "8-curriculum": {"dn": {"mode": "curriculum"}},
+    "10-vtc": {"ctm": {"enabled": False}},
+    "10-ctm": {"vtc": {"enabled": False}},
+    "figure-6": {"dn": {"groups": 9}},
+}
+SWITCHES: list[dict[str, Any]] = [
+    {"preset": "robust"},
+    {"drop": "path", "dropout": 0.1, "input_dropout": 0.5},
+    {"text_positions": True, "projection_layers": 1},
+    {"text_positions": True, "fusion": {"update": "parallel"}},
+    {"layers": {"fusion": 1, "encoder": 1, "refiner": 1}},
+    {"layers": {"fusion": 3, "refiner": 3}},
+    {"ctm": {"legacy_intra_transposed": True}},
+    {"fusion": {"share": False}},
+    {"fusion": {"update": "parallel"}},
+    {"fusion": {"update": "parallel", "share": False, "keys_include_token": False}},
+    {"fusion": {"update": "parallel", "share": False}} | NO_FA | {"enhance": {"enabled": False}},
+    {"fusion": {"share": False}} | NO_FA | {"enhance": {"enabled": False}},
+    {"fusion": {"keys_include_token": False}},
+    {"local": {"input": "fused"}},
+    {"local": {"include_token": True}},
+    {"init": {"detach_ref": False}},
+    {"dn": {"band": False, "center_ref": "center", "sees_match": False}},
+    {"align": {"samples": 3, "expand": 0.5}},
+    {"enhance": {"norm": "softmax", "gate": "channel", "scaled": True, "zero_init": True}},
+    {"gauss": {"mode": "add_log", "alpha": 4.0, "pos": "end"}},
+    {"residual": "query"},
+    {"update": "raw"},
+    {"quality": {"w_matched": 10.0, "norm": "sum_per_sample", "margin": 0.2}},
+    {"quality": {"weighting": "bins", "on_noise": True}},
+    {"match": {"l1": 5.0, "giou": 2.0, "quality_cost": 1.0}},
+    {"loss": {"norm": "none", "aux": False}},
+    {"highlights_only": True},
+    {"highlights_only": True, "vtc": {"stage": "after"}, "ctm": {"enabled": False}},
+    {"highlights_only": True} | NO_FA,
+]
+
+
+@pytest.mark.parametrize(
+    "changes", [*(pytest.param(row, id=key) for key, row in TABLES.items()), *numbered(SWITCHES)]
+)
+def test_every_switch_runs_learns_and_is_saved(changes: dict[str, Any]) -> None:
+    model, batch = small_model(**changes), make_batch()
+    total = total_loss(model.train(), batch, make_targets(batch))
+    total.backward()
+    assert math.isfinite(float(total.detach()))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = build_model("sa_detr", VIDEO_DIM, TEXT_DIM, model.settings.model_dump())
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_bit_equal(evaluate(model, batch), evaluate(other, batch))
