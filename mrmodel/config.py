@@ -220,7 +220,7 @@ class RunSettings(Section):
         schedule: its course, see `mrmodel.train.optim.learning_rate`.
         drop_every_epochs: of the schedule ``step``.
         milestones, gamma: of the schedule ``multistep``: at each of these epochs the rate is
-            multiplied by gamma.
+            multiplied by gamma. The schedule ``linear`` has one milestone, where the fall begins.
         warmup, warmup_unit: how long the rate climbs at the start, in steps or epochs.
         select: the final weights, or those of the best validation.
     """
@@ -228,7 +228,7 @@ class RunSettings(Section):
     epochs: Count | None
     steps: Count | None
     lr: Positive
-    schedule: Literal["constant", "step", "cosine", "multistep"]
+    schedule: Literal["constant", "step", "cosine", "linear", "multistep"]
     drop_every_epochs: Count
     milestones: list[Count]
     gamma: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -246,6 +246,11 @@ class RunSettings(Section):
     def _milestones_rise(self) -> RunSettings:
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise, each epoch named once")
+        if self.schedule == "linear" and len(self.milestones) != 1:
+            raise ValueError(
+                f"milestones {self.milestones}: the schedule `linear` needs one, the epoch after "
+                "which the rate falls"
+            )
         return self
 
 

@@ -64,8 +64,9 @@ def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch
     """Learning rate of 0-based `step`.
 
     ``constant``; ``step``: x 0.1 every `drop_every_epochs`; ``cosine``: down to 1 % of `lr` at the
-    end; `warmup` climbs linearly to `lr` first. ``multistep``: x `gamma` at each milestone, times a
-    warm-up from 0.1 % that does not delay the milestones (SG-DETR's design, section 7).
+    end; ``linear``: constant to the milestone, then down to nothing at the end (SA-DETR's design,
+    section 4); `warmup` climbs linearly to `lr` first. ``multistep``: x `gamma` at each milestone,
+    times a warm-up from 0.1 % that does not delay the milestones (SG-DETR's design, section 7).
     """
     warmup = run.warmup * (steps_per_epoch if run.warmup_unit == "epoch" else 1)
     if run.schedule == "multistep":
@@ -78,6 +79,9 @@ def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch
         return run.lr
     if run.schedule == "step":
         return float(run.lr * 0.1 ** (step // (run.drop_every_epochs * steps_per_epoch)))
+    if run.schedule == "linear":
+        falling = total_steps - run.milestones[0] * steps_per_epoch
+        return run.lr * min(1.0, (total_steps - step) / max(falling, 1))
     progress = (step - warmup) / max(total_steps - warmup, 1)
     return run.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))))
 

@@ -40,6 +40,23 @@ def test_cosine_ends_at_one_percent_and_passes_the_middle() -> None:
     assert learning_rate(run("cosine"), 100, 100, 10) == pytest.approx(1e-5)
 
 
+def test_linear_is_constant_and_then_falls_to_nothing() -> None:
+    settings = run("linear", milestones=[4])
+    rates = [learning_rate(settings, step, 100, 10) for step in (0, 40, 41, 70, 99, 100)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3 * 59 / 60, 0.5e-3, 1e-3 / 60, 0.0])
+
+
+def test_linear_with_a_milestone_after_the_end_is_constant() -> None:
+    settings = run("linear", milestones=[10])
+    assert {learning_rate(settings, step, 100, 10) for step in range(100)} == {1e-3}
+
+
+@pytest.mark.parametrize("milestones", [[], [4, 8]])
+def test_linear_needs_one_milestone(milestones: list[int]) -> None:
+    with pytest.raises(ValidationError, match="needs one, the epoch after"):
+        run("linear", milestones=milestones)
+
+
 def test_warm_up_climbs_in_equal_steps() -> None:
     rates = [learning_rate(run("cosine", warmup=4), step, 100, 10) for step in range(5)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
