@@ -257,10 +257,13 @@ class RunSettings(Section):
 class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
-    `decay` says what `weight_decay` pulls at, see `mrmodel.train.optim.build_optimizer`.
+    `start` says which weights fine-tuning goes on from: ``pretrained``, or ``imported`` ones
+    (`mrmodel weights import`) in ``models/imported/<model>``. `decay` says what `weight_decay`
+    pulls at, see `mrmodel.train.optim.build_optimizer`.
     """
 
     models: Annotated[list[str], Field(min_length=1)]
+    start: Literal["pretrained", "imported"]
     batch_size: Count
     eval_batch_size: Count
     weight_decay: NonNegative

@@ -1,4 +1,4 @@
-"""Stage ``finetune``: go on from the pre-trained weights with the annotated queries."""
+"""Stage ``finetune``: go on from pre-trained or imported weights with the annotated queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
         seed=config.seed,
         train=layout.split("train"),
         val=layout.split("val"),
-        start=layout.model("pretrained", model),
+        start=layout.model(config.train.start, model),
         out=layout.model("finetuned", model),
         figures=layout.training / f"finetune-{model}",
     )

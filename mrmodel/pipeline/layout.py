@@ -33,7 +33,7 @@ class Layout:
         return self.features / name
 
     def model(self, kind: str, name: str) -> Path:
-        """Model folder; `kind` is ``pretrained``, ``finetuned`` or ``scratch``."""
+        """Model folder; `kind` is ``pretrained``, ``imported``, ``finetuned`` or ``scratch``."""
         return self.root / "models" / kind / name
 
     def resume(self, stage: str, inputs: str) -> Path:

@@ -25,7 +25,7 @@ from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
 from mrmodel.track.mlflow_log import open_run
-from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_weights, save_model
+from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
 from mrmodel.train.loop import Plan, Progress, fit
 from mrmodel.train.precision import pick_device
 from mrmodel.types import Annotation
@@ -79,7 +79,7 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> Progress:
     torch.manual_seed(derive_seed(job.seed, "weights", job.model))
     model = model_config.build()
     if job.start is not None:
-        load_weights(model, job.start)
+        load_start(model, job.start, model_config)
     clip_len_s = config.features.clip_len_s
     train_rows = read_rows_if_any(job.train, clip_len_s)
     val_rows = read_rows_if_any(job.val, clip_len_s)

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrmodel import __version__
-from mrmodel.errors import CheckpointError, UnknownNameError
+from mrmodel.components import MODELS
+from mrmodel.config import validate_section
+from mrmodel.errors import CheckpointError, FeatureMismatch, UnknownNameError
 from mrmodel.files import atomic_path, write_json
 from mrmodel.models.base import MomentModel, build_model
 
@@ -136,6 +138,56 @@ def load_weights(model: MomentModel, folder: Path) -> None:
             f"{path} does not fit: {'; '.join(faults[:5])} ({len(faults)} in all)"
         )
     model.load_state_dict(tensors)
+
+
+def load_start(model: MomentModel, folder: Path, config: ModelConfig) -> None:
+    """Fill `model`, which `config` describes, with the weights that training goes on from.
+
+    Raises:
+        CheckpointError: the folder's model is another one, or has other attention heads, which
+            leave no trace in the shapes; or a tensor does not fit.
+        FeatureMismatch: it reads other features.
+    """
+    start = load_config(folder)
+    if start.model != config.model:
+        raise CheckpointError(f"{folder}: holds a {start.model}, not a {config.model}")
+    require_same_features(folder, start, config)
+    theirs, ours = _heads(start), _heads(config)
+    if theirs != ours:
+        where = f"models.{config.model}.heads"
+        raise CheckpointError(f"{folder}: its model has {theirs} heads, {where} is {ours}")
+    load_weights(model, folder)
+
+
+def require_same_features(folder: Path, model: ModelConfig, here: ModelConfig) -> None:
+    """Check that the model of a folder reads the streams that `here` has.
+
+    Raises:
+        FeatureMismatch: it reads others. Rows of another program are known by name and width only.
+    """
+    for kind in ("video_streams", "text_streams"):
+        theirs, ours = getattr(model, kind), getattr(here, kind)
+        if not _same_rows(theirs, ours):
+            names = [", ".join(stream.name for stream in streams) for streams in (theirs, ours)]
+            detail = " of another version" if names[0] == names[1] else ""
+            raise FeatureMismatch(
+                f"{folder}: its model reads {names[0]}; features.{kind} gives {names[1]}{detail}"
+            )
+
+
+def _heads(config: ModelConfig) -> int | None:
+    settings = MODELS.get(config.model).Settings
+    section = validate_section(settings, config.settings, f"models.{config.model}")
+    heads: int | None = getattr(section, "heads", None)
+    return heads
+
+
+def _same_rows(theirs: tuple[ModelStream, ...], ours: tuple[ModelStream, ...]) -> bool:
+    """Whether two models read the same rows; without a fingerprint the names must do."""
+    return len(theirs) == len(ours) and all(
+        (a.name, a.dim) == (b.name, b.dim) and a.fingerprint in (None, b.fingerprint)
+        for a, b in zip(theirs, ours, strict=True)
+    )
 
 
 def _misfits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:

@@ -1,11 +1,19 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mrmodel.errors import CheckpointError
-from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_config, load_model, save_model
+from mrmodel.errors import CheckpointError, FeatureMismatch
+from mrmodel.train.checkpoint import (
+    ModelConfig,
+    ModelStream,
+    load_config,
+    load_model,
+    load_start,
+    save_model,
+)
 from tests.train.conftest import DIM, make_model
 
 
@@ -75,3 +83,41 @@ def test_a_config_that_is_not_ours_is_refused(folder: Path, change: dict, messag
     (folder / "config.json").write_text(json.dumps({**raw, **change}))
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+
+
+def streams(*names: str, fingerprint: str | None = "aa") -> tuple[ModelStream, ...]:
+    return tuple(ModelStream(name, DIM, fingerprint) for name in names)
+
+
+def test_training_goes_on_from_a_folder(folder: Path) -> None:
+    model = model_config().build()
+    load_start(model, folder, model_config())
+    for name, value in make_model().state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_rows_of_another_program_are_known_by_name(tmp_path: Path) -> None:
+    start = replace(model_config(), video_streams=streams("tiny.video", fingerprint=None))
+    save_model(tmp_path, make_model(), start)
+    load_start(make_model(), tmp_path, model_config())
+    other = replace(model_config(), video_streams=streams("tiny.other"))
+    with pytest.raises(
+        FeatureMismatch, match=r"reads tiny\.video; .*video_streams gives tiny\.other"
+    ):
+        load_start(make_model(), tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": "qd_detr"}, CheckpointError, "holds a moment_detr, not a qd_detr"),
+        ({"video_streams": streams("a", "b")}, FeatureMismatch, "reads tiny.video; .*gives a, b"),
+        ({"text_streams": streams("tiny.text", fingerprint="cc")}, FeatureMismatch, "version"),
+        ({"settings": {"hidden": 32, "ffn": 64}}, CheckpointError, "has 4 heads, .* is 8"),
+    ],
+)
+def test_training_does_not_go_on_from_what_does_not_belong(
+    folder: Path, change: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_start(make_model(), folder, replace(model_config(), **change))
