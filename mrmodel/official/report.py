@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -43,13 +43,14 @@ class ImportReport:
 def format_report(report: ImportReport) -> str:
     """The report as lines: sizes and their sources, streams, what was left out or does not fit."""
     config, fit = report.config, report.fit
-    section = {"models": {config.model: report.section}}
+    params = {"features": nested(list(report.limits)), "models": {config.model: report.section}}
+    settings = [*report.settings, *(replace(s, name=f"features.{s.name}") for s in report.limits)]
     lines = [
         f"{config.model}: {len(fit.state)} tensors fit",
-        *_table(("setting", "value", "from"), _values((*report.settings, *report.limits))),
+        *_table(("setting", "value", "from"), ((s.name, s.value, s.source) for s in settings)),
         f"video streams: {_streams(config.video_streams)}",
         f"text streams: {_streams(config.text_streams)}",
-        f"params.yaml: {yaml.safe_dump(section, default_flow_style=True, width=10_000).strip()}",
+        f"params.yaml: {yaml.safe_dump(params, default_flow_style=True, width=10_000).strip()}",
     ]
     if fit.unused:
         lines.append(f"left out, no result depends on it: {_by_module(fit.unused)}")
@@ -59,11 +60,6 @@ def format_report(report: ImportReport) -> str:
         lines += _table(("tensor that does not fit", "in the file", "in the model"), rows)
         lines.append(f"{len(rows)} tensors do not fit: nothing is written")
     return "\n".join(lines)
-
-
-def _values(settings: Iterable[Setting]) -> Iterator[tuple[str, Any, str]]:
-    for setting in settings:
-        yield setting.name, setting.value, setting.source
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -45,6 +45,8 @@ OPTIONS = {
     "loss.saliency": "lw_saliency",
     "loss.contrastive": "contrastive_align_loss_coef",
 }
+# Options that the trainers save although the loss behind them is off.
+_CONTRASTIVE = ("contrastive_temperature", "loss.contrastive")
 
 # Sets whose models are trained without windows, under the names of the published trainers.
 _HIGHLIGHT_SETS = ("tvsum", "youtube_highlight", "youtube_uni")
@@ -94,6 +96,8 @@ def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> li
     for name, option in OPTIONS.items():
         if option in options and name not in found:
             found[name] = Setting(name, options[option], f"option {option}")
+    if not found["contrastive"].value:
+        found = {name: setting for name, setting in found.items() if name not in _CONTRASTIVE}
     if options.get("dset_name") in _HIGHLIGHT_SETS:
         found["highlights_only"] = Setting("highlights_only", True, "option dset_name")
     found.setdefault("heads", Setting("heads", default_of(section, "heads"), "published value"))

@@ -1,8 +1,9 @@
 """Stage ``evaluate``: every way of answering the test queries, scored and compared.
 
-``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query; ``scratch`` has seen
-nothing else; ``finetuned`` has seen both. Fine-tuned models are compared with the other ways, and
-the first with those of other models, by a paired bootstrap over videos.
+``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query (``imported``, where
+`train.start` says so, what its authors had); ``scratch`` has seen nothing else than those of this
+corpus; ``finetuned`` has seen both. Fine-tuned models are compared with the other ways, and the
+first with those of other models, by a paired bootstrap over videos.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 ZERO_SHOT = "zero_shot"
 TRAINED = ("pretrained", "scratch", "finetuned")
+IMPORTED = "imported"
 
 
 def evaluate(config: Config, reporter: Reporter) -> None:
@@ -78,15 +80,21 @@ def _answers(
     builder = open_features(config, layout, device)
     data = open_set(config, truth, builder, config.seed)
     answers = zero_shot_answers(config, data)
-    reporter.start("evaluate", len(config.train.models) * len(TRAINED))
+    kinds = trained_kinds(config)
+    reporter.start("evaluate", len(config.train.models) * len(kinds))
     for name in config.train.models:
-        for kind in TRAINED:
+        for kind in kinds:
             model, _ = load_model(layout.model(kind, name), device)
             batch_size = config.train.eval_batch_size
             answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, judge.postprocess)
             reporter.advance(model=name, weights=kind)
     reporter.finish()
     return answers
+
+
+def trained_kinds(config: Config) -> tuple[str, ...]:
+    """What is scored of each model: the start of fine-tuning, the control, the result."""
+    return (config.train.start, *TRAINED[1:])
 
 
 def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
@@ -124,7 +132,7 @@ def pairs(models: Sequence[str], ways: Container[str]) -> list[tuple[str, str]]:
     found = []
     for model in models:
         tuned = f"{model}.finetuned"
-        others = [ZERO_SHOT, *(f"{model}.{kind}" for kind in TRAINED)]
+        others = [ZERO_SHOT, *(f"{model}.{kind}" for kind in (IMPORTED, *TRAINED))]
         if model == models[0]:
             others += [f"{other}.finetuned" for other in models]
         found += [(tuned, other) for other in others if other in ways and other != tuned]

@@ -16,7 +16,7 @@ from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import digest_of, write_text
 from mrmodel.pipeline import ablation, compare
-from mrmodel.pipeline.evaluate import TRAINED, ZERO_SHOT
+from mrmodel.pipeline.evaluate import ZERO_SHOT, trained_kinds
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
@@ -30,8 +30,9 @@ from mrmodel.types import Annotation
 WAYS = {
     ZERO_SHOT: "zero-shot similarity",
     "pretrained": "pre-trained only",
+    "imported": "published weights",
     "scratch": "from scratch, equal steps",
-    "finetuned": "pre-trained, then fine-tuned",
+    "finetuned": "fine-tuned",
 }
 TOY = (
     "The sample corpus is a toy domain, pictograms over drawn scenes: its numbers prove that the "
@@ -255,13 +256,14 @@ def provenance(config: Config, layout: Layout) -> dict[str, str]:
     """Which parameters and features the page is about."""
     streams = [*config.features.video_streams, *config.features.text_streams]
     manifests = {name: _json(layout.stream(name) / "manifest.json") for name in streams}
+    kinds = ", ".join(trained_kinds(config))
     return {
         "parameters": digest_of(config.model_dump())[:12],
         **{
             f"features {name}": digest_of(manifest["info"]["fingerprint"])[:12]
             for name, manifest in manifests.items()
         },
-        "models": ", ".join(f"{name} ({', '.join(TRAINED)})" for name in config.train.models),
+        "models": ", ".join(f"{name} ({kinds})" for name in config.train.models),
     }
 
 

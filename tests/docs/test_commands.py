@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mrmodel.presets import overlay
+from tests.golden_parity.test_models import GOLDEN, Case
+from tests.official.published import save_official, with_widths
 from tests.project import ROOT, Project
 
 # What makes a run of the preset small enough for a test; everything else is as the reader has it.
@@ -28,9 +31,13 @@ SMALL = {
 }
 
 
-def commands_of(document: str) -> list[str]:
+def blocks_of(document: str, language: str) -> list[str]:
     text = (ROOT / "docs" / document).read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands_of(document: str) -> list[str]:
+    blocks = blocks_of(document, "sh")
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -77,6 +84,48 @@ def test_a_new_video_of_yours_runs_what_depends_on_it(own_project: Project) -> N
         file.write(json.dumps(row) + "\n")
     output = own_project.run("dvc", "repro", "--dry")
     assert "Running stage 'corpus'" in output
+
+
+@pytest.fixture(scope="module")
+def owner_of_checkpoints(own_project: Project) -> Project:
+    """The project with two published checkpoints, and the preset of one's own videos."""
+    case = Case(GOLDEN / "model_qd_detr/default.npz")
+    for file, (video, text) in {"model_best": (2816, 512), "own_features": (32, 32)}.items():
+        weights = with_widths(case.weights, video + 2, text)
+        save_official(own_project.folder / f"{file}.ckpt", weights, case.options)
+    own_project.run("mrmodel", "preset", "apply", "own_videos")
+    return own_project
+
+
+def with_tiny_encoders(text: str) -> str:
+    for name in ("embedded.video,embedded.motion", "embedded.video, embedded.motion"):
+        text = text.replace(name, "tiny.video")
+    return text.replace("embedded.text", "tiny.text").replace("qvhighlights", "own")
+
+
+def test_official_checkpoint(owner_of_checkpoints: Project) -> None:
+    project, document = owner_of_checkpoints, "howto/use_my_official_checkpoint.md"
+    written = yaml.safe_load(with_tiny_encoders(blocks_of(document, "yaml")[0]))
+    params = project.folder / "params.yaml"
+    for command in commands_of(document):
+        output = project.run("sh", "-c", with_tiny_encoders(command))
+        if command.startswith("mrmodel weights import"):
+            printed = yaml.safe_load(re.findall(r"^params\.yaml: (.*)", output, re.MULTILINE)[0])
+        if command.startswith("mrmodel predict"):
+            # What the page says to write, with the sizes that the import of this file printed.
+            model = {"models": printed["models"]}
+            params.write_text(overlay(overlay(overlay(params.read_text(), SMALL), written), model))
+    metrics = json.loads(project.read("reports/metrics.json"))
+    assert {f"qd_detr.{way}" for way in ("imported", "scratch", "finetuned")} <= metrics.keys()
+    config = json.loads(project.read("models/finetuned/qd_detr/config.json"))
+    assert config["settings"]["heads"] == 4
+    use = (
+        "from mrmodel.data.annotations import read_annotations\n"
+        "rows = read_annotations(Path('data/own/val.jsonl'))\n"
+        "print(model(builder.batch(rows[:2])).scores.shape)\n"
+    )
+    python = with_tiny_encoders(blocks_of(document, "python")[0]) + use
+    assert "[2, 6]" in project.run(sys.executable, "-c", python)
 
 
 def test_the_tutorial_names_commands_that_exist(reproduced: Project) -> None:

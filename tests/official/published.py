@@ -74,3 +74,15 @@ def run_import(file: Path, output: Path, *options: str, code: int = 0) -> str:
         return str(result.exception)
     assert result.exit_code == code, result.output
     return result.output
+
+
+def with_widths(tensors: dict[str, Tensor], video: int, text: int) -> dict[str, Tensor]:
+    """The same checkpoint for features of other widths: its first projections are drawn anew."""
+    generator = torch.Generator().manual_seed(7)
+    changed = dict(tensors)
+    for projection, width in (("input_vid_proj.0.", video), ("input_txt_proj.0.", text)):
+        for name in ("LayerNorm.weight", "LayerNorm.bias", "net.1.weight"):
+            shape = (*tensors[projection + name].shape[:-1], width)
+            drawn = torch.randn(shape, generator=generator) * width**-0.5
+            changed[projection + name] = drawn + (1.0 if name == "LayerNorm.weight" else 0.0)
+    return changed

@@ -123,11 +123,11 @@ def test_the_report_says_where_values_come_from(tmp_path: Path) -> None:
     rows = [line.split() for line in printed.splitlines()]
     assert ["hidden", "32", "shapes"] in rows
     assert ["heads", "4", "option", "nheads"] in rows
-    assert ["clip_len_s", "1", "option", "clip_length"] in rows
-    assert ["max_clips", "40", "--max-clips"] in rows
+    assert ["features.clip_len_s", "1", "option", "clip_length"] in rows
+    assert ["features.max_clips", "40", "--max-clips"] in rows
     assert "txt_position_embed (3 tensors)" in printed
     assert "rows (20, of another program)" in printed
-    section = "params.yaml: {models: {qd_detr: {ffn: 64, heads: 4, hidden: 32, loss: {contrastive"
+    section = "{clip_len_s: 1, max_clips: 40, max_tokens: 32}, models: {qd_detr: {ffn: 64, heads:"
     assert section in printed
     config = load_config(tmp_path / "m")
     assert (config.clip_len_s, config.max_clips, config.protocol) == (1.0, 40, "charades")

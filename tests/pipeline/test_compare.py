@@ -199,3 +199,8 @@ def test_few_pairs_of_many_models_are_compared() -> None:
         ("c.finetuned", "zero_shot"),
         ("c.finetuned", "c.scratch"),
     ]
+
+
+def test_imported_weights_are_compared_with_what_became_of_them() -> None:
+    ways = {"a.imported", "a.scratch", "a.finetuned"}
+    assert ("a.finetuned", "a.imported") in pairs(["a"], ways)
