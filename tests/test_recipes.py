@@ -11,6 +11,7 @@ from mrmodel import presets
 from mrmodel.components import MODELS
 from mrmodel.config import Config, RunSettings, parse_config
 from mrmodel.models import build_model
+from mrmodel.models.sa_detr_settings import SaDetrSettings
 from tests.project import ROOT
 
 SETS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube_hl")
@@ -44,6 +45,17 @@ BASELINES = {
     "tvsum_qd_detr": Recipe(4, 1e-3, 2000, 2000, 2.0, 1000, 100, 4, ONLY),
     "youtube_hl_moment_detr": Recipe(4, 2e-4, 2000, 1000, 1.0, 1000, 100, 4, HEAVY | ONLY),
     "youtube_hl_qd_detr": Recipe(4, 2e-4, 2000, 1000, 1.0, 1000, 100, 4, HEAVY | ONLY),
+}
+
+
+# Table 9 of SA-DETR's paper, and section 4 of its design: batch, epochs, rate, seconds of a clip,
+# samples of temporal align, weight of matched spans in the quality loss, lambdas A, S, M, Q.
+SA_DETR = {
+    "qvhighlights_sa_detr": (32, 200, 1e-4, 2.0, 10, 1.0, (1.0, 1.0, 1.0, 1.0)),
+    "charades_sa_detr": (32, 200, 2e-4, 1.0, 15, 10.0, (0.0, 4.0, 1.0, 1.0)),
+    "tacos_sa_detr": (32, 200, 2e-4, 2.0, 15, 10.0, (0.0, 4.0, 1.0, 1.0)),
+    "tvsum_sa_detr": (4, 1000, 1e-3, 2.0, 10, 1.0, (0.0, 1.0, 0.0, 0.0)),
+    "youtube_hl_sa_detr": (4, 1000, 2e-4, 1.0, 10, 1.0, (0.0, 1.0, 0.0, 0.0)),
 }
 
 
@@ -90,6 +102,29 @@ def test_recipes_of_the_baselines(name: str) -> None:
     assert train.finetune == run
     # Section 9: windows of the published systems are multiples of a clip.
     assert config.evaluate.round_to_clips != recipe.settings.get("highlights_only", False)
+
+
+@pytest.mark.parametrize("name", SA_DETR)
+def test_recipes_of_sa_detr(name: str) -> None:
+    config = config_of(name)
+    train, run = config.train, config.train.scratch
+    model = SaDetrSettings.model_validate(config.models["sa_detr"])
+    weights = model.loss
+    lambdas = (weights.align, weights.saliency, weights.moment, weights.quality)
+    found = (train.batch_size, run.epochs, run.lr, config.features.clip_len_s)
+    assert (*found, model.align.samples, model.quality.w_matched, lambdas) == SA_DETR[name]
+    # What all columns share: queries, noise groups and scales, alpha, weights of spans, margin.
+    dn = model.dn
+    assert (model.init.queries, dn.groups, dn.sigma_p) == (10, 5, 0.2)
+    assert dn.sigma_p + dn.delta == pytest.approx(0.6)
+    assert (model.gauss.alpha, weights.l1, weights.giou, model.margin) == (2.0, 10.0, 1.0, 0.4)
+    assert (model.hidden, model.heads, model.ffn, model.preset) == (256, 8, 1024, "paper")
+    assert (train.weight_decay, train.clip_norm) == (1e-4, 0.1)
+    # Only on QVHighlights does the rate fall, and are windows rounded.
+    falls = name.startswith("qvhighlights")
+    assert (run.schedule, run.milestones) == (("linear", [40]) if falls else ("constant", []))
+    assert config.evaluate.round_to_clips == falls
+    assert train.finetune == run
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -144,5 +179,7 @@ def course_of(run: RunSettings) -> str:
         return f"× 0.1 every {run.drop_every_epochs} epochs"
     if run.schedule == "multistep" and run.milestones:
         return f"× {run.gamma:g} at {', '.join(map(str, run.milestones))}"
+    if run.schedule == "linear":
+        return f"constant to epoch {run.milestones[0]}, then down to 0"
     assert run.schedule in ("step", "multistep", "constant")
     return "constant"
