@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mrmodel.components import MODELS
 from mrmodel.errors import ConfigError
+from mrmodel.features.prepare import TEF_DIM
 from mrmodel.models import MomentModel, build_model
+from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model, save_model
 from mrmodel.types import Batch, ModelOutput, Targets
 
 VIDEO_DIM, TEXT_DIM = 18, 12
@@ -243,14 +245,23 @@ def test_batch_mates_change_nothing(name: str) -> None:
         )
 
 
-def test_weights_survive_saving(name: str) -> None:
+def test_a_model_folder_holds_the_model(name: str, tmp_path: Path) -> None:
     model, batch = build(name), make_batch()
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
+    config = ModelConfig(
+        model=name,
+        settings=model.settings.model_dump(),
+        video_streams=(ModelStream("video", VIDEO_DIM - TEF_DIM, "a"),),
+        text_streams=(ModelStream("text", TEXT_DIM, "b"),),
+        clip_len_s=batch.clip_len_s,
+        max_clips=75,
+        max_tokens=32,
+        protocol="qvhighlights",
+        training={},
+    )
+    save_model(tmp_path, model, config)
     torch.manual_seed(99)
-    other = build_model(name, VIDEO_DIM, TEXT_DIM, model.settings.model_dump())
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other, read = load_model(tmp_path)
+    assert read == config
     first, second = evaluate(model, batch), evaluate(other, batch)
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.saliency, second.saliency)

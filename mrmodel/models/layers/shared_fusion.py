@@ -90,7 +90,8 @@ class FusionEncoder(nn.Module):
         self.word_rounds = layers if both else 0
         if fusion.update == "parallel" and not both:
             self.word_rounds = layers - 1  # what the last layer makes of the words is not read
-        self.word_layers: Stack[ReadingLayer] = self.layers
+        # Shared layers have one name: a file of weights refuses a tensor under two.
+        self.word_layers: Stack[ReadingLayer] | None = None
         if not fusion.share:
             self.word_layers = Stack(ReadingLayer(settings) for _ in range(self.word_rounds))
 
@@ -163,7 +164,8 @@ class FusionEncoder(nn.Module):
 
     def _rounds(self) -> Iterator[tuple[ReadingLayer, ReadingLayer | None]]:
         """The layer of the clips and, in rounds in which the words read, theirs."""
-        return zip_longest(self.layers, islice(self.word_layers, self.word_rounds))
+        word_layers = self.layers if self.word_layers is None else self.word_layers
+        return zip_longest(self.layers, islice(word_layers, self.word_rounds))
 
 
 def _repeated(position: Tensor | None, size: int) -> Tensor | None:
