@@ -28,12 +28,21 @@ def group() -> None:
     help="auto: as the names of the tensors say.",
 )
 @click.option("--output", type=_PATH, required=True, help="Model folder to write.")
-@click.option("--video-streams", help="Features in order: NAME of an encoder, or NAME:WIDTH.")
-@click.option("--text-streams", help="Likewise, of the sentences.")
+@click.option(
+    "--video-streams",
+    help="In order: NAME of an encoder, or NAME:WIDTH of other rows; commas between.",
+)
+@click.option("--text-streams", help="Likewise, for sentences.")
 @click.option("--heads", type=click.IntRange(1), help="Attention heads.")
-@click.option("--clip-len", "clip_len_s", type=click.FloatRange(0, min_open=True), help="Seconds.")
-@click.option("--max-clips", type=click.IntRange(1), help="Longer videos are cut or searched so.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longer sentences are cut.")
+@click.option(
+    "--clip-len", "clip_len_s", type=click.FloatRange(0, min_open=True), help="Seconds of a clip."
+)
+@click.option(
+    "--max-clips", type=click.IntRange(1), help="Clips of a video that the model sees at once."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="Tokens of a sentence; longer ones are cut."
+)
 @click.option("--legacy", is_flag=True, help="Repeat the published quirks (legacy_* settings).")
 @click.option("--force", is_flag=True, help="Replace the model that the folder holds.")
 def import_command(

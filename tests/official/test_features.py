@@ -1,9 +1,11 @@
 """What the how-to says of the features behind published checkpoints."""
 
+import pytest
 import torch
 from torch import nn
 
 from mrmodel.features.prepare import prepare_text
+from mrmodel.official.streams import Modality, usual_streams
 
 
 def test_the_layer_norm_undoes_the_normalisation_of_tokens() -> None:
@@ -15,3 +17,33 @@ def test_the_layer_norm_undoes_the_normalisation_of_tokens() -> None:
     published, ours = norm(rows), norm(prepared)
     assert not torch.allclose(rows, prepared, rtol=0.5)
     torch.testing.assert_close(ours, published, rtol=0.01, atol=1e-4)
+
+
+SLOWFAST, CLIP, BLIP = "slowfast.video2304", "clip_b32.video512", "blip2.video768"
+CLIP_TEXT = "clip_b32.text512"
+
+
+@pytest.mark.parametrize(
+    ("modality", "width", "options", "names"),
+    [
+        ("video", 2816, {}, [SLOWFAST, CLIP]),
+        ("video", 2816, {"v_feat_dirs": ["a/slowfast_x", "a/clip_x"]}, [SLOWFAST, CLIP]),
+        ("video", 2816, {"v_feat_dirs": ["qv/clip", "qv/slowfast"]}, [CLIP, SLOWFAST]),
+        ("video", 2816, {"v_feat_dirs": ["mine/rows"]}, [SLOWFAST, CLIP]),
+        ("video", 3584, {"v_feat_dirs": ["slowfast", "clip", "blip"]}, [SLOWFAST, CLIP, BLIP]),
+        ("video", 2048, {"v_feat_dirs": ["tvsum/i3d_features"]}, ["i3d.video2048"]),
+        (
+            "video",
+            4864,
+            {"v_feat_dirs": ["qv/clip", "qv/slowfast"], "a_feat_dirs": ["qv/pann"]},
+            [CLIP, SLOWFAST, "pann.audio2048"],
+        ),
+        ("text", 512, {"t_feat_dir": "features/clip_text_features/"}, [CLIP_TEXT]),
+        ("text", 1280, {"t_feat_dirs": ["clip_text", "blip_text"]}, [CLIP_TEXT, "blip2.text768"]),
+        ("text", 300, {"t_feat_dir": "features/charades/glove"}, ["glove.text300"]),
+    ],
+)
+def test_streams_follow_the_folders_of_the_options(
+    modality: Modality, width: int, options: dict, names: list[str]
+) -> None:
+    assert [stream.name for stream in usual_streams(modality, width, options)] == names
