@@ -51,6 +51,7 @@ MODELS = Registry(
         "qd_detr": "mrmodel.models.qd_detr:QdDetr",
         "sa_detr": "mrmodel.models.sa_detr:SaDetr",
         "sg_detr": "mrmodel.models.sg_detr.model:SgDetr",
+        "video_lights": "mrmodel.models.video_lights:VideoLights",
     },
 )
 

@@ -8,7 +8,7 @@ once. Without a matcher only the clip losses run (highlight-only data sets).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,7 +46,14 @@ class ClipLoss(Protocol):
 
 
 class Criterion(ABC):
-    """Named losses of a batch, each unweighted, and their weighted sum."""
+    """Named losses of a batch, each unweighted, and their weighted sum.
+
+    Attributes:
+        epoch: the epoch, counted from 0, that training is in; the loop sets it. Weights may
+            depend on it, losses do not.
+    """
+
+    epoch: int = 0
 
     @abstractmethod
     def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
@@ -73,6 +80,7 @@ class DetrCriterion(Criterion):
         weights: weight of each loss by its name without suffix; a loss without a weight is only
             reported.
         matcher: pairs queries with windows; None = clip losses only.
+        growing: losses whose weight is multiplied by the number of the epoch, counted from 1.
     """
 
     def __init__(
@@ -82,10 +90,12 @@ class DetrCriterion(Criterion):
         clip_losses: Sequence[ClipLoss],
         weights: Mapping[str, float],
         matcher: Matcher | None,
+        growing: Collection[str] = (),
     ) -> None:
         self.layer_losses, self.clip_losses = tuple(layer_losses), tuple(clip_losses)
         self.weights = dict(weights)
         self.matcher = matcher
+        self.growing = frozenset(growing)
 
     def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name, float32 scalars."""
@@ -105,4 +115,5 @@ class DetrCriterion(Criterion):
     def weight(self, name: str) -> float:
         """Weight of a loss as reported, e.g. ``span`` or ``span_0``; 0 when it has none."""
         base, _, layer = name.rpartition("_")
-        return self.weights.get(base if layer.isdigit() else name, 0.0)
+        weight = self.weights.get(base if layer.isdigit() else name, 0.0)
+        return weight * (self.epoch + 1) if name in self.growing else weight

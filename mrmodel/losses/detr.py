@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mrmodel.losses.contrastive import ContrastiveLoss
 from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
@@ -12,7 +12,10 @@ from mrmodel.models.settings import DetrSettings
 
 
 def detr_criterion(
-    settings: DetrSettings, clip_losses: Sequence[ClipLoss], span_loss: LayerLoss | None = None
+    settings: DetrSettings,
+    clip_losses: Sequence[ClipLoss],
+    span_loss: LayerLoss | None = None,
+    growing: Collection[str] = (),
 ) -> DetrCriterion:
     """Span, gIoU and class of matched windows, alignment where it is on, and `clip_losses`.
 
@@ -20,6 +23,7 @@ def detr_criterion(
         settings: weights and switches; with `highlights_only` the `clip_losses` are all there is.
         clip_losses: the model's losses of clip scores.
         span_loss: judges the spans; None = `SpanLoss`.
+        growing: see `DetrCriterion`.
     """
     layer_losses = [span_loss or SpanLoss(), LabelLoss(settings.background_weight)]
     if settings.contrastive:
@@ -30,4 +34,5 @@ def detr_criterion(
         clip_losses=clip_losses,
         weights=settings.loss.model_dump(),
         matcher=None if settings.highlights_only else matcher,
+        growing=growing,
     )

@@ -1,8 +1,9 @@
 """Published checkpoints: the names of their parameters, and what these are called here.
 
 The rules of a model are applied one after the other to a published name. What the published code
-builds but never uses (the video head of the alignment loss; the text positions and the alignment
-heads where they are switched off) has no counterpart and is left out.
+builds but never uses (the video head of the alignment loss, the second norm of VideoLights' fusion;
+the text positions, alignment heads and training-only branches where they are switched off) has no
+counterpart and is left out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,28 @@ _SHARED: Rules = (
     (r"^([\w.]*(?:head|scale|embed))\.layers\.2\.", r"\1.4."),
 )
 
+_DAB: Rules = (
+    (r"^query_embed\.weight$", "anchors"),
+    (r"^global_rep_token$", "token.state"),
+    (r"^global_rep_pos$", "token.position"),
+    (r"^saliency_proj1\.", "saliency_head.clip."),
+    (r"^saliency_proj2\.", "saliency_head.token."),
+    (r"^encoder\.(\d+)\.", r"encoder.layers.\1."),
+    (r"^decoder\.ref_point_head\.", "decoder.query_position."),
+    (r"^decoder\.ref_anchor_head\.", "decoder.width_scale."),
+    (r"^decoder\.bbox_embed\.", "decoder.refinement."),
+    (r"\.self_attn\.out_proj\.", ".self_output."),
+    (r"\.cross_attn\.out_proj\.", ".cross_output."),
+    (r"\.sa_", ".self_"),
+    (r"\.ca_", ".cross_"),
+    (r"_qpos_sine_proj\.", "_query_span."),
+    (r"_qcontent_proj\.", "_query_content."),
+    (r"_kcontent_proj\.", "_key_content."),
+    (r"_qpos_proj\.", "_query_position."),
+    (r"_kpos_proj\.", "_key_position."),
+    (r"_v_proj\.", "_value."),
+)
+
 RULES: dict[str, Rules] = {
     "moment_detr": (
         *_SHARED,
@@ -54,31 +77,41 @@ RULES: dict[str, Rules] = {
     ),
     "qd_detr": (
         *_SHARED,
-        (r"^query_embed\.weight$", "anchors"),
-        (r"^global_rep_token$", "token.state"),
-        (r"^global_rep_pos$", "token.position"),
-        (r"^saliency_proj1\.", "saliency_head.clip."),
-        (r"^saliency_proj2\.", "saliency_head.token."),
-        (r"^encoder\.(\d+)\.", r"encoder.layers.\1."),
         (r"^t2v_encoder\.layers\.(\d+)\.self_attn\.", r"text_to_video.\1.attention."),
         (r"^t2v_encoder\.layers\.", "text_to_video."),
-        (r"^decoder\.ref_point_head\.", "decoder.query_position."),
-        (r"^decoder\.ref_anchor_head\.", "decoder.width_scale."),
-        (r"^decoder\.bbox_embed\.", "decoder.refinement."),
-        (r"\.self_attn\.out_proj\.", ".self_output."),
-        (r"\.cross_attn\.out_proj\.", ".cross_output."),
-        (r"\.sa_", ".self_"),
-        (r"\.ca_", ".cross_"),
-        (r"_qpos_sine_proj\.", "_query_span."),
-        (r"_qcontent_proj\.", "_query_content."),
-        (r"_kcontent_proj\.", "_key_content."),
-        (r"_qpos_proj\.", "_query_position."),
-        (r"_kpos_proj\.", "_key_position."),
-        (r"_v_proj\.", "_value."),
+        *_DAB,
+    ),
+    "video_lights": (
+        (r"^module\.", ""),
+        (r"\.conv1d\.", "."),
+        (r"^transformer\.t2v_encoder\.layers\.", "fusion."),
+        (r"^(fusion\.\d+\.)cross_attn_1\.", r"\1read_text."),
+        (r"^(fusion\.\d+\.)cross_attn_2\.", r"\1read_video."),
+        (r"^(fusion\.\d+\.)cross_attn_3\.", r"\1read_fused."),
+        (r"^(fusion\.\d+\.)linear1\.", r"\1linear_text."),
+        (r"^(fusion\.\d+\.)linear2\.", r"\1linear_video."),
+        (r"^(fusion\.\d+\.)linear3\.", r"\1linear_fused."),
+        (r"^(fusion\.\d+\.)linear4\.", r"\1ffn.expand."),
+        (r"^(fusion\.\d+\.)linear5\.", r"\1ffn.contract."),
+        (r"^(fusion\.\d+\.)norm1\.", r"\1norm_text."),
+        (r"^(fusion\.\d+\.)norm2\.", r"\1norm_video."),
+        (r"^(fusion\.\d+\.)norm3\.", r"\1norm_fused."),
+        (r"^(fusion\.\d+\.)norm4\.", r"\1norm_ffn."),
+        (r"^feature_refinement\.sim_w$", "refinement.similarity"),
+        (r"^feature_refinement\.cor_v_w$", "refinement.correspondence"),
+        (r"^feature_refinement\.cor_q_w$", "refinement.correspondence_scale"),
+        (r"^feature_refinement\.word_to_sentence_pool\.weight$", "refinement.pooling"),
+        (r"^feature_refinement\.", "refinement."),
+        (r"^gru_extractor\.", "window_saliency."),
+        (r"^saliency_proj_mr\.", "window_saliency.score."),
+        *_SHARED,
+        *_DAB,
     ),
 }
 
-UNUSED = ("projections.text_positions.", "heads.contrastive.")
+UNUSED = re.compile(
+    r"projections\.text_positions\.|heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
+)
 
 
 def our_name(model_name: str, published: str) -> str:
@@ -135,10 +168,12 @@ def fit_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module
     state, unused, misfits = {}, [], []
     for name, tensor in published.items():
         ours = our_name(model_name, name)
+        if ours in expected and tuple(tensor.shape) == (*expected[ours], 1):
+            tensor = tensor.squeeze(-1)  # a convolution over one position is a linear layer
         shape = tuple(tensor.shape)
         if ours in expected and shape == expected[ours]:
             state[ours] = tensor
-        elif ours not in expected and ours.startswith(UNUSED):
+        elif ours not in expected and UNUSED.match(ours):
             unused.append(name)
         else:
             misfits.append(Misfit(name, shape, expected.get(ours)))

@@ -122,7 +122,7 @@ def fit(
 
         started = time.perf_counter()
         model.train()
-        model.progress = step / total_steps
+        model.progress, criterion.epoch = step / total_steps, epoch
         with autocast(device, settings.precision):
             output = model(batch, targets)
         losses = criterion(output, targets, batch)

@@ -134,9 +134,13 @@ class MultiheadAttention(nn.Module):
         self, projected: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
     ) -> Tensor:
         """As `forward`, of inputs that are projected already."""
-        p = self.branch.p if self.training else 0.0
-        mixed = attend(*projected, self.heads, allowed, p)
+        mixed = attend(*projected, self.heads, allowed, self.p)
         return add_projected(mixed, residual, self.out_proj, self.branch, norm)
+
+    @property
+    def p(self) -> float:
+        """Dropout probability of the attention weights."""
+        return self.branch.p if self.training else 0.0
 
     def project_query(self, query: Tensor) -> Tensor:
         """(B, S, d) -> (B, S, d)."""

@@ -42,6 +42,15 @@ class FeedForward(nn.Module):
         total: Tensor = residual + self.branch(self.contract(hidden))
         return total if norm is None else norm(total)
 
+    def doubled(self, source: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """norm(y + dropout(y)) of y = block(source), (B, ..., d): nothing of `source` is added."""
+        if fused.usable(source, self.training):
+            layers = (self.expand, self.activation, self.contract)
+            return fused.feed_forward_doubled(source, layers, norm, self.branch)
+        block = self.contract(self.dropout(self.activation(self.expand(source))))
+        normed: Tensor = norm(block + self.branch(block))
+        return normed
+
 
 class Mlp(nn.Sequential):
     """`layers` Linear layers with ReLU between them; no dropout, no norm."""

@@ -73,6 +73,23 @@ def feed_forward(
     return output.view_as(residual)
 
 
+def feed_forward_doubled(
+    source: Tensor,
+    layers: tuple[nn.Linear, nn.PReLU | nn.ReLU, nn.Linear],
+    norm: nn.LayerNorm,
+    branch: BranchDropout,
+) -> Tensor:
+    """norm(y + Drop(y)) of y = W2 Drop(act(W1 source)), (B, ..., d); otherwise as `feed_forward`."""
+    first, activation, second = layers
+    slope = activation.weight if isinstance(activation, nn.PReLU) else None
+    nothing = source.new_zeros(*source.shape[:-1], len(second.weight))
+    output: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
+        _rows(source), _rows(nothing), first.weight, first.bias, slope, second.weight, second.bias,
+        norm.weight, norm.bias, norm.eps, branch.p, _Doubled(_branch_mask(branch, nothing)),
+    )  # fmt: skip
+    return output.view_as(nothing)
+
+
 def feed_forward_at_rest(
     source: Tensor,
     residual: Tensor,
@@ -178,6 +195,22 @@ class _PathMasks(_Masks):
         if piece == 0:
             self._size = len(values)  # all pieces but the last one are alike
         return self._kept[piece * self._size :][: len(values)]
+
+
+class _Doubled(_Masks):
+    """Values + Drop(values) in place of Drop(values)."""
+
+    def __init__(self, masks: _Masks) -> None:
+        super().__init__(0.0)
+        self._masks, self.scale = masks, masks.scale
+
+    def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
+        out = values if out is None else out
+        kept = self._masks.zero(values, piece, out=torch.empty_like(values))
+        return torch.add(kept, values, alpha=1.0 / self.scale, out=out)
+
+    def add(self, residual: Tensor, values: Tensor, piece: int, out: Tensor) -> Tensor:
+        return self._masks.add(residual, values, piece, out).add_(values)
 
 
 def _branch_mask(branch: BranchDropout, residual: Tensor) -> _Masks:

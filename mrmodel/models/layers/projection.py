@@ -9,34 +9,56 @@ from torch import Tensor, nn
 from mrmodel.models.layers import fused
 from mrmodel.models.layers.dropout import Dropout
 from mrmodel.models.layers.position import TextPositions
+from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import ProjectionSettings
 
 
 class ProjectionLayer(nn.Module):
-    """LayerNorm -> dropout -> Linear -> ReLU (the last one only where `relu` says so)."""
+    """LayerNorm -> dropout -> Linear -> ReLU (the last one only where `relu` says so).
 
-    def __init__(self, width: int, hidden: int, p: float, relu: bool) -> None:
+    With a `kernel` above 1 the linear layer is a convolution over so many neighbours (an odd
+    number), which reads zeros at padding and beyond both ends.
+    """
+
+    def __init__(self, width: int, hidden: int, p: float, relu: bool, kernel: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(p)
-        self.linear = nn.Linear(width, hidden)
+        self.linear: nn.Linear | nn.Conv1d = (
+            nn.Linear(width, hidden)
+            if kernel == 1
+            else nn.Conv1d(width, hidden, kernel, padding=kernel // 2)
+        )
         self.relu = relu
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, L, width) -> (B, L, hidden)."""
-        if fused.usable(features, self.training):
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, width) -> (B, L, hidden); the mask (B, L) is read by convolutions only."""
+        if isinstance(self.linear, nn.Conv1d):
+            rows = self.dropout(self.norm(features))
+            rows = rows if mask is None else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
+            projected = self.linear(rows.transpose(1, 2)).transpose(1, 2)
+        elif fused.usable(features, self.training):
             projected = fused.project(features, self.norm, self.linear, self.dropout.p)
         else:
             projected = self.linear(self.dropout(self.norm(features)))
         return projected.relu() if self.relu else projected
 
 
-def input_projection(width: int, hidden: int, p: float, layers: int) -> nn.Sequential:
-    """`layers` projection layers, ReLU after all but the last one."""
-    widths = [width] + [hidden] * (layers - 1)
-    return nn.Sequential(
-        *(ProjectionLayer(w, hidden, p, relu=i + 1 < layers) for i, w in enumerate(widths))
-    )
+class InputProjection(Stack[ProjectionLayer]):
+    """Projection layers from `width` to the hidden one, ReLU after all but the last one."""
+
+    def __init__(self, width: int, settings: ProjectionSettings, kernel: int = 1) -> None:
+        hidden, p, layers = settings.hidden, settings.input_dropout, settings.projection_layers
+        widths = [width] + [hidden] * (layers - 1)
+        super().__init__(
+            ProjectionLayer(w, hidden, p, i + 1 < layers, kernel) for i, w in enumerate(widths)
+        )
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, width) -> (B, L, hidden); mask (B, L) or None = nothing is padded."""
+        for layer in self:
+            features = layer(features, mask)
+        return features
 
 
 class Projected(NamedTuple):
@@ -50,17 +72,26 @@ class Projected(NamedTuple):
 class InputProjections(nn.Module):
     """A projection of the clips, one of the tokens, and learned positions of tokens if wanted."""
 
-    def __init__(self, video_dim: int, text_dim: int, settings: ProjectionSettings) -> None:
+    def __init__(
+        self, video_dim: int, text_dim: int, settings: ProjectionSettings, kernel: int = 1
+    ) -> None:
         super().__init__()
-        hidden, p, layers = settings.hidden, settings.input_dropout, settings.projection_layers
-        self.video = input_projection(video_dim, hidden, p, layers)
-        self.text = input_projection(text_dim, hidden, p, layers)
+        self.video = InputProjection(video_dim, settings, kernel)
+        self.text = InputProjection(text_dim, settings, kernel)
         self.text_positions = (
-            TextPositions(settings.max_tokens, hidden, p) if settings.text_positions else None
+            TextPositions(settings.max_tokens, settings.hidden, settings.input_dropout)
+            if settings.text_positions
+            else None
         )
 
-    def forward(self, video: Tensor, text: Tensor) -> Projected:
-        """Prepared rows (B, L, Dv) and (B, N, Dt) at the hidden width."""
-        clips, tokens = self.video(video), self.text(text)
+    def forward(
+        self, video: Tensor, text: Tensor, masks: tuple[Tensor, Tensor] | None = None
+    ) -> Projected:
+        """Prepared rows (B, L, Dv) and (B, N, Dt) at the hidden width.
+
+        The masks (B, L) and (B, N) are needed where a `kernel` reads neighbours.
+        """
+        video_mask, text_mask = (None, None) if masks is None else masks
+        clips, tokens = self.video(video, video_mask), self.text(text, text_mask)
         position = None if self.text_positions is None else self.text_positions(tokens)
         return Projected(clips, tokens, position)

@@ -1,0 +1,74 @@
+"""Losses of VideoLights on whole rows of clip scores (baselines.md, section 7.4).
+
+A row of scores is judged by its direction: moved so that its least score is 0, then scaled to
+length 1, as are the labels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrmodel.losses.criterion import LossInputs
+
+# The two whose weight is multiplied by the number of the epoch, counted from 1.
+HARD_LOSSES = ("hard_negative", "hard_positive")
+
+
+class DirectionLosses:
+    """Cosine and squared distances between the clip scores of a sample and its labels.
+
+    * ``task_specific``: 1 - cosine of the scores; ``task_coupled``: of the scores that the best
+      window gives (`MomentToHighlight`); ``video_text``: of the cosines of refined clips and
+      mean token. Sum (or mean) over the batch.
+    * ``hard_negative``: squared distance over clips with label 0, ``hard_positive``: over the
+      others; each divided by the number of all clips. Mean over the batch.
+
+    A sample without relevant clip has no direction to learn and counts as 0.
+
+    Args:
+        batch_reduction: of the cosine terms; published is the sum, which makes them weigh more in
+            a larger batch.
+        legacy_padding: as published: the least score is one of the whole batch, padding included;
+            padded clips take part; samples without relevant clip count.
+    """
+
+    def __init__(
+        self, batch_reduction: Literal["sum", "mean"], legacy_padding: bool = False
+    ) -> None:
+        self.batch_reduction, self.legacy_padding = batch_reduction, legacy_padding
+
+    def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Named scalars; a term whose scores are not among the output's `extras` is left out."""
+        labels, mask = inputs.targets.saliency_labels, inputs.batch.video_mask
+        if self.legacy_padding:
+            mask = torch.ones_like(mask)
+        truth = F.normalize(labels, dim=1)
+        counts = torch.ones_like(labels[:, 0]) if self.legacy_padding else (labels > 0).any(1)
+        scores = {
+            "task_specific": inputs.output.saliency,
+            "task_coupled": inputs.output.extras.get("window_saliency"),
+            "video_text": inputs.output.extras.get("video_text_cosine"),
+        }
+        rows = {name: self._direction(row, mask) for name, row in scores.items() if row is not None}
+        losses = {name: self._cosine_loss(row, truth, counts) for name, row in rows.items()}
+        error = (rows["task_specific"] - truth).square() * counts.unsqueeze(1)
+        parts = {"hard_negative": labels <= 0, "hard_positive": labels > 0}
+        for name, part in parts.items():
+            losses[name] = ((error * (part & mask)).sum(1) / mask.sum(1)).mean()
+        return losses
+
+    def _direction(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) of length 1, 0 at padding; a row of equal scores is 0."""
+        scores = scores.float()
+        if self.legacy_padding:
+            return F.normalize(scores - scores.min(), dim=1)
+        least = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+        return F.normalize((scores - least).masked_fill(~mask, 0.0), dim=1)
+
+    def _cosine_loss(self, row: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
+        error = (1.0 - (row * truth).sum(1)) * counts
+        return error.sum() if self.batch_reduction == "sum" else error.mean()
