@@ -105,7 +105,7 @@ class Case:
             spans = _clips_to_cxw(spans, counts, self.batch.video_mask.sum(1))
         labels = self.arrays.get("tgt/saliency_all_labels")
         if "tgt/saliency_pos_index" in self.arrays:
-            # The published hard losses are told which clips are relevant; ours see it by the labels.
+            # The published hard losses are told the relevant clips; ours see them by the labels.
             assert ((labels > 0) == (self.arrays["tgt/saliency_pos_index"] > 0)).all()
         return Targets(
             spans_cxw=spans,
@@ -307,7 +307,11 @@ UNUSED_OUTPUTS = {"proj_txt_mem", "proj_vid_mem"}
 def assert_outputs(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert found.keys() >= expected.keys() - UNUSED_OUTPUTS
     for name in expected.keys() - UNUSED_OUTPUTS:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5, msg=_named(name))
+        # Padded clips leave VideoLights' refinement with values near 100.
+        rtol = 2e-6 if name in INNER_OUTPUTS else 0.0
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=rtol, atol=1e-5, msg=_named(name)
+        )
 
 
 def _named(name: str) -> Callable[[str], str]:

@@ -72,6 +72,20 @@ def test_feed_forward_at_rest(activation: str) -> None:
         torch.testing.assert_close(block(source, residual, norm), expected.detach())
 
 
+def test_doubled_feed_forward() -> None:
+    block, norm = shaken(FeedForward(D, 20, 0.0, "prelu")), shaken(nn.LayerNorm(D))
+    (source,) = leaves((3, 3, D))
+    assert_same(
+        lambda: block.train().doubled(source, norm),
+        lambda: norm(2.0 * block.contract(block.activation(block.expand(source)))),
+        [source, *block.parameters(), *norm.parameters()],
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            block.eval().doubled(source, norm), block.train().doubled(source, norm)
+        )
+
+
 @pytest.mark.parametrize("with_norm", [True, False])
 def test_add_projected(with_norm: bool) -> None:
     linear, norm = shaken(nn.Linear(8, D)), shaken(nn.LayerNorm(D))
@@ -168,7 +182,9 @@ def numeric_gradient(function: Callable[[Tensor], Tensor], point: Tensor, axis: 
 
 
 @pytest.mark.parametrize("branch", [Dropout(0.3), DropPath(0.3)], ids=["unit", "path"])
-@pytest.mark.parametrize("kind", ["feed_forward", "add_projected", "project", "attend"])
+@pytest.mark.parametrize(
+    "kind", ["feed_forward", "feed_forward_doubled", "add_projected", "project", "attend"]
+)
 def test_gradients_with_dropout(kind: str, branch: Dropout | DropPath) -> None:
     """With the seed, and so the masks, held fixed each function is smooth: compare differences."""
     norm, linear = shaken(nn.LayerNorm(D)), shaken(nn.Linear(D, D))
@@ -177,6 +193,7 @@ def test_gradients_with_dropout(kind: str, branch: Dropout | DropPath) -> None:
     residual, key, value = torch.randn(9, D), torch.randn(5, 6, D), torch.randn(5, 6, D)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "feed_forward": lambda x: fused.feed_forward(x, residual, layers, norm, branch),
+        "feed_forward_doubled": lambda x: fused.feed_forward_doubled(x, layers, norm, branch),
         "add_projected": lambda x: fused.add_projected(x, residual, linear, norm, branch),
         "project": lambda x: fused.project(x, norm, linear, 0.3),
         "attend": lambda x: fused.attend(x, key, value, 2, None, 0.3),

@@ -11,12 +11,12 @@ import torch
 from mrmodel.config import RunSettings, TrainSettings
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import TrainingError
-from mrmodel.models.base import MomentModel
+from mrmodel.models.base import MomentModel, build_model
 from mrmodel.progress import NullReporter, RecordingReporter
 from mrmodel.train.checkpoint import load_resume_state
 from mrmodel.train.loop import Plan, Progress, fit
 from mrmodel.types import Batch, Targets
-from tests.train.conftest import make_model
+from tests.train.conftest import DIM, make_model
 
 
 class Figures:
@@ -98,6 +98,39 @@ def test_a_killed_run_with_two_parameter_groups_ends_in_the_same_bits(
     with pytest.raises(KilledError):
         train(settings, run, dataset, tmp_path / "cut", KillAt(11))
     resumed, _, _ = train(settings, run, dataset, tmp_path / "cut")
+    assert same_weights(whole, resumed)
+
+
+class Epochs(KillAt):
+    """Keeps the epoch that the losses were told in each step."""
+
+    def __init__(self, model: MomentModel, steps: int) -> None:
+        super().__init__(steps)
+        self.criterion, self.seen = model.criterion(), []
+        model.criterion = lambda: self.criterion
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        if "loss" in info:
+            self.seen.append(self.criterion.epoch)
+        super().advance(steps, **info)
+
+
+def test_losses_know_the_epoch_also_after_a_kill(train_settings, run, dataset, tmp_path) -> None:
+    """VideoLights weighs two losses by it, so that a wrong epoch would show in the weights too."""
+
+    def fit_one(folder: str, kill_at: int) -> tuple[MomentModel, Epochs]:
+        torch.manual_seed(0)
+        model = build_model("video_lights", DIM + 2, DIM, {"hidden": 16, "heads": 4, "ffn": 16})
+        plan, epochs = Plan(train_settings, run, 7, tmp_path / folder), Epochs(model, kill_at)
+        fit(model, dataset, plan, None, (Figures(), epochs))
+        return model, epochs
+
+    whole, epochs = fit_one("whole", 99)
+    assert epochs.seen == [step // 3 for step in range(24)]
+    with pytest.raises(KilledError):
+        fit_one("cut", 11)
+    resumed, epochs = fit_one("cut", 99)
+    assert epochs.seen == [step // 3 for step in range(8, 24)]
     assert same_weights(whole, resumed)
 
 

@@ -97,4 +97,5 @@ def _fitting_words(video: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
     """(B, L, d): for each clip the mean of the valid tokens, softmax of <token, clip> / sqrt(d)."""
     scores = (video @ text.transpose(1, 2)).float() * video.shape[-1] ** -0.5
     weights = scores.masked_fill(~text_mask.unsqueeze(1), -torch.inf).softmax(-1)
-    return weights.to(text.dtype) @ text
+    words: Tensor = weights.to(text.dtype) @ text
+    return words

@@ -42,7 +42,7 @@ class MomentToHighlight(nn.Module):
         with full_precision(video.device):
             video, memory = video.float(), memory.float()
             best = foreground_scores(windows).argmax(1)[:, None, None].expand(-1, 1, 2)
-            span = cxw_to_xx(windows.spans_cxw.detach().gather(1, best)).squeeze(1)
+            span = cxw_to_xx(windows.spans_cxw.detach().gather(1, best)).transpose(1, 2)
             weight = (video @ self._summary(video, span, mask).unsqueeze(-1)).squeeze(-1)
             # The published score is the sum of all channels of a linear layer: a product with the
             # sum of its rows.
@@ -51,11 +51,12 @@ class MomentToHighlight(nn.Module):
             return scaled
 
     def _summary(self, video: Tensor, span: Tensor, mask: Tensor) -> Tensor:
-        """State (B, d) of the GRU at the last clip of the window."""
+        """State (B, d) of the GRU at the last clip of the window; start and end are (B, 2, 1)."""
         if self.legacy_slice:
             return self._legacy_summary(video, span)
         count = mask.sum(1, keepdim=True)
-        first, last = ((span * count).floor().long().clamp(min=0).minimum(count - 1)).split(1, 1)
+        ends = (span * count.unsqueeze(1)).floor().long().clamp(min=0)
+        first, last = ends.minimum(count.unsqueeze(1) - 1).unbind(1)
         steps = torch.arange(video.shape[1], device=video.device)
         if video.device.type == "cpu":  # elsewhere looking at the lengths would wait for the device
             steps = steps[: int((last - first).max()) + 1]
@@ -64,8 +65,8 @@ class MomentToHighlight(nn.Module):
 
     def _legacy_summary(self, video: Tensor, span: Tensor) -> Tensor:
         length = video.shape[1]
-        first, stop = (span * length).floor().long().split(1, 1)
-        first, stop = (_from_the_end(index, length) for index in (first, stop + 1))
+        first, last = (span * length).floor().long().unbind(1)
+        first, stop = _from_the_end(first, length), _from_the_end(last + 1, length)
         index = first + torch.arange(length, device=video.device)
         rows = _rows(video, index.clamp(max=length - 1)) * (index < stop).unsqueeze(-1)
         _, state = self.gru(rows)

@@ -31,12 +31,12 @@ class ProjectionLayer(nn.Module):
         )
         self.relu = relu
 
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, width) -> (B, L, hidden); the mask (B, L) is read by convolutions only."""
         if isinstance(self.linear, nn.Conv1d):
             rows = self.dropout(self.norm(features))
             rows = rows if mask is None else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
-            projected = self.linear(rows.transpose(1, 2)).transpose(1, 2)
+            projected: Tensor = self.linear(rows.transpose(1, 2)).transpose(1, 2)
         elif fused.usable(features, self.training):
             projected = fused.project(features, self.norm, self.linear, self.dropout.p)
         else:
