@@ -128,5 +128,5 @@ def test_foreign_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"spam has no counterpart.*token.state is missing"):
         convert_state("qd_detr", {"spam": torch.zeros(1)}, model)
     wrong = {"global_rep_token": torch.zeros(5)}
-    with pytest.raises(CheckpointError, match=r"token.state is \(5,\), expected \(32,\)"):
+    with pytest.raises(CheckpointError, match=r"global_rep_token is \(5,\), expected \(32,\)"):
         convert_state("qd_detr", wrong, model)
