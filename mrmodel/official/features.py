@@ -66,9 +66,14 @@ def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
     channels = torch.arange(width)
     end_points = channels[video : video + TEF_DIM]
     order = torch.cat((channels[:video], channels[video + TEF_DIM :], end_points))
-    moved = {f"{_VIDEO}LayerNorm.weight", f"{_VIDEO}LayerNorm.bias", f"{_VIDEO}net.1.weight"}
+    moved = {
+        f"{_VIDEO}LayerNorm.weight": 0,
+        f"{_VIDEO}LayerNorm.bias": 0,
+        f"{_VIDEO}net.1.weight": 1,
+        f"{_VIDEO}net.1.conv1d.weight": 1,
+    }
     return {
-        name: tensor[..., order] if name in moved else tensor
+        name: tensor.index_select(moved[name], order) if name in moved else tensor
         for name, tensor in file.tensors.items()
     }
 

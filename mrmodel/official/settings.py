@@ -7,6 +7,7 @@ neither has its published value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,32 +22,42 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # A tensor that only this model has, the most particular model first.
 MARKS = {
+    "video_lights": "feature_refinement.sim_w",
     "qd_detr": "transformer.t2v_encoder.layers.0.self_attn.in_proj_weight",
     "moment_detr": "transformer.decoder.layers.0.multihead_attn.in_proj_weight",
 }
 FORMATS = ("auto", *sorted(MARKS), "lighthouse")
 
-# Path of a setting -> what the published trainers call it.
+# Path of a setting -> the published option that it comes from, or those whose product it is:
+# VideoLights adds several losses into the one on clip scores before that is weighed.
 OPTIONS = {
-    "heads": "nheads",
-    "dropout": "dropout",
-    "input_dropout": "input_dropout",
-    "text_positions": "use_txt_pos",
-    "aux_loss": "aux_loss",
-    "background_weight": "eos_coef",
-    "saliency_margin": "saliency_margin",
-    "contrastive_temperature": "temperature",
-    "matcher.span": "set_cost_span",
-    "matcher.giou": "set_cost_giou",
-    "matcher.foreground": "set_cost_class",
-    "loss.span": "span_loss_coef",
-    "loss.giou": "giou_loss_coef",
-    "loss.label": "label_loss_coef",
-    "loss.saliency": "lw_saliency",
-    "loss.contrastive": "contrastive_align_loss_coef",
+    "heads": ("nheads",),
+    "dropout": ("dropout",),
+    "input_dropout": ("input_dropout",),
+    "text_positions": ("use_txt_pos",),
+    "aux_loss": ("aux_loss",),
+    "background_weight": ("eos_coef",),
+    "saliency_margin": ("saliency_margin",),
+    "contrastive_temperature": ("temperature",),
+    "matcher.span": ("set_cost_span",),
+    "matcher.giou": ("set_cost_giou",),
+    "matcher.foreground": ("set_cost_class",),
+    "loss.span": ("span_loss_coef",),
+    "loss.giou": ("giou_loss_coef",),
+    "loss.label": ("label_loss_coef",),
+    "loss.saliency": ("lw_saliency",),
+    "loss.contrastive": ("contrastive_align_loss_coef",),
+    "loss.video_text": ("contrastive_align_loss_coef",),
+    "loss.task_specific": ("lw_saliency", "cos_sim_loss_coef"),
+    "loss.task_coupled": ("lw_saliency", "mr_to_hd_loss_coef"),
+    "loss.hard_negative": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
+    "loss.hard_positive": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
 }
+# Projections of VideoLights are convolutions.
+_CONVOLUTION = "input_vid_proj.0.net.1.conv1d.weight"
+
 # Options that the trainers save although the loss behind them is off.
-_CONTRASTIVE = ("contrastive_temperature", "loss.contrastive")
+_CONTRASTIVE = ("contrastive_temperature", "loss.contrastive", "loss.video_text")
 
 # Sets whose models are trained without windows, under the names of the published trainers.
 _HIGHLIGHT_SETS = ("tvsum", "youtube_highlight", "youtube_uni")
@@ -93,9 +104,11 @@ def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> li
     """
     section: type[Section] = MODELS.get(model).Settings
     found = {name: Setting(name, value, "shapes") for name, value in _sizes(shapes).items()}
-    for name, option in OPTIONS.items():
-        if option in options and name not in found:
-            found[name] = Setting(name, options[option], f"option {option}")
+    for name, factors in OPTIONS.items():
+        if name not in found and all(option in options for option in factors):
+            first, *others = (options[option] for option in factors)
+            value = math.prod(others, start=first) if others else first
+            found[name] = Setting(name, value, f"option {' x '.join(factors)}")
     if not found["contrastive"].value:
         found = {name: setting for name, setting in found.items() if name not in _CONTRASTIVE}
     if options.get("dset_name") in _HIGHLIGHT_SETS:
@@ -142,9 +155,13 @@ def _sizes(shapes: Shapes) -> dict[str, Any]:
         "pre_norm": "transformer.encoder.norm.weight" in shapes,
         "span_loss": "l1" if span_outputs == 2 else "ce",
         "contrastive": "contrastive_align_projection_query.weight" in shapes,
+        "fusion.layers": _count(shapes, "transformer.t2v_encoder.layers."),
+        "moment_to_highlight": "saliency_proj_mr.weight" in shapes,
     }
     if span_outputs != 2:
         sizes["max_clips"] = span_outputs // 2
+    if _CONVOLUTION in shapes:
+        sizes["kernel"] = shapes[_CONVOLUTION][2]
     if sizes["contrastive"]:
         sizes["contrastive_width"] = shapes["contrastive_align_projection_query.weight"][0]
     if "txt_position_embed.position_embeddings.weight" in shapes:

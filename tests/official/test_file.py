@@ -76,7 +76,7 @@ def test_what_is_no_checkpoint_is_said(content: Any, message: str, tmp_path: Pat
         read_published(tmp_path / "a.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 cut", pickle.dumps({})])
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 cut", pickle.dumps({}, 2)])
 @pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
 def test_damaged_files_are_one_line(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -24,6 +24,9 @@ from tests.official.published import run_import, save_lighthouse, save_official
 CASES = [path for path in FILES if path.stem != "audio"]
 
 
+STREAMS = ("--video-streams", "rows:20", "--text-streams", "words:12")
+
+
 def golden(name: str) -> Case:
     return Case(GOLDEN / f"{name}.npz")
 
@@ -48,7 +51,9 @@ def assert_published(model: MomentModel, batch: Batch, expected: dict[str, Tenso
     close = {"rtol": 0.0, "atol": 1e-5}
     torch.testing.assert_close(output.last.logits, expected["pred_logits"], **close)
     torch.testing.assert_close(spans, expected["pred_spans"], **close)
-    torch.testing.assert_close(output.saliency, expected["saliency_scores"], **close)
+    clips = batch.video_mask  # nobody may read the scores of padded clips
+    saliency = expected["saliency_scores"][clips]
+    torch.testing.assert_close(output.saliency[clips], saliency, **close)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -113,6 +118,22 @@ def test_other_containers(container: str, tmp_path: Path) -> None:
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     else:
         assert_published(model, case.batch, case.group("out/"))
+
+
+def test_losses_of_video_lights_are_weighed_as_published(tmp_path: Path) -> None:
+    """The trainer adds them into the saliency loss (weight 2 here), ours have weights each."""
+    case = golden("model_videolights/uniform")
+    changed = {"lw_saliency": 2.0, "cos_sim_loss_coef": 3.0, "hard_pos_neg_loss_coef": 10.0}
+    options = options_of(case) | changed
+    run_import(save_official(tmp_path / "a.ckpt", case.weights, options), tmp_path / "a", *STREAMS)
+    loss = load_config(tmp_path / "a").settings["loss"]
+    assert (loss["saliency"], loss["task_specific"], loss["hard_negative"]) == (2.0, 6.0, 20.0)
+    options["hard_pos_neg_loss"] = False
+    run_import(save_official(tmp_path / "b.ckpt", case.weights, options), tmp_path / "b", *STREAMS)
+    config = load_config(tmp_path / "b")
+    assert config.settings["loss"]["hard_positive"] == 0.0
+    assert config.settings["fusion"]["layers"] == case.options["bicmf_layers"]
+    assert config.settings["moment_to_highlight"]
 
 
 def test_the_report_says_where_values_come_from(tmp_path: Path) -> None:
