@@ -143,6 +143,29 @@ def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_pat
     assert sum(1 for event in reporter.events if "loss" in event[2]) == 16
 
 
+def test_a_model_knows_how_far_its_training_is(
+    train_settings, run, dataset, tmp_path, monkeypatch
+) -> None:
+    """The share of the steps that are done, also where a killed run goes on."""
+    seen, make = [], make_model
+
+    def note(model: MomentModel, _: object) -> None:
+        if model.training:
+            seen.append(model.progress)
+
+    def make_watched() -> MomentModel:
+        model = make()
+        model.register_forward_pre_hook(note)
+        return model
+
+    monkeypatch.setitem(globals(), "make_model", make_watched)
+    with pytest.raises(KilledError):
+        train(train_settings, run, dataset, tmp_path, KillAt(10))
+    train(train_settings, run, dataset, tmp_path)
+    # Ten steps, of which the last checkpoint has eight; then the other sixteen.
+    assert seen == [step / 24 for step in [*range(10), *range(8, 24)]]
+
+
 class SlowSet:
     """A data set whose batches take their time."""
 
