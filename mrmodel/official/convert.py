@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrmodel.errors import CheckpointError
+import torch
+
+from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import sha256_of
 from mrmodel.models.official import fit_state
 from mrmodel.official.features import (
@@ -72,21 +74,23 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
     """Read, check and convert a published checkpoint; write the model folder if everything fits.
 
     Raises:
-        CheckpointError: the file cannot be read, is of another model, or reads features in a way
-            that is not known here; or the streams do not add up; or `output` holds a model.
-        ConfigError: a setting of the file is out of range.
+        CheckpointError: the file cannot be read, is of another model, has a setting out of range,
+            or reads features in a way that is not known here; or the streams do not add up; or
+            `output` holds a model.
     """
     if (request.output / CONFIG).exists() and not request.replace:
         raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
     file = read_published(request.file)
     try:
         settings, limits, config = _describe(request, file)
-    except CheckpointError as error:
+        # Shapes are compared before anything is allocated: sizes are only what the file claims.
+        with torch.device("meta"):
+            model = config.build()
+        fit = fit_state(config.model, end_points_last(file), model)
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{request.file}: {error}") from None
-    model = config.build()
-    fit = fit_state(config.model, end_points_last(file), model)
     if not fit.misfits:
-        model.load_state_dict(fit.state)
+        model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
         (request.output / CONFIG).unlink(missing_ok=True)
         save_model(request.output, model, config)
     return ImportReport(config, settings, limits, fit, notes(file.options))
@@ -158,11 +162,19 @@ def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> lis
         elif file.options.get(option) is None:
             limits.append(Setting(name, published, "published value"))
         else:
-            value = file.options[option]
-            limits.append(
-                Setting(name, _NO_LIMIT[name] if value == -1 else value, f"option {option}")
-            )
+            value = _NO_LIMIT.get(name) if file.options[option] == -1 else file.options[option]
+            _check_limit(option, value, whole=name != "clip_len_s")
+            limits.append(Setting(name, value, f"option {option}"))
     return limits
+
+
+def _check_limit(option: str, value: object, *, whole: bool) -> None:
+    numbers = int if whole else (int, float)
+    if value is None and whole:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers) or not value > 0:
+        kind = "a whole number" if whole else "a number"
+        raise CheckpointError(f"{option} is {value!r}; expected {kind} above 0")
 
 
 def _given(request: ImportRequest, name: str) -> Setting:

@@ -40,7 +40,7 @@ def check_features(model_name: str, file: PublishedFile) -> None:
     if code != "sine":
         raise CheckpointError(f"position_embedding is {code!r}; only sine codes are known here")
     mode = options.get("ctx_mode", "video_tef")
-    if "tef" not in mode:
+    if "tef" not in str(mode):
         rule = "mrmodel always gives the two temporal end-points to a model"
         raise CheckpointError(f"ctx_mode is {mode!r}: the model reads no end-points; {rule}")
     if options.get("no_norm_vfeat"):
@@ -57,11 +57,17 @@ def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
     With audio, lighthouse and VideoLights concatenate [video; end-points; audio], here the
     end-points come last. The first LayerNorm looks at all channels alike, so its weights and the
     columns of the Linear after it can be moved without changing a result.
+
+    Raises:
+        CheckpointError: the file says more audio channels than it has channels.
     """
-    audio = int(file.options.get("a_feat_dim") or 0)
+    audio = file.options.get("a_feat_dim") or 0
     if not audio:
         return file.tensors
     width = _width(file, _VIDEO)
+    if not isinstance(audio, int) or not 0 < audio <= width - TEF_DIM:
+        rule = f"expected a number of channels within the {width} of the first projection"
+        raise CheckpointError(f"a_feat_dim is {audio!r}; {rule}")
     video = width - audio - TEF_DIM
     channels = torch.arange(width)
     end_points = channels[video : video + TEF_DIM]
@@ -93,6 +99,6 @@ def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _width(file: PublishedFile, projection: str) -> int:
     name = f"{projection}LayerNorm.weight"
-    if name not in file.shapes:
+    if len(file.shapes.get(name, ())) != 1:
         raise CheckpointError(f"{name} is missing, and the width of the features follows from it")
     return file.shapes[name][0]

@@ -144,13 +144,13 @@ def legacy_switches(model: str) -> list[Setting]:
 
 
 def _sizes(shapes: Shapes) -> dict[str, Any]:
-    span_outputs = _shape(shapes, "span_embed.layers.2.weight")[0]
+    span_outputs = _size(shapes, "span_embed.layers.2.weight", 0)
     sizes: dict[str, Any] = {
-        "hidden": _shape(shapes, "class_embed.weight")[1],
-        "ffn": _shape(shapes, "transformer.encoder.layers.0.linear1.weight")[0],
+        "hidden": _size(shapes, "class_embed.weight", 1),
+        "ffn": _size(shapes, "transformer.encoder.layers.0.linear1.weight", 0),
         "encoder_layers": _count(shapes, "transformer.encoder.layers."),
         "decoder_layers": _count(shapes, "transformer.decoder.layers."),
-        "queries": _shape(shapes, "query_embed.weight")[0],
+        "queries": _size(shapes, "query_embed.weight", 0),
         "projection_layers": _count(shapes, "input_vid_proj."),
         "pre_norm": "transformer.encoder.norm.weight" in shapes,
         "span_loss": "l1" if span_outputs == 2 else "ce",
@@ -161,18 +161,20 @@ def _sizes(shapes: Shapes) -> dict[str, Any]:
     if span_outputs != 2:
         sizes["max_clips"] = span_outputs // 2
     if _CONVOLUTION in shapes:
-        sizes["kernel"] = shapes[_CONVOLUTION][2]
+        sizes["kernel"] = _size(shapes, _CONVOLUTION, 2)
     if sizes["contrastive"]:
-        sizes["contrastive_width"] = shapes["contrastive_align_projection_query.weight"][0]
+        sizes["contrastive_width"] = _size(shapes, "contrastive_align_projection_query.weight", 0)
     if "txt_position_embed.position_embeddings.weight" in shapes:
-        sizes["max_tokens"] = shapes["txt_position_embed.position_embeddings.weight"][0]
+        sizes["max_tokens"] = _size(shapes, "txt_position_embed.position_embeddings.weight", 0)
     return sizes
 
 
-def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+def _size(shapes: Shapes, name: str, axis: int) -> int:
     if name not in shapes:
         raise CheckpointError(f"{name} is missing, and a size of the model follows from it")
-    return shapes[name]
+    if len(shapes[name]) <= axis:
+        raise CheckpointError(f"{name} is {shapes[name]}, expected {axis + 1} axes or more")
+    return shapes[name][axis]
 
 
 def _count(shapes: Shapes, prefix: str) -> int:

@@ -183,6 +183,11 @@ def test_what_does_not_fit_is_a_table_and_nothing_is_written(tmp_path: Path) -> 
         ({"position_embedding": "learned"}, "only sine codes"),
         ({"a_feat_dir": "features/pann"}, "a_feat_dir is set.*twice"),
         ({"model_name": "cg_detr"}, "holds a cg_detr, which is not known here"),
+        ({"nheads": "8"}, "models.qd_detr.heads = '8'"),
+        ({"nheads": 5}, "32 is not a multiple of heads 5"),
+        ({"clip_length": "two"}, "clip_length is 'two'; expected a number above 0"),
+        ({"max_v_l": 0}, "max_v_l is 0; expected a whole number above 0"),
+        ({"a_feat_dim": 30}, "a_feat_dim is 30; expected .* within the 22"),
     ],
 )
 def test_files_that_read_other_input_are_refused(
@@ -217,6 +222,32 @@ def test_requests_that_do_not_fit_the_file(
     file = save_official(tmp_path / "a.ckpt", case.weights, options_of(case))
     error = run_import(file, tmp_path / "model", *arguments, code=2)
     assert re.search(message, error), error
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_embed.weight": torch.zeros(4)}, r"class_embed.weight is \(4,\), expected 2 axes"),
+        ({"query_embed.weight": None}, "query_embed.weight is missing, and a size"),
+        ({"input_txt_proj.0.LayerNorm.weight": None}, "missing, and the width of the features"),
+    ],
+)
+def test_a_tensor_that_tells_a_size_must_be_there(
+    changed: dict[str, Tensor | None], message: str, tmp_path: Path
+) -> None:
+    case = golden("model_qd_detr/default")
+    tensors = {n: t for n, t in (case.weights | changed).items() if t is not None}
+    file = save_official(tmp_path / "a.ckpt", tensors, options_of(case))
+    assert re.search(message, run_import(file, tmp_path / "model", *STREAMS, code=2))
+
+
+def test_a_claimed_size_is_not_allocated(tmp_path: Path) -> None:
+    """Layers of a million channels would need terabytes; the file has some of them only."""
+    case = golden("model_qd_detr/default")
+    tensors = dict(case.weights)
+    tensors["class_embed.weight"] = torch.zeros(2, 1 << 20)
+    file = save_official(tmp_path / "a.ckpt", tensors, options_of(case))
+    assert "tensors do not fit" in run_import(file, tmp_path / "model", *STREAMS, code=2)
 
 
 def test_a_model_is_replaced_only_on_demand(tmp_path: Path) -> None:
