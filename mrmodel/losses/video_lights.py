@@ -1,4 +1,4 @@
-"""Losses of VideoLights on whole rows of clip scores (baselines.md, section 7.4).
+"""Losses of VideoLights on whole rows of clip scores (video_lights.md, section 6.1).
 
 A row of scores is judged by its direction: moved so that its least score is 0, then scaled to
 length 1, as are the labels.

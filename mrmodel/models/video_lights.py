@@ -1,7 +1,7 @@
 """VideoLights (Paul et al. 2024): refined clips, fusion in both directions, QD-DETR's decoder.
 
-Follows the published code; docs/models/video_lights.md says where that differs from the paper, and
-what the switches correct (baselines.md, sections 5, 7.4 and 10).
+Follows the published code; docs/models/video_lights.md has the picture and every switch. What the
+switches correct: video_lights.md, sections 7 to 8.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class VideoLights(MomentModel):
         )
 
     def _alignment(self, text: Tensor, refined: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What the alignment losses read: sum of token vectors, cosines of clips and mean token."""
+        """What the alignment losses read (video_lights.md, section 6.2)."""
         if self.heads.contrastive is None or self.settings.highlights_only:
             return {}
         legacy, mask = self.settings.legacy_loss_padding, batch.text_mask

@@ -78,7 +78,7 @@ def test_padding_and_samples_without_relevant_clips_get_no_gradient() -> None:
 
 
 def test_hard_losses_together_are_a_cosine_loss() -> None:
-    """Rows have length 1, so that the squared distance is 2 (1 - cosine): section 7.4."""
+    """Rows have length 1, so that the squared distance is 2 (1 - cosine)."""
     torch.manual_seed(1)
     scores, labels = torch.randn(4, 8), torch.randint(0, 13, (4, 8)).float()
     losses = losses_of(scores, labels, [8] * 4, "mean")

@@ -120,7 +120,7 @@ def test_words_are_the_valid_tokens_that_fit_the_clip() -> None:
 
 
 def fuse_plainly(layer: Any, clips: Tensor, code: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps 1 to 3 of section 5.3 and the feed-forward block: (v2, y)."""
+    """Steps 1 to 3 of the page's section 3 and the feed-forward block: (v2, y)."""
 
     def read(a: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = (a.project_query(query), a.project_key(key), a.project_value(value))
@@ -168,7 +168,7 @@ def window_output(spans: list[tuple[float, float]]) -> LayerOutput:
 
 
 def scores_of(layer: MomentToHighlight, rows: list[Tensor], video: Tensor, memory: Tensor) -> Tensor:
-    """Section 5.4 for given slices, without any closed form."""
+    """Section 5 of the page for given slices, without any closed form."""
     summary = torch.stack([layer.gru(row[None])[1][0, 0] for row in rows])
     weighted = memory * (1.0 + (video * summary[:, None]).sum(-1, keepdim=True))
     return layer.score(weighted).sum(-1) / D**0.5

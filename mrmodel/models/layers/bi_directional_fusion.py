@@ -1,4 +1,4 @@
-"""Clips and tokens read each other, then clips read those tokens (VideoLights; baselines.md, 5.3)."""
+"""Clips and tokens read each other, then clips read those tokens (video_lights.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips that have seen their sentence before any attention (VideoLights; baselines.md, 5.2)."""
+"""Clips that have seen their sentence before any attention (video_lights.md, section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clip scores from the best window (MR2HD, in VideoLights' joint-task feedback; baselines.md, 5.4).
+"""Clip scores from the best window (MR2HD of VideoLights; video_lights.md, section 5).
 
 In training only: a loss compares them with the ratings, so that finding windows serves highlights.
 """
