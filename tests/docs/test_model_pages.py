@@ -20,6 +20,10 @@ RANGE = rf"{NUMBER}(?: to {NUMBER})?"
 CITED = {"sg_detr": 30, "video_lights": 5}
 
 
+def test_every_model_has_a_page() -> None:
+    assert PAGES.keys() == set(MODELS)
+
+
 def pattern_of(name: str, own: bool) -> re.Pattern[str]:
     """Elsewhere a section is of a page only when its name stands before it."""
     before = r"\bsections? " if own else rf"{name}\.md,\s+(?:sections? )?"
