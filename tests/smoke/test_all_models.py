@@ -12,7 +12,7 @@ from mrmodel.config import Config, load_config
 from mrmodel.pipeline.evaluate import evaluate
 from mrmodel.pipeline.finetune import finetune
 from mrmodel.pipeline.pretrain import pretrain
-from mrmodel.pipeline.report import report
+from mrmodel.pipeline.report import WAYS, report
 from mrmodel.pipeline.scratch import scratch
 from mrmodel.progress import NullReporter
 from tests.project import Project
@@ -59,9 +59,9 @@ def test_the_report_has_a_row_and_a_curve_for_each(finished: tuple[Project, Conf
     project, _ = finished
     page = project.read("reports/report.html").decode()
     for name in NAMES:
-        assert f"<td>{name}, pre-trained, then fine-tuned</td>" in page
+        assert f"<td>{name}, {WAYS['finetuned']}</td>" in page
         assert f">scratch {name}</text>" in page
     # A loss and a validation chart for each of the three trainings.
     assert len(re.findall(r'aria-label="(?:training loss|validation mAP) over step"', page)) == 6
-    first = "sg_detr, pre-trained, then fine-tuned − qd_detr, pre-trained, then fine-tuned"
-    assert f"<td>{first}</td>" in page
+    tuned = WAYS["finetuned"]
+    assert f"<td>sg_detr, {tuned} − qd_detr, {tuned}</td>" in page
