@@ -12,6 +12,7 @@ from mrmodel.components import MODELS
 from mrmodel.config import Config, RunSettings, parse_config
 from mrmodel.models import build_model
 from mrmodel.models.sa_detr_settings import SaDetrSettings
+from mrmodel.models.video_lights import VideoLightsSettings
 from tests.project import ROOT
 
 SETS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube_hl")
@@ -32,6 +33,7 @@ class Recipe(NamedTuple):
     settings: dict[str, Any]
 
 
+ALIGNED = {"loss": {"contrastive": 0.3, "video_text": 0.3}}  # lambda_al; its default is 0.2
 HEAVY = {"loss": {"saliency": 4.0}}
 ONLY = {"highlights_only": True}
 BASELINES = {
@@ -45,6 +47,9 @@ BASELINES = {
     "tvsum_qd_detr": Recipe(4, 1e-3, 2000, 2000, 2.0, 1000, 100, 4, ONLY),
     "youtube_hl_moment_detr": Recipe(4, 2e-4, 2000, 1000, 1.0, 1000, 100, 4, HEAVY | ONLY),
     "youtube_hl_qd_detr": Recipe(4, 2e-4, 2000, 1000, 1.0, 1000, 100, 4, HEAVY | ONLY),
+    "qvhighlights_video_lights": Recipe(32, 1e-4, 400, 200, 2.0, 75, 32, 100, {}),
+    "charades_video_lights": Recipe(32, 1e-4, 100, 100, 1.0, 75, 32, 4, ALIGNED),
+    "tvsum_video_lights": Recipe(4, 1e-3, 2000, 2000, 2.0, 1000, 100, 4, ONLY),
 }
 
 
@@ -97,11 +102,24 @@ def test_recipes_of_the_baselines(name: str) -> None:
     assert (train.max_windows, train.precision) == (5, "fp32")
     # The published pre-training; fine-tuning is the same recipe from those weights.
     pretrain = train.pretrain
-    assert (pretrain.epochs, pretrain.lr, pretrain.drop_every_epochs) == (100, 1e-4, 400)
+    epochs = 50 if train.models == ["video_lights"] else 100
+    assert (pretrain.epochs, pretrain.lr, pretrain.drop_every_epochs) == (epochs, 1e-4, 400)
     assert (pretrain.schedule, pretrain.warmup) == ("step", 0)
     assert train.finetune == run
     # Section 9: windows of the published systems are multiples of a clip.
     assert config.evaluate.round_to_clips != recipe.settings.get("highlights_only", False)
+
+
+def test_defaults_of_video_lights_are_the_published_values() -> None:
+    model = VideoLightsSettings()
+    layers = (model.fusion.layers, model.encoder_layers, model.decoder_layers)
+    assert (*layers, model.hidden, model.queries, model.ffn) == (1, 3, 3, 256, 10, 1024)
+    weights = model.loss
+    assert (weights.contrastive, weights.video_text) == (0.2, 0.2)
+    assert (weights.hard_negative, weights.hard_positive) == (10.0, 10.0)
+    assert (weights.task_specific, weights.task_coupled) == (1.0, 1.0)
+    assert model.contrastive
+    assert model.moment_to_highlight
 
 
 @pytest.mark.parametrize("name", SA_DETR)

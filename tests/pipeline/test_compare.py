@@ -174,10 +174,8 @@ def test_the_steps_of_the_study_replace_the_length_of_the_control() -> None:
     assert (scratch.steps, scratch.epochs) == (STUDY["steps"], None)
 
 
-def test_every_model_has_a_size_in_the_parameters() -> None:
-    assert set(STUDY["models"]) <= set(config_of("sample").models)
-    assert set(STUDY["models"]) <= set(MODELS)
-    assert config_of("sample").train.models[0] in STUDY["models"]
+def test_the_study_has_every_model_and_every_model_a_size_in_the_parameters() -> None:
+    assert set(STUDY["models"]) == set(MODELS) == set(config_of("sample").models)
 
 
 def test_a_model_without_parameters_is_named() -> None:
