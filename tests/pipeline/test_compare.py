@@ -175,7 +175,9 @@ def test_the_steps_of_the_study_replace_the_length_of_the_control() -> None:
 
 
 def test_the_study_has_every_model_and_every_model_a_size_in_the_parameters() -> None:
-    assert set(STUDY["models"]) == set(MODELS) == set(config_of("sample").models)
+    assert set(STUDY["models"]) == set(MODELS)
+    for preset in ("sample", "miniature"):
+        assert set(config_of(preset).models) == set(MODELS)
 
 
 def test_a_model_without_parameters_is_named() -> None:
