@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from mrmodel.config import Count, NonNegative, Positive, Section
 from mrmodel.models.layers.gaussian import GaussMode
-from mrmodel.models.settings import ClipScoreSettings, DropRate, PresetSection
+from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
 
 Weight = NonNegative
 NoiseScale = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -174,12 +174,10 @@ DEPARTURES: dict[str, Any] = {
 }
 
 
-class SaDetrSettings(PresetSection):
+class SaDetrSettings(PresetSection, SizeSettings):
     """SA-DETR; section numbers are those of its design, kept in docs/models/sa_detr.md.
 
     Attributes:
-        hidden: width d, a multiple of `heads` and of 4.
-        drop: what a residual branch loses in training: single units, or whole samples (``path``).
         residual: what the cross attention is added to: the content, or the projected ``query``.
         update: spans move in ``logit`` space, or are added up and cut to [0, 1] (``raw``).
         highlights_only: no windows to learn from (TVSum, YouTube-HL): what finds windows does not
@@ -187,15 +185,6 @@ class SaDetrSettings(PresetSection):
     """
 
     ROBUST: ClassVar[Mapping[str, Any]] = DEPARTURES
-    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
-    heads: Count = 8
-    ffn: Count = 1024
-    dropout: DropRate = 0.1
-    input_dropout: DropRate = 0.5
-    projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
-    drop: Literal["path", "unit"] = "unit"
-    text_positions: bool = False
-    max_tokens: Count = 32
     layers: LayerCounts = LayerCounts()
     vtc: VtcSettings = VtcSettings()
     ctm: CtmSettings = CtmSettings()
@@ -217,8 +206,6 @@ class SaDetrSettings(PresetSection):
     @model_validator(mode="after")
     def _no_contradiction(self) -> SaDetrSettings:
         dn = self.dn
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if dn.sigma_p + dn.delta >= 1.0:
             raise ValueError(
                 f"dn.sigma_p {dn.sigma_p} + dn.delta {dn.delta} must be below 1: "

@@ -13,7 +13,7 @@ DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class LayerSettings(Protocol):
-    """What a transformer layer needs to know; `drop` is explained at `DetrSettings`."""
+    """What a transformer layer needs to know; `drop` is explained at `SizeSettings`."""
 
     @property
     def hidden(self) -> int: ...  # noqa: D102
@@ -28,7 +28,7 @@ class LayerSettings(Protocol):
 
 
 class ProjectionSettings(Protocol):
-    """What the input projections need to know; explained at `DetrSettings`."""
+    """What the input projections need to know; explained at `SizeSettings`."""
 
     @property
     def hidden(self) -> int: ...  # noqa: D102
@@ -97,18 +97,41 @@ class LossWeights(Section):
     contrastive: NonNegative = 0.02
 
 
-class DetrSettings(Section):
-    """Sizes, regularisation and losses of Moment-DETR and of what descends from it.
+class SizeSettings(Section):
+    """Sizes and regularisation that all models have.
 
     Attributes:
         hidden: width d of all layers, a multiple of `heads` and of 4 (sine codes).
         ffn: width of the feed-forward blocks.
-        queries: windows predicted for each sample.
         projection_layers: (LayerNorm, dropout, Linear) blocks from features to `hidden`.
         drop: what a residual branch loses in training: single units, or the whole branch of a
             sample (``path``).
         text_positions: learned positions for tokens; off in every published run.
         max_tokens: rows of the learned position table, used with `text_positions` only.
+    """
+
+    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
+    heads: Count = 8
+    ffn: Count = 1024
+    projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
+    dropout: DropRate = 0.1
+    drop: Literal["path", "unit"] = "unit"
+    input_dropout: DropRate = 0.5
+    text_positions: bool = False
+    max_tokens: Count = 32
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> SizeSettings:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        return self
+
+
+class DetrSettings(SizeSettings):
+    """`SizeSettings`, layers and losses of Moment-DETR and of what descends from it.
+
+    Attributes:
+        queries: windows predicted for each sample.
         aux_loss: also supervise the earlier decoder layers.
         background_weight: class weight of unmatched queries.
         saliency_margin: margin between the two clips of a pair.
@@ -117,18 +140,9 @@ class DetrSettings(Section):
             with `contrastive_width` channels and `contrastive_temperature`.
     """
 
-    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
-    heads: Count = 8
-    ffn: Count = 1024
     encoder_layers: Count = 2
     decoder_layers: Count = 2
     queries: Count = 10
-    projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
-    dropout: DropRate = 0.1
-    drop: Literal["path", "unit"] = "unit"
-    input_dropout: DropRate = 0.5
-    text_positions: bool = False
-    max_tokens: Count = 32
     aux_loss: bool = True
     background_weight: Positive = 0.1
     saliency_margin: NonNegative = 0.2
@@ -138,9 +152,3 @@ class DetrSettings(Section):
     contrastive_temperature: Positive = 0.07
     matcher: MatcherWeights = MatcherWeights()
     loss: LossWeights = LossWeights()
-
-    @model_validator(mode="after")
-    def _heads_divide_hidden(self) -> DetrSettings:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
-        return self

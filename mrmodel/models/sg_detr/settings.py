@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mrmodel.config import Count, NonNegative, Positive, Section, Share
-from mrmodel.models.settings import ClipScoreSettings, DropRate, PresetSection
+from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
 
 Weight = NonNegative
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -222,11 +222,10 @@ DEPARTURES: dict[str, Any] = {
 }
 
 
-class SgDetrSettings(PresetSection):
+class SgDetrSettings(PresetSection, SizeSettings):
     """SG-DETR; section numbers are those of its design, kept in docs/models/sg_detr.md.
 
     Attributes:
-        hidden: width d, a multiple of `heads` and of 4.
         use_tef: read the temporal end-points, the last two channels of a clip row.
         drop: what a residual branch loses in training: whole samples (``path``) or units.
         detector: ``dab``: learned references; ``dino``: selector, denoising; ``hybrid``: dino with
@@ -237,16 +236,8 @@ class SgDetrSettings(PresetSection):
     """
 
     ROBUST: ClassVar[Mapping[str, Any]] = DEPARTURES
-    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
-    heads: Count = 8
-    ffn: Count = 1024
-    dropout: DropRate = 0.1
-    input_dropout: DropRate = 0.5
-    projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
     drop: Literal["path", "unit"] = "path"
     use_tef: bool = True
-    text_positions: bool = False
-    max_tokens: Count = 32
     local: LocalSettings = LocalSettings()
     pool: PoolSettings = PoolSettings()
     sgca: SgcaSettings = SgcaSettings()
@@ -267,8 +258,6 @@ class SgDetrSettings(PresetSection):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> SgDetrSettings:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if self.sgca.gate.startswith("pair") and self.local.space != "raw":
             raise ValueError(f"sgca.gate {self.sgca.gate!r} needs local.space 'raw'")
         if self.detector == "dab":

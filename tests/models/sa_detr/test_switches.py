@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import math
 from typing import Any
 
 import pytest
-import torch
 
-from mrmodel.models import build_model
-from tests.conformance.test_models import (
-    TEXT_DIM,
-    VIDEO_DIM,
-    evaluate,
-    make_batch,
-    make_targets,
-    total_loss,
-)
 from tests.models.sa_detr.whole import small_model
-from tests.models.sg_detr.test_switches import assert_bit_equal, numbered
+from tests.models.sg_detr.test_switches import numbered
+from tests.models.small import assert_learns_and_is_saved
 
 FA = {"vtc": {"enabled": True}, "ctm": {"enabled": True}}
 NO_FA = {"vtc": {"enabled": False}, "ctm": {"enabled": False}}
@@ -86,17 +75,4 @@ SWITCHES: list[dict[str, Any]] = [
     "changes", [*(pytest.param(row, id=key) for key, row in TABLES.items()), *numbered(SWITCHES)]
 )
 def test_every_switch_runs_learns_and_is_saved(changes: dict[str, Any]) -> None:
-    model, batch = small_model(**changes), make_batch()
-    total = total_loss(model.train(), batch, make_targets(batch))
-    total.backward()
-    assert math.isfinite(float(total.detach()))
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = build_model("sa_detr", VIDEO_DIM, TEXT_DIM, model.settings.model_dump())
-    other.load_state_dict(torch.load(file, weights_only=True))
-    assert_bit_equal(evaluate(model, batch), evaluate(other, batch))
+    assert_learns_and_is_saved("sa_detr", small_model(**changes))

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models import build_model
 from mrmodel.models.layers.query_groups import JoinedQueries
 from mrmodel.models.layers.span_refiner import SeenVideo
 from mrmodel.models.sa_detr import MomentFinder, SaDetr
 from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
 from mrmodel.types import Batch, Targets
 from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
+from tests.models.small import away_from_the_start, merged
 
 SMALL: dict[str, Any] = {
     "hidden": 16,
@@ -29,17 +29,9 @@ SMALL: dict[str, Any] = {
 
 
 def small_model(spread: float = 0.1, **changes: Any) -> SaDetr:
-    """Every parameter moves by `spread` from its first value, so that none of them is zero."""
-    settings = dict(SMALL)
-    for key, value in changes.items():
-        is_section = isinstance(value, dict) and isinstance(SMALL.get(key), dict)
-        settings[key] = SMALL[key] | value if is_section else value
-    torch.manual_seed(3)
-    model = cast("SaDetr", build_model("sa_detr", VIDEO_DIM, TEXT_DIM, settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += spread * torch.randn_like(parameter)
-    return model
+    """See `away_from_the_start`."""
+    settings, dims = merged(SMALL, changes), (VIDEO_DIM, TEXT_DIM)
+    return cast("SaDetr", away_from_the_start("sa_detr", settings, spread, dims))
 
 
 def finder_of(model: SaDetr) -> MomentFinder:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from mrmodel.models import build_model
-from mrmodel.types import ModelOutput
-from tests.conformance.test_models import (
-    TEXT_DIM,
-    VIDEO_DIM,
-    evaluate,
-    make_batch,
-    make_targets,
-    total_loss,
-)
 from tests.models.sg_detr.whole import small_model
+from tests.models.small import assert_learns_and_is_saved
 
 # Table 2 of the paper, rows a to e.
 ROW_A = {
@@ -85,33 +73,10 @@ def without_gradient(changes: dict[str, Any]) -> tuple[str, ...]:
     return ("detector.start.width",) if "width" in changes.get("qs", {}) else ()
 
 
-def assert_bit_equal(first: ModelOutput, second: ModelOutput) -> None:
-    assert torch.equal(first.saliency, second.saliency)
-    assert torch.equal(first.scores, second.scores)
-    assert torch.equal(first.spans_cxw, second.spans_cxw)
-    assert torch.equal(first.last.logits, second.last.logits)
-
-
 @pytest.mark.parametrize(
     "changes", [*(pytest.param(row, id=key) for key, row in ABLATION.items()), *numbered(SWITCHES)]
 )
 def test_every_switch_runs_learns_and_is_saved(changes: dict[str, Any]) -> None:
     # More queries than clips of the shortest sample, so that the selector's fallback is in use.
-    model, batch = small_model(queries=6, **changes), make_batch()
-    total = total_loss(model.train(), batch, make_targets(batch))
-    total.backward()
-    assert math.isfinite(float(total.detach()))
-    spared = without_gradient(changes)
-    for name, parameter in model.named_parameters():
-        if name.startswith(spared):
-            assert parameter.grad is None, name
-        else:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.any(), name
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = build_model("sg_detr", VIDEO_DIM, TEXT_DIM, model.settings.model_dump())
-    other.load_state_dict(torch.load(file, weights_only=True))
-    assert_bit_equal(evaluate(model, batch), evaluate(other, batch))
+    model = small_model(queries=6, **changes)
+    assert_learns_and_is_saved("sg_detr", model, without_gradient(changes))

@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models import build_model
 from mrmodel.models.sg_detr.detector import Detector
 from mrmodel.models.sg_detr.model import SgDetr
 from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.types import Batch, Targets
 from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
+from tests.models.small import away_from_the_start, merged
 
 SMALL: dict[str, Any] = {
     "hidden": 16,
@@ -34,19 +34,11 @@ SMALL: dict[str, Any] = {
 def small_model(
     spread: float = 0.1, dims: tuple[int, int] = (VIDEO_DIM, TEXT_DIM), **changes: Any
 ) -> SgDetr:
-    """Every parameter moves by `spread` from its first value, so that none of them is zero."""
-    settings = dict(SMALL)
-    for key, value in changes.items():
-        is_section = isinstance(value, dict) and isinstance(SMALL.get(key), dict)
-        settings[key] = SMALL[key] | value if is_section else value
+    """See `away_from_the_start`."""
+    settings = merged(SMALL, changes)
     if settings.get("detector") == "dab":
         del settings["dn"]
-    torch.manual_seed(3)
-    model = cast("SgDetr", build_model("sg_detr", *dims, settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += spread * torch.randn_like(parameter)
-    return model
+    return cast("SgDetr", away_from_the_start("sg_detr", settings, spread, dims))
 
 
 def detector_of(model: SgDetr) -> Detector:
