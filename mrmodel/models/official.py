@@ -62,6 +62,7 @@ _DAB: Rules = (
     (r"_qpos_proj\.", "_query_position."),
     (r"_kpos_proj\.", "_key_position."),
     (r"_v_proj\.", "_value."),
+    (r"^(?=(?:token|encoder|decoder|heads|saliency_head)\.|anchors$)", "detr."),
 )
 
 RULES: dict[str, Rules] = {
@@ -110,7 +111,7 @@ RULES: dict[str, Rules] = {
 }
 
 UNUSED = re.compile(
-    r"projections\.text_positions\.|heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
+    r"projections\.text_positions\.|(?:detr\.)?heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
 )
 
 

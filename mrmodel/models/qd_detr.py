@@ -8,22 +8,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrmodel.losses.criterion import DetrCriterion
 from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss
 from mrmodel.models.base import MomentModel
-from mrmodel.models.layers.dab_decoder import DabDecoder
 from mrmodel.models.layers.encoder import TextToVideoLayer
-from mrmodel.models.layers.heads import DecoderHeads, SaliencyHead, detr_output
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import cross_mask, key_mask
+from mrmodel.models.layers.heads import detr_output
+from mrmodel.models.layers.masks import cross_mask
 from mrmodel.models.layers.negative_pairs import next_sample, with_next_sample
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
-from mrmodel.models.layers.token_encoder import LearnedToken, Located, TokenEncoder
+from mrmodel.models.layers.token_detr import TokenDetr
 from mrmodel.models.settings import DetrSettings
 from mrmodel.types import Batch, ModelOutput, Targets
 
@@ -57,13 +55,8 @@ class QdDetr(MomentModel):
         self.text_to_video: Stack[TextToVideoLayer] = Stack(
             TextToVideoLayer(s) for _ in range(s.encoder_layers)
         )
-        self.token = LearnedToken(s.hidden)
-        self.encoder = TokenEncoder(s, s.encoder_layers)
-        self.decoder = DabDecoder(s)
-        self.anchors = nn.Parameter(torch.randn(s.queries, 2))
-        self.heads = DecoderHeads(s)
-        self.saliency_head = SaliencyHead(s.hidden)
-        xavier_matrices(self.text_to_video, self.encoder, self.decoder)
+        self.detr = TokenDetr(s)
+        self.detr.initialise(self.text_to_video)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
         """Windows and clip scores of a batch.
@@ -78,19 +71,13 @@ class QdDetr(MomentModel):
         inputs = self.projections(batch.video, batch.text)
         position = clip_positions(batch.video_mask, self.settings.hidden)
         video = self._read_text(inputs, position, batch)
-        token, clips = self.encoder(self.token(), Located(video, position), batch.video_mask)
-        saliency = self.saliency_head(clips, token).float()
-
-        memory = clips[:size]
-        states, references = self.decoder(
-            self.anchors, memory, position, key_mask(batch.video_mask)
-        )
-        layers = self.heads(states, references)
+        layers, saliency, memory = self.detr(video, position, batch.video_mask)
         extras = {"negative_saliency": saliency[size:]} if self.training else {}
-        if self.heads.contrastive is not None:
+        contrastive = self.detr.heads.contrastive
+        if contrastive is not None:
             empty = self.settings.legacy_empty_alignment
             tokens, mask = (memory[:, :0], None) if empty else (inputs.text, batch.text_mask)
-            extras["contrastive_text"] = self.heads.contrastive.sum_text(tokens, mask)
+            extras["contrastive_text"] = contrastive.sum_text(tokens, mask)
         keep_aux = self.training and self.settings.aux_loss
         return detr_output(layers, saliency[:size], extras, keep_aux)
 

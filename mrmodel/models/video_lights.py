@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrmodel.config import Count, NonNegative, Section
 from mrmodel.losses.criterion import ClipLoss, DetrCriterion
@@ -25,17 +25,15 @@ from mrmodel.models.layers.bi_directional_fusion import (
     FusionSettings,
     Text,
 )
-from mrmodel.models.layers.dab_decoder import DabDecoder
 from mrmodel.models.layers.feature_refinement import Correspondence, FeatureRefinement
-from mrmodel.models.layers.heads import DecoderHeads, SaliencyHead, detr_output
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import cross_mask, key_mask
+from mrmodel.models.layers.heads import detr_output
+from mrmodel.models.layers.masks import cross_mask
 from mrmodel.models.layers.moment_to_highlight import MomentToHighlight
 from mrmodel.models.layers.negative_pairs import with_next_sample
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
-from mrmodel.models.layers.token_encoder import LearnedToken, Located, TokenEncoder
+from mrmodel.models.layers.token_detr import TokenDetr
 from mrmodel.models.settings import DetrSettings, DropRate, LossWeights
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
@@ -122,16 +120,11 @@ class VideoLights(MomentModel):
         self.fusion: Stack[BiDirectionalFusionLayer] = Stack(
             BiDirectionalFusionLayer(s, s.fusion) for _ in range(s.fusion.layers)
         )
-        self.token = LearnedToken(s.hidden)
-        self.encoder = TokenEncoder(s, s.encoder_layers)
-        self.decoder = DabDecoder(s)
-        self.anchors = nn.Parameter(torch.randn(s.queries, 2))
-        self.heads = DecoderHeads(s)
-        self.saliency_head = SaliencyHead(s.hidden)
+        self.detr = TokenDetr(s)
         self.window_saliency = (
             MomentToHighlight(s.hidden, s.legacy_window_slice) if s.moment_to_highlight else None
         )
-        xavier_matrices(self.fusion, self.encoder, self.decoder)
+        self.detr.initialise(self.fusion)
 
     def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
         """Windows and clip scores of a batch.
@@ -148,12 +141,7 @@ class VideoLights(MomentModel):
         refined = self.refinement(inputs.video, inputs.text, mask, batch.text_mask)
         position = clip_positions(mask, self.settings.hidden)
         video = self._fuse(refined, position, inputs, batch)
-        token, clips = self.encoder(self.token(), Located(video, position), mask)
-        saliency = self.saliency_head(clips, token).float()
-
-        memory = clips[:size]
-        states, references = self.decoder(self.anchors, memory, position, key_mask(mask))
-        layers = self.heads(states, references)
+        layers, saliency, memory = self.detr(video, position, mask)
         extras = {}
         if self.training:
             extras = {"negative_saliency": saliency[size:]}
@@ -194,13 +182,14 @@ class VideoLights(MomentModel):
 
     def _alignment(self, text: Tensor, refined: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What the alignment losses read (video_lights.md, section 6.2)."""
-        if self.heads.contrastive is None or self.settings.highlights_only:
+        contrastive = self.detr.heads.contrastive
+        if contrastive is None or self.settings.highlights_only:
             return {}
         legacy, mask = self.settings.legacy_loss_padding, batch.text_mask
         valid = torch.ones_like(mask) if legacy else mask
         mean = (text * valid.unsqueeze(-1)).sum(1, keepdim=True) / valid.sum(1)[:, None, None]
         return {
-            "contrastive_text": self.heads.contrastive.sum_text(text, None if legacy else mask),
+            "contrastive_text": contrastive.sum_text(text, None if legacy else mask),
             "video_text_cosine": F.cosine_similarity(mean.float(), refined.float(), dim=-1),
         }
 

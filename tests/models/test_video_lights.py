@@ -209,7 +209,7 @@ def test_windows_learn_nothing_from_the_feedback() -> None:
     )
     reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     assert {"window_saliency.gru.weight_hh_l0", "window_saliency.score.weight"} <= reached
-    assert not any(name.startswith(("heads.", "decoder.", "anchors")) for name in reached)
+    assert not any(name.startswith(("detr.heads.", "detr.decoder.", "detr.anchors")) for name in reached)
 
 
 # The whole model
@@ -217,16 +217,16 @@ def test_windows_learn_nothing_from_the_feedback() -> None:
 
 def test_evaluation_runs_neither_negative_pairs_nor_the_feedback() -> None:
     model, batch, sizes = small(), make_batch(), {}
-    for name in ("encoder", "window_saliency"):
+    for name in ("detr.encoder", "window_saliency"):
         model.get_submodule(name).register_forward_hook(
             lambda _m, inputs, output, name=name: sizes.update({name: len(output[-1])})
         )
     assert evaluate(model, batch).extras == {}
-    assert sizes == {"encoder": 3}
+    assert sizes == {"detr.encoder": 3}
     assert model.train()(batch).extras.keys() == {
         "negative_saliency", "contrastive_text", "video_text_cosine", "window_saliency",
     }  # fmt: skip
-    assert sizes["encoder"] == 6
+    assert sizes["detr.encoder"] == 6
 
 
 def test_parts_that_are_off_are_not_built() -> None:
