@@ -71,14 +71,14 @@ class SaDetr(MomentModel):
         inputs = self.projections(batch.video, batch.text)
         position = clip_positions(mask, self.settings.hidden)
 
-        fused, words = self._fuse(inputs, position, batch, negative)
+        sequence, valid = self._sequence(inputs.video, position, mask)
+        sentences = Stream(inputs.text, inputs.text_position, batch.text_mask)
+        fused, words = self.fusion(Stream(*sequence, valid), sentences, negative)
         sentence = None
         if self.sentence_pool is not None and words is not None:
             sentence = self.sentence_pool(words, batch.text_mask)
-        located = Located(fused[:, 1:], position)
-        no_code = torch.zeros_like(self.token)
-        token, clips = self.encoder(Located(fused[:, 0], no_code), located, mask)
-        saliency = self.saliency_head(clips, token).float()
+        mixed = self.encoder.encode(Located(fused, sequence.position), valid)
+        saliency = self.saliency_head(mixed[:, 1:], mixed[:, 0]).float()
 
         training = None
         if self.training:
@@ -88,11 +88,7 @@ class SaDetr(MomentModel):
         saliency = saliency[:size]
         if self.finder is None:
             return SaDetrOutput(*no_windows(saliency), saliency, training=training)
-        encoded = Encoded(
-            fused=(fused[:size, 0], fused[:size, 1:]),
-            mixed=(token[:size], clips[:size]),
-            position=position, mask=mask, sentence=sentence,
-        )  # fmt: skip
+        encoded = Encoded(fused[:size], mixed[:size], valid, position, sentence)
         windows = pad_windows(targets) if self.training and targets is not None else None
         delta = self.settings.delta_at(self.progress)
         last = self.finder(encoded, windows, delta, training)
@@ -110,22 +106,15 @@ class SaDetr(MomentModel):
         index, has = negative_rows(source_videos(batch.vids), batch.text_keys)
         return index.to(batch.text.device), has
 
-    def _fuse(
-        self, inputs: Projected, position: Tensor, batch: Batch, negative: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """[token; clips] that read the words (k B, 1 + L, d), and words that read them (B, N, d)."""
-        video, text, text_position = inputs
+    def _sequence(
+        self, video: Tensor, position: Tensor, mask: Tensor
+    ) -> tuple[Located, Tensor]:
+        """[token; clips] (B, 1 + L, d) and its mask; the token has no position."""
         token = self.token.to(video.dtype).expand(len(video), 1, -1)
-        valid = torch.ones_like(batch.video_mask[:, :1])
-        clips = Stream(
-            torch.cat((token, video), dim=1),
-            torch.cat((torch.zeros_like(position[:, :1]), position), dim=1),
-            torch.cat((valid, batch.video_mask), dim=1),
-        )
-        fused: tuple[Tensor, Tensor | None] = self.fusion(
-            clips, Stream(text, text_position, batch.text_mask), negative
-        )
-        return fused
+        states = torch.cat((token, video), dim=1)
+        codes = torch.cat((torch.zeros_like(position[:, :1]), position), dim=1)
+        valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
+        return Located(states, codes), valid
 
     def _pooled(
         self, inputs: Projected, fused: Tensor, words: Tensor | None, batch: Batch
@@ -156,17 +145,17 @@ class Encoded:
     """What windows are found in.
 
     Attributes:
-        fused: token (B, d) and clips (B, L, d) after the fusion encoder.
+        fused: [token; clips] (B, 1 + L, d) after the fusion encoder.
         mixed: likewise after the global block.
+        mask: (B, 1 + L) bool.
         position: codes of the clips (B or 1, L, d).
-        mask: (B, L) bool.
         sentence: (B, d), if anybody reads it.
     """
 
-    fused: tuple[Tensor, Tensor]
-    mixed: tuple[Tensor, Tensor]
-    position: Tensor
+    fused: Tensor
+    mixed: Tensor
     mask: Tensor
+    position: Tensor
     sentence: Tensor | None
 
 
@@ -197,12 +186,13 @@ class MomentFinder(nn.Module):
             training: takes what the losses read; None in eval mode.
         """
         token, memory = self._look_closer(encoded)
-        seen = SeenVideo(memory, encoded.position, encoded.mask, encoded.sentence)
+        mask = encoded.mask[:, 1:]
+        seen = SeenVideo(memory, encoded.position, mask, encoded.sentence)
         content, first = self.direct(token)
         reference = first.detach() if self.settings.detaches_first_spans else first
         groups = [moment_group(content, reference)]
         if training is not None:
-            groups = [*self._noise_groups(encoded.mask, windows, delta, training), *groups]
+            groups = [*self._noise_groups(mask, windows, delta, training), *groups]
         found = self.refiner(join_groups(groups, self.settings.dn.sees_match), seen)
         *noise, direct = found.split([group.used.shape[1] for group in groups])
         if training is not None:
@@ -213,14 +203,11 @@ class MomentFinder(nn.Module):
     def _look_closer(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Token (B, d) and clips (B, L, d) with their neighbours mixed in (section 2.7)."""
         local = self.settings.local
-        token, clips = encoded.mixed if local.input == "global" else encoded.fused
-        if not local.include_token:
-            return token, self.local_block(clips, encoded.mask)
-        valid = torch.ones_like(encoded.mask[:, :1])
-        mixed = self.local_block(
-            torch.cat((token[:, None], clips), dim=1), torch.cat((valid, encoded.mask), dim=1)
-        )
-        return mixed[:, 0], mixed[:, 1:]
+        sequence = encoded.mixed if local.input == "global" else encoded.fused
+        if local.include_token:
+            sequence = self.local_block(sequence, encoded.mask)
+            return sequence[:, 0], sequence[:, 1:]
+        return sequence[:, 0], self.local_block(sequence[:, 1:], encoded.mask[:, 1:])
 
     def _noise_groups(
         self, mask: Tensor, windows: PaddedWindows | None, delta: float, training: SaDetrTraining

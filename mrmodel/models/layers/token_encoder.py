@@ -58,10 +58,26 @@ class TokenEncoder(nn.Module):
         first = token.state.to(clips.state.dtype).expand(size, hidden).unsqueeze(1)
         sequence = torch.cat((first, clips.state), dim=1)
         code = token.position.expand(len(clips.position), 1, -1)
-        position = repeat_positions(torch.cat((code, clips.position), dim=1), size)
+        position = torch.cat((code, clips.position), dim=1)
         valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
-        allowed = key_mask(valid.repeat(size // len(mask), 1))
-        for layer in self.layers:
-            sequence = layer(sequence, position, allowed)
-        first, encoded = torch.split(sequence, [1, length], dim=1)
+        mixed = self.encode(Located(sequence, position), valid)
+        first, encoded = torch.split(mixed, [1, length], dim=1)
         return first.squeeze(1), encoded
+
+    def encode(self, sequence: Located, mask: Tensor) -> Tensor:
+        """[token; clips] as one sequence.
+
+        Args:
+            sequence: states (k B, 1 + L, d), positions (B or 1, 1 + L, d).
+            mask: (B, 1 + L) bool.
+
+        Returns:
+            (k B, 1 + L, d).
+        """
+        size = len(sequence.state)
+        position = repeat_positions(sequence.position, size)
+        allowed = key_mask(mask.repeat(size // len(mask), 1))
+        state = sequence.state
+        for layer in self.layers:
+            state = layer(state, position, allowed)
+        return state

@@ -225,8 +225,9 @@ def test_local_block_leaves_the_token_alone_unless_wanted() -> None:
 
 
 def _encoded(token: Tensor, clips: Tensor) -> Encoded:
-    mask = torch.ones(1, clips.shape[1], dtype=torch.bool)
-    return Encoded((token, clips), (token, clips), torch.zeros_like(clips), mask, None)
+    sequence = torch.cat((token[:, None], clips), dim=1)
+    mask = torch.ones(1, sequence.shape[1], dtype=torch.bool)
+    return Encoded(sequence, sequence, mask, torch.zeros_like(clips), None)
 
 
 def test_ranks_are_of_the_quality_alone() -> None:
