@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mrmodel.features.keys import split_segment
+from mrmodel.types import Batch
 
 
 def source_videos(vids: Sequence[str]) -> list[str]:
@@ -20,6 +21,19 @@ def source_videos(vids: Sequence[str]) -> list[str]:
     """
     segments = ((vid, split_segment(vid)) for vid in vids)
     return [vid if segment is None else segment.base for vid, segment in segments]
+
+
+def negative_sentences(batch: Batch, training: bool) -> tuple[Tensor | None, Tensor]:
+    """Whose sentence is the negative one of each sample, and which samples have one.
+
+    Returns:
+        index (B,) on the device of the batch, None in eval mode; has (B,) bool on the CPU, empty in
+        eval mode. See `negative_rows`.
+    """
+    if not training:
+        return None, torch.zeros(0)
+    index, has = negative_rows(source_videos(batch.vids), batch.text_keys)
+    return index.to(batch.text.device), has
 
 
 def negative_rows(videos: Sequence[str], text_keys: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mrmodel.losses.negatives import negative_rows, source_videos
+from mrmodel.losses.negatives import negative_sentences
 from mrmodel.losses.sa_detr import SaDetrCriterion
 from mrmodel.losses.windows import PaddedWindows, pad_windows
 from mrmodel.models.base import MomentModel
@@ -67,7 +67,7 @@ class SaDetr(MomentModel):
         clip scores; given `targets`, noise queries are made of the true windows.
         """
         size, mask = len(batch), batch.video_mask
-        negative, has_negative = self._negatives(batch)
+        negative, has_negative = negative_sentences(batch, self.training)
         inputs = self.projections(batch.video, batch.text)
         position = clip_positions(mask, self.settings.hidden)
 
@@ -98,13 +98,6 @@ class SaDetr(MomentModel):
     def criterion(self) -> SaDetrCriterion:
         """All losses of section 3.2, with the lambdas of the settings."""
         return SaDetrCriterion(self.settings)
-
-    def _negatives(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Whose sentence is a sample's negative one; None in eval mode."""
-        if not self.training:
-            return None, torch.zeros(0)
-        index, has = negative_rows(source_videos(batch.vids), batch.text_keys)
-        return index.to(batch.text.device), has
 
     def _sequence(
         self, video: Tensor, position: Tensor, mask: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mrmodel.config import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.features.prepare import TEF_DIM
-from mrmodel.losses.negatives import negative_rows, source_videos
+from mrmodel.losses.negatives import negative_sentences
 from mrmodel.losses.sg_detr import SgDetrCriterion
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
@@ -101,7 +101,7 @@ class SgDetr(MomentModel):
         queries, anchor targets, auxiliary queries, alignment tokens.
         """
         size, mask = len(batch), batch.video_mask
-        negative, has_negative = self._negatives(batch)
+        negative, has_negative = negative_sentences(batch, self.training)
         inputs = self.projections(self._clip_rows(batch.video), batch.text)
         position = clip_positions(mask, self.settings.hidden)
 
@@ -131,13 +131,6 @@ class SgDetr(MomentModel):
     def criterion(self) -> SgDetrCriterion:
         """All losses of sections 5.2 to 5.5, with the lambdas of the settings."""
         return SgDetrCriterion(self.settings)
-
-    def _negatives(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Whose sentence is a sample's negative one; None in eval mode."""
-        if not self.training:
-            return None, torch.zeros(0)
-        index, has = negative_rows(source_videos(batch.vids), batch.text_keys)
-        return index.to(batch.text.device), has
 
     def _clip_rows(self, video: Tensor) -> Tensor:
         return video if self.settings.use_tef else video[..., :-TEF_DIM]

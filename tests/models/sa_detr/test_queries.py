@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mrmodel.losses import negatives
 from mrmodel.losses.windows import PaddedWindows
 from mrmodel.models import sa_detr
 from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
@@ -152,7 +153,9 @@ def test_fuller_batch_mate_changes_no_copy() -> None:
 
 
 def test_answering_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No noise queries, no negative sentences: neither is made, nor walks through the encoder."""
     calls: list[str] = []
+    places = ((sa_detr, "noise_queries"), (negatives, "negative_rows"))
 
     def counted(name: str, original: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -161,9 +164,11 @@ def test_answering_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("noise_queries", "negative_rows"):
-        monkeypatch.setattr(sa_detr, name, counted(name, getattr(sa_detr, name)))
+    for module, name in places:
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     model, batch = small_model(), make_batch()
+    sizes: list[int] = []
+    model.encoder.layers[0].register_forward_pre_hook(lambda _, rows: sizes.append(len(rows[0])))
     targets = make_targets(batch)
     train_pass(model, batch, targets)
     assert sorted(calls) == ["negative_rows", "noise_queries"]
@@ -171,6 +176,7 @@ def test_answering_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         output = model.eval()(batch, targets)
     assert calls == []
+    assert sizes == [6, 3]
     assert output.training is None
 
 
