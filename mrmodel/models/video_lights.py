@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -25,7 +24,11 @@ from mrmodel.models.layers.bi_directional_fusion import (
     FusionSettings,
     Text,
 )
-from mrmodel.models.layers.feature_refinement import Correspondence, FeatureRefinement
+from mrmodel.models.layers.feature_refinement import (
+    Correspondence,
+    FeatureRefinement,
+    clip_cosine,
+)
 from mrmodel.models.layers.heads import detr_output
 from mrmodel.models.layers.masks import cross_mask
 from mrmodel.models.layers.moment_to_highlight import MomentToHighlight
@@ -190,7 +193,7 @@ class VideoLights(MomentModel):
         mean = (text * valid.unsqueeze(-1)).sum(1, keepdim=True) / valid.sum(1)[:, None, None]
         return {
             "contrastive_text": contrastive.sum_text(text, None if legacy else mask),
-            "video_text_cosine": F.cosine_similarity(mean.float(), refined.float(), dim=-1),
+            "video_text_cosine": clip_cosine(refined.float(), mean.float()),
         }
 
     def _feedback(

@@ -18,7 +18,7 @@ from mrmodel.models.layers.bi_directional_fusion import (
     FusionSettings,
     Text,
 )
-from mrmodel.models.layers.feature_refinement import FeatureRefinement
+from mrmodel.models.layers.feature_refinement import FeatureRefinement, clip_cosine
 from mrmodel.models.layers.moment_to_highlight import MomentToHighlight
 from mrmodel.models.settings import DetrSettings
 from mrmodel.models.video_lights import VideoLights
@@ -90,6 +90,25 @@ def test_refinement_equals_the_published_sum() -> None:
     layer, clips, tokens, clip_mask, mask = refinement()
     expected = refine_as_published(layer, clips, tokens, mask)
     torch.testing.assert_close(layer.eval()(clips, tokens, clip_mask, mask), expected)
+
+
+def test_cosine_of_clips_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    clips, vector = torch.randn(2, 5, D), torch.randn(2, 1, D, requires_grad=True)
+    clips[1, 3] = 0.0
+    clips.requires_grad_()
+    found, expected = clip_cosine(clips, vector), F.cosine_similarity(clips, vector, dim=-1)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(2, 5)
+    weights[1, 3] = 0.0  # a clip of zeros has no direction to turn
+    inputs = [clips, vector]
+    for gradient, reference in zip(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference)
+    assert torch.autograd.grad(clip_cosine(clips, vector).sum(), clips)[0].isfinite().all()
 
 
 def test_refinement_with_and_without_dropout_agree_when_nothing_is_dropped() -> None:

@@ -17,6 +17,9 @@ Correspondence = Literal["constant", "words"]
 LEGACY_PADDED_SIMILARITY = -103.2789
 
 
+LEAST_SQUARE = 1e-16  # of a product of lengths, where a cosine divides by it
+
+
 class FeatureRefinement(nn.Module):
     """relu(W [clip; similarity; sentence; correspondence]): what a clip is in view of its sentence.
 
@@ -55,7 +58,7 @@ class FeatureRefinement(nn.Module):
     ) -> Tensor:
         """Clips (B, L, d), tokens (B, N, d) and their masks (B, L), (B, N) -> (B, L, d)."""
         sentence = self._sentence(text, text_mask)
-        similarity = F.cosine_similarity(video, sentence, dim=-1).unsqueeze(-1)
+        similarity = clip_cosine(video, sentence).unsqueeze(-1)
         if self.legacy_padding:
             similarity = similarity + LEGACY_PADDED_SIMILARITY * ~video_mask.unsqueeze(-1)
         correspondence = self.correspondence_scale * self.correspondence
@@ -91,6 +94,16 @@ class FeatureRefinement(nn.Module):
         shared = F.linear(sentence, of_sentence) + F.linear(correspondence, of_rest)
         mixed = F.linear(video, of_video, self.mixer.bias) + shared
         return mixed + similarity * (of_similarity @ self.similarity).T
+
+
+def clip_cosine(clips: Tensor, vector: Tensor) -> Tensor:
+    """(B, L, d) and (B, 1, d) -> (B, L), 0 for a clip of zeros.
+
+    The lengths divide the products; torch's function divides all channels of all clips first.
+    """
+    products = (clips @ vector.transpose(1, 2)).squeeze(-1)
+    squares = clips.square().sum(-1) * vector.square().sum(-1)
+    return products * squares.clamp(min=LEAST_SQUARE).rsqrt()
 
 
 def _fitting_words(video: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
