@@ -28,8 +28,10 @@ repro: setup
 	@echo
 	@echo "The report: $(CURDIR)/reports/report.html"
 
+# One process a core, up to four, each with one thread of torch.
 test: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .
