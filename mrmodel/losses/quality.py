@@ -42,8 +42,7 @@ def quality_loss(
         return (means[0] + means[1] + means[2]) / len(bins)
     weight = 1.0 + (settings.w_matched - 1.0) * matched.float()
     total = (error * weight * used).sum((1, 2))
-    count = used.sum() if settings.norm == "mean" else len(used)
-    return total / max(float(count), 1.0)
+    return total / (used.sum().clamp(min=1) if settings.norm == "mean" else max(len(used), 1))
 
 
 def quality_margin(quality: Tensor, used: Tensor, margin: float) -> Tensor:
