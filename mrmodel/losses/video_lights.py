@@ -62,12 +62,14 @@ class DirectionLosses:
         return losses
 
     def _direction(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) of length 1, 0 at padding; a row of equal scores is 0."""
+        """(B, L) of length 1, 0 at padding; a row of equal scores is 0 and gets no gradient."""
         scores = scores.float()
         if self.legacy_padding:
             return F.normalize(scores - scores.min(), dim=1)
         least = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-        return F.normalize((scores - least).masked_fill(~mask, 0.0), dim=1)
+        moved = (scores - least).masked_fill(~mask, 0.0)
+        # The slope of x / |x| has no bound near 0, and would drown all other gradients of the step.
+        return F.normalize(moved.masked_fill(~moved.any(1, keepdim=True), 0.0), dim=1)
 
     def _cosine_loss(self, row: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
         error = (1.0 - (row * truth).sum(1)) * counts

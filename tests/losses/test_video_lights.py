@@ -77,6 +77,16 @@ def test_padding_and_samples_without_relevant_clips_get_no_gradient() -> None:
     assert losses["task_specific"].item() == pytest.approx(1 - 1 / 10)
 
 
+def test_equal_scores_have_no_direction_to_learn_from() -> None:
+    scores = torch.tensor([[2.0, 2.0, 2.0], [1.0, 5.0, 2.0]], requires_grad=True)
+    losses = losses_of(scores, torch.tensor([[3.0, 1.0, 0.0], [0.0, 3.0, 0.0]]), [3, 3], "sum")
+    torch.stack(list(losses.values())).sum().backward()
+    assert losses["task_specific"].item() == pytest.approx(1.0 + 1.0 - 4 / 17**0.5)
+    assert scores.grad is not None
+    assert not scores.grad[0].any()
+    assert 0.0 < scores.grad[1].abs().max() < 1.0
+
+
 def test_hard_losses_together_are_a_cosine_loss() -> None:
     """Rows have length 1, so that the squared distance is 2 (1 - cosine)."""
     torch.manual_seed(1)
