@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
     Raises:
         CheckpointError: the file cannot be read, is of another model, has a setting out of range,
             or reads features in a way that is not known here; or the streams do not add up; or
-            `output` holds a model.
+            `output` holds a model or cannot be written.
     """
     if (request.output / CONFIG).exists() and not request.replace:
         raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
@@ -91,8 +92,12 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
         raise CheckpointError(f"{request.file}: {error}") from None
     if not fit.misfits:
         model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
-        (request.output / CONFIG).unlink(missing_ok=True)
-        save_model(request.output, model, config)
+        try:
+            (request.output / CONFIG).unlink(missing_ok=True)
+            save_model(request.output, model, config)
+        except OSError as error:
+            rule = f"cannot be written ({error.strerror})"
+            raise CheckpointError(f"{request.output}: {rule}") from error
     return ImportReport(config, settings, limits, fit, notes(file.options))
 
 
@@ -106,6 +111,7 @@ def _describe(
     tree = nested(settings)
     limits = _limits(request, file, tree.get("max_tokens", 32))
     limit = nested(limits)
+    _check_tables(tree, limit)
     clip_len_s = float(limit["clip_len_s"])
     video = request.video_streams or usual_streams("video", video_width(file), file.options)
     video_streams = model_streams(video, "video", video_width(file), clip_len_s)
@@ -119,7 +125,7 @@ def _describe(
         clip_len_s=clip_len_s,
         max_clips=limit["max_clips"],
         max_tokens=limit["max_tokens"],
-        protocol=_PROTOCOLS.get(file.options.get("dset_name", ""), "qvhighlights"),
+        protocol=_PROTOCOLS.get(str(file.options.get("dset_name")), "qvhighlights"),
         training={"run": "import", "file": request.file.name, "sha256": sha256_of(request.file)},
     )
     return tuple(settings), tuple(limits), config
@@ -127,7 +133,7 @@ def _describe(
 
 def _model_of(file: PublishedFile, wanted: str) -> str:
     named = file.options.get("model_name")
-    if named is not None and named not in MARKS:
+    if named is not None and str(named) not in MARKS:
         known = ", ".join(sorted(MARKS))
         raise CheckpointError(f"holds a {named}, which is not known here (known: {known})")
     found = recognise(file.shapes)
@@ -158,7 +164,9 @@ def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> lis
     limits = []
     for name, (option, published) in usual.items():
         if name in request.given:
-            limits.append(_given(request, name))
+            given = _given(request, name)
+            _check_limit(given.source, given.value, whole=name != "clip_len_s")
+            limits.append(given)
         elif file.options.get(option) is None:
             limits.append(Setting(name, published, "published value"))
         else:
@@ -172,9 +180,25 @@ def _check_limit(option: str, value: object, *, whole: bool) -> None:
     numbers = int if whole else (int, float)
     if value is None and whole:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
         kind = "a whole number" if whole else "a number"
         raise CheckpointError(f"{option} is {value!r}; expected {kind} above 0")
+
+
+def _check_tables(tree: Mapping[str, Any], limit: Mapping[str, Any]) -> None:
+    """Token positions and window classes, where the model has them, must do for its input."""
+    used = {
+        "max_tokens": ("token positions", bool(tree.get("text_positions"))),
+        "max_clips": ("window classes", tree.get("span_loss") == "ce"),
+    }
+    for name, (table, is_used) in used.items():
+        wanted, rows = limit[name], tree.get(name, math.inf)
+        if is_used and (wanted is None or wanted > rows):
+            option = name.replace("_", "-")
+            raise CheckpointError(
+                f"{name} is {'unlimited' if wanted is None else wanted}, and the model has {rows} "
+                f"{table}: --{option} {rows}"
+            )
 
 
 def _given(request: ImportRequest, name: str) -> Setting:

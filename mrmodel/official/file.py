@@ -67,11 +67,11 @@ def read_published(path: Path) -> PublishedFile:
     a bare state dict, and safetensors.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, names code, or holds numbers that
-            are not finite.
+        CheckpointError: the file is missing, is no checkpoint, names code, or holds something else
+            than plain tensors of finite numbers, each under one name.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     loaded = _load(path)
     inner = next((key for key in _WEIGHTS if isinstance(loaded.get(key), Mapping)), None)
     tensors = _tensors(path, loaded if inner is None else loaded[inner])
@@ -112,14 +112,22 @@ def _reason(error: Exception) -> str:
 
 
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: {name!r} is no name of a tensor")
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise CheckpointError(f"{path}: {name!r} is a {kind}, expected a tensor")
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
-        tensors[name.removeprefix("module.")] = tensor
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise CheckpointError(f"{path}: {name} is of {kind}; expected plain real numbers")
+        if not tensor.float().isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds NaN, infinity or what is that in float32")
+        plain = name.removeprefix("module.")
+        if plain in tensors:
+            raise CheckpointError(f"{path}: has {plain} both with and without `module.` in front")
+        tensors[plain] = tensor
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
     return tensors

@@ -7,7 +7,6 @@ neither has its published value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,21 +99,33 @@ def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> li
         options: what the published trainer saved beside the weights; may be empty.
 
     Raises:
-        CheckpointError: a tensor that tells a size is missing.
+        CheckpointError: a tensor that tells a size is missing, or an option that is multiplied
+            with another is no number.
     """
     section: type[Section] = MODELS.get(model).Settings
     found = {name: Setting(name, value, "shapes") for name, value in _sizes(shapes).items()}
     for name, factors in OPTIONS.items():
         if name not in found and all(option in options for option in factors):
-            first, *others = (options[option] for option in factors)
-            value = math.prod(others, start=first) if others else first
+            value = _product(factors, options) if len(factors) > 1 else options[factors[0]]
             found[name] = Setting(name, value, f"option {' x '.join(factors)}")
     if not found["contrastive"].value:
         found = {name: setting for name, setting in found.items() if name not in _CONTRASTIVE}
     if options.get("dset_name") in _HIGHLIGHT_SETS:
         found["highlights_only"] = Setting("highlights_only", True, "option dset_name")
+    if found.get("dropout") and found["dropout"].value != default_of(section, "dropout"):
+        name, value = "refinement.dropout", default_of(section, "dropout")
+        found[name] = Setting(name, value, "published value")  # whatever the option is
     found.setdefault("heads", Setting("heads", default_of(section, "heads"), "published value"))
     return [setting for name, setting in found.items() if _has(section, name)]
+
+
+def _product(factors: tuple[str, ...], options: Mapping[str, Any]) -> float:
+    product = 1.0
+    for option in factors:
+        if not isinstance(options[option], (int, float)):
+            raise CheckpointError(f"{option} is {options[option]!r}; expected a number")
+        product *= options[option]
+    return product
 
 
 def nested(settings: list[Setting]) -> dict[str, Any]:

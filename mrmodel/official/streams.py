@@ -73,7 +73,7 @@ def parse_streams(text: str) -> tuple[StreamName, ...]:
     names = []
     for part in text.split(","):
         name, colon, width = part.strip().partition(":")
-        if not name or (colon and not (width.isdigit() and int(width))):
+        if not name or (colon and not (width.isdecimal() and int(width))):
             rule = "expected NAME or NAME:WIDTH, separated by commas"
             raise CheckpointError(f"streams {text!r}: {part.strip()!r}: {rule}")
         names.append(StreamName(name, int(width) if colon else None))
@@ -91,7 +91,7 @@ def usual_streams(
         options: what the published trainer saved; its feature folders say the order.
 
     Raises:
-        CheckpointError: neither the folders nor the width say it.
+        CheckpointError: neither the folders nor the width say it, or the folders are no names.
     """
     known = _FOLDERS[modality]
     named = [_stream_of(folder, known) for folder in _folders(modality, options)]
@@ -151,6 +151,8 @@ def _folders(modality: Modality, options: Mapping[str, Any]) -> list[str]:
     folders: list[str] = []
     for option in _FOLDER_OPTIONS[modality]:
         value = options.get(option) or []
+        if not isinstance(value, (str, list, tuple)):
+            raise CheckpointError(f"{option} is {value!r}; expected a folder or a list of them")
         folders += [value] if isinstance(value, str) else [str(folder) for folder in value]
     return folders
 

@@ -66,6 +66,14 @@ def test_options_come_as_names_and_values(tmp_path: Path) -> None:
         ({"model": {}}, "holds no tensor"),
         ({"model": {"a": 1.0}}, "'a' is a float, expected a tensor"),
         ({"model": {"a": torch.tensor([1.0, float("nan")])}}, "a holds NaN"),
+        ({"model": {"a": torch.tensor([1e300], dtype=torch.float64)}}, "a holds .*in float32"),
+        ({"model": {"a": torch.ones(2, dtype=torch.int8)}}, "a is of torch.int8.*real numbers"),
+        ({"model": {"a": torch.ones(2, dtype=torch.complex64)}}, "a is of torch.complex64"),
+        ({"model": {"a": torch.eye(2).to_sparse()}}, "a is of .*sparse_coo"),
+        ({"model": {"a": torch.empty(2, device="meta")}}, "a is of .*on meta"),
+        ({"model": {0: torch.ones(2)}}, "0 is no name of a tensor"),
+        ({0: torch.ones(2)}, "0 is no name of a tensor"),
+        ({"model": {"module.a": torch.ones(2), "a": torch.zeros(2)}}, "has a both with and"),
         ({"model": TENSORS, "opt": 3}, "its options are a int"),
         (torch.zeros(3), "holds a Tensor, expected a state dict"),
     ],
@@ -87,3 +95,5 @@ def test_damaged_files_are_one_line(content: bytes, name: str, tmp_path: Path) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no\.ckpt: no such file"):
         read_published(tmp_path / "no.ckpt")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_published(tmp_path)

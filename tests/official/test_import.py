@@ -134,6 +134,25 @@ def test_losses_of_video_lights_are_weighed_as_published(tmp_path: Path) -> None
     assert config.settings["loss"]["hard_positive"] == 0.0
     assert config.settings["fusion"]["layers"] == case.options["bicmf_layers"]
     assert config.settings["moment_to_highlight"]
+    assert "refinement" not in config.settings
+
+
+def test_refinement_keeps_its_published_dropout(tmp_path: Path) -> None:
+    """The published code writes 0.1 into it, whatever the option of all other layers is."""
+    case = golden("model_videolights/uniform")
+    file = save_official(tmp_path / "a.ckpt", case.weights, options_of(case) | {"dropout": 0.2})
+    run_import(file, tmp_path / "a", *STREAMS)
+    model, config = load_model(tmp_path / "a")
+    assert (config.settings["dropout"], config.settings["refinement"]) == (0.2, {"dropout": 0.1})
+    assert model.get_submodule("refinement.dropout").p == 0.1
+
+
+def test_factors_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    case = golden("model_videolights/uniform")
+    options = options_of(case) | {"cos_sim_loss_coef": "big"}
+    file = save_official(tmp_path / "a.ckpt", case.weights, options)
+    error = run_import(file, tmp_path / "model", *streams_of(case), code=2)
+    assert error == f"{file}: cos_sim_loss_coef is 'big'; expected a number"
 
 
 def test_the_report_says_where_values_come_from(tmp_path: Path) -> None:
@@ -186,7 +205,11 @@ def test_what_does_not_fit_is_a_table_and_nothing_is_written(tmp_path: Path) -> 
         ({"nheads": "8"}, "models.qd_detr.heads = '8'"),
         ({"nheads": 5}, "32 is not a multiple of heads 5"),
         ({"clip_length": "two"}, "clip_length is 'two'; expected a number above 0"),
+        ({"clip_length": float("inf")}, "clip_length is inf; expected a number above 0"),
+        ({"set_cost_giou": float("inf")}, "matcher.giou = inf: input should be a finite number"),
         ({"max_v_l": 0}, "max_v_l is 0; expected a whole number above 0"),
+        ({"use_txt_pos": True, "max_q_l": -1}, "max_tokens is 100.* 32 token positions"),
+        ({"model_name": ["qd_detr"]}, r"holds a \['qd_detr'\], which is not known here"),
         ({"a_feat_dim": 30}, "a_feat_dim is 30; expected .* within the 22"),
     ],
 )
@@ -209,6 +232,9 @@ def test_files_that_read_other_input_are_refused(
         ((), "the video features have 20 channels, which says nothing"),
         (("--video-streams", "rows"), "'rows' is no registered encoder.*rows:WIDTH"),
         (("--video-streams", "rows:x"), "'rows:x': expected NAME or NAME:WIDTH"),
+        (("--video-streams", "rows:²"), "'rows:²': expected NAME or NAME:WIDTH"),
+        ((*STREAMS, "--clip-len", "inf"), "--clip-len is inf; expected a number above 0"),
+        ((*STREAMS, "--clip-len", "nan"), "--clip-len is nan; expected a number above 0"),
         (("--video-streams", "a:8,b:10"), "a 8 [+] b 10 have 18 channels.*reads 20 beside"),
         (("--video-streams", "tiny.video"), "tiny.video 32 have 32 channels"),
         (("--video-streams", "tiny.video:20"), "tiny.video has 32 channels, not 20"),
@@ -222,6 +248,31 @@ def test_requests_that_do_not_fit_the_file(
     file = save_official(tmp_path / "a.ckpt", case.weights, options_of(case))
     error = run_import(file, tmp_path / "model", *arguments, code=2)
     assert re.search(message, error), error
+
+
+def test_options_of_no_use_for_names_are_said(tmp_path: Path) -> None:
+    case = golden("model_qd_detr/default")
+    options = options_of(case) | {"v_feat_dirs": 5, "dset_name": ["hl"]}
+    file = save_official(tmp_path / "a.ckpt", case.weights, options)
+    error = run_import(file, tmp_path / "model", code=2)
+    assert "v_feat_dirs is 5; expected a folder or a list of them" in error
+    run_import(file, tmp_path / "model", *STREAMS)  # the folders are not needed
+
+
+@pytest.mark.parametrize("wanted", [80, None])
+def test_classes_of_windows_must_do_for_the_clips(wanted: int | None, tmp_path: Path) -> None:
+    case = golden("model_moment_detr/span_ce")
+    options = options_of(case) | {"max_v_l": wanted or -1}
+    file = save_official(tmp_path / "a.ckpt", case.weights, options)
+    error = run_import(file, tmp_path / "model", *streams_of(case), code=2)
+    assert re.search(r"max_clips is (80|unlimited), and the model has 75 window classes", error)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    case = golden("model_qd_detr/default")
+    file = save_official(tmp_path / "a.ckpt", case.weights, options_of(case))
+    for output in (file, file / "model"):
+        assert run_import(file, output, *STREAMS, code=2).startswith(f"{output}: cannot be written")
 
 
 @pytest.mark.parametrize(
