@@ -64,7 +64,8 @@ def summarise(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str
 
     Raises:
         DataError: there are no runs, none of the default model, or runs of different corpora,
-            figures, numbers of steps, queries, devices or threads.
+            figures, numbers of steps, queries, devices or threads; or seeds of a model differ in
+            its size.
     """
     shared = shared_values("compare", runs, ("corpus", "headline", "steps", "device", "threads"))
     if default not in runs:
@@ -74,7 +75,7 @@ def summarise(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str
         )
         raise DataError(rule, file=REPORTS / "compare")
     headline = shared["headline"]
-    rows = {name: _row(of_seeds) for name, of_seeds in runs.items()}
+    rows = {name: _row(name, of_seeds) for name, of_seeds in runs.items()}
     order = sorted(rows, key=lambda name: -_mean(rows[name], headline))
     queries = {name: [_per_query(run, headline) for run in runs[name]] for name in order}
     differences = {
@@ -91,9 +92,9 @@ def summarise(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str
     }
 
 
-def _row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "parameters": runs[0]["parameters"],
+        **shared_values("compare", {name: runs}, ("parameters",)),
         "seeds": len(runs),
         "figures": mean_and_sd([run["figures"] for run in runs]),
         "costs": mean_and_sd([{name: run[name] for name in COSTS} for run in runs]),

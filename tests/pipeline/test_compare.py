@@ -142,6 +142,12 @@ def test_runs_that_do_not_compare_are_refused(key: str, value: object) -> None:
         summarise(runs, "sg_detr", SETTINGS)
 
 
+def test_seeds_of_a_model_have_one_size() -> None:
+    """A file of a seed that is no longer in the study stays, and may be of another model size."""
+    with pytest.raises(DataError, match=r"need one parameters, found \{'sg_detr': \{"):
+        summarise({"sg_detr": [run(30.0), run(30.0, parameters=9)]}, "sg_detr", SETTINGS)
+
+
 def test_the_default_must_have_been_run() -> None:
     with pytest.raises(DataError, match=r"no run of 'sg_detr'.*\(runs: qd_detr\).*compare\.models"):
         summarise({"qd_detr": [run(30.0)]}, "sg_detr", SETTINGS)
