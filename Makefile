@@ -46,8 +46,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.feature_store --json
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.train_step --model sg_detr --video-dims 512 --json
+	$(BIN)/python -m benchmarks.train_step --model sa_detr --json
 	$(BIN)/python -m benchmarks.inference --json
 	$(BIN)/python -m benchmarks.inference --model sg_detr --video-dims 512 --json
+	$(BIN)/python -m benchmarks.inference --model sa_detr --json
 	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
 	$(BIN)/python -m benchmarks.tuning --json
