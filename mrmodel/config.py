@@ -363,11 +363,20 @@ def _check_names(config: Config) -> None:
             raise ConfigError("train.models", name, "has no section under `models`", near)
     for name, settings in config.models.items():
         _known(f"models.{name}", MODELS, name)
-        validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
+        model = validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
+        _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
     for field in ("video_streams", "text_streams"):
         for name in getattr(config.features, field):
             _known(f"features.{field}", ENCODERS, name)
     _known("evaluate.protocol", PROTOCOLS, config.evaluate.protocol)
+
+
+def _check_token_positions(tokens: int, model: Any, path: str) -> None:
+    """A model with learned positions must have one for every token that it is given."""
+    positions = getattr(model, "max_tokens", tokens)
+    if getattr(model, "text_positions", False) and tokens > positions:
+        rule = f"text_positions needs at least features.max_tokens of them, which is {tokens}"
+        raise ConfigError(path, positions, rule)
 
 
 def _check_intervid(config: Config) -> None:

@@ -101,3 +101,13 @@ def _set(raw: dict, path: str, value: object) -> None:
     for part in parents:
         raw = raw[part]
     raw[last] = value
+
+
+def test_learned_token_positions_must_reach_as_far_as_the_tokens(raw: dict) -> None:
+    raw["models"]["qd_detr"] |= {"text_positions": True, "max_tokens": 20}
+    with pytest.raises(ConfigError) as error:
+        parse_config(raw)
+    assert error.value.path == "models.qd_detr.max_tokens"
+    assert "features.max_tokens" in str(error.value)
+    raw["features"]["max_tokens"] = 20
+    assert parse_config(raw).features.max_tokens == 20
