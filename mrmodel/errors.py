@@ -7,7 +7,7 @@ that escapes is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -20,7 +20,7 @@ class ConfigError(MrModelError):
 
     Args:
         path: dotted path of the value, e.g. ``train.finetune.lr``.
-        value: what was found there.
+        value: what was found there; a mapping is not repeated in the message.
         rule: the rule that it breaks, as a sentence fragment.
         nearest: close valid names, when the mistake looks like a misspelling.
     """
@@ -28,7 +28,9 @@ class ConfigError(MrModelError):
     def __init__(self, path: str, value: object, rule: str, nearest: Sequence[str] = ()) -> None:
         self.path, self.value, self.rule, self.nearest = path, value, rule, tuple(nearest)
         hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-        super().__init__(f"{path} = {value!r}: {rule}{hint}")
+        # A rule between the keys of a section names them itself; the whole section would hide it.
+        found = "" if isinstance(value, Mapping) else f" = {value!r}"
+        super().__init__(f"{path}{found}: {rule}{hint}")
 
 
 class DataError(MrModelError):

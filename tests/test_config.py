@@ -111,3 +111,10 @@ def test_learned_token_positions_must_reach_as_far_as_the_tokens(raw: dict) -> N
     assert "features.max_tokens" in str(error.value)
     raw["features"]["max_tokens"] = 20
     assert parse_config(raw).features.max_tokens == 20
+
+
+def test_a_rule_between_keys_does_not_repeat_the_section(raw: dict) -> None:
+    raw["models"]["qd_detr"] |= {"hidden": 64, "heads": 7}
+    with pytest.raises(ConfigError) as error:
+        parse_config(raw)
+    assert str(error.value) == "models.qd_detr: hidden 64 is not a multiple of heads 7"
