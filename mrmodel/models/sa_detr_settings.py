@@ -131,7 +131,10 @@ class GaussSettings(Section):
 
 
 class QualitySettings(Section):
-    """Quality losses (section 3.2). `margin` null: 0.4 where there are negative noise queries."""
+    """Quality losses (section 3.2). `margin` null: 0.4 where there are negative noise queries.
+
+    With ``bins`` neither `w_matched` nor `norm` counts.
+    """
 
     w_matched: Positive = 1.0
     weighting: Literal["matched", "bins"] = "matched"
@@ -215,6 +218,8 @@ class SaDetrSettings(PresetSection, SizeSettings):
             raise ValueError(f"dn.delta_end {dn.delta_end} is above dn.delta {dn.delta}")
         if self.quality.margin is not None and not self.uses_negatives:
             raise ValueError(f"quality.margin needs the negatives that dn.mode {dn.mode!r} lacks")
+        if self.quality.on_noise and not self.uses_noise:
+            raise ValueError("quality.on_noise needs the noise queries that dn.mode 'none' lacks")
         if self.init.loss and self.init.anchors == "learned":
             raise ValueError("init.loss needs init.anchors 'dynamic': learned ones are no answer")
         if self.init.detach_ref and not self.judges_first_spans:

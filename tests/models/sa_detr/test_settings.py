@@ -61,6 +61,7 @@ def test_settings_survive_being_written_down() -> None:
         ({"dn": {"mode": "curriculum", "delta": 0.2, "delta_end": 0.3}}, "delta_end 0.3 is above"),
         ({"dn": {"mode": "none"}, "quality": {"margin": 0.4}}, "dn.mode 'none' lacks"),
         ({"dn": {"mode": "positive_only"}, "quality": {"margin": 0.4}}, "'positive_only' lacks"),
+        ({"dn": {"mode": "none"}, "quality": {"on_noise": True}}, "quality.on_noise needs"),
         ({"init": {"anchors": "learned", "loss": True}}, "init.anchors 'dynamic'"),
         ({"init": {"anchors": "learned", "detach_ref": True}}, "init.detach_ref needs"),
         ({"init": {"loss": False, "detach_ref": True}}, "init.detach_ref needs"),
