@@ -85,6 +85,12 @@ def test_every_term_by_hand() -> None:
     assert found["inter"] == pytest.approx(clip_to_text + text_to_clip)
 
 
+def test_clips_of_equal_label_are_no_negatives() -> None:
+    """Sample 0 has no clip of a lower label: nothing to learn; sample 1 as before."""
+    found = losses_of(truth_of([[3.0, 3.0, 0.0], LABELS[1]], [0, 2], [2, 3]))
+    assert found["intra"] == pytest.approx(math.log(2.0) / 2)
+
+
 def test_a_sample_without_relevant_clip_counts_in_nothing_but_as_a_negative_sentence() -> None:
     labels = [LABELS[0], [0.0, 0.0, 0.0]]
     found = losses_of(truth_of(labels, [0, 2], [2, 3]))

@@ -86,6 +86,17 @@ def test_positions_go_into_the_queries_of_the_clips_only() -> None:
 
 
 @pytest.mark.parametrize("update", UPDATES)
+def test_positions_of_words_go_into_what_the_clips_read_and_into_what_the_words_ask(
+    update: str,
+) -> None:
+    model, (clips, words) = encoder(update=update), streams()
+    coded = words._replace(position=torch.randn(2, 5, 16))
+    first, second = model(clips, words, None), model(clips, coded, None)
+    for one, other in zip(first, second, strict=True):
+        assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("kept", [True, False])
 def test_words_read_the_token_if_wanted(update: str, kept: bool) -> None:
     model, (clips, words) = encoder(update=update, keys_include_token=kept), streams()

@@ -18,6 +18,7 @@ from mrmodel.models.sa_detr_settings import SaDetrSettings
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 from tests.conformance.test_models import evaluate, make_batch, make_targets, total_loss
 from tests.models.sa_detr.whole import small_model, train_pass
+from tests.models.small import merged
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -141,6 +142,65 @@ def test_weights_by_name() -> None:
     assert all(published.weight(name) == 1 for name in ("init/giou", "align/local", "quality/iou"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"vtc": {"tau": 0.5}}, {"align/vtc"}),
+        ({"ctm": {"tau": 0.5}}, CTM),
+        ({"saliency": {"margin": 3.0}}, {"saliency/margin"}),
+        ({"saliency": {"tau": 2.0}}, {"saliency/rctl"}),
+        ({"saliency": {"rctl_norm": "active"}}, {"saliency/rctl"}),
+        ({"saliency": {"neg_reduction": "mean"}}, {"saliency/bce_neg"}),
+        ({"quality": {"w_matched": 3.0}}, layers("quality", "iou")),
+        ({"quality": {"weighting": "bins"}}, layers("quality", "iou")),
+        ({"quality": {"norm": "sum_per_sample"}}, layers("quality", "iou")),
+        ({"quality": {"margin": 0.9}}, layers("quality", "margin")),
+        (
+            {"loss": {"norm": "none"}},
+            INIT | layers("direct", *SPANS) | layers("noise", *SPANS),
+        ),
+    ],
+)
+def test_a_setting_changes_its_losses_and_no_other(
+    changes: dict[str, Any], names: set[str]
+) -> None:
+    batch, model = make_batch(), small_model()
+    targets = make_targets(batch, (2, 1, 3))
+    output, _ = train_pass(model, batch, targets)
+    settings = merged(model.settings.model_dump(), changes)
+    first = model.criterion()(output, targets, batch)
+    second = SaDetrCriterion(SaDetrSettings.model_validate(settings))(output, targets, batch)
+    assert {name for name in first if not torch.equal(first[name], second[name])} == names
+
+
+@pytest.mark.parametrize("stage", ["before", "after"])
+def test_stage_of_contrast_and_matching(stage: str) -> None:
+    """Before the fusion: nothing that the fusion encoder does changes what is compared."""
+    batch = make_batch()
+    model = small_model(vtc={"stage": stage}, ctm={"stage": stage})
+    _, first = train_pass(model, batch, None)
+    with torch.no_grad():
+        model.fusion.layers[1].ffn.expand.bias += 1.0  # type: ignore[union-attr]
+    _, second = train_pass(model, batch, None)
+    assert first.pooled and second.pooled and first.clip_text and second.clip_text
+    pairs = (
+        (first.pooled.video, second.pooled.video),
+        (first.pooled.text, second.pooled.text),
+        (first.clip_text.clips, second.clip_text.clips),
+        (first.clip_text.sentence, second.clip_text.sentence),
+    )
+    assert [torch.equal(*pair) for pair in pairs] == [stage == "before"] * 4
+
+
+def test_the_token_has_no_position() -> None:
+    video, mask = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+    sequence, valid = small_model()._sequence(video, torch.ones(1, 5, 16), mask)
+    assert not sequence.position[:, 0].any()
+    assert sequence.position[:, 1:].all()
+    assert torch.equal(sequence.state[:, 1:], video)
+    assert valid.all()
+
+
 def test_losses_need_the_output_of_training() -> None:
     batch, model = make_batch(), small_model()
     with pytest.raises(TypeError, match="training mode"):
@@ -219,6 +279,29 @@ def test_quality_of_the_copies_if_wanted() -> None:
     first = [0.1, 2 / 3 - 0.5, 0.2, 0.1]
     second = [0.1, 0.9 - 2 / 3, 0.1, 0.1]
     assert found["quality/l0/noise"] == pytest.approx(sum(first + second) / 8, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("match", "error"),
+    [
+        ({}, 0.12),  # 3 + .6 against 1.2 + .75
+        ({"l1": 0.0}, 0.3),  # .6 against .75
+        ({"l1": 1.0, "giou": 3.0}, 0.3),  # .3 + 1.8 against .12 + 2.25
+    ],
+)
+def test_weights_of_the_matching_by_hand(match: dict[str, float], error: float) -> None:
+    """Window (0.4, 0.6). Query 0 is 0.3 too wide, gIoU .4; query 1 is 0.12 off, gIoU .25."""
+    case = HandMade()
+    case.targets = replace(
+        case.targets, spans_cxw=torch.tensor([[0.5, 0.2]]), span_counts=[1]
+    )
+    case.training.noise = case.training.noise_queries = None
+    spans = torch.tensor([[[0.5, 0.5], [0.62, 0.2]]])
+    case.training.direct = RefinedQueries(torch.zeros(1, 1, 2), spans[None])
+    case.training.first_spans = spans
+    found = case.losses(match=match)
+    assert found["direct/l0/l1"] == pytest.approx(error / 2)
+    assert found["init/l1"] == pytest.approx(error / 2)
 
 
 def test_quality_can_decide_who_answers() -> None:

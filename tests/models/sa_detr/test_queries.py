@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -228,6 +229,18 @@ def test_local_block_leaves_the_token_alone_unless_wanted() -> None:
             found.append(finder._look_closer(encoded)[1])
         assert torch.equal(found[0][:, 0], found[1][:, 0]) == same
         assert torch.equal(found[0][:, 1:], found[1][:, 1:])
+
+
+@pytest.mark.parametrize("source", ["global", "fused"])
+@pytest.mark.parametrize("include", [True, False])
+def test_what_the_local_block_reads(source: str, include: bool) -> None:
+    finder = finder_of(small_model(local={"input": source, "include_token": include}))
+    encoded = _encoded(torch.randn(1, 16), torch.randn(1, 6, 16))
+    first = finder._look_closer(encoded)
+    unread = {"global": "fused", "fused": "mixed"}[source]
+    changed = replace(encoded, **{unread: encoded.mixed + 1.0})
+    for one, other in zip(first, finder._look_closer(changed), strict=True):
+        assert torch.equal(one, other)
 
 
 def _encoded(token: Tensor, clips: Tensor) -> Encoded:

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrmodel.models.layers.gaussian import gaussian_mask
+from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.query_groups import JoinedQueries, KnownQueries
 from mrmodel.models.layers.span_enhance import SpanEnhance
 from mrmodel.models.layers.span_refiner import (
     RefinedQueries,
+    RefinerLayer,
     SeenVideo,
     SpanRefiner,
     move_spans,
@@ -50,13 +53,15 @@ class Case:
 
 @pytest.mark.parametrize("norm", ["none", "softmax"])
 @pytest.mark.parametrize("gate", ["scalar", "channel"])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_enhance_is_the_equations(norm: str, gate: str, scaled: bool) -> None:
+@pytest.mark.parametrize(("scaled", "expand"), [(True, 0.0), (False, 0.5)])
+def test_enhance_is_the_equations(norm: str, gate: str, scaled: bool, expand: float) -> None:
     """Equations 2 and 3 with the sampled rows written out."""
     torch.manual_seed(0)
     enhance = {"norm": norm, "gate": gate, "scaled": scaled}
-    block, case = SpanEnhance(settings_of(enhance=enhance)), Case()
-    sampled = hat_weights(sample_points(case.spans, case.clips, 4), 9) @ case.memory[:, None]
+    align = {"samples": 4, "expand": expand}
+    block, case = SpanEnhance(settings_of(enhance=enhance, align=align)), Case()
+    points = sample_points(case.spans, case.clips, 4, expand)
+    sampled = hat_weights(points, 9) @ case.memory[:, None]
     projected = block.relevance.clip(sampled)
     direction = block.relevance.token(case.sentence)
     scores = (projected * direction[:, None, None]).sum(-1) / D**0.5
@@ -131,6 +136,57 @@ def test_moved_spans_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([0.75, 0.5]))
     found = move_spans(half, torch.tensor([0.2, -0.1]), "raw")
     torch.testing.assert_close(found, torch.tensor([0.7, 0.4]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gauss": {"mode": "add_log", "alpha": 5.0, "pos": "end"}},
+        {"gauss": {"mode": "none"}, "residual": "query"},
+        {"gauss": {"alpha": 0.5}, "enhance": {"enabled": False}},
+    ],
+)
+def test_layer_is_the_equations(changes: dict[str, Any]) -> None:
+    """Equations 1 and 4 to 6, head by head."""
+    torch.manual_seed(0)
+    settings = settings_of(**changes)
+    layer, case, position = RefinerLayer(settings), Case(), torch.randn(2, 9, D)
+    mask = torch.arange(9) < case.clips[:, None]
+    heads = [slice(0, D // 2), slice(D // 2, D)]
+    code = layer.span_code(span_positions(case.spans, D))
+    packed = layer.self_attention
+    query, key, value = F.linear(
+        case.content, packed.in_proj_weight, packed.in_proj_bias
+    ).chunk(3, -1)
+    read = []
+    for head in heads:
+        scores = (query + code)[..., head] @ (key + code)[..., head].transpose(1, 2)
+        read.append((scores / (D / 2) ** 0.5).softmax(-1) @ value[..., head])
+    content = layer.norm1(case.content + packed.out_proj(torch.cat(read, -1)))
+    if layer.enhance is not None:
+        content = layer.enhance(content, case.spans, case.memory, case.sentence, case.clips)
+
+    query = layer.cross_query(content)
+    key, value = layer.cross_key(case.memory), layer.cross_value(case.memory)
+    gauss = settings.gauss
+    offset = {"center": 0.5, "end": 1.0}[gauss.pos]
+    near = gaussian_mask(case.spans, case.clips, 9, gauss.alpha, offset)
+    read = []
+    for head in heads:
+        scores = query[..., head] @ key[..., head].transpose(1, 2)
+        scores = (scores + code[..., head] @ position[..., head].transpose(1, 2)) / D**0.5
+        scores = scores * near if gauss.mode == "mul_logits" else scores
+        weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        if gauss.mode == "add_log":
+            weights = weights * near / (weights * near).sum(-1, keepdim=True)
+        read.append(weights @ value[..., head])
+    residual = query if settings.residual == "query" else content
+    content = layer.norm2(residual + layer.cross_output(torch.cat(read, -1)))
+    expected = layer.ffn(content, content, layer.norm3)
+    found = layer(case.content, case.spans, SeenVideo(case.memory, position, mask, case.sentence),
+                  None)  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def refined(refiner: SpanRefiner) -> RefinedQueries:
