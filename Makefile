@@ -28,10 +28,11 @@ repro: setup
 	@echo
 	@echo "The report: $(CURDIR)/reports/report.html"
 
-# One process a core, up to four, each with one thread of torch.
+# One process a core, up to four, each with one thread of torch; the tests of a file stay together.
 test: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

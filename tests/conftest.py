@@ -1,16 +1,8 @@
-"""What more than one folder of tests needs, and how tests are shared out to two processes."""
+"""Fixtures of more than one folder of tests."""
 
 import pytest
 
 from tests.project import Project
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n``: the tests on the reproduced project stay together, the others are free."""
-    for item in items:
-        if "reproduced" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("reproduced"))
 
 
 @pytest.fixture(scope="session")
