@@ -29,16 +29,16 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def build(name: str, seed: int = 3, **changes: Any) -> MomentModel:
+def build(name: str, **changes: Any) -> MomentModel:
     """A small model; sizes and rates that its settings do not have are left out."""
     fields = MODELS.get(name).Settings.model_fields
     settings = {key: value for key, value in (SMALL | changes).items() if key in fields}
-    torch.manual_seed(seed)
+    torch.manual_seed(3)
     return build_model(name, VIDEO_DIM, TEXT_DIM, settings)
 
 
-def without_dropout(name: str, seed: int = 3) -> MomentModel:
-    return build(name, seed, dropout=0.0, input_dropout=0.0)
+def without_dropout(name: str) -> MomentModel:
+    return build(name, dropout=0.0, input_dropout=0.0)
 
 
 def make_batch(clips: Iterable[int] = (9, 5, 7), tokens: Iterable[int] = (4, 6, 3)) -> Batch:
@@ -329,22 +329,12 @@ def test_autocast_gives_float_answers(name: str) -> None:
 
 
 def test_one_batch_can_be_learnt(name: str) -> None:
-    """From one of three first weights: rarely, matching settles where two queries share a window.
-
-    Which weights do so hangs on the last bits, and so on the machine.
-    """
-    batch = make_batch()
+    model, batch = without_dropout(name).train(), make_batch()
     # Apart from each other: a model may fuse windows that overlap.
     apart = [(0.25, 0.3), (0.75, 0.2), (0.4, 0.5), (0.15, 0.2), (0.5, 0.25), (0.85, 0.2)]
     targets = replace(make_targets(batch, (2, 1, 3)), spans_cxw=torch.tensor(apart))
-    errors = []
-    for seed in (3, 4, 5):
-        model = without_dropout(name, seed).train()
-        learn_by_heart(model, batch, targets)
-        errors.append(worst_error(evaluate(model, batch), targets))
-        if errors[-1] < 0.15:
-            return
-    raise AssertionError(f"the worst window of each try is off by {errors} (centre + width)")
+    learn_by_heart(model, batch, targets)
+    assert worst_error(evaluate(model, batch), targets) < 0.1
 
 
 def learn_by_heart(model: MomentModel, batch: Batch, targets: Targets) -> None:
