@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mrmodel.models import MomentModel, build_model
-from mrmodel.types import ModelOutput
+from mrmodel.types import Batch, ModelOutput, Targets
 from tests.conformance.test_models import (
     TEXT_DIM,
     VIDEO_DIM,
@@ -40,6 +40,16 @@ def away_from_the_start(
         for parameter in model.parameters():
             parameter += spread * torch.randn_like(parameter)
     return model
+
+
+def train_pass(
+    model: MomentModel, batch: Batch, targets: Targets | None, seed: int = 0
+) -> tuple[Any, Any]:
+    """Output and training parts of one pass in training mode with the noise of `seed`."""
+    torch.manual_seed(seed)
+    output: Any = model.train()(batch, targets)
+    assert output.training is not None
+    return output, output.training
 
 
 def assert_bit_equal(first: ModelOutput, second: ModelOutput) -> None:

@@ -40,11 +40,10 @@ class EncoderLayer(nn.Module):
         return encoded
 
 
-class TextToVideoLayer(nn.Module):
-    """Clips read the sentence (QD-DETR, section 4.1 of baselines.md).
+class ReadingLayer(nn.Module):
+    """Rows of one modality read those of the other.
 
-    The published mixture of norms is kept: the feed-forward reads LN1(r), yet its output is added
-    to r itself before LN2.
+    Post-norm: x <- LN1(x + Drop(attention)), x <- LN2(x + Drop(ffn(x))).
     """
 
     def __init__(self, settings: LayerSettings) -> None:
@@ -54,30 +53,52 @@ class TextToVideoLayer(nn.Module):
         self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", settings.drop)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
 
+    def keys_and_values(self, state: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows that may be read (B, T, d) -> (B, T, d) each; positions go into the keys only."""
+        if position is None:
+            return self.attention.project_key_and_value(state)
+        return self.attention.project_key(state + position), self.attention.project_value(state)
+
     def forward(
         self,
-        video: Tensor,
-        position: Tensor,
-        text: tuple[Tensor, Tensor],
+        state: Tensor,
+        position: Tensor | None,
+        read: tuple[Tensor, Tensor],
         allowed: Tensor | None,
     ) -> Tensor:
-        """Mix text into clips.
+        """Read the other modality.
 
         Args:
-            video: (B, L, d).
-            position: (B or 1, L, d) of the clips.
-            text: projected keys and values, (k B, N, d) each; with k = 2 each clip reads its own
-                sentence and a negative one, in two halves of the output.
+            state: (B, S, d).
+            position: (B or 1, S, d) codes that the queries carry.
+            read: projected keys and values (k B, T, d); with k = 2 each row reads two sentences,
+                its own and a negative one, in two halves of the output.
             allowed: as in `attend`.
 
         Returns:
-            (k B, L, d).
+            (k B, S, d).
         """
-        keys, values = text
-        queries = self.attention.project_query(video + position)
-        if len(keys) != len(video):
-            copies = len(keys) // len(video)
-            video, queries = video.repeat(copies, 1, 1), queries.repeat(copies, 1, 1)
-        read = self.attention.read(Inputs(queries, keys, values), allowed, video, None)
+        keys, values = read
+        queries = self.attention.project_query(state if position is None else state + position)
+        if len(keys) != len(state):
+            copies = len(keys) // len(state)
+            state, queries = state.repeat(copies, 1, 1), queries.repeat(copies, 1, 1)
+        return self._mix(Inputs(queries, keys, values), allowed, state)
+
+    def _mix(self, projected: Inputs, allowed: Tensor | None, state: Tensor) -> Tensor:
+        state = self.attention.read(projected, allowed, state, self.norm1)
+        mixed: Tensor = self.ffn(state, state, self.norm2)
+        return mixed
+
+
+class TextToVideoLayer(ReadingLayer):
+    """Clips read the sentence (QD-DETR, section 4.1 of baselines.md).
+
+    The published mixture of norms is kept: the feed-forward reads LN1(r), yet its output is added
+    to r itself before LN2.
+    """
+
+    def _mix(self, projected: Inputs, allowed: Tensor | None, state: Tensor) -> Tensor:
+        read = self.attention.read(projected, allowed, state, None)
         mixed: Tensor = self.ffn(self.norm1(read), read, self.norm2)
         return mixed

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import Inputs, MultiheadAttention
-from mrmodel.models.layers.feed_forward import FeedForward
+from mrmodel.models.layers.encoder import ReadingLayer
 from mrmodel.models.layers.masks import key_mask
 from mrmodel.models.layers.negative_pairs import with_negatives
 from mrmodel.models.layers.position import repeat_positions
@@ -24,51 +23,6 @@ class Stream(NamedTuple):
     state: Tensor
     position: Tensor | None
     mask: Tensor
-
-
-class ReadingLayer(nn.Module):
-    """x <- LN(x + Drop(attention to the other modality)), x <- LN(x + Drop(ffn(x)))."""
-
-    def __init__(self, settings: LayerSettings) -> None:
-        super().__init__()
-        hidden, p = settings.hidden, settings.dropout
-        self.attention = MultiheadAttention(hidden, settings.heads, p, settings.drop)
-        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", settings.drop)
-        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-
-    def keys_and_values(self, state: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, T, d) each; positions go into the keys only."""
-        if position is None:
-            return self.attention.project_key_and_value(state)
-        return self.attention.project_key(state + position), self.attention.project_value(state)
-
-    def forward(
-        self,
-        state: Tensor,
-        position: Tensor | None,
-        read: tuple[Tensor, Tensor],
-        allowed: Tensor | None,
-    ) -> Tensor:
-        """Read the other modality.
-
-        Args:
-            state: (B, S, d).
-            position: (B or 1, S, d) codes that the queries carry.
-            read: projected keys and values (k B, T, d); with k = 2 each row reads two sentences,
-                in two halves of the output.
-            allowed: as in `attend`.
-
-        Returns:
-            (k B, S, d).
-        """
-        keys, values = read
-        queries = self.attention.project_query(state if position is None else state + position)
-        if len(keys) != len(state):
-            copies = len(keys) // len(state)
-            state, queries = state.repeat(copies, 1, 1), queries.repeat(copies, 1, 1)
-        state = self.attention.read(Inputs(queries, keys, values), allowed, state, self.norm1)
-        mixed: Tensor = self.ffn(state, state, self.norm2)
-        return mixed
 
 
 class FusionEncoder(nn.Module):

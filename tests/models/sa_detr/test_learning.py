@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conformance.test_models import evaluate, make_batch
-from tests.models.sa_detr.whole import small_model, train_pass
+from tests.models.sa_detr.whole import small_model
 from tests.models.sg_detr.test_learning import CLIPS, is_learned, recall_at_one, targets_of
 
 
@@ -15,4 +15,4 @@ def test_one_batch_is_learned_by_heart(preset: str) -> None:
     targets = targets_of(batch)
     model = small_model(spread=0.0, preset=preset, hidden=32, ffn=48, heads=4)
     assert recall_at_one(evaluate(model, batch), targets) < 1
-    assert is_learned(model, train_pass, batch, targets)
+    assert is_learned(model, batch, targets)

@@ -17,7 +17,8 @@ from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr_settings import SaDetrSettings
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 from tests.conformance.test_models import evaluate, make_batch, make_targets, total_loss
-from tests.models.sa_detr.whole import small_model, train_pass
+from tests.models.sa_detr.whole import small_model
+from tests.models.small import train_pass
 from tests.models.small import merged
 
 VARIANTS: list[dict[str, Any]] = [

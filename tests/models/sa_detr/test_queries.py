@@ -23,7 +23,8 @@ from mrmodel.models.sa_detr import Encoded
 from mrmodel.models.sa_detr_settings import InitSettings, NoiseSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import evaluate, make_batch, make_targets
-from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model, train_pass
+from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
+from tests.models.small import train_pass
 from tests.models.sg_detr.test_denoising import windows_of
 
 

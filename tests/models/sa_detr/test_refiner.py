@@ -23,7 +23,8 @@ from mrmodel.models.layers.span_refiner import (
 from mrmodel.models.layers.temporal_align import hat_weights, sample_points
 from mrmodel.models.sa_detr_settings import SaDetrSettings
 from tests.conformance.test_models import evaluate, make_batch, make_targets
-from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model, train_pass
+from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
+from tests.models.small import train_pass
 
 GROUPS, COUNTS = 2, (2, 1, 3)
 NOISE = GROUPS * 2 * max(COUNTS)

@@ -39,16 +39,6 @@ def finder_of(model: SaDetr) -> MomentFinder:
     return model.finder
 
 
-def train_pass(
-    model: SaDetr, batch: Batch, targets: Targets | None, seed: int = 0
-) -> tuple[SaDetrOutput, SaDetrTraining]:
-    """One pass in training mode with the noise of `seed`."""
-    torch.manual_seed(seed)
-    output = model.train()(batch, targets)
-    assert output.training is not None
-    return output, output.training
-
-
 class RefinerInput:
     """What a model's refiner was given; `leaves` cuts its queries from what they come from."""
 

@@ -13,7 +13,8 @@ from mrmodel.models.sg_detr.output import AnchorHeads, AnchorTargets
 from mrmodel.models.sg_detr.queries import AnchorQueries, anchor_queries
 from mrmodel.models.sg_detr.settings import AuxSettings
 from tests.conformance.test_models import make_batch, make_targets
-from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model, train_pass
+from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model
+from tests.models.small import train_pass
 
 A = 20
 

@@ -12,7 +12,8 @@ from mrmodel.models.sg_detr.queries import KINDS, denoising_groups, denoising_qu
 from mrmodel.models.sg_detr.settings import DenoisingSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import make_batch, make_targets
-from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model, train_pass
+from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model
+from tests.models.small import train_pass
 
 
 def windows_of(samples: list[list[tuple[float, float]]]) -> PaddedWindows:

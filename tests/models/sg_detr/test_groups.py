@@ -12,7 +12,8 @@ from torch import Tensor
 from mrmodel.models.layers.query_groups import KnownQueries, group_mask
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput
 from tests.conformance.test_models import evaluate, make_batch, make_targets
-from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model, train_pass
+from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model
+from tests.models.small import train_pass
 
 GROUPS, COUNTS = 2, (2, 1, 3)
 DN = GROUPS * 2 * max(COUNTS)

@@ -24,7 +24,8 @@ from tests.conformance.test_models import (
     take,
     total_loss,
 )
-from tests.models.sg_detr.whole import small_model, train_pass
+from tests.models.sg_detr.whole import small_model
+from tests.models.small import train_pass
 
 # The detectors, and the switches that read features or pad in a way of their own.
 KINDS: dict[str, dict[str, Any]] = {

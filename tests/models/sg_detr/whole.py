@@ -46,16 +46,6 @@ def detector_of(model: SgDetr) -> Detector:
     return model.detector
 
 
-def train_pass(
-    model: SgDetr, batch: Batch, targets: Targets | None, seed: int = 0
-) -> tuple[SgDetrOutput, TrainingParts]:
-    """One pass in training mode with the noise of `seed`."""
-    torch.manual_seed(seed)
-    output = model.train()(batch, targets)
-    assert output.training is not None
-    return output, output.training
-
-
 class DecoderInput:
     """What a model's decoder was given; `leaves` cuts its queries from what they come from."""
 
