@@ -309,6 +309,24 @@ class TrackingSettings(Section):
     experiment: Annotated[str, Field(min_length=1)]
 
 
+class ShardSettings(Section):
+    """How one extraction is spread over workers; never changes its bytes."""
+
+    count: Count
+    runner: Literal["processes", "dask", "ray"]
+    address: str | None
+
+
+class OrchestrateSettings(Section):
+    """Which worker runs which stage, and what happens when it dies; DVC does not watch these."""
+
+    pools: dict[str, Annotated[str, Field(min_length=1)]]
+    default_pool: Annotated[str, Field(min_length=1)]
+    attempts: Annotated[int, Field(ge=1, le=20)]
+    stage_timeout_s: Positive
+    extract_shards: ShardSettings
+
+
 class Config(Section):
     """params.yaml."""
 
@@ -320,6 +338,7 @@ class Config(Section):
     train: TrainSettings
     evaluate: EvaluateSettings
     tracking: TrackingSettings
+    orchestrate: OrchestrateSettings
 
 
 def load_config(path: Path) -> Config:

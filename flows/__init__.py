@@ -1,0 +1,1 @@
+"""Prefect wiring: which worker runs what, and when. What is done there is in `mrmodel`."""
