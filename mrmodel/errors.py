@@ -85,6 +85,34 @@ class TrainingError(MrModelError):
     """Training cannot go on, e.g. a loss stopped being finite."""
 
 
+class StorageError(MrModelError):
+    """A store cannot be reached, refuses, or holds damaged bytes; no message holds a secret.
+
+    Args:
+        store: address of the store, without credentials.
+        rule: what went wrong.
+        key: the object's key, when it is about one.
+    """
+
+    def __init__(self, store: str, rule: str, *, key: str | None = None) -> None:
+        self.store, self.rule, self.key = store, rule, key
+        super().__init__(f"{store}: {rule}" if key is None else f"{store}: key {key!r}: {rule}")
+
+
+class ConflictError(MrModelError):
+    """A conditional write came too late; nothing was written.
+
+    Args:
+        store: address of the store, without credentials.
+        key: the object's key.
+        rule: the condition that does not hold.
+    """
+
+    def __init__(self, store: str, key: str, rule: str) -> None:
+        self.store, self.key, self.rule = store, key, rule
+        super().__init__(f"{store}: key {key!r}: {rule}")
+
+
 class UnknownNameError(MrModelError):
     """A registry has no component of that name."""
 

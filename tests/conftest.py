@@ -3,6 +3,9 @@
 import pytest
 
 from tests.project import Project
+from tests.services import s3
+
+__all__ = ["reproduced", "s3"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,81 @@
+"""Run a server that must not outlive the process that started it (a killed test session).
+
+Usage: guard.py PARENT STOP_SIGNAL COMMAND...   (a program of its own; it imports nothing of ours)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 15.0
+
+
+def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> None:
+    """Stop a server, then what it leaves behind; SIGKILL for those that take longer.
+
+    Its children get a signal only once the server is gone: one that ends its own children knows
+    the right order (PostgreSQL), and one that forgets them leaves them to us (MLflow).
+
+    Args:
+        leader: first process of the session in which the server runs.
+        pid: the server.
+        stop_signal: what asks it to stop in order.
+        patience_s: seconds before force.
+    """
+    doomed = _members(leader, pid)
+    server = [process for process in doomed if process.pid == pid]
+    _signal(server, stop_signal)
+    psutil.wait_procs(server, timeout=patience_s)
+    rest = list({*doomed, *_members(leader, pid)} - {*server})
+    _signal(rest, signal.SIGTERM)
+    _, alive = psutil.wait_procs([*server, *rest], timeout=patience_s / 2)
+    _signal(alive, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_PATIENCE_S)
+
+
+def _members(leader: int, pid: int) -> list[psutil.Process]:
+    """The server, its descendants and its session, but for this process.
+
+    The session finds children whose parent died. Its number is given to no other process as long
+    as one of them lives.
+    """
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if process.pid == pid:
+                found.update([process, *process.children(recursive=True)])
+            elif os.getsid(process.pid) == leader:
+                found.add(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _signal(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def main(parent: int, stop_signal: int, command: list[str]) -> int:
+    """Run `command` until it ends, this process is told to stop, or `parent` dies."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # It died before the request was made.
+        return 1
+    child = subprocess.Popen(command)
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough.
+        end_session(os.getpid(), child.pid, stop_signal, _PATIENCE_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

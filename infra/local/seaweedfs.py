@@ -1,0 +1,104 @@
+"""An S3 server: SeaweedFS, all of its parts in one process.
+
+It stops in order within seconds; `weed server` would not (mlops.md, section 5).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.local.process import Program
+
+BUCKET = "mrmodel"
+# Its parts talk to each other over TCP; each would take a fixed port by default. The admin part
+# takes a second one, 10,000 above its first, where some of its clients look for it in any case.
+INNER_PORTS = (
+    "admin.port",
+    "filer.port",
+    "filer.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "s3.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+)
+_ADMIN_OFFSET = 10_000
+_OFF = ("admin.ui=false", "master.telemetry=false", "s3.port.iceberg=0", "s3.port.lance=0")
+
+
+@dataclass(frozen=True)
+class SeaweedFS:
+    """Where the server runs and who may use it.
+
+    Args:
+        folder: its data and its log.
+        port: of its S3 interface.
+        inner_ports: one for each of `INNER_PORTS`.
+        access_key: name of the only user.
+        secret_key: that user's secret.
+    """
+
+    folder: Path
+    port: int
+    inner_ports: tuple[int, ...]
+    access_key: str
+    secret_key: str
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the S3 interface."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs to find it and to be let in."""
+        return {
+            "MRMODEL_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def program(self) -> Program:
+        """The server as a process; the bucket is made at its first start."""
+        inner = [
+            f"-{name}={port}" for name, port in zip(INNER_PORTS, self.inner_ports, strict=True)
+        ]
+        fixed = ["-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false"]
+        command = [str(Path(sys.executable).with_name("weed")), "-logtostderr", "mini", *fixed]
+        command += [f"-{option}" for option in _OFF] + inner
+        # AWS makes no bucket by itself, so this server must not either.
+        command += [f"-s3.port={self.port}", f"-bucket={BUCKET}", "-s3.autoCreateBucket=false"]
+        command += ["-s3.localSocket=s3.sock"]
+        return Program(
+            name="seaweedfs",
+            command=command,
+            folder=self.folder,
+            ports=(self.port, *self.inner_ports, self.inner_ports[0] + _ADMIN_OFFSET),
+            healthy=self._healthy,
+            environment={
+                "AWS_ACCESS_KEY_ID": self.access_key,
+                "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            },
+        )
+
+    def _healthy(self) -> bool:
+        """Whether an object can be written: the interface answers before the disks are there."""
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+        try:
+            client.put_object(Bucket=BUCKET, Key="health", Body=b"")
+        except (BotoCoreError, ClientError):
+            return False
+        return True

@@ -1,1 +1,0 @@
-"""Objects by key, in S3 or in a folder, with writes that may depend on what is there."""

@@ -1,0 +1,104 @@
+"""A store in a folder, for one machine or a disk that several share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mrmodel.errors import ConflictError, StorageError
+from mrmodel.files import atomic_path, one_at_a_time, sha256_of
+from mrmodel.storage.base import Object, check_condition, check_key, check_prefix
+
+# Writers of a key hold one of 256 locks; the files stay, because a lock that is removed while
+# another process waits for it protects nothing.
+LOCKS = ".locks"
+
+
+class FolderStore:
+    """Objects as files below a folder; the tag is the SHA-256 of the content."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.expanduser().absolute()
+        self.url = str(self._root)
+
+    def put(
+        self, key: str, content: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        """Write an object; see `Store.put`."""
+        check_condition(self.url, key, if_absent, if_match)
+        with self._writing(key) as target:
+            if if_absent and target.exists():
+                raise ConflictError(self.url, key, "exists already")
+            if if_match is not None and not (target.is_file() and sha256_of(target) == if_match):
+                raise ConflictError(self.url, key, "is not the version that was expected")
+            with atomic_path(target) as temporary:
+                temporary.write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def get(self, key: str) -> Object | None:
+        """Read an object; see `Store.get`."""
+        with self._errors(key):
+            try:
+                content = self._path(key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+        return Object(content, hashlib.sha256(content).hexdigest())
+
+    def exists(self, key: str) -> bool:
+        """Whether it is there; see `Store.exists`."""
+        with self._errors(key):
+            return self._path(key).is_file()
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """List keys; see `Store.keys`."""
+        folder = self._root / check_prefix(self.url, prefix).rpartition("/")[0]
+        with self._errors(prefix):
+            return sorted(key for key in self._walk(folder) if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; see `Store.delete`. Empty folders stay."""
+        with self._writing(key) as target:
+            if target.is_file():
+                target.unlink()
+
+    def upload(self, key: str, path: Path) -> None:
+        """Copy a file into the store; see `Store.upload`."""
+        with self._writing(key) as target, atomic_path(target) as temporary:
+            shutil.copyfile(path, temporary)
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object to a file; see `Store.download`. The disk is trusted with the bytes."""
+        if not self.exists(key):
+            raise StorageError(self.url, "there is no such object", key=key)
+        with self._errors(key), atomic_path(path) as temporary:
+            shutil.copyfile(self._path(key), temporary)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(self.url, key)
+
+    def _walk(self, folder: Path) -> Iterator[str]:
+        for parent, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if not name.startswith("."):
+                    yield Path(parent, name).relative_to(self._root).as_posix()
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[Path]:
+        """Yield the path of a key that no other process writes meanwhile."""
+        path = self._path(key)
+        stripe = hashlib.sha256(key.encode()).hexdigest()[:2]
+        with self._errors(key), one_at_a_time(self._root / LOCKS / stripe):
+            yield path
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = "" if error.filename is None else f": {error.filename}"
+            raise StorageError(self.url, f"{error.strerror or error}{place}", key=key) from error

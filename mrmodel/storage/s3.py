@@ -1,0 +1,212 @@
+"""A store in a bucket of S3, or of a server that speaks its protocol.
+
+Built on what SeaweedFS 4.48 and AWS do alike: `If-None-Match: *` and `If-Match` on writes are
+exclusive (mlops.md, section 5). A server that does not know them would let two writers win.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from mrmodel.errors import ConflictError, StorageError
+from mrmodel.files import atomic_path, sha256_of
+from mrmodel.storage.base import Object, check_condition, check_key, check_prefix
+from mrmodel.storage.outage import code_of, ride_out, sentence_of
+
+PART_BYTES = 8 << 20
+_T = TypeVar("_T")
+_Call = Callable[[], _T]
+# What objects remember of their writer: the digest of their bytes, and which write they are of.
+_DIGEST, _WRITE = "sha256", "write"
+# 404: If-Match on a key that is not there. 409 is AWS's answer while another write of the key runs.
+_CONFLICTS = {"PreconditionFailed", "412", "NoSuchKey", "404"}
+_ABSENT = {"NoSuchKey", "404"}
+
+
+class S3Store:
+    """Objects below a prefix of a bucket; the tag is the server's ETag."""
+
+    def __init__(self, url: str, endpoint: str | None, patience_s: float) -> None:
+        self._bucket, self._prefix = _parts(url)
+        self.url = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+        self._patience_s = patience_s
+        self._bucket_seen = False
+        self._transfer = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4
+        )
+        self._client = _client(self.url, endpoint)
+
+    def put(
+        self, key: str, content: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        """Write an object; see `Store.put`."""
+        check_condition(self.url, key, if_absent, if_match)
+        write = uuid.uuid4().hex
+        condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
+        request = {
+            **self._at(key),
+            **condition,
+            "Body": content,
+            "Metadata": {_DIGEST: hashlib.sha256(content).hexdigest(), _WRITE: write},
+        }
+        try:
+            answer = self._ask("put", key, lambda: self._client.put_object(**request))
+        except ClientError as error:
+            if not condition or code_of(error) not in _CONFLICTS:
+                raise self._refusal("put", key, error) from None
+            # When the answer to our own write was lost, its repetition meets what it wrote.
+            there = self._head(key)
+            if there is not None and there["Metadata"].get(_WRITE) == write:
+                return str(there["ETag"])
+            rule = "exists already" if if_absent else "is not the version that was expected"
+            raise ConflictError(self.url, key, rule) from None
+        return str(answer["ETag"])
+
+    def get(self, key: str) -> Object | None:
+        """Read an object; see `Store.get`."""
+
+        def read() -> tuple[bytes, dict[str, Any]]:
+            answer = self._client.get_object(**self._at(key))
+            return answer["Body"].read(), answer
+
+        try:
+            content, answer = self._ask("get", key, read)
+        except ClientError as error:
+            self._must_be_absent("get", key, error)
+            return None
+        self._check(key, answer, hashlib.sha256(content).hexdigest())
+        return Object(content, str(answer["ETag"]))
+
+    def exists(self, key: str) -> bool:
+        """Whether it is there; see `Store.exists`."""
+        return self._head(key) is not None
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """List keys; see `Store.keys`."""
+        start = f"{self._prefix}{check_prefix(self.url, prefix)}"
+        pages = self._client.get_paginator("list_objects_v2")
+
+        def walk() -> list[str]:
+            answers = pages.paginate(Bucket=self._bucket, Prefix=start)
+            return [row["Key"] for answer in answers for row in answer.get("Contents", ())]
+
+        found = self._answer("list", prefix, walk)
+        return sorted(key.removeprefix(self._prefix) for key in found if not key.endswith("/"))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; see `Store.delete`."""
+        self._answer("delete", key, lambda: self._client.delete_object(**self._at(key)))
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a file as an object; see `Store.upload`."""
+        if not path.is_file():
+            raise StorageError(self.url, f"upload: there is no file {path}", key=key)
+        extra = {"Metadata": {_DIGEST: sha256_of(path)}}
+        where = self._at(key).values()
+        call = self._client.upload_file
+        self._answer(
+            "upload",
+            key,
+            lambda: call(str(path), *where, ExtraArgs=extra, Config=self._transfer),
+        )
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a file; see `Store.download`."""
+        there = self._head(key)
+        if there is None:
+            raise StorageError(self.url, "there is no such object", key=key)
+        where = self._at(key).values()
+        with atomic_path(path) as temporary:
+            call = self._client.download_file
+            self._answer(
+                "download", key, lambda: call(*where, str(temporary), Config=self._transfer)
+            )
+            self._check(key, there, sha256_of(temporary))
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": f"{self._prefix}{check_key(self.url, key)}"}
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._ask(
+                "look", key, lambda: self._client.head_object(**self._at(key))
+            )
+        except ClientError as error:
+            self._must_be_absent("look", key, error)
+            return None
+        return found
+
+    def _must_be_absent(self, verb: str, key: str, error: ClientError) -> None:
+        """Return where only the object is missing; else raise StorageError."""
+        if code_of(error) not in _ABSENT:
+            raise self._refusal(verb, key, error) from None
+        if not self._bucket_seen:  # The short answer to HEAD does not tell key from bucket.
+            self._answer("look", key, lambda: self._client.head_bucket(Bucket=self._bucket))
+            self._bucket_seen = True
+
+    def _check(self, key: str, there: dict[str, Any], digest: str) -> None:
+        expected = there["Metadata"].get(_DIGEST, digest)
+        if digest != expected:
+            rule = f"its bytes have SHA-256 {digest}, but {expected} was written"
+            raise StorageError(self.url, rule, key=key)
+
+    def _answer(self, verb: str, key: str, call: _Call[_T]) -> _T:
+        """The answer to a request that no state of the key may refuse."""
+        try:
+            return self._ask(verb, key, call)
+        except ClientError as error:
+            raise self._refusal(verb, key, error) from None
+
+    def _ask(self, verb: str, key: str, call: _Call[_T]) -> _T:
+        """The answer to a request; `ClientError` when the server refuses it."""
+        try:
+            return ride_out(f"{self.url}: {verb}", call, self._patience_s)
+        except ClientError:
+            raise
+        except (BotoCoreError, Boto3Error) as error:
+            # Not chained: what botocore says may quote the request.
+            raise self._refusal(verb, key, error) from None
+
+    def _refusal(self, verb: str, key: str, error: Exception) -> StorageError:
+        return StorageError(self.url, f"{verb}: {sentence_of(error)}", key=key)
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """Bucket and prefix (empty, or with a ``/`` at its end) of an S3 address."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if "@" in bucket or "?" in url:
+        # Not repeated: somebody put a password there.
+        raise StorageError("s3://...", "no credentials in the address; boto3 finds them elsewhere")
+    if not bucket or ":" in bucket:
+        raise StorageError(url, "an address has the form s3://bucket/prefix")
+    prefix = prefix.strip("/")
+    if prefix:
+        check_key(url, prefix)
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def _client(url: str, endpoint: str | None) -> Any:
+    """A client of its own session: sessions are not safe between threads, clients are."""
+    if endpoint is not None and "@" in endpoint:
+        raise StorageError(url, "no credentials in the endpoint; boto3 finds them elsewhere")
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 3},
+        connect_timeout=5,
+        read_timeout=60,
+        # A server on one's own machine has no host name for each bucket.
+        s3={"addressing_style": "path" if endpoint else "auto"},
+    )
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    except (BotoCoreError, Boto3Error, ValueError) as error:
+        raise StorageError(url, f"open: {sentence_of(error)}") from None

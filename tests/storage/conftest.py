@@ -1,0 +1,26 @@
+"""Stores to test."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from mrmodel.storage import Store, open_store
+from tests.services import Service
+
+
+@pytest.fixture
+def s3_env(s3: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The S3 server, and its address and credentials in the environment."""
+    for name, value in s3.env().items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("s3_env")
+    return open_store(f"s3://mrmodel/{secrets.token_hex(8)}/below")
