@@ -324,6 +324,7 @@ class OrchestrateSettings(Section):
     default_pool: Annotated[str, Field(min_length=1)]
     attempts: Annotated[int, Field(ge=1, le=20)]
     stage_timeout_s: Positive
+    start_timeout_s: Positive
     extract_shards: ShardSettings
 
 

@@ -113,6 +113,10 @@ class ConflictError(MrModelError):
         super().__init__(f"{store}: key {key!r}: {rule}")
 
 
+class OrchestrationError(MrModelError):
+    """A stage, or the whole pipeline, could not be run on the workers."""
+
+
 class UnknownNameError(MrModelError):
     """A registry has no component of that name."""
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+
+# File that takes events as JSON lines; the orchestration sets it for the stages that it runs.
+EVENTS = "MRMODEL_EVENTS"
+# Seconds between two lines about the same piece of work.
+_EVENT_INTERVAL_S = 1.0
 
 
 class Reporter(Protocol):
@@ -78,6 +87,46 @@ class RichReporter:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class EventReporter:
+    """Announces progress to whoever started this process, besides what another reporter shows."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self._shown = shown
+        self._name, self._total, self._done, self._told_at = "", 0, 0, 0.0
+
+    def start(self, name: str, total: int) -> None:
+        """Announce the start."""
+        self._shown.start(name, total)
+        self._name, self._total, self._done, self._told_at = name, total, 0, 0.0
+        self._tell()
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        """Announce where the work is, at most once a second."""
+        self._shown.advance(steps, **info)
+        self._done += steps
+        if time.monotonic() - self._told_at >= _EVENT_INTERVAL_S:
+            self._tell()
+
+    def finish(self) -> None:
+        """Announce the last state."""
+        self._shown.finish()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        announce("progress", name=self._name, done=self._done, total=self._total)
+
+
+def announce(event: str, **values: object) -> None:
+    """Append an event to the file that the environment names; without one nothing happens."""
+    path = os.environ.get(EVENTS)
+    if path:
+        line = json.dumps({"event": event, "at": time.time(), **values}) + "\n"
+        # One write of one line: several processes may write to the file.
+        with Path(path).open("ab", buffering=0) as file:
+            file.write(line.encode())
 
 
 class RecordingReporter:

@@ -24,7 +24,8 @@ from mrmodel.evaluate.significance import (
     confidence_interval,
     paired_bootstrap,
 )
-from mrmodel.files import atomic_path, write_json, write_jsonl
+from mrmodel.features.store import FeatureStore
+from mrmodel.files import atomic_path, digest_of, write_json, write_jsonl
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
@@ -61,6 +62,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
         layout.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
     )
     write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
+    write_json(layout.evaluation / "streams.json", stream_digests(config, layout))
     figures = {name: judge.figures(found) for name, found in results.items()}
     write_json(layout.reports / "metrics.json", figures)
     _write_recall(layout.reports / "recall.csv", results)
@@ -90,6 +92,12 @@ def _answers(
             reporter.advance(model=name, weights=kind)
     reporter.finish()
     return answers
+
+
+def stream_digests(config: Config, layout: Layout) -> dict[str, str]:
+    """Fingerprint of each feature stream that the figures rest on, as a digest."""
+    names = (*config.features.video_streams, *config.features.text_streams)
+    return {name: digest_of(FeatureStore(layout.stream(name)).info.fingerprint) for name in names}
 
 
 def trained_kinds(config: Config) -> tuple[str, ...]:

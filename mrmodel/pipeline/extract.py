@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
     layout, stream = Layout(config), arguments["stream"]
-    videos = {path.stem: path for path in sorted(layout.videos.iterdir())}
     settings = ExtractionSettings(
         # The pieces in there know what they were made of; other inputs start anew.
         work_dir=layout.state / "resume" / f"extract-{config.corpus.name}-{stream}",
@@ -31,6 +30,7 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     out = layout.stream(stream)
     if ENCODERS.get(stream).modality == "video":
         clip_len_s = config.features.clip_len_s
+        videos = {path.stem: path for path in sorted(layout.videos.iterdir())}
         summary = extract_videos(videos, stream, clip_len_s, out, settings, reporter)
     else:
         texts = corpus_texts(layout, config.features.clip_len_s)

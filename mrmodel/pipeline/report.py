@@ -14,7 +14,7 @@ from mrmodel.config import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
-from mrmodel.files import digest_of, write_text
+from mrmodel.files import write_text
 from mrmodel.pipeline import ablation, compare
 from mrmodel.pipeline.evaluate import ZERO_SHOT, trained_kinds
 from mrmodel.pipeline.layout import Layout
@@ -253,16 +253,11 @@ def _example(
 
 
 def provenance(config: Config, layout: Layout) -> dict[str, str]:
-    """Which parameters and features the page is about."""
-    streams = [*config.features.video_streams, *config.features.text_streams]
-    manifests = {name: _json(layout.stream(name) / "manifest.json") for name in streams}
+    """Which features and models the page is about; of declared dependencies alone."""
+    streams = _json(layout.evaluation / "streams.json")
     kinds = ", ".join(trained_kinds(config))
     return {
-        "parameters": digest_of(config.model_dump())[:12],
-        **{
-            f"features {name}": digest_of(manifest["info"]["fingerprint"])[:12]
-            for name, manifest in manifests.items()
-        },
+        **{f"features {name}": digest[:12] for name, digest in streams.items()},
         "models": ", ".join(f"{name} ({kinds})" for name in config.train.models),
     }
 

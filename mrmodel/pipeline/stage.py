@@ -12,7 +12,7 @@ from mrmodel.config import Config, load_config
 from mrmodel.errors import MrModelError
 from mrmodel.files import digest_of, sha256_of
 from mrmodel.processes import die_with_parent
-from mrmodel.progress import Reporter, RichReporter
+from mrmodel.progress import EventReporter, Reporter, RichReporter
 
 PARAMS = Path("params.yaml")
 
@@ -33,7 +33,7 @@ def run_stage_with(
     values = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        stage(load_config(PARAMS), RichReporter(), values)
+        stage(load_config(PARAMS), EventReporter(RichReporter()), values)
     except MrModelError as error:
         sys.exit(f"error: {error}")
 

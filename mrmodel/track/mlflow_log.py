@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mrmodel.config import TrackingSettings
 from mrmodel.files import one_at_a_time, sha256_of
+from mrmodel.progress import announce
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def open_run(
     run_id = client.create_run(experiment, tags=tags).info.run_id
     for key, value in flatten(params).items():
         client.log_param(run_id, key, value)
+    announce("mlflow", address=_address(client.tracking_uri, experiment, run_id))
     try:
         yield MlflowRun(client, run_id)
     except BaseException:
@@ -144,6 +146,12 @@ def _connect(experiment: str, state: Path) -> tuple[Any, str]:
         database = f"sqlite:///{(state / 'mlflow.db').resolve()}"
         artifacts = (state / "mlartifacts").resolve().as_uri()
         return open_experiment(MlflowClient(database), artifacts)
+
+
+def _address(server: str, experiment: str, run_id: str) -> str:
+    """Page of a run; empty where no server shows it."""
+    pages = f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return pages if server.startswith("http") else ""
 
 
 def _safe(name: str) -> str:

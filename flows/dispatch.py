@@ -1,0 +1,93 @@
+"""Two ways to have a stage run: on a worker of its pool, or below this process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import FlowRun
+from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
+from prefect.states import Crashed
+
+from flows.stages import run_stage
+from mrmodel.orchestrate.results import Handover, StageResult
+from mrmodel.orchestrate.walk import Dispatch, Ending
+
+_POLL_S = 2.0
+_LATE_S = 60.0
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage_here(dispatch: Dispatch) -> Ending:
+    """Run the stage's flow in this process; the stage itself is a child process all the same."""
+    state: State[Any] = run_stage(**asdict(dispatch.order), return_state=True)
+    if not state.is_completed():
+        return ending_of(state)
+    result: StageResult = state.result()
+    return Ending(result=result)
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage_on_pool(dispatch: Dispatch, handover: Handover, start_timeout_s: float) -> Ending:
+    """Have a worker of the stage's pool run it; the record comes through the hand-over store.
+
+    An equal stage that already runs, started by an orchestration that has died since, is waited
+    for instead of run twice.
+    """
+    with get_client(sync_client=True) as client:
+        state = wait_for(start_flow_run(dispatch), client, dispatch.pool, start_timeout_s)
+    if not state.is_completed():
+        return ending_of(state)
+    result = handover.find(dispatch.order.stage, dispatch.key)
+    if result is None:
+        return Ending(reason="ended without a record in the hand-over store", again=True)
+    return Ending(result=result)
+
+
+def start_flow_run(dispatch: Dispatch) -> FlowRun:
+    """The flow run of a stage in its pool; one for equal inputs, unless it has ended without."""
+    for again in count():
+        flow_run: FlowRun = run_deployment(  # type: ignore[assignment]
+            f"run-stage/{dispatch.pool}",
+            parameters=asdict(dispatch.order),
+            idempotency_key=f"{dispatch.order.stage}:{dispatch.key}:{again}",
+            timeout=0,
+        )
+        if flow_run.state is None or not flow_run.state.is_final():
+            return flow_run
+    raise AssertionError("unreachable")
+
+
+def wait_for(
+    flow_run: FlowRun, client: SyncPrefectClient, pool: str, start_timeout_s: float
+) -> State[Any]:
+    """The final state; a run that a worker took and did not begin is declared crashed."""
+    log, began, told = get_run_logger(), time.monotonic(), False
+    pending_since: float | None = None
+    while True:
+        state = client.read_flow_run(flow_run.id).state
+        assert state is not None
+        if state.is_final():
+            return state
+        now = time.monotonic()
+        pending_since = (pending_since or now) if state.is_pending() else None
+        if pending_since is not None and now - pending_since > start_timeout_s:
+            lost: State[Any] = Crashed(
+                message=f"taken by a worker, but not begun in {start_timeout_s:g} s"
+            )
+            client.set_flow_run_state(flow_run.id, lost, force=True)
+        elif state.is_scheduled() and not told and now - began > _LATE_S:
+            log.warning("no worker has taken it yet: prefect worker start --pool %s", pool)
+            told = True
+        time.sleep(_POLL_S)
+
+
+def ending_of(state: State[Any]) -> Ending:
+    """What a final state that is not Completed means for the stage."""
+    return Ending(reason=state.message or state.name or "", again=state.is_crashed())

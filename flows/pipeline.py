@@ -1,0 +1,122 @@
+"""The pipeline as a Prefect flow: DVC says what must run, the pools' workers run it.
+
+``python -m flows.pipeline`` does it all in one process, without workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import yaml
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.dispatch import run_stage_here, run_stage_on_pool
+from mrmodel.orchestrate.clone import REMOTE
+from mrmodel.orchestrate.graph import StageGraph
+from mrmodel.orchestrate.places import Places
+from mrmodel.orchestrate.results import Handover
+from mrmodel.orchestrate.summary import walk_markdown
+from mrmodel.orchestrate.walk import Dispatch, Ending, Walk
+from mrmodel.orchestrate.workspace import workspace
+
+# Stages at the same time; on workers the pools' limits decide, and waiting costs nothing.
+_AT_ONCE = 64
+
+
+def threads(count: int) -> TaskRunner[PrefectFuture[Any]]:
+    """So many stages are waited for at the same time."""
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=count)
+    return runner
+
+
+@flow(task_runner=threads(_AT_ONCE))
+def orchestrate(
+    rev: str = "HEAD",
+    targets: Sequence[str] = (),
+    params: dict[str, Any] | None = None,
+    here: bool = False,
+) -> str | State[Any] | None:
+    """Bring stages up to date; returns the run branch that holds the new dvc.lock, if it changed.
+
+    Args:
+        rev: what to run, of the repository that `Places` names.
+        targets: stages, with all that they need; none: all of dvc.yaml.
+        params: dotted name -> value, changes to params.yaml.
+        here: run the stages in this process's children, one after another, instead of on workers.
+
+    Ends as Failed when a stage did; what succeeded is on the run branch all the same.
+    """
+    places = Places.from_environment()
+    handover = Handover(places.handover, places.endpoint)
+    with workspace(places, rev) as clone:
+        clone.change(params or {})
+        graph = StageGraph(clone.folder, REMOTE if places.remote else None, handover.wait)
+        walk = Walk(graph, handover, clone.config.orchestrate, clone.rev, targets)
+        follow(walk, here)
+        said = ", ".join(
+            row.stage for row in walk.rows.values() if row.state in ("ran", "restored")
+        )
+        changed = clone.publish(list(graph.locks()), f"Results of {said}")
+        branch = clone.branch if changed or params else None
+        shown = walk_markdown(walk.rows.values(), walk.rev, branch)
+        create_markdown_artifact(shown, "pipeline", "What became of each stage")
+        get_run_logger().info("\n%s", shown)
+    if not walk.succeeded:
+        bad = [f"{row.stage}: {row.reason}" for row in walk.rows.values() if row.state == "failed"]
+        return Failed(message="\n".join(bad))
+    return branch
+
+
+def follow(walk: Walk, here: bool) -> None:
+    """Start what may start, tell the walk how each ended, until nothing is left."""
+    running: dict[PrefectFuture[Ending], Dispatch] = {}
+    while True:
+        for dispatch in walk.next():
+            running[submit(dispatch, walk, here)] = dispatch
+        if not running:
+            return
+        future = next(as_completed(list(running)))
+        walk.ended(running.pop(future), future.result())
+
+
+def submit(dispatch: Dispatch, walk: Walk, here: bool) -> PrefectFuture[Ending]:
+    """Start a stage."""
+    name = dispatch.order.stage
+    if here:
+        return run_stage_here.with_options(task_run_name=name).submit(dispatch)
+    on_pool = run_stage_on_pool.with_options(task_run_name=name)
+    return on_pool.submit(dispatch, walk.handover, walk.settings.start_timeout_s)
+
+
+@click.command()
+@click.option("--rev", default="HEAD", show_default=True, help="Revision to run.")
+@click.option("--target", "targets", multiple=True, help="A stage; all it needs runs too.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--jobs", default=1, show_default=True, help="Stages at the same time.")
+@click.option("--workers", is_flag=True, help="Dispatch to the work pools of PREFECT_API_URL.")
+def main(
+    rev: str, targets: tuple[str, ...], changes: tuple[str, ...], jobs: int, workers: bool
+) -> None:
+    """Bring the pipeline up to date, in this process or on workers."""
+    params = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        params[name] = yaml.safe_load(value)
+    at_once = _AT_ONCE if workers else jobs
+    run = orchestrate.with_options(task_runner=threads(at_once))
+    state = run(rev, targets, params, here=not workers, return_state=True)
+    if not state.is_completed():
+        raise click.ClickException(state.message or str(state.name))
+    branch = state.result()
+    click.echo(f"git merge {branch} && dvc checkout" if branch else "Everything is up to date.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One DVC stage as a Prefect flow: the unit that a worker of a pool runs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.states import Crashed, Failed
+
+from mrmodel.orchestrate.order import StageOrder
+from mrmodel.orchestrate.results import StageResult
+from mrmodel.orchestrate.runner import Listener, StageFailed, StageKilled
+from mrmodel.orchestrate.runner import run_stage as run_attempt
+from mrmodel.orchestrate.summary import stage_markdown
+
+
+@flow(flow_run_name="{stage}")
+def run_stage(
+    stage: str, rev: str, locks: dict[str, str] | None = None, timeout_s: float | None = None
+) -> StageResult | State[Any]:
+    """Run a stage in a fresh clone on this machine; see `mrmodel.orchestrate.attempt`.
+
+    Args:
+        stage: e.g. ``finetune@sg_detr``.
+        rev: revision that the clone checks out.
+        locks: path -> text of lock files; None: as committed.
+        timeout_s: the stage is ended after so many seconds.
+    """
+    listener = FlowListener(stage)
+    with gpu_slot():
+        try:
+            result = run_attempt(StageOrder(stage, rev, locks or {}, timeout_s), listener)
+        except StageKilled as error:
+            return Crashed(message=str(error))
+        except StageFailed as error:
+            return Failed(message=str(error))
+    create_markdown_artifact(stage_markdown(result), artifact_key(stage), result.stage)
+    return result
+
+
+class FlowListener(Listener):
+    """Lines go to the log of the flow run, progress to an artifact."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._log = stage, get_run_logger()
+        self._artifact: UUID | None = None
+
+    def line(self, text: str) -> None:
+        """Log it."""
+        self._log.info(text)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Log a step; show progress."""
+        if event["event"] == "step":
+            self._log.info("%s: %s", self._stage, event["name"])
+        elif event["event"] == "progress" and event["total"]:
+            percent = min(100.0, 100.0 * event["done"] / event["total"])
+            if self._artifact is None:
+                key = f"{artifact_key(self._stage)}-progress"
+                self._artifact = _uuid(create_progress_artifact(percent, key, event["name"]))
+            else:
+                update_progress_artifact(self._artifact, percent, event["name"])
+
+
+def _uuid(created: Any) -> UUID:
+    """Prefect types its calls for both worlds; in a flow without await they return at once."""
+    assert isinstance(created, UUID)
+    return created
+
+
+def gpu_slot() -> AbstractContextManager[None]:
+    """The one slot of this worker's GPU; nothing to wait for where the worker has none."""
+    name = os.environ.get("MRMODEL_GPU_SLOT")
+    # Strict: a limit that nobody has created must not mean "no limit".
+    return concurrency(name, strict=True) if name else nullcontext()
+
+
+def artifact_key(stage: str) -> str:
+    """Prefect allows lower-case letters, digits and dashes."""
+    return "".join(letter if letter.isalnum() else "-" for letter in stage.lower()).strip("-")

@@ -1,0 +1,214 @@
+"""``python -m mrmodel.orchestrate.attempt ORDER.json``: one stage in a fresh clone, then gone.
+
+Always a process of its own, below `guard`, so that it can be killed as a whole. It tells its steps
+through `mrmodel.progress.announce` and writes the result beside the order; it ends with an
+`Outcome` as its exit code.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.stage.exceptions import StageCmdFailedError
+
+from mrmodel.errors import MrModelError, OrchestrationError
+from mrmodel.files import one_at_a_time, write_json
+from mrmodel.orchestrate.clone import REMOTE, fresh_clone
+from mrmodel.orchestrate.graph import StageGraph
+from mrmodel.orchestrate.order import Outcome, StageOrder
+from mrmodel.orchestrate.places import Places
+from mrmodel.orchestrate.results import Handover, StageResult
+from mrmodel.processes import die_with_parent
+from mrmodel.progress import EVENTS, announce
+
+log = logging.getLogger(__name__)
+
+_LARGEST_FIGURES = 100_000
+_MOST_POINTS = 10_000
+_TRANSFER_TRIES = 3
+_PAUSE_S = 2.0
+
+
+class Attempt:
+    """The steps of one stage, each timed and announced."""
+
+    def __init__(self, order: StageOrder, places: Places) -> None:
+        self._order, self._places = order, places
+        self._handover = Handover(places.handover, places.endpoint)
+        self._remote = REMOTE if places.remote is not None else None
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> StageResult:
+        """Clone, pull what the stage reads, run it, push what it made.
+
+        Raises:
+            OrchestrationError: a step failed for good.
+            StageCmdFailedError: the stage's command ended with an error.
+        """
+        order, places = self._order, self._places
+        # Two attempts at one stage would share its resume state.
+        busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
+        with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
+            with self._step("clone"):
+                graph = StageGraph(folder, self._remote, self._handover.wait)
+                key = graph.verdict(order.stage).key
+            done = self._handover.find(order.stage, key)
+            if done is not None:
+                return done
+            _put_on_path(folder)
+            with self._step("pull"):
+                self._pull(graph.repo, graph.inputs(order.stage))
+            began = time.time()
+            with self._step("run"), _inside(folder):
+                graph.repo.reproduce([order.stage], single_item=True)
+            with self._step("push"), _inside(folder):
+                self._push(graph.repo)
+            return self._handover.keep(self._result(graph, key, began))
+
+    def _pull(self, repo: Any, paths: list[str]) -> None:
+        if not paths:
+            return
+        targets = [str(Path(repo.root_dir) / path) for path in paths]
+        if self._remote is None:
+            self._transfer(lambda: repo.checkout(targets), "read from the cache")
+        else:
+            self._transfer(lambda: repo.pull(targets), "pulled")
+
+    def _push(self, repo: Any) -> None:
+        if self._remote is not None:
+            self._transfer(lambda: repo.push([self._order.stage]), "pushed")
+
+    def _transfer(self, move: Callable[[], Any], word: str) -> None:
+        """Move data; what fails while the store does not answer is tried until it does."""
+        for left in reversed(range(_TRANSFER_TRIES)):
+            try:
+                move()
+            except Exception as error:
+                # What DVC raises depends on the kind of store; what helps does not.
+                self._handover.wait()
+                if not left:
+                    rule = f"data could not be {word}: {error}"
+                    raise OrchestrationError(rule) from error
+                log.warning("%s: not %s yet: %s", self._order.stage, word, error)
+                time.sleep(_PAUSE_S)
+            else:
+                return
+
+    def _result(self, graph: StageGraph, key: str, began: float) -> StageResult:
+        stage, figures, curves = self._order.stage, {}, {}
+        for path in graph.metrics(stage):
+            if path.suffix == ".json" and path.stat().st_size <= _LARGEST_FIGURES:
+                name = str(path.relative_to(graph.folder))
+                figures[name] = json.loads(path.read_text(encoding="utf-8"))
+        for path, column in graph.plots(stage).items():
+            name = str(path.relative_to(graph.folder))
+            with path.open(newline="", encoding="utf-8") as file:
+                values = [row[column] for row in csv.DictReader(file)]
+            curves[name] = [float(value) for value in values if value][:_MOST_POINTS]
+        return StageResult(
+            stage=stage,
+            key=key,
+            entry=graph.entry(stage),
+            figures=figures,
+            curves=curves,
+            began=began,
+            seconds=self._seconds,
+            mlflow=_mlflow_address(),
+            worker=socket.gethostname(),
+        )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        announce("step", name=name)
+        started = time.monotonic()
+        yield
+        self._seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _mlflow_address() -> str:
+    """What the stage announced of its MLflow run."""
+    path = os.environ.get(EVENTS)
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
+    told = [event for line in lines if (event := json.loads(line))["event"] == "mlflow"]
+    return str(told[-1]["address"]) if told else ""
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """DVC looks a stage's name up in the current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _put_on_path(folder: Path) -> None:
+    """The clone's code and this Python's programs come first for the stage's command."""
+    programs = str(Path(sys.executable).parent)
+    os.environ["PATH"] = programs + os.pathsep + os.environ.get("PATH", "")
+    os.environ["PYTHONPATH"] = str(folder)
+
+
+def _file_name(stage: str) -> str:
+    return stage.replace("/", "_").replace(":", "_")
+
+
+def _killed(error: BaseException | None) -> bool:
+    """Whether a command of the chain of errors was ended by a signal, not by itself."""
+    while error is not None:
+        if isinstance(error, StageCmdFailedError):
+            status = str(error).rpartition(" ")[2]
+            return status.lstrip("-").isdigit() and (int(status) < 0 or int(status) > 128)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _explain(error: BaseException) -> str:
+    """The messages of an error and of what caused it; DVC's own ones say little alone."""
+    said = [str(error)]
+    while (error := error.__cause__) is not None:  # type: ignore[assignment]
+        if str(error) not in said[-1]:
+            said.append(str(error))
+    return ": ".join(filter(None, said))
+
+
+def main() -> int:
+    """Run the order in the file named by the argument."""
+    die_with_parent()
+    file = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # DVC shows its messages itself.
+    logging.getLogger("dvc").propagate = False
+    for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    order = StageOrder(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        result = Attempt(order, Places.from_environment()).run()
+    except Exception as error:
+        if _killed(error):
+            log.error("%s: its process was killed", order.stage)
+            return Outcome.KILLED
+        if not isinstance(error, MrModelError | DvcException):
+            log.exception("%s", order.stage)
+        write_json(file.with_name("error.json"), {"message": _explain(error)})
+        return Outcome.FAILED
+    write_json(file.with_name("result.json"), asdict(result))
+    return Outcome.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

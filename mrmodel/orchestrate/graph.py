@@ -1,0 +1,281 @@
+"""The DVC graph of a clone that holds no data: what there is, and which stage must run.
+
+DVC's own dry run compares a missing dependency with an output of the very same path, so it does
+not see that ``data/sample/train.jsonl`` changed inside the output ``data/sample``, nor that an
+output below the dependency ``features/sample`` did. Here the hash of every dependency is built
+from what the lock files record, through DVC's view of the data, and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import yaml
+from dvc.dependency import ParamsDependency
+from dvc.fs.dvc import DVCFileSystem
+from dvc.repo import Repo
+from dvc.utils.serialize import modify_yaml
+from dvc_data.hashfile.build import build
+from dvc_data.index.index import DataIndexDirError
+
+from mrmodel.errors import OrchestrationError, nearest_names
+from mrmodel.files import digest_of
+
+MAIN = "dvc.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of a stage before it runs.
+
+    Attributes:
+        reason: why it must run; None: nothing has changed.
+        key: digest of its command, parameters and the content of its dependencies.
+    """
+
+    reason: str | None
+    key: str
+
+
+class StageGraph:
+    """Stages by name (``finetune@sg_detr``, ``studies/dvc.yaml:seeds``), upstream ones first."""
+
+    def __init__(
+        self, folder: Path, remote: str | None, wait_for_store: Callable[[], None] | None = None
+    ) -> None:
+        """Read the graph of the clone in `folder`.
+
+        Args:
+            folder: a clone; DVC's settings in it name its cache and its remote.
+            remote: name of the DVC remote; None: the cache holds all data.
+            wait_for_store: called when data seem to be missing; returns when the store answers.
+        """
+        self.folder, self._remote = folder, remote
+        self._wait_for_store = wait_for_store
+        self._open()
+        self._recorded = {
+            (self.folder / path, stage)
+            for path, text in self.locks().items()
+            for stage in yaml.safe_load(text)["stages"]
+        }
+
+    def names(self, targets: Iterable[str] = ()) -> list[str]:
+        """The targets and all that they need, in an order in which they can run.
+
+        Without targets: all stages of the main ``dvc.yaml``. A target without a matrix value
+        (``finetune``) stands for all of its stages.
+
+        Raises:
+            OrchestrationError: no such stage; names the nearest.
+        """
+        wanted = set(self._expand(list(targets)))
+        wanted |= {up for name in wanted for up in self._ancestors(name)}
+        return [name for name in self._stages if name in wanted]
+
+    def upstream(self, name: str) -> set[str]:
+        """Stages whose outputs `name` reads."""
+        direct = self._graph.successors(self._stages[name])
+        return {_name(stage) for stage in direct if stage.cmd}
+
+    def verdict(self, name: str) -> Verdict:
+        """Whether a stage must run, given what the lock files say of all before it."""
+        if self._stale:
+            self._open()
+        stage = self._stages[name]
+        hashes = {str(dep.def_path): self._hash(dep) for dep in _files(stage.deps)}
+        key = digest_of(
+            {
+                "stage": name,
+                "command": stage.cmd,
+                "deps": hashes,
+                "params": self.parameters(name),
+                "outs": sorted(str(out.def_path) for out in stage.outs),
+            }
+        )
+        return Verdict(self._reason(stage, hashes), key)
+
+    def parameters(self, name: str) -> dict[str, dict[str, Any]]:
+        """Parameter file -> name -> value, of all that a stage depends on."""
+        params = _params(self._stages[name].deps)
+        return {str(dep.def_path): dict(dep.read_params()) for dep in params}
+
+    def inputs(self, name: str) -> list[str]:
+        """Paths that a stage reads and other stages wrote, relative to the root, none twice."""
+        found: dict[str, None] = {}
+        for dep in _files(self._stages[name].deps):
+            for out in self._outs_at(dep.fs_path):
+                inside = dep.fs_path if len(dep.fs_path) > len(out.fs_path) else out.fs_path
+                found[str(Path(inside).relative_to(self.folder))] = None
+        return list(found)
+
+    def metrics(self, name: str) -> list[Path]:
+        """Files that a stage declares as metrics."""
+        return [Path(out.fs_path) for out in self._stages[name].outs if out.metric]
+
+    def plots(self, name: str) -> dict[Path, str]:
+        """Files that a stage declares as plots -> the column that they show."""
+        outs = [out for out in self._stages[name].outs if isinstance(out.plot, dict)]
+        return {Path(out.fs_path): out.plot["y"] for out in outs if "y" in out.plot}
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the lock file records of a stage.
+
+        Raises:
+            OrchestrationError: nothing.
+        """
+        path, stage = self._lock_of(name)
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entry: dict[str, Any] | None = (content or {}).get("stages", {}).get(stage)
+        if entry is None:
+            raise OrchestrationError(f"{path.name} says nothing of the stage {name}")
+        return entry
+
+    def merge(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Put a stage's record into its lock file; stages that it did not hold come last."""
+        path, stage = self._lock_of(name)
+        plan = [one.name for one in self._stages.values()]
+        with modify_yaml(str(path)) as data:
+            if not data:
+                data["schema"] = "2.0"
+            stages = data.setdefault("stages", {})
+            stages[stage] = dict(entry)
+            # Whichever finished first: the same graph gives the same file.
+            new = [one for one in stages if (path, one) not in self._recorded]
+            for one in sorted(new, key=plan.index):
+                stages[one] = stages.pop(one)
+        self._stale = True
+
+    def locks(self) -> dict[str, str]:
+        """Path -> text of every lock file of the stages."""
+        paths = {self._lock_of(name)[0] for name in self._stages}
+        return {
+            str(path.relative_to(self.folder)): path.read_text(encoding="utf-8")
+            for path in sorted(paths)
+            if path.exists()
+        }
+
+    def _open(self) -> None:
+        """Read everything anew: DVC keeps what it knows of lock files for as long as it is open."""
+        self.repo = Repo(str(self.folder))
+        self._stale = False
+        index = self.repo.index
+        self._graph, self._outs = index.graph, list(index.outs)
+        # What is needed comes first, as in `dvc repro`.
+        ordered = nx.dfs_postorder_nodes(self._graph)
+        self._stages: dict[str, Any] = {_name(stage): stage for stage in ordered if stage.cmd}
+
+    def _expand(self, targets: list[str]) -> list[str]:
+        if not targets:
+            return [name for name, stage in self._stages.items() if stage.path_in_repo == MAIN]
+        found: list[str] = []
+        for target in targets:
+            group = [name for name in self._stages if name.startswith(f"{target}@")]
+            if target not in self._stages and not group:
+                near = nearest_names(target, self._stages)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise OrchestrationError(f"no stage is called {target!r}{hint}")
+            found += [target] if target in self._stages else group
+        return found
+
+    def _ancestors(self, name: str) -> list[str]:
+        # DVC's edges lead from a stage to what it needs.
+        needed = nx.descendants(self._graph, self._stages[name])
+        return [_name(stage) for stage in needed if stage.cmd]
+
+    def _reason(self, stage: Any, hashes: Mapping[str, str | None]) -> str | None:
+        if stage.frozen:
+            return None
+        if stage.always_changed or stage.is_callback:
+            return "runs every time"
+        if not any(out.hash_info for out in stage.outs):
+            return "never ran"
+        if stage.cmd_changed:
+            return "its command changed"
+        for dep in _params(stage.deps):
+            changed = dep.workspace_status().get(str(dep.def_path), {})
+            if changed:
+                return f"parameter {min(changed)} changed"
+        for dep in _files(stage.deps):
+            if hashes[str(dep.def_path)] != dep.hash_info.value:
+                return f"{dep.def_path} changed"
+        return self._missing(stage)
+
+    def _missing(self, stage: Any) -> str | None:
+        for out in stage.outs:
+            if not out.hash_info:
+                return f"{out.def_path} was never made"
+            if out.use_cache and not self._stored(out) and not self._stored(out, again=True):
+                return f"{out.def_path} is not in the store"
+        return None
+
+    def _stored(self, out: Any, again: bool = False) -> bool:
+        """A folder's listing is stored after its last file, so it stands for the whole output."""
+        if again and self._wait_for_store is not None:
+            self._wait_for_store()
+        cloud, cache = self.repo.cloud, self.repo.cache.local
+        store = cache if self._remote is None else cloud.get_remote_odb(self._remote)
+        if again:
+            store.fs.fs.invalidate_cache()
+        found: bool = store.exists(out.hash_info.value)
+        return found
+
+    def _hash(self, dep: Any) -> str | None:
+        """What a dependency holds now: as recorded where stages make it, else as it lies there."""
+        if not self._outs_at(dep.fs_path):
+            return str(dep.get_hash().value) if dep.exists else None
+        try:
+            return self._recorded_hash(dep)
+        except FileNotFoundError:  # A stage before it has yet to run.
+            return None
+        except DataIndexDirError:
+            # Lost for good, or the store does not answer: the next one decides.
+            if self._wait_for_store is not None:
+                self._wait_for_store()
+        try:
+            return self._recorded_hash(dep)
+        except DataIndexDirError:
+            return None
+
+    def _recorded_hash(self, dep: Any) -> str:
+        view = DVCFileSystem(repo=self.repo)
+        path = view.from_os_path(dep.fs_path)
+        _, _, made = build(self.repo.cache.local, path, view, "md5", dry_run=True)
+        value: str = made.hash_info.value
+        return value
+
+    def _outs_at(self, path: str) -> list[Any]:
+        """Outputs that are `path`, lie below it, or contain it."""
+        here = Path(path)
+        return [
+            out
+            for out in self._outs
+            if here == (there := Path(out.fs_path))
+            or here in there.parents
+            or there in here.parents
+        ]
+
+    def _lock_of(self, name: str) -> tuple[Path, str]:
+        stage = self._stages[name]
+        return Path(stage.path).with_suffix(".lock"), stage.name
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one == other or one in other.parents or other in one.parents
+
+
+def _name(stage: Any) -> str:
+    """Not DVC's `addressing`, which depends on the current folder."""
+    name: str = getattr(stage, "name", "")
+    return name if stage.path_in_repo == MAIN else f"{stage.path_in_repo}:{name}"
+
+
+def _params(deps: Iterable[Any]) -> list[Any]:
+    return [dep for dep in deps if isinstance(dep, ParamsDependency)]
+
+
+def _files(deps: Iterable[Any]) -> list[Any]:
+    return [dep for dep in deps if not isinstance(dep, ParamsDependency)]

@@ -1,0 +1,31 @@
+"""What a worker is asked to do, and how that may end."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrder:
+    """One stage to run.
+
+    Attributes:
+        stage: name in the graph, e.g. ``finetune@sg_detr``.
+        rev: revision of the code, of dvc.yaml and of params.yaml.
+        locks: path -> text of the lock files: what the stages before it made.
+        timeout_s: the stage is ended after so many seconds; None: never.
+    """
+
+    stage: str
+    rev: str
+    locks: dict[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+
+class Outcome(enum.IntEnum):
+    """How an attempt ended."""
+
+    DONE = 0
+    FAILED = 1
+    KILLED = 3

@@ -1,0 +1,217 @@
+"""A site: Prefect on PostgreSQL, S3, a repository, and two workers that share nothing else."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+
+from mrmodel.orchestrate.results import StageResult
+from mrmodel.storage import open_store
+from tests.project import Project
+from tests.services import Service
+
+SLOT = "gpu:test:0"
+
+
+@dataclass
+class Site:
+    """What the tests do with the servers and the workers."""
+
+    project: Project
+    folder: Path
+    environment: dict[str, str]
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_worker(self, pool: str) -> None:
+        """A process worker of a pool, with a folder of its own as if on a machine of its own."""
+        own = {"MRMODEL_WORK_DIR": str(self.folder / f"worker-{pool}")}
+        if pool == "gpu":
+            own["MRMODEL_GPU_SLOT"] = SLOT
+        with (self.folder / f"worker-{pool}.log").open("ab") as log:
+            self.workers[pool] = subprocess.Popen(
+                [
+                    "prefect",
+                    "worker",
+                    "start",
+                    "--pool",
+                    pool,
+                    "--name",
+                    f"{pool}-{time.time():.0f}",
+                ],
+                cwd=self.folder,
+                env={**self.environment, **own},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop_workers(self) -> None:
+        """End them and what they run."""
+        for worker in self.workers.values():
+            worker.send_signal(signal.SIGINT)
+        for worker in self.workers.values():
+            try:
+                worker.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The orchestrator, as a person starts it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.pipeline", "--workers", *arguments],
+            cwd=self.project.folder,
+            env={**self.environment, "MRMODEL_WORK_DIR": str(self.folder / "orchestrator")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
+        """Its output once it has ended."""
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == code, output + self.logs()
+        return output
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """An orchestration from start to end."""
+        return self.finish(self.start(*arguments), code)
+
+    def logs(self) -> str:
+        """What the workers said last, for a failed test."""
+        files = sorted(self.folder.glob("worker-*.log"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-6000:]}" for file in files)
+
+    def lock(self, branch: str) -> dict[str, Any]:
+        """dvc.lock of a run branch."""
+        content: dict[str, Any] = yaml.safe_load(self.project.git("show", f"{branch}:dvc.lock"))
+        return content["stages"]
+
+    def flow_runs(self, name: str) -> list[FlowRun]:
+        """Flow runs of a stage, the newest first."""
+        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+            wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+            return client.read_flow_runs(
+                flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+            )
+
+    def results(self) -> list[StageResult]:
+        """All records in the hand-over store."""
+        store = open_store(self.environment["MRMODEL_HANDOVER"])
+        found = [store.get(key) for key in store.keys("results")]
+        return [StageResult(**json.loads(one.content)) for one in found if one is not None]
+
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """Processes in clones of the workers (stages, DVC, guards), whose command has the word."""
+        found = []
+        for process in psutil.process_iter(["cwd", "cmdline"]):
+            command = " ".join(process.info["cmdline"] or [])
+            inside = str(self.folder / "worker-") in str(process.info["cwd"])
+            ours = inside or ("mrmodel.orchestrate.guard" in command and self.is_ours(process))
+            if command and ours and word in command:
+                found.append(process)
+        return found
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process has the environment of this site's workers."""
+        try:
+            return str(self.folder) in process.environ().get("MRMODEL_WORK_DIR", "")
+        except psutil.Error:
+            return False
+
+    def wait_for_stage(self, module: str) -> psutil.Process:
+        """The process of a stage's command, once it runs."""
+        return wait_until(lambda: next(iter(self.processes(module)), None), 120, self.logs)
+
+
+def wait_until(
+    found: Callable[[], Any], patience_s: float, explain: Callable[[], str] = lambda: ""
+) -> Any:
+    """What `found` returns as soon as that is something."""
+    deadline = time.monotonic() + patience_s
+    while not (value := found()):
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture(scope="session")
+def site(
+    reproduced: Project,
+    s3: Service,
+    prefect_server: Service,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    """Servers, pools, deployments and workers; the pipeline has not run."""
+    folder = tmp_path_factory.mktemp("site")
+    project = Project(folder / "repository")
+    pools = {"scratch": "cpu", "pretrain": "gpu", "extract": "gpu", "extract_text": "gpu"}
+    project.apply("miniature", {"orchestrate": {"pools": pools, "attempts": 3}})
+    project.commit()
+    environment = {
+        **project.environment(),
+        **s3.env(),
+        **prefect_server.env(),
+        "MRMODEL_GIT_URL": str(project.folder),
+        "MRMODEL_DVC_REMOTE": "s3://mrmodel/site/dvc",
+        "MRMODEL_HANDOVER": "s3://mrmodel/site/handover",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "OMP_NUM_THREADS": "1",
+    }
+    here = Site(project, folder, environment)
+    for command in (
+        [sys.executable, "-m", "flows.provision", "--gpu-slot", SLOT, "--lost-after", "60"],
+        ["prefect", "--no-prompt", "deploy", "--all"],
+    ):
+        done = subprocess.run(
+            command,
+            cwd=project.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.env().items():
+            patch.setenv(name, value)
+        for pool in ("cpu", "gpu"):
+            here.start_worker(pool)
+        yield here
+        here.stop_workers()
+    left = here.processes()
+    assert not left, f"still running: {left}"
+
+
+@pytest.fixture(scope="session")
+def finished(site: Site) -> str:
+    """Run branch of the first orchestration, which had everything to do."""
+    return branch_of(site.run())
+
+
+def branch_of(output: str) -> str:
+    """The branch that the orchestrator names."""
+    words = [line.split()[2] for line in output.splitlines() if line.startswith("git merge runs/")]
+    assert words, output
+    return words[0]
+
+
+def assert_no_process(site: Site) -> None:
+    """No stage, no DVC and no guard is left, and no clone."""
+    wait_until(lambda: not site.processes(), 30, lambda: str(site.processes()))
+    clones = [path for path in site.folder.glob("worker-*/clones/*") if path.is_dir()]
+    assert not clones

@@ -1,0 +1,247 @@
+"""The pipeline on two workers: as good as a plain `dvc repro`, whoever is killed meanwhile.
+
+One file, so that one process of the test run starts the servers and the workers.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from mrmodel.orchestrate.results import StageResult
+from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
+from tests.project import Project
+from tests.services import Service
+
+EVALUATE = "mrmodel.pipeline.evaluate"
+GPU_STAGES = ("extract@tiny.video", "extract_text@tiny.text", "pretrain@moment_detr")
+
+
+def span(result: StageResult) -> tuple[float, float]:
+    return result.began, result.began + result.seconds["run"]
+
+
+def overlap(one: StageResult, other: StageResult) -> float:
+    return min(span(one)[1], span(other)[1]) - max(span(one)[0], span(other)[0])
+
+
+def test_it_ends_as_a_plain_repro_does(site: Site, finished: str, reproduced: Project) -> None:
+    """From nothing: every stage ran on a worker, and every hash is the one of `dvc repro`."""
+    plain = yaml.safe_load(reproduced.read("dvc.lock"))["stages"]
+    assert site.lock(finished) == plain
+    assert_no_process(site)
+
+
+def test_independent_stages_overlap_and_a_gpu_has_one_at_a_time(site: Site, finished: str) -> None:
+    results = {result.stage: result for result in site.results()}
+    assert overlap(results["pretrain@moment_detr"], results["scratch@moment_detr"]) > 0
+    for one in GPU_STAGES:
+        for other in GPU_STAGES:
+            assert one == other or overlap(results[one], results[other]) <= 0, (one, other)
+
+
+def test_workers_share_only_the_store(site: Site, finished: str) -> None:
+    caches = [set(cache_of(site, pool)) for pool in ("cpu", "gpu")]
+    assert all(caches)
+    assert caches[0] != caches[1]
+    assert cache_of(site, "orchestrator") == [], "the orchestrator holds no data"
+
+
+def cache_of(site: Site, name: str) -> list[str]:
+    folder = site.folder / (name if name == "orchestrator" else f"worker-{name}") / "cache"
+    files = [path for path in folder.glob("files/md5/*/*") if not path.name.endswith(".dir")]
+    return [path.name for path in files]
+
+
+def test_the_data_can_be_pulled(
+    site: Site, finished: str, reproduced: Project, tmp_path: Path
+) -> None:
+    """Whoever merges the branch gets the bytes of a plain run."""
+    clone = tmp_path / "clone"
+    git = ["git", "clone", "-q", "--branch", finished, str(site.project.folder), str(clone)]
+    subprocess.run(git, check=True)
+    remote = ["dvc", "remote", "add", "--local", "--default", "hub", "s3://mrmodel/site/dvc"]
+    endpoint = site.environment["MRMODEL_S3_ENDPOINT"]
+    modify = ["dvc", "remote", "modify", "--local", "hub", "endpointurl", endpoint]
+    for command in (remote, modify, ["dvc", "pull", "evaluate", "finetune@moment_detr"]):
+        subprocess.run(command, cwd=clone, env=site.environment, check=True, capture_output=True)
+    for name in ("reports/metrics.json", "models/finetuned/moment_detr/model.safetensors"):
+        assert (clone / name).read_bytes() == reproduced.read(name)
+
+
+def test_nothing_to_do_is_quick(site: Site, finished: str) -> None:
+    started = time.monotonic()
+    output = site.run("--rev", finished)
+    wall_s = time.monotonic() - started
+    assert "Everything is up to date." in output
+    assert output.count("| unchanged |") == 9
+    # Python's and Prefect's start included; 10 s are asked for from the flow's own start.
+    assert wall_s < 30, output
+
+
+def test_a_parameter_runs_what_depends_on_it(site: Site, finished: str) -> None:
+    change = "evaluate.bootstrap_resamples=150"
+    output = site.run("--rev", finished, "--set", change)
+    ran = [line.split("|")[1].strip() for line in output.splitlines() if "| ran |" in line]
+    assert ran == ["evaluate", "report"]
+    branch = branch_of(output)
+    assert "bootstrap_resamples: 150" in site.project.git("show", f"{branch}:params.yaml")
+    before, after = site.lock(finished), site.lock(branch)
+    assert [name for name in after if after[name] != before[name]] == ran
+
+
+def test_a_wrong_parameter_stops_before_any_work(site: Site, finished: str) -> None:
+    output = site.run("--rev", finished, "--set", "evaluate.bootstrap_resample=1", code=1)
+    assert "evaluate.bootstrap_resample = 1" in output
+    assert "| ran |" not in output
+
+
+def test_a_failed_stage_is_reported_and_not_repeated(site: Site, finished: str) -> None:
+    """A mistake of the input is no crash: it fails once, and what it blocks is named."""
+    output = site.run("--rev", finished, "--set", "corpus.source=folder", code=1)
+    assert "| corpus | failed |" in output
+    assert "own_videos" in output
+    assert output.count("| blocked | a stage before it failed |") == 8
+    assert len(site.flow_runs("corpus")) == 2, "the first run, and one failure"
+
+
+@pytest.fixture
+def arguments(site: Site, finished: str, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """A change that makes `evaluate` run, another one for each test."""
+    number = 300 + sum(map(ord, request.node.name)) % 1000
+    change = f"evaluate.bootstrap_resamples={number}"
+    return ("--rev", finished, "--target", "evaluate", "--set", change)
+
+
+def assert_right(site: Site, output: str, attempts: int) -> None:
+    """`evaluate` ran, its record is in the lock file, and nothing is left behind."""
+    (row,) = [line for line in output.splitlines() if line.startswith("| evaluate |")]
+    state, _, _, tries = (cell.strip() for cell in row.split("|")[2:6])
+    assert (state, int(tries)) == ("ran", attempts), output
+    entry = site.lock(branch_of(output))["evaluate"]
+    made = [result for result in site.results() if result.entry == entry]
+    assert len(made) == 1
+    assert_no_process(site)
+
+
+def test_a_killed_stage_process(site: Site, arguments: tuple[str, ...]) -> None:
+    run = site.start(*arguments)
+    site.wait_for_stage(EVALUATE).kill()
+    output = site.finish(run)
+    assert_right(site, output, attempts=2)
+    states = [flow_run.state.type.value for flow_run in site.flow_runs("evaluate")[:2]]
+    assert states == ["COMPLETED", "CRASHED"]
+
+
+def test_a_killed_flow_process(site: Site, arguments: tuple[str, ...]) -> None:
+    run = site.start(*arguments)
+    stage = site.wait_for_stage(EVALUATE)
+    flow_of(stage).kill()
+    wait_until(lambda: not stage.is_running(), 15)
+    assert_right(site, site.finish(run), attempts=2)
+
+
+def test_a_lost_worker(site: Site, arguments: tuple[str, ...]) -> None:
+    """Worker and flow are gone at once, as when a machine is; only missing heartbeats tell."""
+    run = site.start(*arguments)
+    stage = site.wait_for_stage(EVALUATE)
+    pool = next(name for name, worker in site.workers.items() if worker.pid in ancestors(stage))
+    doomed = psutil.Process(site.workers[pool].pid).children()
+    for process in [psutil.Process(site.workers[pool].pid), *doomed]:
+        process.kill()
+    site.workers[pool].wait()
+    wait_until(lambda: not stage.is_running(), 15)
+    site.start_worker(pool)
+    output = site.finish(run)
+    assert_right(site, output, attempts=2)
+    assert "no heartbeat" in output
+
+
+def test_a_store_that_is_away(site: Site, s3: Service, arguments: tuple[str, ...]) -> None:
+    """S3 stops while the stage runs, and is back after 20 s; the results wait to be pushed."""
+    run = site.start(*arguments)
+    site.wait_for_stage(EVALUATE)
+    s3.stop()
+    back = threading.Timer(20, s3.start)
+    back.start()
+    output = site.finish(run)
+    back.join()
+    assert_right(site, output, attempts=1)
+
+
+def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
+    """Started again it waits for the stage that still runs, and starts no second one."""
+    before = len(site.flow_runs("evaluate"))
+    first = site.start(*arguments)
+    site.wait_for_stage(EVALUATE)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert site.processes(EVALUATE), "the stage is the worker's, it goes on"
+    assert_right(site, site.run(*arguments), attempts=1)
+    assert len(site.flow_runs("evaluate")) == before + 1
+
+    # And a third time, when all has been pushed: nothing runs at all.
+    output = site.run(*arguments)
+    assert "| evaluate | restored |" in output
+    assert len(site.flow_runs("evaluate")) == before + 1
+
+
+def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
+    """The key of S3 is in the environment of all that ran, and nowhere else."""
+    secret = site.environment["AWS_SECRET_ACCESS_KEY"]
+    wait_until(lambda: not site.processes(), 30)
+    texts = [site.logs()]
+    for pattern in ("worker-*/state/**/*", "worker-*.log", "orchestrator/**/*", "prefect/**/*"):
+        files = [path for path in site.folder.glob(pattern) if path.is_file()]
+        texts += [path.read_bytes().decode(errors="replace") for path in files]
+    texts += [
+        site.project.git("log", "--all", "--patch", "--format=%B", "--", "*.lock", "params.yaml")
+    ]
+    texts += [str(result) for result in site.results()]
+    texts += everything_in_prefect(site)
+    assert len(texts) > 10
+    assert not [text for text in texts if secret in text]
+
+
+def everything_in_prefect(site: Site) -> list[str]:
+    """Flow runs with their parameters, logs and artifacts, as the server answers them."""
+    found = []
+    with httpx.Client(base_url=site.environment["PREFECT_API_URL"], timeout=60) as client:
+        for path in (
+            "/flow_runs/filter",
+            "/logs/filter",
+            "/artifacts/filter",
+            "/deployments/filter",
+        ):
+            offset = 0
+            while page := client.post(
+                path, json={"limit": 200, "offset": offset}
+            ).raise_for_status():
+                rows = page.json()
+                found.append(page.text)
+                offset += 200
+                if len(rows) < 200:
+                    break
+    assert any("run-stage" in text or "evaluate" in text for text in found)
+    return found
+
+
+def ancestors(process: psutil.Process) -> list[int]:
+    return [parent.pid for parent in process.parents()]
+
+
+def flow_of(stage: psutil.Process) -> psutil.Process:
+    """The process of the flow run: the one above the guard."""
+    for parent in stage.parents():
+        if "mrmodel.orchestrate.guard" in parent.cmdline():
+            flow = parent.parent()
+            assert flow is not None
+            return flow
+    raise AssertionError(f"no guard above {stage}")

@@ -1,0 +1,54 @@
+"""A repository whose pipeline has run, as workers and orchestrators see it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from mrmodel.orchestrate.clone import fresh_clone
+from mrmodel.orchestrate.graph import StageGraph
+from mrmodel.orchestrate.places import Places
+from tests.project import Project
+
+OpenGraph = Callable[..., AbstractContextManager[StageGraph]]
+
+
+@pytest.fixture(scope="session")
+def recorded(reproduced: Project) -> Project:
+    """The miniature project with its dvc.lock in git."""
+    if reproduced.git("status", "--porcelain", "dvc.lock"):
+        reproduced.git("add", "dvc.lock")
+        reproduced.git("commit", "-q", "-m", "results")
+    return reproduced
+
+
+@pytest.fixture
+def places(recorded: Project, tmp_path: Path) -> Places:
+    """Local places with the project's cache and folders of this test's own."""
+    there = Places.from_environment({"MRMODEL_GIT_URL": str(recorded.folder)})
+    return Places(
+        git=there.git,
+        remote=None,
+        handover=str(tmp_path / "handover"),
+        endpoint=None,
+        cache=there.cache,
+        state=tmp_path / "state",
+        clones=tmp_path / "clones",
+    )
+
+
+@pytest.fixture
+def open_graph(places: Places) -> OpenGraph:
+    """Opens the graph of a fresh clone in which some files were edited: path -> (old, new)."""
+
+    @contextmanager
+    def opening(edits: dict[str, tuple[str, str]] | None = None) -> Iterator[StageGraph]:
+        with fresh_clone(places, "HEAD", {}) as folder:
+            for name, (old, new) in (edits or {}).items():
+                text = (folder / name).read_text()
+                assert old in text
+                (folder / name).write_text(text.replace(old, new))
+            yield StageGraph(folder, None)
+
+    return opening
