@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup repro test check lint bench clean
+.PHONY: help setup repro test check lint bench services services-stop services-status clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything"
@@ -12,6 +12,8 @@ help:
 	@echo "make test    setup, then all tests"
 	@echo "make check   ruff, mypy --strict, import-linter, all tests"
 	@echo "make bench   all benchmarks, one JSON line each"
+	@echo "make services         start PostgreSQL, SeaweedFS (S3), MLflow and Prefect on this machine"
+	@echo "make services-stop    stop them; services-status says how they are"
 	@echo "make clean   remove the environment (data, features and models stay)"
 
 setup: $(STAMP)
@@ -54,6 +56,16 @@ bench: setup
 	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
 	$(BIN)/python -m benchmarks.tuning --json
+
+# Ports: make services UP="--free-ports", or UP="--port prefect=4300"; up --help tells the rest.
+services: setup
+	@$(BIN)/python -m infra.local up $(UP)
+
+services-stop:
+	@$(BIN)/python -m infra.local stop
+
+services-status:
+	@$(BIN)/python -m infra.local status
 
 clean:
 	rm -rf $(VENV)

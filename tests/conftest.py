@@ -3,9 +3,9 @@
 import pytest
 
 from tests.project import Project
-from tests.services import s3
+from tests.services import mlflow_server, postgres, prefect_server, s3
 
-__all__ = ["reproduced", "s3"]
+__all__ = ["mlflow_server", "postgres", "prefect_server", "reproduced", "s3"]
 
 
 @pytest.fixture(scope="session")

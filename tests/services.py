@@ -1,36 +1,47 @@
 """Real servers for tests, started when a test first asks for one, and gone with the session.
 
-Each is one of those of `make services`, on free ports and in a folder of its own.
+They are those of `make services`, on free ports and in folders of their own. Each fixture lives in
+its test process: tests that use one server together belong into one file.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from infra.local.ports import free_ports
+from infra.local.postgres import Postgres
 from infra.local.process import Program, Running
 from infra.local.seaweedfs import INNER_PORTS, SeaweedFS
+from infra.local.web import MLflow, Prefect
 
 
 class Service:
-    """A server that a test may stop and start again, at the same address with the same data."""
+    """A server that a test may stop and start again, at the same address with the same data.
 
-    def __init__(self, program: Program, environment: Mapping[str, str]) -> None:
-        self.program = program
-        self._environment = dict(environment)
+    Args:
+        program: how it is started; it ends with this process.
+        url: its address, for those who need no more.
+        environment: variables for programs that shall use it.
+    """
+
+    def __init__(self, program: Program, url: str, environment: Mapping[str, str]) -> None:
+        self.program, self.url, self._environment = program, url, dict(environment)
         self.running: Running | None = None
 
     def env(self) -> dict[str, str]:
-        """Variables for programs that shall use it."""
+        """Variables for programs that shall use it, with credentials."""
         return dict(self._environment)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self.running = self.program.start(tied=True)
+        self.running = self.program.start(owner=os.getpid())
         self.program.wait(self.running)
 
     def stop(self) -> None:
@@ -44,17 +55,91 @@ class Service:
             self.running.kill()
 
 
-def s3_server(folder: Path) -> Service:
-    """An S3 server with an empty bucket ``mrmodel``, not yet started."""
+class PostgresService(Service):
+    """A PostgreSQL server; `url` is the address of an empty database for SQLAlchemy."""
+
+    def __init__(self, server: Postgres) -> None:
+        super().__init__(server.program(), server.url("test"), {})
+        self.server = server
+
+    def database(self, name: str) -> str:
+        """Address of a database of that name, made when there is none."""
+        self.server.create_database(name)
+        return self.server.url(name)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.server.prepare()
+        super().start()
+        self.server.create_database("test")
+
+
+class S3Service(Service):
+    """An S3 server with an empty bucket ``mrmodel``."""
+
+    def __init__(self, server: SeaweedFS) -> None:
+        super().__init__(server.program(), server.endpoint, server.environment())
+        self.server = server
+
+
+def s3_server(folder: Path) -> S3Service:
+    """An S3 server of one's own, not yet started."""
     port, *inner = free_ports(1 + len(INNER_PORTS))
-    server = SeaweedFS(folder, port, tuple(inner), "test-key", secrets.token_hex(16))
-    return Service(server.program(), server.environment())
+    return S3Service(SeaweedFS(folder, port, tuple(inner), "test-key", secrets.token_hex(16)))
+
+
+def postgres_server(folder: Path) -> PostgresService:
+    """A PostgreSQL server of one's own, not yet started."""
+    return PostgresService(Postgres(folder, *free_ports(1), secrets.token_hex(16), durable=False))
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
     """An S3 server; take a prefix of your own in its bucket ``mrmodel``."""
     service = s3_server(tmp_path_factory.mktemp("s3"))
+    with _while_used(service):
+        yield service
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresService]:
+    """A PostgreSQL server; take a database of your own."""
+    service = postgres_server(tmp_path_factory.mktemp("postgres"))
+    with _while_used(service):
+        yield service
+    shutil.rmtree(service.server.home())  # It may lie outside of pytest's folder.
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    postgres: PostgresService, s3: S3Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """An MLflow server on PostgreSQL and S3; `url` is the tracking address."""
+    postgres.database("mlflow")
+    folder = tmp_path_factory.mktemp("mlflow")
+    server = MLflow(folder, *free_ports(1), postgres.server, s3.server)
+    with _while_used(Service(server.program(), server.url, server.environment())) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def prefect_server(
+    postgres: PostgresService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A Prefect server on PostgreSQL, with its services; `url` is the address of the API."""
+    postgres.database("prefect")
+    folder = tmp_path_factory.mktemp("prefect")
+    server = Prefect(folder, *free_ports(1), postgres.server)
+    # Clients would keep their own state in the home of whoever runs the tests.
+    environment = {**server.environment(), "PREFECT_HOME": str(folder / "client")}
+    with _while_used(Service(server.program(), server.url, environment)) as service:
+        yield service
+
+
+@contextmanager
+def _while_used(service: Service) -> Iterator[Service]:
     service.start()
-    yield service
-    service.stop()
+    try:
+        yield service
+    finally:
+        service.stop()

@@ -1,20 +1,20 @@
-"""Run a server that must not outlive the process that started it (a killed test session).
+"""Run a server that must not outlive another process, such as a killed test session.
 
-Usage: guard.py PARENT STOP_SIGNAL COMMAND...   (a program of its own; it imports nothing of ours)
+Usage: guard.py OWNER STOP_SIGNAL COMMAND...   (a program of its own; it imports nothing of ours)
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
+_LOOK_S = 0.5
 _PATIENCE_S = 15.0
 
 
@@ -63,18 +63,28 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def main(parent: int, stop_signal: int, command: list[str]) -> int:
-    """Run `command` until it ends, this process is told to stop, or `parent` dies."""
+def main(owner: int, stop_signal: int, command: list[str]) -> int:
+    """Run `command` until it ends, this process is told to stop, or `owner` is gone.
+
+    It looks twice a second. The kernel's own signal at the death of a parent would not do: it
+    reaches children only, and comes already when the thread that started them ends.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # It died before the request was made.
-        return 1
     child = subprocess.Popen(command)
     try:
-        return child.wait()
+        while child.poll() is None and _lives(owner):
+            time.sleep(_LOOK_S)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough.
         end_session(os.getpid(), child.pid, stop_signal, _PATIENCE_S)
+    return child.wait()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from infra.local import guard, ports
 from mrmodel.errors import MrModelError
 
@@ -33,10 +31,11 @@ class Program:
     Args:
         name: what people call it; its log is ``<name>.log``.
         command: the program and its arguments; no secret among them, `ps` shows them to everybody.
-        folder: where it runs, and where its log lies.
+        folder: where its log lies.
         ports: those of 127.0.0.1 that it listens on.
-        healthy: whether it answers as it should; may raise OSError while it does not.
+        healthy: whether it answers as it should.
         environment: variables beside those of this process; secrets go here.
+        cwd: where it runs, if not in `folder`.
         stop_signal: asks it to stop in order.
         patience_s: seconds that a start may take.
     """
@@ -47,6 +46,7 @@ class Program:
     ports: Sequence[int]
     healthy: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
     stop_signal: int = signal.SIGTERM
     patience_s: float = 120.0
 
@@ -55,36 +55,45 @@ class Program:
         """Where its output goes."""
         return self.folder / f"{self.name}.log"
 
-    def start(self, tied: bool) -> Running:
+    def start(self, owner: int | None = None) -> Running:
         """Start it, without waiting until it answers.
 
         Args:
-            tied: it ends when this process does, however that dies; else it stays.
+            owner: process with which it shall end, however that dies; None: it stays.
 
         Raises:
             ServiceError: one of its ports is taken.
         """
-        for port in self.ports:
-            if not ports.is_free(port):
-                raise ServiceError(f"{self.name}: port {port} of 127.0.0.1 is taken")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        command = list(self.command)
-        if tied:
-            command[:0] = [sys.executable, guard.__file__, str(os.getpid()), str(self.stop_signal)]
+        self.require_ports()
+        cwd = self.cwd or self.folder
+        for folder in (self.folder, cwd):
+            folder.mkdir(parents=True, exist_ok=True)
+        command, stop_signal = list(self.command), int(self.stop_signal)
+        if owner is not None:
+            command[:0] = [sys.executable, guard.__file__, str(owner), str(stop_signal)]
+            stop_signal = int(signal.SIGTERM)
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
+            child = subprocess.Popen(
                 command,
-                cwd=self.folder,
-                env={**_own_environment(), **self.environment},
+                cwd=cwd,
+                env={**own_environment(), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # The Ctrl-C of a terminal is meant for the program in front.
                 start_new_session=True,
             )
-        stop_signal = signal.SIGTERM if tied else self.stop_signal
-        born = psutil.Process(process.pid).create_time()
-        return Running(self.name, process.pid, born, str(self.log), int(stop_signal), process)
+        born = _born(child.pid)
+        return Running(self.name, child.pid, born, str(self.log), stop_signal, child)
+
+    def require_ports(self) -> None:
+        """Raise ServiceError when one of its ports is taken."""
+        for port in self.ports:
+            if not ports.is_free(port):
+                raise ServiceError(
+                    f"{self.name}: port {port} of 127.0.0.1 is taken; "
+                    f"--port {self.name}=NUMBER or --free-ports chooses another"
+                )
 
     def wait(self, running: Running) -> None:
         """Return when it answers; raise ServiceError, with the end of its log, when it does not."""
@@ -92,11 +101,8 @@ class Program:
         while time.monotonic() < end:
             if not running.alive():
                 raise ServiceError(f"{self.name} ended while it started.\n{running.last_words()}")
-            try:
-                if self.healthy():
-                    return
-            except OSError:
-                pass
+            if self.healthy():
+                return
             time.sleep(_POLL_S)
         running.stop()
         raise ServiceError(
@@ -111,7 +117,7 @@ class Running:
     Args:
         name: as in `Program`.
         pid: its process.
-        born: when that started, seconds since the epoch: pids are used again.
+        born: when that started, in clock ticks since the machine did: pids are used again.
         log: its log file.
         stop_signal: as in `Program`.
         child: keeps the process known to Python where it is a child of this one.
@@ -119,19 +125,19 @@ class Running:
 
     name: str
     pid: int
-    born: float
+    born: int
     log: str
     stop_signal: int
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False, repr=False)
 
+    def record(self) -> dict[str, str | int]:
+        """Its fields as JSON; `Running(**record)` in another process finds it again."""
+        fields = ("name", "pid", "born", "log", "stop_signal")
+        return {name: getattr(self, name) for name in fields}
+
     def alive(self) -> bool:
         """Whether this very process still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.born) < 1
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
+        return _born(self.pid) == self.born
 
     def stop(self, patience_s: float = 20.0) -> None:
         """End it and its children: in order, and by force after `patience_s`."""
@@ -143,7 +149,7 @@ class Running:
 
     def _end(self, number: int, patience_s: float) -> None:
         """End the session of this process, unless its number belongs to another one by now."""
-        if self.alive() or not psutil.pid_exists(self.pid):
+        if _born(self.pid) in (self.born, 0):
             guard.end_session(self.pid, self.pid, number, patience_s)
         if self.child is not None:
             self.child.wait()
@@ -158,5 +164,18 @@ class Running:
         return "\n".join([f"The end of {self.log}:", *(f"  {line}" for line in lines)])
 
 
-def _own_environment() -> dict[str, str]:
+def _born(pid: int) -> int:
+    """Start of a process in clock ticks since the start of the machine; 0 when it is gone.
+
+    From the kernel's own table: psutil adds the time of day to it, which may be set anew.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def own_environment() -> dict[str, str]:
+    """The environment of this process without the addresses and secrets of servers."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import boto3
 from botocore.config import Config
@@ -37,7 +38,7 @@ class SeaweedFS:
     """Where the server runs and who may use it.
 
     Args:
-        folder: its data and its log.
+        folder: its data (in ``seaweedfs``) and its log.
         port: of its S3 interface.
         inner_ports: one for each of `INNER_PORTS`.
         access_key: name of the only user.
@@ -49,6 +50,8 @@ class SeaweedFS:
     inner_ports: tuple[int, ...]
     access_key: str
     secret_key: str
+
+    name: ClassVar[str] = "seaweedfs"
 
     @property
     def endpoint(self) -> str:
@@ -76,18 +79,19 @@ class SeaweedFS:
         command += [f"-s3.port={self.port}", f"-bucket={BUCKET}", "-s3.autoCreateBucket=false"]
         command += ["-s3.localSocket=s3.sock"]
         return Program(
-            name="seaweedfs",
+            name=self.name,
             command=command,
             folder=self.folder,
+            cwd=self.folder / self.name,
             ports=(self.port, *self.inner_ports, self.inner_ports[0] + _ADMIN_OFFSET),
-            healthy=self._healthy,
+            healthy=self.healthy,
             environment={
                 "AWS_ACCESS_KEY_ID": self.access_key,
                 "AWS_SECRET_ACCESS_KEY": self.secret_key,
             },
         )
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
         """Whether an object can be written: the interface answers before the disks are there."""
         client = boto3.session.Session().client(
             "s3",

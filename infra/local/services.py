@@ -1,0 +1,244 @@
+"""All four servers as one installation: its ports and secrets, and what runs of it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from infra.local.ports import free_ports
+from infra.local.postgres import Postgres
+from infra.local.process import Program, Running, ServiceError
+from infra.local.seaweedfs import BUCKET, INNER_PORTS, SeaweedFS
+from infra.local.web import MLflow, Prefect
+from mrmodel.files import atomic_path, one_at_a_time
+
+# The usual numbers, but for PostgreSQL and MLflow: those are often taken.
+PORTS = {"postgres": 55432, "seaweedfs": 8333, "mlflow": 5050, "prefect": 4200}
+_SETTINGS, _RUNNING, _EXPORTS = "installation.json", "running.json", "env"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stays the same from start to start.
+
+    Args:
+        ports: of the four servers, by name.
+        inner_ports: those between the parts of SeaweedFS.
+        password: of PostgreSQL's user.
+        access_key: name of the S3 user.
+        secret_key: of the S3 user.
+    """
+
+    ports: Mapping[str, int]
+    inner_ports: Sequence[int]
+    password: str
+    access_key: str
+    secret_key: str
+
+
+@dataclass(frozen=True)
+class State:
+    """How a server is.
+
+    Args:
+        name: of the server.
+        port: where it listens.
+        word: ``runs``, ``gives no answer``, ``died`` or ``stopped``.
+        running: its process as it was recorded, unless it is stopped.
+    """
+
+    name: str
+    port: int
+    word: str
+    running: Running | None = None
+
+
+@dataclass(frozen=True)
+class _Servers:
+    postgres: Postgres
+    seaweedfs: SeaweedFS
+    mlflow: MLflow
+    prefect: Prefect
+
+    def all(self) -> list[Postgres | SeaweedFS | MLflow | Prefect]:
+        """In the order of their start."""
+        return [self.postgres, self.seaweedfs, self.mlflow, self.prefect]
+
+
+class Services:
+    """The servers of one folder.
+
+    Args:
+        folder: their data, logs, settings and secrets.
+        owner: process with which they shall end; None: they stay until `stop`.
+        durable: see `Postgres`.
+    """
+
+    def __init__(self, folder: Path, owner: int | None = None, durable: bool = True) -> None:
+        self._folder, self._owner, self._durable = folder.absolute(), owner, durable
+
+    def up(self, ports: Mapping[str, int] | None = None, redraw: bool = False) -> list[State]:
+        """Start what does not run, and wait until all answer.
+
+        Args:
+            ports: ports that replace those of the last start, by name of the server.
+            redraw: replace all others by ports that are free now.
+
+        Returns:
+            The state of each before this call; one that died has its last words in its log.
+
+        Raises:
+            ServiceError: one does not start; those that this call started are stopped again.
+        """
+        with one_at_a_time(self._folder / "lock"):
+            before = self.states()
+            settings = self._settle(ports or {}, redraw, before)
+            servers = self._servers(settings)
+            self._make_room(servers)
+            # Before anything is made with these secrets.
+            self._write(_SETTINGS, json.dumps(asdict(settings), indent=2))
+            started: list[Running] = []
+            try:
+                self._start(servers, started)
+            except BaseException:
+                self._end(started)
+                raise
+            self._write(_EXPORTS, self.exports())
+        return before
+
+    def stop(self) -> list[str]:
+        """End all servers, and what those that died left behind; the names of those that ran."""
+        with one_at_a_time(self._folder / "lock"):
+            recorded = list(self._recorded().values())
+            ran = [one.name for one in recorded if one.alive()]
+            self._end(recorded)
+            (self._folder / _EXPORTS).unlink(missing_ok=True)
+        return ran
+
+    def states(self) -> list[State]:
+        """How each server is, asked now."""
+        settings = self._settings()
+        if settings is None:
+            return [State(name, port, "stopped") for name, port in PORTS.items()]
+        recorded, found = self._recorded(), []
+        for server in self._servers(settings).all():
+            running = recorded.get(server.name)
+            if running is None:
+                word = "stopped"
+            elif not running.alive():
+                word = "died"
+            else:
+                word = "runs" if server.healthy() else "gives no answer"
+            found.append(State(server.name, server.port, word, running))
+        return found
+
+    def exports(self) -> str:
+        """Lines for a shell, so that the programs it starts use these servers.
+
+        Raises:
+            ServiceError: there has been no start yet.
+        """
+        settings = self._settings()
+        if settings is None:
+            raise ServiceError(f"{self._folder}: nothing was started here")
+        servers = self._servers(settings)
+        values = {
+            **servers.prefect.environment(),
+            **servers.mlflow.environment(),
+            **servers.seaweedfs.environment(),
+            "MRMODEL_DVC_REMOTE": f"s3://{BUCKET}/dvc",
+            "MRMODEL_HANDOVER": f"s3://{BUCKET}/handover",
+        }
+        return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+
+    def _make_room(self, servers: _Servers) -> None:
+        """End what dead servers left behind; raise ServiceError when a port is taken."""
+        recorded = self._recorded()
+        for program in [server.program() for server in servers.all()]:
+            running = recorded.get(program.name)
+            if running is not None and running.alive():
+                continue
+            if running is not None:
+                running.stop()
+            program.require_ports()
+
+    def _start(self, servers: _Servers, started: list[Running]) -> None:
+        servers.postgres.prepare()
+        self._launch([servers.postgres.program(), servers.seaweedfs.program()], started)
+        for database in (servers.mlflow.database, servers.prefect.database):
+            servers.postgres.create_database(database)
+        self._launch([servers.mlflow.program(), servers.prefect.program()], started)
+
+    def _launch(self, programs: list[Program], started: list[Running]) -> None:
+        """Start those of the programs that do not run, then wait for all of them."""
+        waiting = []
+        for program in programs:
+            recorded = self._recorded()
+            running = recorded.get(program.name)
+            if running is None or not running.alive():
+                running = program.start(self._owner)
+                started.append(running)
+                self._record({**recorded, program.name: running})
+            waiting.append((program, running))
+        for program, running in waiting:
+            program.wait(running)
+
+    def _end(self, running: list[Running]) -> None:
+        for one in reversed(running):
+            one.stop()
+            self._record({k: v for k, v in self._recorded().items() if k != one.name})
+
+    def _servers(self, settings: Settings) -> _Servers:
+        ports = settings.ports
+        postgres = Postgres(self._folder, ports["postgres"], settings.password, self._durable)
+        seaweedfs = SeaweedFS(
+            self._folder,
+            ports["seaweedfs"],
+            tuple(settings.inner_ports),
+            settings.access_key,
+            settings.secret_key,
+        )
+        mlflow = MLflow(self._folder, ports["mlflow"], postgres, seaweedfs)
+        return _Servers(
+            postgres, seaweedfs, mlflow, Prefect(self._folder, ports["prefect"], postgres)
+        )
+
+    def _settle(self, ports: Mapping[str, int], redraw: bool, before: Sequence[State]) -> Settings:
+        """Settings for this start: those of the last one, or new ones, with other ports."""
+        settings = self._settings() or Settings(
+            ports=PORTS,
+            inner_ports=free_ports(len(INNER_PORTS)),
+            password=secrets.token_hex(16),
+            access_key="mrmodel",
+            secret_key=secrets.token_hex(16),
+        )
+        drawn = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) if redraw else {}
+        wanted = {**settings.ports, **drawn, **ports}
+        if wanted != settings.ports and any(state.word != "stopped" for state in before):
+            raise ServiceError("the ports of running servers stay; stop them first")
+        settings = replace(settings, ports=wanted)
+        if redraw:
+            settings = replace(settings, inner_ports=free_ports(len(INNER_PORTS)))
+        return settings
+
+    def _settings(self) -> Settings | None:
+        file = self._folder / _SETTINGS
+        return Settings(**json.loads(file.read_text())) if file.exists() else None
+
+    def _recorded(self) -> dict[str, Running]:
+        file = self._folder / _RUNNING
+        rows = json.loads(file.read_text()) if file.exists() else []
+        return {row["name"]: Running(**row) for row in rows}
+
+    def _record(self, running: Mapping[str, Running]) -> None:
+        self._write(_RUNNING, json.dumps([one.record() for one in running.values()], indent=2))
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file that only its owner may read."""
+        with atomic_path(self._folder / name) as temporary:
+            temporary.chmod(0o600)
+            temporary.write_text(text)

@@ -1,0 +1,130 @@
+"""The MLflow and the Prefect server, each with a database of PostgreSQL."""
+
+from __future__ import annotations
+
+import sys
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import ClassVar
+
+from infra.local.postgres import Postgres
+from infra.local.process import Program
+from infra.local.seaweedfs import BUCKET, SeaweedFS
+
+_QUIET = {"DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True)
+class MLflow:
+    """The tracking server and registry; artifacts go through it to S3.
+
+    Args:
+        folder: its log.
+        port: of 127.0.0.1.
+        postgres: its database server, running, with a database of the name `database`.
+        s3: where the artifacts go.
+        database: name of its database, and of its folder in the bucket.
+    """
+
+    folder: Path
+    port: int
+    postgres: Postgres
+    s3: SeaweedFS
+    database: str = "mlflow"
+    name: ClassVar[str] = "mlflow"
+
+    @property
+    def url(self) -> str:
+        """Tracking address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs to find it."""
+        return {"MLFLOW_TRACKING_URI": self.url}
+
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        return _answers(f"{self.url}/health")
+
+    def program(self) -> Program:
+        """The server as a process; it makes its tables at its first start."""
+        return Program(
+            name=self.name,
+            command=[
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
+                *("--artifacts-destination", f"s3://{BUCKET}/{self.database}"),
+            ],
+            folder=self.folder,
+            ports=(self.port,),
+            healthy=self.healthy,
+            environment={
+                **_QUIET,
+                **self.s3.environment(),
+                "MLFLOW_S3_ENDPOINT_URL": self.s3.endpoint,
+                "MLFLOW_BACKEND_STORE_URI": self.postgres.url(self.database),
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                # It would start four more processes for jobs that nobody here submits.
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Prefect:
+    """The Prefect API, its services (schedules, automations, heartbeats) and its pages.
+
+    Args:
+        folder: its log and its settings.
+        port: of 127.0.0.1.
+        postgres: its database server, running, with a database of the name `database`.
+        database: name of its database.
+    """
+
+    folder: Path
+    port: int
+    postgres: Postgres
+    database: str = "prefect"
+    name: ClassVar[str] = "prefect"
+
+    @property
+    def url(self) -> str:
+        """Address of the API."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs to find it."""
+        return {"PREFECT_API_URL": self.url}
+
+    def healthy(self) -> bool:
+        """Whether it answers, its database too."""
+        return _answers(f"{self.url}/ready")
+
+    def program(self) -> Program:
+        """The server as a process; it makes its tables at its first start."""
+        where = ("--host", "127.0.0.1", "--port", str(self.port))
+        address = self.postgres.url(self.database, "postgresql+asyncpg")
+        return Program(
+            name=self.name,
+            command=[sys.executable, "-m", "prefect", "server", "start", *where],
+            folder=self.folder,
+            ports=(self.port,),
+            healthy=self.healthy,
+            environment={
+                **_QUIET,
+                "PREFECT_HOME": str(self.folder / "prefect"),
+                "PREFECT_API_DATABASE_CONNECTION_URL": address,
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            },
+        )
+
+
+def _answers(url: str) -> bool:
+    """Whether an address answers with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, HTTPException):
+        return False

@@ -1,0 +1,293 @@
+"""`make services` as a person uses it: all four servers, from the first start to the stop."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import psycopg2
+import pytest
+
+from infra.local.ports import is_free
+from infra.local.postgres import Postgres
+from infra.local.services import PORTS
+from mrmodel.storage import open_store
+from tests.project import ROOT
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The servers of a folder, through make."""
+
+    folder: Path
+
+    def make(self, target: str, *options: str, code: int = 0) -> str:
+        """Output of a target."""
+        return self.shell(f"make {target}", *options, code=code)
+
+    def shell(self, script: str, *options: str, code: int = 0) -> str:
+        """Output of shell commands, in which `make` takes `setup` as done."""
+        # The servers must not outlive the test session, even if that is killed.
+        up = shlex.join(["--owner", str(os.getpid()), *options])
+        make = ["make", "-s", f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed"]
+        function = f'make() {{ command {shlex.join([*make, f"UP={up}"])} "$@"; }}'
+        script = script.replace(".mrmodel/services/", shlex.quote(f"{self.folder}/"))
+        done = subprocess.run(
+            ["sh", "-e", "-c", f"{function}\n{script}"],
+            cwd=ROOT,
+            env={**os.environ, "MRMODEL_SERVICES": str(self.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def settings(self) -> Any:
+        return json.loads((self.folder / "installation.json").read_text())
+
+    def pids(self) -> dict[str, int]:
+        """Processes of the servers as recorded, by name."""
+        rows = json.loads((self.folder / "running.json").read_text())
+        return {row["name"]: row["pid"] for row in rows}
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the servers."""
+        found = []
+        for pid in self.pids().values():
+            found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return found
+
+    def exports(self) -> dict[str, str]:
+        """What a shell has after it read the file `env`."""
+        script = f". {shlex.quote(str(self.folder / 'env'))}; env -0"
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        return dict(row.split("=", 1) for row in done.stdout.split("\0") if row)
+
+    def query(self, database: str, sql: str) -> Any:
+        """First value of the answer to a query."""
+        settings = self.settings()
+        connection = psycopg2.connect(
+            host="127.0.0.1",
+            port=settings["ports"]["postgres"],
+            user="mrmodel",
+            password=settings["password"],
+            dbname=database,
+        )
+        try:
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            return cursor.fetchone()[0]
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    installation = Installation(tmp_path_factory.mktemp("services") / "with space")
+    yield installation
+    installation.make("services-stop")
+    # It may lie outside of pytest's folder.
+    shutil.rmtree(Postgres(installation.folder, 0, "").home(), ignore_errors=True)
+
+
+@pytest.fixture
+def installation(folder: Installation) -> Installation:
+    """The installation, with all servers up."""
+    fresh = not (folder.folder / "installation.json").exists()
+    folder.make("services", *(["--free-ports"] if fresh else []))
+    return folder
+
+
+@pytest.fixture
+def client(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The installation, and its address and credentials in the environment."""
+    for name, value in installation.exports().items():
+        if name.startswith(("AWS_", "MLFLOW_", "MRMODEL_", "PREFECT_")):
+            monkeypatch.setenv(name, value)
+    return installation
+
+
+def _post(url: str, body: Any) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_the_database_answers(installation: Installation) -> None:
+    assert installation.query("postgres", "SELECT 6 * 7") == 42
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(
+            host="127.0.0.1",
+            port=installation.settings()["ports"]["postgres"],
+            user="mrmodel",
+            password="wrong",
+            dbname="postgres",
+        )
+
+
+def test_s3_answers_to_the_printed_credentials(client: Installation) -> None:
+    for variable in ("MRMODEL_HANDOVER", "MRMODEL_DVC_REMOTE"):
+        store = open_store(os.environ[variable])
+        tag = store.put("a/b", b"content", if_absent=True)
+        found = store.get("a/b")
+        assert found is not None
+        assert (found.content, found.tag) == (b"content", tag)
+        store.delete("a/b")
+
+
+def test_mlflow_keeps_runs_in_the_database_and_artifacts_in_s3(client: Installation) -> None:
+    tracking = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = tracking.create_experiment("from the test")
+    run = tracking.create_run(experiment)
+    tracking.log_metric(run.info.run_id, "mAP", 0.5)
+    tracking.log_text(run.info.run_id, "an artifact", "note.txt")
+    assert tracking.get_run(run.info.run_id).data.metrics == {"mAP": 0.5}
+    sql = f"SELECT count(*) FROM metrics WHERE run_uuid = '{run.info.run_id}'"
+    assert client.query("mlflow", sql) == 1
+    # A client needs no credentials: the server fetches artifacts for it.
+    store = open_store("s3://mrmodel/mlflow")
+    kept = [key for key in store.keys("") if key.endswith("note.txt")]
+    assert len(kept) == 1
+    found = store.get(kept[0])
+    assert found is not None
+    assert found.content == b"an artifact"
+
+
+def test_prefect_keeps_flows_in_the_database(client: Installation) -> None:
+    api = os.environ["PREFECT_API_URL"]
+    flow = _post(f"{api}/flows/", {"name": "from the test"})
+    assert [row["id"] for row in _post(f"{api}/flows/filter", {"limit": None})] == [flow["id"]]
+    assert client.query("prefect", "SELECT count(*) FROM flow") == 1
+
+
+def test_only_this_machine_reaches_them(installation: Installation) -> None:
+    addresses = [
+        (connection.laddr.ip, connection.laddr.port)
+        for process in installation.processes()
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {port for _, port in addresses} > set(installation.settings()["ports"].values())
+    assert {ip for ip, _ in addresses} == {"127.0.0.1"}
+
+
+def test_secrets_are_in_private_files_only(installation: Installation) -> None:
+    settings = installation.settings()
+    hidden = [settings["password"], settings["secret_key"]]
+    commands = " ".join(word for one in psutil.process_iter() for word in _command(one))
+    assert f"--port {settings['ports']['mlflow']}" in commands
+    assert not any(secret in commands for secret in hidden)
+    holders = set()
+    for path in installation.folder.rglob("*"):
+        if path.is_file() and any(secret.encode() in path.read_bytes() for secret in hidden):
+            holders.add(path.name)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert holders == {"installation.json", "env"}
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_a_second_start_changes_nothing_and_prints_the_same_lines(
+    installation: Installation,
+) -> None:
+    before = installation.pids()
+    output = installation.make("services")
+    assert "All of them were running already." in output
+    assert re.findall("^export .*\n", output, re.MULTILINE) == (
+        (installation.folder / "env").read_text().splitlines(keepends=True)
+    )
+    assert installation.pids() == before
+    assert "stop them first" in installation.make("services", "--free-ports", code=2)
+    assert installation.pids() == before
+
+
+def test_a_server_that_died_is_reported_and_started_again(installation: Installation) -> None:
+    before = installation.pids()
+    children = psutil.Process(before["mlflow"]).children(recursive=True)
+    os.kill(before["mlflow"], signal.SIGKILL)
+    status = installation.make("services-status", code=2)
+    assert re.search(r"^mlflow +died", status, re.MULTILINE)
+    assert re.search(r"^prefect +runs", status, re.MULTILINE)
+    assert f"mlflow: The end of {installation.folder}/mlflow.log:\n  " in status
+    output = installation.make("services")
+    assert f"mlflow (process {before['mlflow']}) had died; started again." in output
+    after = installation.pids()
+    assert after.pop("mlflow") != before.pop("mlflow")
+    assert after == before
+    assert not any(child.is_running() for child in children)
+    assert "died" not in installation.make("services-status")
+
+
+def test_a_server_that_hangs_is_reported(installation: Installation) -> None:
+    hung = [
+        process
+        for process in installation.processes()
+        if "prefect" in " ".join(_command(process)) and process.name() != "guard.py"
+    ]
+    for process in hung:
+        process.suspend()
+    try:
+        status = installation.make("services-status", code=2)
+    finally:
+        for process in hung:
+            process.resume()
+    assert re.search(r"^prefect +gives no answer", status, re.MULTILINE)
+
+
+def test_the_page_ends_without_a_process_or_a_port(client: Installation) -> None:
+    store = open_store(os.environ["MRMODEL_HANDOVER"])
+    store.put("kept", b"over the stop")
+    settings, processes = client.settings(), client.processes()
+    assert len(processes) > 8
+    page = (ROOT / "docs/howto/start_the_services.md").read_text()
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
+    assert commands.count("make ") == 3
+    output = client.shell(commands + 'test "$MRMODEL_DVC_REMOTE" = s3://mrmodel/dvc')
+    assert "Stopped: postgres, seaweedfs, mlflow, prefect." in output
+    assert not [process for process in processes if process.is_running()]
+    ports = [*settings["ports"].values(), *settings["inner_ports"]]
+    assert [port for port in ports if not is_free(port)] == []
+    assert not (client.folder / "env").exists()
+    assert len(re.findall(r" stopped ", client.make("services-status"))) == len(PORTS)
+    assert "None was running." in client.make("services-stop")
+    client.make("services")
+    assert client.settings() == settings
+    found = store.get("kept")
+    assert found is not None
+    assert client.query("mlflow", "SELECT count(*) FROM experiments") >= 1
+
+
+def test_a_taken_port_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "services")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output = installation.make("services", "--free-ports", "--port", f"mlflow={port}", code=2)
+    assert f"error: mlflow: port {port} of 127.0.0.1 is taken" in output
+    assert sorted(path.name for path in installation.folder.iterdir()) == ["lock"]
+
+
+@pytest.mark.parametrize("port", ["mlflow", "mlflow=x", "mysql=1", "mlflow=0", "mlflow=65536"])
+def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
+    assert "NAME=NUMBER" in Installation(tmp_path).make("services", "--port", port, code=2)
