@@ -1,0 +1,166 @@
+"""Where a served model's clip rows come from: a video file, an S3 object, or feature stores.
+
+Files of S3 are copied into a temporary folder, so that everything behind it reads local files.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import DataError, FeatureError, FeatureMismatch
+from mrmodel.features.index import Entry, read_index
+from mrmodel.features.keys import split_segment
+from mrmodel.features.manifest import MANIFEST_FILE
+from mrmodel.features.store import FeatureStore, MemoryStore
+from mrmodel.files import digest_of
+from mrmodel.predict.predictor import Predictor, SearchableVideo
+from mrmodel.storage import open_store
+from mrmodel.train.checkpoint import ModelConfig
+from mrmodel.video.frames import DecodeReport
+
+# `video` of a request for the short video that travels with every logged model.
+EXAMPLE = "example:"
+_S3 = "s3://"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one video's rows come from: `video`, or `features` and `vid`.
+
+    Attributes:
+        video: path or ``s3://`` address of a video file, or `EXAMPLE`.
+        features: folder or ``s3://`` address that holds one feature store a stream.
+        vid: key of the video in these stores, or ``<key>_<start>_<end>`` for a part of it.
+    """
+
+    video: str | None = None
+    features: str | None = None
+    vid: str | None = None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], number: int) -> Source:
+        """The source that request row `number` (from 1) names; empty texts count as absent.
+
+        Raises:
+            DataError: it names none, or two.
+        """
+        given = {name: row.get(name) or None for name in ("video", "features", "vid")}
+        named = {name for name, value in given.items() if value is not None}
+        texts = all(isinstance(given[name], str) for name in named)
+        if not texts or named not in ({"video"}, {"features", "vid"}):
+            raise DataError(f"row {number}: give `video`, or `features` and `vid`; found {given}")
+        return cls(**given)
+
+
+class VideoRows:
+    """Finds the rows of sources for one model.
+
+    Args:
+        predictor: the model with its encoders.
+        example: the video that `EXAMPLE` means.
+    """
+
+    def __init__(self, predictor: Predictor, example: Path) -> None:
+        self._predictor, self._example = predictor, example
+        # Feature stores of S3, for as long as the process lives; a video is copied for one call.
+        self._stores = tempfile.TemporaryDirectory(prefix="mrmodel-features-")
+
+    def load(self, source: Source) -> SearchableVideo:
+        """The rows of a source, for `Predictor.search`.
+
+        Raises:
+            VideoError: the file gives no frames.
+            FeatureError: a feature store is missing or damaged, or has no such video.
+            FeatureMismatch: it was made by another encoder than the training features.
+            StorageError: S3 cannot be reached, or has no such object.
+        """
+        if source.features is not None and source.vid is not None:
+            return stored_video(
+                self._local_stores(source.features), source.vid, self._predictor.config
+            )
+        video = source.video or EXAMPLE
+        if video == EXAMPLE:
+            return self._predictor.encode(self._example)
+        if not video.startswith(_S3):
+            return self._predictor.encode(Path(video))
+        place, _, name = video.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="mrmodel-video-") as folder:
+            file = Path(folder) / name
+            open_store(place).download(name, file)
+            return self._predictor.encode(file)
+
+    def _local_stores(self, features: str) -> Path:
+        """The folder of the feature stores; those of S3 are copied when their manifests change."""
+        if not features.startswith(_S3):
+            return Path(features)
+        store = open_store(features)
+        names = [stream.name for stream in self._predictor.config.video_streams]
+        manifests = {name: store.get(f"{name}/{MANIFEST_FILE}") for name in names}
+        missing = [name for name, found in manifests.items() if found is None]
+        if missing:
+            raise FeatureError(f"{features}: no feature store {missing[0]!r} there")
+        tags = {name: found.tag for name, found in manifests.items() if found is not None}
+        folder = Path(self._stores.name) / digest_of([features, tags])[:16]
+        for key in [key for name in names for key in store.keys(f"{name}/")]:
+            if not (folder / key).exists():
+                store.download(key, folder / key)
+        return folder
+
+
+def stored_video(features: Path, vid: str, config: ModelConfig) -> SearchableVideo:
+    """A video whose rows were extracted before.
+
+    Args:
+        features: holds one feature store a stream, such as ``features/sample``.
+        vid: key of the video, or ``<key>_<start>_<end>`` for a part of it.
+        config: of the model that shall read the rows.
+
+    Raises:
+        FeatureError: a store is missing or damaged, or has no such video.
+        FeatureMismatch: a store was made by another encoder than the training features.
+    """
+    stores = [FeatureStore(features / stream.name) for stream in config.video_streams]
+    for store, stream in zip(stores, config.video_streams, strict=True):
+        found = digest_of(store.info.fingerprint)
+        if found != stream.fingerprint:
+            raise FeatureMismatch(
+                f"{store.folder}: its rows are not those that the model was trained with "
+                f"(fingerprint {found[:12]}, expected {str(stream.fingerprint)[:12]})"
+            )
+    rows = [store.gather([vid])[0][0] for store in stores]
+    streams = tuple(
+        MemoryStore(store.name, {vid: values}, config.clip_len_s)
+        for store, values in zip(stores, rows, strict=True)
+    )
+    report = _report(stores, vid)
+    return SearchableVideo(vid, report.duration_s, min(map(len, rows)), streams, report)
+
+
+def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:
+    """How decoding went when the rows were extracted; of a part: its own length."""
+    entries = {row.entry.key: row.entry for row in read_index(stores[0].folder)}
+    segment = split_segment(vid)
+    if vid in entries or segment is None:
+        return _decode_report(entries[vid], entries[vid].duration_s)
+    entry = entries[segment.base]
+    return _decode_report(entry, min(segment.end_s, entry.duration_s) - segment.start_s)
+
+
+def _decode_report(entry: Entry, duration_s: float) -> DecodeReport:
+    facts = {"bad_packets": 0, "decoded_s": 0.0, "height": 0, "width": 0, **json.loads(entry.extra)}
+    return DecodeReport(
+        status=entry.status,
+        reason=entry.reason,
+        duration_s=duration_s,
+        decoded_s=float(facts["decoded_s"]),
+        bad_packets=int(facts["bad_packets"]),
+        n_clips=entry.n_rows,
+        n_interpolated=entry.n_interpolated,
+        width=int(facts["width"]),
+        height=int(facts["height"]),
+    )
