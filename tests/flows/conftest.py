@@ -81,7 +81,7 @@ class Site:
 
     def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
         """Its output once it has ended."""
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == code, output + self.logs()
         return output
 
