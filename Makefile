@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Prefect imports every worker type that it finds, so those lie where only tests/infra looks.
+WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \
+	python-on-whales tenacity
 
 .PHONY: help setup repro test check lint bench services services-stop services-status clean
 
@@ -23,6 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade \
+		--target $(VENV)/worker-types $(WORKER_TYPES)
 	@touch $(STAMP)
 
 repro: setup

@@ -1,0 +1,182 @@
+"""The servers of compose.yaml with its commands and variables, as processes of this machine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psycopg2
+import pytest
+from botocore.exceptions import ClientError
+
+from flows.provision import POOLS
+from infra.local.ports import free_ports
+from infra.local.postgres import Postgres
+from infra.local.process import Program
+from infra.local.seaweedfs import INNER_PORTS
+from tests.infra.test_compose import DATABASES, compose, filled, planted
+from tests.project import ROOT
+from tests.services import postgres_server
+
+FOLDER = ROOT / "infra/work_pools"
+INSIDE = {"s3": 8333, "prefect": 4200, "postgres": 5432}
+# Characters that a shell, SQL and a URL would each read, were they not kept from it.
+PASSWORD = "planted-it's\\ a $mix@/"
+
+
+class Site:
+    """The services of the file, each on a free port of this machine."""
+
+    def __init__(self, folder: Path, services: dict[str, Any], postgres: Postgres) -> None:
+        self.folder, self.services, self.postgres = folder, services, postgres
+        s3, prefect, *self.inner = free_ports(2 + len(INNER_PORTS))
+        self.ports = {"s3": s3, "prefect": prefect, "postgres": postgres.port}
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def here(self, text: str) -> str:
+        """A word of a command, or a variable, with the addresses of this machine."""
+        for name, port in INSIDE.items():
+            text = re.sub(rf"\b{name}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
+            text = re.sub(rf"^(-s3\.port=)?{port}$", rf"\g<1>{self.ports[name]}", text)
+        folder = re.sub("^-dir=/data$", f"-dir={self.folder}", text)
+        return re.sub("^postgres$", "127.0.0.1", folder)
+
+    def program(self, name: str) -> Program:
+        service = self.services[name]
+        words = [*(service.get("entrypoint") or []), *service["command"]]
+        words[1:] = [self.here(word) for word in words[1:]]
+        words[0] = str(Path(sys.executable).with_name(Path(words[0]).name))
+        if name == "s3":
+            words += [f"-{n}={p}" for n, p in zip(INNER_PORTS, self.inner, strict=True)]
+            words.append(f"-s3.localSocket={self.folder}/s3.sock")
+        variables = {key: self.here(value) for key, value in service["environment"].items()}
+        home = {"PREFECT_HOME": str(self.folder / "prefect")}
+        (path,) = re.findall(r"http://127\.0\.0\.1:\d+([\w/]+)", str(service["healthcheck"]))
+        return Program(
+            name,
+            words,
+            self.folder,
+            (self.ports[name],),
+            lambda: answer_of(self.url(name) + path) == 200,
+            {**variables, **home},
+        )
+
+
+def answer_of(url: str, host: str | None = None) -> int:
+    """The status that an address answers with; 0: it does not."""
+    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def make_databases(server: Postgres, secrets: dict[str, str]) -> None:
+    """Run the script as PostgreSQL's image does."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(server.port),
+        "PGDATABASE": "postgres",
+        "PGPASSWORD": server.password,
+        "POSTGRES_USER": "mrmodel",
+        "PREFECT_DATABASE_SECRET": secrets["PREFECT_DATABASE_SECRET"],
+        "MLFLOW_DATABASE_SECRET": secrets["MLFLOW_DATABASE_SECRET"],
+    }
+    subprocess.run([DATABASES], check=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    services = json.loads(compose(folder, filled()).stdout)["services"]
+    services["postgres"]["environment"]["PREFECT_DATABASE_SECRET"] = PASSWORD
+    services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_PASSWORD"] = PASSWORD
+    with ExitStack() as stack:
+        postgres = postgres_server(folder / "postgres")
+        stack.callback(postgres.stop)
+        postgres.start()
+        make_databases(postgres.server, services["postgres"]["environment"])
+        here = Site(folder, services, postgres.server)
+        programs = [here.program(name) for name in ("s3", "prefect")]
+        running = []
+        for program in programs:
+            running.append(program.start(owner=os.getpid()))
+            stack.callback(running[-1].stop)
+        for program, process in zip(programs, running, strict=True):
+            program.wait(process)
+        yield here
+
+
+def test_each_server_has_a_database_of_its_own(site: Site) -> None:
+    door = {"host": "127.0.0.1", "port": site.postgres.port}
+    with psycopg2.connect(user="prefect", password=PASSWORD, dbname="prefect", **door) as own:
+        own.cursor().execute("SELECT 1 FROM work_pool")  # Of Prefect's migrations.
+    secret = planted("MLFLOW_DATABASE_SECRET")
+    psycopg2.connect(user="mlflow", password=secret, dbname="mlflow", **door).close()
+    with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+        psycopg2.connect(user="mlflow", password=secret, dbname="prefect", **door)
+    with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
+        psycopg2.connect(user="mlflow", password=PASSWORD, dbname="mlflow", **door)
+
+
+def test_s3_has_its_bucket_and_one_user(site: Site) -> None:
+    user = site.services["worker-cpu"]["environment"]
+    door = {"endpoint_url": site.url("s3"), "region_name": user["AWS_DEFAULT_REGION"]}
+    key = user["AWS_ACCESS_KEY_ID"]
+    client = boto3.client(
+        "s3", aws_access_key_id=key, aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"], **door
+    )
+    client.put_object(Bucket="mrmodel", Key="dvc/a", Body=b"data")
+    client = boto3.client("s3", aws_access_key_id=key, aws_secret_access_key="another", **door)
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        client.get_object(Bucket="mrmodel", Key="dvc/a")
+
+
+def prefect(site: Site, *command: str) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": f"{site.url('prefect')}/api"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def pool(site: Site, name: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{site.url('prefect')}/api/work_pools/{name}") as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def test_prefect_takes_a_template(site: Site) -> None:
+    template = FOLDER / "gpu-kubernetes.json"
+    options = ("--type", "kubernetes", "--base-job-template", str(template))
+    prefect(site, "prefect", "--no-prompt", "work-pool", "create", "mine", *options)
+    assert pool(site, "mine")["base_job_template"] == json.loads(template.read_text())
+
+
+def test_provision_makes_the_pools_of_containers(site: Site) -> None:
+    prefect(site, "flows.provision", "--type", "docker")
+    for name, template in POOLS.items():
+        made = pool(site, name)
+        assert made["type"] == "docker"
+        file = FOLDER / f"{template}-docker.json"
+        assert made["base_job_template"] == json.loads(file.read_text())
+
+
+def test_no_server_logs_a_secret(site: Site) -> None:
+    logs = {path.name: path.read_text() for path in site.folder.glob("*.log")}
+    assert logs.keys() == {"s3.log", "prefect.log"}
+    assert [name for name, text in logs.items() if "planted-" in text] == []
