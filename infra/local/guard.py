@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-_LOOK_S = 0.5
+_LOOK_S, _POLL_S = 0.5, 0.05
 _PATIENCE_S = 15.0
 
 
@@ -33,12 +33,12 @@ def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> N
     doomed = _members(leader, pid)
     server = [process for process in doomed if process.pid == pid]
     _signal(server, stop_signal)
-    psutil.wait_procs(server, timeout=patience_s)
+    _wait(server, patience_s)
     rest = list({*doomed, *_members(leader, pid)} - {*server})
     _signal(rest, signal.SIGTERM)
-    _, alive = psutil.wait_procs([*server, *rest], timeout=patience_s / 2)
+    alive = _wait([*server, *rest], patience_s / 2)
     _signal(alive, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_PATIENCE_S)
+    _wait(alive, _PATIENCE_S)
 
 
 def _members(leader: int, pid: int) -> list[psutil.Process]:
@@ -49,12 +49,28 @@ def _members(leader: int, pid: int) -> list[psutil.Process]:
     """
     found = set()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
             if process.pid == pid:
                 found.update([process, *process.children(recursive=True)])
             elif os.getsid(process.pid) == leader:
                 found.add(process)
     return [process for process in found if process.pid != os.getpid()]
+
+
+def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after some seconds; a zombie, which no init takes away, does not."""
+    end = time.monotonic() + seconds
+    while (alive := [one for one in processes if _runs(one)]) and time.monotonic() < end:
+        time.sleep(_POLL_S)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        # The first rules out another process of the same number.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(processes: list[psutil.Process], number: int) -> None:
@@ -70,21 +86,16 @@ def main(owner: int, stop_signal: int, command: list[str]) -> int:
     reaches children only, and comes already when the thread that started them ends.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    child = subprocess.Popen(command)
+    if not psutil.pid_exists(owner):
+        return 1
+    holder, child = psutil.Process(owner), subprocess.Popen(command)
     try:
-        while child.poll() is None and _lives(owner):
+        while child.poll() is None and _runs(holder):
             time.sleep(_LOOK_S)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough.
         end_session(os.getpid(), child.pid, stop_signal, _PATIENCE_S)
     return child.wait()
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

@@ -60,16 +60,18 @@ class Postgres:
             return
         programs = _programs(data)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        secret = home / "password"
+        secret, draft = home / "password", home / "draft"
+        shutil.rmtree(draft, ignore_errors=True)
         secret.touch(mode=0o600)
         secret.write_text(self.password)
         if servant is not None:
             shutil.chown(home, servant)
             shutil.chown(secret, servant)
         try:
-            self._initialise(programs, data, secret)
+            self._initialise(programs, draft, secret)
         finally:
             secret.unlink()
+        draft.rename(data)  # Only now: of a killed initdb nothing looks finished.
 
     def program(self) -> Program:
         """The server as a process, once `prepare` has run.

@@ -62,7 +62,7 @@ class Program:
             owner: process with which it shall end, however that dies; None: it stays.
 
         Raises:
-            ServiceError: one of its ports is taken.
+            ServiceError: one of its ports is taken, or it is not installed.
         """
         self.require_ports()
         cwd = self.cwd or self.folder
@@ -72,17 +72,20 @@ class Program:
         if owner is not None:
             command[:0] = [sys.executable, guard.__file__, str(owner), str(stop_signal)]
             stop_signal = int(signal.SIGTERM)
-        with self.log.open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env={**own_environment(), **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # The Ctrl-C of a terminal is meant for the program in front.
-                start_new_session=True,
-            )
+        try:
+            with self.log.open("ab") as log:
+                child = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env={**own_environment(), **self.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # The Ctrl-C of a terminal is meant for the program in front.
+                    start_new_session=True,
+                )
+        except FileNotFoundError:
+            raise ServiceError(f"{self.name}: no program {command[0]}; see make setup") from None
         born = _born(child.pid)
         return Running(self.name, child.pid, born, str(self.log), stop_signal, child)
 

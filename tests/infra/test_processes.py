@@ -206,6 +206,22 @@ def test_without_postgresql_the_sentence_says_what_to_install(
         Postgres(tmp_path, 1, "secret").prepare()
 
 
+def test_a_killed_initdb_is_no_database(folder: Path) -> None:
+    server = Postgres(folder, 1, "secret", durable=False)
+    draft = server.home() / "draft"
+    draft.mkdir(parents=True)
+    (draft / "PG_VERSION").write_text("15\n")
+    server.prepare()
+    assert (server.home() / "data/global/pg_control").exists()
+    assert not draft.exists()
+
+
+def test_a_program_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    toy = Program("toy", [str(tmp_path / "none")], tmp_path, (), lambda: True)
+    with pytest.raises(ServiceError, match=r"toy: no program .*none; see make setup"):
+        toy.start()
+
+
 def test_data_of_another_version_of_postgresql(folder: Path) -> None:
     server = Postgres(folder, 1, "secret")
     data = server.home() / "data"
