@@ -10,9 +10,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra.local.ports import free_ports
@@ -20,6 +21,9 @@ from infra.local.postgres import Postgres
 from infra.local.process import Program, Running
 from infra.local.seaweedfs import INNER_PORTS, SeaweedFS
 from infra.local.web import MLflow, Prefect
+
+# Beside the data of a database server: the process whose tests it serves.
+SESSION = "session"
 
 
 class Service:
@@ -70,6 +74,7 @@ class PostgresService(Service):
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self.server.prepare()
+        (self.server.home() / SESSION).write_text(str(os.getpid()))
         super().start()
         self.server.create_database("test")
 
@@ -90,7 +95,9 @@ def s3_server(folder: Path) -> S3Service:
 
 def postgres_server(folder: Path) -> PostgresService:
     """A PostgreSQL server of one's own, not yet started."""
-    return PostgresService(Postgres(folder, *free_ports(1), secrets.token_hex(16), durable=False))
+    server = Postgres(folder, *free_ports(1), secrets.token_hex(16), durable=False)
+    _sweep(server.home().parent)
+    return PostgresService(server)
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +141,14 @@ def prefect_server(
     environment = {**server.environment(), "PREFECT_HOME": str(folder / "client")}
     with _while_used(Service(server.program(), server.url, environment)) as service:
         yield service
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the databases of test sessions that were killed: those outside of pytest's folder."""
+    for session in folder.glob(f"mrmodel-postgres-*/{SESSION}"):
+        with suppress(OSError):
+            if not psutil.pid_exists(int(session.read_text())):
+                shutil.rmtree(session.parent, ignore_errors=True)
 
 
 @contextmanager

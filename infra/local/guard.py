@@ -15,7 +15,7 @@ import time
 import psutil
 
 _LOOK_S, _POLL_S = 0.5, 0.05
-_PATIENCE_S = 15.0
+_PATIENCE_S, _INIT_S = 15.0, 2.0
 
 
 def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> None:
@@ -39,6 +39,8 @@ def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> N
     alive = _wait([*server, *rest], patience_s / 2)
     _signal(alive, signal.SIGKILL)
     _wait(alive, _PATIENCE_S)
+    # PostgreSQL believes that a zombie lives. Init takes it away, where there is an init.
+    psutil.wait_procs([*server, *rest], timeout=_INIT_S)
 
 
 def _members(leader: int, pid: int) -> list[psutil.Process]:

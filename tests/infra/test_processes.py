@@ -1,6 +1,7 @@
 """One local server: how it starts, fails to start, ends, and with whom."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from infra.local.ports import free_ports, is_free
 from infra.local.postgres import Postgres
 from infra.local.process import Program, Running, ServiceError
 from tests.project import ROOT
-from tests.services import PostgresService, postgres_server
+from tests.services import SESSION, PostgresService, postgres_server
 
 # Starts a database server with an owner or without one, says what it is, and waits to be killed.
 START = """
@@ -121,6 +122,21 @@ def test_data_survives(own_postgres: PostgresService, end: str) -> None:
     cursor.execute("SELECT answer FROM kept")
     assert cursor.fetchone() == (42,)
     connection.close()
+
+
+def test_what_a_killed_test_session_left_is_removed(own_postgres: PostgresService) -> None:
+    place = own_postgres.server.home().parent
+    left, kept = place / "mrmodel-postgres-left", place / "mrmodel-postgres-kept"
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for folder, owner in ((left, ended.pid), (kept, os.getpid())):
+        folder.mkdir()
+        (folder / SESSION).write_text(str(owner))
+    postgres_server(own_postgres.server.folder)
+    assert not left.exists()
+    assert kept.exists()
+    assert own_postgres.server.home().exists()
+    shutil.rmtree(kept)
 
 
 def test_a_pid_that_another_process_got_is_left_alone() -> None:
