@@ -16,11 +16,14 @@ from mrmodel.errors import FeatureError, MrModelError, VideoError
 from mrmodel.features.encode import EncodedVideo, encode_texts, encode_video
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import text_key
-from mrmodel.features.pieces import Piece, PieceFolder
+from mrmodel.features.pieces import Failure, Piece, PieceFolder
 from mrmodel.files import sha256_of
 from mrmodel.video.decoder import VideoLimits
 
 log = logging.getLogger(__name__)
+
+# What may be otherwise on another machine, or at another time; all else is in the file.
+_PASSING_CODES = ("not_found", "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Done:
     n_rows: int = 0
     decode_s: float = 0.0
     encode_s: float = 0.0
-    failure: str = ""
+    failure: Failure | None = None
 
 
 def video_handler(
@@ -76,16 +79,17 @@ def video_handler(
         try:
             encoded = encode_video(job.path, encoder, clip_len_s, limits)
         except VideoError as error:
-            return Done(failure=f"{error.code}: {error.detail}")
+            lasting = error.code not in _PASSING_CODES
+            return Done(failure=Failure(f"{error.code}: {error.detail}", lasting))
         except FeatureError as error:
-            return Done(failure=str(error))
+            return Done(failure=Failure(str(error), lasting=True))
         except MrModelError:
             raise  # missing weights and the like concern all videos
         except Exception as error:
             log.exception("%s", job.path)
-            return Done(failure=f"{type(error).__name__}: {error}")
-        piece = Piece((_video_entry(job, encoded),), encoded.rows)
-        folder.save(job.name, piece, dict(job.source))
+            return Done(failure=Failure(f"{type(error).__name__}: {error}", lasting=False))
+        entry = _video_entry(job, encoded)
+        folder.save(job.name, Piece((entry,), encoded.rows), dict(job.source), entry.src_sha256)
         return Done(len(encoded.rows), encoded.decode_s, encoded.encode_s)
 
     return handle

@@ -1,4 +1,4 @@
-"""Finished pieces of an extraction: what a killed run leaves for the next one.
+"""Finished pieces of an extraction: what a killed run, or a shard, leaves for the next one.
 
 A piece is the rows of one video, or of some texts. The folder lies outside the feature store,
 because DVC empties a stage's outputs before it runs the stage again.
@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from mrmodel.features.index import Entry
 from mrmodel.features.store import Half
-from mrmodel.files import atomic_path, write_json
+from mrmodel.files import atomic_path, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,45 @@ class Piece:
     rows: Half
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a video gave no rows.
+
+    Attributes:
+        reason: for a person.
+        lasting: the file itself is to blame: another try, elsewhere, would end the same way.
+    """
+
+    reason: str
+    lasting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is known of a piece, beside its rows.
+
+    Attributes:
+        name: of the job.
+        source: size (``bytes``) and time (``mtime_ns``) of the video; empty for texts.
+        sha256: of the video; empty for texts.
+        entries: see `Piece`; empty for a failure.
+        failure: set when the job gave no rows and is not to be done again.
+    """
+
+    name: str
+    source: dict[str, int]
+    sha256: str = ""
+    entries: tuple[Entry, ...] = ()
+    failure: Failure | None = None
+
+
 class PieceFolder:
     """Pieces on disk, each found by its name; the note beside the rows says that they are whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open(self, plan: dict[str, Any]) -> None:
+    def open(self, plan: Mapping[str, Any]) -> None:
         """Begin or continue work; pieces that were made under another plan are removed."""
         path = self.folder / _PLAN_FILE
         if path.exists() and _read_json(path) == plan:
@@ -53,31 +86,68 @@ class PieceFolder:
         """Delete everything."""
         shutil.rmtree(self.folder)
 
-    def save(self, name: str, piece: Piece, source: dict[str, Any]) -> None:
-        """Keep a piece; `source` identifies what it was made of."""
-        rows_path, note_path = self._paths(name)
-        with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
+    def save(self, name: str, piece: Piece, source: dict[str, int], sha256: str = "") -> None:
+        """Keep a piece; `source` and `sha256` identify what it was made of."""
+        with atomic_path(self.rows_path(name)) as temporary, temporary.open("wb") as file:
             np.save(file, piece.rows)
-        entries = [asdict(entry) for entry in piece.entries]
-        write_json(note_path, {"name": name, "source": source, "entries": entries})
+        self._write(Note(name, source, sha256, piece.entries))
 
-    def has(self, name: str, source: dict[str, Any]) -> bool:
-        """Whether a piece is there and was made of the same source."""
-        note = _read_json(self._paths(name)[1])
-        return note is not None and note["name"] == name and note["source"] == source
+    def save_failure(
+        self, name: str, failure: Failure, source: dict[str, int], sha256: str
+    ) -> None:
+        """Keep that a job failed, so that it is not done again."""
+        self._write(Note(name, source, sha256, failure=failure))
+
+    def forget(self, name: str) -> None:
+        """Have a job done again."""
+        self._note_path(name).unlink(missing_ok=True)
+
+    def find(self, name: str, source: dict[str, int], path: Path | None = None) -> Note | None:
+        """The note of a piece that is there and was made of the same source.
+
+        A clone or a check-out gives a file a new time. With `path`, such a file is known by its
+        size and SHA-256, and then noted under its new time, so that it is read only once.
+        """
+        note = self._read(name)
+        if note is None or note.source == source:
+            return note
+        moved = path is not None and note.sha256 and note.source["bytes"] == source.get("bytes")
+        if not moved or path is None or sha256_of(path) != note.sha256:
+            return None
+        note = replace(note, source=source)
+        self._write(note)
+        return note
 
     def load(self, name: str) -> Piece:
-        """A piece that `has` found."""
-        rows_path, note_path = self._paths(name)
-        note = json.loads(note_path.read_text(encoding="utf-8"))
-        rows: Half = np.load(rows_path)
-        return Piece(tuple(Entry(**entry) for entry in note["entries"]), rows)
+        """A piece that `find` found, and which is no failure."""
+        note = self._read(name)
+        assert note is not None
+        rows: Half = np.load(self.rows_path(name))
+        return Piece(note.entries, rows)
 
-    def _paths(self, name: str) -> tuple[Path, Path]:
-        # Names are ids of other people's videos, which need not be good file names.
-        stem = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-        folder = self.folder / stem[:2]
-        return folder / f"{stem}.npy", folder / f"{stem}.json"
+    def rows_path(self, name: str) -> Path:
+        """The .npy file of a piece."""
+        return self._note_path(name).with_suffix(".npy")
+
+    def _note_path(self, name: str) -> Path:
+        stem = file_stem(name)
+        return self.folder / stem[:2] / f"{stem}.json"
+
+    def _write(self, note: Note) -> None:
+        write_json(self._note_path(note.name), asdict(note))
+
+    def _read(self, name: str) -> Note | None:
+        raw = _read_json(self._note_path(name))
+        if raw is None or raw["name"] != name:
+            return None
+        entries = tuple(Entry(**entry) for entry in raw.pop("entries"))
+        failure = raw.pop("failure")
+        return Note(**raw, entries=entries, failure=Failure(**failure) if failure else None)
+
+
+def file_stem(name: str) -> str:
+    """A file name for a piece: ids of other people's videos need not be good ones."""
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def _read_json(path: Path) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from mrmodel.components import ENCODERS
 from mrmodel.config import Config
-from mrmodel.features.extract import ExtractionSettings, extract_texts, extract_videos
+from mrmodel.features.extract import extract_texts, extract_videos
+from mrmodel.features.work import ExtractionSettings
 from mrmodel.generate.captions import caption_texts
 from mrmodel.pipeline.layout import SPLITS, Layout
 from mrmodel.pipeline.splits import read_rows_if_any
@@ -20,18 +22,12 @@ log = logging.getLogger(__name__)
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
     layout, stream = Layout(config), arguments["stream"]
-    settings = ExtractionSettings(
-        # The pieces in there know what they were made of; other inputs start anew.
-        work_dir=layout.state / "resume" / f"extract-{config.corpus.name}-{stream}",
-        workers=config.features.workers,
-        max_failed_share=config.features.max_failed_share,
-        limits=VideoLimits(max_duration_s=config.features.max_duration_s),
-    )
+    # The pieces in there know what they were made of; other inputs start anew.
+    settings = extraction_settings(config, work_folder(config, stream))
     out = layout.stream(stream)
     if ENCODERS.get(stream).modality == "video":
         clip_len_s = config.features.clip_len_s
-        videos = {path.stem: path for path in sorted(layout.videos.iterdir())}
-        summary = extract_videos(videos, stream, clip_len_s, out, settings, reporter)
+        summary = extract_videos(videos_in(layout), stream, clip_len_s, out, settings, reporter)
     else:
         texts = corpus_texts(layout, config.features.clip_len_s)
         summary = extract_texts(texts, stream, out, settings, reporter)
@@ -42,6 +38,26 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
         *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
         *(summary.rows_per_s, 100 * summary.decode_wait),
     )
+
+
+def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
+    """How params.yaml wants a stream extracted."""
+    return ExtractionSettings(
+        work_dir=work_dir,
+        workers=config.features.workers,
+        max_failed_share=config.features.max_failed_share,
+        limits=VideoLimits(max_duration_s=config.features.max_duration_s),
+    )
+
+
+def work_folder(config: Config, stream: str) -> Path:
+    """Where a stream's finished pieces wait, its own and those that shards have made."""
+    return Layout(config).state / "resume" / f"extract-{config.corpus.name}-{stream}"
+
+
+def videos_in(layout: Layout) -> dict[str, Path]:
+    """Video id -> file, of all videos of the corpus."""
+    return {path.stem: path for path in sorted(layout.videos.iterdir())}
 
 
 def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:

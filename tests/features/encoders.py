@@ -77,6 +77,16 @@ class Confused(FrameNumbers):
         return rows
 
 
+class Unlucky(FrameNumbers):
+    """Fails at longer videos as long as a file is there, say for want of memory."""
+
+    def encode_clips(self, frames):
+        rows = super().encode_clips(frames)
+        if len(rows) > 1 and Path(os.environ["MRMODEL_TEST_MARK"]).exists():
+            raise MemoryError("not enough")
+        return rows
+
+
 class WithoutWeights(FrameNumbers):
     """Cannot work at all."""
 

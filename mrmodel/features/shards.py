@@ -1,0 +1,203 @@
+"""Shards of an extraction: the pieces of some videos, made on any machine, carried in a tar file.
+
+A shard makes pieces only. Laid into the work folder of the ordinary extraction, they are found
+there as if an interrupted run had left them; so the store has the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import FeatureError
+from mrmodel.features.jobs import VideoJob
+from mrmodel.features.pieces import Note, PieceFolder
+from mrmodel.features.tars import ShardTar, read_tar, write_tar
+from mrmodel.features.work import ExtractionSettings, Work, piece_plan, video_work
+from mrmodel.files import sha256_of
+from mrmodel.progress import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """What became of the videos of a shard.
+
+    Attributes:
+        n_items, n_ok, n_partial, n_failed: videos, by how they went.
+        n_resumed: videos that were finished before this run.
+        n_rows: rows in the pieces.
+        wall_s: seconds of this run.
+        problems: id -> reason, of every partial and failed video.
+        passing: ids that failed for a reason that may have passed at another try.
+    """
+
+    n_items: int
+    n_ok: int
+    n_partial: int
+    n_failed: int
+    n_resumed: int
+    n_rows: int
+    wall_s: float
+    problems: dict[str, str]
+    passing: list[str]
+
+
+def shard_of(keys: Collection[str], index: int, count: int) -> list[str]:
+    """The keys of shard `index` (from 0) of `count`: each key is in exactly one of them.
+
+    Sizes differ by one at most; neighbours in key order, often parts of one long video, go to
+    different shards.
+
+    Raises:
+        FeatureError: there is no such shard.
+    """
+    if not 0 <= index < count:
+        raise FeatureError(f"shard {index} of {count}: the first is 0, the last {count - 1}")
+    return sorted(keys)[index::count]
+
+
+def extract_shard(
+    videos: Mapping[str, Path],
+    encoder_name: str,
+    clip_len_s: float,
+    target: Path,
+    settings: ExtractionSettings,
+    reporter: Reporter | None = None,
+) -> ShardSummary:
+    """Make the pieces of some videos and pack them into the tar file `target`.
+
+    Finished pieces stay in `settings.work_dir`: a killed shard goes on there. Failed videos are
+    packed as such; how many may fail is for the whole extraction to say.
+
+    Args:
+        videos: video id -> file, of this shard alone.
+        encoder_name: entry of `components.ENCODERS`, a video encoder.
+        clip_len_s: seconds of one row.
+        target: the tar file to write.
+        settings: see `ExtractionSettings`.
+        reporter: told of every finished video.
+
+    Raises:
+        FeatureError: a video is not there.
+    """
+    started = time.perf_counter()
+    _require_there(videos)
+    work = video_work(videos, encoder_name, clip_len_s, settings, reporter)
+    work.run(passing_again=True)
+    notes = list(_notes(work))
+    write_tar(target, piece_plan(work.info, settings.limits), notes, work.folder)
+    return _summary(notes, work.n_resumed, time.perf_counter() - started)
+
+
+def lay_shard(
+    tar: Path,
+    videos: Mapping[str, Path],
+    plan: Mapping[str, Any],
+    folder: PieceFolder,
+) -> ShardSummary:
+    """Put the pieces of a shard into the work folder of an extraction.
+
+    Nothing of a shard is laid before all of its videos have been compared with the files here;
+    what an earlier call has laid is left alone.
+
+    Args:
+        tar: what `extract_shard` wrote.
+        videos: video id -> file, of exactly this shard.
+        plan: `work.piece_plan` of the extraction.
+        folder: its work folder, opened with that plan.
+
+    Raises:
+        FeatureError: the tar file is damaged, was made under another plan or of other files, or
+            holds other videos than these; or a video is not there. The message says which.
+    """
+    started = time.perf_counter()
+    _require_there(videos)
+    with read_tar(tar, plan) as shard:
+        notes = {note.name: note for note in shard.notes}
+        _require_keys(tar, set(notes), set(videos))
+        jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
+        left = [job for job in jobs if not _is_laid(folder, job, shard, notes[job.name])]
+        _require_sources(tar, left, notes)
+        for job in left:
+            note, source = notes[job.name], dict(job.source)
+            if note.failure:
+                folder.save_failure(job.name, note.failure, source, note.sha256)
+            else:
+                folder.save(job.name, shard.piece(note), source, note.sha256)
+        n_resumed = len(jobs) - len(left)
+        return _summary(shard.notes, n_resumed, time.perf_counter() - started)
+
+
+def _require_there(videos: Mapping[str, Path]) -> None:
+    """A missing file is no failure of a video, which would be stored as such."""
+    for vid, path in sorted(videos.items()):
+        if not path.exists():
+            raise FeatureError(f"{vid}: {path} is not checked out")
+
+
+def _notes(work: Work) -> Iterator[Note]:
+    for job in work.jobs:
+        assert isinstance(job, VideoJob)
+        failure = work.failures.get(job.name)
+        if failure:
+            yield Note(job.name, dict(job.source), sha256_of(job.path), failure=failure)
+        else:
+            note = work.folder.find(job.name, dict(job.source))
+            assert note is not None  # run() has just made it
+            yield note
+
+
+def _is_laid(folder: PieceFolder, job: VideoJob, shard: ShardTar, note: Note) -> bool:
+    found = folder.find(job.name, dict(job.source), job.path)
+    if found is None or (found.entries, found.failure) != (note.entries, note.failure):
+        return False
+    # Equal facts about a video do not yet mean equal rows: other code may have made them.
+    return note.failure is not None or shard.is_in(folder, note)
+
+
+def _require_keys(tar: Path, found: set[str], expected: set[str]) -> None:
+    for what, keys in (("lacks", expected - found), ("holds also", found - expected)):
+        if keys:
+            raise FeatureError(
+                f"{tar}: {what} the video {min(keys)!r} ({len(keys)} such); another shard, or one "
+                "of another list of videos"
+            )
+
+
+def _require_sources(tar: Path, jobs: list[VideoJob], notes: Mapping[str, Note]) -> None:
+    """Compare the files here with those that the shard read; hashing is most of the work."""
+    for job in jobs:
+        found, read = dict(job.source)["bytes"], notes[job.name].source["bytes"]
+        if found != read:
+            raise FeatureError(
+                f"{tar}: {job.name!r} was made of {read} bytes, but {job.path} has {found}"
+            )
+    with ThreadPoolExecutor() as pool:
+        for job, digest in zip(jobs, pool.map(sha256_of, [j.path for j in jobs]), strict=True):
+            if digest != notes[job.name].sha256:
+                raise FeatureError(
+                    f"{tar}: {job.name!r} was made of a file with SHA-256 "
+                    f"{notes[job.name].sha256}, but {job.path} has {digest}"
+                )
+
+
+def _summary(notes: list[Note], n_resumed: int, wall_s: float) -> ShardSummary:
+    entries = [entry for note in notes for entry in note.entries]
+    failures = {note.name: note.failure for note in notes if note.failure}
+    problems = {entry.key: entry.reason for entry in entries if entry.reason}
+    problems |= {name: failure.reason for name, failure in failures.items()}
+    return ShardSummary(
+        n_items=len(notes),
+        n_ok=sum(entry.status == "ok" for entry in entries),
+        n_partial=sum(entry.status == "partial" for entry in entries),
+        n_failed=len(failures),
+        n_resumed=n_resumed,
+        n_rows=sum(entry.n_rows for entry in entries),
+        wall_s=wall_s,
+        problems=problems,
+        passing=[name for name, failure in failures.items() if not failure.lasting],
+    )
