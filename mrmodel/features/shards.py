@@ -82,7 +82,7 @@ def extract_shard(
         reporter: told of every finished video.
 
     Raises:
-        FeatureError: a video is not there.
+        FeatureError: a video is not there, or the disk does not give it.
     """
     started = time.perf_counter()
     _require_there(videos)
@@ -144,11 +144,18 @@ def _notes(work: Work) -> Iterator[Note]:
         assert isinstance(job, VideoJob)
         failure = work.failures.get(job.name)
         if failure:
-            yield Note(job.name, dict(job.source), sha256_of(job.path), failure=failure)
+            yield Note(job.name, dict(job.source), _identity(job.path), failure=failure)
         else:
             note = work.folder.find(job.name, dict(job.source))
             assert note is not None  # run() has just made it
             yield note
+
+
+def _identity(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise FeatureError(f"{path}: cannot be read: {error}") from error
 
 
 def _is_laid(folder: PieceFolder, job: VideoJob, shard: ShardTar, note: Note) -> bool:

@@ -9,7 +9,6 @@ from mrmodel.components import ENCODERS
 from mrmodel.config import Config
 from mrmodel.features.extract import extract_texts, extract_videos
 from mrmodel.features.work import ExtractionSettings
-from mrmodel.generate.captions import caption_texts
 from mrmodel.pipeline.layout import SPLITS, Layout
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage_with
@@ -62,6 +61,9 @@ def videos_in(layout: Layout) -> dict[str, Path]:
 
 def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:
     """Every sentence that any stage will look up: queries of all splits, and captions."""
+    # It imports pandas, which each worker process of a stream of videos would do in vain.
+    from mrmodel.generate.captions import caption_texts
+
     rows = [row for name in SPLITS for row in read_rows_if_any(layout.split(name), clip_len_s)]
     return [row.query for row in rows] + caption_texts(layout.captions)
 

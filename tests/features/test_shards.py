@@ -348,6 +348,9 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
         merging.lay(shard, ["a", "c", "long"])
     with pytest.raises(FeatureError, match="c.mp4 is not checked out"):
         merging.shard(["a", "c"])
+    merging.videos["c"].mkdir()  # A path that exists and gives no bytes.
+    with pytest.raises(FeatureError, match=r"c.mp4: cannot be read: .*Is a directory"):
+        merging.shard(["a", "c"])
 
 
 def test_rows_of_other_code_are_replaced(videos, shard, tmp_path):

@@ -1,0 +1,41 @@
+"""Watching the processes of a shard, to kill one at the right moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from tests.project import Project
+
+T = TypeVar("T")
+
+
+def shard_steps() -> list[psutil.Process]:
+    """Processes below this one that make a shard."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if "mrmodel.pipeline.shards" in line and "make" in line:
+            found.append(process)
+    return found
+
+
+def pieces_in(clone: Project, name: str = "shard-*") -> list[Path]:
+    """Notes of the finished pieces of shards, or stages, that are not finished."""
+    return list(clone.folder.glob(f".mrmodel/resume/{name}/??/*.json"))
+
+
+def wait_until(condition: Callable[[], T], what: str, limit_s: float = 60) -> T:
+    """The first true value of `condition`; fails with `what` after a time."""
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return found
