@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from mrmodel.config import ShardSettings
 from mrmodel.errors import ConfigError
+from mrmodel.processes import tasks_at_once
 
 
 def task_runner(settings: ShardSettings, tasks: int) -> TaskRunner[Any]:
@@ -25,11 +25,6 @@ def task_runner(settings: ShardSettings, tasks: int) -> TaskRunner[Any]:
     except ModuleNotFoundError as error:
         rule = f"needs the extra: pip install 'mrmodel[{settings.runner}]' ({error})"
         raise ConfigError("orchestrate.extract_shards.runner", settings.runner, rule) from None
-
-
-def tasks_at_once(tasks: int) -> int:
-    """How many tasks this machine runs at the same time, when it runs them all."""
-    return max(1, min(tasks, os.cpu_count() or 1))
 
 
 def _dask(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:

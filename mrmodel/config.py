@@ -316,6 +316,12 @@ class ShardSettings(Section):
     runner: Literal["processes", "dask", "ray"]
     address: str | None
 
+    @model_validator(mode="after")
+    def _address_is_of_a_cluster(self) -> ShardSettings:
+        if self.runner == "processes" and self.address is not None:
+            raise ValueError("address: a pool of processes has none; runner must be dask or ray")
+        return self
+
 
 class OrchestrateSettings(Section):
     """Which worker runs which stage, and what happens when it dies; DVC does not watch these."""

@@ -15,6 +15,11 @@ def worker_count(wish: int) -> int:
     return wish or os.cpu_count() or 1
 
 
+def tasks_at_once(tasks: int) -> int:
+    """How many of so many tasks this machine runs at the same time, when it runs them all."""
+    return max(1, min(tasks, os.cpu_count() or 1))
+
+
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies; does nothing outside Linux.
 

@@ -38,6 +38,7 @@ def test_the_repository_file_is_valid() -> None:
         ("models.qd_detr.hidden", 0, "models.qd_detr.hidden"),
         ("train.scratch.steps", 1, "must equal pretrain.steps + finetune.steps"),
         ("train.finetune.epochs", 5, "exactly one"),
+        ("orchestrate.extract_shards.address", "10.0.0.1:8786", "a pool of processes has none"),
     ],
 )
 def test_a_wrong_value_is_named_with_path_value_and_rule(

@@ -1,4 +1,4 @@
-"""Fixtures of sharded extraction: Prefect with a database of its own, and a clone whose videos are there."""
+"""Fixtures of shards: Prefect with a database of its own, and a clone with its videos."""
 
 from __future__ import annotations
 

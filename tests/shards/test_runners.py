@@ -1,0 +1,43 @@
+"""Task runners by name."""
+
+import os
+import sys
+
+import pytest
+from prefect.task_runners import ProcessPoolTaskRunner
+from prefect_dask import DaskTaskRunner
+from prefect_ray import RayTaskRunner
+
+from flows.runners import task_runner
+from mrmodel.config import ShardSettings
+from mrmodel.errors import ConfigError
+
+
+def settings(runner, address=None):
+    return ShardSettings(count=3, runner=runner, address=address)
+
+
+def test_a_cluster_on_this_machine_is_no_larger_than_it():
+    at_once = min(3, os.cpu_count())
+    assert task_runner(settings("processes"), 3) == ProcessPoolTaskRunner(max_workers=at_once)
+    assert task_runner(settings("dask"), 3).cluster_kwargs["n_workers"] == at_once
+    assert task_runner(settings("ray"), 1).init_kwargs["num_cpus"] == 1
+
+
+@pytest.mark.parametrize(("runner", "kind"), [("dask", DaskTaskRunner), ("ray", RayTaskRunner)])
+def test_a_cluster_elsewhere_is_known_by_its_address(runner, kind):
+    made = task_runner(settings(runner, "10.0.0.1:9"), 3)
+    assert isinstance(made, kind)
+    assert made.address == "10.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("runner", "module"), [("dask", "prefect_dask.task_runners"), ("ray", "ray")]
+)
+def test_a_missing_extra_is_named(monkeypatch, runner, module):
+    monkeypatch.setitem(sys.modules, module, None)  # As if it were not installed.
+    words = (
+        rf"extract_shards.runner = '{runner}': needs the extra: pip install 'mrmodel\[{runner}\]'"
+    )
+    with pytest.raises(ConfigError, match=words):
+        task_runner(settings(runner), 3)
