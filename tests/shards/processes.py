@@ -32,7 +32,7 @@ def pieces_in(clone: Project, name: str = "shard-*") -> list[Path]:
     return list(clone.folder.glob(f".mrmodel/resume/{name}/??/*.json"))
 
 
-def wait_until(condition: Callable[[], T], what: str, limit_s: float = 60) -> T:
+def wait_until(condition: Callable[[], T], what: str, limit_s: float = 180) -> T:
     """The first true value of `condition`; fails with `what` after a time."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
