@@ -149,7 +149,9 @@ def test_a_result_that_is_not_of_this_order_is_a_failure(
 ) -> None:
     walk = walk_of(edited, handover)
     (dispatch,) = walk.next()
-    old = StageResult("evaluate", dispatch.key, edited.entry("evaluate"), {}, {}, 0.0, {}, "", "here")
+    old = StageResult(
+        "evaluate", dispatch.key, edited.entry("evaluate"), {}, {}, 0.0, {}, "", "here"
+    )
     walk.ended(dispatch, Ending(old))
     assert walk.rows["evaluate"].state == "failed"
     assert walk.rows["evaluate"].reason == "ran, but then parameter evaluate changed"
