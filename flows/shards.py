@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 
 from flows.runners import task_runner
 from mrmodel.config import ShardSettings
+from mrmodel.orchestrate.order import StageOrder
 from mrmodel.orchestrate.rounds import ShardRounds, shards_markdown
 from mrmodel.orchestrate.shards import (
     ShardedStream,
@@ -31,15 +32,20 @@ def may_help(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=may_help, retry_delay_seconds=_PAUSE_S)
-def make(order: ShardOrder, clone: Path, handover: str, endpoint: str | None) -> ShardReport:
+def make(
+    order: ShardOrder, where: Path | StageOrder, handover: str, endpoint: str | None
+) -> ShardReport:
     """Make one shard; see `make_shard`."""
-    return make_shard(order, clone, open_store(handover, endpoint))
+    from mrmodel.orchestrate.sharding import shard_folder  # DVC's import takes a second.
+
+    with shard_folder(where, order) as clone:
+        return make_shard(order, clone, open_store(handover, endpoint))
 
 
 @flow(flow_run_name="extract {sharded.stream} in {sharded.count} shards")
 def extract_shards(
     sharded: ShardedStream,
-    clone: Path,
+    where: Path | StageOrder,
     handover: str,
     settings: ShardSettings,
     attempts: int = 3,
@@ -49,7 +55,8 @@ def extract_shards(
 
     Args:
         sharded: the stream.
-        clone: folder with the code of the revision and the videos; on a cluster, on each machine.
+        where: a folder with the code of the revision and all videos, or the order of the stage:
+            then every shard has a clone of its own.
         handover: address of the store.
         settings: the engine. Its count is `sharded.count`.
         attempts: of a shard whose process, or whose pool of processes, was killed.
@@ -70,7 +77,7 @@ def extract_shards(
                         one.with_options(task_run_name=str(order)),
                         {
                             "order": order,
-                            "clone": clone,
+                            "where": where,
                             "handover": handover,
                             "endpoint": endpoint,
                         },

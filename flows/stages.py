@@ -17,16 +17,24 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.states import Crashed, Failed
 
+from flows.shards import extract_shards
+from mrmodel.config import ShardSettings
 from mrmodel.orchestrate.order import StageOrder
+from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.orchestrate.runner import Listener, StageFailed, StageKilled
 from mrmodel.orchestrate.runner import run_stage as run_attempt
+from mrmodel.orchestrate.shards import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.summary import stage_markdown
 
 
 @flow(flow_run_name="{stage}")
 def run_stage(
-    stage: str, rev: str, locks: dict[str, str] | None = None, timeout_s: float | None = None
+    stage: str,
+    rev: str,
+    locks: dict[str, str] | None = None,
+    timeout_s: float | None = None,
+    shards: dict[str, Any] | None = None,
 ) -> StageResult | State[Any]:
     """Run a stage in a fresh clone on this machine; see `mrmodel.orchestrate.attempt`.
 
@@ -35,17 +43,30 @@ def run_stage(
         rev: revision that the clone checks out.
         locks: path -> text of lock files; None: as committed.
         timeout_s: the stage is ended after so many seconds.
+        shards: `ShardSettings` by which an extraction is spread first; None: it is not.
     """
-    listener = FlowListener(stage)
+    order = StageOrder(stage, rev, locks or {}, timeout_s, shards)
     with gpu_slot():
         try:
-            result = run_attempt(StageOrder(stage, rev, locks or {}, timeout_s), listener)
-        except StageKilled as error:
+            sharded = spread(order) if shards else None
+            result = run_attempt(order, FlowListener(stage), sharded)
+        except (StageKilled, ShardInterrupted) as error:
             return Crashed(message=str(error))
-        except StageFailed as error:
+        except (StageFailed, ShardFailed) as error:
             return Failed(message=str(error))
     create_markdown_artifact(stage_markdown(result), artifact_key(stage), result.stage)
     return result
+
+
+def spread(order: StageOrder) -> ShardedStream:
+    """Have the shards of an extraction made by other workers, or other processes of this one."""
+    from mrmodel.orchestrate.sharding import sharded_stream  # DVC's import takes a second.
+
+    settings = ShardSettings(**(order.shards or {}))
+    places = Places.from_environment()
+    sharded = sharded_stream(order, settings)
+    extract_shards(sharded, order, places.handover, settings, endpoint=places.endpoint)
+    return sharded
 
 
 class FlowListener(Listener):

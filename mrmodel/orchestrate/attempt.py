@@ -14,22 +14,23 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.stage.exceptions import StageCmdFailedError
 
-from mrmodel.errors import MrModelError, OrchestrationError
+from mrmodel.errors import MrModelError
 from mrmodel.files import one_at_a_time, write_json
-from mrmodel.orchestrate.clone import REMOTE, fresh_clone
+from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.graph import StageGraph
 from mrmodel.orchestrate.order import Outcome, StageOrder
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover, StageResult
+from mrmodel.orchestrate.shards import ShardedStream, ShardInterrupted, forget_shards, gather_shards
+from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
 
@@ -37,17 +38,18 @@ log = logging.getLogger(__name__)
 
 _LARGEST_FIGURES = 100_000
 _MOST_POINTS = 10_000
-_TRANSFER_TRIES = 3
-_PAUSE_S = 2.0
 
 
 class Attempt:
     """The steps of one stage, each timed and announced."""
 
-    def __init__(self, order: StageOrder, places: Places) -> None:
-        self._order, self._places = order, places
+    def __init__(
+        self, order: StageOrder, places: Places, sharded: ShardedStream | None = None
+    ) -> None:
+        """Prepare an attempt; `sharded`: pieces of its extraction are in the hand-over store."""
+        self._order, self._places, self._sharded = order, places, sharded
         self._handover = Handover(places.handover, places.endpoint)
-        self._remote = REMOTE if places.remote is not None else None
+        self._transfer = Transfer(places, self._handover)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> StageResult:
@@ -62,49 +64,28 @@ class Attempt:
         busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
         with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
             with self._step("clone"):
-                graph = StageGraph(folder, self._remote, self._handover.wait)
+                graph = StageGraph(folder, self._transfer.remote, self._handover.wait)
                 key = graph.verdict(order.stage).key
             done = self._handover.find(order.stage, key)
             if done is not None:
                 return done
             _put_on_path(folder)
             with self._step("pull"):
-                self._pull(graph.repo, graph.inputs(order.stage))
+                self._transfer.fetch(graph.repo, graph.inputs(order.stage))
+                self._gather(folder)
             began = time.time()
             with self._step("run"), _inside(folder):
                 graph.repo.reproduce([order.stage], single_item=True)
             with self._step("push"), _inside(folder):
-                self._push(graph.repo)
-            return self._handover.keep(self._result(graph, key, began))
+                self._transfer.push(graph.repo, order.stage)
+            result = self._handover.keep(self._result(graph, key, began))
+            if self._sharded is not None:
+                forget_shards(self._sharded, self._handover.store)
+            return result
 
-    def _pull(self, repo: Any, paths: list[str]) -> None:
-        if not paths:
-            return
-        targets = [str(Path(repo.root_dir) / path) for path in paths]
-        if self._remote is None:
-            self._transfer(lambda: repo.checkout(targets), "read from the cache")
-        else:
-            self._transfer(lambda: repo.pull(targets), "pulled")
-
-    def _push(self, repo: Any) -> None:
-        if self._remote is not None:
-            self._transfer(lambda: repo.push([self._order.stage]), "pushed")
-
-    def _transfer(self, move: Callable[[], Any], word: str) -> None:
-        """Move data; what fails while the store does not answer is tried until it does."""
-        for left in reversed(range(_TRANSFER_TRIES)):
-            try:
-                move()
-            except Exception as error:
-                # What DVC raises depends on the kind of store; what helps does not.
-                self._handover.wait()
-                if not left:
-                    rule = f"data could not be {word}: {error}"
-                    raise OrchestrationError(rule) from error
-                log.warning("%s: not %s yet: %s", self._order.stage, word, error)
-                time.sleep(_PAUSE_S)
-            else:
-                return
+    def _gather(self, folder: Path) -> None:
+        if self._sharded is not None:
+            gather_shards(self._sharded, folder, self._handover.store)
 
     def _result(self, graph: StageGraph, key: str, began: float) -> StageResult:
         stage, figures, curves = self._order.stage, {}, {}
@@ -195,11 +176,14 @@ def main() -> int:
     logging.getLogger("dvc").propagate = False
     for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    order = StageOrder(**json.loads(file.read_text(encoding="utf-8")))
+    told = json.loads(file.read_text(encoding="utf-8"))
+    order, sharded = StageOrder(**told["order"]), None
+    if told["sharded"] is not None:
+        sharded = ShardedStream(**(told["sharded"] | {"files": tuple(told["sharded"]["files"])}))
     try:
-        result = Attempt(order, Places.from_environment()).run()
+        result = Attempt(order, Places.from_environment(), sharded).run()
     except Exception as error:
-        if _killed(error):
+        if _killed(error) or isinstance(error, ShardInterrupted):
             log.error("%s: its process was killed", order.stage)
             return Outcome.KILLED
         if not isinstance(error, MrModelError | DvcException):

@@ -85,8 +85,7 @@ class StageGraph:
         """Whether a stage must run, given what the lock files say of all before it."""
         if self._stale:
             self._open()
-        stage = self._stages[name]
-        hashes = {str(dep.def_path): self._hash(dep) for dep in _files(stage.deps)}
+        stage, hashes = self._stages[name], self.contents(name)
         key = digest_of(
             {
                 "stage": name,
@@ -97,6 +96,17 @@ class StageGraph:
             }
         )
         return Verdict(self._reason(stage, hashes), key)
+
+    def contents(self, name: str) -> dict[str, str | None]:
+        """Path -> hash of what a stage depends on; None: a stage before it has yet to make it."""
+        deps = _files(self._stages[name].deps)
+        return {str(dep.def_path): self._hash(dep) for dep in deps}
+
+    def listing(self, path: str) -> list[str]:
+        """Names of the files in a folder that a stage made, whose data need not be here."""
+        view = DVCFileSystem(repo=self.repo)
+        here = view.from_os_path(str(self.folder / path))
+        return sorted(Path(name).name for name in view.ls(here, detail=False))
 
     def parameters(self, name: str) -> dict[str, dict[str, Any]]:
         """Parameter file -> name -> value, of all that a stage depends on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,14 @@ class StageOrder:
         rev: revision of the code, of dvc.yaml and of params.yaml.
         locks: path -> text of the lock files: what the stages before it made.
         timeout_s: the stage is ended after so many seconds; None: never.
+        shards: how its videos are spread over workers (`config.ShardSettings`); None: not at all.
     """
 
     stage: str
     rev: str
     locks: dict[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
+    shards: dict[str, Any] | None = None
 
 
 class Outcome(enum.IntEnum):

@@ -38,10 +38,14 @@ class StageResult:
 
 
 class Handover:
-    """Result records by stage and key; the first one stays, so nothing pushed is ever replaced."""
+    """Result records by stage and key; the first one stays, so nothing pushed is ever replaced.
+
+    Attributes:
+        store: holds them, and the shards of extractions.
+    """
 
     def __init__(self, url: str, endpoint: str | None) -> None:
-        self._store: Store = open_store(url, endpoint)
+        self.store: Store = open_store(url, endpoint)
 
     def find(self, stage: str, key: str) -> StageResult | None:
         """The record of a stage that was made of exactly this, if there is one.
@@ -50,29 +54,27 @@ class Handover:
             OrchestrationError: the record is damaged.
         """
         name = _name(stage, key)
-        found = self._store.get(name)
+        found = self.store.get(name)
         if found is None:
             return None
         try:
             return StageResult(**json.loads(found.content))
         except (ValueError, TypeError) as error:
-            rule = (
-                f"{self._store.url}/{name}: not a result record ({error}); delete it to run again"
-            )
+            rule = f"{self.store.url}/{name}: not a result record ({error}); delete it to run again"
             raise OrchestrationError(rule) from error
 
     def keep(self, result: StageResult) -> StageResult:
         """Store a record; returns the one that is there, another worker's if it was first."""
         content = json.dumps(asdict(result), indent=2).encode()
         try:
-            self._store.put(_name(result.stage, result.key), content, if_absent=True)
+            self.store.put(_name(result.stage, result.key), content, if_absent=True)
         except ConflictError:
             return self.find(result.stage, result.key) or result
         return result
 
     def drop(self, stage: str, key: str) -> None:
         """Forget a record whose data are gone."""
-        self._store.delete(_name(stage, key))
+        self.store.delete(_name(stage, key))
 
     def wait(self) -> None:
         """Return when the store answers.
@@ -80,7 +82,7 @@ class Handover:
         Raises:
             StorageError: it did not, for longer than the store's patience.
         """
-        self._store.exists("results")
+        self.store.exists("results")
 
 
 def _name(stage: str, key: str) -> str:

@@ -21,6 +21,7 @@ from mrmodel.files import write_json
 from mrmodel.orchestrate.order import Outcome, StageOrder
 from mrmodel.orchestrate.places import hide_secrets, secrets_of
 from mrmodel.orchestrate.results import StageResult
+from mrmodel.orchestrate.shards import ShardedStream
 from mrmodel.progress import EVENTS
 
 _SHOWN_LINES = 5
@@ -45,12 +46,15 @@ class Listener:
         """A step that began, or how far the stage is; see `mrmodel.progress.announce`."""
 
 
-def run_stage(order: StageOrder, listener: Listener) -> StageResult:
+def run_stage(
+    order: StageOrder, listener: Listener, sharded: ShardedStream | None = None
+) -> StageResult:
     """Run one stage in a process of its own, which dies with this one.
 
     Args:
         order: the stage.
         listener: told of every line and event, in the calling thread.
+        sharded: shards in the hand-over store that the stage puts together.
 
     Raises:
         StageKilled: a signal ended it, or its time was up.
@@ -58,7 +62,8 @@ def run_stage(order: StageOrder, listener: Listener) -> StageResult:
     """
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         folder = Path(name)
-        write_json(folder / "order.json", asdict(order))
+        told = {"order": asdict(order), "sharded": asdict(sharded) if sharded else None}
+        write_json(folder / "order.json", told)
         events = folder / "events.jsonl"
         events.touch()
         last: deque[str] = deque(maxlen=_SHOWN_LINES)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 State = Literal["waiting", "running", "unchanged", "restored", "ran", "failed", "blocked"]
 _GOOD = ("unchanged", "restored", "ran")
 _BAD = ("failed", "blocked")
+# The stage whose work can be spread: one video has nothing to do with another.
+_SHARDED = "extract"
 
 
 @dataclass(slots=True)
@@ -88,8 +90,7 @@ class Walk:
 
     def pool_of(self, stage: str) -> str:
         """Work pool of a stage; all stages of a matrix share the one of its name."""
-        name = stage.rpartition(":")[2].partition("@")[0]
-        return self.settings.pools.get(name, self.settings.default_pool)
+        return self.settings.pools.get(_kind(stage), self.settings.default_pool)
 
     def next(self) -> list[Dispatch]:
         """Stages that can start now; settles those that need not or cannot."""
@@ -158,5 +159,18 @@ class Walk:
 
     def _dispatch(self, row: StageRow) -> Dispatch:
         row.state, row.attempts = "running", row.attempts + 1
-        order = StageOrder(row.stage, self.rev, self.graph.locks(), self.settings.stage_timeout_s)
+        shards = self.settings.extract_shards
+        spread = shards.count > 1 and _kind(row.stage) == _SHARDED
+        order = StageOrder(
+            row.stage,
+            self.rev,
+            self.graph.locks(),
+            self.settings.stage_timeout_s,
+            shards.model_dump() if spread else None,
+        )
         return Dispatch(order, row.pool, row.key)
+
+
+def _kind(stage: str) -> str:
+    """Name in dvc.yaml, without file and matrix value."""
+    return stage.rpartition(":")[2].partition("@")[0]

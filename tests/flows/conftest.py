@@ -157,7 +157,7 @@ def site(
     """Servers, pools, deployments and workers; the pipeline has not run."""
     folder = tmp_path_factory.mktemp("site")
     project = Project(folder / "repository")
-    pools = {"scratch": "cpu", "pretrain": "gpu", "extract": "gpu", "extract_text": "gpu"}
+    pools = dict.fromkeys(("scratch", "pretrain", "extract", "extract_text"), "gpu")
     project.apply("miniature", {"orchestrate": {"pools": pools, "attempts": 3}})
     project.commit()
     environment = {

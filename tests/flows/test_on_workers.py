@@ -21,7 +21,12 @@ from tests.project import Project
 from tests.services import Service
 
 EVALUATE = "mrmodel.pipeline.evaluate"
-GPU_STAGES = ("extract@tiny.video", "extract_text@tiny.text", "pretrain@moment_detr")
+GPU_STAGES = (
+    "extract@tiny.video",
+    "extract_text@tiny.text",
+    "scratch@moment_detr",
+    "pretrain@moment_detr",
+)
 
 
 def span(result: StageResult) -> tuple[float, float]:
@@ -41,7 +46,7 @@ def test_it_ends_as_a_plain_repro_does(site: Site, finished: str, reproduced: Pr
 
 def test_independent_stages_overlap_and_a_gpu_has_one_at_a_time(site: Site, finished: str) -> None:
     results = {result.stage: result for result in site.results()}
-    assert overlap(results["pretrain@moment_detr"], results["scratch@moment_detr"]) > 0
+    assert overlap(results["intervid_mr"], results["scratch@moment_detr"]) > 0
     for one in GPU_STAGES:
         for other in GPU_STAGES:
             assert one == other or overlap(results[one], results[other]) <= 0, (one, other)
@@ -77,13 +82,26 @@ def test_the_data_can_be_pulled(
 
 
 def test_nothing_to_do_is_quick(site: Site, finished: str) -> None:
-    started = time.monotonic()
-    output = site.run("--rev", finished)
-    wall_s = time.monotonic() - started
+    before = len(site.flow_runs("evaluate"))
+    process = site.start("--rev", finished)
+    # CPU time, since the machine of a test may be busy; benchmarks/RESULTS.md has the wall time.
+    used_s = 0.0
+    while process.poll() is None:
+        used_s = max(used_s, sum(cpu_times(process.pid)))
+        time.sleep(0.2)
+    output = site.finish(process)
     assert "Everything is up to date." in output
     assert output.count("| unchanged |") == 9
-    # Python's and Prefect's start included; 10 s are asked for from the flow's own start.
-    assert wall_s < 30, output
+    assert len(site.flow_runs("evaluate")) == before
+    assert used_s < 25, "the start of Python, Prefect and DVC is 8 of them"
+
+
+def cpu_times(pid: int) -> tuple[float, float]:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return (0.0, 0.0)
+    return (times.user + times.children_user, times.system + times.children_system)
 
 
 def test_a_parameter_runs_what_depends_on_it(site: Site, finished: str) -> None:
