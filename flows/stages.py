@@ -27,6 +27,9 @@ from mrmodel.orchestrate.runner import run_stage as run_attempt
 from mrmodel.orchestrate.shards import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.summary import stage_markdown
 
+# A killed flow cannot give its slot back; so long the GPU waits for it. Prefect's least value.
+_LEASE_S = 60.0
+
 
 @flow(flow_run_name="{stage}")
 def run_stage(
@@ -102,8 +105,15 @@ def _uuid(created: Any) -> UUID:
 def gpu_slot() -> AbstractContextManager[None]:
     """The one slot of this worker's GPU; nothing to wait for where the worker has none."""
     name = os.environ.get("MRMODEL_GPU_SLOT")
-    # Strict: a limit that nobody has created must not mean "no limit".
-    return concurrency(name, strict=True) if name else nullcontext()
+    if not name:
+        return nullcontext()
+    return concurrency(
+        name,
+        strict=True,  # a limit that nobody has created must not mean "no limit"
+        lease_duration=_LEASE_S,
+        # A training must not end because the server was away for a minute.
+        raise_on_lease_renewal_failure=False,
+    )
 
 
 def artifact_key(stage: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from mrmodel.orchestrate.results import StageResult
+from mrmodel.storage import open_store
 from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
 from tests.project import Project
 from tests.services import Service
@@ -113,6 +114,20 @@ def test_a_parameter_runs_what_depends_on_it(site: Site, finished: str) -> None:
     assert "bootstrap_resamples: 150" in site.project.git("show", f"{branch}:params.yaml")
     before, after = site.lock(finished), site.lock(branch)
     assert [name for name in after if after[name] != before[name]] == ran
+
+
+def test_an_extraction_in_shards_makes_the_same_bytes(site: Site, finished: str) -> None:
+    """Two processes, each with a clone and half of the videos; the stage puts them together."""
+    spread = ("--set", "orchestrate.extract_shards.count=2")
+    changed = ("--set", "features.max_duration_s=9999.0")  # or there would be nothing to extract
+    output = site.run("--rev", finished, "--target", "extract", *spread, *changed)
+    assert "| extract@tiny.video | ran |" in output
+    before, after = site.lock(finished), site.lock(branch_of(output))
+    stage = "extract@tiny.video"
+    assert after[stage]["outs"] == before[stage]["outs"]
+    assert "22 pieces are done already" in site.logs()
+    assert not open_store(site.environment["MRMODEL_HANDOVER"]).keys("pieces")
+    assert_no_process(site)
 
 
 def test_a_wrong_parameter_stops_before_any_work(site: Site, finished: str) -> None:
