@@ -19,6 +19,8 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from mrmodel.errors import ConfigError, MrModelError
+
 # Work pool -> its base job template. Flows that only wait for others have a pool of their own:
 # in the pool of the stages, a worker with a limit could hold the place that they wait for.
 POOLS = {"control": "cpu", "cpu": "cpu", "gpu": "gpu"}
@@ -32,7 +34,10 @@ def create_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
     """A work pool; its base job template is ``infra/work_pools/<template>-<kind>.json``."""
     template: dict[str, Any] = json.loads((TEMPLATES / f"{POOLS[name]}-{kind}.json").read_text())
     pool = WorkPoolCreate(name=name, type=kind, base_job_template=template)
-    client.create_work_pool(pool, overwrite=True)
+    found = client.create_work_pool(pool, overwrite=True)
+    if found.type != kind:  # Prefect changes everything but the type, and says nothing.
+        rule = f"is of type {found.type}, which stays: prefect work-pool delete {name}, then again"
+        raise ConfigError(f"work pool {name}", kind, rule)
 
 
 def lost_workers(heartbeats_missed_s: float) -> AutomationCore:
@@ -91,7 +96,10 @@ def main(kind: str, slots: tuple[str, ...], lost_after: float) -> None:
     """Prepare the Prefect server of PREFECT_API_URL."""
     with get_client(sync_client=True) as client:
         for name in POOLS:
-            create_pool(client, name, kind)
+            try:
+                create_pool(client, name, kind)
+            except MrModelError as error:
+                raise click.ClickException(str(error)) from error
             click.echo(f"work pool {name} ({kind})")
         for slot in slots:
             client.upsert_global_concurrency_limit_by_name(slot, limit=1)

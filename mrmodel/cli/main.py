@@ -52,7 +52,8 @@ class LazyGroup(click.Group):
 def cli(verbose: bool) -> None:
     """Video moment retrieval and highlight detection.
 
-    The pipeline itself runs with `dvc repro` (or `make repro`); these commands use and inspect it.
+    The pipeline itself runs with `dvc repro` (or `make repro`), on workers with
+    `python -m flows.pipeline --workers`; these commands use and inspect it.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
