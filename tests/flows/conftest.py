@@ -14,7 +14,12 @@ import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
@@ -106,6 +111,12 @@ class Site:
             return client.read_flow_runs(
                 flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
             )
+
+    def count_waiting(self, stage: str) -> int:
+        """How often an orchestrator began to wait for a stage on a pool."""
+        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+            wanted = TaskRunFilter(name=TaskRunFilterName(any_=[stage]))
+            return len(client.read_task_runs(task_run_filter=wanted))
 
     def results(self) -> list[StageResult]:
         """All records in the hand-over store."""

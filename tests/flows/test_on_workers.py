@@ -213,11 +213,16 @@ def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
     """Started again it waits for the stage that still runs, and starts no second one."""
     before = len(site.flow_runs("evaluate"))
     first = site.start(*arguments)
-    site.wait_for_stage(EVALUATE)
+    stage = site.wait_for_stage(EVALUATE)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    assert site.processes(EVALUATE), "the stage is the worker's, it goes on"
-    assert_right(site, site.run(*arguments), attempts=1)
+    assert stage.is_running(), "the stage is the worker's, it goes on"
+    stage.suspend()  # so that it still runs when the second orchestrator looks
+    waiting = site.count_waiting("evaluate")
+    second = site.start(*arguments)
+    wait_until(lambda: site.count_waiting("evaluate") > waiting, 120, site.logs)
+    stage.resume()
+    assert_right(site, site.finish(second), attempts=1)
     assert len(site.flow_runs("evaluate")) == before + 1
 
     # And a third time, when all has been pushed: nothing runs at all.
