@@ -25,7 +25,8 @@ from mrmodel.evaluate.significance import (
     paired_bootstrap,
 )
 from mrmodel.features.store import FeatureStore
-from mrmodel.files import atomic_path, digest_of, write_json, write_jsonl
+from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl
+from mrmodel.pipeline.frozen import freeze
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
@@ -35,7 +36,7 @@ from mrmodel.predict.inference import predict_set
 from mrmodel.predict.zero_shot import predict_zero_shot
 from mrmodel.progress import Reporter
 from mrmodel.track.mlflow_log import open_run
-from mrmodel.train.checkpoint import load_model
+from mrmodel.train.checkpoint import WEIGHTS, load_model
 from mrmodel.train.precision import pick_device, set_threads
 from mrmodel.types import Annotation, Prediction
 
@@ -51,7 +52,8 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     layout = Layout(config)
     set_threads(config.train.threads)
     judge = Judge(config)
-    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
+    split = reported_split(layout)
+    truth = read_annotations(layout.split(split), config.features.clip_len_s)
     results: dict[str, Scores] = {}
     answers = _answers(config, layout, truth, judge, reporter)
     for name, predictions in answers.items():
@@ -63,6 +65,9 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     )
     write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
     write_json(layout.evaluation / "streams.json", stream_digests(config, layout))
+    write_json(layout.evaluation / "weights.json", weight_digests(config, layout))
+    videos = FeatureStore(layout.stream(config.features.video_streams[0]))
+    write_json(layout.evaluation / "test_set.json", freeze(split, truth, videos).as_json())
     figures = {name: judge.figures(found) for name, found in results.items()}
     write_json(layout.reports / "metrics.json", figures)
     _write_recall(layout.reports / "recall.csv", results)
@@ -98,6 +103,15 @@ def stream_digests(config: Config, layout: Layout) -> dict[str, str]:
     """Fingerprint of each feature stream that the figures rest on, as a digest."""
     names = (*config.features.video_streams, *config.features.text_streams)
     return {name: digest_of(FeatureStore(layout.stream(name)).info.fingerprint) for name in names}
+
+
+def weight_digests(config: Config, layout: Layout) -> dict[str, str]:
+    """SHA-256 of the weights behind each way of answering that has some."""
+    return {
+        f"{name}.{kind}": sha256_of(layout.model(kind, name) / WEIGHTS)
+        for name in config.train.models
+        for kind in trained_kinds(config)
+    }
 
 
 def trained_kinds(config: Config) -> tuple[str, ...]:
