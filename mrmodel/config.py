@@ -334,6 +334,41 @@ class OrchestrateSettings(Section):
     extract_shards: ShardSettings
 
 
+class CardSettings(Section):
+    """What the model card says and no figure shows; the sample corpus has texts of its own."""
+
+    data_licence: Annotated[str, Field(min_length=1)] | None
+    limits: list[Annotated[str, Field(min_length=1)]]
+
+
+class PromotionSettings(Section):
+    """When a registered model becomes the champion; docs/explanation/gates.md explains the gates.
+
+    Attributes:
+        registered_model: its name in MLflow, and the folder of its pointer and audit objects.
+        resamples, confidence: of the bootstrap over videos.
+        min_gain: the lower end of the interval of (candidate - champion) in the protocol's
+            headline must lie above this, in points of the figure.
+        slices: figures that may not fall; None: those of the protocol.
+        max_slice_loss: by how many points each of them may fall.
+        max_latency_s: median seconds for one query about the model's example video.
+        max_size_mb: of all files of the registered model.
+        smoke_timeout_s: a fresh process that has not answered by then has failed.
+        card: see `CardSettings`.
+    """
+
+    registered_model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    resamples: Annotated[int, Field(ge=1000)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)]
+    min_gain: Annotated[float, Field(allow_inf_nan=False)]
+    slices: list[str] | None
+    max_slice_loss: NonNegative
+    max_latency_s: Positive
+    max_size_mb: Positive
+    smoke_timeout_s: Positive
+    card: CardSettings
+
+
 class Config(Section):
     """params.yaml."""
 
@@ -346,6 +381,7 @@ class Config(Section):
     evaluate: EvaluateSettings
     tracking: TrackingSettings
     orchestrate: OrchestrateSettings
+    promotion: PromotionSettings
 
 
 def load_config(path: Path) -> Config:

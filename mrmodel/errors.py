@@ -117,6 +117,14 @@ class OrchestrationError(MrModelError):
     """A stage, or the whole pipeline, could not be run on the workers."""
 
 
+class RegistryError(MrModelError):
+    """The model registry lacks a version, or its parts do not fit together."""
+
+
+class PromotionRefused(MrModelError):
+    """A gate failed; the message lists every failed one with its figures."""
+
+
 class UnknownNameError(MrModelError):
     """A registry has no component of that name."""
 

@@ -64,6 +64,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`: equal values, equal digest, whatever the order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ class Project:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
+
+    def copy(self, folder: Path, *left_out: str) -> Project:
+        """A copy of the whole folder as it is now, but for files and folders of these names."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(*left_out))
+        copied = copy(self)
+        copied.folder = folder
+        return copied
 
     def commit(self) -> None:
         """Make it a git repository whose tree is clean."""

@@ -19,6 +19,8 @@ COMMANDS = {
     "features": ("features", "group", "Inspect and verify extracted features."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
     "weights": ("weights", "group", "Import published checkpoints."),
+    "registry": ("registry", "group", "Register, promote and roll back models."),
+    "lineage": ("lineage", "group", "Where a registered model came from; make it again."),
     "config": ("config", "group", "Check params.yaml."),
 }
 

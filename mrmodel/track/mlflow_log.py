@@ -7,7 +7,6 @@ goes there. ``tracking.enabled: false`` switches all of it off, import included.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mrmodel.config import TrackingSettings
-from mrmodel.files import one_at_a_time, sha256_of
+from mrmodel.files import sha256_of
 from mrmodel.progress import announce
+from mrmodel.track.server import open_experiment
 
 log = logging.getLogger(__name__)
 
 # MLflow refuses a longer batch.
 _BATCH = 1000
+_LONGEST_TAG = 4000
 
 
 class RunRecord(Protocol):
@@ -83,7 +84,7 @@ def open_run(
     if not settings.enabled:
         yield NoRecord()
         return
-    client, experiment = _connect(settings.experiment, state)
+    client, experiment = open_experiment(settings.experiment, state)
     tags = {"mlflow.runName": name, "stage": name, **code_tags()}
     run_id = client.create_run(experiment, tags=tags).info.run_id
     for key, value in flatten(params).items():
@@ -109,43 +110,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def code_tags() -> dict[str, str]:
-    """Git revision, whether the tree differs from it, and the digest of dvc.lock."""
+    """Git revision, whether and where the tree differs from it, and the digest of dvc.lock."""
     tags = {}
     revision = _git("rev-parse", "HEAD")
     if revision is not None:
         tags["git.revision"] = revision
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        changed = (_git("diff", "--name-only", "HEAD") or "").split("\n")
+        tags["git.dirty"] = str(changed != [""]).lower()
+        if changed != [""]:
+            # MLflow takes no longer value.
+            tags["git.changed"] = " ".join(changed)[:_LONGEST_TAG]
     lock = Path("dvc.lock")
     if lock.exists():
         tags["dvc.lock.sha256"] = sha256_of(lock)
     return tags
-
-
-def _connect(experiment: str, state: Path) -> tuple[Any, str]:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    # Its import sets its own levels, and creating the schema is told line by line.
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-    def open_experiment(client: Any, artifacts: str | None) -> tuple[Any, str]:
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return client, found.experiment_id
-        try:
-            return client, client.create_experiment(experiment, artifact_location=artifacts)
-        except MlflowException:  # Another stage made it in between.
-            return client, client.get_experiment_by_name(experiment).experiment_id
-
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return open_experiment(MlflowClient(), None)
-    # Two stages that make the database at once would both create its tables.
-    with one_at_a_time(state / "mlflow.lock"):
-        database = f"sqlite:///{(state / 'mlflow.db').resolve()}"
-        artifacts = (state / "mlartifacts").resolve().as_uri()
-        return open_experiment(MlflowClient(database), artifacts)
 
 
 def _address(server: str, experiment: str, run_id: str) -> str:

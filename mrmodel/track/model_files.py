@@ -6,18 +6,16 @@ What is written loads in a process that has no `mrmodel`: the parts that serving
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import mrmodel
 from mrmodel.corpus.annotate import draw_queries
 from mrmodel.corpus.film import PictureFormat, render_video
 from mrmodel.corpus.plan import plan_video
 from mrmodel.encoders.weights import WeightsLock
+from mrmodel.track.server import prepare_mlflow
 from mrmodel.track.video_rows import EXAMPLE
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_config
 
@@ -70,7 +68,9 @@ def write_mlflow_model(target: Path, folder: Path) -> None:
     Raises:
         CheckpointError: `folder` is no model folder.
     """
-    mlflow = _mlflow()
+    prepare_mlflow()
+    import mlflow.pyfunc
+
     from mrmodel.track.signature import model_signature
 
     config = load_config(folder)
@@ -107,11 +107,6 @@ def requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in sorted(names)]
 
 
-def size_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _copy_code(target: Path) -> Path:
     source = Path(mrmodel.__file__).parent
     for name in _CODE:
@@ -130,12 +125,3 @@ def _copy_model(folder: Path, target: Path) -> Path:
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(folder / name, target / name)
     return target
-
-
-def _mlflow() -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow.pyfunc
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return mlflow

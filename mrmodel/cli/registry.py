@@ -1,0 +1,140 @@
+"""``mrmodel registry``: which model serves, and how it got there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mrmodel.config import Config
+    from mrmodel.promotion.decisions import Decision
+    from mrmodel.promotion.registry import Registry
+
+_MARKS = {True: "passed", False: "FAILED", None: "-"}
+
+
+@click.group()
+def group() -> None:
+    """Register, promote and roll back models.
+
+    Versions are in MLflow (MLFLOW_TRACKING_URI), the champion's pointer and the audit objects in
+    the store MRMODEL_REGISTRY (s3://bucket/prefix or a folder); without them all is in .mrmodel.
+    """
+
+
+@group.command(name="list")
+def list_command() -> None:
+    """All versions with their headline figure and aliases, the oldest first."""
+    registry, _ = _open()
+    aliases: dict[int, list[str]] = {}
+    for alias, version in registry.versions.aliases().items():
+        aliases.setdefault(version, []).append(alias)
+    versions = registry.versions.all()
+    if not versions:
+        click.echo(f"{registry.name}: no version; `mrmodel registry register` makes one")
+    for found in versions:
+        names = " ".join(sorted(aliases.get(int(found.version), [])))
+        click.echo(f"{found.version:>4}  {names:<20}  {(found.description or '').split(';')[0]}")
+
+
+@group.command()
+@click.argument("version", type=int)
+def show(version: int) -> None:
+    """Print the model card of VERSION."""
+    from mrmodel.promotion.cards import render_card
+
+    registry, _ = _open()
+    click.echo(render_card(registry.versions.record(version), registry.name), nl=False)
+
+
+@group.command()
+@click.option("--model", help="Name below `models` [default: the first of train.models].")
+@click.option(
+    "--kind",
+    type=click.Choice(["finetuned", "scratch", "pretrained", "imported"]),
+    default="finetuned",
+    show_default=True,
+    help="Which of its weights.",
+)
+def register(model: str | None, kind: str) -> None:
+    """Make a trained and evaluated model of this repository a version: the new challenger."""
+    from mrmodel.pipeline.layout import Layout
+    from mrmodel.promotion.register import register as run
+
+    registry, config = _open()
+    name = model or config.train.models[0]
+    version, new = run(registry, config, Layout(config), name, kind)
+    note = "" if new else ", which was registered before"
+    click.echo(f"{registry.name} version {version}: {name}.{kind}{note}")
+
+
+@group.command()
+@click.argument("version", type=int, required=False)
+@click.option(
+    "--new-line",
+    metavar="REASON",
+    default="",
+    help="The test set has changed on purpose: promote without comparing with the champion.",
+)
+def promote(version: int | None, new_line: str) -> None:
+    """Make VERSION (default: the challenger) the champion, if it passes every gate.
+
+    The exit code is 2 when a gate fails or another promotion was faster; nothing changes then.
+    """
+    from mrmodel.promotion.promote import promote as run
+
+    registry, config = _open()
+    _print_decision(run(registry, config, version, new_line))
+
+
+@group.command()
+@click.option("--reason", required=True, help="Why, for the audit object.")
+@click.option("--to", "version", type=int, help="A champion of before [default: the last one].")
+def rollback(reason: str, version: int | None) -> None:
+    """Let an earlier champion serve again, at once and without gates."""
+    from mrmodel.promotion.promote import rollback as run
+
+    registry, _ = _open()
+    _print_decision(run(registry, reason, version))
+
+
+@group.command()
+@click.option("--gates", is_flag=True, help="Print what every gate found.")
+def history(gates: bool) -> None:
+    """Every decision, the oldest first, from the audit objects."""
+    registry, _ = _open()
+    for decision in registry.history():
+        before = "-" if decision.before is None else decision.before
+        reason = f"  ({decision.reason})" if decision.reason else ""
+        line = f"{decision.at}  {decision.kind:<8}  version {decision.version}, champion {before}"
+        click.echo(f"{line}, by {decision.actor}, test set {decision.test_set[:12]}{reason}")
+        for gate in decision.gates:
+            if gates or gate.passed is False:
+                click.echo(f"    {gate.name}: {_MARKS[gate.passed]}: {gate.detail}")
+
+
+@group.command()
+def reconcile() -> None:
+    """Finish what a process left half done: set aliases and audit objects by the pointer."""
+    registry, _ = _open()
+    done = registry.reconcile()
+    for line in done or ["everything agrees with the pointer"]:
+        click.echo(line)
+
+
+def _open() -> tuple[Registry, Config]:
+    from mrmodel.config import load_config
+    from mrmodel.pipeline.layout import Layout
+    from mrmodel.promotion.registry import open_registry
+
+    config = load_config(Path("params.yaml"))
+    return open_registry(config, Layout(config)), config
+
+
+def _print_decision(decision: Decision) -> None:
+    before = "none" if decision.before is None else decision.before
+    click.echo(f"{decision.model} champion: version {decision.version} (before: {before})")
+    for gate in decision.gates:
+        click.echo(f"  {gate.name:<28} {_MARKS[gate.passed]:<7} {gate.detail}")

@@ -1,0 +1,1 @@
+"""Which registered model serves: registration, gates, the champion's pointer, rollback."""

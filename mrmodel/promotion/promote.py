@@ -1,0 +1,182 @@
+"""Promotion and rollback: judge, then move the pointer; every decision leaves an audit object."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from mrmodel.config import Config
+from mrmodel.errors import ConflictError, PromotionRefused, RegistryError
+from mrmodel.evaluate.rows import read_rows
+from mrmodel.files import folder_bytes
+from mrmodel.pipeline.scoring import Judge
+from mrmodel.promotion.decisions import Decision, Gate, Pointer, actor, decision_id, now
+from mrmodel.promotion.gates import Rules, Side, judge
+from mrmodel.promotion.registry import CHALLENGER, Pointed, Registry
+from mrmodel.promotion.smoke import run_smoke
+from mrmodel.promotion.versions import Files
+
+
+def promote(
+    registry: Registry, config: Config, version: int | None = None, new_line: str = ""
+) -> Decision:
+    """Make a version the champion if it passes every gate.
+
+    Args:
+        registry: see `registry.open_registry`.
+        config: its section `promotion` has the rules, `evaluate` says how answers are scored.
+        version: None means the challenger.
+        new_line: why a version of another test set than the champion's may pass uncompared.
+
+    Raises:
+        PromotionRefused: a gate failed; the decision was recorded.
+        ConflictError: another promotion was faster; the decision was recorded.
+        RegistryError: there is no such version, or it is the champion.
+    """
+    registry.reconcile()
+    seen = registry.read()
+    version = version or _challenger(registry)
+    if seen.pointer is not None and seen.pointer.version == version:
+        raise RegistryError(f"{registry.name} version {version} is the champion already")
+    gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line))
+    decision = _decision(registry, seen, version, test_set, new_line)
+    decision = decision.model_copy(update={"gates": gates})
+    failed = [gate for gate in gates if gate.passed is False]
+    if failed:
+        registry.note(decision.model_copy(update={"kind": "refuse"}))
+        listed = "".join(f"\n  {gate.name}: {gate.detail}" for gate in failed)
+        raise PromotionRefused(f"{registry.name} version {version} is refused:{listed}")
+    try:
+        registry.move(seen, promoted(seen.pointer, decision))
+    except ConflictError:
+        registry.note(decision.model_copy(update={"kind": "conflict"}))
+        raise
+    return decision
+
+
+def rollback(registry: Registry, reason: str, version: int | None = None) -> Decision:
+    """Let an earlier champion serve again; no gate is asked.
+
+    The version that served until now is withdrawn: the gates refuse it from here on.
+
+    Args:
+        registry: see `registry.open_registry`.
+        reason: why, for the audit object.
+        version: None means the champion before this one.
+
+    Raises:
+        RegistryError: there is none, or the version never was champion.
+        ConflictError: a promotion or another rollback was faster.
+    """
+    registry.reconcile()
+    seen = registry.read()
+    pointer = seen.pointer
+    if pointer is None:
+        raise RegistryError(f"{registry.name} has no champion, so there is nothing to roll back")
+    target = version or pointer.previous
+    if target is None or target == pointer.version or target not in pointer.champions:
+        known = ", ".join(str(one) for one in pointer.champions if one != pointer.version)
+        rule = f"version {target} was no champion before (there is: {known or 'none'})"
+        raise RegistryError(f"{registry.name}: cannot roll back: {rule}")
+    test_set = registry.versions.record(target).test_set.digest
+    decision = _decision(registry, seen, target, test_set, reason)
+    decision = decision.model_copy(update={"kind": "rollback"})
+    registry.move(seen, rolled_back(pointer, decision))
+    return decision
+
+
+def promoted(pointer: Pointer | None, decision: Decision) -> Pointer:
+    """The pointer after a promotion."""
+    champions = pointer.champions if pointer else []
+    if decision.version not in champions:
+        champions = [*champions, decision.version]
+    return Pointer(
+        sequence=pointer.sequence + 1 if pointer else 1,
+        version=decision.version,
+        previous=pointer.version if pointer else None,
+        champions=champions,
+        withdrawn=pointer.withdrawn if pointer else [],
+        decision=decision,
+    )
+
+
+def rolled_back(pointer: Pointer, decision: Decision) -> Pointer:
+    """The pointer after a rollback.
+
+    What served is withdrawn. A rollback that is itself undone, by going to a later champion, only
+    takes that one's withdrawal back. A second rollback goes further back, never forth again.
+    """
+    order, target = pointer.champions, decision.version
+    withdrawn = set(pointer.withdrawn) - {target}
+    if order.index(target) < order.index(pointer.version):
+        withdrawn.add(pointer.version)
+    earlier = [one for one in order[: order.index(target)] if one not in withdrawn]
+    return Pointer(
+        sequence=pointer.sequence + 1,
+        version=target,
+        previous=earlier[-1] if earlier else None,
+        champions=order,
+        withdrawn=sorted(withdrawn),
+        decision=decision,
+    )
+
+
+def _challenger(registry: Registry) -> int:
+    version = registry.versions.aliases().get(CHALLENGER)
+    if version is None:
+        rule = "has no challenger: the newest version was champion; register another one"
+        raise RegistryError(f"{registry.name} {rule}")
+    return version
+
+
+def _judged(
+    registry: Registry, config: Config, pointer: Pointer | None, version: int, new_line: bool
+) -> tuple[list[Gate], str]:
+    """All gates, and the digest of the version's test set."""
+    rules = Rules(config.promotion, new_line, pointer.withdrawn if pointer else ())
+    with tempfile.TemporaryDirectory(prefix="mrmodel-promote-") as folder:
+        files = registry.versions.files(version, Path(folder) / "candidate")
+        smoke, _ = run_smoke(files.model, files.answers, rules.settings.smoke_timeout_s)
+        candidate = _side(registry, config, version, files)
+        champion = None
+        if pointer is not None:
+            theirs = registry.versions.files(pointer.version, Path(folder) / "champion")
+            champion = _side(registry, config, pointer.version, theirs)
+        return judge(candidate, champion, smoke, rules), candidate.record.test_set.digest
+
+
+def _side(registry: Registry, config: Config, version: int, files: Files) -> Side:
+    """A version scored on its own frozen test set, by the rules of today."""
+    test_set = files.record.test_set
+    if test_set.protocol != config.evaluate.protocol:
+        raise RegistryError(
+            f"{registry.name} version {version} was scored by protocol {test_set.protocol}, "
+            f"evaluate.protocol is {config.evaluate.protocol}"
+        )
+    frozen = registry.test_set(test_set.digest)
+    scores = Judge(config).score(frozen.rows, read_rows(files.predictions))
+    return Side(
+        version=version,
+        record=files.record,
+        per_query=scores.per_query,
+        signature=files.signature,
+        size_bytes=folder_bytes(files.model),
+        tags=files.tags,
+    )
+
+
+def _decision(
+    registry: Registry, seen: Pointed, version: int, test_set: str, reason: str
+) -> Decision:
+    at = now()
+    return Decision(
+        id=decision_id(at),
+        at=at.isoformat(timespec="seconds"),
+        kind="promote",
+        model=registry.name,
+        version=version,
+        before=seen.pointer.version if seen.pointer else None,
+        test_set=test_set,
+        reason=reason,
+        actor=actor(),
+    )

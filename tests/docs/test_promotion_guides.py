@@ -1,0 +1,42 @@
+"""The commands of the guides about promotion run as they stand there, one after another."""
+
+import mlflow
+import pytest
+
+from tests.docs.test_commands import blocks_of, commands_of
+from tests.project import Project
+from tests.promotion.evaluations import forget_a_query
+
+
+@pytest.fixture(scope="module")
+def project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the reproduced project with a registry of its own."""
+    folder = tmp_path_factory.mktemp("promotion") / "clone"
+    return reproduced.copy(folder, "cache", "mlflow.db", "mlartifacts")
+
+
+def test_promote(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = [project.run("sh", "-c", line) for line in commands_of("howto/promote.md")]
+    assert "champion: version 1" in "".join(output)
+    assert output[-1] == "everything agrees with the pointer\n"
+    database = f"sqlite:///{project.folder / '.mrmodel/mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    mlflow.set_tracking_uri(database)
+    try:
+        exec(blocks_of("howto/promote.md", "python")[0], {})
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert "'vid': 'example'" in capsys.readouterr().out
+
+
+def test_roll_back(project: Project) -> None:
+    """After a second promotion, which is a new line of comparison here."""
+    forget_a_query(project.folder, "moment_detr.finetuned")
+    project.run("mrmodel", "registry", "register")
+    project.run("mrmodel", "registry", "promote", "--new-line", "one query was wrong")
+    output = [project.run("sh", "-c", line) for line in commands_of("howto/roll_back.md")]
+    assert "champion: version 1 (before: 2)" in output[0]
+    assert "rollback  version 1, champion 2" in output[-1]
+    assert "misses everything after minute two" in output[-1]

@@ -1,0 +1,232 @@
+"""From trained models to a champion and back, on a real pipeline run and a real MLflow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mrmodel.cli.registry import group
+from mrmodel.config import load_config
+from mrmodel.errors import CheckpointError, DataError, PromotionRefused, RegistryError
+from mrmodel.pipeline.layout import Layout
+from mrmodel.promotion.candidate import gather
+from mrmodel.promotion.cards import render_card
+from mrmodel.promotion.promote import promote, rollback
+from mrmodel.promotion.register import register
+from mrmodel.promotion.registry import Registry, open_registry
+from tests.project import Project
+from tests.promotion.evaluations import forget_a_query, let_it_know_everything
+
+MODEL = "moment_detr"
+
+
+@pytest.fixture
+def project(reproduced: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the reproduced project, as the current folder; its registry is empty."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MRMODEL_REGISTRY", raising=False)
+    copied = reproduced.copy(tmp_path / "clone", "cache", "mlflow.db", "mlartifacts")
+    monkeypatch.chdir(copied.folder)
+    return copied
+
+
+@pytest.fixture
+def registry(project: Project) -> Registry:
+    config = load_config(Path("params.yaml"))
+    return open_registry(config, Layout(config))
+
+
+def add(registry: Registry, kind: str) -> int:
+    config = load_config(Path("params.yaml"))
+    return register(registry, config, Layout(config), MODEL, kind)[0]
+
+
+def decide(registry: Registry, version: int | None = None, new_line: str = "") -> int:
+    return promote(registry, load_config(Path("params.yaml")), version, new_line).version
+
+
+def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None:
+    first = add(registry, "finetuned")
+    assert add(registry, "finetuned") == first
+    assert registry.versions.aliases() == {"challenger": first}
+    assert decide(registry) == first
+    assert registry.versions.aliases() == {"champion": first}
+
+    worse = add(registry, "scratch")
+    with pytest.raises(PromotionRefused, match=r"better: MR-full-mAP [+-]\d+\.\d\d, interval"):
+        decide(registry)
+    assert registry.versions.aliases() == {"champion": first, "challenger": worse}
+
+    let_it_know_everything(Path(), f"{MODEL}.pretrained")
+    oracle = add(registry, "pretrained")
+    assert decide(registry) == oracle
+    assert registry.versions.aliases() == {"champion": oracle, "previous": first}
+    with pytest.raises(RegistryError, match="is the champion already"):
+        decide(registry, oracle)
+    with pytest.raises(RegistryError, match="has no challenger"):
+        decide(registry)
+
+    rollback(registry, "clips of the new camera are missed")
+    assert registry.versions.aliases() == {"champion": first}
+    with pytest.raises(PromotionRefused) as refusal:
+        decide(registry, oracle)
+    assert str(refusal.value).splitlines()[1:] == ["  withdrawn: this version was rolled back"]
+    with pytest.raises(RegistryError, match=r"version None was no champion before \(there is: 3\)"):
+        rollback(registry, "again")
+
+    told = [(one.kind, one.version, one.before) for one in registry.history()]
+    assert told == [
+        ("promote", first, None),
+        ("refuse", worse, first),
+        ("promote", oracle, first),
+        ("rollback", first, oracle),
+        ("refuse", oracle, first),
+    ]
+    assert registry.history()[3].reason == "clips of the new camera are missed"
+
+
+def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
+    first = add(registry, "finetuned")
+    decide(registry)
+    frozen, fewer = forget_a_query(Path(), f"{MODEL}.finetuned")
+    second = add(registry, "finetuned")
+    assert second != first
+    with pytest.raises(PromotionRefused, match="two test sets cannot be compared"):
+        decide(registry)
+    assert decide(registry, new_line="one query was wrong") == second
+    moves = [one for one in registry.history() if one.kind == "promote"]
+    assert [one.test_set for one in moves] == [frozen.digest, fewer.digest]
+    assert moves[1].reason == "one query was wrong"
+    assert {gate.name for gate in moves[1].gates if gate.passed is None} == {"test_set"}
+    # The frozen sets of both are kept, whatever becomes of the files here.
+    assert registry.test_set(frozen.digest).rows == frozen.rows
+    assert registry.test_set(fewer.digest).rows == fewer.rows
+
+
+def test_test_videos_in_training_are_found_and_refused(registry: Registry) -> None:
+    test = json.loads(Path("data/miniature/test.jsonl").read_text().splitlines()[0])
+    with Path("data/miniature/train.jsonl").open("a") as file:
+        file.write(json.dumps(test | {"qid": 99999}) + "\n")
+    version = add(registry, "finetuned")
+    with pytest.raises(PromotionRefused, match=rf"leakage: leakage\.train = {test['vid']}"):
+        decide(registry, version)
+    record = registry.versions.record(version)
+    assert f"the set train holds test videos ({test['vid']})" in render_card(record, "moments")
+
+
+def test_files_that_were_changed_after_registration_are_refused(
+    registry: Registry, project: Project
+) -> None:
+    add(registry, "finetuned")
+    artifacts = project.folder / ".mrmodel/mlartifacts"
+    (predictions,) = artifacts.rglob("predictions.jsonl")
+    before = predictions.read_bytes()
+    predictions.write_bytes(before + b"\n")
+    with pytest.raises(RegistryError, match=r"predictions\.jsonl was changed"):
+        decide(registry)
+    predictions.write_bytes(before)
+    (weights,) = artifacts.rglob("model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(RegistryError, match=r"model\.safetensors was changed"):
+        decide(registry)
+    (record,) = artifacts.rglob("record.json")
+    record.write_text(record.read_text().replace('"test"', '"val"', 1))
+    with pytest.raises(RegistryError, match=r"record\.json was changed"):
+        decide(registry)
+    (kept,) = (project.folder / ".mrmodel/registry/moments/test_sets").iterdir()
+    kept.write_text(kept.read_text().replace('"split": "test"', '"split": "test", "rows_": 0'))
+    raw = json.loads(kept.read_text())
+    raw["rows"][0]["relevant_windows"] = [[0.0, 2.0]]
+    kept.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="was changed"):
+        registry.test_set(raw["digest"])
+    assert registry.history() == []
+
+
+def test_only_what_was_evaluated_here_is_registered(project: Project) -> None:
+    config = load_config(Path("params.yaml"))
+    layout = Layout(config)
+    with pytest.raises(CheckpointError, match=r"models/imported/moment_detr: was not trained and"):
+        gather(config, layout, MODEL, "imported")
+    Path("reports/evaluation/weights.json").write_text("{}")
+    with pytest.raises(DataError, match=r"the evaluation of moment_detr\.finetuned is of weights"):
+        gather(config, layout, MODEL, "finetuned")
+
+
+def test_the_record_says_where_a_model_came_from(project: Project) -> None:
+    config = load_config(Path("params.yaml"))
+    record = gather(config, Layout(config), MODEL, "finetuned").record
+    assert record.code["git.revision"] == project.git("rev-parse", "HEAD").strip()
+    assert record.lock["finetune@moment_detr"]["outs"][0]["path"] == "models/finetuned/moment_detr"
+    assert record.params == config.model_dump(mode="json")
+    metrics = json.loads(project.read("reports/metrics.json"))[f"{MODEL}.finetuned"]
+    assert {name: round(figure.value, 2) for name, figure in record.figures.items()} == metrics
+    assert all(one.low <= one.value <= one.high for one in record.figures.values())
+    assert record.test_set.queries == len(project.read("data/miniature/test.jsonl").splitlines())
+    assert record.leaks == {}
+    card = render_card(record, "moments")
+    for part in ("## Limits", "toy domain", record.weights_sha256, record.test_set.digest):
+        assert part in card
+
+
+def say(*arguments: str) -> str:
+    """Output of a command of `mrmodel registry`; an error of the user is raised."""
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_commands(project: Project) -> None:
+    assert "no version" in say("list")
+    assert "version 1: moment_detr.finetuned\n" in say("register")
+    assert "challenger" in say("list")
+    assert "champion: version 1 (before: none)" in say("promote")
+    assert "registered before" in say("register", "--model", MODEL)
+    say("register", "--kind", "scratch")
+    refused = project.run("mrmodel", "registry", "promote", code=2)
+    assert "error: moments version 2 is refused:" in refused
+    assert "\n  better: MR-full-mAP" in refused
+    history = say("history")
+    assert history.index("promote ") < history.index("refuse ")
+    assert "better: FAILED" in history
+    assert "latency: passed" not in history
+    assert "latency: passed" in say("history", "--gates")
+    assert "everything agrees" in say("reconcile")
+    assert "# moments: moment_detr.finetuned" in say("show", "1")
+    with pytest.raises(RegistryError, match="cannot roll back"):
+        say("rollback", "--reason", "x")
+    with pytest.raises(RegistryError, match="has no version 9"):
+        say("show", "9")
+
+
+def test_the_alias_gives_the_answers_of_mrmodel_predict(
+    project: Project, registry: Registry
+) -> None:
+    add(registry, "finetuned")
+    decide(registry)
+    video, query = project.folder / "data/miniature/videos/test-0000.mp4", "A thing moves left"
+    code = (
+        "import sys, json, mlflow.pyfunc, pandas\n"
+        "model = mlflow.pyfunc.load_model('models:/moments@champion')\n"
+        "rows = [{'query': sys.argv[2], 'video': sys.argv[1]}]\n"
+        "print('\\n' + json.dumps(model.predict(pandas.DataFrame(rows))[0]))\n"
+    )
+    environment = project.environment()
+    del environment["PYTHONPATH"]
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{project.folder / '.mrmodel/mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(video), query],
+        env=environment,
+        cwd=project.folder.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    options = ("--query", query, "--json", "--top", "1000")
+    said = project.run("mrmodel", "predict", str(video), *options)
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(said)
