@@ -64,6 +64,15 @@ class Store(Protocol):
     def keys(self, prefix: str = "") -> list[str]:
         """Keys that start with `prefix` (it need not end at a ``/``), sorted."""
 
+    def listing(self, prefix: str = "") -> dict[str, str]:
+        """Key -> mark of its version, of the keys that start with `prefix`, sorted by key.
+
+        An object that was written anew has another mark, or the same one where its bytes are the
+        same; no content is read for it. In S3 it is the ETag. In a folder it is the file's size
+        and the time of its last change, so a file that was only touched counts as changed, and one
+        that was replaced by as many bytes with the old time does not. No mark is a tag for `put`.
+        """
+
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens when there is none."""
 

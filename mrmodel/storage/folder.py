@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mrmodel.errors import ConflictError, StorageError
@@ -58,6 +58,15 @@ class FolderStore:
         folder = self._root / check_prefix(self.url, prefix).rpartition("/")[0]
         with self._errors(prefix):
             return sorted(key for key in self._walk(folder) if key.startswith(prefix))
+
+    def listing(self, prefix: str = "") -> dict[str, str]:
+        """Keys with size and time of change; see `Store.listing`."""
+        found = {}
+        for key in self.keys(prefix):
+            with self._errors(key), suppress(FileNotFoundError):  # Deleted since it was seen.
+                state = (self._root / key).stat()
+                found[key] = f"{state.st_size}-{state.st_mtime_ns}"
+        return found
 
     def delete(self, key: str) -> None:
         """Remove an object; see `Store.delete`. Empty folders stay."""

@@ -93,15 +93,21 @@ class S3Store:
 
     def keys(self, prefix: str = "") -> list[str]:
         """List keys; see `Store.keys`."""
+        return list(self.listing(prefix))
+
+    def listing(self, prefix: str = "") -> dict[str, str]:
+        """List keys with their ETags; see `Store.listing`."""
         start = f"{self._prefix}{check_prefix(self.url, prefix)}"
         pages = self._client.get_paginator("list_objects_v2")
 
-        def walk() -> list[str]:
+        def walk() -> dict[str, str]:
             answers = pages.paginate(Bucket=self._bucket, Prefix=start)
-            return [row["Key"] for answer in answers for row in answer.get("Contents", ())]
+            rows = (row for answer in answers for row in answer.get("Contents", ()))
+            return {row["Key"]: str(row["ETag"]) for row in rows}
 
         found = self._answer("list", prefix, walk)
-        return sorted(key.removeprefix(self._prefix) for key in found if not key.endswith("/"))
+        kept = sorted(key for key in found if not key.endswith("/"))
+        return {key.removeprefix(self._prefix): found[key] for key in kept}
 
     def delete(self, key: str) -> None:
         """Remove an object; see `Store.delete`."""

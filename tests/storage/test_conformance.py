@@ -47,6 +47,19 @@ def test_keys_are_found_by_the_beginning_of_their_name(store: Store) -> None:
     assert store.keys("no/such") == []
 
 
+def test_a_listing_marks_versions(store: Store) -> None:
+    for key in ("run/b", "run/a", "other"):
+        store.put(key, b"one")
+    first = store.listing("run/")
+    assert list(first) == ["run/a", "run/b"]
+    assert store.listing("run/") == first
+    store.put("run/b", b"two")
+    second = store.listing("run/")
+    assert second["run/a"] == first["run/a"]
+    assert second["run/b"] != first["run/b"]
+    assert store.listing("no/such") == {}
+
+
 def test_more_keys_than_one_page_of_s3(store: Store) -> None:
     names = [f"many/{number:04}" for number in range(1010)]
     for name in names:
