@@ -22,6 +22,7 @@ class Layout:
         self.reports = root / "reports"
         self.training = self.reports / "training"
         self.evaluation = self.reports / "evaluation"
+        self.profile = self.reports / "profile.json"
         self.state = root / ".mrmodel"
 
     def split(self, name: str) -> Path:

@@ -15,6 +15,7 @@ ALL = [
     "corpus",
     "extract@tiny.video",
     "extract_text@tiny.text",
+    "profile",
     "intervid_mr",
     "pretrain@moment_detr",
     "finetune@moment_detr",

@@ -12,6 +12,7 @@ STAGES = {
     "corpus",
     "extract@tiny.video",
     "extract_text@tiny.text",
+    "profile",
     "intervid_mr",
     "pretrain@moment_detr",
     "finetune@moment_detr",
