@@ -369,6 +369,39 @@ class PromotionSettings(Section):
     card: CardSettings
 
 
+class DriftSettings(Section):
+    """How far new data may lie from the training data, beyond what chance explains.
+
+    A limit that is None is not judged; its figure is shown all the same.
+
+    Attributes:
+        chance: how often data like the training data may seem different by mere chance; the
+            allowance for it shrinks with the size of the delivery and is added to each limit.
+        duration_s, window_s, windows_per_query, words_per_query: Kolmogorov-Smirnov distances, from
+            0 (equal distributions) to 1.
+        unknown_words: share of the words that no training query has, beyond what a further video
+            of the same kind would bring.
+        features: shift of the mean features, in standard deviations between training videos.
+        videos: so many of the new videos are encoded for it.
+    """
+
+    chance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    duration_s: Share | None
+    window_s: Share | None
+    windows_per_query: Share | None
+    words_per_query: Share | None
+    unknown_words: Share | None
+    features: NonNegative | None
+    videos: Count
+
+
+class RetrainSettings(Section):
+    """When new data are taken in; `max_bad_share` is of the rows of a delivery."""
+
+    max_bad_share: Share
+    drift: DriftSettings
+
+
 class Config(Section):
     """params.yaml."""
 
@@ -382,6 +415,7 @@ class Config(Section):
     tracking: TrackingSettings
     orchestrate: OrchestrateSettings
     promotion: PromotionSettings
+    retrain: RetrainSettings
 
 
 def load_config(path: Path) -> Config:

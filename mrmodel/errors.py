@@ -125,6 +125,10 @@ class PromotionRefused(MrModelError):
     """A gate failed; the message lists every failed one with its figures."""
 
 
+class DeliveryError(MrModelError):
+    """New data cannot be taken in, for a reason that is not in the data."""
+
+
 class UnknownNameError(MrModelError):
     """A registry has no component of that name."""
 

@@ -1,0 +1,134 @@
+"""What was found in a delivery, for people: figures against limits, bad rows, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+State = Literal["taken", "quarantined", "waiting"]
+_MOST_ROWS = 50
+_VERDICTS = {True: "within", False: "**beyond**", None: "not judged"}
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is left out.
+
+    Attributes:
+        file: name of the table.
+        line: counted from 1; None: it is about the whole file.
+        qid: of the row, or the video of a caption.
+        rule: that it breaks.
+    """
+
+    file: str
+    line: int | None
+    qid: object
+    rule: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        who = "" if self.qid is None else f"qid {self.qid!r}: "
+        return f"{place}: {who}{self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure against its limit.
+
+    Attributes:
+        name: what is compared.
+        value: what was found.
+        limit: what is allowed, chance included; None: nothing is asked.
+        count: how many values of the delivery it is made of.
+    """
+
+    name: str
+    value: float
+    limit: float | None
+    count: int
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the limit is kept; None where none is asked."""
+        return None if self.limit is None else self.value <= self.limit
+
+    def __str__(self) -> str:
+        asked = "no limit" if self.limit is None else f"limit {self.limit:.3g}"
+        return f"{self.name}: {self.value:.3g}, {asked}, of {self.count} values"
+
+
+@dataclass(slots=True)
+class Report:
+    """The verdict on one delivery.
+
+    Attributes:
+        name, digest: which one.
+        state: ``waiting``: left alone this time, for a reason that may pass.
+        reasons: why it was not taken.
+        rows: table -> rows that are taken, or would have been.
+        videos: new ones that are taken with them.
+        known: rows that the data hold already.
+        bad: rows that are left out.
+        figures: all that was compared.
+        notes: what else the sender may want to know.
+    """
+
+    name: str
+    digest: str
+    state: State
+    reasons: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    videos: list[str] = field(default_factory=list)
+    known: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """The report as a page; what the sender wrote cannot change how the rest is shown."""
+        lines = [f"### Delivery {_code(self.name)}: {self.state}", "", f"Digest {self.digest[:16]}"]
+        lines += ["", *(f"- {_text(reason)}" for reason in self.reasons)]
+        if self.state != "waiting":
+            lines += ["", self._counts()]
+        if self.figures:
+            lines += ["", *_figure_table(self.figures)]
+        if self.bad:
+            lines += ["", "| file | line | id | rule |", "|---|---|---|---|"]
+            lines += [_bad_row(row) for row in self.bad[:_MOST_ROWS]]
+        if len(self.bad) > _MOST_ROWS:
+            lines += ["", f"... and {len(self.bad) - _MOST_ROWS} more."]
+        lines += ["", *(f"- {_text(note)}" for note in self.notes)]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _counts(self) -> str:
+        rows = ", ".join(f"{count} of {name}" for name, count in self.rows.items()) or "none"
+        left_out = f"{len(self.bad)} bad, {self.known} in the data already"
+        return f"Good rows: {rows}. New videos: {len(self.videos)}. Left out: {left_out}."
+
+
+def _figure_table(figures: Iterable[Figure]) -> list[str]:
+    head = ["| figure | found | limit | values | |", "|---|---|---|---|---|"]
+    return head + [
+        f"| {_text(one.name)} | {one.value:.3g} | "
+        f"{'-' if one.limit is None else f'{one.limit:.3g}'} | {one.count} | "
+        f"{_VERDICTS[one.passed]} |"
+        for one in figures
+    ]
+
+
+def _bad_row(row: BadRow) -> str:
+    line = "" if row.line is None else row.line
+    qid = "" if row.qid is None else _code(str(row.qid))
+    return f"| {row.file} | {line} | {qid} | {_text(row.rule)} |"
+
+
+def _code(text: str) -> str:
+    return f"`{' '.join(text.replace('`', chr(39)).replace('|', '/').split())}`"
+
+
+def _text(text: str) -> str:
+    for letter in "\\`*_[]<>|#":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.split())

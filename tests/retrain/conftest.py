@@ -1,0 +1,204 @@
+"""A repository that is trained on a folder of its own, and deliveries for it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from mrmodel.config import Config, CorpusVideos, load_config
+from mrmodel.corpus.render import render_corpus
+from mrmodel.orchestrate.clone import fresh_clone
+from mrmodel.orchestrate.places import Places
+from mrmodel.progress import NullReporter
+from mrmodel.retrain.intake import Intake, take_in
+from mrmodel.retrain.ledger import Ledger
+from mrmodel.retrain.reference import Reference
+from mrmodel.retrain.tracked import TrackedFolder
+from mrmodel.storage import Store, open_store
+from tests.corpus.conftest import CLIP_LEN_S, read_rows, settings_of
+from tests.project import Project
+from tests.services import Service
+
+FOLDER = "clips"
+MODEL = "moments"
+TABLES = ("train.jsonl", "val.jsonl", "captions.jsonl")
+SMALL = {
+    "corpus": {"folder": FOLDER},
+    "features": {"video_streams": ["tiny.video"], "text_streams": ["tiny.text"], "workers": 1},
+    "tracking": {"enabled": False},
+}
+Rows = list[dict[str, Any]]
+
+
+def render(out: Path, seed: int, **videos: int) -> Path:
+    """A corpus of videos of 20 s with 8 queries each."""
+    settings = settings_of(
+        seed=seed, videos=CorpusVideos(**videos), queries_per_video=8, captions_per_video=8
+    )
+    render_corpus(settings, CLIP_LEN_S, out, 1, NullReporter())
+    return out
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Its folder is tracked by DVC, and its training data have a profile."""
+    project = Project(tmp_path_factory.mktemp("retrain") / "clone")
+    project.apply("own_videos", SMALL)
+    project.commit()
+    corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)
+    (corpus / "corpus.json").unlink()
+    project.run("dvc", "add", FOLDER)
+    project.run("dvc", "repro", "profile")
+    project.git("add", "-A")
+    project.git("commit", "-q", "-m", "data")
+    return project
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another corpus of the same kind, under names and qids that the repository has not."""
+    out = tmp_path_factory.mktemp("more") / "corpus"
+    render(out, 12, pretrain=1, train=4, val=1, test=1)
+    for path in (out / "videos").iterdir():
+        path.rename(path.with_name(f"new-{path.name}"))
+    for table in TABLES:
+        rows = read_rows(out / table)
+        for row in rows:
+            name = "vid" if "vid" in row else "YoutubeID"
+            row[name] = f"new-{row[name]}"
+            if "qid" in row:
+                row["qid"] = f"new-{row['qid']}"
+        write_rows(out / table, rows)
+    return out
+
+
+@dataclass
+class Parcel:
+    """A delivery on the sender's machine."""
+
+    folder: Path
+
+    def rows(self, table: str) -> Rows:
+        """The rows of a table."""
+        return read_rows(self.folder / table)
+
+    def change(self, table: str, change: Callable[[Rows], Rows | None]) -> None:
+        """Edit the rows of a table, in place or by returning others."""
+        rows = self.rows(table)
+        write_rows(self.folder / table, change(rows) or rows)
+
+    def keep(self, *vids: str) -> None:
+        """Only these videos, and what is said of them."""
+        for path in (self.folder / "videos").iterdir():
+            if path.stem not in vids:
+                path.unlink()
+        for table in TABLES:
+            path = self.folder / table
+            if path.exists():
+                rows = [row for row in read_rows(path) if (row.get("vid") in vids)]
+                if rows:
+                    write_rows(path, rows)
+                else:
+                    path.unlink()
+
+
+@pytest.fixture
+def parcel(rendered: Path, tmp_path: Path) -> Callable[[str], Parcel]:
+    """Makes a good delivery: 4 videos for training, 1 for val, 1 with captions."""
+
+    def make(name: str = "parcel") -> Parcel:
+        folder = tmp_path / "sender" / name
+        kept = shutil.ignore_patterns("test.jsonl", "corpus.json", "*test-*")
+        shutil.copytree(rendered, folder, ignore=kept)
+        return Parcel(folder)
+
+    return make
+
+
+@dataclass
+class Site:
+    """Stores and places of one test, and the repository that all tests share."""
+
+    project: Project
+    places: Places
+    incoming: Store
+    store: Store
+
+    @property
+    def ledger(self) -> Ledger:
+        """Outcomes of the deliveries."""
+        return Ledger(self.store, MODEL)
+
+    def send(self, name: str, parcel: Parcel, *, marked: bool = True) -> None:
+        """Upload a delivery, the marker last."""
+        for path in sorted(parcel.folder.rglob("*")):
+            if path.is_file():
+                self.incoming.upload(f"{name}/{path.relative_to(parcel.folder).as_posix()}", path)
+        if marked:
+            self.incoming.put(f"{name}/COMPLETE", b"")
+
+    def take(self, rev: str = "HEAD") -> Intake:
+        """Take in what is new."""
+        return take_in(self.incoming, self.ledger, self.places, rev)
+
+    def show(self, rev: str, path: str) -> str:
+        """A file of a revision."""
+        return self.project.git("show", f"{rev}:{path}")
+
+    def branches(self) -> list[str]:
+        """Run branches that were pushed."""
+        return self.project.git("branch", "--list", "runs/*").split()
+
+
+@pytest.fixture
+def plain(repository: Project, tmp_path: Path) -> Site:
+    """Everything in folders."""
+    there = Places.from_environment({"MRMODEL_GIT_URL": str(repository.folder)})
+    own = {name: tmp_path / name for name in ("state", "clones")}
+    places = replace(there, handover=str(tmp_path / "handover"), **own)
+    stores = [open_store(str(tmp_path / name)) for name in ("incoming", "registry")]
+    return Site(repository, places, *stores)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def site(request: pytest.FixtureRequest, plain: Site, tmp_path: Path) -> Site:
+    """Everything in folders, or everything but the repository in S3 and nothing in the cache."""
+    if request.param == "folder":
+        return plain
+    service: Service = request.getfixturevalue("s3")
+    patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name, value in service.env().items():
+        patch.setenv(name, value)
+    base = f"s3://mrmodel/{secrets.token_hex(8)}"
+    places = replace(
+        plain.places, remote=f"{base}/dvc", handover=f"{base}/handover", endpoint=service.url
+    )
+    with fresh_clone(places, "HEAD", {}) as folder:
+        Repo(str(folder)).push()
+    places = replace(places, cache=tmp_path / "cache")
+    return Site(plain.project, places, open_store(f"{base}/in"), open_store(f"{base}/registry"))
+
+
+@pytest.fixture(scope="session")
+def config(repository: Project) -> Config:
+    """Parameters of the repository."""
+    return load_config(repository.folder / "params.yaml")
+
+
+@pytest.fixture
+def reference(plain: Site, config: Config) -> Reference:
+    """What the repository's data hold."""
+    with fresh_clone(plain.places, "HEAD", {}) as folder:
+        return TrackedFolder(folder, config, plain.places).reference()
