@@ -20,8 +20,8 @@ def tasks_at_once(tasks: int) -> int:
     return max(1, min(tasks, os.cpu_count() or 1))
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies; does nothing outside Linux.
+def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to signal this process when its parent dies; does nothing outside Linux.
 
     DVC killed with SIGKILL leaves the stage command running, which would go on writing into a
     folder that the next `dvc repro` already owns (mlops.md, section 1).
@@ -29,6 +29,6 @@ def die_with_parent() -> None:
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0)
     if os.getppid() != parent:  # It died just before the request was made.
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)

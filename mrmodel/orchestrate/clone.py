@@ -13,7 +13,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from mrmodel.errors import OrchestrationError
-from mrmodel.orchestrate.places import Places, hide_user
+from mrmodel.orchestrate.places import Places
+from mrmodel.redact import hide_user
 
 REMOTE = "workers"
 # Never ask a person, nor read what the machine's user configured.

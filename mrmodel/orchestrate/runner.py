@@ -19,10 +19,10 @@ from typing import Any
 from mrmodel.errors import OrchestrationError
 from mrmodel.files import write_json
 from mrmodel.orchestrate.order import Outcome, StageOrder
-from mrmodel.orchestrate.places import hide_secrets, secrets_of
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.orchestrate.shards import ShardedStream
 from mrmodel.progress import EVENTS
+from mrmodel.redact import hide_secrets, secrets_of
 
 _SHOWN_LINES = 5
 _POLL_S = 0.2

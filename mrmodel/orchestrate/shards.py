@@ -23,7 +23,6 @@ from mrmodel.config import Config
 from mrmodel.errors import MrModelError, OrchestrationError, StorageError
 from mrmodel.features.shards import ShardSummary, shard_of
 from mrmodel.files import digest_of, one_at_a_time, write_json
-from mrmodel.orchestrate.places import hide_secrets, secrets_of
 from mrmodel.pipeline.shards import (
     EARLIER_FILE,
     ORDER_FILE,
@@ -33,6 +32,7 @@ from mrmodel.pipeline.shards import (
     tar_name,
 )
 from mrmodel.processes import tasks_at_once, worker_count
+from mrmodel.redact import hide_secrets, secrets_of
 from mrmodel.storage import Store
 
 _SHOWN_LINES = 5

@@ -35,7 +35,8 @@ from mrmodel.pipeline.training import open_features, open_set
 from mrmodel.predict.inference import predict_set
 from mrmodel.predict.zero_shot import predict_zero_shot
 from mrmodel.progress import Reporter
-from mrmodel.track.mlflow_log import open_run
+from mrmodel.track.record import current_record
+from mrmodel.track.results import record_evaluation
 from mrmodel.train.checkpoint import WEIGHTS, load_model
 from mrmodel.train.precision import pick_device, set_threads
 from mrmodel.types import Annotation, Prediction
@@ -71,12 +72,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     figures = {name: judge.figures(found) for name, found in results.items()}
     write_json(layout.reports / "metrics.json", figures)
     _write_recall(layout.reports / "recall.csv", results)
-    with open_run(config.tracking, "evaluate", config.evaluate.model_dump(), layout.state) as run:
-        flat = {
-            f"{name}/{key}": value for name, row in figures.items() for key, value in row.items()
-        }
-        run.log(flat, 0)
-        run.file(layout.reports / "metrics.json")
+    record_evaluation(current_record(), layout.reports)
 
 
 def _answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from mrmodel.components import ENCODERS
@@ -13,6 +14,7 @@ from mrmodel.pipeline.layout import SPLITS, Layout
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage_with
 from mrmodel.progress import Reporter
+from mrmodel.track.record import current_record
 from mrmodel.video.decoder import VideoLimits
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
         *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
         *(summary.rows_per_s, 100 * summary.decode_wait),
     )
+    counts = {name: value for name, value in asdict(summary).items() if isinstance(value, int)}
+    current_record().log(counts | {"rows_per_s": summary.rows_per_s}, 0)
 
 
 def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:

@@ -11,6 +11,7 @@ from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.progress import Reporter
+from mrmodel.track.record import current_record
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ def intervid_mr(config: Config, reporter: Reporter) -> None:
     )
     report = generate(config.intervid, inputs, layout.intervid, reporter)
     log.info("InterVid-MR: %s %s", report.state, report.counts.get("samples", report.reason))
+    samples = report.counts.get("samples", {})
+    current_record().log({f"samples/{name}": count for name, count in samples.items()}, 0)
 
 
 def open_aligned(config: Config, layout: Layout) -> Features:

@@ -113,4 +113,5 @@ def _keep(
 
 
 if __name__ == "__main__":
-    run_stage_with(step, ("stream", "step", "folder"))
+    # The stage whose shards these are has the record.
+    run_stage_with(step, ("stream", "step", "folder"), recorded=False)

@@ -1,9 +1,10 @@
-"""What all stage commands share: logging, the parameter file, errors as one line."""
+"""What all stage commands share: logging, the parameter file, the record, errors as one line."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,14 @@ from pathlib import Path
 from mrmodel.config import Config, load_config
 from mrmodel.errors import MrModelError
 from mrmodel.files import digest_of, sha256_of
+from mrmodel.pipeline.layout import Layout
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
+from mrmodel.track.record import PARENT, Opening, RunRecord, open_record
 
 PARAMS = Path("params.yaml")
+# DVC sets it for the command of a stage.
+_DVC_STAGE = "DVC_STAGE"
 
 
 def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
@@ -23,9 +28,14 @@ def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
 
 
 def run_stage_with(
-    stage: Callable[[Config, Reporter, dict[str, str]], None], arguments: tuple[str, ...]
+    stage: Callable[[Config, Reporter, dict[str, str]], None],
+    arguments: tuple[str, ...],
+    recorded: bool = True,
 ) -> None:
-    """Like `run_stage`, with required command-line arguments ``--name VALUE`` for the stage."""
+    """Like `run_stage`, with required command-line arguments ``--name VALUE`` for the stage.
+
+    With `recorded` it is a run in MLflow, see `mrmodel.track.record.current_record`.
+    """
     die_with_parent()
     parser = argparse.ArgumentParser()
     for name in arguments:
@@ -33,7 +43,13 @@ def run_stage_with(
     values = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        stage(load_config(PARAMS), EventReporter(RichReporter()), values)
+        config = load_config(PARAMS)
+        tracking = config.tracking
+        if not recorded:
+            tracking = tracking.model_copy(update={"enabled": False})
+        with open_record(tracking, _opening(config, values)) as record:
+            stage(config, EventReporter(RichReporter()), values)
+            _name_device(record)
     except MrModelError as error:
         sys.exit(f"error: {error}")
 
@@ -42,3 +58,27 @@ def digest_of_inputs(settings: object, *files: Path) -> str:
     """Digest of a stage's settings and of the contents of its input files; a missing one counts."""
     contents = {str(file): sha256_of(file) if file.exists() else None for file in files}
     return digest_of({"settings": settings, "files": contents})
+
+
+def _opening(config: Config, values: dict[str, str]) -> Opening:
+    """What the record is of: DVC's stage, or, run by hand, the module and its arguments."""
+    module = sys.modules["__main__"].__spec__
+    path = module.name if module is not None else Path(sys.argv[0]).stem
+    name = path.rpartition(".")[2]
+    return Opening(
+        experiment=config.tracking.experiment,
+        state=str(Layout(config).state.resolve()),
+        name=f"{name}@{'-'.join(values.values())}" if values else name,
+        code=str(Path.cwd()),
+        parent=os.environ.get(PARENT),
+        stage=os.environ.get(_DVC_STAGE),
+        command=" ".join(["python", "-m", path, *sys.argv[1:]]),
+    )
+
+
+def _name_device(record: RunRecord) -> None:
+    """Which processor did the work, for stages that loaded torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        cuda = torch.cuda.is_initialized()
+        record.tags({"device": torch.cuda.get_device_name() if cuda else "cpu"})

@@ -13,7 +13,7 @@ import torch
 
 import mrmodel
 from mrmodel.components import MODELS
-from mrmodel.config import Config, RunSettings
+from mrmodel.config import Config, RunSettings, validate_section
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.features.store import FeatureStore
@@ -24,7 +24,8 @@ from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
-from mrmodel.track.mlflow_log import open_run
+from mrmodel.track.record import RunRecord, current_record
+from mrmodel.track.results import record_training
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
 from mrmodel.train.loop import Plan, Progress, fit
 from mrmodel.train.precision import pick_device
@@ -92,12 +93,12 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> Progress:
     data = open_set(config, train_rows, builder, job.seed)
     resume = layout.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
-    params = {"model": config.models[job.model], "run": plan.run.model_dump(), "seed": job.seed}
-    with open_run(config.tracking, job.name, params, layout.state) as record:
+    with current_record().part(job.name) as record:
+        _record_settings(record, config, job)
         validate = Validation(config, val_rows, builder) if val_rows else None
         progress = fit(model, data, plan, validate, (record, reporter))
         _write(job, model, model_config, progress)
-        record.file(job.figures.with_suffix(".json"))
+        record_training(record, job.figures)
     shutil.rmtree(resume, ignore_errors=True)
     return progress
 
@@ -190,6 +191,14 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
             "files": [sha256_of(file) for file in files],
         }
     )
+
+
+def _record_settings(record: RunRecord, config: Config, job: Job) -> None:
+    """What decides the training, with every value that params.yaml leaves to a preset."""
+    settings = MODELS.get(job.model).Settings
+    model = validate_section(settings, config.models[job.model], f"models.{job.model}")
+    run = run_settings(config, job.run)
+    record.params({"model": model.model_dump(), "run": run.model_dump(), "seed": job.seed})
 
 
 def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress) -> None:

@@ -132,6 +132,14 @@ class Timeline:
         return "".join(columns) + _curve(points, FOUND)
 
 
+def standalone(chart: str) -> str:
+    """A chart as the text of an SVG file; in the page, its style comes from there."""
+    space = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11"'
+    background = '<rect width="100%" height="100%" fill="white"/>'
+    head, _, body = chart.partition(">")
+    return f"{head.replace('<svg', f'<svg {space}', 1)}>{background}{body}"
+
+
 def _axes(
     frame: Frame, x_label: str, y_label: str, x_ticks: bool = True, y_ticks: bool = True
 ) -> str:

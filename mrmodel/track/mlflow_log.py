@@ -1,101 +1,99 @@
-"""Stage runs in MLflow: parameters, figures, files, and where the code came from.
-
-Without a server the record is a SQLite file below ``.mrmodel/``; with ``MLFLOW_TRACKING_URI`` it
-goes there. ``tracking.enabled: false`` switches all of it off, import included.
-"""
+"""One MLflow run: parameters, figures, files, and where the code came from."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from mrmodel.config import TrackingSettings
 from mrmodel.files import sha256_of
-from mrmodel.progress import announce
-from mrmodel.track.server import open_experiment
+from mrmodel.track.dvc_stage import StageInput
 
-log = logging.getLogger(__name__)
-
-# MLflow refuses a longer batch.
-_BATCH = 1000
+# MLflow refuses longer batches and values.
+_METRICS, _PARAMS = 1000, 100
 _LONGEST_TAG = 4000
-
-
-class RunRecord(Protocol):
-    """An open run: figures of a step, and whole files."""
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Keep `figures` as of `step`."""
-
-    def file(self, path: Path) -> None:
-        """Keep a copy of a file."""
-
-
-class NoRecord:
-    """What a stage gets when tracking is off."""
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Drop the figures."""
-
-    def file(self, path: Path) -> None:
-        """Leave the file where it is."""
+_LONGEST_PARAM = 6000
+# Its digest is a tag of its own, and every stage changes it.
+_LOCK = "dvc.lock"
 
 
 class MlflowRun:
-    """One open MLflow run."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Send `figures` in one call; MLflow needs 30 times longer for as many single ones."""
-        import time
-
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [Metric(_safe(name), value, now, step) for name, value in figures.items()]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH])
-
-    def file(self, path: Path) -> None:
-        """Upload a file as an artifact."""
-        self._client.log_artifact(self._run_id, str(path))
-
-
-@contextmanager
-def open_run(
-    settings: TrackingSettings, name: str, params: Mapping[str, Any], state: Path
-) -> Iterator[RunRecord]:
-    """A run called `name` with `params` (nested sections become dotted names).
-
-    It ends as FINISHED, or as FAILED when the block raises.
+    """One MLflow run; every call raises what MLflow raises.
 
     Args:
-        settings: the `tracking` section.
-        name: stage name, e.g. ``finetune@sg_detr``.
-        params: what the stage was told.
-        state: folder of the default database and artifacts (``.mrmodel``).
+        client: of the server.
+        run_id: of the run.
+        hide: takes secrets out of a text.
     """
-    if not settings.enabled:
-        yield NoRecord()
-        return
-    client, experiment = open_experiment(settings.experiment, state)
-    tags = {"mlflow.runName": name, "stage": name, **code_tags()}
-    run_id = client.create_run(experiment, tags=tags).info.run_id
-    for key, value in flatten(params).items():
-        client.log_param(run_id, key, value)
-    announce("mlflow", address=_address(client.tracking_uri, experiment, run_id))
-    try:
-        yield MlflowRun(client, run_id)
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
+
+    def __init__(self, client: Any, run_id: str, hide: Callable[[str], str]) -> None:
+        self._client, self.run_id, self._hide = client, run_id, hide
+
+    def log(self, figures: Mapping[str, float], step: int, at: int) -> None:
+        """Send `figures` in one call; MLflow needs 30 times longer for as many single ones."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(_safe(name), value, at, step) for name, value in figures.items()]
+        for start in range(0, len(metrics), _METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS])
+
+    def params(self, tree: Mapping[str, Any]) -> None:
+        """Send parameters under dotted names; a value that is too long is cut."""
+        from mlflow.entities import Param
+
+        params = [
+            Param(_safe(name), self._hide(str(value))[:_LONGEST_PARAM])
+            for name, value in flatten(tree).items()
+        ]
+        for start in range(0, len(params), _PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS])
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Send tags."""
+        from mlflow.entities import RunTag
+
+        sent = [RunTag(key, self._hide(value)[:_LONGEST_TAG]) for key, value in tags.items()]
+        self._client.log_batch(self.run_id, tags=sent)
+
+    def inputs(self, inputs: Sequence[StageInput]) -> None:
+        """Send what the stage reads as data sets: path, MD5, and where the bytes lie."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        found = []
+        for one in inputs:
+            try:
+                source = resolve_dataset_source(self._hide(one.source))
+            except MlflowException:  # A kind of remote that it does not know.
+                source = resolve_dataset_source(one.path)
+            dataset = MetaDataset(source, name=one.path, digest=one.digest)
+            tags = [InputTag("mlflow.data.context", "dependency")]
+            found.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        self._client.log_inputs(self.run_id, found)
+
+    def file(self, path: Path) -> None:
+        """Upload a file; it keeps its folder."""
+        folder = None if path.is_absolute() or path.parent == Path() else path.parent.as_posix()
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def text(self, name: str, content: str) -> None:
+        """Upload a text."""
+        self._client.log_text(self.run_id, self._hide(content), name)
+
+    def table(self, name: str, columns: dict[str, list[Any]]) -> None:
+        """Upload a table."""
+        shown = {
+            key: [self._hide(cell) if isinstance(cell, str) else cell for cell in cells]
+            for key, cells in columns.items()
+        }
+        self._client.log_table(self.run_id, shown, name)
+
+    def end(self, status: str, at: int) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status, at)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -109,27 +107,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def code_tags() -> dict[str, str]:
-    """Git revision, whether and where the tree differs from it, and the digest of dvc.lock."""
+def code_tags(folder: Path = Path()) -> dict[str, str]:
+    """Git revision, whether and where the tree differs from it, and the digest of dvc.lock.
+
+    Args:
+        folder: of the repository.
+    """
     tags = {}
-    revision = _git("rev-parse", "HEAD")
+    revision = _git(folder, "rev-parse", "HEAD")
     if revision is not None:
         tags["git.revision"] = revision
-        changed = (_git("diff", "--name-only", "HEAD") or "").split("\n")
-        tags["git.dirty"] = str(changed != [""]).lower()
-        if changed != [""]:
+        changed = (_git(folder, "diff", "--name-only", "HEAD") or "").split("\n")
+        changed = [name for name in changed if name not in ("", _LOCK)]
+        tags["git.dirty"] = str(bool(changed)).lower()
+        if changed:
             # MLflow takes no longer value.
             tags["git.changed"] = " ".join(changed)[:_LONGEST_TAG]
-    lock = Path("dvc.lock")
+    lock = folder / _LOCK
     if lock.exists():
         tags["dvc.lock.sha256"] = sha256_of(lock)
     return tags
-
-
-def _address(server: str, experiment: str, run_id: str) -> str:
-    """Page of a run; empty where no server shows it."""
-    pages = f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-    return pages if server.startswith("http") else ""
 
 
 def _safe(name: str) -> str:
@@ -137,9 +134,10 @@ def _safe(name: str) -> str:
     return name.replace("@", "_at_")
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -104,6 +104,8 @@ def fit(
     criterion = model.criterion()
     optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.decay)
     progress = resume(plan.resume_file, model, optimizer)
+    for row in progress.history:  # Of the interrupted run, whose record is another.
+        recorder.log(row, int(row["step"]))
 
     batches = data.epoch_batches(0)
     steps_per_epoch = len(batches)

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from mrmodel.errors import ConfigError
-from mrmodel.orchestrate.places import Places, hide_secrets, hide_user, secrets_of
+from mrmodel.orchestrate.places import Places
+from mrmodel.redact import hide_secrets, hide_user, secrets_of
 
 
 def test_a_repository_is_enough(tmp_path: Path) -> None:

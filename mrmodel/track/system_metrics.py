@@ -1,0 +1,66 @@
+"""Load of the machine, of its GPUs and of the stage itself, as MLflow's own monitors see it.
+
+MLflow's monitor would start a thread that ends at the first call that the server does not answer,
+and that has nothing to show of a stage of less than ten seconds. Here its monitors are asked by
+whoever sends the record anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import psutil
+
+_PREFIX = "system/"
+
+
+class SystemMetrics:
+    """Figures of a process, its children and its machine, at MLflow's sampling interval.
+
+    Args:
+        run_id: of the run that takes them.
+        address: of the tracking server.
+        pid: of the process.
+    """
+
+    def __init__(self, run_id: str, address: str, pid: int) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor: Any = SystemMetricsMonitor(run_id, tracking_uri=address)
+        self._pid, self._count = pid, 0
+        # The first answer on processor load is about no time at all.
+        self._monitor.collect_metrics()
+        self._clear()
+
+    @property
+    def due(self) -> bool:
+        """Whether the interval is over."""
+        interval: float = self._monitor.sampling_interval
+        return time.monotonic() - self._asked_at >= interval
+
+    def sample(self) -> tuple[dict[str, float], int]:
+        """The figures now, and their number, from 0."""
+        self._monitor.collect_metrics()
+        found = {**self._monitor.aggregate_metrics(), "stage_memory_megabytes": self._memory()}
+        self._clear()
+        self._count += 1
+        return {_PREFIX + name: float(value) for name, value in found.items()}, self._count - 1
+
+    def _clear(self) -> None:
+        for monitor in self._monitor.monitors:
+            monitor.clear_metrics()
+        self._asked_at = time.monotonic()
+
+    def _memory(self) -> float:
+        """Resident memory of the process and its children, but for this one."""
+        total = 0
+        try:
+            stage = psutil.Process(self._pid)
+            for process in (stage, *stage.children(recursive=True)):
+                if process.pid != os.getpid():
+                    total += process.memory_info().rss
+        except psutil.Error:
+            pass
+        return round(total / 1e6, 1)
