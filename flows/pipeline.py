@@ -20,6 +20,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.dispatch import run_stage_here, run_stage_on_pool
 from mrmodel.orchestrate.clone import REMOTE
 from mrmodel.orchestrate.graph import StageGraph
+from mrmodel.orchestrate.pipeline_record import open_pipeline_record, record_walk, run_id_of
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover
 from mrmodel.orchestrate.summary import walk_markdown
@@ -57,9 +58,12 @@ def orchestrate(
     handover = Handover(places.handover, places.endpoint)
     with workspace(places, rev) as clone:
         clone.change(params or {})
-        graph = StageGraph(clone.folder, REMOTE if places.remote else None, handover.wait)
-        walk = Walk(graph, handover, clone.config.orchestrate, clone.rev, targets)
-        follow(walk, here)
+        with open_pipeline_record(places, clone, targets, params or {}) as record:
+            graph = StageGraph(clone.folder, REMOTE if places.remote else None, handover.wait)
+            walk = Walk(graph, handover, clone.config.orchestrate, clone.rev, targets)
+            walk.parent_run = run_id_of(record)
+            follow(walk, here)
+            record_walk(record, walk)
         said = ", ".join(
             row.stage for row in walk.rows.values() if row.state in ("ran", "restored")
         )

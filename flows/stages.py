@@ -38,6 +38,7 @@ def run_stage(
     locks: dict[str, str] | None = None,
     timeout_s: float | None = None,
     shards: dict[str, Any] | None = None,
+    parent_run: str | None = None,
 ) -> StageResult | State[Any]:
     """Run a stage in a fresh clone on this machine; see `mrmodel.orchestrate.attempt`.
 
@@ -47,8 +48,9 @@ def run_stage(
         locks: path -> text of lock files; None: as committed.
         timeout_s: the stage is ended after so many seconds.
         shards: `ShardSettings` by which an extraction is spread first; None: it is not.
+        parent_run: MLflow's id of the run of the whole pipeline.
     """
-    order = StageOrder(stage, rev, locks or {}, timeout_s, shards)
+    order = StageOrder(stage, rev, locks or {}, timeout_s, shards, parent_run)
     with gpu_slot():
         try:
             sharded = spread(order) if shards else None

@@ -33,6 +33,7 @@ from mrmodel.orchestrate.shards import ShardedStream, ShardInterrupted, forget_s
 from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
+from mrmodel.track.record import PARENT
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Attempt:
             if done is not None:
                 return done
             _put_on_path(folder)
+            if order.parent_run is not None:
+                os.environ[PARENT] = order.parent_run
             with self._step("pull"):
                 self._transfer.fetch(graph.repo, graph.inputs(order.stage))
                 self._gather(folder)

@@ -17,6 +17,7 @@ class StageOrder:
         locks: path -> text of the lock files: what the stages before it made.
         timeout_s: the stage is ended after so many seconds; None: never.
         shards: how its videos are spread over workers (`config.ShardSettings`); None: not at all.
+        parent_run: MLflow's id of the run of the whole pipeline; decides nothing.
     """
 
     stage: str
@@ -24,6 +25,7 @@ class StageOrder:
     locks: dict[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     shards: dict[str, Any] | None = None
+    parent_run: str | None = None
 
 
 class Outcome(enum.IntEnum):

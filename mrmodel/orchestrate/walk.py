@@ -82,6 +82,7 @@ class Walk:
     settings: OrchestrateSettings
     rev: str
     targets: Iterable[str] = ()
+    parent_run: str | None = None
     rows: dict[str, StageRow] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -167,6 +168,7 @@ class Walk:
             self.graph.locks(),
             self.settings.stage_timeout_s,
             shards.model_dump() if spread else None,
+            self.parent_run,
         )
         return Dispatch(order, row.pool, row.key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class MlflowRun:
         from mlflow.exceptions import MlflowException
 
         found = []
+        # That a path on this machine may be read in two ways, which are the same.
+        warnings.filterwarnings("ignore", "The specified dataset source", module="mlflow")
         for one in inputs:
             try:
                 source = resolve_dataset_source(self._hide(one.source))

@@ -107,7 +107,8 @@ class Opening:
     Attributes:
         experiment: name of MLflow's experiment.
         state: folder of the database where no server is configured (``.mrmodel``).
-        name: of the run, unless DVC knows a better one.
+        name: of what is run, unless DVC knows a better one.
+        title: of the run, where that is not its name.
         code: repository whose revision the run is of.
         parent: id of the run that it belongs to.
         stage: name by which DVC knows the stage; None: it runs by hand.
@@ -120,6 +121,7 @@ class Opening:
     state: str
     name: str
     code: str
+    title: str | None = None
     parent: str | None = None
     stage: str | None = None
     command: str | None = None

@@ -142,6 +142,9 @@ class Recorder:
             run.log(*self._metrics.sample(), at)
         if self._facts is not None:
             self._streams(written=True)
+        # Runs below this one end before it does, but for those of workers that died.
+        for lost in self._open_runs(f"tags.`mlflow.parentRunId` = '{run.run_id}'"):
+            self._client.set_terminated(lost.info.run_id, "KILLED")
 
     def _ask_dvc(self) -> StageFacts | None:
         opening = self._opening
@@ -165,7 +168,7 @@ class Recorder:
             state = Path(opening.state)
             self._client, self._experiment = open_experiment(opening.experiment, state)
             self._end_lost(name)
-            self._runs[0] = self._run(name, opening.began, opening.parent)
+            self._runs[0] = self._run(name, opening.began, opening.parent, opening.title)
         except Exception as error:
             if may_pass(error):
                 raise
@@ -181,8 +184,10 @@ class Recorder:
         above = self._runs[message["above"]].run_id
         self._runs[key] = self._run(message["name"], at, above)
 
-    def _run(self, name: str, began: int, parent: str | None) -> MlflowRun:
-        tags = {"mlflow.runName": name, "stage": name, **_who()}
+    def _run(
+        self, name: str, began: int, parent: str | None, title: str | None = None
+    ) -> MlflowRun:
+        tags = {"mlflow.runName": title or name, "stage": name, **_who()}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         created = self._client.create_run(self._experiment, start_time=began, tags=tags)
@@ -190,13 +195,14 @@ class Recorder:
 
     def _end_lost(self, name: str) -> None:
         """Runs of this stage whose recorder was killed on this machine are still open."""
-        open_here = (
-            f"attributes.status = 'RUNNING' and tags.stage = '{name}' "
-            f"and tags.machine = '{_who()['machine']}'"
-        )
-        for run in self._client.search_runs([self._experiment], open_here):
+        here = f"tags.stage = '{name}' and tags.machine = '{_who()['machine']}'"
+        for run in self._open_runs(here):
             if not _is_alive(run.data.tags.get("process", "")):
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _open_runs(self, which: str) -> list[Any]:
+        where = f"attributes.status = 'RUNNING' and {which}"
+        return list(self._client.search_runs([self._experiment], where))
 
     def _describe(self) -> None:
         run, opening, facts = self._runs[0], self._opening, self._facts

@@ -1,0 +1,154 @@
+"""The runs of stages belong to the run of their pipeline, which says what became of each."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from mrmodel.orchestrate.graph import StageGraph
+from mrmodel.orchestrate.pipeline_record import open_pipeline_record, record_walk, run_id_of
+from mrmodel.orchestrate.places import Places
+from mrmodel.orchestrate.results import Handover
+from mrmodel.orchestrate.runner import Listener, StageFailed, run_stage
+from mrmodel.orchestrate.walk import Dispatch, Ending, Walk
+from mrmodel.orchestrate.workspace import Workspace, workspace
+from tests.orchestrate.test_attempt import Bench, bench
+
+__all__ = ["bench"]
+
+
+@pytest.fixture
+def client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return MlflowClient(f"sqlite:///{bench.places.state / 'mlflow.db'}")
+
+
+def runs(client: MlflowClient) -> dict[str, Run]:
+    experiment = client.get_experiment_by_name("mrmodel")
+    return {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+@contextmanager
+def walking(clone: Workspace, places: Places) -> Iterator[Walk]:
+    handover = Handover(places.handover, None)
+    settings = clone.config.orchestrate
+    yield Walk(StageGraph(clone.folder, None, handover.wait), handover, settings, clone.rev)
+
+
+def finish(walk: Walk) -> list[Dispatch]:
+    """Run one stage after another, without Prefect; what was dispatched."""
+    started = []
+    while waiting := walk.next():
+        for dispatch in waiting:
+            started.append(dispatch)
+            try:
+                ending = Ending(run_stage(dispatch.order, Listener()))
+            except StageFailed as error:
+                ending = Ending(reason=str(error))
+            walk.ended(dispatch, ending)
+    return started
+
+
+def test_stage_runs_are_below_the_pipeline_run(bench: Bench, client: MlflowClient) -> None:
+    change = {"evaluate.bootstrap_resamples": 123}
+    with workspace(bench.places, "HEAD") as clone:
+        clone.change(change)
+        with (
+            open_pipeline_record(bench.places, clone, ["report"], change) as record,
+            walking(clone, bench.places) as walk,
+        ):
+            walk.parent_run = run_id_of(record)
+            finish(walk)
+            record_walk(record, walk)
+        revision, branch = clone.rev, clone.branch
+    found = runs(client)
+    pipeline = found["pipeline"]
+    assert (pipeline.info.status, pipeline.info.run_name) == ("FINISHED", branch)
+    assert pipeline.data.params == {
+        "targets": "['report']",
+        "rev": revision,
+        "changed.evaluate.bootstrap_resamples": "123",
+    }
+    assert pipeline.data.tags["git.revision"] == revision
+    assert pipeline.data.metrics["stages/ran"] == 2
+    for stage in ("evaluate", "report"):
+        assert found[stage].data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+        assert found[stage].data.tags["git.dirty"] == "false", "dvc.lock alone is no change"
+    assert found["evaluate"].data.params["evaluate.bootstrap_resamples"] == "123"
+    path = client.download_artifacts(pipeline.info.run_id, "stages.json")
+    table = json.loads(Path(path).read_text())
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    assert rows["corpus"]["state"] == "unchanged"
+    assert rows["corpus"]["run_s"] is None
+    assert rows["evaluate"]["state"] == "ran"
+    assert rows["evaluate"]["why"] == "parameter evaluate changed"
+    assert rows["evaluate"]["run_s"] > 0
+    assert rows["evaluate"]["attempts"] == 1
+
+
+def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
+    bench: Bench, client: MlflowClient
+) -> None:
+    bench.commit("params.yaml", "source: sample", "source: folder")
+    with (
+        workspace(bench.places, "HEAD") as clone,
+        open_pipeline_record(bench.places, clone, [], {}) as record,
+        walking(clone, bench.places) as walk,
+    ):
+        walk.parent_run = run_id_of(record)
+        finish(walk)
+        record_walk(record, walk)
+    found = runs(client)
+    assert found["pipeline"].info.status == "FAILED"
+    assert "own_videos" in found["pipeline"].data.tags["error"]
+    assert found["corpus"].info.status == "FAILED"
+    assert "own_videos" in found["corpus"].data.tags["error"]
+    assert found["pipeline"].data.metrics["stages/blocked"] == 8
+
+
+def test_the_parent_decides_nothing(bench: Bench) -> None:
+    """Neither key nor lock file, nor what a restored stage is."""
+    bench.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 77")
+    found = []
+    for parent in ("1" * 32, None):
+        with workspace(bench.places, "HEAD") as clone, walking(clone, bench.places) as walk:
+            walk.parent_run = parent
+            started = finish(walk)
+            states = {name: row.state for name, row in walk.rows.items()}
+            found.append((states["evaluate"], len(started), walk.graph.locks()))
+            keys = {name: walk.graph.verdict(name).key for name in walk.rows}
+            assert not started or keys["evaluate"] == started[0].key
+    (first, ran, locks), (second, ran_again, same) = found
+    assert (first, ran) == ("ran", 2)
+    assert (second, ran_again) == ("restored", 0)
+    assert locks == same
+
+
+def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
+    bench: Bench, client: MlflowClient
+) -> None:
+    with (
+        workspace(bench.places, "HEAD") as clone,
+        open_pipeline_record(bench.places, clone, [], {}) as record,
+    ):
+        parent = run_id_of(record)
+        experiment = client.get_experiment_by_name("mrmodel").experiment_id
+        tags = {"stage": "pretrain", "machine": "another", "mlflow.parentRunId": parent}
+        lost = client.create_run(experiment, tags=tags).info.run_id
+        tags = {"stage": "scratch", "machine": "another", "mlflow.parentRunId": "0" * 32}
+        other = client.create_run(experiment, tags=tags).info.run_id
+    assert client.get_run(lost).info.status == "KILLED"
+    assert client.get_run(other).info.status == "RUNNING", "it is of another pipeline"
+
+
+def test_without_tracking_there_is_no_parent(bench: Bench) -> None:
+    bench.commit("params.yaml", "enabled: true", "enabled: false")
+    with (
+        workspace(bench.places, "HEAD") as clone,
+        open_pipeline_record(bench.places, clone, [], {}) as record,
+    ):
+        assert run_id_of(record) is None
