@@ -67,8 +67,8 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
     write_json(layout.evaluation / "streams.json", stream_digests(config, layout))
     write_json(layout.evaluation / "weights.json", weight_digests(config, layout))
-    videos = FeatureStore(layout.stream(config.features.video_streams[0]))
-    write_json(layout.evaluation / "test_set.json", freeze(split, truth, videos).as_json())
+    frozen = freeze(split, truth, layout.stream(config.features.video_streams[0]))
+    write_json(layout.evaluation / "test_set.json", frozen.as_json())
     figures = {name: judge.figures(found) for name, found in results.items()}
     write_json(layout.reports / "metrics.json", figures)
     _write_recall(layout.reports / "recall.csv", results)

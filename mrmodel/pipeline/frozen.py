@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import DataError
 from mrmodel.evaluate.rows import Row
 from mrmodel.features.index import read_index
 from mrmodel.features.keys import split_segment
-from mrmodel.features.store import FeatureStore
 from mrmodel.files import digest_of
 from mrmodel.types import Annotation
 
@@ -72,17 +72,17 @@ class FrozenSet:
         return found
 
 
-def freeze(split: str, truth: Iterable[Annotation], store: FeatureStore) -> FrozenSet:
-    """The rows of a split with the contents of their videos, as `store` was made from them."""
+def freeze(split: str, truth: Iterable[Annotation], stream: Path) -> FrozenSet:
+    """The rows of a split with the contents of their videos, as the feature folder records them."""
     rows = tuple(row.as_row() for row in truth)
-    contents = video_contents(store)
+    contents = video_contents(stream)
     bases = {_whole(str(row["vid"]), contents) for row in rows}
     return FrozenSet(split, rows, {base: contents.get(base, "") for base in sorted(bases)})
 
 
-def video_contents(store: FeatureStore) -> dict[str, str]:
-    """SHA-256 of the file of every video that a feature store was made from, failed ones too."""
-    return {row.entry.key: row.entry.src_sha256 for row in read_index(store.folder)}
+def video_contents(stream: Path) -> dict[str, str]:
+    """SHA-256 of the file of every video behind a feature folder, failed ones too."""
+    return {row.entry.key: row.entry.src_sha256 for row in read_index(stream)}
 
 
 def _whole(vid: str, contents: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from mrmodel.encoders.weights import WeightsLock
 from mrmodel.errors import CheckpointError, DataError
 from mrmodel.evaluate.rows import read_rows
 from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
-from mrmodel.features.store import FeatureStore
+from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import sha256_of
 from mrmodel.pipeline.frozen import FrozenSet, video_contents
 from mrmodel.pipeline.layout import Layout
@@ -98,6 +98,14 @@ def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
     return Candidate(record, folder, predictions, frozen)
 
 
+def needed_files(config: Config, layout: Layout, model: str, kind: str) -> list[Path]:
+    """What `gather` reads of DVC's outputs: the model and small files, no video and no feature."""
+    files = [layout.corpus / "corpus.json", *(layout.split(split) for split in ("train", "val"))]
+    files += [layout.intervid / f"{split}.jsonl" for split in ("train", "val")]
+    files.append(layout.stream(config.features.video_streams[0]) / INDEX_FILE)
+    return [layout.model(kind, model), layout.evaluation, *files]
+
+
 def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str, Figure]:
     """Every figure of the protocol that has an interval, the headline first."""
     judge = Judge(config)
@@ -121,13 +129,14 @@ def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str
 
 def leaks_of(config: Config, layout: Layout, frozen: FrozenSet) -> dict[str, list[str]]:
     """Sets that training or the choice of weights may have seen, with test videos in them."""
-    store = FeatureStore(layout.stream(config.features.video_streams[0]))
     files = {split: layout.split(split) for split in ("train", "val") if split != frozen.split}
     files |= {
         f"intervid_mr.{split}": layout.intervid / f"{split}.jsonl" for split in ("train", "val")
     }
     others = {name: _vids(path) for name, path in files.items()}
-    return find_leaks(frozen, others, video_contents(store))
+    return find_leaks(
+        frozen, others, video_contents(layout.stream(config.features.video_streams[0]))
+    )
 
 
 def _require_evaluated(layout: Layout, way: str, weights: str) -> None:

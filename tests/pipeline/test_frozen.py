@@ -6,7 +6,6 @@ import pytest
 
 from mrmodel.data.annotations import read_annotations
 from mrmodel.errors import DataError
-from mrmodel.features.store import FeatureStore
 from mrmodel.pipeline.frozen import FrozenSet, freeze
 from tests.project import Project
 
@@ -15,7 +14,7 @@ from tests.project import Project
 def frozen(reproduced: Project) -> FrozenSet:
     folder = reproduced.folder
     rows = read_annotations(folder / "data/miniature/test.jsonl")
-    return freeze("test", rows, FeatureStore(folder / "features/miniature/tiny.video"))
+    return freeze("test", rows, folder / "features/miniature/tiny.video")
 
 
 def test_it_knows_every_video_by_its_bytes(frozen: FrozenSet, reproduced: Project) -> None:
@@ -37,10 +36,10 @@ def test_the_digest_sees_windows_and_videos_and_not_the_order(frozen: FrozenSet)
 def test_a_part_of_a_video_is_frozen_with_the_whole_of_it(
     frozen: FrozenSet, reproduced: Project
 ) -> None:
-    store = FeatureStore(reproduced.folder / "features/miniature/tiny.video")
+    stream = reproduced.folder / "features/miniature/tiny.video"
     (row, *_) = read_annotations(reproduced.folder / "data/miniature/test.jsonl")
     part = replace(row, vid=f"{row.vid}_0_10", duration=10.0)
-    assert freeze("test", [part], store).videos == {row.vid: frozen.videos[row.vid]}
+    assert freeze("test", [part], stream).videos == {row.vid: frozen.videos[row.vid]}
 
 
 def test_what_is_written_is_read_again_and_checked(frozen: FrozenSet, tmp_path: Path) -> None:
