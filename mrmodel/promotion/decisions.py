@@ -63,6 +63,11 @@ class Decision(Frozen):
     reason: str = ""
     actor: str
 
+    @property
+    def failed(self) -> list[Gate]:
+        """The gates that refuse it."""
+        return [gate for gate in self.gates if gate.passed is False]
+
 
 class Pointer(Frozen):
     """Which version serves: the truth, by which aliases and audit objects are set right.

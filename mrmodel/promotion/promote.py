@@ -30,27 +30,50 @@ def promote(
 
     Raises:
         PromotionRefused: a gate failed; the decision was recorded.
-        ConflictError: another promotion was faster; the decision was recorded.
+        RegistryError: there is no such version, it is the champion, or another promotion was
+            faster; of the last the decision was recorded.
+    """
+    decision = decide(registry, config, version or _challenger(registry), new_line)
+    if decision.kind == "refuse":
+        listed = "".join(f"\n  {gate.name}: {gate.detail}" for gate in decision.failed)
+        raise PromotionRefused(f"{registry.name} version {decision.version} is refused:{listed}")
+    if decision.kind == "conflict":
+        rule = f"{decision.version} was judged against version {decision.before}; promote it again"
+        raise RegistryError(f"{registry.name}: the champion changed while version {rule}")
+    return decision
+
+
+def decide(registry: Registry, config: Config, version: int, new_line: str = "") -> Decision:
+    """Judge a version and make it the champion if it passes; the decision is recorded.
+
+    Args:
+        registry: see `registry.open_registry`.
+        config: as of `promote`.
+        version: to judge.
+        new_line: as of `promote`.
+
+    Returns:
+        Of kind ``promote``, ``refuse`` or ``conflict`` (another promotion was faster).
+
+    Raises:
         RegistryError: there is no such version, or it is the champion.
     """
     registry.reconcile()
     seen = registry.read()
-    version = version or _challenger(registry)
     if seen.pointer is not None and seen.pointer.version == version:
         raise RegistryError(f"{registry.name} version {version} is the champion already")
     gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line))
     decision = _decision(registry, seen, version, test_set, new_line)
     decision = decision.model_copy(update={"gates": gates})
-    failed = [gate for gate in gates if gate.passed is False]
-    if failed:
-        registry.note(decision.model_copy(update={"kind": "refuse"}))
-        listed = "".join(f"\n  {gate.name}: {gate.detail}" for gate in failed)
-        raise PromotionRefused(f"{registry.name} version {version} is refused:{listed}")
+    if decision.failed:
+        decision = decision.model_copy(update={"kind": "refuse"})
+        registry.note(decision)
+        return decision
     try:
         registry.move(seen, promoted(seen.pointer, decision))
     except ConflictError:
-        registry.note(decision.model_copy(update={"kind": "conflict"}))
-        raise
+        decision = decision.model_copy(update={"kind": "conflict"})
+        registry.note(decision)
     return decision
 
 
@@ -122,6 +145,7 @@ def rolled_back(pointer: Pointer, decision: Decision) -> Pointer:
 
 
 def _challenger(registry: Registry) -> int:
+    registry.reconcile()
     version = registry.versions.aliases().get(CHALLENGER)
     if version is None:
         rule = "has no challenger: the newest version was champion; register another one"

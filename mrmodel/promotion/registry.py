@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from mrmodel.config import Config
 from mrmodel.errors import ConflictError, DataError, RegistryError
@@ -173,5 +174,9 @@ def open_registry(config: Config, layout: Layout) -> Registry:
     """
     client, experiment = open_experiment(config.tracking.experiment, layout.state)
     versions = Versions(client, experiment, config.promotion.registered_model)
-    store = os.environ.get(STORE_VARIABLE) or str(layout.state / "registry")
-    return Registry(versions, open_store(store))
+    return Registry(versions, registry_store(layout.state))
+
+
+def registry_store(state: Path) -> Store:
+    """The store of ``MRMODEL_REGISTRY``; without it, a folder below `state` (``.mrmodel``)."""
+    return open_store(os.environ.get(STORE_VARIABLE) or str(state / "registry"))

@@ -1,0 +1,107 @@
+"""A revision's model, registered and judged from outside of its clone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import OrchestrationError, RegistryError
+from mrmodel.files import write_json
+from mrmodel.orchestrate.clone import fresh_clone
+from mrmodel.orchestrate.places import Places
+from mrmodel.processes import die_with_parent
+from mrmodel.promotion.decisions import Decision, read_decision
+from mrmodel.redact import hide_secrets, secrets_of
+
+_MODULE = "mrmodel.promotion.errand"
+_SHOWN_LINES = 10
+
+
+def promote_revision(
+    places: Places,
+    rev: str,
+    say: Callable[[str], None],
+    model: str | None = None,
+    kind: str = "finetuned",
+    new_line: str = "",
+) -> Decision:
+    """Register the model that a revision made, and let the gates judge it; see `errand`.
+
+    Args:
+        places: where repository and data are.
+        rev: e.g. a run branch.
+        say: told of every line of the process.
+        model: name below `models`; None: the first of `train.models`.
+        kind: as of `register.register`.
+        new_line: as of `promote.promote`.
+
+    Raises:
+        OrchestrationError: the revision or its data cannot be had.
+        RegistryError: the model cannot be registered or judged.
+    """
+    order = {"model": model, "kind": kind, "new_line": new_line}
+    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
+        beside = Path(name)
+        write_json(beside / "order.json", order)
+        last = _run(to, beside / "order.json", say)
+        answer, error = beside / "decision.json", beside / "error.json"
+        if answer.exists():
+            return read_decision(answer.read_bytes(), _MODULE)
+        if error.exists():
+            raise RegistryError(json.loads(error.read_text(encoding="utf-8"))["message"])
+    raise OrchestrationError("\n  ".join([f"{_MODULE} at {rev} ended without an answer:", *last]))
+
+
+def decision_markdown(decision: Decision) -> str:
+    """A decision for people: what was decided, and each gate with its figures."""
+    before = "none" if decision.before is None else f"version {decision.before}"
+    lines = [
+        f"**{decision.model} version {decision.version}: {decision.kind}**",
+        "",
+        f"Champion before: {before}. Test set {decision.test_set[:12]}.",
+        f"Audit object {decision.id}.",
+        "",
+        "| gate | verdict | found |",
+        "|---|---|---|",
+    ]
+    words = {True: "passed", False: "**failed**", None: "nothing to judge"}
+    cells = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]
+    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in cells)])
+
+
+def _run(clone: Path, order: Path, say: Callable[[str], None]) -> list[str]:
+    """The errand in a process that dies with this one; returns its last lines."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(clone),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", _MODULE, str(order)],
+        cwd=clone,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=die_with_parent,
+    )
+    secrets, lines = secrets_of(os.environ), []
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(hide_secrets(line.rstrip("\n").rpartition("\r")[2], secrets))
+            say(lines[-1])
+    return lines[-_SHOWN_LINES:]
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
