@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from mrmodel import presets
 from mrmodel.config import Config, load_config
-from mrmodel.errors import ConfigError
+from mrmodel.errors import ConfigError, OrchestrationError
 from mrmodel.files import write_text
 from mrmodel.orchestrate.clone import fresh_clone, git
 from mrmodel.orchestrate.places import Places
@@ -70,6 +70,32 @@ def workspace(places: Places, rev: str) -> Iterator[Workspace]:
     """Open the orchestrator's clone of `rev`."""
     with fresh_clone(places, rev, {}) as folder:
         yield Workspace(folder)
+
+
+def fast_forward(places: Places, rev: str, branch: str) -> str | None:
+    """Let the branch that `rev` names end where a run branch ends, if nothing came in between.
+
+    Args:
+        places: where the repository is.
+        rev: name of a branch, or ``HEAD`` for the one that clones check out.
+        branch: run branch that started from it.
+
+    Returns:
+        Why it was not moved, in words; None when it was.
+    """
+    with fresh_clone(places, branch, {}) as folder:
+        name = rev
+        try:
+            if rev == "HEAD":
+                name = git(folder, "rev-parse", "--abbrev-ref", "origin/HEAD").partition("/")[2]
+            git(folder, "rev-parse", "--verify", "--quiet", f"refs/remotes/origin/{name}")
+        except OrchestrationError:
+            return f"{rev} is no branch"
+        try:
+            git(folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{name}")
+        except OrchestrationError as error:
+            return f"{name} could not be moved: {error}"
+    return None
 
 
 def set_parameters(text: str, params: Mapping[str, Any]) -> str:
