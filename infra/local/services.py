@@ -152,6 +152,8 @@ class Services:
             **servers.seaweedfs.environment(),
             "MRMODEL_DVC_REMOTE": f"s3://{BUCKET}/dvc",
             "MRMODEL_HANDOVER": f"s3://{BUCKET}/handover",
+            "MRMODEL_REGISTRY": f"s3://{BUCKET}/registry",
+            "MRMODEL_INCOMING": f"s3://{BUCKET}/incoming",
         }
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 

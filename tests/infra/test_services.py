@@ -143,8 +143,8 @@ def test_the_database_answers(installation: Installation) -> None:
 
 
 def test_s3_answers_to_the_printed_credentials(client: Installation) -> None:
-    for variable in ("MRMODEL_HANDOVER", "MRMODEL_DVC_REMOTE"):
-        store = open_store(os.environ[variable])
+    for name in ("HANDOVER", "DVC_REMOTE", "REGISTRY", "INCOMING"):
+        store = open_store(os.environ[f"MRMODEL_{name}"])
         tag = store.put("a/b", b"content", if_absent=True)
         found = store.get("a/b")
         assert found is not None
