@@ -5,9 +5,7 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 
-from infra.local.ports import free_ports
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch, StorageError
 from mrmodel.storage import open_store
 from mrmodel.track.model_files import write_mlflow_model
 from mrmodel.track.video_rows import EXAMPLE, Source
 from tests.project import Project
 from tests.services import Service
+from tests.track.serving import invoke, serving
 
 MODEL = "models/finetuned/moment_detr"
 QUERIES = ["A thing moves to the left", "A cat sleeps"]
@@ -130,37 +128,8 @@ def test_no_pickle_is_in_it(served: Path) -> None:
 
 @pytest.fixture
 def server(served: Path, tmp_path: Path, reproduced: Project) -> Iterator[str]:
-    (port,) = free_ports(1)
-    command = ["mlflow", "models", "serve", "-m", str(served), "--env-manager", "local"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    log = (tmp_path / "server.log").open("w")
-    environment = {**reproduced.environment(), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 120
-    while not answers_ping(address):
-        assert process.poll() is None, (tmp_path / "server.log").read_text()
-        assert time.monotonic() < end
-        time.sleep(0.5)
-    yield address
-    process.terminate()
-    process.wait(30)
-
-
-def answers_ping(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/ping", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def invoke(address: str, rows: list[dict[str, str]]) -> Any:
-    body = json.dumps({"inputs": rows}).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}/invocations", body, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["predictions"]
+    with serving(str(served), tmp_path, reproduced.environment()) as address:
+        yield address
 
 
 def test_mlflow_models_serve_answers_as_mrmodel_predict_does(
