@@ -1,7 +1,8 @@
 """``python -m flows.provision``: what a Prefect server needs before workers and deployments.
 
-Work pools, one-slot limits for the GPUs, and the automation that ends flow runs whose worker is
-lost. It may run again at any time: everything is created or brought up to date.
+Work pools, one-slot limits for the GPUs, the automation that ends flow runs whose worker is lost,
+and the one that tells a web address how a retraining ended. It may run again at any time:
+everything is created or brought up to date.
 """
 
 from __future__ import annotations
@@ -10,23 +11,33 @@ import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
+from prefect.blocks.fields import SecretDict
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from pydantic import SecretStr
 
 from mrmodel.errors import ConfigError, MrModelError
+from mrmodel.retrain.summary import ENDS
 
 # Work pool -> its base job template. Flows that only wait for others have a pool of their own:
 # in the pool of the stages, a worker with a limit could hold the place that they wait for.
 POOLS = {"control": "cpu", "cpu": "cpu", "gpu": "gpu"}
 TEMPLATES = Path("infra/work_pools")
 LOST = "Flow runs of lost workers crash"
-_ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+NOTIFY = "Tell how a retraining ended"
+WEBHOOK = "mrmodel-retraining"
+_BAD_ENDS = ("Failed", "Cancelled", "Crashed", "TimedOut")
+_ENDS = ("Completed", *_BAD_ENDS, *ENDS)
+# Nothing new is no news.
+_NEWS = (*_BAD_ENDS, *(end for end in ENDS if end != "Unchanged"))
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
@@ -69,6 +80,40 @@ def lost_workers(heartbeats_missed_s: float) -> AutomationCore:
     )
 
 
+def notification(webhook: UUID) -> AutomationCore:
+    """Whenever a retraining ends with news, its name, state and reasons are sent as JSON."""
+    fields = {
+        "flow_run": "flow_run.name",
+        "state": "flow_run.state.name",
+        "message": "flow_run.state.message",
+        "address": "flow_run | ui_url",
+    }
+    rows = [f'"{name}": {{{{ {value} | tojson }}}}' for name, value in fields.items()]
+    payload = f"{{{', '.join(rows)}}}"
+    return AutomationCore(
+        name=NOTIFY,
+        description="Promoted, refused or quarantined with the reasons, or failed.",
+        trigger=EventTrigger(
+            expect={f"prefect.flow-run.{end}" for end in _NEWS},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": "retrain"}
+            ),
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[CallWebhook(block_document_id=webhook, payload=payload)],
+    )
+
+
+def save_webhook(url: str) -> UUID:
+    """The block that calls `url`; the server keeps it as a secret, since it may hold a token."""
+    kind = SecretDict({"Content-Type": "application/json"})
+    saved = Webhook(url=SecretStr(url), headers=kind).save(WEBHOOK, overwrite=True)
+    assert isinstance(saved, UUID)  # Prefect types its calls for both worlds.
+    return saved
+
+
 def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
     """Create an automation, or bring the one of that name up to date."""
     for found in client.read_automations_by_name(automation.name):
@@ -92,7 +137,12 @@ def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
     show_default=True,
     help="Seconds without a heartbeat; at least 4 x PREFECT_FLOWS_HEARTBEAT_FREQUENCY.",
 )
-def main(kind: str, slots: tuple[str, ...], lost_after: float) -> None:
+@click.option(
+    "--notify",
+    envvar="MRMODEL_NOTIFY_URL",
+    help="Web address that is told how a retraining ended [MRMODEL_NOTIFY_URL].",
+)
+def main(kind: str, slots: tuple[str, ...], lost_after: float, notify: str | None) -> None:
     """Prepare the Prefect server of PREFECT_API_URL."""
     with get_client(sync_client=True) as client:
         for name in POOLS:
@@ -106,6 +156,9 @@ def main(kind: str, slots: tuple[str, ...], lost_after: float) -> None:
             click.echo(f"limit {slot}: one stage")
         create_automation(client, lost_workers(lost_after))
         click.echo(f"automation: {LOST}")
+        if notify:
+            create_automation(client, notification(save_webhook(notify)))
+            click.echo(f"automation: {NOTIFY}")
 
 
 if __name__ == "__main__":

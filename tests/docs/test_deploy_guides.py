@@ -20,7 +20,12 @@ from tests.docs.test_commands import commands_of
 from tests.project import ROOT
 
 EXAMPLE = (ROOT / "infra/.env.example").read_text()
-GUIDES = ("run_on_gpu_workers", "deploy_with_compose", "deploy_on_kubernetes")
+GUIDES = (
+    "run_on_gpu_workers",
+    "deploy_with_compose",
+    "deploy_on_kubernetes",
+    "retrain_on_schedule",
+)
 COMPOSE = str(importlib.resources.files("compose") / "docker-compose")
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 # How many words name a command; else it is one.

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,34 +159,42 @@ def wait_until(
     return value
 
 
-@pytest.fixture(scope="session")
-def site(
-    reproduced: Project,
-    s3: Service,
-    prefect_server: Service,
-    tmp_path_factory: pytest.TempPathFactory,
+@contextmanager
+def open_site(
+    project: Project,
+    folder: Path,
+    services: Sequence[Service],
+    pools: Sequence[str],
+    *,
+    provision: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Site]:
-    """Servers, pools, deployments and workers; the pipeline has not run."""
-    folder = tmp_path_factory.mktemp("site")
-    project = Project(folder / "repository")
-    pools = dict.fromkeys(("scratch", "pretrain", "extract", "extract_text"), "gpu")
-    project.apply("miniature", {"orchestrate": {"pools": pools, "attempts": 3}})
-    project.commit()
+    """Pools, deployments and workers for a project; its places lie below ``s3://mrmodel/<name>``.
+
+    Args:
+        project: the repository.
+        folder: of the site; its name is part of the addresses.
+        services: servers whose variables all programs get.
+        pools: one worker for each.
+        provision: options of ``flows.provision``.
+        variables: further ones, or others.
+    """
+    base = f"s3://mrmodel/{folder.name}"
     environment = {
         **project.environment(),
-        **s3.env(),
-        **prefect_server.env(),
+        **{name: value for service in services for name, value in service.env().items()},
         "MRMODEL_GIT_URL": str(project.folder),
-        "MRMODEL_DVC_REMOTE": "s3://mrmodel/site/dvc",
-        "MRMODEL_HANDOVER": "s3://mrmodel/site/handover",
+        "MRMODEL_DVC_REMOTE": f"{base}/dvc",
+        "MRMODEL_HANDOVER": f"{base}/handover",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "OMP_NUM_THREADS": "1",
+        **(variables or {}),
     }
     here = Site(project, folder, environment)
     for command in (
-        [sys.executable, "-m", "flows.provision", "--gpu-slot", SLOT, "--lost-after", "60"],
+        [sys.executable, "-m", "flows.provision", "--lost-after", "60", *provision],
         ["prefect", "--no-prompt", "deploy", "--all"],
     ):
         done = subprocess.run(
@@ -198,17 +207,39 @@ def site(
         )
         assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3.env().items():
-            patch.setenv(name, value)
-        for pool in ("cpu", "gpu"):
+        for service in services:
+            for name, value in service.env().items():
+                patch.setenv(name, value)
+        for pool in pools:
             here.start_worker(pool)
-        yield here
-        here.stop_workers()
+        try:
+            yield here
+        finally:
+            here.stop_workers()
     left = here.processes()
     assert not left, f"still running: {left}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def site(
+    reproduced: Project,
+    s3: Service,
+    prefect_server: Service,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    """Servers, pools, deployments and two workers; the pipeline has not run."""
+    folder = tmp_path_factory.mktemp("site")
+    project = Project(folder / "repository")
+    pools = dict.fromkeys(("scratch", "pretrain", "extract", "extract_text"), "gpu")
+    project.apply("miniature", {"orchestrate": {"pools": pools, "attempts": 3}})
+    project.commit()
+    slot = ("--gpu-slot", SLOT)
+    services = (s3, prefect_server)
+    with open_site(project, folder, services, ("cpu", "gpu"), provision=slot) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
 def finished(site: Site) -> str:
     """Run branch of the first orchestration, which had everything to do."""
     return branch_of(site.run())

@@ -73,7 +73,15 @@ def test_the_data_can_be_pulled(
     clone = tmp_path / "clone"
     git = ["git", "clone", "-q", "--branch", finished, str(site.project.folder), str(clone)]
     subprocess.run(git, check=True)
-    remote = ["dvc", "remote", "add", "--local", "--default", "hub", "s3://mrmodel/site/dvc"]
+    remote = [
+        "dvc",
+        "remote",
+        "add",
+        "--local",
+        "--default",
+        "hub",
+        site.environment["MRMODEL_DVC_REMOTE"],
+    ]
     endpoint = site.environment["MRMODEL_S3_ENDPOINT"]
     modify = ["dvc", "remote", "modify", "--local", "hub", "endpointurl", endpoint]
     for command in (remote, modify, ["dvc", "pull", "evaluate", "finetune@moment_detr"]):

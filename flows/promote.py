@@ -1,0 +1,44 @@
+"""A revision's model goes to the registry and is judged there, as a Prefect flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from mrmodel.orchestrate.places import Places
+from mrmodel.promotion.decisions import Decision
+from mrmodel.promotion.revision import decision_markdown, promote_revision
+from mrmodel.retrain.summary import summarize_decision
+
+
+@flow(flow_run_name="promote {rev}")
+def promote(
+    rev: str = "HEAD", model: str | None = None, kind: str = "finetuned", new_line: str = ""
+) -> State[Any]:
+    """Register the model that a revision made, and promote it if it passes every gate.
+
+    Args:
+        rev: e.g. a run branch of the pipeline; its data are pulled.
+        model: name below `models`; None: the first of `train.models`.
+        kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
+        new_line: why a version of another test set than the champion's may pass uncompared.
+
+    Ends as Promoted, Refused or Conflict; all of them are ends that were meant to be possible.
+    """
+    end = summarize_decision(register_and_decide(rev, model, kind, new_line), "", [])
+    state: State[Any] = Completed(name=end.name, message=end.text)
+    return state
+
+
+@task(cache_policy=NO_CACHE)
+def register_and_decide(rev: str, model: str | None, kind: str, new_line: str) -> Decision:
+    """Have it registered and judged in a clone; show every gate."""
+    say = get_run_logger().info
+    decision = promote_revision(Places.from_environment(), rev, say, model, kind, new_line)
+    create_markdown_artifact(decision_markdown(decision), "promotion", "What every gate found")
+    return decision

@@ -1,0 +1,83 @@
+"""Retraining on a schedule: new deliveries, the pipeline, the gates.
+
+``python -m flows.retrain`` does it once, in this process, without workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.pipeline import orchestrate
+from flows.promote import register_and_decide
+from mrmodel.orchestrate.places import Places
+from mrmodel.retrain.intake import Intake, take_in
+from mrmodel.retrain.ledger import Ledger
+from mrmodel.retrain.settle import open_incoming, open_ledger, settle
+from mrmodel.retrain.summary import Summary, summarize_intake
+
+
+@flow(flow_run_name="retrain {rev}")
+def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> State[Any]:
+    """Train on new deliveries; the better model serves, the worse one is refused.
+
+    Args:
+        rev: branch with data and code; after a promotion it moves to what was trained.
+        model: name below `models`; None: the first of `train.models`.
+        here: run the stages in this process's children instead of on workers.
+
+    Ends as Promoted, Refused, Conflict, Quarantined (all that was new), or Unchanged (nothing was
+    new); as Failed when the pipeline did.
+    """
+    places = Places.from_environment()
+    ledger = open_ledger(places, rev)
+    intake = take_in_deliveries(places, ledger, rev)
+    if intake.branch is None:
+        return ended(summarize_intake(intake.reports))
+    trained: State[Any] = orchestrate(rev=intake.branch, here=here, return_state=True)
+    if not trained.is_completed():
+        failed: State[Any] = Failed(message=f"the pipeline failed: {trained.message}")
+        return failed
+    branch = trained.result() or intake.branch
+    decision = register_and_decide(branch, model, "finetuned", "")
+    return ended(settle(places, rev, ledger, intake, branch, decision))
+
+
+@task(cache_policy=NO_CACHE)
+def take_in_deliveries(places: Places, ledger: Ledger, rev: str) -> Intake:
+    """Check what is new, bring it into the data or quarantine it, and show why."""
+    intake = take_in(open_incoming(places), ledger, places, rev)
+    if intake.reports:
+        pages = "\n".join(report.markdown() for report in intake.reports)
+        create_markdown_artifact(pages, "deliveries", "What was found in each delivery")
+    return intake
+
+
+def ended(summary: Summary) -> State[Any]:
+    """The final state; its name is the end, its message the reasons."""
+    create_markdown_artifact(summary.text, "retraining", summary.name)
+    get_run_logger().info("%s: %s", summary.name, summary.text)
+    state: State[Any] = Completed(name=summary.name, message=summary.text)
+    return state
+
+
+@click.command()
+@click.option("--rev", default="HEAD", show_default=True, help="Branch with data and code.")
+@click.option("--model", help="Name below `models` [default: the first of train.models].")
+@click.option("--workers", is_flag=True, help="Dispatch to the work pools of PREFECT_API_URL.")
+def main(rev: str, model: str | None, workers: bool) -> None:
+    """Train on new deliveries, in this process or on workers."""
+    state = retrain(rev, model, here=not workers, return_state=True)
+    if not state.is_completed():
+        raise click.ClickException(state.message or str(state.name))
+    click.echo(f"{state.name}: {state.message}")
+
+
+if __name__ == "__main__":
+    main()
