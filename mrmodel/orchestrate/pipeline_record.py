@@ -9,7 +9,8 @@ from typing import Any
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.walk import StageRow, Walk
 from mrmodel.orchestrate.workspace import Workspace
-from mrmodel.track.record import Opening, RunRecord, open_record
+from mrmodel.track.record import RunRecord, open_record
+from mrmodel.track.spool import Opening
 
 # MLflow's import and a new database take seconds; a server that is away gives no parent.
 _PATIENCE_S = 30.0

@@ -15,7 +15,8 @@ from mrmodel.files import digest_of, sha256_of
 from mrmodel.pipeline.layout import Layout
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
-from mrmodel.track.record import PARENT, Opening, RunRecord, open_record
+from mrmodel.track.record import PARENT, RunRecord, open_record
+from mrmodel.track.spool import Opening
 
 PARAMS = Path("params.yaml")
 # DVC sets it for the command of a stage.

@@ -25,3 +25,21 @@ def environment() -> dict[str, str]:
         if name is not None and "extra ==" not in requirement:
             found[name[0]] = importlib.metadata.version(name[0])
     return found
+
+
+def process_tags() -> dict[str, str]:
+    """By which a later run knows whether this process still lives."""
+    process = psutil.Process()
+    return {
+        "machine": socket.gethostname(),
+        "process": f"{process.pid}:{process.create_time():.2f}",
+    }
+
+
+def is_alive(process: str) -> bool:
+    """Whether the process of a tag `process` still runs, on this machine."""
+    pid, _, began = process.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == began
+    except (psutil.Error, ValueError):
+        return False

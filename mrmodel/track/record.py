@@ -7,30 +7,20 @@ server makes a stage fail. ``tracking.enabled: false`` switches all of it off.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import select
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import mrmodel
 from mrmodel.config import TrackingSettings
+from mrmodel.track.spool import Opening, Spool, now
 
 log = logging.getLogger(__name__)
 
 # Names the run that the runs of stages belong to; an orchestrated attempt sets it.
 PARENT = "MRMODEL_PARENT_RUN"
-# The recorder gives up by itself before that, see `recorder`.
-_END_PATIENCE_S = 90.0
 
 
 class RunRecord(Protocol):
@@ -100,39 +90,10 @@ class NoRecord:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What the recorder is told first.
-
-    Attributes:
-        experiment: name of MLflow's experiment.
-        state: folder of the database where no server is configured (``.mrmodel``).
-        name: of what is run, unless DVC knows a better one.
-        title: of the run, where that is not its name.
-        code: repository whose revision the run is of.
-        parent: id of the run that it belongs to.
-        stage: name by which DVC knows the stage; None: it runs by hand.
-        command: of the stage; None: the run is of no stage.
-        began: milliseconds since 1970.
-        pid: of the process whose run it is.
-    """
-
-    experiment: str
-    state: str
-    name: str
-    code: str
-    title: str | None = None
-    parent: str | None = None
-    stage: str | None = None
-    command: str | None = None
-    began: int = field(default_factory=lambda: _now())
-    pid: int = field(default_factory=os.getpid)
-
-
 class SpooledRun:
     """A record on its way to the recorder."""
 
-    def __init__(self, spool: _Spool, name: str, key: int) -> None:
+    def __init__(self, spool: Spool, name: str, key: int) -> None:
         self._spool, self._name, self._key = spool, name, key
         self.failed: str | None = None
 
@@ -186,7 +147,7 @@ class SpooledRun:
         self._say("end", status=status if self.failed is None else "FAILED")
 
     def _say(self, kind: str, **values: Any) -> None:
-        self._spool.say({"kind": kind, "run": self._key, "at": _now(), **values})
+        self._spool.say({"kind": kind, "run": self._key, "at": now(), **values})
 
 
 _current: ContextVar[RunRecord] = ContextVar("record")
@@ -234,78 +195,9 @@ def _ending(record: SpooledRun) -> Iterator[None]:
         record.end("FINISHED")
 
 
-class _Spool:
-    """The file between stage and recorder, and the recorder's process."""
-
-    def __init__(self, opening: Opening) -> None:
-        self._keys, self._id, self._broken = 0, b"", False
-        with tempfile.NamedTemporaryFile(prefix="mrmodel-record-", suffix=".jsonl") as named:
-            # Two handles, so that each has a place of its own; the name goes at once.
-            self._lines = os.open(named.name, os.O_WRONLY | os.O_APPEND)
-            self.say(asdict(opening))
-            self._told, tell = os.pipe()
-            try:
-                with Path(named.name).open("rb") as lines:
-                    self._recorder = subprocess.Popen(
-                        [sys.executable, "-m", "mrmodel.track.recorder", str(tell)],
-                        env=_environment(),
-                        stdin=lines,
-                        stdout=subprocess.DEVNULL,
-                        pass_fds=(tell,),
-                        # A Ctrl-C is for the stage, which says how it ended.
-                        start_new_session=True,
-                    )
-            finally:
-                os.close(tell)
-
-    def next_key(self) -> int:
-        """Number of a further run."""
-        self._keys += 1
-        return self._keys
-
-    def say(self, message: Mapping[str, Any]) -> None:
-        """Append a line; a full disk costs the record, not the stage."""
-        if self._broken:
-            return
-        try:
-            os.write(self._lines, (json.dumps(message) + "\n").encode())
-        except OSError as error:
-            self._broken = True
-            log.warning("the record of this run ends here: %s", error)
-
-    def run_id(self, patience_s: float) -> str | None:
-        """The id that the recorder has told."""
-        if not self._id:
-            ready, _, _ = select.select([self._told], [], [], patience_s)
-            self._id = os.read(self._told, 100) if ready else b""
-        return self._id.decode() or None
-
-    def close(self) -> None:
-        """Wait until all is sent or given up."""
-        try:
-            self._recorder.wait(_END_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            log.warning("MLflow did not take the whole record of this run in time")
-            self._recorder.kill()
-            self._recorder.wait()
-        os.close(self._told)
-        os.close(self._lines)
-
-
-def _start(opening: Opening) -> _Spool | None:
+def _start(opening: Opening) -> Spool | None:
     try:
-        return _Spool(opening)
+        return Spool(opening)
     except OSError as error:
         log.warning("no record of this run: %s", error)
         return None
-
-
-def _environment() -> dict[str, str]:
-    """This process's code comes first for the recorder too."""
-    own = str(Path(mrmodel.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -22,9 +22,10 @@ from mlflow.tracking import MlflowClient
 
 from infra.local.ports import free_ports
 from mrmodel.config import TrackingSettings
-from mrmodel.track.record import NoRecord, Opening, current_record, open_record
+from mrmodel.track.record import NoRecord, current_record, open_record
 from mrmodel.track.results import learning_curves
 from mrmodel.track.server import open_experiment
+from mrmodel.track.spool import Opening
 from tests.services import Service
 
 ON = TrackingSettings(enabled=True, experiment="trial")
@@ -32,7 +33,8 @@ ON = TrackingSettings(enabled=True, experiment="trial")
 OPEN = """
 import sys, time
 from mrmodel.config import TrackingSettings
-from mrmodel.track.record import Opening, open_record
+from mrmodel.track.record import open_record
+from mrmodel.track.spool import Opening
 settings = TrackingSettings(enabled=True, experiment="trial")
 opening = Opening("trial", sys.argv[1], sys.argv[2], sys.argv[1], command=sys.argv[3] or None)
 with open_record(settings, opening) as record:
@@ -227,6 +229,24 @@ def test_secrets_of_the_environment_are_not_recorded(
     assert artifact(state, run, "note.txt") == "***"
     written = [path.read_bytes() for path in state.rglob("*") if path.is_file()]
     assert not [data for data in written if b"hush-hush" in data or b"topsecret" in data]
+
+
+def test_a_full_disk_costs_the_record_and_not_the_stage(
+    state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for the disk."""
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
+        + OPEN.replace("record.log", "record.text('long.txt', 'x' * 60_000); record.log").replace(
+            "run_id(60)", "run_id(1)"
+        )
+    )
+    command = [sys.executable, "-c", code, str(state), "corpus", "", "0"]
+    started = time.monotonic()
+    subprocess.run(command, check=True)
+    assert time.monotonic() - started < 80
+    assert "the record of this run ends here" in capfd.readouterr().err
 
 
 def test_a_server_that_is_not_there_costs_seconds_and_fails_nothing(

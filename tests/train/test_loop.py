@@ -80,12 +80,13 @@ def test_a_killed_run_ends_in_the_same_bits(
     train_settings, run, dataset, tmp_path, killed_at, select
 ) -> None:
     run = run.model_copy(update={"select": select})
-    whole, whole_progress, _ = train(train_settings, run, dataset, tmp_path / "whole")
+    whole, whole_progress, recorded = train(train_settings, run, dataset, tmp_path / "whole")
     with pytest.raises(KilledError):
         train(train_settings, run, dataset, tmp_path / "cut", KillAt(killed_at))
-    resumed, progress, _ = train(train_settings, run, dataset, tmp_path / "cut")
+    resumed, progress, again = train(train_settings, run, dataset, tmp_path / "cut")
     assert same_weights(whole, resumed)
     assert progress.history == whole_progress.history
+    assert again.rows == recorded.rows, "the record of the second run is whole"
     assert progress.best_step == whole_progress.best_step
 
 
