@@ -1,18 +1,35 @@
 """Fixtures of more than one folder of tests."""
 
+import os
+import shutil
+
 import pytest
 
+from mrmodel.files import one_at_a_time
 from tests.project import Project
 from tests.services import mlflow_server, postgres, prefect_server, s3
 
 __all__ = ["mlflow_server", "postgres", "prefect_server", "reproduced", "s3"]
 
+# Changes to the preset in `reproduced`: its runs are recorded.
+REPRODUCED = {"tracking": {"enabled": True}}
+
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The miniature preset after an undisturbed `dvc repro`."""
-    project = Project(tmp_path_factory.mktemp("project") / "clone")
-    project.apply("miniature")
-    project.commit()
-    project.run("dvc", "repro")
-    return project
+    """The miniature preset after an undisturbed `dvc repro`.
+
+    All processes of a test run share one; each has a copy, which its tests may change.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / "reproduced", shared / "reproduced.done"
+    with one_at_a_time(shared / "reproduced.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            project = Project(folder)
+            project.apply("miniature", REPRODUCED)
+            project.commit()
+            project.run("dvc", "repro")
+            done.touch()
+    return Project.at(folder).copy(tmp_path_factory.mktemp("project") / "clone")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,17 @@ class Project:
                 target.write_bytes(source.read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
 
+    @classmethod
+    def at(cls, folder: Path) -> Project:
+        """The project that was made in `folder`."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
+
     def copy(self, folder: Path, *left_out: str) -> Project:
         """A copy of the whole folder as it is now, but for files and folders of these names."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(*left_out))
-        copied = copy(self)
-        copied.folder = folder
-        return copied
+        return self.at(folder)
 
     def commit(self) -> None:
         """Make it a git repository whose tree is clean."""

@@ -118,7 +118,8 @@ def reproduce(record: ModelRecord, places: Places) -> Reproduction:
         )
         with fresh_clone(apart, record.code["git.revision"], {}) as folder:
             # In the order of the record: config.json of a model folder keeps it.
-            params = yaml.safe_dump(record.params, sort_keys=False)
+            quiet = record.params | {"tracking": record.params["tracking"] | {"enabled": False}}
+            params = yaml.safe_dump(quiet, sort_keys=False)
             (folder / "params.yaml").write_text(params, encoding="utf-8")
             (folder / "dvc.lock").unlink(missing_ok=True)
             _bring_own_videos(record, Path(places.git), folder)

@@ -34,7 +34,7 @@ def finished(
     project = Project(tmp_path_factory.mktemp("all_models") / "clone")
     for folder in ("data", "features", "studies"):
         shutil.copytree(reproduced.folder / folder, project.folder / folder, dirs_exist_ok=True)
-    project.apply("miniature", {"train": FEW, "tracking": {"enabled": False}})
+    project.apply("miniature", {"train": FEW})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
         config, reporter = load_config(project.folder / "params.yaml"), NullReporter()

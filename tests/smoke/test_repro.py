@@ -6,6 +6,7 @@ import time
 
 import yaml
 
+from tests.conftest import REPRODUCED
 from tests.project import Project
 
 STAGES = {
@@ -86,7 +87,7 @@ def test_runs_are_recorded(reproduced: Project) -> None:
 def test_a_changed_rate_runs_fine_tuning_and_what_follows(reproduced: Project) -> None:
     before = reproduced.read("reports/metrics.json")
     original = reproduced.read("params.yaml")
-    reproduced.apply("miniature", {"train": {"finetune": {"lr": 5e-4}}})
+    reproduced.apply("miniature", {**REPRODUCED, "train": {"finetune": {"lr": 5e-4}}})
     output = reproduced.run("dvc", "repro")
     assert stages_run(output) == {"finetune@moment_detr", "evaluate", "report"}
     assert reproduced.read("reports/metrics.json") != before
