@@ -14,13 +14,8 @@ from flows.runners import task_runner
 from mrmodel.config import ShardSettings
 from mrmodel.orchestrate.order import StageOrder
 from mrmodel.orchestrate.rounds import ShardRounds, shards_markdown
-from mrmodel.orchestrate.shards import (
-    ShardedStream,
-    ShardInterrupted,
-    ShardOrder,
-    ShardReport,
-    make_shard,
-)
+from mrmodel.orchestrate.sharded import ShardedStream, ShardInterrupted, ShardOrder
+from mrmodel.orchestrate.shards import ShardReport, make_shard
 from mrmodel.storage import open_store
 
 _PAUSE_S = 2.0

@@ -17,14 +17,13 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.states import Crashed, Failed
 
-from flows.shards import extract_shards
 from mrmodel.config import ShardSettings
 from mrmodel.orchestrate.order import StageOrder
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.orchestrate.runner import Listener, StageFailed, StageKilled
 from mrmodel.orchestrate.runner import run_stage as run_attempt
-from mrmodel.orchestrate.shards import ShardedStream, ShardFailed, ShardInterrupted
+from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.summary import stage_markdown
 
 # A killed flow cannot give its slot back; so long the GPU waits for it. Prefect's least value.
@@ -65,7 +64,9 @@ def run_stage(
 
 def spread(order: StageOrder) -> ShardedStream:
     """Have the shards of an extraction made by other workers, or other processes of this one."""
-    from mrmodel.orchestrate.sharding import sharded_stream  # DVC's import takes a second.
+    # Most stages have no shards, and these imports (DVC, feature extraction) take seconds.
+    from flows.shards import extract_shards
+    from mrmodel.orchestrate.sharding import sharded_stream
 
     settings = ShardSettings(**(order.shards or {}))
     places = Places.from_environment()

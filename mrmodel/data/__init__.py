@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Annotations and batches: from rows of a file to tensors with targets."""

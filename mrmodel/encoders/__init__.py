@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Frames and sentences into vectors, by networks whose weights come from installed packages."""

@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Feature stores: clips and texts become vectors once, and are read by key ever after."""

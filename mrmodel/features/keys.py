@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
+
+from mrmodel.errors import FeatureError
 
 _SEGMENT = re.compile(r"(?P<base>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
 
@@ -36,3 +39,17 @@ def split_segment(vid: str) -> Segment | None:
         return None
     segment = Segment(match["base"], float(match["start"]), float(match["end"]))
     return segment if segment.start_s < segment.end_s else None
+
+
+def shard_of(keys: Collection[str], index: int, count: int) -> list[str]:
+    """The keys of shard `index` (from 0) of `count`: each key is in exactly one of them.
+
+    Sizes differ by one at most; neighbours in key order, often parts of one long video, go to
+    different shards.
+
+    Raises:
+        FeatureError: there is no such shard.
+    """
+    if not 0 <= index < count:
+        raise FeatureError(f"shard {index} of {count}: the first is 0, the last {count - 1}")
+    return sorted(keys)[index::count]

@@ -7,7 +7,7 @@ there as if an interrupted run had left them; so the store has the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +44,6 @@ class ShardSummary:
     wall_s: float
     problems: dict[str, str]
     passing: list[str]
-
-
-def shard_of(keys: Collection[str], index: int, count: int) -> list[str]:
-    """The keys of shard `index` (from 0) of `count`: each key is in exactly one of them.
-
-    Sizes differ by one at most; neighbours in key order, often parts of one long video, go to
-    different shards.
-
-    Raises:
-        FeatureError: there is no such shard.
-    """
-    if not 0 <= index < count:
-        raise FeatureError(f"shard {index} of {count}: the first is 0, the last {count - 1}")
-    return sorted(keys)[index::count]
 
 
 def extract_shard(

@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""InterVid-MR: pre-training queries, windows and grades from loosely timed captions."""

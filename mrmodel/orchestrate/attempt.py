@@ -29,7 +29,7 @@ from mrmodel.orchestrate.graph import StageGraph
 from mrmodel.orchestrate.order import Outcome, StageOrder
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover, StageResult
-from mrmodel.orchestrate.shards import ShardedStream, ShardInterrupted, forget_shards, gather_shards
+from mrmodel.orchestrate.sharded import ShardedStream, ShardInterrupted
 from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
@@ -82,13 +82,21 @@ class Attempt:
             with self._step("push"), _inside(folder):
                 self._transfer.push(graph.repo, order.stage)
             result = self._handover.keep(self._result(graph, key, began))
-            if self._sharded is not None:
-                forget_shards(self._sharded, self._handover.store)
+            self._forget()
             return result
 
     def _gather(self, folder: Path) -> None:
         if self._sharded is not None:
+            # Its import of feature extraction takes most stages half a second for nothing.
+            from mrmodel.orchestrate.shards import gather_shards
+
             gather_shards(self._sharded, folder, self._handover.store)
+
+    def _forget(self) -> None:
+        if self._sharded is not None:
+            from mrmodel.orchestrate.shards import forget_shards
+
+            forget_shards(self._sharded, self._handover.store)
 
     def _result(self, graph: StageGraph, key: str, began: float) -> StageResult:
         stage, figures, curves = self._order.stage, {}, {}

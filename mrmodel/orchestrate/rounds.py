@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from mrmodel.orchestrate.shards import (
-    ShardedStream,
-    ShardFailed,
-    ShardInterrupted,
-    ShardOrder,
-    ShardReport,
-    find_report,
-)
+from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed, ShardInterrupted, ShardOrder
+from mrmodel.orchestrate.shards import ShardReport, find_report
 from mrmodel.storage import Store
 
 log = logging.getLogger(__name__)

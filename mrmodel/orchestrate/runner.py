@@ -20,7 +20,7 @@ from mrmodel.errors import OrchestrationError
 from mrmodel.files import write_json
 from mrmodel.orchestrate.order import Outcome, StageOrder
 from mrmodel.orchestrate.results import StageResult
-from mrmodel.orchestrate.shards import ShardedStream
+from mrmodel.orchestrate.sharded import ShardedStream
 from mrmodel.progress import EVENTS
 from mrmodel.redact import hide_secrets, secrets_of
 

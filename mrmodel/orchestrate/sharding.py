@@ -13,7 +13,8 @@ from mrmodel.orchestrate.graph import StageGraph
 from mrmodel.orchestrate.order import StageOrder
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover
-from mrmodel.orchestrate.shards import ShardedStream, ShardOrder, plan_of
+from mrmodel.orchestrate.sharded import ShardedStream, ShardOrder
+from mrmodel.orchestrate.shards import plan_of
 from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.pipeline.layout import Layout
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from mrmodel.config import Config
 from mrmodel.errors import ConfigError, FeatureError
+from mrmodel.features.keys import shard_of
 from mrmodel.features.pieces import PieceFolder
-from mrmodel.features.shards import extract_shard, lay_shard, shard_of
+from mrmodel.features.shards import extract_shard, lay_shard
 from mrmodel.features.work import ExtractionSettings, describe_stream, piece_plan, require_plan
 from mrmodel.files import write_json
 from mrmodel.pipeline.extract import extraction_settings, videos_in, work_folder

@@ -1,1 +1,1 @@
-"""TODO-ONE-LINE."""
+"""Video files into frames on a clip grid, whatever the file looks like."""

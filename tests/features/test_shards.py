@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.extract import extract_videos
 from mrmodel.features.pieces import PieceFolder
-from mrmodel.features.shards import extract_shard, lay_shard, shard_of
+from mrmodel.features.keys import shard_of
+from mrmodel.features.shards import extract_shard, lay_shard
 from mrmodel.features.tars import read_tar
 from mrmodel.features.verify import verify_store
 from mrmodel.features.work import ExtractionSettings, describe_stream, piece_plan

@@ -13,13 +13,8 @@ import pytest
 
 from flows.shards import extract_shards
 from mrmodel.config import ShardSettings
-from mrmodel.orchestrate.shards import (
-    ShardedStream,
-    ShardFailed,
-    gather_shards,
-    plan_of,
-    shard_key,
-)
+from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed
+from mrmodel.orchestrate.shards import gather_shards, plan_of, shard_key
 from mrmodel.storage import open_store
 from tests.shards.processes import pieces_in, shard_steps, wait_until
 

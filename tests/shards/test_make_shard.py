@@ -20,9 +20,8 @@ from mrmodel.errors import ConfigError
 from mrmodel.features.pieces import Failure, PieceFolder
 from mrmodel.features.tars import read_tar, write_tar
 from mrmodel.orchestrate.rounds import ShardRounds, shards_markdown
+from mrmodel.orchestrate.sharded import ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.shards import (
-    ShardFailed,
-    ShardInterrupted,
     find_report,
     forget_shards,
     gather_shards,
