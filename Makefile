@@ -12,7 +12,7 @@ WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asynci
 help:
 	@echo "make setup   create $(VENV) and install everything"
 	@echo "make repro   setup, then dvc repro: corpus, features, training, report"
-	@echo "make test    setup, then all tests"
+	@echo "make test    setup, then the tests; make test SLOW=1: the long proofs as well"
 	@echo "make check   ruff, mypy --strict, import-linter, all tests"
 	@echo "make bench   all benchmarks, one JSON line each"
 	@echo "make services         start PostgreSQL, SeaweedFS (S3), MLflow and Prefect on this machine"
@@ -36,10 +36,11 @@ repro: setup
 	@echo "The report: $(CURDIR)/reports/report.html"
 
 # One process a core, up to four, each with one thread of torch; the tests of a file stay together.
+# The long proofs (marker `slow`: workers and servers that are killed in turn) run with SLOW=1.
 test: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
-		--dist loadfile --no-loadscope-reorder
+		--dist loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow")
 
 lint: setup
 	$(BIN)/ruff check .

@@ -124,6 +124,7 @@ def test_a_parameter_runs_what_depends_on_it(site: Site, finished: str) -> None:
     assert [name for name in after if after[name] != before[name]] == ran
 
 
+@pytest.mark.slow
 def test_an_extraction_in_shards_makes_the_same_bytes(site: Site, finished: str) -> None:
     """Two processes, each with a clone and half of the videos; the stage puts them together."""
     spread = ("--set", "orchestrate.extract_shards.count=2")
@@ -181,6 +182,7 @@ def test_a_killed_stage_process(site: Site, arguments: tuple[str, ...]) -> None:
     assert states == ["COMPLETED", "CRASHED"]
 
 
+@pytest.mark.slow
 def test_a_killed_flow_process(site: Site, arguments: tuple[str, ...]) -> None:
     run = site.start(*arguments)
     stage = site.wait_for_stage(EVALUATE)
@@ -189,6 +191,7 @@ def test_a_killed_flow_process(site: Site, arguments: tuple[str, ...]) -> None:
     assert_right(site, site.finish(run), attempts=2)
 
 
+@pytest.mark.slow
 def test_a_lost_worker(site: Site, arguments: tuple[str, ...]) -> None:
     """Worker and flow are gone at once, as when a machine is; only missing heartbeats tell."""
     run = site.start(*arguments)
@@ -205,6 +208,7 @@ def test_a_lost_worker(site: Site, arguments: tuple[str, ...]) -> None:
     assert "no heartbeat" in output
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away(site: Site, s3: Service, arguments: tuple[str, ...]) -> None:
     """S3 stops while the stage runs, and is back after 20 s; the results wait to be pushed."""
     run = site.start(*arguments)
