@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What is imported is compiled then, on all cores; most of 29,000 files never are.
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # Prefect imports every worker type that it finds, so those lie where only tests/infra looks.
 WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \
 	python-on-whales tenacity
@@ -24,10 +26,9 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@sh infra/local/preflight.sh "$(PYTHON)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade \
-		--target $(VENV)/worker-types $(WORKER_TYPES)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/worker-types $(WORKER_TYPES)
 	@touch $(STAMP)
 
 repro: setup
