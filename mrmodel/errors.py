@@ -121,6 +121,10 @@ class RegistryError(MrModelError):
     """The model registry lacks a version, or its parts do not fit together."""
 
 
+class AlreadyChampion(RegistryError):
+    """There is nothing to decide about: the version serves already."""
+
+
 class PromotionRefused(MrModelError):
     """A gate failed; the message lists every failed one with its figures."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from mrmodel.markdown import table
 from mrmodel.orchestrate.results import StageResult
 
 if TYPE_CHECKING:  # A worker shows one stage and needs no graph: DVC's import takes a second.
@@ -18,21 +19,18 @@ _MOST_FIGURES = 60
 
 def walk_markdown(rows: Iterable[StageRow], rev: str, branch: str | None) -> str:
     """One line a stage: what became of it, why, where and how long."""
-    lines = [
-        f"Code {rev[:12]}" + (f", results on branch `{branch}`" if branch else ""),
-        "",
-        "| stage | state | why | pool | attempts | seconds | worker | record |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("stage", "state", "why", "pool", "attempts", "seconds", "worker", "record")
+    lines: list[tuple[object, ...]] = []
     for row in rows:
         result = row.result
         seconds = f"{sum(result.seconds.values()):.1f}" if result else ""
         worker = result.worker if result else ""
         record = f"[MLflow]({result.mlflow})" if result and result.mlflow else ""
         why = row.reason.splitlines()[0] if row.reason else ""
-        cells = (row.stage, row.state, why, row.pool, row.attempts or "", seconds, worker, record)
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+        attempts = row.attempts or ""
+        lines.append((row.stage, row.state, why, row.pool, attempts, seconds, worker, record))
+    where = f", results on branch `{branch}`" if branch else ""
+    return f"Code {rev[:12]}{where}\n\n{table(head, lines)}"
 
 
 def stage_markdown(result: StageResult) -> str:
@@ -42,14 +40,14 @@ def stage_markdown(result: StageResult) -> str:
     if result.mlflow:
         parts.append(f"[MLflow run]({result.mlflow})")
     outs = [(out["path"], out.get("size", ""), out["md5"]) for out in result.entry.get("outs", [])]
-    parts.append(_table(("output", "bytes", "md5"), outs))
+    parts.append(table(("output", "bytes", "md5"), outs))
     figures = [
         (path, name, f"{value:.5g}")
         for path, tree in result.figures.items()
         for name, value in _numbers(tree)
     ]
     if figures:
-        parts.append(_table(("file", "figure", "value"), figures[:_MOST_FIGURES]))
+        parts.append(table(("file", "figure", "value"), figures[:_MOST_FIGURES]))
         if len(figures) > _MOST_FIGURES:
             parts.append(f"and {len(figures) - _MOST_FIGURES} more")
     curves = [
@@ -58,7 +56,7 @@ def stage_markdown(result: StageResult) -> str:
         if values
     ]
     if curves:
-        parts.append(_table(("curve", "first", "", "last"), curves))
+        parts.append(table(("curve", "first", "", "last"), curves))
     return "\n\n".join(parts)
 
 
@@ -81,12 +79,3 @@ def _numbers(tree: Any, prefix: str = "") -> list[tuple[str, float]]:
         ]
     is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
     return [(prefix, float(tree))] if is_number else []
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -148,9 +148,13 @@ def _require_evaluated(layout: Layout, way: str, weights: str) -> None:
 
 
 def _vids(path: Path) -> set[str]:
-    """Video ids of an annotation file; a file of another stage that is not there has none."""
+    """Video ids of an annotation file.
+
+    Raises:
+        DataError: it is not here, so nobody knows what training has seen.
+    """
     if not path.exists():
-        return set()
+        raise DataError("is not there; run `dvc pull`, or `dvc repro`", file=path)
     lines = path.read_text(encoding="utf-8").splitlines()
     return {str(json.loads(line)["vid"]) for line in lines if line.strip()}
 

@@ -108,6 +108,11 @@ def actor() -> str:
         return "unknown"
 
 
+def pointer_key(model: str) -> str:
+    """Where the pointer of a registered model lies in its store."""
+    return f"{model}/champion.json"
+
+
 def read_pointer(content: bytes, where: str) -> Pointer:
     """Read champion.json; raises DataError where it is something else."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from mrmodel.config import load_config
-from mrmodel.errors import MrModelError
+from mrmodel.errors import AlreadyChampion, MrModelError
 from mrmodel.files import write_json, write_text
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover
@@ -57,7 +57,10 @@ def register_and_decide(places: Places, model: str | None, kind: str, new_line: 
         if pointer is not None and pointer.version == version:
             registry.reconcile()
             return pointer.decision
-        decision = decide(registry, config, version, new_line)
+        try:
+            decision = decide(registry, config, version, new_line)
+        except AlreadyChampion:  # Another process decided the same in this moment.
+            continue
         if decision.kind != "conflict":
             break
     return decision

@@ -72,12 +72,13 @@ class Rules:
     Attributes:
         settings: the section `promotion`.
         new_line: do not compare with the champion, whose test set is another one.
-        withdrawn: versions that were rolled back.
+        withdrawn: SHA-256 of the weights of versions that were rolled back. The same weights may
+            come as another version, with other answers to another test set.
     """
 
     settings: PromotionSettings
     new_line: bool = False
-    withdrawn: Collection[int] = ()
+    withdrawn: Collection[str] = ()
 
 
 def judge(candidate: Side, champion: Side | None, smoke: Smoke, rules: Rules) -> list[Gate]:
@@ -196,10 +197,10 @@ def _leakage(candidate: Side) -> Gate:
     return Gate(name="leakage", passed=not tags, detail=detail)
 
 
-def _withdrawn(candidate: Side, withdrawn: Collection[int]) -> Gate:
-    was = candidate.version in withdrawn
-    word = "was" if was else "was not"
-    return Gate(name="withdrawn", passed=not was, detail=f"this version {word} rolled back")
+def _withdrawn(candidate: Side, withdrawn: Collection[str]) -> Gate:
+    was = candidate.record.weights_sha256 in withdrawn
+    word = "were" if was else "were not"
+    return Gate(name="withdrawn", passed=not was, detail=f"these weights {word} rolled back")
 
 
 def _mean(values: np.ndarray) -> float:

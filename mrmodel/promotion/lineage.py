@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.repo import Repo
 
 from mrmodel.errors import RegistryError
 from mrmodel.files import sha256_of
 from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.places import Places
+from mrmodel.orchestrate.results import Handover
+from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.processes import die_with_parent
 from mrmodel.promotion.records import ModelRecord
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
@@ -90,13 +94,13 @@ def describe(record: ModelRecord) -> Iterator[str]:
 def reproduce(record: ModelRecord, places: Places) -> Reproduction:
     """Make a model again in a temporary clone of its revision, with no cache to take it from.
 
-    The parameters are those of the record; videos of one's own are those of the repository here,
-    and must not have changed. On another kind of machine, or with other libraries, the last bits
-    may differ.
+    The parameters are those of the record. Videos of one's own are those of the revision where DVC
+    tracks them; else those of the repository here, which must not have changed. On another kind of
+    machine, or with other libraries, the last bits may differ.
 
     Args:
         record: of the version.
-        places: where the repository is; nothing else of it is used.
+        places: where the repository is, and the videos; nothing that stages made is taken.
 
     Raises:
         RegistryError: the code had changes that no commit holds, or a stage failed.
@@ -122,7 +126,7 @@ def reproduce(record: ModelRecord, places: Places) -> Reproduction:
             params = yaml.safe_dump(quiet, sort_keys=False)
             (folder / "params.yaml").write_text(params, encoding="utf-8")
             (folder / "dvc.lock").unlink(missing_ok=True)
-            _bring_own_videos(record, Path(places.git), folder)
+            _bring_own_videos(record, places, folder)
             _run(folder, stage)
             return compare(record, folder)
 
@@ -158,17 +162,25 @@ def _feeds(giver: Mapping[str, Any], taker: Mapping[str, Any]) -> bool:
     )
 
 
-def _bring_own_videos(record: ModelRecord, repository: Path, folder: Path) -> None:
+def _bring_own_videos(record: ModelRecord, places: Places, folder: Path) -> None:
+    """The videos of the revision where DVC tracks them, else those of the repository here."""
     if record.params["corpus"]["source"] != "folder":
         return
-    name = record.params["corpus"]["folder"]
-    source = (repository / name).resolve()
+    name = record.params["corpus"]["folder"].rstrip("/")
+    target = folder / name
+    if target.with_name(f"{target.name}.dvc").exists():
+        with fresh_clone(places, record.code["git.revision"], {}) as clone:
+            transfer = Transfer(places, Handover(places.handover, places.endpoint))
+            transfer.fetch(Repo(str(clone)), [name])
+            shutil.copytree(clone / name, target, dirs_exist_ok=True)
+        return
+    source = (Path(places.git) / name).resolve()
     if not source.is_dir():
         raise RegistryError(f"{source}: the videos that {record.way} was made of are not there")
+    target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        target = folder / name / path.name
-        if not target.exists():
-            target.symlink_to(path)
+        if not (target / path.name).exists():
+            (target / path.name).symlink_to(path)
 
 
 def _run(folder: Path, stage: str) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from mrmodel.config import Config
-from mrmodel.errors import ConflictError, PromotionRefused, RegistryError
+from mrmodel.errors import AlreadyChampion, ConflictError, PromotionRefused, RegistryError
 from mrmodel.evaluate.rows import read_rows
 from mrmodel.files import folder_bytes
 from mrmodel.pipeline.scoring import Judge
@@ -56,12 +56,13 @@ def decide(registry: Registry, config: Config, version: int, new_line: str = "")
         Of kind ``promote``, ``refuse`` or ``conflict`` (another promotion was faster).
 
     Raises:
-        RegistryError: there is no such version, or it is the champion.
+        AlreadyChampion: it is the champion.
+        RegistryError: there is no such version.
     """
     registry.reconcile()
     seen = registry.read()
     if seen.pointer is not None and seen.pointer.version == version:
-        raise RegistryError(f"{registry.name} version {version} is the champion already")
+        raise AlreadyChampion(f"{registry.name} version {version} is the champion already")
     gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line))
     decision = _decision(registry, seen, version, test_set, new_line)
     decision = decision.model_copy(update={"gates": gates})
@@ -88,8 +89,8 @@ def rollback(registry: Registry, reason: str, version: int | None = None) -> Dec
         version: None means the champion before this one.
 
     Raises:
-        RegistryError: there is none, or the version never was champion.
-        ConflictError: a promotion or another rollback was faster.
+        RegistryError: there is none, the version never was champion, or a promotion or another
+            rollback was faster; of the last the decision was recorded.
     """
     registry.reconcile()
     seen = registry.read()
@@ -104,15 +105,19 @@ def rollback(registry: Registry, reason: str, version: int | None = None) -> Dec
     test_set = registry.versions.record(target).test_set.digest
     decision = _decision(registry, seen, target, test_set, reason)
     decision = decision.model_copy(update={"kind": "rollback"})
-    registry.move(seen, rolled_back(pointer, decision))
+    try:
+        registry.move(seen, rolled_back(pointer, decision))
+    except ConflictError:
+        registry.note(decision.model_copy(update={"kind": "conflict"}))
+        rule = f"version {pointer.version}, which was to be withdrawn, serves no more"
+        raise RegistryError(f"{registry.name}: the champion changed meanwhile: {rule}") from None
     return decision
 
 
 def promoted(pointer: Pointer | None, decision: Decision) -> Pointer:
     """The pointer after a promotion."""
-    champions = pointer.champions if pointer else []
-    if decision.version not in champions:
-        champions = [*champions, decision.version]
+    before = pointer.champions if pointer else []
+    champions = [*(one for one in before if one != decision.version), decision.version]
     return Pointer(
         sequence=pointer.sequence + 1 if pointer else 1,
         version=decision.version,
@@ -157,7 +162,8 @@ def _judged(
     registry: Registry, config: Config, pointer: Pointer | None, version: int, new_line: bool
 ) -> tuple[list[Gate], str]:
     """All gates, and the digest of the version's test set."""
-    rules = Rules(config.promotion, new_line, pointer.withdrawn if pointer else ())
+    withdrawn = pointer.withdrawn if pointer else []
+    rules = Rules(config.promotion, new_line, registry.versions.weights(withdrawn))
     with tempfile.TemporaryDirectory(prefix="mrmodel-promote-") as folder:
         files = registry.versions.files(version, Path(folder) / "candidate")
         smoke, _ = run_smoke(files.model, files.answers, rules.settings.smoke_timeout_s)

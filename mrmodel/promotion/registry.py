@@ -15,13 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrmodel.config import Config
-from mrmodel.errors import ConflictError, DataError, RegistryError
+from mrmodel.errors import ConfigError, ConflictError, DataError, RegistryError
 from mrmodel.pipeline.frozen import FrozenSet
 from mrmodel.pipeline.layout import Layout
-from mrmodel.promotion.decisions import Decision, Pointer, read_decision, read_pointer
+from mrmodel.promotion.decisions import (
+    Decision,
+    Pointer,
+    pointer_key,
+    read_decision,
+    read_pointer,
+)
 from mrmodel.promotion.versions import Versions
+from mrmodel.redact import hide_user
 from mrmodel.storage import Store, open_store
-from mrmodel.track.server import open_experiment
+from mrmodel.track.server import ADDRESS_VARIABLE, open_experiment
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 # Aliases are set again when the pointer moved meanwhile; so often only if somebody moves it all
@@ -51,10 +58,10 @@ class Registry:
 
     def read(self) -> Pointed:
         """The pointer at this moment."""
-        found = self.store.get(self._pointer_key)
+        found = self.store.get(pointer_key(self.name))
         if found is None:
             return Pointed(None, None)
-        return Pointed(read_pointer(found.content, self._where(self._pointer_key)), found.tag)
+        return Pointed(read_pointer(found.content, self._where(pointer_key(self.name))), found.tag)
 
     def move(self, seen: Pointed, pointer: Pointer) -> None:
         """Let `pointer` take the place of the one that was `seen`, then finish what follows.
@@ -68,9 +75,9 @@ class Registry:
             # Whoever wrote it may have died before its audit object; soon it can be read no more.
             self.note(seen.pointer.decision)
         if seen.tag is None:
-            self.store.put(self._pointer_key, content, if_absent=True)
+            self.store.put(pointer_key(self.name), content, if_absent=True)
         else:
-            self.store.put(self._pointer_key, content, if_match=seen.tag)
+            self.store.put(pointer_key(self.name), content, if_match=seen.tag)
         self.reconcile()
 
     def reconcile(self) -> list[str]:
@@ -149,15 +156,17 @@ class Registry:
             CHALLENGER: None if newest in champions else newest,
         }
         found, done = self.versions.aliases(), []
+        if pointer is None and CHAMPION in found:
+            # The pointer is written before the alias, so this is another registry's alias.
+            raise RegistryError(
+                f"{self._where(pointer_key(self.name))}: there is no pointer, but in MLflow "
+                f"version {found[CHAMPION]} is champion; does {STORE_VARIABLE} name another store?"
+            )
         for alias, version in wanted.items():
             if found.get(alias) != version:
                 self.versions.set_alias(alias, version)
                 done.append(f"alias {alias}: {found.get(alias)} -> {version}")
         return done
-
-    @property
-    def _pointer_key(self) -> str:
-        return f"{self.name}/champion.json"
 
     def _set_key(self, digest: str) -> str:
         return f"{self.name}/test_sets/{digest}.json"
@@ -178,5 +187,13 @@ def open_registry(config: Config, layout: Layout) -> Registry:
 
 
 def registry_store(state: Path) -> Store:
-    """The store of ``MRMODEL_REGISTRY``; without it, a folder below `state` (``.mrmodel``)."""
-    return open_store(os.environ.get(STORE_VARIABLE) or str(state / "registry"))
+    """The store of ``MRMODEL_REGISTRY``; without it, a folder below `state` (``.mrmodel``).
+
+    Raises:
+        ConfigError: versions are on a server, and the variable is not set.
+    """
+    url, server = os.environ.get(STORE_VARIABLE), os.environ.get(ADDRESS_VARIABLE, "")
+    if not url and server.startswith("http"):
+        rule = f"is not set; versions at {hide_user(server)} need a pointer that all can see"
+        raise ConfigError(STORE_VARIABLE, None, rule)
+    return open_store(url or str(state / "registry"))

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mrmodel.errors import OrchestrationError, RegistryError
 from mrmodel.files import write_json
+from mrmodel.markdown import table
 from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.places import Places
 from mrmodel.processes import die_with_parent
@@ -54,25 +54,25 @@ def promote_revision(
         if answer.exists():
             return read_decision(answer.read_bytes(), _MODULE)
         if error.exists():
-            raise RegistryError(json.loads(error.read_text(encoding="utf-8"))["message"])
+            message = json.loads(error.read_text(encoding="utf-8"))["message"]
+            raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
     raise OrchestrationError("\n  ".join([f"{_MODULE} at {rev} ended without an answer:", *last]))
 
 
 def decision_markdown(decision: Decision) -> str:
     """A decision for people: what was decided, and each gate with its figures."""
     before = "none" if decision.before is None else f"version {decision.before}"
+    words = {True: "passed", False: "**failed**", None: "nothing to judge"}
+    gates = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]
     lines = [
         f"**{decision.model} version {decision.version}: {decision.kind}**",
         "",
         f"Champion before: {before}. Test set {decision.test_set[:12]}.",
         f"Audit object {decision.id}.",
         "",
-        "| gate | verdict | found |",
-        "|---|---|---|",
+        table(("gate", "verdict", "found"), gates),
     ]
-    words = {True: "passed", False: "**failed**", None: "nothing to judge"}
-    cells = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]
-    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in cells)])
+    return "\n".join(lines)
 
 
 def _run(clone: Path, order: Path, say: Callable[[str], None]) -> list[str]:
@@ -101,7 +101,3 @@ def _run(clone: Path, order: Path, say: Callable[[str], None]) -> list[str]:
             lines.append(hide_secrets(line.rstrip("\n").rpartition("\r")[2], secrets))
             say(lines[-1])
     return lines[-_SHOWN_LINES:]
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -18,7 +18,7 @@ from mrmodel.promotion.gates import Smoke
 TOLERANCE = 1e-3
 _SCRIPT = Path(__file__).with_name("smoke_script.py")
 # The model's code gets no address and no credentials: its example needs none.
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _SHOWN = 300
 
 
@@ -41,7 +41,7 @@ def run_smoke(
                 # -I: neither the current folder nor PYTHONPATH brings another `mrmodel`.
                 [sys.executable, "-I", str(_SCRIPT), str(model.resolve())],
                 cwd=folder,
-                env=_environment(),
+                env=_environment(folder),
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
@@ -92,6 +92,11 @@ def _fault(said: dict[str, Any], model: Path) -> str:
     return ""
 
 
-def _environment() -> dict[str, str]:
+def _environment(home: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        **kept,
+        "HOME": home,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

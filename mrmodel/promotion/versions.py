@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ MODEL_FOLDER = "model"
 PREDICTIONS_FILE = "predictions.jsonl"
 ANSWERS_FILE = "answers.json"
 _DIGEST_TAG = "record.sha256"
-_SAME = ("weights.sha256", "predictions.sha256", "test_set")
+_WEIGHTS_TAG = "weights.sha256"
+_SAME = (_WEIGHTS_TAG, "predictions.sha256", "test_set")
 _LONGEST_TAG = 4000
 
 
@@ -154,6 +155,10 @@ class Versions:
         except MlflowException as error:
             raise RegistryError(f"{self.name} has no version {version}: {error.message}") from None
 
+    def weights(self, versions: Iterable[int]) -> set[str]:
+        """SHA-256 of the weights of some versions."""
+        return {self.get(version).tags[_WEIGHTS_TAG] for version in versions}
+
     def aliases(self) -> dict[str, int]:
         """Version of each alias; none where there is no such model yet."""
         try:
@@ -206,7 +211,7 @@ def _tags(record: ModelRecord) -> dict[str, str]:
     tags = {
         "way": record.way,
         "test_set": record.test_set.digest,
-        "weights.sha256": record.weights_sha256,
+        _WEIGHTS_TAG: record.weights_sha256,
         "predictions.sha256": record.predictions_sha256,
         "git.revision": record.code.get("git.revision", "unknown"),
     }

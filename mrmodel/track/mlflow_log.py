@@ -17,6 +17,7 @@ _LONGEST_TAG = 4000
 _LONGEST_PARAM = 6000
 # Its digest is a tag of its own, and every stage changes it.
 _LOCK = "dvc.lock"
+_CODE = ("mrmodel", "dvc.yaml", "params.yaml")
 
 
 class MlflowRun:
@@ -121,7 +122,9 @@ def code_tags(folder: Path = Path()) -> dict[str, str]:
     if revision is not None:
         tags["git.revision"] = revision
         changed = (_git(folder, "diff", "--name-only", "HEAD") or "").split("\n")
-        changed = [name for name in changed if name not in ("", _LOCK)]
+        # New files that nobody has added decide a result as well.
+        new = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *_CODE) or ""
+        changed = [name for name in [*changed, *new.split("\n")] if name not in ("", _LOCK)]
         tags["git.dirty"] = str(bool(changed)).lower()
         if changed:
             # MLflow takes no longer value.

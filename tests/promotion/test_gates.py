@@ -34,7 +34,9 @@ def record(digest: str = "a" * 64) -> ModelRecord:
     test_set = TestSet(
         digest=digest, split="test", queries=1, videos=1, protocol="qvhighlights", mode="clean"
     )
-    return ModelRecord.model_construct(test_set=test_set, headline=HEADLINE)
+    return ModelRecord.model_construct(
+        test_set=test_set, headline=HEADLINE, weights_sha256="of-the-candidate"
+    )
 
 
 def side(version: int, values: dict[str, Any], **changes: Any) -> Side:
@@ -157,7 +159,9 @@ def test_size_signature_leakage_and_withdrawal() -> None:
         signature="null",
         tags={"leakage.train": "test-0001", "way": "m.finetuned"},
     )
-    gates = verdicts(bad, side(1, flat(50.0)), GOOD, Rules(SETTINGS, withdrawn=[2]))
+    gates = verdicts(
+        bad, side(1, flat(50.0)), GOOD, Rules(SETTINGS, withdrawn=["of-the-candidate"])
+    )
     assert failed(gates) == {"size", "signature", "leakage", "withdrawn"}
     assert gates["size"].detail == "10.1 MB; at most 10 MB"
     assert gates["leakage"].detail == "leakage.train = test-0001"

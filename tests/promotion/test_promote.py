@@ -3,22 +3,32 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from mrmodel.cli.registry import group
 from mrmodel.config import load_config
-from mrmodel.errors import CheckpointError, DataError, PromotionRefused, RegistryError
+from mrmodel.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PromotionRefused,
+    RegistryError,
+)
 from mrmodel.pipeline.layout import Layout
 from mrmodel.promotion.candidate import gather
 from mrmodel.promotion.cards import render_card
+from mrmodel.promotion.decisions import Pointer
 from mrmodel.promotion.promote import promote, rollback
 from mrmodel.promotion.register import register
-from mrmodel.promotion.registry import Registry, open_registry
+from mrmodel.promotion.registry import Pointed, Registry, open_registry, registry_store
 from tests.project import Project
 from tests.promotion.evaluations import forget_a_query, let_it_know_everything
+from tests.promotion.trial import promotion_of
 
 MODEL = "moment_detr"
 
@@ -52,7 +62,9 @@ def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None
     first = add(registry, "finetuned")
     assert add(registry, "finetuned") == first
     assert registry.versions.aliases() == {"challenger": first}
+    started = time.monotonic()
     assert decide(registry) == first
+    assert time.monotonic() - started < 60
     assert registry.versions.aliases() == {"champion": first}
 
     worse = add(registry, "scratch")
@@ -73,7 +85,7 @@ def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None
     assert registry.versions.aliases() == {"champion": first}
     with pytest.raises(PromotionRefused) as refusal:
         decide(registry, oracle)
-    assert str(refusal.value).splitlines()[1:] == ["  withdrawn: this version was rolled back"]
+    assert str(refusal.value).splitlines()[1:] == ["  withdrawn: these weights were rolled back"]
     with pytest.raises(RegistryError, match=r"version None was no champion before \(there is: 3\)"):
         rollback(registry, "again")
 
@@ -86,6 +98,73 @@ def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None
         ("refuse", oracle, first),
     ]
     assert registry.history()[3].reason == "clips of the new camera are missed"
+
+
+def test_whoever_is_slower_is_told_and_recorded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another promotion ends between the judgement and the move; then a rollback is too late."""
+    config = load_config(Path("params.yaml"))
+    slower, faster = add(registry, "finetuned"), add(registry, "scratch")
+    other, move = open_registry(config, Layout(config)), registry.move
+
+    def after(version: int) -> Any:
+        def moved(seen: Pointed, pointer: Pointer) -> None:
+            monkeypatch.setattr(registry, "move", move)
+            theirs = promotion_of(version, other.read())
+            other.move(other.read(), theirs)
+            move(seen, pointer)
+
+        return moved
+
+    monkeypatch.setattr(registry, "move", after(faster))
+    with pytest.raises(RegistryError, match="promote it again"):
+        decide(registry, slower)
+    assert registry.versions.aliases()["champion"] == faster
+    monkeypatch.setattr(registry, "move", after(slower))
+    other.move(other.read(), promotion_of(slower, other.read()))
+    with pytest.raises(RegistryError, match="serves no more"):
+        rollback(registry, "too late")
+    kinds = [(one.kind, one.version) for one in registry.history()]
+    assert kinds.count(("conflict", slower)) == 1
+    assert kinds.count(("conflict", faster)) == 1
+
+
+def test_another_store_does_not_take_the_champion_away(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add(registry, "finetuned")
+    decide(registry)
+    monkeypatch.setenv("MRMODEL_REGISTRY", str(tmp_path / "elsewhere"))
+    config = load_config(Path("params.yaml"))
+    stray = open_registry(config, Layout(config))
+    with pytest.raises(RegistryError, match="no pointer, but in MLflow version 1 is champion"):
+        add(stray, "scratch")
+    assert registry.versions.aliases()["champion"] == first
+    monkeypatch.delenv("MRMODEL_REGISTRY")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret-word@mlflow.example.com")
+    with pytest.raises(ConfigError, match="MRMODEL_REGISTRY") as refusal:
+        registry_store(tmp_path)
+    assert "secret-word" not in str(refusal.value)
+
+
+def test_withdrawn_weights_do_not_come_back_as_another_version(registry: Registry) -> None:
+    first, second = add(registry, "scratch"), add(registry, "finetuned")
+    for version in (first, second):
+        registry.move(registry.read(), promotion_of(version, registry.read()))
+    rollback(registry, "bad")
+    forget_a_query(Path(), f"{MODEL}.finetuned")
+    third = add(registry, "finetuned")
+    assert third != second
+    with pytest.raises(PromotionRefused, match="these weights were rolled back"):
+        decide(registry, third, new_line="one query was wrong")
+
+
+def test_an_unknown_training_set_is_no_clean_one(project: Project) -> None:
+    Path("data/miniature/train.jsonl").unlink()
+    config = load_config(Path("params.yaml"))
+    with pytest.raises(DataError, match=r"train\.jsonl: is not there"):
+        gather(config, Layout(config), MODEL, "finetuned")
 
 
 def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
