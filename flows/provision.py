@@ -34,9 +34,9 @@ TEMPLATES = Path("infra/work_pools")
 LOST = "Flow runs of lost workers crash"
 NOTIFY = "Tell how a retraining ended"
 WEBHOOK = "mrmodel-retraining"
-_BAD_ENDS = ("Failed", "Cancelled", "Crashed", "TimedOut")
-_ENDS = ("Completed", *_BAD_ENDS, *ENDS)
-# Nothing new is no news.
+_BAD_ENDS = ("Failed", "Crashed", "TimedOut")
+_ENDS = ("Completed", "Cancelled", *_BAD_ENDS, *ENDS)
+# Nothing new is no news, nor is a run that was cancelled because another one runs.
 _NEWS = (*_BAD_ENDS, *(end for end in ENDS if end != "Unchanged"))
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 

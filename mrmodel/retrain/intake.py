@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -15,7 +15,7 @@ from mrmodel.config import Config, load_config
 from mrmodel.errors import DeliveryError, MrModelError, StorageError
 from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.workspace import PARAMS, Workspace, workspace
+from mrmodel.orchestrate.workspace import PARAMS, Workspace, fast_forward, workspace
 from mrmodel.retrain.check import Checked, check_folder
 from mrmodel.retrain.deliveries import (
     MARKER,
@@ -46,13 +46,11 @@ class Intake:
         reports: of every delivery that was looked at, by name; those that have an outcome, or are
             in the data, are not.
         branch: run branch with the new data; None: nothing was taken.
-        rev: its commit.
     """
 
     digest: str
     reports: list[Report] = field(default_factory=list)
     branch: str | None = None
-    rev: str | None = None
 
     @property
     def taken(self) -> list[Report]:
@@ -79,6 +77,8 @@ def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake
     Deliveries are taken in the order of their names; each is compared with the data and with those
     taken before it. A bad one never stops the others. Without a new one nothing is written.
 
+    Where a promotion was killed before `rev` had moved to its data, it moves now.
+
     Args:
         incoming: holds the deliveries; it is only read.
         ledger: outcomes so far; takes those of quarantined deliveries.
@@ -98,7 +98,12 @@ def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake
         return intake
     with workspace(places, rev) as space:
         folder = TrackedFolder(space.folder, space.config, places)
-        pending = _pending(listing, entries, folder.deliveries(), rev)
+        present = folder.deliveries()
+        lost = _unmerged(entries, present, ledger.withdrawn())
+        if lost is not None:
+            _merge(places, rev, lost)
+            return take_in(incoming, ledger, places, rev)
+        pending = _pending(listing, entries, present)
         intake.reports = [_incomplete(one) for one in pending if not one.complete]
         complete = [one for one in pending if one.complete]
         if complete:
@@ -153,7 +158,7 @@ class _Intaking:
             files = self._folder.commit(self._taken)
             names = ", ".join(one.name for one in self._taken)
             self._space.publish(files, f"Deliveries: {names}")
-            self._intake.branch, self._intake.rev = self._space.branch, self._space.rev
+            self._intake.branch = self._space.branch
 
     def _look(self, delivery: Delivery) -> Report:
         folder = self._space.folder / _DOWNLOADS / delivery.name
@@ -164,7 +169,11 @@ class _Intaking:
         except StorageError as error:
             return _left(delivery, f"it cannot be read: {error}")
         except BrokenProcessPool:
-            return _left(delivery, "the process that checked it died")
+            # Twice, see `_apart`: it would do so every night.
+            reason = "the process that checks it dies: a damaged video, or too little memory"
+            checked = Checked(
+                Report(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
+            )
         if checked.report.state == "quarantined":
             self._quarantine(checked.report)
         elif checked.report.state == "taken":
@@ -202,31 +211,57 @@ class _Intaking:
         self._taken.append(Taken(report.name, report.digest, report.videos, report.rows))
 
 
-def _pending(
-    listing: Listing, entries: Iterable[Entry], taken: Iterable[Taken], rev: str
-) -> list[Delivery]:
-    """Deliveries without an outcome that are not in the data.
+def _unmerged(
+    entries: Iterable[Entry], present: Iterable[Taken], withdrawn: Collection[int]
+) -> Entry | None:
+    """The last promotion, but of withdrawn models, whose data are not in the folder."""
+    known = {(one.name, one.digest) for one in present}
+    lost = [
+        entry
+        for entry in entries
+        if entry.outcome == "promoted"
+        and (entry.delivery, entry.digest) not in known
+        and entry.version not in withdrawn
+    ]
+    return lost[-1] if lost else None
+
+
+def _merge(places: Places, rev: str, entry: Entry) -> None:
+    """Let `rev` end where the run branch of a promotion ends.
 
     Raises:
-        DeliveryError: data that a champion was trained on are not in `rev`.
+        DeliveryError: it cannot, so people must.
     """
-    present = {(one.name, one.digest) for one in taken}
-    settled = set()
-    for entry in entries:
-        key = (entry.delivery, entry.digest)
-        settled.add(key)
-        if entry.outcome == "promoted" and key not in present:
-            rule = f"was promoted but is not merged into {rev}; merge it first"
-            raise DeliveryError(f"delivery {entry.delivery!r}: its branch {entry.branch} {rule}")
-    done = settled | present
+    left = fast_forward(places, rev, str(entry.branch))
+    if left is not None:
+        rule = f"was promoted but is not merged into {rev} ({left}); merge it first"
+        raise DeliveryError(f"delivery {entry.delivery!r}: its branch {entry.branch} {rule}")
+
+
+def _pending(
+    listing: Listing, entries: Iterable[Entry], present: Iterable[Taken]
+) -> list[Delivery]:
+    """Deliveries without an outcome that are not in the data."""
+    done = {(entry.delivery, entry.digest) for entry in entries}
+    done |= {(one.name, one.digest) for one in present}
     return [one for one in listing.deliveries if (one.name, one.digest) not in done]
 
 
 def _apart(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
-    """Check in a process of its own, which a damaged video may take with it."""
+    """Check in a process of its own, which a damaged video may take with it; tried twice.
+
+    Raises:
+        BrokenProcessPool: the second one died as well.
+    """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_check, folder, delivery, reference, config).result()
+    for tries_left in (1, 0):
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                return pool.submit(_check, folder, delivery, reference, config).result()
+        except BrokenProcessPool:
+            if not tries_left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _check(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
@@ -237,10 +272,14 @@ def _check(folder: Path, delivery: Delivery, reference: Reference, config: Confi
     except MrModelError as error:
         report = Report(delivery.name, delivery.digest, "quarantined", [str(error)])
         return Checked(report, [], {})
+    except Exception as error:  # A defect of ours must not hold up the others.
+        log.exception("delivery %s", delivery.name)
+        return Checked(_left(delivery, f"the check failed: {error!r}"), [], {})
 
 
 def _incomplete(delivery: Delivery) -> Report:
-    return _left(delivery, f"not complete yet: it has no object {MARKER}")
+    reason = f"not complete yet: it has no object {MARKER}"
+    return Report(delivery.name, delivery.digest, "incomplete", [reason])
 
 
 def _left(delivery: Delivery, reason: str) -> Report:

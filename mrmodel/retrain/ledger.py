@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.errors import ConflictError, DataError
+from mrmodel.promotion.decisions import pointer_key, read_pointer
 from mrmodel.storage import Store
 
 
@@ -44,7 +45,7 @@ class Ledger:
     """
 
     def __init__(self, store: Store, model: str) -> None:
-        self._store, self._folder = store, f"{model}/deliveries"
+        self._store, self._model, self._folder = store, model, f"{model}/deliveries"
 
     def note(self, entry: Entry) -> Entry:
         """Write an outcome; returns the one that is there, another process's if it was first.
@@ -69,6 +70,19 @@ class Ledger:
         """
         read = [self._read(key) for key in self._store.keys(f"{self._folder}/")]
         return sorted((entry for entry in read if entry is not None), key=lambda entry: entry.at)
+
+    def withdrawn(self) -> list[int]:
+        """Versions of the model that were rolled back; their data are not missed.
+
+        Raises:
+            DataError: the champion's pointer is damaged.
+            StorageError: the store cannot be read.
+        """
+        key = pointer_key(self._model)
+        found = self._store.get(key)
+        if found is None:
+            return []
+        return read_pointer(found.content, f"{self._store.url}/{key}").withdrawn
 
     def _read(self, key: str) -> Entry | None:
         found = self._store.get(key)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-State = Literal["taken", "quarantined", "waiting"]
+State = Literal["taken", "quarantined", "waiting", "incomplete"]
 _MOST_ROWS = 50
 _VERDICTS = {True: "within", False: "**beyond**", None: "not judged"}
 
@@ -65,7 +65,8 @@ class Report:
 
     Attributes:
         name, digest: which one.
-        state: ``waiting``: left alone this time, for a reason that may pass.
+        state: ``waiting``: left alone this time, for a reason that may pass; ``incomplete``: its
+            sender is not done.
         reasons: why it was not taken.
         rows: table -> rows that are taken, or would have been.
         videos: new ones that are taken with them.
@@ -90,7 +91,7 @@ class Report:
         """The report as a page; what the sender wrote cannot change how the rest is shown."""
         lines = [f"### Delivery {_code(self.name)}: {self.state}", "", f"Digest {self.digest[:16]}"]
         lines += ["", *(f"- {_text(reason)}" for reason in self.reasons)]
-        if self.state != "waiting":
+        if self.state in ("taken", "quarantined"):
             lines += ["", self._counts()]
         if self.figures:
             lines += ["", *_figure_table(self.figures)]

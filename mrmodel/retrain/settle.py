@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from mrmodel.errors import ConfigError
@@ -13,6 +14,8 @@ from mrmodel.retrain.intake import Intake
 from mrmodel.retrain.ledger import Entry, Ledger
 from mrmodel.retrain.summary import Summary, summarize_decision
 from mrmodel.storage import Store, open_store
+
+log = logging.getLogger(__name__)
 
 INCOMING_VARIABLE = "MRMODEL_INCOMING"
 
@@ -42,8 +45,9 @@ def settle(
 ) -> Summary:
     """Write down what became of the deliveries; after a promotion, their data become the base.
 
-    A process that dies in here leaves deliveries without an outcome. The next retraining makes the
-    same model of them, finds it the champion or refused, and settles them.
+    A process that dies in here leaves either deliveries without an outcome, of which the next
+    retraining makes the same model and settles them; or a branch that has not moved, which the next
+    one moves first (`intake.take_in`).
 
     Args:
         places: where the repository is.
@@ -54,10 +58,10 @@ def settle(
         decision: about that model.
     """
     moved = ""
-    if decision.kind == "promote":
+    if decision.kind in ("promote", "rollback"):
+        _note(ledger, intake, branch, decision)
         left = fast_forward(places, rev, branch)
         moved = f"{left}; merge {branch} before the next retraining" if left else f"{rev} has moved"
-        _note(ledger, intake, branch, decision)
     elif decision.kind == "refuse":
         _note(ledger, intake, branch, decision)
     return summarize_decision(decision, moved, intake.reports)
@@ -65,13 +69,14 @@ def settle(
 
 def _note(ledger: Ledger, intake: Intake, branch: str, decision: Decision) -> None:
     for report in intake.taken:
-        ledger.note(
-            Entry(
-                delivery=report.name,
-                digest=report.digest,
-                outcome="promoted" if decision.kind == "promote" else "refused",
-                reasons=[f"{gate.name}: {gate.detail}" for gate in decision.failed],
-                branch=branch,
-                version=decision.version,
-            )
+        entry = Entry(
+            delivery=report.name,
+            digest=report.digest,
+            outcome="refused" if decision.kind == "refuse" else "promoted",
+            reasons=[f"{gate.name}: {gate.detail}" for gate in decision.failed],
+            branch=branch,
+            version=decision.version,
         )
+        found = ledger.note(entry)
+        if found.outcome != entry.outcome:
+            log.warning("delivery %s is %s already", report.name, found.outcome)

@@ -9,8 +9,13 @@ from mrmodel.promotion.decisions import Decision
 from mrmodel.retrain.report import Report
 
 # Flow runs of retraining end in states of these names, for which automations can wait.
-ENDS = ("Promoted", "Refused", "Conflict", "Quarantined", "Unchanged")
-END_OF = {"promote": "Promoted", "refuse": "Refused", "conflict": "Conflict"}
+ENDS = ("Promoted", "Refused", "Conflict", "Quarantined", "Waiting", "Unchanged")
+END_OF = {
+    "promote": "Promoted",
+    "rollback": "Promoted",  # what was decided about was the champion already, by a rollback
+    "refuse": "Refused",
+    "conflict": "Conflict",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +34,11 @@ class Summary:
 def summarize_intake(reports: Iterable[Report]) -> Summary:
     """The end of a retraining that had nothing to train on."""
     found = list(reports)
-    quarantined = any(report.state == "quarantined" for report in found)
+    states = {report.state for report in found}
     text = "\n".join(map(_line, found)) or "no new delivery"
-    return Summary("Quarantined" if quarantined else "Unchanged", text)
+    if "quarantined" in states:
+        return Summary("Quarantined", text)
+    return Summary("Waiting" if "waiting" in states else "Unchanged", text)
 
 
 def summarize_decision(decision: Decision, moved: str, reports: Iterable[Report]) -> Summary:
@@ -50,6 +57,8 @@ def explain(decision: Decision) -> str:
     """What was decided and why: the gates that failed, or the gain."""
     if decision.kind == "conflict":
         return "was not decided about: other promotions were faster, again and again"
+    if decision.kind == "rollback":
+        return f"is champion already, by a rollback ({decision.reason})"
     gates = decision.failed or [gate for gate in decision.gates if gate.name == "better"]
     found = "; ".join(f"{gate.name}: {gate.detail}" for gate in gates)
     return f"is {'refused' if decision.failed else 'champion'} ({found})"

@@ -19,6 +19,7 @@ from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.graph import StageGraph
 from mrmodel.presets import overlay
 from mrmodel.retrain import intake as intake_module
+from mrmodel.retrain.deliveries import Delivery
 from mrmodel.retrain.ledger import Entry
 from tests.project import Project
 from tests.retrain.conftest import FOLDER, TABLES, Parcel, Site
@@ -95,7 +96,7 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
     before = site.branches()
     merged = site.take(first.branch)
     assert merged.digest == first.digest
-    assert (merged.reports, merged.branch, merged.rev) == ([], None, None)
+    assert (merged.reports, merged.branch) == ([], None)
     assert site.branches() == before
 
     # Not merged, but judged: the model that was trained on it was no better.
@@ -128,8 +129,8 @@ def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
 def test_an_incomplete_delivery_waits(site: Site, parcel: Make) -> None:
     site.send("monday", parcel(), marked=False)
     intake = site.take()
-    assert [report.name for report in intake.waiting] == ["monday"]
-    assert "not complete yet" in intake.waiting[0].reasons[0]
+    assert [(one.name, one.state) for one in intake.reports] == [("monday", "incomplete")]
+    assert "not complete yet" in intake.reports[0].reasons[0]
     assert (intake.branch, site.ledger.entries()) == (None, [])
     site.incoming.put("monday/COMPLETE", b"")
     assert [report.name for report in site.take().taken] == ["monday"]
@@ -227,12 +228,23 @@ def test_a_check_that_takes_its_process_with_it_stops_nobody(
     """As a video can that finds a mistake in a decoder."""
     plain.send("monday", parcel())
     monkeypatch.setattr(intake_module, "_check", die)
-    intake = plain.take()
-    assert intake.waiting[0].reasons == ["the process that checked it died"]
+    (report,) = plain.take().quarantined
+    assert report.reasons[0].startswith("the process that checks it dies")
 
 
 def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_defect_of_ours_leaves_the_delivery_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(intake_module, "check_folder", fail)
+    delivery, nothing = Delivery("monday", "1" * 64, (), True), Path()
+    found = intake_module._check(nothing, delivery, None, None)  # type: ignore[arg-type]
+    assert found.report.state == "waiting"
+    assert "ValueError('a defect')" in found.report.reasons[0]
 
 
 @pytest.fixture

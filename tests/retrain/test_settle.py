@@ -137,14 +137,26 @@ def test_settling_twice_changes_nothing(hub: Path, places: Places, ledger: Ledge
     assert ledger.entries() == entries
 
 
+def test_what_serves_already_by_a_rollback_is_promoted(
+    hub: Path, places: Places, ledger: Ledger
+) -> None:
+    decision = decide("rollback").model_copy(update={"reason": "the other one was worse"})
+    summary = settle(places, "main", ledger, intake(), RUN, decision)
+    assert outcomes(ledger) == [("good", "promoted", 3)]
+    assert summary.name == "Promoted"
+    assert "champion already, by a rollback (the other one was worse)" in summary.text
+
+
 def test_nothing_taken_says_why() -> None:
-    waiting = Report("late", "3" * 64, "waiting", ["not complete yet"])
+    late = Report("late", "3" * 64, "incomplete", ["not complete yet"])
+    waiting = Report("odd", "4" * 64, "waiting", ["it cannot be read"])
     assert summarize_intake([]).text == "no new delivery"
-    assert summarize_intake([waiting]).name == "Unchanged"
-    found = summarize_intake([waiting, intake().quarantined[0]])
+    assert summarize_intake([late]).name == "Unchanged"
+    assert summarize_intake([late, waiting]).name == "Waiting"
+    found = summarize_intake([late, intake().quarantined[0]])
     assert found.name == "Quarantined"
     assert found.text.splitlines() == [
-        "delivery late: waiting (not complete yet)",
+        "delivery late: incomplete (not complete yet)",
         "delivery bad: quarantined (limit)",
     ]
 
