@@ -22,7 +22,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from mrmodel.promotion.decisions import Decision
-from mrmodel.retrain.ledger import Ledger
+from mrmodel.retrain.ledger import Entry, Ledger
 from mrmodel.storage import open_store
 from tests.flows.conftest import Site, open_site, wait_until
 from tests.flows.month import GOOD, ROUGH, START, Material, Row, rough
@@ -32,6 +32,9 @@ from tests.track.serving import invoke, serving
 
 CLIPS = "clips"
 MAIN = "main"
+# The worker of the flow runs the stages itself: that other workers can is what
+# tests/flows/test_on_workers.py sees.
+NIGHT = {"rev": MAIN, "here": True}
 PARAMETERS: dict[str, Any] = {
     "corpus": {"name": "own", "source": "folder", "folder": CLIPS},
     "intervid": {"captions": {"video_id_length": None}},
@@ -41,11 +44,6 @@ PARAMETERS: dict[str, Any] = {
         "pretrain": {"steps": 1},
         "finetune": {"steps": 120},
         "scratch": {"steps": 121},
-    },
-    "orchestrate": {
-        "pools": dict.fromkeys(
-            ("extract", "extract_text", "scratch", "pretrain", "finetune", "evaluate"), "cpu"
-        )
     },
     # The first annotations are known to be rough, so windows may be of another length; a part of
     # so small a test set says nothing.
@@ -92,9 +90,8 @@ class Month:
 
     def mrmodel(self, *arguments: str) -> str:
         """A command of the command line, in a clone that people work in."""
-        command = [sys.executable, "-m", "mrmodel", *arguments]
         done = subprocess.run(
-            command,
+            ["mrmodel", *arguments],
             cwd=self.site.project.folder,
             env=self.site.environment,
             capture_output=True,
@@ -116,7 +113,7 @@ class Month:
 
     def retrain(self, end: str) -> str:
         """One night; it must end as that. The reasons."""
-        state = self.run("retrain/retrain", rev=MAIN).state
+        state = self.run("retrain/retrain", **NIGHT).state
         assert state is not None
         assert state.name == end, f"{state}\n{self.site.logs()}"
         return state.message or ""
@@ -143,10 +140,14 @@ class Month:
             for alias, version in client.get_registered_model("moments").aliases.items()
         }
 
+    def entries(self) -> list[Entry]:
+        """What became of deliveries."""
+        store = open_store(self.site.environment["MRMODEL_REGISTRY"])
+        return Ledger(store, "moments").entries()
+
     def outcomes(self) -> dict[str, str]:
         """Delivery -> what became of it."""
-        store = open_store(self.site.environment["MRMODEL_REGISTRY"])
-        return {one.delivery: one.outcome for one in Ledger(store, "moments").entries()}
+        return {one.delivery: one.outcome for one in self.entries()}
 
     def audit(self) -> list[Decision]:
         """The audit objects, in their order."""
@@ -191,7 +192,7 @@ def month(
         "MRMODEL_NOTIFY_URL": inbox.url,
     }
     services = (s3, prefect_server, mlflow_server)
-    with open_site(project, folder, services, ("cpu", "control"), variables=variables) as site:
+    with open_site(project, folder, services, ("control",), variables=variables) as site:
         for command in (
             ["dvc", "remote", "add", "--default", "hub", site.environment["MRMODEL_DVC_REMOTE"]],
             ["dvc", "remote", "modify", "hub", "endpointurl", s3.env()["MRMODEL_S3_ENDPOINT"]],
@@ -209,7 +210,7 @@ def month(
 
 
 def test_the_first_model_is_promoted(month: Month) -> None:
-    state = month.run("orchestrate/pipeline", rev=MAIN).state
+    state = month.run("orchestrate/pipeline", **NIGHT).state
     assert state is not None
     assert state.is_completed(), f"{state}\n{month.site.logs()}"
     month.git("fetch", "-q", "origin")
@@ -266,9 +267,15 @@ def test_the_champion_answers_as_mrmodel_predict_does(month: Month, tmp_path: Pa
         assert invoke(address, rows) == [expected]
 
 
+@pytest.mark.slow
+def test_a_retrained_model_is_made_again_to_the_last_bit(month: Month) -> None:
+    """From the revision, the videos of that revision, and nothing else."""
+    assert "equal to the last bit" in month.mrmodel("lineage", "reproduce", "2")
+
+
 def test_nothing_new_is_no_work_and_two_nights_do_not_overlap(month: Month) -> None:
     before = len(month.site.flow_runs("evaluate"))
-    parameters = {"rev": MAIN}
+    parameters = NIGHT
     with temporary_settings({PREFECT_API_URL: month.site.environment["PREFECT_API_URL"]}):
         first: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
         second: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
@@ -331,6 +338,16 @@ def test_a_rollback_and_the_whole_history(month: Month) -> None:
         ("rollback", 1, 2),
     ]
     assert "everything agrees" in month.mrmodel("registry", "reconcile")
+
+
+def test_after_a_rollback_the_bad_data_can_go(month: Month) -> None:
+    """Reverted on the branch, they are neither missed nor taken again."""
+    (entry,) = [one for one in month.entries() if one.version == 2]
+    month.git("fetch", "-q", "origin")
+    month.git("revert", "--no-edit", f"origin/{entry.branch}~2..origin/{entry.branch}")
+    assert not (month.site.project.folder / f"{CLIPS}.deliveries.json").exists()
+    month.git("push", "-q", "origin", MAIN)
+    assert month.retrain("Unchanged") == "no new delivery"
 
 
 def test_news_were_told_and_no_secret(month: Month) -> None:

@@ -221,6 +221,7 @@ def test_a_store_that_is_away(site: Site, s3: Service, arguments: tuple[str, ...
     assert_right(site, output, attempts=1)
 
 
+@pytest.mark.slow
 def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
     """Started again it waits for the stage that still runs, and starts no second one."""
     before = len(site.flow_runs("evaluate"))
