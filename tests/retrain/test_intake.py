@@ -18,11 +18,14 @@ from mrmodel.errors import ConfigError, DeliveryError
 from mrmodel.orchestrate.clone import fresh_clone
 from mrmodel.orchestrate.graph import StageGraph
 from mrmodel.presets import overlay
+from mrmodel.promotion.decisions import pointer_key
+from mrmodel.promotion.registry import Pointed
 from mrmodel.retrain import intake as intake_module
 from mrmodel.retrain.deliveries import Delivery
 from mrmodel.retrain.ledger import Entry
 from tests.project import Project
-from tests.retrain.conftest import FOLDER, TABLES, Parcel, Site
+from tests.promotion.trial import promotion_of
+from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 
 Make = Callable[..., Parcel]
 
@@ -124,6 +127,38 @@ def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
         plain.take()
     assert intake.branch is not None
     assert plain.take(intake.branch).reports == []
+
+
+def test_a_branch_that_a_killed_promotion_left_behind_moves(
+    plain: Site, parcel: Make, tmp_path: Path
+) -> None:
+    """It died between the outcome and the branch; data of withdrawn models are not brought back."""
+    copied = plain.project.copy(tmp_path / "hub")
+    copied.git("config", "receive.denyCurrentBranch", "ignore")
+    site = replace(plain, project=copied, places=replace(plain.places, git=str(copied.folder)))
+    start = copied.git("rev-parse", "HEAD")
+    site.send("monday", parcel())
+    intake = site.take()
+    (report,) = intake.taken
+    site.ledger.note(
+        Entry(
+            delivery="monday",
+            digest=report.digest,
+            outcome="promoted",
+            reasons=[],
+            branch=intake.branch,
+            version=2,
+        )
+    )
+    assert site.take().reports == []
+    assert copied.git("rev-parse", "HEAD") == copied.git("rev-parse", str(intake.branch))
+
+    copied.git("update-ref", "HEAD", start.strip())
+    seen = Pointed(promotion_of(1, Pointed(None, None)), None)
+    withdrawn = promotion_of(1, seen).model_copy(update={"withdrawn": [2]})
+    site.store.put(pointer_key(MODEL), withdrawn.model_dump_json().encode())
+    assert site.take().reports == []
+    assert copied.git("rev-parse", "HEAD") == start
 
 
 def test_an_incomplete_delivery_waits(site: Site, parcel: Make) -> None:
