@@ -20,16 +20,6 @@ from tests.project import Project
 
 
 @pytest.fixture
-def project(reproduced: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy of the reproduced project, as the current folder."""
-    for name in ("MLFLOW_TRACKING_URI", "MRMODEL_REGISTRY", "MRMODEL_GIT_URL", "MRMODEL_WORK_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    copied = reproduced.copy(tmp_path / "clone", "cache", "mlflow.db", "mlartifacts")
-    monkeypatch.chdir(copied.folder)
-    return copied
-
-
-@pytest.fixture
 def record(project: Project) -> ModelRecord:
     config = load_config(Path("params.yaml"))
     return gather(config, Layout(config), "moment_detr", "finetuned").record

@@ -34,16 +34,6 @@ MODEL = "moment_detr"
 
 
 @pytest.fixture
-def project(reproduced: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy of the reproduced project, as the current folder; its registry is empty."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MRMODEL_REGISTRY", raising=False)
-    copied = reproduced.copy(tmp_path / "clone", "cache", "mlflow.db", "mlartifacts")
-    monkeypatch.chdir(copied.folder)
-    return copied
-
-
-@pytest.fixture
 def registry(project: Project) -> Registry:
     config = load_config(Path("params.yaml"))
     return open_registry(config, Layout(config))
