@@ -54,16 +54,8 @@ class Delivery:
         return [path for path in self.files if not _is_known(path)]
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All deliveries by name, and the digest of everything that is listed."""
-
-    digest: str
-    deliveries: tuple[Delivery, ...]
-
-
-def list_deliveries(incoming: Store) -> Listing:
-    """What is in the incoming store; objects beside the folders are no deliveries.
+def list_deliveries(incoming: Store) -> list[Delivery]:
+    """What is in the incoming store, by name; objects beside the folders are no deliveries.
 
     Raises:
         StorageError: the store cannot be read.
@@ -74,8 +66,7 @@ def list_deliveries(incoming: Store) -> Listing:
         name, slash, path = key.partition("/")
         if slash and _usable(name):
             folders[name][path] = mark
-    found = [_delivery(name, folders[name]) for name in sorted(folders)]
-    return Listing(digest_of(marks), tuple(found))
+    return [_delivery(name, folders[name]) for name in sorted(folders)]
 
 
 def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:

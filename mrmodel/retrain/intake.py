@@ -20,7 +20,6 @@ from mrmodel.retrain.check import Checked, check_folder
 from mrmodel.retrain.deliveries import (
     MARKER,
     Delivery,
-    Listing,
     delivery_in,
     download,
     list_deliveries,
@@ -42,13 +41,11 @@ class Intake:
     """What an intake found and did.
 
     Attributes:
-        digest: of the listing of the incoming store.
         reports: of every delivery that was looked at, by name; those that have an outcome, or are
             in the data, are not.
         branch: run branch with the new data; None: nothing was taken.
     """
 
-    digest: str
     reports: list[Report] = field(default_factory=list)
     branch: str | None = None
 
@@ -91,10 +88,10 @@ def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake
         StorageError: a store cannot be reached.
         OrchestrationError: data or revision cannot be had, or not be stored.
     """
-    listing = list_deliveries(incoming)
-    intake = Intake(listing.digest)
+    listed = list_deliveries(incoming)
+    intake = Intake()
     entries = ledger.entries()
-    if not listing.deliveries and not entries:
+    if not listed and not entries:
         return intake
     with workspace(places, rev) as space:
         folder = TrackedFolder(space.folder, space.config, places)
@@ -103,7 +100,7 @@ def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake
         if lost is not None:
             _merge(places, rev, lost)
             return take_in(incoming, ledger, places, rev)
-        pending = _pending(listing, entries, present)
+        pending = _pending(listed, entries, present)
         intake.reports = [_incomplete(one) for one in pending if not one.complete]
         complete = [one for one in pending if one.complete]
         if complete:
@@ -239,12 +236,12 @@ def _merge(places: Places, rev: str, entry: Entry) -> None:
 
 
 def _pending(
-    listing: Listing, entries: Iterable[Entry], present: Iterable[Taken]
+    listed: Iterable[Delivery], entries: Iterable[Entry], present: Iterable[Taken]
 ) -> list[Delivery]:
     """Deliveries without an outcome that are not in the data."""
     done = {(entry.delivery, entry.digest) for entry in entries}
     done |= {(one.name, one.digest) for one in present}
-    return [one for one in listing.deliveries if (one.name, one.digest) not in done]
+    return [one for one in listed if (one.name, one.digest) not in done]
 
 
 def _apart(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:

@@ -98,7 +98,6 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
     assert first.branch is not None
     before = site.branches()
     merged = site.take(first.branch)
-    assert merged.digest == first.digest
     assert (merged.reports, merged.branch) == ([], None)
     assert site.branches() == before
 

@@ -76,7 +76,7 @@ def decide(kind: Kind) -> Decision:
 
 def intake() -> Intake:
     bad = Report("bad", "2" * 64, "quarantined", ["limit"])
-    return Intake("0" * 64, [bad, Report("good", "1" * 64, "taken")], RUN)
+    return Intake([bad, Report("good", "1" * 64, "taken")], RUN)
 
 
 def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
