@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mrmodel.config import Config, load_config
 from mrmodel.errors import MrModelError
-from mrmodel.files import digest_of, sha256_of
 from mrmodel.pipeline.layout import Layout
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
@@ -53,12 +52,6 @@ def run_stage_with(
             _name_device(record)
     except MrModelError as error:
         sys.exit(f"error: {error}")
-
-
-def digest_of_inputs(settings: object, *files: Path) -> str:
-    """Digest of a stage's settings and of the contents of its input files; a missing one counts."""
-    contents = {str(file): sha256_of(file) if file.exists() else None for file in files}
-    return digest_of({"settings": settings, "files": contents})
 
 
 def _opening(config: Config, values: dict[str, str]) -> Opening:
