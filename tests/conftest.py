@@ -15,11 +15,11 @@ __all__ = ["mlflow_server", "postgres", "prefect_server", "reproduced", "s3"]
 REPRODUCED = {"tracking": {"enabled": True}}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The miniature preset after an undisturbed `dvc repro`.
 
-    All processes of a test run share one; each has a copy, which its tests may change.
+    One is made for all processes of a test run; each file of tests changes a copy of its own.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -14,12 +14,11 @@ from tests.project import Project
 OpenGraph = Callable[..., AbstractContextManager[StageGraph]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def recorded(reproduced: Project) -> Project:
     """The miniature project with its dvc.lock in git."""
-    if reproduced.git("status", "--porcelain", "dvc.lock"):
-        reproduced.git("add", "dvc.lock")
-        reproduced.git("commit", "-q", "-m", "results")
+    reproduced.git("add", "dvc.lock")
+    reproduced.git("commit", "-q", "-m", "results")
     return reproduced
 
 
