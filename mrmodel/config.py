@@ -7,29 +7,23 @@ A mistake becomes a `ConfigError` with the dotted path, the value, the rule and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: no unknown keys, no silent conversion, no change after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-S = TypeVar("S", bound=Section)
+from mrmodel.section import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    validate_section,
+)
 
 
 class CorpusVideos(Section):
@@ -444,14 +438,6 @@ def parse_config(raw: dict[str, Any]) -> Config:
     return config
 
 
-def validate_section(section: type[S], raw: Any, path: str = "") -> S:
-    """`raw` as a `section`; the first mistake becomes a ConfigError below the dotted `path`."""
-    try:
-        return section.model_validate(raw)
-    except ValidationError as error:
-        raise _as_config_error(section, error, path) from None
-
-
 def _check_names(config: Config) -> None:
     for name in config.train.models:
         if name not in config.models:
@@ -494,40 +480,3 @@ def _known(path: str, registry: Any, name: str) -> None:
         error = UnknownNameError(registry.kind, name, registry)
         rule = f"is not a known {registry.kind} (known: {', '.join(sorted(registry))})"
         raise ConfigError(path, name, rule, error.nearest)
-
-
-def _as_config_error(section: type[BaseModel], error: ValidationError, path: str) -> ConfigError:
-    mistakes = error.errors(include_url=False)
-    # A misspelt key is also a missing one; the unknown key is what the person wrote.
-    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
-    location = [str(part) for part in first["loc"]]
-    dotted = ".".join(([path] if path else []) + location) or "params"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(section, location[:-1])
-        return ConfigError(
-            dotted, first["input"], "unknown key", nearest_names(location[-1], known)
-        )
-    if first["type"] == "missing":
-        return ConfigError(dotted, None, "is missing; every key must be given")
-    rule = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "float_type" and _is_number(first["input"]):
-        rule += f", and YAML reads {first['input']} as text: write it with a point, like 1.0e-3"
-    return ConfigError(dotted, first["input"], rule[0].lower() + rule[1:])
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True
-
-
-def _fields_at(section: type[BaseModel], location: list[str]) -> list[str]:
-    for part in location:
-        field = section.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        section = inner
-    return list(section.model_fields)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mrmodel.components import MODELS
-from mrmodel.config import Section, validate_section
+from mrmodel.section import Section, validate_section
 from mrmodel.losses.criterion import Criterion
 from mrmodel.types import Batch, ModelOutput, Targets
 

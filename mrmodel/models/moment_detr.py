@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mrmodel.config import Count
+from mrmodel.section import Count
 from mrmodel.losses.criterion import DetrCriterion
 from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import SaliencyMarginLoss

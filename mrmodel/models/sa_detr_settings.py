@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mrmodel.config import Count, NonNegative, Positive, Section
+from mrmodel.section import Count, NonNegative, Positive, Section
 from mrmodel.models.layers.gaussian import GaussMode
 from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
 

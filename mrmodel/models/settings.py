@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from mrmodel.config import Count, NonNegative, Positive, Section
+from mrmodel.section import Count, NonNegative, Positive, Section
 
 DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 

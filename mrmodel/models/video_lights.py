@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from mrmodel.config import Count, NonNegative, Section
+from mrmodel.section import Count, NonNegative, Section
 from mrmodel.losses.criterion import ClipLoss, DetrCriterion
 from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from mrmodel.components import MODELS
-from mrmodel.config import Section
 from mrmodel.errors import CheckpointError
+from mrmodel.section import Section
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -13,7 +13,7 @@ import torch
 
 import mrmodel
 from mrmodel.components import MODELS
-from mrmodel.config import Config, RunSettings, validate_section
+from mrmodel.config import Config, RunSettings
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.features.store import FeatureStore
@@ -24,6 +24,7 @@ from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
+from mrmodel.section import validate_section
 from mrmodel.track.record import RunRecord, current_record
 from mrmodel.track.results import record_training
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model

@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mrmodel.config import Section
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import DataError
 from mrmodel.files import atomic_path
@@ -28,6 +27,7 @@ from mrmodel.models.sg_detr.fusion import combine
 from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
 from mrmodel.models.sg_detr.settings import InferSettings
 from mrmodel.predict.postprocess import PostprocessSettings, RawPredictions, decode
+from mrmodel.section import Section
 from mrmodel.types import Prediction, QueryId
 
 _FORMAT = "mrmodel detections 1"

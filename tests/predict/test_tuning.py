@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from mrmodel.config import validate_section
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.errors import ConfigError, DataError
@@ -33,6 +32,7 @@ from mrmodel.predict.tuning import (
     predict_cached,
     tune,
 )
+from mrmodel.section import validate_section
 from mrmodel.types import Annotation
 
 DIM, BATCH = 12, 4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.config import Count, Section
+from mrmodel.section import Count, Section
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
 from mrmodel.models.layers.dropout import Dropout, branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward

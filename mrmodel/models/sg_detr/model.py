@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mrmodel.config import validate_section
+from mrmodel.section import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.losses.negatives import negative_sentences

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mrmodel.config import Count, NonNegative, Positive, Section, Share
+from mrmodel.section import Count, NonNegative, Positive, Section, Share
 from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
 
 Weight = NonNegative

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mrmodel.config import validate_section
+from mrmodel.section import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.models.sa_detr_settings import SaDetrSettings
 

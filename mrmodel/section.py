@@ -1,0 +1,70 @@
+"""What all settings are made of: a section of params.yaml, numbers with ranges, clear errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrmodel.errors import ConfigError, nearest_names
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: no unknown keys, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate_section(section: type[S], raw: Any, path: str = "") -> S:
+    """`raw` as a `section`; the first mistake becomes a ConfigError below the dotted `path`."""
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        raise _as_config_error(section, error, path) from None
+
+
+def _as_config_error(section: type[BaseModel], error: ValidationError, path: str) -> ConfigError:
+    mistakes = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the unknown key is what the person wrote.
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(([path] if path else []) + location) or "params"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(section, location[:-1])
+        return ConfigError(
+            dotted, first["input"], "unknown key", nearest_names(location[-1], known)
+        )
+    if first["type"] == "missing":
+        return ConfigError(dotted, None, "is missing; every key must be given")
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "float_type" and _is_number(first["input"]):
+        rule += f", and YAML reads {first['input']} as text: write it with a point, like 1.0e-3"
+    return ConfigError(dotted, first["input"], rule[0].lower() + rule[1:])
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _fields_at(section: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        field = section.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)
