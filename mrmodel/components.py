@@ -77,3 +77,15 @@ PROTOCOLS = Registry(
         "youtube_hl": "mrmodel.evaluate.highlight_sets:YouTubeHighlights",
     },
 )
+
+# Public data sets, as `mrmodel data convert` reads them.
+DATASETS = Registry(
+    "data set",
+    {
+        "qvhighlights": "mrmodel.data.datasets.qvhighlights:QVHighlights",
+        "charades": "mrmodel.data.datasets.charades:CharadesSta",
+        "tacos": "mrmodel.data.datasets.tacos:Tacos",
+        "tvsum": "mrmodel.data.datasets.tvsum:TVSum",
+        "youtube_hl": "mrmodel.data.datasets.youtube_hl:YouTubeHighlights",
+    },
+)

@@ -1,15 +1,18 @@
-"""`mrmodel data`: look at annotation files and check them."""
+"""`mrmodel data`: look at annotation files, check them, convert published ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
+
+from mrmodel.components import DATASETS
 
 
 @click.group()
 def group() -> None:
-    """Annotation files: whether they are sound, and what is in them."""
+    """Annotation files: whether they are sound, what is in them; published ones converted."""
 
 
 @group.command()
@@ -32,3 +35,47 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
     click.echo(format_report(report))
     if report.errors:
         context.exit(2)
+
+
+@group.command()
+@click.argument("dataset", type=click.Choice(list(DATASETS)))
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("own_videos"),
+    show_default=True,
+    help="Folder that takes the three splits.",
+)
+@click.option("--domain", help="Only this domain (TVSum, YouTube Highlights).")
+@click.option(
+    "--label-grid",
+    type=click.Choice(["seconds", "published"]),
+    default="seconds",
+    show_default=True,
+    help="YouTube Highlights: labels by time, or label i for row i of published features.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0.0, 0.5, min_open=True),
+    help="Share of the training videos that choose weights, where no published split may.",
+)
+def convert(
+    dataset: str,
+    source: Path,
+    output: Path,
+    domain: str | None,
+    label_grid: Literal["seconds", "published"],
+    held_out: float | None,
+) -> None:
+    """Write train.jsonl, val.jsonl and test.jsonl from the published files in the folder SOURCE.
+
+    Weights are never chosen on the split that figures are reported on. Bad rows are left out and
+    listed.
+    """
+    from mrmodel.data.datasets.convert import ConvertRequest, format_report
+    from mrmodel.data.datasets.convert import convert as convert_files
+
+    request = ConvertRequest(dataset, source, output, domain, label_grid, held_out)
+    click.echo(format_report(convert_files(request)))
+    click.echo(f"written: {output}")

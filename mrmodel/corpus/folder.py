@@ -96,8 +96,10 @@ def _read_split(path: Path, clip_len_s: float, library: VideoLibrary, reporter: 
 
 
 def _problem(row: Annotation, clip_len_s: float, library: VideoLibrary) -> str | None:
-    if not row.relevant_windows:
-        return "no relevant_windows; training and evaluation need at least one"
+    if not row.relevant_windows and not row.saliency_scores:
+        return (
+            "no relevant_windows and no saliency_scores; training and evaluation need one of them"
+        )
     # Durations are often rounded up to whole clips.
     return library.problem(row.vid, row.duration - clip_len_s)
 

@@ -104,6 +104,18 @@ def test_bad_rows_are_listed_with_line_and_reason(own_folder: Make, tmp_path: Pa
     assert "qid is used already in line 1" in rules[5]
 
 
+def test_rated_clips_do_without_windows(own_folder: Make, tmp_path: Path) -> None:
+    """TVSum and YouTube Highlights have ratings only."""
+    folder = own_folder()
+    rated = {"relevant_clip_ids": [0, 1], "saliency_scores": [[1], [0]]}
+    append(
+        folder / "train.jsonl", row_of("train-0000", relevant_windows=None, domain="BK", **rated)
+    )
+    summary, _ = bring(folder, tmp_path / "out")
+    assert summary.rejected == 0
+    assert read_rows(tmp_path / "out" / "train.jsonl")[-1]["domain"] == "BK"
+
+
 def test_bad_videos_are_listed_and_cost_their_rows(own_folder: Make, tmp_path: Path) -> None:
     folder = own_folder()
     (folder / "videos" / "broken.mp4").write_bytes(b"this is no video")

@@ -1,0 +1,1 @@
+"""The public data sets: one file each, which reads what was published; `convert` writes splits."""
