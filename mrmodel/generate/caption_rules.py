@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from mrmodel.config import CaptionSettings
 from mrmodel.features.keys import normalise_query
+from mrmodel.intervid_settings import CaptionSettings
 
 RULES = (
     "normalise",

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mrmodel.config import IntervidSettings
 from mrmodel.generate.caption_rules import PASSED
 from mrmodel.generate.captions import BadRow, Chunk, ParsedChunk, parse_chunk, read_chunks
 from mrmodel.generate.group_rules import apply_group_rules, count_rules
+from mrmodel.intervid_settings import IntervidSettings
 from mrmodel.progress import Reporter
 
 _MIN_ROW_BYTES = 100  # the column names alone take 90

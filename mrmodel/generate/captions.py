@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrmodel.config import IntervidSettings
 from mrmodel.errors import DataError
 from mrmodel.generate.caption_rules import CaptionColumns, first_failed, normalise_caption
+from mrmodel.intervid_settings import IntervidSettings
 
 COLUMNS = (
     "YoutubeID",

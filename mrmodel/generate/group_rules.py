@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrmodel.config import CaptionSettings
 from mrmodel.generate.caption_rules import PASSED, RULES, rule_index
 from mrmodel.generate.captions import hash64
+from mrmodel.intervid_settings import CaptionSettings
 
 Bools = NDArray[np.bool_]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrmodel.config import IntervidSettings
 from mrmodel.features.store import FeatureStore, RowTable
 from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl, write_text
 from mrmodel.generate.caption_rules import caption_words
 from mrmodel.generate.intervid_report import PLOT_COLUMNS, IntervidReport, csv_text
 from mrmodel.generate.intervid_samples import IntervidInputs, Samples
+from mrmodel.intervid_settings import IntervidSettings
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"

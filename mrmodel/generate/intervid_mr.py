@@ -16,7 +16,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mrmodel.config import IntervidSettings
 from mrmodel.errors import DataError
 from mrmodel.files import write_jsonl
 from mrmodel.generate.caption_table import CaptionTable, filter_captions
@@ -34,6 +33,7 @@ from mrmodel.generate.intervid_samples import (
 )
 from mrmodel.generate.labelling import REASONS
 from mrmodel.generate.leak import base_video, read_leak_files
+from mrmodel.intervid_settings import IntervidSettings
 from mrmodel.progress import Reporter
 
 __all__ = ["Features", "IntervidInputs", "IntervidReport", "generate"]

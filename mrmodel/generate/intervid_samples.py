@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrmodel.config import IntervidSettings
 from mrmodel.errors import FeatureMismatch
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import RowTable
@@ -28,6 +27,7 @@ from mrmodel.generate.labelling import (
 )
 from mrmodel.generate.leak import base_video
 from mrmodel.generate.segments import Intervals, Segments, choose_segments
+from mrmodel.intervid_settings import IntervidSettings
 from mrmodel.progress import Reporter
 
 BLOCK_CLIPS = 65_536  # clips whose features are in memory at once

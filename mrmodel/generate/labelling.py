@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.config import LabelSettings
+from mrmodel.intervid_settings import LabelSettings
 
 EPS = 1e-6
 MIN_SD_CLIPS = 4  # fewer annotated clips say nothing about the spread of similarities

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.config import SegmentSettings
 from mrmodel.files import derive_seed
+from mrmodel.intervid_settings import SegmentSettings
 
 Ints = NDArray[np.int64]
 

@@ -27,12 +27,11 @@ log = logging.getLogger(__name__)
 class LayerwiseMatcher:
     """Least total of class cost, L1 distance of centre and width, and 1 - gIoU.
 
-    The weights are those of the section ``match``; the exponent of the class cost ``sdet`` is the
-    one that ranks the windows, ``infer.alpha``.
+    The weights are those of the section ``match``, as is the exponent of the class cost ``sdet``.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
-        self.match, self.alpha = settings.match, settings.infer.alpha
+        self.match, self.alpha = settings.match, settings.matching_alpha
 
     @torch.no_grad()
     def __call__(

@@ -15,6 +15,8 @@ from torch import nn
 from mrmodel.components import MODELS
 from mrmodel.section import Section, validate_section
 from mrmodel.losses.criterion import Criterion
+from mrmodel.models.settings import SUPPRESSION
+from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, ModelOutput, Targets
 
 
@@ -25,11 +27,16 @@ class MomentModel(nn.Module, ABC):
     params.yaml below ``models.<name>``; `settings` is the one that the model was built with.
 
     Attributes:
+        search_space: what a search may change of its training; short names, see
+            `mrmodel.search_space`.
+        post_hoc_space: what a search may change after training, on stored detections.
         progress: share of the training that is done, in [0, 1]; the loop sets it before each step.
             What a model shows itself in training may depend on it, its answers do not.
     """
 
     Settings: ClassVar[type[Section]]
+    search_space: ClassVar[SearchSpace]
+    post_hoc_space: ClassVar[SearchSpace] = SUPPRESSION
     settings: Section
     progress: float = 0.0
 

@@ -24,7 +24,8 @@ from mrmodel.models.layers.masks import key_mask
 from mrmodel.models.layers.position import clip_positions
 from mrmodel.models.layers.projection import InputProjections
 from mrmodel.models.layers.stack import Stack
-from mrmodel.models.settings import DetrSettings
+from mrmodel.models.settings import DETR_SPACE, DetrSettings
+from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
@@ -49,6 +50,7 @@ class MomentDetr(MomentModel):
     """Encoder over [clips; tokens], vanilla decoder, shared heads on every decoder layer."""
 
     Settings: ClassVar[type[MomentDetrSettings]] = MomentDetrSettings
+    search_space: ClassVar[SearchSpace] = DETR_SPACE
     settings: MomentDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: MomentDetrSettings) -> None:

@@ -22,7 +22,8 @@ from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.layers.token_detr import TokenDetr
-from mrmodel.models.settings import DetrSettings
+from mrmodel.models.settings import DETR_SPACE, DetrSettings
+from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, ModelOutput, Targets
 
 
@@ -46,6 +47,7 @@ class QdDetr(MomentModel):
     """Text-to-video layers, encoder over [saliency token; clips], DAB decoder over clips."""
 
     Settings: ClassVar[type[QdDetrSettings]] = QdDetrSettings
+    search_space: ClassVar[SearchSpace] = DETR_SPACE
     settings: QdDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: QdDetrSettings) -> None:

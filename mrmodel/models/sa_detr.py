@@ -36,7 +36,9 @@ from mrmodel.models.layers.shared_fusion import FusionEncoder, Stream
 from mrmodel.models.layers.span_refiner import SeenVideo, SpanRefiner
 from mrmodel.models.layers.token_encoder import Located, TokenEncoder
 from mrmodel.models.sa_detr_output import ClipText, PooledPair, SaDetrOutput, SaDetrTraining
+from mrmodel.models.sa_detr_search import SEARCH_SPACE
 from mrmodel.models.sa_detr_settings import SaDetrSettings
+from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, LayerOutput, Targets
 
 
@@ -44,6 +46,7 @@ class SaDetr(MomentModel):
     """Aligned fusion of clips and words, direct and noise queries, span aware refiner."""
 
     Settings: ClassVar[type[SaDetrSettings]] = SaDetrSettings
+    search_space: ClassVar[SearchSpace] = SEARCH_SPACE
     settings: SaDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: SaDetrSettings) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
+from mrmodel.search_space import Choice, FloatRange, SearchSpace, Value
 from mrmodel.section import Count, NonNegative, Positive, Section
 
 DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -152,3 +153,21 @@ class DetrSettings(SizeSettings):
     contrastive_temperature: Positive = 0.07
     matcher: MatcherWeights = MatcherWeights()
     loss: LossWeights = LossWeights()
+
+
+# After training: the IoU above which the worse of two windows goes; below 0: none does.
+SUPPRESSION: SearchSpace = {
+    "evaluate.nms_iou": Choice(choices=[-1.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9])
+}
+_WINDOWS: dict[str, list[Value]] = {"highlights_only": [False]}
+# What a search may change of every DETR here: weights relative to that of the span loss.
+DETR_SPACE: SearchSpace = {
+    "loss.giou": FloatRange(low=0.3, high=5.0, log=True, when=_WINDOWS),
+    "loss.label": FloatRange(low=1.0, high=8.0, log=True, when=_WINDOWS),
+    # {1, 4} by the authors of QD-DETR (baselines.md, section 8.2).
+    "loss.saliency": FloatRange(low=0.3, high=6.0, log=True),
+    "background_weight": FloatRange(low=0.05, high=0.3, when=_WINDOWS),
+    "saliency_margin": FloatRange(low=0.1, high=1.0),
+    "train.run.lr": FloatRange(low=5e-5, high=4e-4, log=True),
+    "train.weight_decay": FloatRange(low=1e-5, high=1e-2, log=True),
+}

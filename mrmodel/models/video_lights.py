@@ -37,7 +37,8 @@ from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.layers.token_detr import TokenDetr
-from mrmodel.models.settings import DetrSettings, DropRate, LossWeights
+from mrmodel.models.settings import DETR_SPACE, DetrSettings, DropRate, LossWeights
+from mrmodel.search_space import FloatRange, SearchSpace
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
@@ -106,10 +107,25 @@ class VideoLightsSettings(DetrSettings):
     legacy_window_slice: bool = False
 
 
+# The published lambda_al is 0.01 to 0.3, from data set to data set (baselines.md, section 8.2).
+SEARCH_SPACE: SearchSpace = {
+    **DETR_SPACE,
+    "loss.contrastive": FloatRange(low=0.01, high=1.0, log=True, when={"contrastive": [True]}),
+    "loss.video_text": FloatRange(low=0.01, high=1.0, log=True, when={"contrastive": [True]}),
+    "loss.task_specific": FloatRange(low=0.1, high=3.0, log=True),
+    "loss.task_coupled": FloatRange(
+        low=0.1, high=3.0, log=True, when={"moment_to_highlight": [True]}
+    ),
+    "loss.hard_negative": FloatRange(low=1.0, high=30.0, log=True),
+    "loss.hard_positive": FloatRange(low=1.0, high=30.0, log=True),
+}
+
+
 class VideoLights(MomentModel):
     """Refinement, bi-directional fusion, encoder over [saliency token; clips], DAB decoder."""
 
     Settings: ClassVar[type[VideoLightsSettings]] = VideoLightsSettings
+    search_space: ClassVar[SearchSpace] = SEARCH_SPACE
     settings: VideoLightsSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: VideoLightsSettings) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mrmodel.config import INTERVID_PRESETS, IntervidSettings
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import MemoryStore
 from mrmodel.generate.caption_rules import RULES, normalise_caption
 from mrmodel.generate.intervid_mr import Features
+from mrmodel.intervid_settings import INTERVID_PRESETS, IntervidSettings
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 DIM = 8

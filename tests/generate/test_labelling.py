@@ -13,7 +13,6 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mrmodel.config import LabelSettings
 from mrmodel.generate.labelling import (
     REASONS,
     Labels,
@@ -24,6 +23,7 @@ from mrmodel.generate.labelling import (
     label_in_blocks,
     sd_floor,
 )
+from mrmodel.intervid_settings import LabelSettings
 from tests.generate.tables import settings
 
 PAPER, ROBUST = settings("paper").labels, settings("robust").labels

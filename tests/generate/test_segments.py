@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrmodel.config import SegmentSettings
 from mrmodel.generate.segments import Intervals, Segments, choose_segments
+from mrmodel.intervid_settings import SegmentSettings
 
 CLIP_MS = 2000
 RANDOM = SegmentSettings(length_s=150.0, offset="random", min_clips=10)

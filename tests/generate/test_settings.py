@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mrmodel.config import INTERVID_PRESETS, parse_config
+from mrmodel.config import parse_config
 from mrmodel.errors import ConfigError
+from mrmodel.intervid_settings import INTERVID_PRESETS
 from tests.generate.tables import PARAMS, settings
 
 

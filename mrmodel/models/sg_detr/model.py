@@ -34,7 +34,9 @@ from mrmodel.models.sg_detr.moment_encoder import MomentEncoder
 from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
 from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, ScaledCosine
+from mrmodel.models.sg_detr.search import POST_HOC_SPACE, SEARCH_SPACE
 from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, Targets
 
 
@@ -42,6 +44,8 @@ class SgDetr(MomentModel):
     """Pooling, local saliency, guided cross attention, encoder, global saliency, detector."""
 
     Settings: ClassVar[type[SgDetrSettings]] = SgDetrSettings
+    search_space: ClassVar[SearchSpace] = SEARCH_SPACE
+    post_hoc_space: ClassVar[SearchSpace] = POST_HOC_SPACE
     settings: SgDetrSettings
 
     def __init__(self, video_dim: int, text_dim: int, settings: SgDetrSettings) -> None:

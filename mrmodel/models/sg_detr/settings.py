@@ -89,10 +89,12 @@ class MatchSettings(Section):
     """Matching cost (section 4.7): class cost, and the weights of its three terms.
 
     `cls`: ``sdet`` is -p^a IoU^(1-a), ``additive`` -p - mu IoU, ``prob`` -p, ``focal`` DINO's.
-    Null: ``sdet`` with an IoU head, else ``prob``.
+    Null: ``sdet`` with an IoU head, else ``prob``. `alpha`: the exponent of ``sdet``; null: the one
+    that ranks the windows, ``infer.alpha``.
     """
 
     cls: Literal["sdet", "additive", "prob", "focal"] | None = None
+    alpha: Share | None = None
     mu: NonNegative = 1.0
     l1: Weight = 10.0
     giou: Weight = 1.0
@@ -301,3 +303,8 @@ class SgDetrSettings(PresetSection, SizeSettings):
     def class_cost(self) -> str:
         """The class cost of the matching."""
         return self.match.cls or ("sdet" if self.iou_head else "prob")
+
+    @property
+    def matching_alpha(self) -> float:
+        """The exponent of p in the class cost ``sdet``."""
+        return self.infer.alpha if self.match.alpha is None else self.match.alpha
