@@ -19,7 +19,7 @@ COMMANDS = {
     "delivery": ("delivery", "group", "Check new training data before they are sent."),
     "features": ("features", "group", "Inspect and verify extracted features."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
-    "weights": ("weights", "group", "Import published checkpoints."),
+    "weights": ("weights", "group", "Published models and encoder weights."),
     "registry": ("registry", "group", "Register, promote and roll back models."),
     "lineage": ("lineage", "group", "Where a registered model came from; make it again."),
     "config": ("config", "group", "Check params.yaml."),

@@ -1,20 +1,23 @@
-"""``mrmodel weights``: checkpoints of other programs."""
+"""``mrmodel weights``: checkpoints of other programs, of models and of encoders."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mrmodel.official.settings import FORMATS
+
+if TYPE_CHECKING:
+    from mrmodel.encoders.weight_sets import SetLock
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.group()
 def group() -> None:
-    """Checkpoints of other programs."""
+    """Checkpoints of other programs: models to import, encoder weights to convert and check."""
 
 
 @group.command(name="import")
@@ -79,3 +82,66 @@ def import_command(
     if report.fit.misfits:
         click.get_current_context().exit(2)
     click.echo(f"written: {output}")
+
+
+@group.command()
+@click.argument("name", metavar="SET")
+@click.option("--weights", type=_PATH, required=True, help="Published file.")
+@click.option("--vocabulary", type=_PATH, help="Published vocabulary, for sets that read text.")
+@click.option(
+    "options",
+    "--option",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A choice in config.json; may be given more than once.",
+)
+@click.option("--force", is_flag=True, help="Replace the set that is there.")
+def convert(
+    name: str, weights: Path, vocabulary: Path | None, options: tuple[str, ...], force: bool
+) -> None:
+    """Turn published encoder weights into the weight set SET, without running code of the files.
+
+    It is written below the folder that MRMODEL_WEIGHTS_DIR names, and locked by SHA-256.
+    """
+    from mrmodel.official.towers.convert import Conversion, parse_options
+    from mrmodel.official.towers.convert import convert as convert_set
+
+    chosen = parse_options(options)
+    _show(name, convert_set(Conversion(name, weights, vocabulary, chosen, replace=force)))
+
+
+@group.command()
+@click.argument("name", metavar="SET")
+def lock(name: str) -> None:
+    """Lock the weight set SET as it is now, say after its config.json was changed by hand.
+
+    Features that were made before keep their fingerprint and no longer fit.
+    """
+    from mrmodel.official.towers.convert import lock_again
+
+    _show(name, lock_again(name))
+
+
+@group.command()
+@click.argument("names", metavar="[SET]...", nargs=-1)
+@click.pass_context
+def verify(context: click.Context, names: tuple[str, ...]) -> None:
+    """Check all weights against their SHA-256: those of the packages, and the sets SET.
+
+    Without a name all sets that are there. The exit code is 2 where something is wrong.
+    """
+    from mrmodel.official.towers.verify import verify_weights
+
+    findings = verify_weights(names)
+    for finding in findings:
+        click.echo(finding.line)
+    if not all(finding.sound for finding in findings):
+        context.exit(2)
+
+
+def _show(name: str, lock: SetLock) -> None:
+    from mrmodel.encoders.weight_sets import WeightSet
+
+    for file, digest in lock.files.items():
+        click.echo(f"{digest}  {file}")
+    click.echo(f"locked: {WeightSet(name).folder}")

@@ -18,6 +18,9 @@ from mrmodel.video.sampling import FrameSampling
 Frames = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Modality = Literal["video", "text"]
+# What the rows of a text are, in order. A sentence vector can be compared with the clips of the
+# video stream beside it; a start mark cannot.
+RowLayout = Literal["sentence, tokens", "sentence, tokens, end", "start, tokens, end"]
 
 # Raised when the code that makes rows changes what the same weights give.
 SCHEMA = 1
@@ -31,7 +34,10 @@ class VideoEncoder(Protocol):
     name: ClassVar[str]
     modality: ClassVar[Modality]
     dim: ClassVar[int]
-    sampling: FrameSampling
+
+    @property
+    def sampling(self) -> FrameSampling:
+        """Which frames of a clip it wants to see, and at what size."""
 
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim); row i depends on clip i alone.
@@ -51,9 +57,10 @@ class TextEncoder(Protocol):
     name: ClassVar[str]
     modality: ClassVar[Modality]
     dim: ClassVar[int]
+    layout: ClassVar[RowLayout]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
-        """One (1 + n_tokens, dim) array a text: the sentence vector, then its tokens in order.
+        """One (n_rows, dim) array a text: what `layout` says, tokens in their order.
 
         A text's rows do not depend on the other texts.
 

@@ -15,6 +15,7 @@ from mrmodel.encoders import alignment
 from mrmodel.encoders.base import (
     Frames,
     Modality,
+    RowLayout,
     Rows,
     cache_folder,
     check_frames,
@@ -112,6 +113,7 @@ class AlignedTextEncoder:
     name: ClassVar[str] = "embedded.text"
     modality: ClassVar[Modality] = "text"
     dim: ClassVar[int] = WIDTH
+    layout: ClassVar[RowLayout] = "sentence, tokens"
 
     def __init__(self, *, lock: WeightsLock | None = None) -> None:
         self._lock = lock or WeightsLock()

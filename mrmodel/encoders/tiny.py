@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mrmodel.encoders.base import Frames, Modality, Rows, check_frames, describe
+from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe
 from mrmodel.files import derive_seed
 from mrmodel.video.sampling import FrameSampling
 
@@ -58,6 +58,7 @@ class TinyTextEncoder:
     name: ClassVar[str] = "tiny.text"
     modality: ClassVar[Modality] = "text"
     dim: ClassVar[int] = 32
+    layout: ClassVar[RowLayout] = "sentence, tokens"
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (1 + n_words, 32) float32 array a text, the sentence vector first."""

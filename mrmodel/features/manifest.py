@@ -94,6 +94,14 @@ def stream_fingerprint(
     return {**encoder_fingerprint, "clip_len_s": length, "store_schema": SCHEMA_VERSION}
 
 
+def has_sentence_row(info: StreamInfo) -> bool:
+    """True where row 0 of a text is its sentence vector, in the space of the clips beside it.
+
+    Encoders whose first row is something else say so in their fingerprint as ``layout``.
+    """
+    return str(info.fingerprint.get("layout", "sentence")).startswith("sentence")
+
+
 def require_fingerprint(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Check that features were made as expected.
 

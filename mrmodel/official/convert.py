@@ -30,7 +30,7 @@ from mrmodel.official.settings import (
     nested,
     recognise,
 )
-from mrmodel.official.streams import StreamName, model_streams, usual_streams
+from mrmodel.official.streams import Modality, StreamName, model_streams, published_streams
 from mrmodel.train.checkpoint import CONFIG, ModelConfig, save_model
 
 # Names of the data sets in the published options -> the protocol that scores them.
@@ -113,10 +113,14 @@ def _describe(
     limit = nested(limits)
     _check_tables(tree, limit)
     clip_len_s = float(limit["clip_len_s"])
-    video = request.video_streams or usual_streams("video", video_width(file), file.options)
-    video_streams = model_streams(video, "video", video_width(file), clip_len_s)
-    text = request.text_streams or usual_streams("text", text_width(file), file.options)
-    text_streams = model_streams(text, "text", text_width(file), clip_len_s)
+    widths: dict[Modality, int] = {"video": video_width(file), "text": text_width(file)}
+    named = {"video": request.video_streams, "text": request.text_streams}
+    video_streams, text_streams = (
+        model_streams(named[modality], modality, width, clip_len_s)
+        if named[modality]
+        else published_streams(modality, width, file.options)
+        for modality, width in widths.items()
+    )
     config = ModelConfig(
         model=name,
         settings=tree,

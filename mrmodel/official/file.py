@@ -72,7 +72,7 @@ def read_published(path: Path) -> PublishedFile:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    loaded = _load(path)
+    loaded = load_plain(path)
     inner = next((key for key in _WEIGHTS if isinstance(loaded.get(key), Mapping)), None)
     tensors = _tensors(path, loaded if inner is None else loaded[inner])
     options: Any = {}
@@ -87,7 +87,12 @@ def read_published(path: Path) -> PublishedFile:
     return PublishedFile(tensors, dict(options), lighthouse)
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def load_plain(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint or a safetensors file holds, made of tensors and plain values only.
+
+    Raises:
+        CheckpointError: it cannot be read, names code, or holds no mapping.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
 """Feature streams of a published checkpoint: the file knows one width, a model folder needs names.
 
 Names come from the user, else from the feature folders that the trainer's options name, else from
-the width, which says it for the published combinations. A registered encoder is recorded with its
-fingerprint. Rows that another program makes have none: `ModelStream.fingerprint` is then None.
+the width, which says it for the published combinations. An encoder that the user names is recorded
+with its fingerprint. Rows that another program makes have none: `ModelStream.fingerprint` is then
+None, also where an encoder of that name is registered: the file was not trained on its rows.
 """
 
 from __future__ import annotations
@@ -106,12 +107,25 @@ def usual_streams(
     )
 
 
+def published_streams(
+    modality: Modality, width: int, options: Mapping[str, Any]
+) -> tuple[ModelStream, ...]:
+    """`usual_streams` as a model folder records them: rows of another program.
+
+    Raises:
+        CheckpointError: see `usual_streams`.
+    """
+    found = usual_streams(modality, width, options)
+    return tuple(ModelStream(stream.name, stream.dim or 0, None) for stream in found)
+
+
 def model_streams(
     names: Sequence[StreamName], modality: Modality, width: int, clip_len_s: float
 ) -> tuple[ModelStream, ...]:
-    """Streams as a model folder records them; together they must be `width` channels wide.
+    """The user's streams as a model folder records them, together `width` channels wide.
 
     Raises:
+        WeightsError: an encoder that the user brings weights for has none.
         CheckpointError: an unknown stream without a width, an encoder of another width or of the
             other modality, or a sum that is not `width`.
     """

@@ -24,6 +24,7 @@ from mrmodel.evaluate.significance import (
     confidence_interval,
     paired_bootstrap,
 )
+from mrmodel.features.manifest import has_sentence_row
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl
 from mrmodel.pipeline.frozen import freeze
@@ -118,7 +119,8 @@ def trained_kinds(config: Config) -> tuple[str, ...]:
 def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
     """Predictions by similarity alone; nothing where clips and sentences share no space."""
     video, text = data.builder.video[0], data.builder.text[0]
-    if video.dim != text.dim:
+    apart = isinstance(text, FeatureStore) and not has_sentence_row(text.info)
+    if apart or video.dim != text.dim:
         return {}
     threshold = config.evaluate.zero_shot_sd
     return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from mrmodel.config import Config
+from mrmodel.errors import FeatureError
+from mrmodel.features.manifest import has_sentence_row
 from mrmodel.features.store import FeatureStore
 from mrmodel.generate.intervid_mr import Features, IntervidInputs, generate
 from mrmodel.pipeline.layout import Layout
@@ -35,12 +37,19 @@ def intervid_mr(config: Config, reporter: Reporter) -> None:
 
 
 def open_aligned(config: Config, layout: Layout) -> Features:
-    """The first video stream and the first text stream, which must share one space (eq. 16)."""
-    return Features(
-        FeatureStore(layout.stream(config.features.video_streams[0])),
-        FeatureStore(layout.stream(config.features.text_streams[0])),
-        config.features.clip_len_s,
-    )
+    """The first video stream and the first text stream, which must share one space (eq. 16).
+
+    Raises:
+        FeatureError: the text stream has no sentence vectors to compare with clips.
+    """
+    clips = FeatureStore(layout.stream(config.features.video_streams[0]))
+    texts = FeatureStore(layout.stream(config.features.text_streams[0]))
+    if not has_sentence_row(texts.info):
+        rule = (
+            "no row of it can be compared with clips, as InterVid-MR does; name another one first"
+        )
+        raise FeatureError(f"features.text_streams: {texts.info.stream}: {rule}")
+    return Features(clips, texts, config.features.clip_len_s)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from mrmodel.components import ENCODERS
 from mrmodel.config import Config
+from mrmodel.encoders.weight_sets import WeightSet
 from mrmodel.encoders.weights import WeightsLock
 from mrmodel.errors import CheckpointError, DataError
 from mrmodel.evaluate.rows import read_rows
@@ -196,6 +197,9 @@ def _licences(config: Config) -> dict[str, str]:
     for stream in (*config.features.video_streams, *config.features.text_streams):
         weights: Mapping[str, str] = ENCODERS.get(stream)().fingerprint().get("weights", {})
         for name in weights:
+            if name not in locked:  # a file of a weight set, which is called <set>/<file>
+                licences[name] = WeightSet(name.partition("/")[0]).lock().licence
+                continue
             note = f"; {locked[name].note}" if locked[name].note else ""
             licences[f"{name} ({locked[name].package})"] = f"{locked[name].licence}{note}"
     return licences

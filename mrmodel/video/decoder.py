@@ -14,7 +14,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
-from mrmodel.video.sampling import ResizeFilter
+from mrmodel.video.bicubic import resize_bicubic
+from mrmodel.video.sampling import FrameSampling
 
 _FILTERS = {
     "bicubic": Interpolation.BICUBIC,
@@ -48,19 +49,38 @@ class TimedFrame:
         width, height = self.picture.width, self.picture.height
         return (height, width) if self._quarter_turns() % 2 else (width, height)
 
-    def to_rgb(self, size: tuple[int, int], resize: ResizeFilter) -> NDArray[np.uint8]:
-        """The upright picture squashed to `size` (width, height): (H, W, 3) uint8 RGB."""
+    def to_rgb(self, size: tuple[int, int], sampling: FrameSampling) -> NDArray[np.uint8]:
+        """The upright picture at `size` (width, height): (H, W, 3) uint8 RGB.
+
+        `sampling` says how it is scaled, and whether it is squashed or cropped to the size.
+        """
+        if sampling.fit == "squash":
+            return self._scaled(size, sampling)
+        side, (width, height) = size[0], self.upright_size
+        if height >= width:
+            scaled = self._scaled((side, int(height * side / width)), sampling)
+        else:
+            scaled = self._scaled((int(width * side / height), side), sampling)
+        top, left = (int((length - side) / 2) for length in scaled.shape[:2])
+        return np.ascontiguousarray(scaled[top : top + side, left : left + side])
+
+    def _scaled(self, size: tuple[int, int], sampling: FrameSampling) -> NDArray[np.uint8]:
         turns = self._quarter_turns()
-        width, height = size[::-1] if turns % 2 else size
+        plain = sampling.resize == "bicubic_no_antialias"
+        wanted = self.upright_size if plain else size
+        width, height = wanted[::-1] if turns % 2 else wanted
         scaled = self.scaler.reformat(
             self.picture,
             width=width,
             height=height,
             format="rgb24",
-            interpolation=_FILTERS[resize] | _EXACT,
+            interpolation=_FILTERS.get(sampling.resize, Interpolation.BICUBIC) | _EXACT,
             threads=1,
         )
-        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns), dtype=np.uint8)
+        upright = np.rot90(np.asarray(scaled.to_ndarray(), dtype=np.uint8), turns)
+        if plain:
+            upright = resize_bicubic(upright, size)
+        return np.ascontiguousarray(upright)
 
     def _quarter_turns(self) -> int:
         # The file states a counter-clockwise angle; np.rot90 turns the same way.
@@ -76,6 +96,7 @@ class Decoder:
     Attributes:
         width, height: upright size in pixels of the first frame, 0 before it.
         container_s: length of the video by the file's header, 0 when it has none.
+        frame_rate: frames a second by the file's header, on average; 30 when it does not say.
         bad_packets: packets that gave an error instead of frames.
         cut_off: the container broke off before its end.
     """
@@ -84,6 +105,7 @@ class Decoder:
         self.path, self.limits = path, limits
         self.width = self.height = 0
         self.container_s = 0.0
+        self.frame_rate = 30.0
         self.bad_packets = 0
         self.cut_off = False
         self._last_end_s = 0.0
@@ -146,6 +168,7 @@ class Decoder:
         # Small frames gain nothing from threads; extraction runs one process a core instead.
         stream.codec_context.thread_count = 1
         self.container_s = _stated_duration_s(container, stream)
+        self.frame_rate = float(stream.average_rate or self.frame_rate)
         self._check_duration(self.container_s)
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
         return stream

@@ -98,7 +98,7 @@ class FrameSource:
         """
         self._report = None
         decoder = Decoder(self.path, self.limits)
-        cutter = _ClipCutter(clip_len_s, sampling)
+        cutter = _ClipCutter(clip_len_s, sampling, decoder)
         try:
             for frame in decoder.frames():
                 yield from cutter.add(frame)
@@ -148,10 +148,10 @@ def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
 class _ClipCutter:
     """Turns frames in time order into clips; holds one frame and the clips not yet complete."""
 
-    def __init__(self, clip_len_s: float, sampling: FrameSampling) -> None:
+    def __init__(self, clip_len_s: float, sampling: FrameSampling, decoder: Decoder) -> None:
         if clip_len_s <= 0:
             raise ValueError(f"clip_len_s = {clip_len_s}: must be positive")
-        self._clip_len_s, self._sampling = clip_len_s, sampling
+        self._clip_len_s, self._sampling, self._decoder = clip_len_s, sampling, decoder
         self._size = sampling.size
         self._current: TimedFrame | None = None
         self._pixels: NDArray[np.uint8] | None = None  # of the current frame, once needed
@@ -190,13 +190,14 @@ class _ClipCutter:
 
     def _next_target_s(self) -> float:
         clip = self.n_clips + len(self._filled)
-        return self._sampling.target_s(clip, len(self._picked), self._clip_len_s)
+        rate = self._decoder.frame_rate
+        return self._sampling.target_s(clip, len(self._picked), self._clip_len_s, rate)
 
     def _pick(self) -> None:
         if self._current is None or self._size is None:
             raise RuntimeError("no frame was added")
         if self._pixels is None:
-            self._pixels = self._current.to_rgb(self._size, self._sampling.resize)
+            self._pixels = self._current.to_rgb(self._size, self._sampling)
         self._picked.append(self._pixels)
         if len(self._picked) == self._sampling.frames_per_clip:
             self._filled.append(self._picked)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from mrmodel.encoders.minilm import MAX_TOKENS, convert_checkpoint
-from mrmodel.encoders.sentences import BATCH, SentenceModel
+from mrmodel.encoders.running import TEXT_BATCH as BATCH
+from mrmodel.encoders.sentences import SentenceModel
 from mrmodel.encoders.weights import WeightsLock
 
 

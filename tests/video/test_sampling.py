@@ -1,8 +1,9 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrmodel.video.sampling import FrameSampling, count_clips, whole_clips
+from mrmodel.video.sampling import FrameSampling, count_clips, hero_indices, whole_clips
 
 
 def test_targets_are_the_middles_of_equal_slots():
@@ -43,3 +44,35 @@ def test_description_is_plain_json():
     sampling = FrameSampling(2, (64, 48), "middle", "area")
     expected = {"frames_per_clip": 2, "size": [64, 48], "rule": "middle", "resize": "area"}
     assert sampling.as_json() == expected
+
+
+@pytest.mark.parametrize(
+    ("frame_rate", "clip_frames", "last", "distinct"),
+    [
+        (30, 60, 59, 31),  # a whole clip, the last frame twice
+        (24, 60, 50, 32),
+        (25, 60, 52, 32),
+        (60, 60, 59, 16),  # the last frame for half of them
+        (30, 30, 29, 15 + 1),
+        (0, 60, 0, 1),
+    ],
+)
+def test_hero_looks_as_far_as_its_file_rate_says(frame_rate, clip_frames, last, distinct):
+    indices = hero_indices(clip_frames, frame_rate, 32)
+    assert (len(indices), indices[0], indices[-1]) == (32, 0, last)
+    assert len(set(indices)) == distinct
+    assert list(indices) == sorted(indices)
+
+
+@pytest.mark.parametrize("clip_frames", [30, 60])
+def test_hero_rounds_as_the_published_code(clip_frames):
+    for frame_rate in range(1, 121):
+        span = torch.linspace(0, 32 * 2 * frame_rate / 30 - 1, 32)
+        expected = span.clamp(0, clip_frames - 1).long().tolist()
+        assert list(hero_indices(clip_frames, frame_rate, 32)) == expected, frame_rate
+
+
+def test_a_crop_is_square():
+    with pytest.raises(ValueError, match="square"):
+        FrameSampling(1, (20, 10), fit="crop")
+    assert FrameSampling(1, (8, 8), fit="crop").as_json()["fit"] == "crop"

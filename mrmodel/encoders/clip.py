@@ -1,0 +1,113 @@
+"""CLIP ViT-B/32 streams, as Moment-DETR and all after it use them (features.md, section 2.2).
+
+Pictures and texts go the way of the published extractors: the frame that ffmpeg's filter
+``fps=1/clip_len`` gives, its short side scaled to 224 and the middle cropped, and the token states
+before the projection. Two deviations: a file's rotation is applied (the extractors distort such
+pictures), and the rule for files shorter than a clip, which get one row here.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrmodel.encoders.base import RowLayout, Rows
+from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
+from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
+from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD, normalise_pixels
+from mrmodel.video.sampling import FrameSampling
+
+# The extractors add this to the spread.
+_SPREAD = tuple(value + 1e-8 for value in CLIP_SPREAD)
+
+
+class ClipVideoEncoder(BroughtVideoEncoder):
+    """The projected image vector of one frame a clip, not of unit length."""
+
+    name: ClassVar[str] = "clip_b32.video512"
+    set_name: ClassVar[str] = "clip_b32"
+    dim: ClassVar[int] = 512
+
+    @cached_property
+    def config(self) -> ClipConfig:
+        """Sizes of the network."""
+        config = self.weights.config(ClipConfig)
+        self.weights.require_width("projection", config.projection, self.dim)
+        return config
+
+    @cached_property
+    def sampling(self) -> FrameSampling:
+        """One frame, where ffmpeg's fps filter takes it; the middle square."""
+        side = self.config.image_size
+        return FrameSampling(1, (side, side), "ffmpeg_fps", "bicubic", "crop")
+
+    @cached_property
+    def _model(self) -> ClipVision:
+        return self.weights.load(lambda: ClipVision(self.config), self.device, self.config.dtype)
+
+    def _run(self, frames: Tensor) -> Tensor:
+        pixels = normalise_pixels(frames[:, 0], CLIP_MEAN, _SPREAD, self.config.dtype)
+        rows: Tensor = self._model(pixels)
+        return rows
+
+
+class ClipTextEncoder(BroughtTextEncoder):
+    """Token states before the projection, start and end mark included: the published features.
+
+    They are 512 channels wide, as the clips' vectors are, but lie in a space of their own.
+    """
+
+    name: ClassVar[str] = "clip_b32.text512"
+    set_name: ClassVar[str] = "clip_b32"
+    dim: ClassVar[int] = 512
+    layout: ClassVar[RowLayout] = "start, tokens, end"
+
+    @cached_property
+    def config(self) -> ClipConfig:
+        """Sizes of the network."""
+        config = self.weights.config(ClipConfig)
+        self.weights.require_width("text.width", config.text.width, self.dim)
+        return config
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut; start and end mark count."""
+        return self.config.positions
+
+    @cached_property
+    def _model(self) -> ClipText:
+        return self.weights.load(lambda: ClipText(self.config), self.device, self.config.dtype)
+
+    def _run(self, token_ids: Tensor) -> Tensor:
+        states: Tensor = self._model(token_ids)
+        return states
+
+
+class ClipJointTextEncoder(ClipTextEncoder):
+    """Sentences in the space of `ClipVideoEncoder`: the sentence vector, then the tokens' ones.
+
+    Each state goes through the text projection, because SG-DETR's eq. 2 and 16 compare text and
+    clips by a plain dot product. The sentence vector is the end mark's, scaled to unit length.
+    """
+
+    name: ClassVar[str] = "clip_b32.joint_text512"
+    layout: ClassVar[RowLayout] = "sentence, tokens"
+
+    @cached_property
+    def config(self) -> ClipConfig:
+        """Sizes of the network."""
+        config = self.weights.config(ClipConfig)
+        self.weights.require_width("projection", config.projection, self.dim)
+        return config
+
+    def _run(self, token_ids: Tensor) -> Tensor:
+        return self._model.project(self._model(token_ids))
+
+    def _arrange(self, states: Tensor) -> Rows:
+        sentence = F.normalize(states[-1:], dim=-1)
+        rows: Rows = torch.cat((sentence, states[1:-1])).numpy()
+        return rows

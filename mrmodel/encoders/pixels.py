@@ -1,0 +1,23 @@
+"""From the pixels of clips to the input of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_SPREAD: Colour = (0.229, 0.224, 0.225)
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_SPREAD: Colour = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise_pixels(
+    frames: Tensor, mean: Sequence[float], spread: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W): (x / 255 - mean) / spread, in float32, then cast."""
+    centre = torch.tensor(mean, device=frames.device)
+    scale = torch.tensor(spread, device=frames.device)
+    return ((frames.float() / 255.0 - centre) / scale).movedim(-1, -3).to(dtype)

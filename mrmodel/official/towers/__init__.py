@@ -1,0 +1,1 @@
+"""Published encoder weights become weight sets: names converted, sizes read off the tensors."""

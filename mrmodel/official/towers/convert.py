@@ -1,0 +1,194 @@
+"""``mrmodel weights convert | lock | verify``: from published files to a locked weight set."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mrmodel.encoders.weight_sets import (
+    CONFIG,
+    LOCK,
+    PUBLISHED,
+    TENSORS,
+    TOKENIZER,
+    LockedSource,
+    SetConfig,
+    SetLock,
+    WeightSet,
+    read_part,
+    require_fit,
+)
+from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
+from mrmodel.files import atomic_path, sha256_of, write_json
+from mrmodel.official.file import load_plain
+from mrmodel.official.towers.torchscript import is_torchscript, read_torchscript
+from mrmodel.official.towers.vocabulary import clip_tokenizer
+
+# Set -> the module here that knows its published names.
+_MODULES = {"clip_b32": "clip"}
+_TOKENIZERS = {"clip_b32": clip_tokenizer}
+# What trainers wrap around a state dict.
+_WRAPPERS = ("module", "model", "state_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What to convert.
+
+    Attributes:
+        name: of the set.
+        weights: published file.
+        vocabulary: published vocabulary; None for a set without sentences.
+        options: values of config.json that no tensor says.
+        replace: write over a set that is there.
+        root: another weights folder than the user's.
+    """
+
+    name: str
+    weights: Path
+    vocabulary: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    replace: bool = False
+    root: Path | None = None
+
+
+def convert(request: Conversion) -> SetLock:
+    """Write a weight set from published files, without running code of theirs.
+
+    The lock is written last: a conversion that was killed leaves no set that loads.
+
+    Raises:
+        UnknownNameError: no such set.
+        CheckpointError: a file cannot be read or is another network.
+        WeightsError: the set is there already, or tensors do not fit.
+    """
+    module = _module(request.name)
+    weights = WeightSet(request.name, request.root)
+    if (weights.folder / LOCK).exists() and not request.replace:
+        raise WeightsError(f"{weights.folder} holds a set already; --force replaces it")
+    tokenizer = _tokenizer(request)
+    config, tensors = module.convert(read_tensors(request.weights))
+    config = with_options(config, request.options)
+    require_set(request.weights, module.networks, config, tensors)
+    (weights.folder / LOCK).unlink(missing_ok=True)
+    write_json(weights.folder / CONFIG, config.model_dump(mode="json"))
+    with atomic_path(weights.folder / TENSORS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    if tokenizer is not None:
+        with atomic_path(weights.folder / TOKENIZER) as temporary:
+            tokenizer.save(str(temporary))
+    files = [request.weights, *([request.vocabulary] if request.vocabulary else [])]
+    sources = [LockedSource(file=file.name, sha256=sha256_of(file)) for file in files]
+    return weights.write_lock(sources)
+
+
+def lock_again(name: str, root: Path | None = None) -> SetLock:
+    """Lock a set as it is now, after its config.json was changed or its files came from elsewhere.
+
+    Raises:
+        UnknownNameError: no such set.
+        WeightsError: a file is missing, breaks a rule, or does not fit the others.
+    """
+    module = _module(name)
+    weights = WeightSet(name, root)
+    config = read_part(module.CONFIG_KIND, weights.present(CONFIG))
+    path = weights.present(TENSORS)
+    require_set(path, module.networks, config, load_file(path))
+    old = weights.folder / LOCK
+    sources = weights.lock().sources if old.is_file() else []
+    return weights.write_lock(sources)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a published file by name: safetensors, a state dict, a TorchScript archive.
+
+    Raises:
+        CheckpointError: it is none of them, or names code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    if is_torchscript(path):
+        return read_torchscript(path)
+    loaded = load_plain(path)
+    inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+    values = loaded if inner is None else loaded[inner]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensor")
+    return tensors
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``gelu=exact`` as a name and a value; values are read as YAML.
+
+    Raises:
+        WeightsError: a text has no ``=``, or a value is no YAML.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            raise WeightsError(f"option {text!r}: expected NAME=VALUE")
+    return options
+
+
+def with_options(config: SetConfig, options: Mapping[str, Any]) -> SetConfig:
+    """The configuration with other choices.
+
+    Raises:
+        WeightsError: no such choice, or a value that it cannot have.
+    """
+    try:
+        return type(config).model_validate(config.model_dump() | dict(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        known = ", ".join(type(config).model_fields)
+        raise WeightsError(
+            f"option {place} = {first['input']!r}: {first['msg']} (known: {known})"
+        ) from None
+
+
+def require_set(
+    source: Path, networks: Any, config: SetConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Check that the tensors are those of all networks of a set, no more and no less.
+
+    Raises:
+        WeightsError: lists what is missing, left over, or of another shape.
+    """
+    with torch.device("meta"):
+        whole = torch.nn.ModuleList(networks(config))
+    wanted = {name: tensor for part in whole for name, tensor in part.state_dict().items()}
+    require_fit(source, wanted, tensors)
+
+
+def _module(name: str) -> Any:
+    if name not in _MODULES:
+        raise UnknownNameError("weight set", name, PUBLISHED)
+    return importlib.import_module(f"mrmodel.official.towers.{_MODULES[name]}")
+
+
+def _tokenizer(request: Conversion) -> Tokenizer | None:
+    if "vocabulary" not in PUBLISHED[request.name].files:
+        if request.vocabulary is not None:
+            raise WeightsError(f"{request.name} reads no sentences: it needs no vocabulary")
+        return None
+    if request.vocabulary is None:
+        wanted = PUBLISHED[request.name].files["vocabulary"]
+        raise WeightsError(f"{request.name} needs --vocabulary: {wanted}")
+    return _TOKENIZERS[request.name](request.vocabulary)

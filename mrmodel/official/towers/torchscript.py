@@ -1,0 +1,107 @@
+"""The tensors of a TorchScript archive, without compiling the program that lies beside them.
+
+OpenAI published CLIP as such an archive. It is a zip file: one pickle that describes a tree of
+modules, one file a tensor, and code. Here the tree is read, the code is not.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrmodel.errors import CheckpointError
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
+# Typed lists; their first argument is the list.
+_LISTS = {"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"}
+
+
+def is_torchscript(path: Path) -> bool:
+    """True for a zip file that holds a pickled module and code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    has_code = any("/code/" in name for name in names)
+    return has_code and any(name.endswith("/data.pkl") for name in names)
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """All tensors by their dotted names.
+
+    Raises:
+        CheckpointError: the archive is damaged, or its tree names something else than modules and
+            tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(root) as file:
+                module = _TreeReader(file, archive, root.removesuffix(".pkl")).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle can end anywhere, with any exception
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__})") from None
+    tensors: dict[str, Tensor] = {}
+    _collect(module, "", tensors)
+    return tensors
+
+
+class _Module:
+    """A module of the archive: its attributes, and nothing of its class."""
+
+
+class _TreeReader(pickle.Unpickler):
+    """Makes modules without behaviour, tensors, and plain containers; refuses the rest."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, data: str) -> None:
+        super().__init__(file)
+        self._archive, self._data = archive, data
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few things that an archive may name."""
+        if module.partition(".")[0] == "__torch__":
+            return _Module
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch.jit._pickle" and name in _LISTS:
+            return list
+        raise CheckpointError(f"names {module}.{name}; reading on could run code")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The flat tensor that ``("storage", dtype, file, place, count)`` means."""
+        _, dtype, name, _, count = pid
+        content = bytearray(self._archive.read(f"{self._data}/{name}"))
+        return torch.frombuffer(content, dtype=dtype, count=count)
+
+
+def _tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    return storage.as_strided(size, stride, offset).clone()
+
+
+def _collect(module: _Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{name}"] = value
+        elif isinstance(value, _Module):
+            _collect(value, f"{prefix}{name}.", tensors)
