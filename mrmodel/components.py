@@ -65,6 +65,7 @@ ENCODERS = Registry(
         "clip_b32.video512": "mrmodel.encoders.clip:ClipVideoEncoder",
         "clip_b32.text512": "mrmodel.encoders.clip:ClipTextEncoder",
         "clip_b32.joint_text512": "mrmodel.encoders.clip:ClipJointTextEncoder",
+        "slowfast.video2304": "mrmodel.encoders.slowfast:SlowFastVideoEncoder",
         "tiny.video": "mrmodel.encoders.tiny:TinyVideoEncoder",
         "tiny.text": "mrmodel.encoders.tiny:TinyTextEncoder",
     },

@@ -108,6 +108,10 @@ PUBLISHED = {
         },
         "MIT",
     ),
+    "slowfast": PublishedSet(
+        {"weights": "SLOWFAST_8x8_R50.pkl of PySlowFast's model zoo, Kinetics-400"},
+        "Apache-2.0 (code); trained on Kinetics-400, whose videos have terms of their own",
+    ),
 }
 
 C = TypeVar("C", bound=SetConfig)

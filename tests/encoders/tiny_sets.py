@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
+from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.official.towers.convert import Conversion, convert
 
 MERGES = [("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>")]
@@ -24,6 +25,17 @@ CLIP = ClipConfig(
     projection=512,
 )
 
+SLOWFAST = SlowFastConfig(
+    stem=16,
+    stages=(
+        SlowFastStage(blocks=1, inner=8, out=16),
+        SlowFastStage(blocks=2, inner=8, out=24),
+        SlowFastStage(blocks=1, inner=8, out=32),
+        SlowFastStage(blocks=1, inner=16, out=2048),
+    ),
+    image_size=32,
+)
+
 
 def random_state(*networks, seed=0):
     """A seeded state in which every part matters: norms near one, matrices that keep the scale."""
@@ -32,7 +44,9 @@ def random_state(*networks, seed=0):
     for network in networks:
         for name, tensor in network.state_dict().items():
             noise = torch.randn(tensor.shape, generator=generator)
-            if tensor.ndim > 1:
+            if name.endswith("running_var"):
+                state[name] = 1 + 0.1 * noise.abs()
+            elif tensor.ndim > 1:
                 state[name] = noise / max(1, tensor[0].numel()) ** 0.5
             else:
                 state[name] = 0.2 * noise + (name.endswith(("weight", "gamma")) * 1.0)
@@ -53,7 +67,15 @@ def make_clip(root: Path, source: Path, **changes):
     return convert(Conversion("clip_b32", weights, vocabulary, root=root, **changes))
 
 
-MAKERS = {"clip_b32": make_clip}
+def make_slowfast(root: Path, source: Path, **changes):
+    """The set ``slowfast`` in `root`, from a checkpoint as PySlowFast writes it."""
+    weights = source / "slowfast.pyth"
+    torch.save({"epoch": 1, "model_state": random_state(SlowFast(SLOWFAST))}, weights)
+    options = {"image_size": 32} | changes.pop("options", {})
+    return convert(Conversion("slowfast", weights, options=options, root=root, **changes))
+
+
+MAKERS = {"clip_b32": make_clip, "slowfast": make_slowfast}
 
 
 def make_all(folder: Path) -> Path:

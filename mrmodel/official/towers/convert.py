@@ -35,10 +35,10 @@ from mrmodel.official.towers.torchscript import is_torchscript, read_torchscript
 from mrmodel.official.towers.vocabulary import clip_tokenizer
 
 # Set -> the module here that knows its published names.
-_MODULES = {"clip_b32": "clip"}
+_MODULES = {"clip_b32": "clip", "slowfast": "slowfast"}
 _TOKENIZERS = {"clip_b32": clip_tokenizer}
 # What trainers wrap around a state dict.
-_WRAPPERS = ("module", "model", "state_dict")
+_WRAPPERS = ("module", "model", "model_state", "state_dict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ def convert(request: Conversion) -> SetLock:
     if (weights.folder / LOCK).exists() and not request.replace:
         raise WeightsError(f"{weights.folder} holds a set already; --force replaces it")
     tokenizer = _tokenizer(request)
-    config, tensors = module.convert(read_tensors(request.weights))
+    read = getattr(module, "read", None)  # of a file format that is the set's own
+    own = read(request.weights) if read is not None and request.weights.is_file() else None
+    config, tensors = module.convert(own or read_tensors(request.weights))
     config = with_options(config, request.options)
     require_set(request.weights, module.networks, config, tensors)
     (weights.folder / LOCK).unlink(missing_ok=True)

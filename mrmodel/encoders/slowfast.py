@@ -1,0 +1,49 @@
+"""SlowFast R50 8x8 streams, as HERO's extractor and lighthouse make them (features.md, 2.1)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor
+
+from mrmodel.encoders.brought import BroughtVideoEncoder
+from mrmodel.encoders.pixels import normalise_pixels
+from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig
+from mrmodel.video.sampling import FrameSampling, SamplingRule
+
+# Of all three colours; the extractor adds 1e-8 to the spread.
+_MEAN, _SPREAD = (0.45,) * 3, (0.225 + 1e-8,) * 3
+
+
+class SlowFastVideoEncoder(BroughtVideoEncoder):
+    """Pooled features of both paths, slow before fast, none below 0."""
+
+    name: ClassVar[str] = "slowfast.video2304"
+    set_name: ClassVar[str] = "slowfast"
+    dim: ClassVar[int] = 2304
+    gpu_batch: ClassVar[int] = 8
+
+    @cached_property
+    def config(self) -> SlowFastConfig:
+        """Sizes of the network, and which frames it sees."""
+        config = self.weights.config(SlowFastConfig)
+        self.weights.require_width("stages: width of both paths", config.width, self.dim)
+        return config
+
+    @cached_property
+    def sampling(self) -> FrameSampling:
+        """HERO's frames of a 30-fps stream, or evenly spread ones; the middle square."""
+        config = self.config
+        rule: SamplingRule = "hero" if config.compat == "hero" else "middle"
+        size = (config.image_size, config.image_size)
+        return FrameSampling(config.frames, size, rule, "bicubic", "crop")
+
+    @cached_property
+    def _model(self) -> SlowFast:
+        return self.weights.load(lambda: SlowFast(self.config), self.device, self.config.dtype)
+
+    def _run(self, frames: Tensor) -> Tensor:
+        pixels = normalise_pixels(frames, _MEAN, _SPREAD, self.config.dtype)
+        rows: Tensor = self._model(pixels.transpose(1, 2))
+        return rows
