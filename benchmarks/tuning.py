@@ -110,6 +110,7 @@ def make_detections(truth: RowFile) -> CachedDetections:
     )  # fmt: skip
     return CachedDetections(
         raw=raw,
+        final=None,
         saliency=logits(N_CLIPS),
         clip_mask=torch.ones(n, N_CLIPS, dtype=torch.bool),
         duration_s=torch.tensor([row["duration"] for row in truth], dtype=torch.float64),

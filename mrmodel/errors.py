@@ -27,7 +27,7 @@ class ConfigError(MrModelError):
 
     def __init__(self, path: str, value: object, rule: str, nearest: Sequence[str] = ()) -> None:
         self.path, self.value, self.rule, self.nearest = path, value, rule, tuple(nearest)
-        hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        hint = suggestion(nearest)
         # A rule between the keys of a section names them itself; the whole section would hide it.
         found = "" if isinstance(value, Mapping) else f" = {value!r}"
         super().__init__(f"{path}{found}: {rule}{hint}")
@@ -85,6 +85,14 @@ class TrainingError(MrModelError):
     """Training cannot go on, e.g. a loss stopped being finite."""
 
 
+class StoppedEarly(MrModelError):
+    """A training was ended on purpose; no failure of it."""
+
+
+class TuningError(MrModelError):
+    """A search for better values cannot begin, go on or be applied."""
+
+
 class StorageError(MrModelError):
     """A store cannot be reached, refuses, or holds damaged bytes; no message holds a secret.
 
@@ -139,10 +147,15 @@ class UnknownNameError(MrModelError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         self.kind, self.name, self.nearest = kind, name, nearest_names(name, names)
-        hint = f"; did you mean {' or '.join(map(repr, self.nearest))}?" if self.nearest else ""
+        hint = suggestion(self.nearest)
         super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
     """The valid names that look most like `name`, best first; empty when none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def suggestion(near: Sequence[str]) -> str:
+    """The end of a message that names the nearest valid names; empty when there are none."""
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

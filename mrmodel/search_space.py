@@ -110,7 +110,7 @@ def changed_space(
         else:
             near = nearest_names(name, declared)
             rule = "is not a dimension of the model; one of your own needs a `type`"
-            raise ConfigError(here, change, rule + _hint(near), ())
+            raise ConfigError(here, change, rule, near)
     return space
 
 
@@ -142,7 +142,3 @@ def _check_range(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low {low} is above high {high}")
     if log and low <= 0:
         raise ValueError(f"low {low} must be above 0 where log is true")
-
-
-def _hint(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -20,6 +20,7 @@ COMMANDS = {
     "features": ("features", "group", "Inspect and verify extracted features."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
     "weights": ("weights", "group", "Published models and encoder weights."),
+    "tune": ("tune", "group", "Search for better loss weights, noise scales and schedules."),
     "registry": ("registry", "group", "Register, promote and roll back models."),
     "lineage": ("lineage", "group", "Where a registered model came from; make it again."),
     "config": ("config", "group", "Check params.yaml."),

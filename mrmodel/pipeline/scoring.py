@@ -33,6 +33,16 @@ class Judge:
             nms_iou=self.settings.nms_iou,
         )
 
+    @property
+    def training_postprocess(self) -> PostprocessSettings:
+        """The same for validation in training, by no setting that may be chosen afterwards.
+
+        Those are no parameters of the training stages, so they must not decide which weights win.
+        """
+        if self.settings.mode == "official":
+            return self.postprocess
+        return PostprocessSettings(round_to_s=self.clip_len_s)
+
     def score(self, truth: Sequence[Row], predictions: Sequence[Row]) -> Scores:
         """All metrics.
 

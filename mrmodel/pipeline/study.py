@@ -108,17 +108,21 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
     return Trained(job.out, facts, progress.seconds)
 
 
-class ReportedSplit:
-    """The split that figures are reported on, with its features (`data`) and its judge.
+class JudgedRows:
+    """Annotated rows with their features (`data`) and their judge.
 
     `headline` is the figure by which models are chosen.
+
+    Args:
+        config: all settings.
+        layout: where the features are.
+        file: the annotations.
     """
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, file: Path) -> None:
         self._device, self._judge = pick_device(config.train.device), Judge(config)
         self._batch_size = config.train.eval_batch_size
-        split = layout.split(reported_split(layout))
-        truth = read_annotations(split, config.features.clip_len_s)
+        truth = read_annotations(file, config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
         self.headline = self._judge.protocol.headline
         self.data = open_set(
@@ -149,3 +153,10 @@ class ReportedSplit:
     def figures_of(self, folder: Path) -> dict[str, float]:
         """Figures of the model in a model folder."""
         return self.figures(self.score(self.answers(self.model(folder))))
+
+
+class ReportedSplit(JudgedRows):
+    """The split that figures are reported on."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__(config, layout, layout.split(reported_split(layout)))

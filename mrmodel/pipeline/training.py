@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mrmodel.section import validate_section
 from mrmodel.track.record import RunRecord, current_record
 from mrmodel.track.results import record_training
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
-from mrmodel.train.loop import Plan, Progress, fit
+from mrmodel.train.loop import Plan, Progress, Recorder, fit
 from mrmodel.train.precision import pick_device
 from mrmodel.types import Annotation
 
@@ -69,10 +69,18 @@ class Job:
         return f"{self.label or self.run}@{self.model}"
 
 
-def train_model(config: Config, job: Job, reporter: Reporter) -> Progress:
+def train_model(
+    config: Config, job: Job, reporter: Reporter, watch: Recorder | None = None
+) -> Progress:
     """Train and write the model folder, the figures and the curves; continue if interrupted.
 
     The time that it took is in what it returns, and in no file: outputs are the same every time.
+
+    Args:
+        config: all settings.
+        job: the training.
+        reporter: told of every step.
+        watch: told of every epoch, after the record; it may raise `StoppedEarly`.
     """
     layout = Layout(config)
     device = pick_device(config.train.device)
@@ -97,11 +105,24 @@ def train_model(config: Config, job: Job, reporter: Reporter) -> Progress:
     with current_record().part(job.name) as record:
         _record_settings(record, config, job)
         validate = Validation(config, val_rows, builder) if val_rows else None
-        progress = fit(model, data, plan, validate, (record, reporter))
+        recorder = record if watch is None else _Both(record, watch)
+        progress = fit(model, data, plan, validate, (recorder, reporter))
         _write(job, model, model_config, progress)
         record_training(record, job.figures)
     shutil.rmtree(resume, ignore_errors=True)
     return progress
+
+
+class _Both:
+    """Two recorders as one."""
+
+    def __init__(self, first: Recorder, second: Recorder) -> None:
+        self._recorders = first, second
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Tell both."""
+        for recorder in self._recorders:
+            recorder.log(figures, step)
 
 
 def run_settings(config: Config, run: str) -> RunSettings:
@@ -163,7 +184,7 @@ class Validation:
 
     def __call__(self, model: MomentModel) -> dict[str, float]:
         """Predict all rows and score them."""
-        found = predict_set(model, self._data, self._batch_size, self._judge.postprocess)
+        found = predict_set(model, self._data, self._batch_size, self._judge.training_postprocess)
         rows = [prediction.as_row() for prediction in found]
         return self._judge.figures(self._judge.score(self._truth, rows))
 

@@ -43,7 +43,8 @@ class PostHocChoice(Section):
     ``evaluate.nms_iou``: an `infer` in params.yaml would train anew (sg_detr.md, section 13).
 
     Attributes:
-        infer: from heads to candidate windows. Without anchors only `alpha` has an effect.
+        infer: from heads to candidate windows, of SG-DETR. Without anchors only `alpha` has an
+            effect.
         nms_iou: suppression among the final windows; below 0: none.
     """
 
@@ -79,14 +80,17 @@ class CachedDetections:
     """All that decoding reads of the N rows of a set, on the CPU, in the order of the set.
 
     Attributes:
-        raw: detections, padded along the anchors.
+        raw: detections, padded along the anchors; None: the model makes its windows in one way
+            only, and `final` has them.
+        final: spans (N, Q, 2) and scores (N, Q) of the answer, where `raw` is None.
         saliency, clip_mask: (N, L) clip scores, and which clips exist.
         duration_s: (N,) float64.
         clip_len_s: seconds of one clip.
         qids, queries, vids: of each row.
     """
 
-    raw: RawDetections
+    raw: RawDetections | None
+    final: tuple[Tensor, Tensor] | None
     saliency: Tensor
     clip_mask: Tensor
     duration_s: Tensor
@@ -98,7 +102,8 @@ class CachedDetections:
     def save(self, path: Path) -> None:
         """Write one file, atomically."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        parts |= {"raw": _tensors(self.raw), "format": _FORMAT}
+        raw = None if self.raw is None else _tensors(self.raw)
+        parts |= {"raw": raw, "format": _FORMAT}
         with atomic_path(path) as temporary:
             torch.save(parts, temporary)
 
@@ -112,15 +117,12 @@ class CachedDetections:
         parts = torch.load(path, weights_only=True)
         if not isinstance(parts, dict) or parts.pop("format", None) != _FORMAT:
             raise DataError(f"holds no detections of the format {_FORMAT!r}", file=path)
-        return cls(**parts | {"raw": RawDetections(**parts["raw"])})
+        raw = None if parts["raw"] is None else RawDetections(**parts["raw"])
+        return cls(**parts | {"raw": raw})
 
 
 def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -> CachedDetections:
-    """Run `model`, in eval mode and on the device of `data`, over all rows of `data`.
-
-    Raises:
-        ValueError: the model gives no raw detections, so there is nothing to choose after training.
-    """
+    """Run `model`, in eval mode and on the device of `data`, over all rows of `data`."""
     order = data.eval_batches(batch_size)
     raws, clips = [], []
     with torch.inference_mode():
@@ -128,19 +130,18 @@ def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -
             batch, _ = data.batch(rows, epoch=0)
             output = model(batch)
             raw = output.raw if isinstance(output, SgDetrOutput) else None
-            if raw is None:
-                raise ValueError(f"{type(model).__name__} gives no raw detections to choose among")
-            raws.append(_tensors(raw))
+            final = {"spans": output.spans_cxw.float().cpu(), "scores": output.scores.float().cpu()}
+            raws.append(final if raw is None else _tensors(raw))
             clips.append((output.saliency.float().cpu(), batch.video_mask.cpu()))
     place = torch.from_numpy(np.argsort(np.concatenate(order)))
     saliency, mask = zip(*clips, strict=True)
+    stacked = {
+        name: _stacked([raw[name] for raw in raws], place, _FILL.get(name, 0.0)) for name in raws[0]
+    }
+    has_raw = raw is not None
     return CachedDetections(
-        raw=RawDetections(
-            **{
-                name: _stacked([raw[name] for raw in raws], place, _FILL.get(name, 0.0))
-                for name in raws[0]
-            }
-        ),
+        raw=RawDetections(**stacked) if has_raw else None,
+        final=None if has_raw else (stacked["spans"], stacked["scores"]),
         saliency=_stacked(saliency, place),
         clip_mask=_stacked(mask, place),
         duration_s=torch.tensor([row.duration for row in data.annotations], dtype=torch.float64),
@@ -159,10 +160,8 @@ def predict_cached(
     Raises:
         ValueError: the choice asks for fusion, but there are no anchors.
     """
-    wish = choice.infer.wbf.enabled
-    fuses = cached.raw.anchor_logits is not None if wish is None else wish
     with torch.inference_mode():
-        spans, scores = combine(cached.raw, choice.infer, fuses)
+        spans, scores = _windows(cached, choice.infer)
     raw = RawPredictions(
         spans_cxw=spans.numpy(),
         scores=scores.numpy(),
@@ -188,6 +187,16 @@ def tune(
     """Every choice, best first; equal ones in the order given, undefined figures last."""
     trials = [evaluate_trial(cached, choice, judge) for choice in choices]
     return sorted(trials, key=lambda trial: -trial.figures.get(judge.headline, -np.inf))
+
+
+def _windows(cached: CachedDetections, infer: InferSettings) -> tuple[Tensor, Tensor]:
+    """Candidate windows (N, n, 2) and their scores (N, n)."""
+    if cached.final is not None:
+        return cached.final
+    assert cached.raw is not None
+    wish = infer.wbf.enabled
+    fuses = cached.raw.anchor_logits is not None if wish is None else wish
+    return combine(cached.raw, infer, fuses)
 
 
 def _tensors(raw: RawDetections) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mrmodel.config import TrackingSettings
+from mrmodel.errors import StoppedEarly
 from mrmodel.track.spool import Opening, Spool, now
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,9 @@ def open_record(settings: TrackingSettings, opening: Opening) -> Iterator[RunRec
 def _ending(record: SpooledRun) -> Iterator[None]:
     try:
         yield
+    except StoppedEarly as error:
+        record.tags({"stopped": str(error)})
+        raise
     except Exception as error:
         record.fail(str(error) or type(error).__name__)
         raise

@@ -53,8 +53,9 @@ class Recording:
         self._metrics: SystemMetrics | None = None
         self.ended = False
         self.outbox.put("the run", self._create)
-        self.outbox.put("code and command", self._describe_code)
-        self.outbox.put("the environment", self._describe_environment)
+        if opening.join is None:
+            self.outbox.put("code and command", self._describe_code)
+            self.outbox.put("the environment", self._describe_environment)
         if self._facts is not None:
             self._describe_stage(self._facts)
 
@@ -109,6 +110,8 @@ class Recording:
                 self.outbox.put(str(path), partial(self._send_file, key, path))
         if key == 0:
             self._finish(at)
+            if self._opening.join is not None:  # Whose run it is ends it.
+                return
         self.outbox.put("the end of the run", lambda: self._runs[key].end(status, at))
 
     def _send_file(self, key: int, path: Path) -> None:
@@ -117,6 +120,9 @@ class Recording:
     def _finish(self, at: int) -> None:
         """What can be told at the end only; a short stage has no other sample of the load."""
         self.ended = True
+        if self._opening.join is not None:
+            self.outbox.hurry()
+            return
         if self._facts is not None:
             self._put_streams(self._facts.outs)
         seconds = {"seconds": (at - self._opening.began) / 1000}
@@ -155,8 +161,11 @@ class Recording:
         try:
             state = Path(opening.state)
             self._client, self._experiment = open_experiment(opening.experiment, state)
-            self._end_lost(name)
-            self._runs[0] = self._run(name, opening.began, opening.parent, opening.title)
+            if opening.join is None:
+                self._end_lost(name)
+                self._runs[0] = self._run(name, opening.began, opening.parent, opening.title)
+            else:
+                self._runs[0] = MlflowRun(self._client, opening.join, self._hide)
         except Exception as error:
             if may_pass(error):
                 raise

@@ -34,6 +34,7 @@ class Opening:
         title: of the run, where that is not its name.
         code: repository whose revision the run is of.
         parent: id of the run that it belongs to.
+        join: id of another process's run whose parts this process adds to; it has none of its own.
         stage: name by which DVC knows the stage; None: it runs by hand.
         command: of the stage; None: the run is of no stage.
         began: milliseconds since 1970.
@@ -46,6 +47,7 @@ class Opening:
     code: str
     title: str | None = None
     parent: str | None = None
+    join: str | None = None
     stage: str | None = None
     command: str | None = None
     began: int = field(default_factory=lambda: now())

@@ -163,13 +163,17 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         CachedDetections.load(tmp_path / "model.pt")
 
 
-def test_a_model_without_raw_detections_is_refused(data: MomentDataset) -> None:
-    for model in (
-        build_model("qd_detr", DIM + TEF_DIM, DIM, SMALL).eval(),
-        make_model(highlights_only=True),
-    ):
-        with pytest.raises(ValueError, match="gives no raw detections"):
-            cache_detections(model, data, BATCH)
+def test_of_a_model_without_raw_detections_only_the_finish_can_be_chosen(
+    data: MomentDataset, tmp_path: Path
+) -> None:
+    model = build_model("qd_detr", DIM + TEF_DIM, DIM, SMALL).eval()
+    stored = cache_detections(model, data, BATCH)
+    stored.save(tmp_path / "detections.pt")
+    loaded = CachedDetections.load(tmp_path / "detections.pt")
+    for finish in FINISHES:
+        for nms_iou in (-1.0, 0.4):
+            expected = predict_set(model, data, BATCH, dataclasses.replace(finish, nms_iou=nms_iou))
+            assert predict_cached(loaded, PostHocChoice(nms_iou=nms_iou), finish) == expected
 
 
 def test_fusion_without_anchors_is_refused(data: MomentDataset) -> None:

@@ -1,0 +1,159 @@
+"""``mrmodel tune``: search for better loss weights, noise scales and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mrmodel.config import Config
+    from mrmodel.pipeline.layout import Layout
+    from mrmodel.tune.study import TicketStudy
+    from mrmodel.tune.verdict import Verdict
+
+PARAMS = Path("params.yaml")
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@click.group()
+def group() -> None:
+    """Search for better loss weights, noise scales and schedules.
+
+    What is searched, and for how long, is in the section `tune` of params.yaml. Studies are kept in
+    OPTUNA_STORAGE (e.g. postgresql://host/name), by default in a journal below .mrmodel/tune.
+    """
+
+
+def study_option(function: F) -> F:
+    """``--study``."""
+    return click.option("--study", "name", help="Its name [default: tune.study].")(function)
+
+
+def extent_options(function: F) -> F:
+    """``--trials`` and ``--workers``."""
+    trials = click.option("--trials", type=click.IntRange(1), help="[default: tune.trials]")
+    workers = click.option("--workers", type=click.IntRange(1), help="[default: tune.workers]")
+    return trials(workers(function))
+
+
+@group.command()
+def space() -> None:
+    """Print what is searched: range, condition and starting value of each dimension."""
+    from mrmodel.tune.plans import post_hoc_plan, training_plan
+
+    config, _ = _here()
+    for title, plan in (("in training", training_plan(config)), ("after", post_hoc_plan(config))):
+        click.echo(f"{title}:")
+        for name, dimension in plan.space.items():
+            shown = dimension.model_dump(exclude={"when", "unset"}, exclude_defaults=True)
+            words = " ".join(f"{key} {value}" for key, value in shown.items())
+            active = "" if plan.active(name, plan.start) else "  (switched off here)"
+            click.echo(f"  {name:<28} {plan.start[name]!s:<10} {words}{active}")
+
+
+@group.command()
+@study_option
+@extent_options
+def run(name: str | None, trials: int | None, workers: int | None) -> None:
+    """Begin a search and carry it out: trials, confirmation over seeds, choices after training.
+
+    The trained data must be there (dvc repro). Ctrl-C loses nothing: `mrmodel tune resume`.
+    """
+    from mrmodel.tune.storage import open_storage, storage_address
+    from mrmodel.tune.study import TicketStudy
+
+    config, layout = _here()
+    extent = {"study": name, "trials": trials, "workers": workers}
+    changes = {key: value for key, value in extent.items() if value is not None}
+    config = config.model_copy(update={"tune": config.tune.model_copy(update=changes)})
+    if TicketStudy.exists(open_storage(storage_address(layout.state)), config.tune.study):
+        raise click.ClickException(
+            f"there is a study {config.tune.study!r} already: `mrmodel tune resume` goes on with "
+            "it, --study NAME begins another one"
+        )
+    _search(config, layout)
+
+
+@group.command()
+@study_option
+@extent_options
+def resume(name: str | None, trials: int | None, workers: int | None) -> None:
+    """Go on with a search that was ended, or prolong it with more --trials.
+
+    It goes on with the parameters that it was begun with, whatever params.yaml says by now.
+    """
+    from mrmodel.tune.here import resumed_config
+
+    config, layout = _here()
+    _search(resumed_config(layout, name or config.tune.study, trials, workers), layout)
+
+
+@group.command()
+@study_option
+def status(name: str | None) -> None:
+    """Print how far a search is."""
+    from mrmodel.tune.status import lines
+
+    for line in lines(_study(name)):
+        click.echo(line)
+
+
+@group.command()
+@study_option
+@click.option("--top", default=5, show_default=True, help="So many trials are shown.")
+def best(name: str | None, top: int) -> None:
+    """Print the best trials, the confirmation, and what `apply` would write."""
+    from mrmodel.tune.status import best_lines
+
+    for line in best_lines(_study(name), top):
+        click.echo(line)
+
+
+@group.command()
+@study_option
+@click.option(
+    "--unconfirmed",
+    is_flag=True,
+    help="Take the best candidate although its gain over the starting point is not clear.",
+)
+def apply(name: str | None, unconfirmed: bool) -> None:
+    """Write the confirmed values into params.yaml; `dvc status` then shows what must run."""
+    from mrmodel.tune.apply import apply_changes, changes_to_apply
+
+    study = _study(name)
+    changes = changes_to_apply(study, unconfirmed)
+    apply_changes(PARAMS, study, changes)
+    for path, value in changes.items():
+        click.echo(f"{path}: {value}")
+    click.echo("params.yaml is written; `dvc status` shows what must run, `dvc repro` runs it")
+
+
+def _here() -> tuple[Config, Layout]:
+    from mrmodel.config import load_config
+    from mrmodel.pipeline.layout import Layout
+
+    config = load_config(PARAMS)
+    return config, Layout(config)
+
+
+def _study(name: str | None) -> TicketStudy:
+    from mrmodel.tune.storage import open_storage, storage_address
+    from mrmodel.tune.study import TicketStudy
+
+    config, layout = _here()
+    storage = open_storage(storage_address(layout.state))
+    return TicketStudy(storage, name or config.tune.study)
+
+
+def _search(config: Config, layout: Layout) -> Verdict:
+    from mrmodel.progress import RichReporter
+    from mrmodel.tune.here import search_here
+    from mrmodel.tune.views import sentence
+
+    verdict = search_here(config, layout, RichReporter())
+    click.echo(f"{config.tune.study}: {sentence(verdict)}")
+    click.echo(f"page: {layout.reports / 'tuning' / config.tune.study}.html")
+    return verdict

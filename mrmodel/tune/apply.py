@@ -1,0 +1,76 @@
+"""Write what a search has confirmed into params.yaml, comments kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mrmodel.config import parse_config
+from mrmodel.errors import TuningError
+from mrmodel.files import write_text
+from mrmodel.orchestrate.workspace import set_parameters
+from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.verdict import Verdict, read_verdict
+
+
+def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:
+    """Dotted path -> value.
+
+    Args:
+        study: of the first level; its search has ended.
+        unconfirmed: take the candidate of the highest mean although its gain is not clear.
+
+    Raises:
+        TuningError: nothing was confirmed to be better.
+    """
+    verdict = read_verdict(study)
+    found = verdict.changes
+    if unconfirmed and verdict.winner is None:
+        others = [one for one in verdict.candidates if one.gain is not None]
+        if others:
+            found = max(others, key=lambda one: sum(one.values)).changes | found
+    if not found:
+        raise TuningError(f"the search {study.name!r} has nothing to apply: {reason(verdict)}")
+    return found
+
+
+def reason(verdict: Verdict) -> str:
+    """Why nothing was found to be better."""
+    if not verdict.candidates:
+        return f"none of {verdict.trials} trials was above the starting point"
+    gains = [one for one in verdict.candidates if one.gain is not None]
+    shown = ", ".join(f"trial {one.trial} {one.gain}" for one in gains)
+    return f"with {len(verdict.seeds)} seeds no gain is clear ({shown})"
+
+
+def apply_changes(file: Path, study: TicketStudy, changes: dict[str, Any]) -> None:
+    """Write `changes` into a parameter file.
+
+    Raises:
+        TuningError: the file has another value in one of these places than the search began with.
+        ConfigError: the new values break a rule there.
+    """
+    text = file.read_text(encoding="utf-8")
+    before, now = study.facts.config, parse_config(yaml.safe_load(text)).model_dump()
+    for path in changes:
+        was, found = value_at(before, path), value_at(now, path)
+        if was != found and found != changes[path]:
+            raise TuningError(
+                f"{file}: {path} = {found!r}, but the search began with {was!r}; set it back, or "
+                "search again"
+            )
+    changed = set_parameters(text, changes)
+    parse_config(yaml.safe_load(changed))
+    write_text(file, changed)
+
+
+def value_at(tree: dict[str, Any], path: str) -> Any:
+    """Value at a dotted path; None where nothing is written there."""
+    found: Any = tree
+    for part in path.split("."):
+        if not isinstance(found, dict):
+            return None
+        found = found.get(part)
+    return found

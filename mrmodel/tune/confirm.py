@@ -1,0 +1,222 @@
+"""Are the best trials better, or lucky? Each is trained again with several seeds.
+
+A trial of this study is one candidate with one seed, trained as `dvc repro` would after the change:
+with the main job's own validations, and from a pre-training of its own where the change touches
+pre-training too. What it hands on goes to the store of the study: the figures of every query, and
+the detections that the second level chooses among.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.pruners import BasePruner, NopPruner
+
+from mrmodel.config import Config, parse_config
+from mrmodel.errors import TuningError
+from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate.significance import BootstrapSettings, Comparison, bootstrap_over_seeds
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.study import JudgedRows
+from mrmodel.pipeline.training import Job, train_model
+from mrmodel.predict.tuning import CachedDetections, cache_detections
+from mrmodel.progress import NullReporter
+from mrmodel.storage import Store, open_store
+from mrmodel.tune.objective import job_of
+from mrmodel.tune.plans import figures_of, threads_of
+from mrmodel.tune.space import changed_config
+from mrmodel.tune.study import Facts
+from mrmodel.tune.worker import Result, Ticket
+
+CANDIDATE, SEED = "candidate", "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something to confirm.
+
+    Attributes:
+        trial: number in the search; None: the starting point.
+        changes: dotted path -> value.
+    """
+
+    trial: int | None
+    changes: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "starting point" if self.trial is None else f"trial {self.trial}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the confirmation study is about.
+
+    Attributes:
+        candidates: the starting point first.
+        seeds: of each candidate.
+        pretrains: every run begins with a pre-training of its own.
+    """
+
+    candidates: list[Candidate]
+    seeds: list[int]
+    pretrains: bool
+
+    @classmethod
+    def of(cls, config: Config, best: Sequence[Candidate]) -> Plan:
+        """The plan for these candidates; seeds follow that of the main job."""
+        candidates = [Candidate(None, {}), *best]
+        seeds = [config.seed + number for number in range(config.tune.confirm.seeds)]
+        touched = any(touches_pretraining(config, one.changes) for one in candidates)
+        return cls(candidates, seeds, touched)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Plan:
+        """Read what `as_json` wrote."""
+        candidates = [Candidate(**one) for one in tree["candidates"]]
+        return cls(candidates, list(tree["seeds"]), tree["pretrains"])
+
+    def as_json(self) -> dict[str, Any]:
+        """For the facts of the study."""
+        return asdict(self)
+
+    def tickets(self) -> list[dict[str, int]]:
+        """All trials of the study."""
+        return [
+            {CANDIDATE: number, SEED: seed}
+            for seed in self.seeds
+            for number in range(len(self.candidates))
+        ]
+
+
+def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
+    """Whether a fine-tuning that `dvc repro` starts after `changes` has other first weights."""
+    if config.tune.run != "finetune" or config.train.start != "pretrained":
+        return False
+    own = ("train.finetune.", "train.scratch.", "evaluate.")
+    return any(not path.startswith(own) for path in changes)
+
+
+class ConfirmObjective:
+    """Trains one candidate with one seed; `facts.about` is the `Plan`."""
+
+    def __init__(self, facts: Facts) -> None:
+        config = parse_config(facts.config)
+        self._raw = changed_config(facts.config, threads_of(config)).model_dump()
+        self._plan = Plan.from_json(facts.about)
+        self._store = open_store(facts.store)
+
+    @property
+    def pruner(self) -> BasePruner:
+        """None of these runs is given up."""
+        return NopPruner()
+
+    def __call__(self, ticket: Ticket) -> Result:
+        """Train, judge on validation data, hand on."""
+        plan = self._plan
+        number = ticket.trial.suggest_categorical(CANDIDATE, range(len(plan.candidates)))
+        seed = ticket.trial.suggest_categorical(SEED, plan.seeds)
+        config = changed_config(self._raw, plan.candidates[number].changes)
+        layout = Layout(config)
+        folder = layout.state / "tune" / ticket.study / f"{number}-{seed}"
+        job = self._train(config, folder, f"{ticket.study}-{number}-{seed}", seed)
+        rows = JudgedRows(config, layout, job.val)
+        model = rows.model(job.out)
+        scores = rows.score(rows.answers(model))
+        figures = rows.figures(scores)
+        detections = cache_detections(model, rows.data, config.train.eval_batch_size)
+        hand_on(self._store, number, seed, scores.per_query, rows.headline, detections)
+        return Result([figures[name] for name in figures_of(config)], {"figures": figures})
+
+    def _train(self, config: Config, folder: Path, label: str, seed: int) -> Job:
+        start = None
+        if self._plan.pretrains:
+            before = pretraining(config, folder, label, seed)
+            train_model(config, before, NullReporter())
+            start = before.out
+        job = job_of(config, folder, label, seed, start)
+        train_model(config, job, NullReporter())
+        return job
+
+
+def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
+    """The pre-training that a fine-tuning in `folder` goes on from."""
+    layout = Layout(config)
+    return Job(
+        run="pretrain",
+        model=config.tune.model or config.train.models[0],
+        seed=seed,
+        train=layout.intervid / "train.jsonl",
+        val=layout.intervid / "val.jsonl",
+        start=None,
+        out=folder / "pretrained",
+        figures=folder / "training" / "pretrain",
+        label=f"{label}-pretrain",
+    )
+
+
+def hand_on(
+    store: Store, number: int, seed: int, found: PerQuery, figure: str, cached: CachedDetections
+) -> None:
+    """Put what the next steps need into the store."""
+    values = [value if math.isfinite(value) else None for value in found.values[figure].tolist()]
+    told = {"qids": found.qids, "vids": found.vids, "figure": figure, "values": values}
+    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
+        file = Path(name) / "detections.pt"
+        cached.save(file)
+        store.put(f"{number}-{seed}.pt", file.read_bytes())
+    store.put(f"{number}-{seed}.json", json.dumps(told).encode())
+
+
+def read_figures(store: Store, number: int, seed: int) -> PerQuery:
+    """The figures of every query of one run.
+
+    Raises:
+        TuningError: the run has not handed them on.
+    """
+    told = json.loads(_content(store, f"{number}-{seed}.json"))
+    values = np.array([math.nan if value is None else value for value in told["values"]])
+    return PerQuery(told["qids"], told["vids"], {told["figure"]: values})
+
+
+def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
+    """The detections of one run; errors as of `read_figures`."""
+    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
+        file = Path(name) / "detections.pt"
+        file.write_bytes(_content(store, f"{number}-{seed}.pt"))
+        return CachedDetections.load(file)
+
+
+def compare(store: Store, plan: Plan, number: int, config: Config) -> Comparison:
+    """How much better a candidate is than the starting point, over videos and seeds."""
+    runs = [[read_figures(store, one, seed) for seed in plan.seeds] for one in (0, number)]
+    figure = next(iter(runs[0][0].values))
+    settings = BootstrapSettings(config.evaluate.bootstrap_resamples, config.seed)
+    return bootstrap_over_seeds(runs[0], runs[1], figure, settings)
+
+
+def _content(store: Store, key: str) -> bytes:
+    found = store.get(key)
+    if found is None:
+        raise TuningError(f"{store.url} has no {key}: was it removed while the search ran?")
+    return found.content
+
+
+def confirmation_facts(config: Config, plan: Plan, facts: Facts) -> Facts:
+    """The facts of the confirmation study, from those of the search."""
+    return Facts(
+        objective=f"{ConfirmObjective.__module__}:{ConfirmObjective.__name__}",
+        config=config.model_dump(),
+        about=plan.as_json(),
+        store=facts.store,
+        title=f"{facts.title}: confirmation",
+        attempts=config.tune.attempts,
+    )

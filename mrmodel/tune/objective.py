@@ -1,0 +1,195 @@
+"""First level: a trial trains the model with other values, judged on validation data alone."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PatientPruner
+
+from mrmodel.config import Config, parse_config
+from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.study import JudgedRows
+from mrmodel.pipeline.training import Job, run_settings, train_model
+from mrmodel.progress import NullReporter
+from mrmodel.train.loop import Progress
+from mrmodel.tune.plans import figures_of, threads_of, training_plan
+from mrmodel.tune.space import SearchPlan, changed_config
+from mrmodel.tune.study import Facts
+from mrmodel.tune.worker import Result, Ticket
+
+log = logging.getLogger(__name__)
+
+BATCH = "train.batch_size"
+# Passes over the validation data whose fastest one counts.
+_LATENCY_PASSES = 2
+
+
+class TrainingObjective:
+    """Trains with the values of a trial; `facts.about` has `epochs`, the most that one takes."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._config = for_trials(parse_config(facts.config))
+        self._raw = self._config.model_dump()
+        self._plan: SearchPlan = training_plan(self._config)
+        self._epochs: int = facts.about["epochs"]
+
+    @property
+    def pruner(self) -> BasePruner:
+        """Hyperband over epochs, asked after some validations without a gain."""
+        tune = self._config.tune
+        if not tune.prune.enabled or len(tune.figures) > 1:
+            return NopPruner()
+        hyperband = HyperbandPruner(
+            min_resource=min(tune.prune.min_epochs, self._epochs),
+            max_resource=self._epochs,
+            reduction_factor=tune.prune.reduction,
+        )
+        return PatientPruner(hyperband, tune.prune.patience, tune.prune.min_delta)
+
+    def __call__(self, ticket: Ticket) -> Result:
+        """Train; where memory does not suffice, with half the batch."""
+        trial = ticket.trial
+        changes = self._plan.changes(self._plan.suggest(trial))
+        trial.set_user_attr("changes", changes)
+        while True:
+            # Outside of the handler: the error's traceback would keep the memory alive.
+            result = self._try(ticket, changes)
+            if result is not None:
+                return result
+            batch = changed_config(self._raw, changes).train.batch_size
+            if batch == 1:
+                raise StoppedEarly("not even a batch of one sample fits into memory")
+            changes = {**changes, BATCH: batch // 2}
+            log.warning("trial %d: out of memory, batch %d -> %d", trial.number, batch, batch // 2)
+            trial.set_user_attr("changes", changes)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _try(self, ticket: Ticket, changes: Mapping[str, Any]) -> Result | None:
+        """The result; None: it needs more memory than there is."""
+        config = changed_config(self._raw, changes)
+        layout, tune = Layout(config), config.tune
+        folder = layout.state / "tune" / ticket.study / f"{ticket.origin:04d}"
+        label = f"{ticket.study}-{ticket.origin:04d}"
+        job = job_of(config, folder, label, config.seed)
+        figures = figures_of(config)
+        watch = _Watch(ticket.trial, figures)
+        try:
+            progress = train_model(config, job, NullReporter(), watch)
+            latency_s = None
+            if tune.max_latency_s is not None:
+                latency_s = _latency_s(config, layout, job)
+                ticket.trial.set_constraint("latency", latency_s - tune.max_latency_s)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        except StoppedEarly:
+            shutil.rmtree(layout.state / "resume" / job.name, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        found = chosen_figures(progress, run_settings(config, job.run).select)
+        return Result(
+            [_figure(found, name) for name in figures],
+            {"figures": found, "latency_s": latency_s, "seconds": round(progress.seconds, 3)},
+        )
+
+
+def for_trials(config: Config) -> Config:
+    """Settings of trials: validated often enough to be pruned, and with a share of the cores."""
+    often = {"train.validate_every_epochs": config.tune.validate_every_epochs}
+    return changed_config(config.model_dump(), often | threads_of(config))
+
+
+class _Watch:
+    """Tells Optuna of each validation of a trial, and ends it when the pruner says so."""
+
+    def __init__(self, trial: optuna.Trial, figures: list[str]) -> None:
+        self._trial, self._figures = trial, figures
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Report the figure that is maximised, at this epoch."""
+        value = figures.get(f"val/{self._figures[0]}")
+        if value is None or len(self._figures) > 1:  # Optuna prunes by one figure only.
+            return
+        epoch = int(figures["epoch"])
+        self._trial.report(value, epoch)
+        if self._trial.should_prune():
+            raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
+
+
+def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | None = None) -> Job:
+    """The training that is tuned, with its results in `folder`.
+
+    Args:
+        config: all settings.
+        folder: takes the model and the curves.
+        label: what the record calls it.
+        seed: of all its draws.
+        start: first weights of ``finetune``; None: those that the main job starts from.
+    """
+    layout, run = Layout(config), config.tune.run
+    model = config.tune.model or config.train.models[0]
+    generated = run == "pretrain"
+    splits = {
+        name: layout.intervid / f"{name}.jsonl" if generated else layout.split(name)
+        for name in ("train", "val")
+    }
+    if run == "finetune":
+        start = start or layout.model(config.train.start, model)
+    return Job(
+        run=run,
+        model=model,
+        seed=seed,
+        train=splits["train"],
+        val=splits["val"],
+        start=start,
+        out=folder / "model",
+        figures=folder / "training" / run,
+        label=label,
+    )
+
+
+def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
+    """Validation figures of the weights that a training ends with."""
+    validated = [row for row in progress.history if any(name.startswith("val/") for name in row)]
+    if select == "best":
+        validated = [row for row in validated if row["step"] == progress.best_step]
+    last = validated[-1] if validated else {}
+    return {
+        name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _latency_s(config: Config, layout: Layout, job: Job) -> float:
+    """Seconds a query, forward pass and decoding, on the validation data."""
+    rows = JudgedRows(config, layout, job.val)
+    model = rows.model(job.out)
+    seconds = min(rows.seconds(model) for _ in range(_LATENCY_PASSES))
+    return seconds / len(rows.data.annotations)
+
+
+def _figure(found: Mapping[str, float], name: str) -> float:
+    if name not in found:
+        near = nearest_names(name, found)
+        rule = f"is no figure of this evaluation ({', '.join(found) or 'nothing was validated'})"
+        raise TuningError(f"tune.figures: {name!r} {rule}{suggestion(near)}")
+    value = found[name]
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,128 @@
+"""Second level: what can be chosen after training, on the detections of the confirmed runs.
+
+A trial decodes and judges the stored validation detections of every seed again, in seconds; its
+figure is the mean over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from optuna.pruners import BasePruner, NopPruner
+
+from mrmodel.components import MODELS
+from mrmodel.config import Config, parse_config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate.significance import BootstrapSettings, Comparison, bootstrap_over_seeds
+from mrmodel.models.sg_detr.settings import InferSettings
+from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.scoring import Judge
+from mrmodel.predict.tuning import PostHocChoice, predict_cached
+from mrmodel.section import validate_section
+from mrmodel.storage import open_store
+from mrmodel.tune.confirm import read_detections
+from mrmodel.tune.objective import job_of
+from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of
+from mrmodel.tune.space import changed_config
+from mrmodel.tune.study import Facts
+from mrmodel.tune.worker import Result, Ticket
+
+
+class PostHocObjective:
+    """Judges one choice; `facts.about` has the candidate and its seeds."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._raw, self._config = facts.config, parse_config(facts.config)
+        self._plan = post_hoc_plan(self._config)
+        self._runs = ConfirmedRuns(self._config, facts.store, facts.about)
+
+    @property
+    def pruner(self) -> BasePruner:
+        """A trial takes seconds."""
+        return NopPruner()
+
+    def __call__(self, ticket: Ticket) -> Result:
+        """Decode and judge the detections of every seed."""
+        changes = self._plan.changes(self._plan.suggest(ticket.trial))
+        ticket.trial.set_user_attr("changes", changes)
+        figures = self._runs.figures(changed_config(self._raw, changes))
+        return Result([figures[figures_of(self._config)[0]]], {"figures": figures})
+
+
+class ConfirmedRuns:
+    """Stored validation detections of one candidate, a set for each seed.
+
+    Args:
+        config: with the changes of the candidate.
+        store: address of the study's store.
+        about: ``candidate``: its number; ``seeds``.
+    """
+
+    def __init__(self, config: Config, store: str, about: Mapping[str, Any]) -> None:
+        place = open_store(store)
+        self._sets = [read_detections(place, about["candidate"], seed) for seed in about["seeds"]]
+        # Labels and folders do not matter here, only which annotations the run is validated with.
+        file = job_of(config, Layout(config).state, "", config.seed).val
+        self._truth = [row.as_row() for row in read_annotations(file, config.features.clip_len_s)]
+        self._judge = Judge(config)
+
+    def figures(self, config: Config) -> dict[str, float]:
+        """Mean figures over the seeds, decoded as `config` says."""
+        found = [self._judge.figures(scores) for _, scores in self._scores(config)]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    def compare(self, before: Config, after: Config) -> Comparison:
+        """How much better the second way of decoding is, over videos and seeds."""
+        runs = [[per_query for per_query, _ in self._scores(one)] for one in (before, after)]
+        settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
+        return bootstrap_over_seeds(runs[0], runs[1], self._judge.protocol.headline, settings)
+
+    def _scores(self, config: Config) -> list[tuple[PerQuery, Any]]:
+        choice, judge = choice_of(config), Judge(config)
+        found = []
+        for cached in self._sets:
+            rows = [row.as_row() for row in predict_cached(cached, choice, judge.postprocess)]
+            scores = self._judge.score(self._truth, rows)
+            found.append((scores.per_query, scores))
+        return found
+
+
+def choice_of(config: Config) -> PostHocChoice:
+    """What a configuration says of everything after the heads of the tuned model."""
+    model = target_of(config).model
+    settings = validate_section(MODELS.get(model).Settings, config.models[model], f"models.{model}")
+    infer = getattr(settings, "infer", None)
+    # Official evaluation suppresses nothing, whatever is configured.
+    nms_iou = config.evaluate.nms_iou if config.evaluate.mode == "clean" else -1.0
+    return PostHocChoice(infer=infer or InferSettings(), nms_iou=nms_iou)
+
+
+def pinned(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes`, and what keeps the training from changing with them.
+
+    The exponent that ranks windows is that of the matching too, unless the matching has its own.
+    """
+    model = target_of(config).model
+    alpha = f"models.{model}.infer.alpha"
+    if alpha not in changes:
+        return dict(changes)
+    before = post_hoc_plan(config).setting(config, "match.alpha")
+    if before is not None:
+        return dict(changes)
+    kept = post_hoc_plan(config).setting(config, "infer.alpha")
+    return {**changes, f"models.{model}.match.alpha": kept}
+
+
+def post_hoc_facts(config: Config, candidate: int, seeds: list[int], facts: Facts) -> Facts:
+    """The facts of the second level's study, from those of the confirmation."""
+    return Facts(
+        objective=f"{PostHocObjective.__module__}:{PostHocObjective.__name__}",
+        config=config.model_dump(),
+        about={"candidate": candidate, "seeds": seeds},
+        store=facts.store,
+        title=facts.title.replace("confirmation", "after training"),
+        attempts=facts.attempts,
+    )

@@ -1,0 +1,235 @@
+"""A whole search, read from top to bottom: train with other values, confirm, choose the rest.
+
+Everything it knows is in the studies, so a search that was killed goes on from there: each step
+first looks which of its trials are there already.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from mrmodel import presets
+from mrmodel.config import Config, parse_config
+from mrmodel.errors import DataError, TuningError
+from mrmodel.evaluate.significance import Comparison
+from mrmodel.files import digest_of
+from mrmodel.pipeline.training import run_settings
+from mrmodel.storage import open_store
+from mrmodel.tune import confirm
+from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
+from mrmodel.tune.crew import Crew, follow
+from mrmodel.tune.objective import TrainingObjective, job_of
+from mrmodel.tune.plans import figures_of, post_hoc_plan, training_plan
+from mrmodel.tune.post_hoc import ConfirmedRuns, pinned, post_hoc_facts
+from mrmodel.tune.space import changed_config
+from mrmodel.tune.study import REQUIRED, SOURCE, Facts, TicketStudy, is_feasible
+from mrmodel.tune.verdict import Chosen, Confirmed, Gain, Verdict, forget_verdict, keep_verdict
+
+log = logging.getLogger(__name__)
+
+START, PAPER = "params.yaml", "paper"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a search is carried out.
+
+    Attributes:
+        storage: of the studies.
+        store: address of a store that all workers reach.
+        crew: starts the workers.
+        told: called now and then while they work, with the study.
+    """
+
+    storage: BaseStorage
+    store: str
+    crew: Crew
+    told: Callable[[TicketStudy], None]
+
+
+def search(config: Config, desk: Desk) -> Verdict:
+    """Begin or go on; returns when the last step is done.
+
+    Raises:
+        ConfigError: the space does not fit the model.
+        TuningError: the study is another one; or trials fail in a way that all would.
+        DataError: there are no rows to train with, or to validate with.
+    """
+    study = open_search(config, desk)
+    forget_verdict(study)
+    carry_out(study, config, desk)
+    verdict = summary_of(study, config)
+    best = candidates(study, config.tune.confirm.best)
+    if best:
+        confirmation, plan = open_confirmation(study, config, best, desk)
+        carry_out(confirmation, config, desk)
+        confirmed = confirmed_candidates(confirmation, plan, config)
+        verdict = verdict.model_copy(update={"seeds": plan.seeds, "candidates": confirmed})
+        if config.tune.post_hoc.trials and len(config.tune.figures) < 2:
+            chosen = choose_after_training(confirmation, plan, verdict, desk)
+            verdict = verdict.model_copy(update={"after_training": chosen})
+    keep_verdict(study, verdict)
+    return verdict
+
+
+def carry_out(study: TicketStudy, config: Config, desk: Desk) -> None:
+    """Have the tickets of a study worked off."""
+    follow(study, desk.crew, config.tune.workers, lambda: desk.told(study))
+
+
+def open_search(config: Config, desk: Desk) -> TicketStudy:
+    """The study of the first level, with a ticket for each trial that is not done yet."""
+    tune, plan = config.tune, training_plan(config)
+    if not plan.space:
+        raise TuningError("tune.space leaves nothing to search")
+    facts = Facts(
+        objective=f"{TrainingObjective.__module__}:{TrainingObjective.__name__}",
+        config=config.model_dump(),
+        about={"epochs": epochs_of(config)},
+        store=f"{desk.store.rstrip('/')}/{tune.study}",
+        title=f"tune {tune.study}",
+        attempts=tune.attempts,
+    )
+    count = len(figures_of(config))
+    study = TicketStudy.create(desk.storage, tune.study, facts, count, tune.seed)
+    if not study.trials():
+        study.enqueue(plan.starting_values(), **{SOURCE: START})
+        paper = paper_config(config)
+        if paper is not None and plan.values_of(paper) != plan.starting_values():
+            study.enqueue(plan.values_of(paper), **{SOURCE: PAPER})
+    study.fill(tune.trials)
+    return study
+
+
+def epochs_of(config: Config) -> int:
+    """The most epochs that a training of ``tune.run`` takes.
+
+    Raises:
+        DataError: it has no rows to learn from, or none to validate with.
+    """
+    run = run_settings(config, config.tune.run)
+    job = job_of(config, Path(), "", config.seed)
+    counts = {}
+    for file in (job.train, job.val):
+        counts[file] = file.read_bytes().count(b"\n") if file.exists() else 0
+        if not counts[file]:
+            rule = "has no rows; a search needs rows to train and to validate with (dvc repro)"
+            raise DataError(rule, file=file)
+    if run.epochs is not None:
+        return run.epochs
+    steps_per_epoch = math.ceil(counts[job.train] / config.train.batch_size)
+    return math.ceil((run.steps or 1) / steps_per_epoch)
+
+
+def paper_config(config: Config) -> Config | None:
+    """The published values for QVHighlights, where there is a preset of them."""
+    model = config.tune.model or config.train.models[0]
+    name = f"qvhighlights_{model}"
+    return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
+
+
+def summary_of(study: TicketStudy, config: Config) -> Verdict:
+    """The first level in a few numbers."""
+    started = [trial for trial in study.done() if trial.user_attrs.get(SOURCE) == START]
+    return Verdict(
+        figure=figures_of(config)[0],
+        start=started[0].values[0] if started and started[0].values else None,
+        best=study.best_value(),
+        trials=len(study.done()),
+        seeds=[],
+        candidates=[],
+        after_training=None,
+    )
+
+
+def candidates(study: TicketStudy, count: int) -> list[Candidate]:
+    """The best feasible trials above the starting point; of two figures, of their Pareto front."""
+    complete = [trial for trial in study.trials(TrialState.COMPLETE) if is_feasible(trial)]
+    starts = [trial for trial in complete if trial.user_attrs.get(SOURCE) == START]
+    if len(study.directions) > 1:
+        numbers = {trial.number for trial in study.handle.best_trials}
+        complete = [trial for trial in complete if trial.number in numbers]
+    elif starts:
+        complete = [trial for trial in complete if trial.values[0] > starts[0].values[0]]
+    found: dict[str, Candidate] = {}
+    for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
+        changes = trial.user_attrs["changes"]
+        if changes:
+            found.setdefault(digest_of(changes), Candidate(trial.number, changes))
+    return list(found.values())[:count]
+
+
+def open_confirmation(
+    study: TicketStudy, config: Config, best: Sequence[Candidate], desk: Desk
+) -> tuple[TicketStudy, Plan]:
+    """The study of the confirmation of these candidates, with its tickets."""
+    plan = Plan.of(config, best)
+    facts = confirm.confirmation_facts(config, plan, study.facts)
+    # Other candidates are another confirmation: a search may be prolonged.
+    name = f"{study.name}.confirm.{facts.digest[:8]}"
+    facts = replace(facts, store=f"{study.facts.store}/{name}")
+    confirmation = TicketStudy.create(
+        desk.storage, name, facts, len(figures_of(config)), config.tune.seed
+    )
+    there = [trial.system_attrs["fixed_params"] for trial in confirmation.trials()]
+    for ticket in plan.tickets():
+        if ticket not in there:
+            confirmation.enqueue(ticket, **{REQUIRED: True})
+    return confirmation, plan
+
+
+def confirmed_candidates(confirmation: TicketStudy, plan: Plan, config: Config) -> list[Confirmed]:
+    """What the runs of each candidate gave."""
+    store = open_store(confirmation.facts.store)
+    values = {
+        (trial.params[CANDIDATE], trial.params[SEED]): trial.values[0]
+        for trial in confirmation.trials(TrialState.COMPLETE)
+    }
+    found = []
+    for number, one in enumerate(plan.candidates):
+        gain = gain_of(confirm.compare(store, plan, number, config)) if number else None
+        seen = [values[number, seed] for seed in plan.seeds]
+        found.append(Confirmed(trial=one.trial, changes=one.changes, values=seen, gain=gain))
+    return found
+
+
+def choose_after_training(
+    confirmation: TicketStudy, plan: Plan, verdict: Verdict, desk: Desk
+) -> Chosen | None:
+    """The second level, on the runs of the winner, or of the starting point without one."""
+    winner = verdict.winner
+    trials = [one.trial for one in plan.candidates]
+    number = 0 if winner is None else trials.index(winner.trial)
+    config = changed_config(confirmation.facts.config, plan.candidates[number].changes)
+    space = post_hoc_plan(config)
+    if not space.space:
+        return None
+    facts = post_hoc_facts(config, number, plan.seeds, confirmation.facts)
+    name = confirmation.name.replace(".confirm.", ".post_hoc.")
+    study = TicketStudy.create(desk.storage, name, facts, 1, config.tune.seed)
+    if not study.trials():
+        study.enqueue(space.starting_values(), **{SOURCE: START})
+    study.fill(config.tune.post_hoc.trials)
+    carry_out(study, config, desk)
+    best = candidates(study, 1)
+    if not best:
+        return None
+    runs = ConfirmedRuns(config, facts.store, facts.about)
+    after = changed_config(config.model_dump(), best[0].changes)
+    gain = gain_of(runs.compare(config, after))
+    assert best[0].trial is not None
+    return Chosen(trial=best[0].trial, changes=pinned(config, best[0].changes), gain=gain)
+
+
+def gain_of(comparison: Comparison) -> Gain:
+    """A comparison in numbers that can be kept."""
+    found = comparison.difference
+    return Gain(difference=float(found.value), low=float(found.low), high=float(found.high))

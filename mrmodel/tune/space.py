@@ -1,0 +1,200 @@
+"""A model's search space made concrete for one params.yaml: where it starts, what a trial changes.
+
+All names here are the short ones of `mrmodel.search_space`; `SearchPlan.changes` turns a trial's
+values into dotted paths of params.yaml.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from pydantic import BaseModel
+
+from mrmodel.components import MODELS
+from mrmodel.config import Config, parse_config
+from mrmodel.errors import ConfigError, nearest_names
+from mrmodel.search_space import Choice, Dimension, FloatRange, IntRange, Value, full_name
+from mrmodel.section import validate_section
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is tuned: the model, and the section below `train`."""
+
+    model: str
+    run: str
+
+
+class SearchPlan:
+    """The dimensions of a search, its starting point, and the way from values to parameters.
+
+    Args:
+        config: where the search starts; settings that are not searched stay as they are.
+        target: what is tuned.
+        space: dimensions by short name.
+
+    Raises:
+        ConfigError: a dimension is about a setting that does not exist.
+    """
+
+    def __init__(self, config: Config, target: Target, space: Mapping[str, Dimension]) -> None:
+        self.config, self.target = config, target
+        self.space: dict[str, Dimension] = {}
+        self.start: dict[str, Value] = {}
+        for name, dimension in space.items():
+            found = self.setting(config, name)
+            value = dimension.unset if found is None and dimension.unset is not None else found
+            if getattr(dimension, "log", False) and value == 0:
+                log.info("%s is 0, which switches it off: it is not searched", name)
+                continue
+            self.space[name] = _holding(dimension, name, value)
+            self.start[name] = value
+
+    def setting(self, config: Config, name: str) -> Any:
+        """Value of the setting `name` (searched or not) in a configuration, defaults included.
+
+        Raises:
+            ConfigError: there is no such setting.
+        """
+        path = full_name(name, *self._target)
+        parts = path.split(".")
+        if parts[0] == "models":
+            settings = MODELS.get(parts[1]).Settings
+            found: Any = validate_section(settings, config.models[parts[1]], f"models.{parts[1]}")
+            parts = parts[2:]
+        else:
+            found = config
+        for part in parts:
+            found = _inside(found, part, path)
+        return found
+
+    def active(self, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether the conditions of a dimension hold, given the values that a trial has so far."""
+        return all(
+            (values[other] if other in values else self.setting(self.config, other)) in allowed
+            for other, allowed in self.space[name].when.items()
+        )
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
+        """Values of a trial for all dimensions whose conditions hold."""
+        values: dict[str, Value] = {}
+        for name, dimension in self.space.items():
+            if self.active(name, values):
+                values[name] = _suggest(trial, name, dimension)
+        return values
+
+    def starting_values(self) -> dict[str, Value]:
+        """The starting point as values of a trial."""
+        values: dict[str, Value] = {}
+        for name in self.space:
+            if self.active(name, values):
+                values[name] = self.start[name]
+        return values
+
+    def values_of(self, other: Config) -> dict[str, Value]:
+        """The values that another configuration has, cut to the ranges; e.g. a paper's."""
+        values: dict[str, Value] = {}
+        for name, dimension in self.space.items():
+            found = self.setting(other, name)
+            value = dimension.unset if found is None else found
+            if self.active(name, values) and value is not None:
+                nearest = _nearest(dimension, value)
+                if nearest is not None:
+                    values[name] = nearest
+        return values
+
+    def changes(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Dotted path in params.yaml -> new value, for what differs from the starting point."""
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if value == self.start[name]:
+                continue
+            path = full_name(name, *self._target)
+            parent, _, last = path.rpartition(".")
+            if last.isdigit():  # One number of a list: the list is written as a whole.
+                listed = name.rpartition(".")[0]
+                numbers = found.setdefault(parent, list(self.setting(self.config, listed)))
+                numbers[int(last)] = value
+            else:
+                found[path] = value
+        return found
+
+    @property
+    def _target(self) -> tuple[str, str]:
+        return self.target.model, self.target.run
+
+
+def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    """A configuration with some values changed.
+
+    Args:
+        raw: the parameter tree.
+        changes: dotted path -> value.
+
+    Raises:
+        ConfigError: together the values break a rule.
+    """
+    tree: dict[str, Any] = copy.deepcopy(dict(raw))
+    for path, value in changes.items():
+        *above, last = path.split(".")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return parse_config(tree)
+
+
+def _inside(found: Any, part: str, path: str) -> Any:
+    if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+        return found[int(part)]
+    known = list(type(found).model_fields) if isinstance(found, BaseModel) else []
+    if part not in known:
+        raise ConfigError(path, None, "no such setting", nearest_names(part, known))
+    return getattr(found, part)
+
+
+def _holding(dimension: Dimension, name: str, start: Value) -> Dimension:
+    """The dimension, made so wide that a search can come back to where it began."""
+    if start is None and not isinstance(dimension, Choice):
+        rule = "is null in params.yaml; write a value for the search to start from"
+        raise ConfigError(name, None, rule)
+    if isinstance(dimension, Choice):
+        if start in dimension.choices:
+            return dimension
+        return dimension.model_copy(update={"choices": [*dimension.choices, start]})
+    if isinstance(start, bool | str) or start is None:
+        raise ConfigError(name, start, "is no number, but its dimension is a range")
+    low, high = min(dimension.low, start), max(dimension.high, start)
+    if isinstance(dimension, IntRange):
+        if (start - dimension.low) % dimension.step:
+            raise ConfigError(name, start, f"is not reached from low {low} in the steps given")
+        return dimension.model_copy(update={"low": int(low), "high": int(high)})
+    return dimension.model_copy(update={"low": float(low), "high": float(high)})
+
+
+def _nearest(dimension: Dimension, value: Value) -> Value:
+    """The value of the dimension nearest to `value`; None: a choice that it does not have."""
+    if isinstance(dimension, Choice):
+        return value if value in dimension.choices else None
+    assert isinstance(value, int | float)
+    cut = min(max(value, dimension.low), dimension.high)
+    if isinstance(dimension, IntRange):
+        return int(dimension.low + round((cut - dimension.low) / dimension.step) * dimension.step)
+    return float(cut)
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Value:
+    if isinstance(dimension, FloatRange):
+        return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+    if isinstance(dimension, IntRange):
+        low, high = dimension.low, dimension.high
+        return trial.suggest_int(name, low, high, step=dimension.step, log=dimension.log)
+    chosen: Value = trial.suggest_categorical(name, dimension.choices)
+    return chosen

@@ -1,0 +1,227 @@
+"""A search in pictures and tables: for MLflow, for a page of its own, and for the report."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mrmodel.files import write_json, write_text
+from mrmodel.pipeline.layout import Layout
+from mrmodel.report.build import Report, Section, Table, render
+from mrmodel.track.record import RunRecord
+from mrmodel.tune.apply import reason
+from mrmodel.tune.study import RETRY_OF, SOURCE, TicketStudy, is_feasible, owner_of
+from mrmodel.tune.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+_SHOWN_TRIALS = 15
+
+
+def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layout: Layout) -> Path:
+    """Write the page of a search, and keep page, pictures, tables and verdict in its record.
+
+    Returns:
+        The page, ``reports/tuning/<study>.html``.
+    """
+    charts = pictures(study)
+    page = layout.reports / "tuning" / f"{study.name}.html"
+    write_text(page, render(report_of(study, verdict, charts)))
+    write_json(page.with_suffix(".json"), verdict.model_dump())
+    record.text("search.html", page.read_text(encoding="utf-8"))
+    for name, svg in charts.items():
+        record.text(f"views/{name}.svg", svg)
+    record.table("trials.json", trial_columns(study.trials()))
+    states = [trial.state.name.lower() for trial in study.trials()]
+    record.log({f"trials/{state}": states.count(state) for state in sorted(set(states))}, 0)
+    for name in ("start", "best"):
+        value = getattr(verdict, name)
+        if value is not None:
+            record.log({f"{name}": value}, 0)
+    record.tags({"verdict": sentence(verdict), "study": study.name})
+    record.params({"found": verdict.changes})
+    return page
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in words."""
+    winner, after = verdict.winner, verdict.after_training
+    parts = []
+    if winner is not None:
+        runs = f"{len(verdict.seeds)} seeds"
+        parts.append(f"trial {winner.trial} is better: {winner.gain} {verdict.figure}, {runs}")
+    else:
+        parts.append(f"nothing was confirmed to be better: {reason(verdict)}")
+    if after is not None:
+        clear = "" if after.gain.is_clear else ", which is not clear and not applied"
+        parts.append(f"what is chosen after training adds {after.gain}{clear}")
+    return "; ".join(parts)
+
+
+def report_of(study: TicketStudy, verdict: Verdict, charts: dict[str, str]) -> Report:
+    """The page."""
+    facts = study.facts
+    started = {"starting point": verdict.start, "best trial": verdict.best}
+    shown = {name: f"{value:.2f}" for name, value in started.items() if value is not None}
+    sections = [Section("Verdict", sentence(verdict) + ".", tables=verdict_tables(verdict))]
+    sections.append(Section("Trials", tables=[trial_table(study, verdict.figure)]))
+    sections.append(
+        Section(
+            "Views",
+            "Of all finished trials. The importance of a value is how far the best trials' values "
+            "differ from what was drawn (PED-ANOVA); with few trials it says little.",
+            charts=list(charts.values()),
+        )
+    )
+    return Report(
+        title=f"Search “{study.name}” for {verdict.figure}",
+        lead="All figures are of validation data; the test split was not read.",
+        headline={**shown, "trials": str(verdict.trials)},
+        sections=sections,
+        provenance={"study": study.name, "begun with parameters": facts.digest[:12]},
+    )
+
+
+def verdict_tables(verdict: Verdict) -> list[Table]:
+    """The confirmation, and what was chosen, as tables."""
+    tables = []
+    if verdict.candidates:
+        rows = []
+        for one in verdict.candidates:
+            name = "starting point" if one.trial is None else f"trial {one.trial}"
+            values = [f"{value:.2f}" for value in one.values]
+            mean = f"{sum(one.values) / len(one.values):.2f}"
+            rows.append([name, mean, *values, str(one.gain) if one.gain is not None else "–"])
+        seeds = [f"seed {seed}" for seed in verdict.seeds]
+        caption = (
+            f"{verdict.figure} of trainings with several seeds; difference to the starting point "
+            "with its 95 % interval over videos and seeds."
+        )
+        columns = ["", "mean", *seeds, "difference"]
+        winner = verdict.winner
+        strong = verdict.candidates.index(winner) if winner is not None else None
+        tables.append(Table(caption, columns, rows, strong))
+    if verdict.changes:
+        rows = [[path, str(value)] for path, value in verdict.changes.items()]
+        tables.append(Table("To write into params.yaml.", ["parameter", "value"], rows))
+    return tables
+
+
+def trial_table(study: TicketStudy, figure: str) -> Table:
+    """The best trials and what they changed."""
+    complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
+    best = sorted(complete, key=lambda one: -one.values[0])[:_SHOWN_TRIALS]
+    rows = [
+        [str(one.number), *(f"{value:.2f}" for value in one.values), changes_of(one)]
+        for one in best
+    ]
+    states = [trial.state.name.lower() for trial in study.trials()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    others = [f"figure {number}" for number in range(2, len(study.directions) + 1)]
+    columns = ["trial", figure, *others, "differs from the starting point in"]
+    return Table(f"The best of {len(states)} trials ({counts}).", columns, rows)
+
+
+def changes_of(trial: FrozenTrial) -> str:
+    """What a trial changed, in one line."""
+    if trial.user_attrs.get(SOURCE):
+        return f"values of {trial.user_attrs[SOURCE]}"
+    changes = trial.user_attrs.get("changes", {})
+    return ", ".join(f"{_short(path)} {_number(value)}" for path, value in changes.items())
+
+
+def trial_columns(trials: list[FrozenTrial]) -> dict[str, list[Any]]:
+    """A row a trial."""
+    owners = [owner_of(trial) for trial in trials]
+    names = sorted({name for trial in trials for name in trial.params})
+    return {
+        "trial": [trial.number for trial in trials],
+        "state": [trial.state.name.lower() for trial in trials],
+        "value": [trial.values[0] if trial.values else None for trial in trials],
+        "why": [trial.user_attrs.get("reason") for trial in trials],
+        "source": [trial.user_attrs.get(SOURCE) for trial in trials],
+        "retry_of": [trial.user_attrs.get(RETRY_OF) for trial in trials],
+        "seconds": [one.duration.total_seconds() if one.duration else None for one in trials],
+        "machine": [owner.machine if owner else None for owner in owners],
+        **{name: [trial.params.get(name) for trial in trials] for name in names},
+    }
+
+
+def pictures(study: TicketStudy) -> dict[str, str]:
+    """Name -> SVG of each view that the trials suffice for."""
+    from optuna.visualization import matplotlib as views
+
+    handle, pareto = study.handle, len(study.directions) > 1
+    first = _first if pareto else None
+    drawn: dict[str, Callable[[], Any]] = {
+        "pareto_front": lambda: views.plot_pareto_front(handle),
+        "history": lambda: views.plot_optimization_history(handle, target_name="figure"),
+        "curves": lambda: views.plot_intermediate_values(handle),
+        # PED-ANOVA looks at the trials of the lowest values, and here the highest are the best.
+        "importance": lambda: views.plot_param_importances(
+            handle, target=_lowest, target_name="figure"
+        ),
+        "parallel_coordinates": lambda: views.plot_parallel_coordinate(
+            handle, target=first, target_name="figure"
+        ),
+        "slices": lambda: views.plot_slice(handle, target=first, target_name="figure"),
+    }
+    for other in ("history", "curves") if pareto else ("pareto_front",):
+        del drawn[other]
+    found = {}
+    with _quiet():
+        for key, draw in drawn.items():
+            try:
+                found[key] = _svg(draw())
+            except (ValueError, RuntimeError) as error:  # Too few trials, or all alike.
+                log.info("no view %r of %s: %s", key, study.name, error)
+    return found
+
+
+def _first(trial: FrozenTrial) -> float:
+    return float(trial.values[0])
+
+
+def _lowest(trial: FrozenTrial) -> float:
+    return -float(trial.values[0])
+
+
+def _svg(axes: Any) -> str:
+    import matplotlib.pyplot as plt
+
+    figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna calls its views experimental; matplotlib shall open no window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", module="matplotlib")
+        warnings.filterwarnings("ignore", module="optuna")
+        yield
+
+
+def _short(path: str) -> str:
+    """A dotted path without the parts that all have in common."""
+    parts = path.split(".")
+    return ".".join(parts[2:] if parts[0] == "models" else parts[1:])
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

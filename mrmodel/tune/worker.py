@@ -1,0 +1,154 @@
+"""``python -m mrmodel.tune.worker STUDY --owner LABEL``: work on a study until nothing waits.
+
+The current folder is a repository with the data of the training. Whatever starts such a process
+sees to it that the trial of one that was killed is tried again (`mrmodel.tune.crew`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.trial import TrialState
+
+from mrmodel.config import parse_config
+from mrmodel.errors import ConfigError, MrModelError, StoppedEarly, TrainingError
+from mrmodel.pipeline.layout import Layout
+from mrmodel.processes import die_with_parent
+from mrmodel.progress import announce
+from mrmodel.track.environment import process_tags
+from mrmodel.track.record import PARENT, open_record
+from mrmodel.track.spool import Opening
+from mrmodel.tune.storage import open_storage, storage_address
+from mrmodel.tune.study import REASON, Facts, Owner, TicketStudy, origin_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A trial as its objective sees it.
+
+    Attributes:
+        trial: asks for values, takes intermediate figures.
+        study: name of the study.
+        origin: number of the first attempt; a retry goes on from what that one has left.
+    """
+
+    trial: optuna.Trial
+    study: str
+    origin: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a trial ended: the figures that are maximised, and what else is worth knowing."""
+
+    values: Sequence[float]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What the trials of a study do."""
+
+    def __init__(self, facts: Facts) -> None: ...
+
+    @property
+    def pruner(self) -> BasePruner:
+        """When to give a trial up."""
+
+    def __call__(self, ticket: Ticket) -> Result:
+        """Run a trial.
+
+        Raises:
+            StoppedEarly: it is given up.
+            TrainingError, ConfigError: these values cannot work.
+            MrModelError: no trial could work; the worker ends with it.
+        """
+
+
+def load_objective(facts: Facts) -> Objective:
+    """The objective of a study."""
+    module, _, name = facts.objective.partition(":")
+    made: Objective = getattr(importlib.import_module(module), name)(facts)
+    return made
+
+
+def work(study: TicketStudy, owner: Owner) -> int:
+    """Take trials until none waits; returns how many.
+
+    Raises:
+        MrModelError: a trial failed in a way that every other would too; it is left running, for
+            the sweep of whoever started the worker.
+    """
+    objective, count = load_objective(study.facts), 0
+    while (trial := study.claim(owner, objective.pruner)) is not None:
+        announce("step", name=f"{study.name} trial {trial.number}")
+        run_trial(study, objective, trial)
+        count += 1
+    return count
+
+
+def run_trial(study: TicketStudy, objective: Objective, trial: optuna.Trial) -> None:
+    """Run a claimed trial and tell how it ended."""
+    frozen = study.handle.trials[trial.number]
+    try:
+        result = objective(Ticket(trial, study.name, origin_of(frozen)))
+    except (StoppedEarly, TrainingError, ConfigError) as error:
+        log.info("%s: trial %d given up: %s", study.name, trial.number, error)
+        study.tell(trial.number, TrialState.PRUNED, None, **{REASON: str(error)})
+        return
+    attributes = dict(result.attributes)
+    study.tell(trial.number, TrialState.COMPLETE, result.values, **attributes)
+
+
+def recorded_work(study: TicketStudy, owner: Owner) -> int:
+    """`work`, with each trial as a run below the run of the search in MLflow."""
+    facts = study.facts
+    config = parse_config(facts.config)
+    opening = Opening(
+        experiment=config.tracking.experiment,
+        state=str(Layout(config).state.resolve()),
+        name="tune",
+        title=facts.title,
+        code=str(Path.cwd()),
+        join=os.environ.get(PARENT),
+    )
+    tracking = config.tracking
+    if opening.join is None:  # The search itself has no record, so its trials have none.
+        tracking = tracking.model_copy(update={"enabled": False})
+    with open_record(tracking, opening):
+        return work(study, owner)
+
+
+def main() -> int:
+    """Work on the study named by the argument; exit code 1 and one line on a mistake."""
+    die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("--owner", required=True)
+    parser.add_argument("--state", default=".mrmodel", help="where the journal is")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        storage = open_storage(storage_address(Path(options.state)))
+        owner = Owner(options.owner, **process_tags())
+        count = recorded_work(TicketStudy(storage, options.study), owner)
+    except MrModelError as error:
+        log.error("error: %s", error)
+        return 1
+    log.info("worker %s (process %d): %d trials", options.owner, os.getpid(), count)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
