@@ -66,6 +66,8 @@ ENCODERS = Registry(
         "clip_b32.text512": "mrmodel.encoders.clip:ClipTextEncoder",
         "clip_b32.joint_text512": "mrmodel.encoders.clip:ClipJointTextEncoder",
         "slowfast.video2304": "mrmodel.encoders.slowfast:SlowFastVideoEncoder",
+        "internvideo2_1b.video512": "mrmodel.encoders.internvideo2:InternVideo2VideoEncoder",
+        "internvideo2_1b.text512": "mrmodel.encoders.internvideo2:InternVideo2TextEncoder",
         "tiny.video": "mrmodel.encoders.tiny:TinyVideoEncoder",
         "tiny.text": "mrmodel.encoders.tiny:TinyTextEncoder",
     },

@@ -112,6 +112,13 @@ PUBLISHED = {
         {"weights": "SLOWFAST_8x8_R50.pkl of PySlowFast's model zoo, Kinetics-400"},
         "Apache-2.0 (code); trained on Kinetics-400, whose videos have terms of their own",
     ),
+    "internvideo2_1b": PublishedSet(
+        {
+            "weights": "InternVideo2-stage2_1b-224p-f4.pt",
+            "vocabulary": "vocab.txt of bert-large-uncased",
+        },
+        "Apache-2.0",
+    ),
 }
 
 C = TypeVar("C", bound=SetConfig)

@@ -5,13 +5,19 @@ be.
 """
 
 import gzip
+import string
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mrmodel.encoders.bert_tower import BertSizes
 from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
+from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
+from mrmodel.encoders.internvideo2_vision import VisionSizes
 from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
+from mrmodel.files import derive_seed
 from mrmodel.official.towers.convert import Conversion, convert
 
 MERGES = [("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>")]
@@ -35,15 +41,29 @@ SLOWFAST = SlowFastConfig(
     ),
     image_size=32,
 )
+# Names as the official checkpoint has them; 16 heads is what 1B has everywhere.
+INTERNVIDEO2 = InternVideo2Config(
+    vision=VisionSizes(
+        width=64, layers=2, mlp=96, pooled=32, patch=14, grid=4, heads=16, pool_heads=16
+    ),
+    text=BertSizes(width=64, layers=1, heads=16, mlp=48, vocabulary=69, positions=48),
+    image_size=56,
+)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+WORDS += [f"##{letter}" for letter in string.ascii_lowercase]
+WORDS += ["the", "red", "dog", "runs", "!", ".", ",", "'", "1", "2", "apple", "falls"]
 
 
 def random_state(*networks, seed=0):
-    """A seeded state in which every part matters: norms near one, matrices that keep the scale."""
-    generator = torch.Generator().manual_seed(seed)
+    """A state in which every part matters: norms near one, matrices that keep the scale.
+
+    A tensor follows from its name and shape, so networks with the same names have the same tensors.
+    """
     state = {}
     for network in networks:
         for name, tensor in network.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
+            rng = np.random.default_rng(derive_seed("state", seed, name))
+            noise = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), np.float32))
             if name.endswith("running_var"):
                 state[name] = 1 + 0.1 * noise.abs()
             elif tensor.ndim > 1:
@@ -75,7 +95,38 @@ def make_slowfast(root: Path, source: Path, **changes):
     return convert(Conversion("slowfast", weights, options=options, root=root, **changes))
 
 
-MAKERS = {"clip_b32": make_clip, "slowfast": make_slowfast}
+def write_words(path: Path) -> Path:
+    path.write_text("\n".join(WORDS) + "\n")
+    return path
+
+
+def internvideo2_state():
+    """The official checkpoint at a tiny size, with what the encoders do not need."""
+    state = random_state(ProjectedVision(INTERNVIDEO2), ProjectedText(INTERNVIDEO2))
+    layer = "text_encoder.bert.encoder.layer.1"
+    for name in ("attention.self.query.weight", "crossattention.self.key.weight"):
+        state[f"{layer}.{name}"] = torch.ones(64, 64)
+    for name in ("clip_decoder.0.head.weight", "final_clip_decoder.norm.bias", "clip_pos_embed"):
+        state[f"vision_encoder.{name}"] = torch.ones(3)
+    for name in ("itm_head.weight", "temp", "text_encoder.cls.predictions.bias"):
+        state[name] = torch.ones(1)
+    state["text_encoder.bert.embeddings.position_ids"] = torch.arange(48)[None]
+    return state
+
+
+def make_internvideo2(root: Path, source: Path, **changes):
+    """The set ``internvideo2_1b`` in `root`, from a checkpoint as DeepSpeed wraps it."""
+    weights = source / "internvideo2.pt"
+    torch.save({"module": internvideo2_state(), "step": 3}, weights)
+    vocabulary = write_words(source / "vocab.txt")
+    return convert(Conversion("internvideo2_1b", weights, vocabulary, root=root, **changes))
+
+
+MAKERS = {
+    "clip_b32": make_clip,
+    "slowfast": make_slowfast,
+    "internvideo2_1b": make_internvideo2,
+}
 
 
 def make_all(folder: Path) -> Path:

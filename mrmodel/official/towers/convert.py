@@ -32,11 +32,11 @@ from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
 from mrmodel.files import atomic_path, sha256_of, write_json
 from mrmodel.official.file import load_plain
 from mrmodel.official.towers.torchscript import is_torchscript, read_torchscript
-from mrmodel.official.towers.vocabulary import clip_tokenizer
+from mrmodel.official.towers.vocabulary import bert_tokenizer, clip_tokenizer
 
 # Set -> the module here that knows its published names.
-_MODULES = {"clip_b32": "clip", "slowfast": "slowfast"}
-_TOKENIZERS = {"clip_b32": clip_tokenizer}
+_MODULES = {"clip_b32": "clip", "slowfast": "slowfast", "internvideo2_1b": "internvideo2"}
+_TOKENIZERS = {"clip_b32": clip_tokenizer, "internvideo2_1b": bert_tokenizer}
 # What trainers wrap around a state dict.
 _WRAPPERS = ("module", "model", "model_state", "state_dict")
 

@@ -49,6 +49,35 @@ def clip_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def bert_tokenizer(path: Path) -> Tokenizer:
+    """BERT's word pieces: lower case without accents, [CLS] and [SEP] around each text.
+
+    Args:
+        path: ``vocab.txt`` of an uncased BERT, or a ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: neither of the two, or it lacks a mark.
+    """
+    if path.suffix == ".json":
+        return _from_json(path)
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a list of words: {error}") from None
+    numbers = {word: number for number, word in enumerate(words)}
+    for mark in ("[UNK]", "[CLS]", "[SEP]"):
+        if mark not in numbers:
+            raise CheckpointError(f"{path}: lacks {mark}: no vocabulary of BERT")
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    marks = [(mark, numbers[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=marks
+    )
+    return tokenizer
+
+
 def _from_json(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))

@@ -1,0 +1,143 @@
+"""InternVideo2 stage-2 1B streams: clips and sentences in one space (features.md, section 1).
+
+This is the reading of SG-DETR's features that we adopt: its eq. 2 and 16 take dot products of text
+and clip vectors without a projection, so both must be the projected ones.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from mrmodel.encoders.base import RowLayout
+from mrmodel.encoders.bert_tower import Bert, BertSizes
+from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
+from mrmodel.encoders.internvideo2_vision import Gelu, InternVideo2Vision, VisionSizes
+from mrmodel.encoders.pixels import IMAGENET_MEAN, IMAGENET_SPREAD, normalise_pixels
+from mrmodel.encoders.weight_sets import Count, SetConfig, WeightSet
+from mrmodel.video.sampling import FrameSampling
+
+
+class InternVideo2Config(SetConfig):
+    """config.json of the set ``internvideo2_1b``.
+
+    Attributes:
+        vision, text: sizes of the towers.
+        projection: channels of the common space.
+        frames: of a clip; another number than the table's stretches the table.
+        image_size: pixels of the square that a picture is squashed to.
+        gelu: of the vision tower; ``exact`` is the official code without its fused kernels.
+        resize: ``bicubic_no_antialias`` is the official evaluation, whose pixels are rougher.
+        max_tokens: of a sentence, marks included; the official evaluation has 40.
+    """
+
+    vision: VisionSizes = VisionSizes()
+    text: BertSizes = BertSizes()
+    projection: Count = 512
+    frames: Count = 4
+    image_size: Count = 224
+    gelu: Gelu = "tanh"
+    resize: Literal["bicubic", "bicubic_no_antialias", "bilinear"] = "bicubic"
+    max_tokens: Count = 40
+
+
+class ProjectedVision(nn.Module):
+    """Clips to vectors in the common space, not of unit length."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        self.vision_encoder = InternVideo2Vision(config.vision, config.gelu)
+        self.vision_proj = nn.Linear(config.vision.pooled, config.projection)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 3, T, H, W) normalised -> (B, projection)."""
+        projected: Tensor = self.vision_proj(self.vision_encoder(frames))
+        return projected
+
+
+class _TextEncoder(nn.Module):
+    """The official model holds BERT under this name, beside a head that is not used."""
+
+    def __init__(self, sizes: BertSizes) -> None:
+        super().__init__()
+        self.bert = Bert(sizes)
+
+
+class ProjectedText(nn.Module):
+    """Every token to a vector in the common space; [CLS], the first, is the sentence vector."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        self.text_encoder = _TextEncoder(config.text)
+        self.text_proj = nn.Linear(config.text.width, config.projection)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, N) int64 of texts of one length -> (B, N, projection)."""
+        projected: Tensor = self.text_proj(self.text_encoder.bert(token_ids))
+        return projected
+
+
+class InternVideo2VideoEncoder(BroughtVideoEncoder):
+    """One vector a clip, from the middle frames of its four quarters."""
+
+    name: ClassVar[str] = "internvideo2_1b.video512"
+    set_name: ClassVar[str] = "internvideo2_1b"
+    dim: ClassVar[int] = 512
+    gpu_batch: ClassVar[int] = 16
+
+    @cached_property
+    def config(self) -> InternVideo2Config:
+        """Sizes of the network, and what it sees."""
+        return _config(self.weights, self.dim)
+
+    @cached_property
+    def sampling(self) -> FrameSampling:
+        """The middle frames of equal spans, squashed to a square."""
+        side = self.config.image_size
+        return FrameSampling(self.config.frames, (side, side), "middle", self.config.resize)
+
+    @cached_property
+    def _model(self) -> ProjectedVision:
+        config = self.config
+        return self.weights.load(lambda: ProjectedVision(config), self.device, config.dtype)
+
+    def _run(self, frames: Tensor) -> Tensor:
+        pixels = normalise_pixels(frames, IMAGENET_MEAN, IMAGENET_SPREAD, self.config.dtype)
+        rows: Tensor = self._model(pixels.transpose(1, 2))
+        return rows
+
+
+class InternVideo2TextEncoder(BroughtTextEncoder):
+    """The projected states of [CLS], of the tokens and of [SEP], in this order."""
+
+    name: ClassVar[str] = "internvideo2_1b.text512"
+    set_name: ClassVar[str] = "internvideo2_1b"
+    dim: ClassVar[int] = 512
+    layout: ClassVar[RowLayout] = "sentence, tokens, end"
+
+    @cached_property
+    def config(self) -> InternVideo2Config:
+        """Sizes of the network."""
+        return _config(self.weights, self.dim)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut; [CLS] and [SEP] count."""
+        return self.config.max_tokens
+
+    @cached_property
+    def _model(self) -> ProjectedText:
+        config = self.config
+        return self.weights.load(lambda: ProjectedText(config), self.device, config.dtype)
+
+    def _run(self, token_ids: Tensor) -> Tensor:
+        rows: Tensor = self._model(token_ids)
+        return rows
+
+
+def _config(weights: WeightSet, dim: int) -> InternVideo2Config:
+    config = weights.config(InternVideo2Config)
+    weights.require_width("projection", config.projection, dim)
+    return config
