@@ -95,3 +95,24 @@ DATASETS = Registry(
         "youtube_hl": "mrmodel.data.datasets.youtube_hl:YouTubeHighlights",
     },
 )
+
+# Published feature archives, as `mrmodel features import` reads them.
+LAYOUTS = Registry(
+    "feature layout",
+    {
+        "moment_detr": "mrmodel.features.layouts.moment_detr:LAYOUT",
+        "moment_detr_audio": "mrmodel.features.layouts.moment_detr_audio:LAYOUT",
+        "video_lights": "mrmodel.features.layouts.video_lights:LAYOUT",
+        "internvideo2_qvhighlights": "mrmodel.features.layouts.internvideo2:QVHIGHLIGHTS",
+        "internvideo2_charades": "mrmodel.features.layouts.internvideo2:CHARADES",
+        "charades_slowfast_clip": "mrmodel.features.layouts.charades:SLOWFAST_CLIP",
+        "charades_vgg": "mrmodel.features.layouts.charades:VGG",
+        "tacos": "mrmodel.features.layouts.tacos:LAYOUT",
+        "tvsum_i3d": "mrmodel.features.layouts.tvsum:I3D",
+        "tvsum_slowfast_clip": "mrmodel.features.layouts.tvsum:SLOWFAST_CLIP",
+        "youtube_hl_slowfast_clip": "mrmodel.features.layouts.youtube_hl:SLOWFAST_CLIP",
+        "youtube_hl_i3d": "mrmodel.features.layouts.youtube_hl:I3D",
+        "lighthouse": "mrmodel.features.layouts.lighthouse:LAYOUT",
+        "univtg": "mrmodel.features.layouts.univtg:LAYOUT",
+    },
+)

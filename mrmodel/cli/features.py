@@ -1,4 +1,4 @@
-"""`mrmodel features`: look at feature stores and check them."""
+"""`mrmodel features`: look at feature stores, check them, make them of published archives."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from mrmodel.components import LAYOUTS
+
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
 def group() -> None:
-    """Feature stores: what is in them, and whether they are sound."""
+    """Feature stores: what is in them, whether they are sound; archives imported."""
 
 
 @group.command()
@@ -42,3 +44,61 @@ def info(folder: Path) -> None:
 
     for name, value in describe_store(folder).items():
         click.echo(f"{name}: {value}")
+
+
+@group.command(name="import")
+@click.argument("source", metavar="SRC", type=FOLDER)
+@click.option("--layout", required=True, type=click.Choice(list(LAYOUTS)))
+@click.option(
+    "--corpus", required=True, type=FOLDER, help="Holds train.jsonl, val.jsonl, test.jsonl."
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that takes one store a stream.",
+)
+@click.option("--stream", "streams", multiple=True, help="Only this stream; may be repeated.")
+@click.option(
+    "--clip-len", type=click.FloatRange(min=0, min_open=True), help="Seconds of a row of a video."
+)
+@click.option("--word-vectors", type=FILE, help="GloVe text file, for streams of word vectors.")
+@click.option(
+    "--max-failed-share",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.0,
+    show_default=True,
+    help="Of the annotated ids: more without rows stop the import.",
+)
+@click.option("--strict", is_flag=True, help="Files of no annotated id stop the import, too.")
+def import_command(
+    source: Path,
+    layout: str,
+    corpus: Path,
+    output: Path,
+    streams: tuple[str, ...],
+    clip_len: float | None,
+    word_vectors: Path | None,
+    max_failed_share: float,
+    strict: bool,
+) -> None:
+    """Make feature stores of the published archive that is unpacked in SRC.
+
+    Videos and sentences of the corpus are looked for; every id that gives no rows is named.
+    """
+    from mrmodel.data.corpus_rows import corpus_clip_len, corpus_rows
+    from mrmodel.features.importing import ImportRequest, format_report, import_archive
+    from mrmodel.progress import RichReporter
+
+    request = ImportRequest(
+        layout=layout,
+        source=source,
+        output=output,
+        streams=streams,
+        clip_len_s=clip_len or LAYOUTS.get(layout).clip_len_s or corpus_clip_len(corpus),
+        word_vectors=word_vectors,
+        max_failed_share=max_failed_share,
+        strict=strict,
+    )
+    for report in import_archive(request, corpus_rows(corpus), RichReporter()):
+        click.echo(format_report(report))

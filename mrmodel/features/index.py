@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,9 @@ class Entry:
     start_s: float = 0.0
 
 
+_OF_ENTRY = tuple(field.name for field in fields(Entry))
+
+
 @dataclass(frozen=True, slots=True)
 class IndexRow:
     """An entry and the place of its rows: `n_rows` rows of `shard`, from `row_offset` on."""
@@ -69,10 +72,10 @@ class IndexRow:
 
 def write_index(folder: Path, rows: list[IndexRow]) -> None:
     """Write index.parquet atomically; equal rows give equal bytes."""
-    records = [
-        {**asdict(row.entry), "shard": row.shard, "row_offset": row.row_offset} for row in rows
-    ]
-    table = pa.Table.from_pylist(records, schema=_SCHEMA)
+    columns = {name: [getattr(row.entry, name) for row in rows] for name in _OF_ENTRY}
+    columns["shard"] = [row.shard for row in rows]
+    columns["row_offset"] = [row.row_offset for row in rows]
+    table = pa.Table.from_pydict(columns, schema=_SCHEMA)
     with atomic_path(folder / INDEX_FILE) as temporary:
         pq.write_table(table, temporary, compression="zstd", version="2.6")
 

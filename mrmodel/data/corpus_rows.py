@@ -1,0 +1,38 @@
+"""The annotated queries of a corpus folder: what its feature stores must cover."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, read_annotations
+from mrmodel.data.datasets.convert import RECORD, SPLITS
+from mrmodel.errors import DataError
+from mrmodel.types import Annotation
+
+
+def corpus_rows(folder: Path) -> list[Annotation]:
+    """The rows of ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, as far as they are there.
+
+    Raises:
+        DataError: none of them is there, or a row breaks a rule.
+    """
+    files = [folder / f"{split}.jsonl" for split in SPLITS]
+    present = [path for path in files if path.exists() and path.stat().st_size]
+    if not present:
+        names = ", ".join(path.name for path in files)
+        hint = "mrmodel data convert writes them from published annotation files"
+        raise DataError(f"has none of {names}; {hint}", file=folder)
+    clip_len_s = corpus_clip_len(folder) or DEFAULT_CLIP_LEN_S
+    return [row for path in present for row in read_annotations(path, clip_len_s)]
+
+
+def corpus_clip_len(folder: Path) -> float | None:
+    """Seconds of a clip of a converted data set; None where the folder does not say it."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["clip_len_s"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError("is no record of a conversion", file=path) from None

@@ -1,0 +1,61 @@
+"""GloVe word vectors as rows of a sentence, as the published VGG recipes look them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.errors import FeatureError
+
+Floats = NDArray[np.float32]
+
+
+class WordVectors:
+    """Vectors of the words that some sentences have.
+
+    A word is what stands between white space, in lower case; one that the file does not have is a
+    row of zeros (baselines.md, section 1.1). So ``light.`` at the end of a sentence is unknown, as
+    in the published recipes.
+    """
+
+    def __init__(self, dim: int, vectors: dict[str, Floats]) -> None:
+        self.dim, self._vectors = dim, vectors
+
+    @classmethod
+    def read(cls, path: Path, dim: int, sentences: Iterable[str]) -> WordVectors:
+        """Read a text file of one word and `dim` numbers a line; only words of `sentences` stay.
+
+        Raises:
+            FeatureError: the file cannot be read, a line has another number of values, or it holds
+                none of the words.
+        """
+        words = {word for sentence in sentences for word in _words(sentence)}
+        vectors: dict[str, Floats] = {}
+        try:
+            with path.open(encoding="utf-8") as file:
+                for line, text in enumerate(file, start=1):
+                    word, _, rest = text.partition(" ")
+                    if word not in words:
+                        continue
+                    vector = np.array(rest.split(), dtype=np.float32)
+                    if len(vector) != dim:
+                        rule = f"{word!r} has {len(vector)} values, expected {dim}"
+                        raise FeatureError(f"{path}:{line}: {rule}")
+                    vectors[word] = vector
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{path}: cannot be read as word vectors: {error}") from None
+        if not vectors:
+            raise FeatureError(f"{path}: holds none of the {len(words)} words of the queries")
+        return cls(dim, vectors)
+
+    def rows(self, sentence: str) -> Floats:
+        """(words, dim) vectors of a sentence, in its order."""
+        nothing = np.zeros(self.dim, np.float32)
+        return np.stack([self._vectors.get(word, nothing) for word in _words(sentence)])
+
+
+def _words(sentence: str) -> list[str]:
+    return sentence.lower().split()
