@@ -68,6 +68,8 @@ ENCODERS = Registry(
         "slowfast.video2304": "mrmodel.encoders.slowfast:SlowFastVideoEncoder",
         "internvideo2_1b.video512": "mrmodel.encoders.internvideo2:InternVideo2VideoEncoder",
         "internvideo2_1b.text512": "mrmodel.encoders.internvideo2:InternVideo2TextEncoder",
+        "blip2.video768": "mrmodel.encoders.blip2:Blip2VideoEncoder",
+        "blip2.text768": "mrmodel.encoders.blip2:Blip2TextEncoder",
         "tiny.video": "mrmodel.encoders.tiny:TinyVideoEncoder",
         "tiny.text": "mrmodel.encoders.tiny:TinyTextEncoder",
     },

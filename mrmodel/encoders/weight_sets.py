@@ -119,6 +119,13 @@ PUBLISHED = {
         },
         "Apache-2.0",
     ),
+    "blip2": PublishedSet(
+        {
+            "weights": "model.safetensors(.index.json) of blip2-itm-vit-g",
+            "vocabulary": "vocab.txt or tokenizer.json of the same",
+        },
+        "MIT",
+    ),
 }
 
 C = TypeVar("C", bound=SetConfig)

@@ -5,6 +5,7 @@ be.
 """
 
 import gzip
+import json
 import string
 from pathlib import Path
 
@@ -13,6 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from mrmodel.encoders.bert_tower import BertSizes
+from mrmodel.encoders.blip2 import (
+    Blip2SetConfig,
+    Blip2Text,
+    Blip2Vision,
+    Blip2VisionSizes,
+    QFormerSizes,
+)
 from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
 from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
 from mrmodel.encoders.internvideo2_vision import VisionSizes
@@ -48,6 +56,12 @@ INTERNVIDEO2 = InternVideo2Config(
     ),
     text=BertSizes(width=64, layers=1, heads=16, mlp=48, vocabulary=69, positions=48),
     image_size=56,
+)
+BLIP2 = Blip2SetConfig(
+    vision=Blip2VisionSizes(width=64, layers=2, heads=16, mlp=96, patch=14),
+    qformer=QFormerSizes(width=768, layers=3, heads=12, mlp=32, vocabulary=69, positions=48),
+    queries=4,
+    image_size=28,
 )
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
 WORDS += [f"##{letter}" for letter in string.ascii_lowercase]
@@ -122,10 +136,27 @@ def make_internvideo2(root: Path, source: Path, **changes):
     return convert(Conversion("internvideo2_1b", weights, vocabulary, root=root, **changes))
 
 
+def make_blip2(root: Path, source: Path, **changes):
+    """The set ``blip2`` in `root`, from two files with an index as Hugging Face writes them."""
+    state = random_state(Blip2Vision(BLIP2), Blip2Text(BLIP2))
+    state["query_tokens"] = state.pop("queries.tokens")
+    state |= {"itm_head.weight": torch.ones(2, 768), "vision_projection.bias": torch.ones(8)}
+    names = sorted(state)
+    parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: state[name] for name in held}, source / file)
+    places = {name: file for file, held in parts.items() for name in held}
+    weights = source / "model.safetensors.index.json"
+    weights.write_text(json.dumps({"weight_map": places}))
+    vocabulary = write_words(source / "blip2.txt")
+    return convert(Conversion("blip2", weights, vocabulary, root=root, **changes))
+
+
 MAKERS = {
     "clip_b32": make_clip,
     "slowfast": make_slowfast,
     "internvideo2_1b": make_internvideo2,
+    "blip2": make_blip2,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +36,19 @@ from mrmodel.official.towers.torchscript import is_torchscript, read_torchscript
 from mrmodel.official.towers.vocabulary import bert_tokenizer, clip_tokenizer
 
 # Set -> the module here that knows its published names.
-_MODULES = {"clip_b32": "clip", "slowfast": "slowfast", "internvideo2_1b": "internvideo2"}
-_TOKENIZERS = {"clip_b32": clip_tokenizer, "internvideo2_1b": bert_tokenizer}
+_MODULES = {
+    "clip_b32": "clip",
+    "slowfast": "slowfast",
+    "internvideo2_1b": "internvideo2",
+    "blip2": "blip2",
+}
+_TOKENIZERS = {
+    "clip_b32": clip_tokenizer,
+    "internvideo2_1b": bert_tokenizer,
+    "blip2": bert_tokenizer,
+}
+# Weights in several files: an index beside them says which tensor is where.
+_INDEX = ".safetensors.index.json"
 # What trainers wrap around a state dict.
 _WRAPPERS = ("module", "model", "model_state", "state_dict")
 
@@ -89,7 +101,7 @@ def convert(request: Conversion) -> SetLock:
     if tokenizer is not None:
         with atomic_path(weights.folder / TOKENIZER) as temporary:
             tokenizer.save(str(temporary))
-    files = [request.weights, *([request.vocabulary] if request.vocabulary else [])]
+    files = [*parts_of(request.weights), *([request.vocabulary] if request.vocabulary else [])]
     sources = [LockedSource(file=file.name, sha256=sha256_of(file)) for file in files]
     return weights.write_lock(sources)
 
@@ -121,6 +133,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if is_torchscript(path):
         return read_torchscript(path)
+    if path.name.endswith(_INDEX):
+        return {name: tensor for part in parts_of(path) for name, tensor in load_file(part).items()}
     loaded = load_plain(path)
     inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     values = loaded if inner is None else loaded[inner]
@@ -128,6 +142,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
     return tensors
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that hold the tensors: those that an index names, else the file itself.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names a file that is not beside it.
+    """
+    if not path.name.endswith(_INDEX):
+        return [path]
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [path.parent / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: is no index of safetensors files") from None
+    for part in parts:
+        if not part.is_file():
+            raise CheckpointError(f"{path}: names {part.name}, which is not beside it")
+    return parts
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""BLIP-2 streams, as VideoLights uses them: states of the Q-Former (features.md, section 2.3).
+
+The networks are Hugging Face's (extra ``[blip2]``): a vision transformer of a thousand million
+parameters and a Q-Former are not worth writing again. Pictures go CLIP's way; the extractor's
+processor then finds nothing left to scale. Clips and sentences are states before the projections,
+so they cannot be compared.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mrmodel.encoders.base import RowLayout
+from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
+from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD, normalise_pixels
+from mrmodel.encoders.weight_sets import Count, SetConfig, Sizes, WeightSet
+from mrmodel.errors import WeightsError
+from mrmodel.video.sampling import FrameSampling
+
+
+class Blip2VisionSizes(Sizes):
+    """Sizes of the vision transformer; the defaults are those of ViT-g as BLIP-2 cuts it."""
+
+    width: Count = 1408
+    layers: Count = 39
+    heads: Count = 16
+    mlp: Count = 6144
+    patch: Count = 14
+
+
+class QFormerSizes(Sizes):
+    """Sizes of the Q-Former; every `mix_every`-th layer looks at the picture."""
+
+    width: Count = 768
+    layers: Count = 12
+    heads: Count = 12
+    mlp: Count = 3072
+    vocabulary: Count = 30523
+    positions: Count = 512
+    mix_every: Count = 2
+
+
+class Blip2SetConfig(SetConfig):
+    """config.json of the set ``blip2``.
+
+    Attributes:
+        vision, qformer: sizes of the networks.
+        queries: learned tokens that ask the picture; a clip's row is the first one's state.
+        image_size: pixels of the square picture.
+        max_tokens: of a sentence, marks included; the extractor does not cut.
+    """
+
+    vision: Blip2VisionSizes = Blip2VisionSizes()
+    qformer: QFormerSizes = QFormerSizes()
+    queries: Count = 32
+    image_size: Count = 224
+    max_tokens: Count = 512
+
+
+class _TextEmbeddings(nn.Module):
+    """Words and positions; the Q-Former normalises them."""
+
+    def __init__(self, sizes: QFormerSizes) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.position_embeddings = nn.Embedding(sizes.positions, sizes.width)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, N, width)."""
+        positions = self.position_embeddings.weight[: token_ids.shape[1]]
+        embedded: Tensor = self.word_embeddings(token_ids) + positions
+        return embedded
+
+
+class _Queries(nn.Module):
+    """The learned tokens, in a module of their own so that a part of a file can be asked for."""
+
+    def __init__(self, config: Blip2SetConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1, config.queries, config.qformer.width))
+
+
+class Blip2Text(nn.Module):
+    """Sentences through the Q-Former, which looks at no picture then."""
+
+    def __init__(self, config: Blip2SetConfig) -> None:
+        super().__init__()
+        self.embeddings = _TextEmbeddings(config.qformer)
+        self.qformer = build_qformer(config)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, N) int64 of texts of one length -> (B, N, width)."""
+        out = self.qformer(query_embeds=self.embeddings(token_ids), query_length=0)
+        states: Tensor = out.last_hidden_state
+        return states
+
+
+class Blip2Vision(nn.Module):
+    """Pictures to the state of the first query."""
+
+    def __init__(self, config: Blip2SetConfig) -> None:
+        super().__init__()
+        self.vision_model = build_vision(config)
+        self.queries = _Queries(config)
+        self.qformer = build_qformer(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised -> (B, width), as it comes out: no projection, no norm."""
+        picture = self.vision_model(pixel_values=images).last_hidden_state
+        queries = self.queries.tokens.expand(len(images), -1, -1)
+        out = self.qformer(query_embeds=queries, encoder_hidden_states=picture)
+        state: Tensor = out.last_hidden_state[:, 0]
+        return state
+
+
+class Blip2VideoEncoder(BroughtVideoEncoder):
+    """The state of the first query token, for one frame a clip."""
+
+    name: ClassVar[str] = "blip2.video768"
+    set_name: ClassVar[str] = "blip2"
+    dim: ClassVar[int] = 768
+    gpu_batch: ClassVar[int] = 32
+
+    @cached_property
+    def config(self) -> Blip2SetConfig:
+        """Sizes of the networks."""
+        return _config(self.weights, self.dim)
+
+    @cached_property
+    def sampling(self) -> FrameSampling:
+        """One frame, where ffmpeg's fps filter takes it; the middle square."""
+        side = self.config.image_size
+        return FrameSampling(1, (side, side), "ffmpeg_fps", "bicubic", "crop")
+
+    @cached_property
+    def _model(self) -> Blip2Vision:
+        config = self.config
+        model = self.weights.load(lambda: Blip2Vision(config), self.device, config.dtype)
+        # As published: only the vision transformer computes in half precision.
+        model.qformer.float()
+        model.queries.float()
+        return model
+
+    def _run(self, frames: Tensor) -> Tensor:
+        pixels = normalise_pixels(frames[:, 0], CLIP_MEAN, CLIP_SPREAD, self.config.dtype)
+        rows: Tensor = self._model(pixels)
+        return rows
+
+
+class Blip2TextEncoder(BroughtTextEncoder):
+    """States of [CLS], of the tokens and of [SEP], in this order."""
+
+    name: ClassVar[str] = "blip2.text768"
+    set_name: ClassVar[str] = "blip2"
+    dim: ClassVar[int] = 768
+    layout: ClassVar[RowLayout] = "start, tokens, end"
+
+    @cached_property
+    def config(self) -> Blip2SetConfig:
+        """Sizes of the networks."""
+        return _config(self.weights, self.dim)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut; [CLS] and [SEP] count."""
+        return min(self.config.max_tokens, self.config.qformer.positions)
+
+    @cached_property
+    def _model(self) -> Blip2Text:
+        config = self.config
+        return self.weights.load(lambda: Blip2Text(config), self.device, torch.float32)
+
+    def _run(self, token_ids: Tensor) -> Tensor:
+        states: Tensor = self._model(token_ids)
+        return states
+
+
+def build_vision(config: Blip2SetConfig) -> Any:
+    """Hugging Face's vision transformer of BLIP-2.
+
+    Raises:
+        WeightsError: transformers is not installed.
+    """
+    classes, sizes = _transformers(), config.vision
+    settings = classes.Blip2VisionConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.mlp,
+        image_size=config.image_size,
+        patch_size=sizes.patch,
+    )
+    return classes.Blip2VisionModel(settings)
+
+
+def build_qformer(config: Blip2SetConfig) -> Any:
+    """Hugging Face's Q-Former, with its layers for text.
+
+    Raises:
+        WeightsError: transformers is not installed.
+    """
+    classes, sizes = _transformers(), config.qformer
+    settings = classes.Blip2QFormerConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.mlp,
+        vocab_size=sizes.vocabulary,
+        max_position_embeddings=sizes.positions,
+        cross_attention_frequency=sizes.mix_every,
+        encoder_hidden_size=config.vision.width,
+        use_qformer_text_input=True,
+    )
+    return classes.Blip2QFormerModel(settings)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        hint = 'pip install "mrmodel[blip2]"'
+        raise WeightsError(f"BLIP-2 runs on Hugging Face's networks: {hint}") from None
+    return transformers
+
+
+def _config(weights: WeightSet, dim: int) -> Blip2SetConfig:
+    config = weights.config(Blip2SetConfig)
+    weights.require_width("qformer.width", config.qformer.width, dim)
+    return config
