@@ -23,7 +23,7 @@ from mrmodel.files import write_text
 
 BASE = "sample"
 # Sections whose keys are names that a preset may bring or drop; they are replaced as a whole.
-REPLACED = ("models",)
+REPLACED = ("models", "tune.space", "tune.post_hoc.space")
 
 
 def names() -> list[str]:

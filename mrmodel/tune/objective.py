@@ -93,11 +93,9 @@ class TrainingObjective:
             if not is_out_of_memory(error):
                 raise
             return None
-        except StoppedEarly:
-            shutil.rmtree(layout.state / "resume" / job.name, ignore_errors=True)
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:  # Not after a SIGKILL: the next attempt goes on from there.
+            for left in (folder, layout.state / "resume" / job.name):
+                shutil.rmtree(left, ignore_errors=True)
         found = chosen_figures(progress, run_settings(config, job.run).select)
         return Result(
             [_figure(found, name) for name in figures],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from mrmodel.errors import ConfigError, StorageError
@@ -47,13 +47,15 @@ def open_storage(address: str) -> BaseStorage:
 
     try:
         # A connection that the server has closed meanwhile is replaced, not an error.
-        return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+        database = RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
         rule = f"needs a driver: pip install 'mrmodel[services]' has that of PostgreSQL ({error})"
         raise ConfigError(VARIABLE, hide_user(address), rule) from None
     except SQLAlchemyError as error:
         said = hide_user(str(error.__cause__ or error))
         raise StorageError(hide_user(address), f"cannot be opened: {said}") from None
+    # One cache for all that is done with it; Optuna would wrap each study in a cache of its own.
+    return get_storage(database)
 
 
 class _JournalLock(JournalFileOpenLock):

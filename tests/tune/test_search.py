@@ -1,0 +1,185 @@
+"""A whole search on the miniature corpus: offline, on validation data alone, with real trainings.
+
+The long proof (`slow`) is a search of twenty trials on the sample corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from mrmodel.tune.storage import open_storage
+from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.verdict import Verdict, read_verdict
+from tests.project import Project
+
+# It begins with a learning rate at which nothing is learnt, so there is something to find.
+TUNE: dict[str, Any] = {
+    "trials": 8,
+    "workers": 2,
+    "confirm": {"best": 1, "seeds": 2},
+    "post_hoc": {"trials": 6},
+    "space": {"train.run.lr": {"low": 1e-7, "high": 5e-3}},
+}
+RUN = {"steps": 30, "lr": 1e-7, "warmup": 2, "select": "last"}
+CHANGES = {"tune": TUNE, "train": {"finetune": RUN}, "tracking": {"enabled": True}}
+
+
+def study_of(project: Project, name: str = "main") -> TicketStudy:
+    return TicketStudy(open_storage(str(project.folder / ".mrmodel/tune/journal.log")), name)
+
+
+def states(study: TicketStudy) -> Counter[str]:
+    return Counter(trial.state.name for trial in study.trials())
+
+
+@pytest.fixture(scope="module")
+def project(reproduced: Project) -> Project:
+    """The pipeline has run; the test split is gone, so that nobody can look at it."""
+    reproduced.apply("miniature", CHANGES)
+    (reproduced.folder / "data/miniature/test.jsonl").rename(reproduced.folder / "test.jsonl")
+    return reproduced
+
+
+@pytest.fixture(scope="module")
+def searched(project: Project) -> str:
+    """What `mrmodel tune run` said."""
+    return project.run("mrmodel", "tune", "run")
+
+
+@pytest.fixture(scope="module")
+def verdict(project: Project, searched: str) -> Verdict:
+    return read_verdict(study_of(project))
+
+
+def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
+    found = states(study_of(project))
+    assert set(found) <= {"COMPLETE", "PRUNED"}
+    assert sum(found.values()) == 8
+    sources = [trial.user_attrs.get("source") for trial in study_of(project).trials()]
+    assert sources[:2] == ["params.yaml", "paper"]
+    assert "page: reports/tuning/main.html" in searched
+
+
+def test_the_best_trial_is_above_the_starting_point(verdict: Verdict) -> None:
+    assert verdict.start is not None
+    assert verdict.best is not None
+    assert verdict.best > verdict.start
+    assert verdict.figure == "MR-full-mAP"
+
+
+def test_the_winner_is_confirmed_or_the_search_says_so(
+    project: Project, searched: str, verdict: Verdict
+) -> None:
+    start, candidate = verdict.candidates
+    assert (start.trial, start.changes, start.gain) == (None, {}, None)
+    assert len(start.values) == len(candidate.values) == 2
+    assert candidate.changes
+    assert candidate.gain is not None
+    assert candidate.gain.low <= candidate.gain.difference <= candidate.gain.high
+    mean = [sum(one.values) / 2 for one in (start, candidate)]
+    assert candidate.gain.difference == pytest.approx(mean[1] - mean[0], abs=0.02)
+    says = f"trial {candidate.trial} is better" if candidate.gain.is_clear else "no gain is clear"
+    assert says in searched
+    confirmation, after = study_of(project).later()
+    assert states(confirmation) == {"COMPLETE": 4}
+    assert states(after) == {"COMPLETE": 6}
+
+
+def test_trials_are_runs_below_the_run_of_the_search(project: Project, searched: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.folder / '.mrmodel/mlflow.db'}")
+    experiment = client.get_experiment_by_name("mrmodel").experiment_id
+    runs = client.search_runs([experiment])
+    (whole,) = [run for run in runs if run.info.run_name == "tune main"]
+    below = [
+        run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == whole.info.run_id
+        and re.match(r"main-\d{4}@", run.info.run_name)
+    ]
+    assert len(below) == 8
+    assert {run.info.status for run in below} == {"FINISHED"}
+    pruned = [run for run in below if "stopped" in run.data.tags]
+    assert len(pruned) == states(study_of(project))["PRUNED"]
+    curve = client.get_metric_history(below[0].info.run_id, "val/MR-full-mAP")
+    assert len(curve) > 1
+    names = {file.path for file in client.list_artifacts(whole.info.run_id, "views")}
+    wanted = ("history", "importance", "parallel_coordinates", "slices", "curves")
+    assert {f"views/{name}.svg" for name in wanted} <= names
+    assert {"search.html", "trials.json"} <= {
+        file.path for file in client.list_artifacts(whole.info.run_id)
+    }
+    assert whole.data.metrics["best"] >= whole.data.metrics["start"]
+
+
+def test_the_page_has_verdict_trials_and_views(project: Project, searched: str) -> None:
+    page = project.read("reports/tuning/main.html").decode()
+    for words in ("Verdict", "starting point", "differs from the starting point in", "<svg"):
+        assert words in page
+    assert page.count("<svg") == 5
+    assert "http://www.w3.org" in page or "<svg" in page
+    assert not re.findall(r"(?:src|href)=\"https?://", page)
+
+
+def test_nothing_is_left_behind(project: Project, searched: str) -> None:
+    state = project.folder / ".mrmodel"
+    assert not list((state / "tune/main").glob("[0-9]*"))
+    assert not list((state / "resume").glob("main-*"))
+    assert not list((state / "tune/main/workers").glob("*"))
+
+
+def test_status_and_best_tell_the_same(project: Project, verdict: Verdict) -> None:
+    status = project.run("mrmodel", "tune", "status")
+    assert re.search(r"^main: .*complete", status, re.M)
+    assert re.search(r"^main\.confirm\.\w+: 4 complete; best", status, re.M)
+    best = project.run("mrmodel", "tune", "best", "--top", "1")
+    assert f"{verdict.best:.2f}" in best.splitlines()[0]
+    assert "confirmed: starting point" in best
+
+
+def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
+    project: Project, searched: str, verdict: Verdict
+) -> None:
+    output = project.run("mrmodel", "tune", "run", code=1)
+    assert "there is a study 'main' already" in output
+    before = {trial.number: trial.params for trial in study_of(project).trials()}
+    project.run("mrmodel", "tune", "resume", "--trials", "9")
+    study = study_of(project)
+    assert study.live() == len(study.done()) == 9
+    assert {trial.number: trial.params for trial in study.trials()[:8]} == before
+
+
+def test_applying_changes_the_file_and_what_dvc_runs(
+    project: Project, searched: str, verdict: Verdict
+) -> None:
+    verdict = read_verdict(study_of(project))
+    (project.folder / "test.jsonl").rename(project.folder / "data/miniature/test.jsonl")
+    assert "Data and pipelines" in project.run("dvc", "repro") or True
+    before = project.read("params.yaml").decode()
+    flag = () if verdict.changes else ("--unconfirmed",)
+    project.run("mrmodel", "tune", "apply", *flag)
+    after = project.read("params.yaml").decode()
+    changed = [
+        (old, new)
+        for old, new in zip(before.splitlines(), after.splitlines(), strict=False)
+        if old != new
+    ]
+    assert changed
+    assert after.count("#") == before.count("#")
+    status = json.loads(project.run("dvc", "status", "--json"))
+    trained = {"pretrain@moment_detr", "finetune@moment_detr", "scratch@moment_detr"}
+    shared = yaml.safe_load(after)["models"] != yaml.safe_load(before)["models"]
+    expected = trained if shared else {"finetune@moment_detr"}
+    assert expected <= set(status) <= trained | {"evaluate", "report"}
+    assert not set(status) & {"corpus", "extract@tiny.video", "intervid_mr", "profile"}
+    output = project.run("mrmodel", "tune", "apply", *flag)
+    assert "params.yaml is written" in output
