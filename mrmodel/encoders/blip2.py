@@ -123,6 +123,7 @@ class Blip2VideoEncoder(BroughtVideoEncoder):
     name: ClassVar[str] = "blip2.video768"
     set_name: ClassVar[str] = "blip2"
     dim: ClassVar[int] = 768
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     gpu_batch: ClassVar[int] = 32
 
     @cached_property
@@ -157,6 +158,7 @@ class Blip2TextEncoder(BroughtTextEncoder):
     name: ClassVar[str] = "blip2.text768"
     set_name: ClassVar[str] = "blip2"
     dim: ClassVar[int] = 768
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     layout: ClassVar[RowLayout] = "start, tokens, end"
 
     @cached_property
@@ -228,6 +230,7 @@ def _transformers() -> Any:
 
 
 def _config(weights: WeightSet, dim: int) -> Blip2SetConfig:
+    _transformers()
     config = weights.config(Blip2SetConfig)
     weights.require_width("qformer.width", config.qformer.width, dim)
     return config

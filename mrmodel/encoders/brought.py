@@ -26,6 +26,8 @@ class _Brought(ABC):
     name: ClassVar[str]
     set_name: ClassVar[str]
     dim: ClassVar[int]
+    # Their major versions count in the fingerprint.
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
     def __init__(self, weights: WeightSet | None = None) -> None:
         self.weights = weights or WeightSet(self.set_name)
@@ -69,7 +71,9 @@ class BroughtVideoEncoder(_Brought):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        return describe(self.name, self.dim, ["torch"], sampling=self.sampling) | self._recipe()
+        return (
+            describe(self.name, self.dim, self.libraries, sampling=self.sampling) | self._recipe()
+        )
 
 
 class BroughtTextEncoder(_Brought):
@@ -90,7 +94,7 @@ class BroughtTextEncoder(_Brought):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        shared = describe(self.name, self.dim, ["torch", "tokenizers"])
+        shared = describe(self.name, self.dim, (*self.libraries, "tokenizers"))
         return shared | {"layout": self.layout, "max_tokens": self.max_tokens} | self._recipe()
 
     def _arrange(self, states: Tensor) -> Rows:

@@ -97,8 +97,11 @@ def stream_fingerprint(
 def has_sentence_row(info: StreamInfo) -> bool:
     """True where row 0 of a text is its sentence vector, in the space of the clips beside it.
 
-    Encoders whose first row is something else say so in their fingerprint as ``layout``.
+    Encoders whose first row is something else say so in their fingerprint as ``layout``; rows of
+    published archives are token states in a space of their own.
     """
+    if "imported" in info.fingerprint:
+        return False
     return str(info.fingerprint.get("layout", "sentence")).startswith("sentence")
 
 

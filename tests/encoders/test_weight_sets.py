@@ -15,7 +15,7 @@ from mrmodel.encoders.base import build_encoder
 from mrmodel.encoders.weight_sets import PUBLISHED, WEIGHTS_VARIABLE, WeightSet, weights_root
 from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
 from mrmodel.files import sha256_of
-from mrmodel.official.towers.convert import Conversion, convert, read_tensors
+from mrmodel.official.towers.convert import RECIPES, Conversion, convert, read_tensors
 from mrmodel.official.towers.torchscript import read_torchscript
 
 from .tiny_sets import make_clip
@@ -156,13 +156,29 @@ def test_lock_refuses_what_does_not_fit(folder):
 
 
 def test_a_damaged_lock_or_tokenizer_is_refused(folder):
+    whole = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text("{}")
-    run("lock", "clip_b32")
+    WeightSet("clip_b32").write_lock([])
     with pytest.raises(WeightsError, match=r"tokenizer\.json: no tokenizer"):
         build_encoder("clip_b32.text512").encode_texts(["a dog"])
+    (folder / "tokenizer.json").write_text(whole)
+    run("lock", "clip_b32")
     (folder / "weights.lock").write_text('{"set": 3}')
     with pytest.raises(WeightsError, match=r"weights\.lock: set = 3"):
         encode()
+
+
+def test_the_vocabulary_of_other_weights_is_refused(made, tmp_path):
+    path = tmp_path / "merges.txt"
+    path.write_text("a comment\nd o\n")
+    with pytest.raises(WeightsError, match=r"merges.txt: holds 515 words, .* 520"):
+        convert(Conversion("clip_b32", made / "clip.safetensors", path, root=tmp_path))
+    with pytest.raises(WeightsError, match="reads no sentences"):
+        convert(Conversion("slowfast", made / "clip.safetensors", path, root=tmp_path))
+
+
+def test_every_set_has_a_recipe():
+    assert set(RECIPES) == set(PUBLISHED)
 
 
 def test_unknown_sets_are_refused(tmp_path):

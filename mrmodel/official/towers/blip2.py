@@ -14,9 +14,10 @@ from mrmodel.encoders.blip2 import (
     Blip2VisionSizes,
     QFormerSizes,
 )
+from mrmodel.official.towers.recipe import Recipe, TextReading
 from mrmodel.official.towers.shapes import count_layers, size_of
+from mrmodel.official.towers.vocabulary import bert_tokenizer
 
-CONFIG_KIND = Blip2SetConfig
 # Projections, the matching head, and positions that follow from the sizes.
 _LEFT_OUT = re.compile(r"((vision|text)_projection\..*|itm_head\..*|.*position_ids)$")
 _VISION, _QFORMER = "vision_model.encoder.layers.", "qformer.encoder.layer."
@@ -75,3 +76,14 @@ def _qformer(tensors: Mapping[str, Tensor]) -> QFormerSizes:
         positions=size_of(tensors, "embeddings.position_embeddings.weight", 0),
         mix_every=mixing[1] - mixing[0] if len(mixing) > 1 else max(1, layers),
     )
+
+
+RECIPE = Recipe(
+    Blip2SetConfig,
+    networks,
+    convert,
+    # The weights have a place for a mark of the decoder, which BERT's vocabulary lacks.
+    TextReading(
+        bert_tokenizer, lambda config: (config.qformer.vocabulary - 1, config.qformer.vocabulary)
+    ),
+)

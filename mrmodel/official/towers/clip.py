@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
+from mrmodel.official.towers.recipe import Recipe, TextReading
 from mrmodel.official.towers.shapes import count_layers, size_of
+from mrmodel.official.towers.vocabulary import clip_tokenizer
 
-CONFIG_KIND = ClipConfig
 # Each head of every published CLIP is this wide.
 _HEAD = 64
 # Scalars, masks and positions that follow from the sizes.
@@ -92,3 +93,11 @@ def _sizes(tensors: Mapping[str, Tensor], part: str) -> ClipTransformerSizes:
         heads=max(1, width // _HEAD),
         mlp=size_of(tensors, f"{layers}0.mlp.fc1.weight", 0),
     )
+
+
+RECIPE = Recipe(
+    ClipConfig,
+    networks,
+    convert,
+    TextReading(clip_tokenizer, lambda config: (config.vocabulary,)),
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mrmodel.components import Registry
 from mrmodel.encoders.weight_sets import (
     CONFIG,
     LOCK,
@@ -29,24 +29,22 @@ from mrmodel.encoders.weight_sets import (
     read_part,
     require_fit,
 )
-from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
+from mrmodel.errors import CheckpointError, WeightsError
 from mrmodel.files import atomic_path, sha256_of, write_json
 from mrmodel.official.file import load_plain
+from mrmodel.official.towers.recipe import Recipe
 from mrmodel.official.towers.torchscript import is_torchscript, read_torchscript
-from mrmodel.official.towers.vocabulary import bert_tokenizer, clip_tokenizer
 
-# Set -> the module here that knows its published names.
-_MODULES = {
-    "clip_b32": "clip",
-    "slowfast": "slowfast",
-    "internvideo2_1b": "internvideo2",
-    "blip2": "blip2",
-}
-_TOKENIZERS = {
-    "clip_b32": clip_tokenizer,
-    "internvideo2_1b": bert_tokenizer,
-    "blip2": bert_tokenizer,
-}
+# Set -> how its published files are read.
+RECIPES = Registry(
+    "weight set",
+    {
+        "clip_b32": "mrmodel.official.towers.clip:RECIPE",
+        "slowfast": "mrmodel.official.towers.slowfast:RECIPE",
+        "internvideo2_1b": "mrmodel.official.towers.internvideo2:RECIPE",
+        "blip2": "mrmodel.official.towers.blip2:RECIPE",
+    },
+)
 # Weights in several files: an index beside them says which tensor is where.
 _INDEX = ".safetensors.index.json"
 # What trainers wrap around a state dict.
@@ -84,16 +82,15 @@ def convert(request: Conversion) -> SetLock:
         CheckpointError: a file cannot be read or is another network.
         WeightsError: the set is there already, or tensors do not fit.
     """
-    module = _module(request.name)
+    recipe: Recipe = RECIPES.get(request.name)
     weights = WeightSet(request.name, request.root)
     if (weights.folder / LOCK).exists() and not request.replace:
         raise WeightsError(f"{weights.folder} holds a set already; --force replaces it")
-    tokenizer = _tokenizer(request)
-    read = getattr(module, "read", None)  # of a file format that is the set's own
-    own = read(request.weights) if read is not None and request.weights.is_file() else None
-    config, tensors = module.convert(own or read_tensors(request.weights))
+    _require_vocabulary(request, recipe)
+    config, tensors = recipe.convert(read_tensors(request.weights, recipe))
     config = with_options(config, request.options)
-    require_set(request.weights, module.networks, config, tensors)
+    require_set(request.weights, recipe, config, tensors)
+    tokenizer = _tokenizer(request.vocabulary, recipe, config)
     (weights.folder / LOCK).unlink(missing_ok=True)
     write_json(weights.folder / CONFIG, config.model_dump(mode="json"))
     with atomic_path(weights.folder / TENSORS) as temporary:
@@ -113,24 +110,31 @@ def lock_again(name: str, root: Path | None = None) -> SetLock:
         UnknownNameError: no such set.
         WeightsError: a file is missing, breaks a rule, or does not fit the others.
     """
-    module = _module(name)
+    recipe: Recipe = RECIPES.get(name)
     weights = WeightSet(name, root)
-    config = read_part(module.CONFIG_KIND, weights.present(CONFIG))
+    config = read_part(recipe.config, weights.present(CONFIG))
     path = weights.present(TENSORS)
-    require_set(path, module.networks, config, load_file(path))
+    require_set(path, recipe, config, load_file(path))
+    if recipe.text is not None:
+        _tokenizer(weights.present(TOKENIZER), recipe, config)
     old = weights.folder / LOCK
     sources = weights.lock().sources if old.is_file() else []
     return weights.write_lock(sources)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
     """Tensors of a published file by name: safetensors, a state dict, a TorchScript archive.
+
+    A `recipe` may know a further format.
 
     Raises:
         CheckpointError: it is none of them, or names code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    own = recipe.read(path) if recipe is not None and recipe.read is not None else None
+    if own is not None:
+        return own
     if is_torchscript(path):
         return read_torchscript(path)
     if path.name.endswith(_INDEX):
@@ -199,7 +203,7 @@ def with_options(config: SetConfig, options: Mapping[str, Any]) -> SetConfig:
 
 
 def require_set(
-    source: Path, networks: Any, config: SetConfig, tensors: Mapping[str, Tensor]
+    source: Path, recipe: Recipe, config: SetConfig, tensors: Mapping[str, Tensor]
 ) -> None:
     """Check that the tensors are those of all networks of a set, no more and no less.
 
@@ -207,23 +211,22 @@ def require_set(
         WeightsError: lists what is missing, left over, or of another shape.
     """
     with torch.device("meta"):
-        whole = torch.nn.ModuleList(networks(config))
-    wanted = {name: tensor for part in whole for name, tensor in part.state_dict().items()}
+        networks = recipe.networks(config)
+    wanted = {name: tensor for part in networks for name, tensor in part.state_dict().items()}
     require_fit(source, wanted, tensors)
 
 
-def _module(name: str) -> Any:
-    if name not in _MODULES:
-        raise UnknownNameError("weight set", name, PUBLISHED)
-    return importlib.import_module(f"mrmodel.official.towers.{_MODULES[name]}")
-
-
-def _tokenizer(request: Conversion) -> Tokenizer | None:
-    if "vocabulary" not in PUBLISHED[request.name].files:
-        if request.vocabulary is not None:
-            raise WeightsError(f"{request.name} reads no sentences: it needs no vocabulary")
-        return None
-    if request.vocabulary is None:
+def _require_vocabulary(request: Conversion, recipe: Recipe) -> None:
+    if recipe.text is None and request.vocabulary is not None:
+        raise WeightsError(f"{request.name} reads no sentences: it needs no vocabulary")
+    if recipe.text is not None and request.vocabulary is None:
         wanted = PUBLISHED[request.name].files["vocabulary"]
         raise WeightsError(f"{request.name} needs --vocabulary: {wanted}")
-    return _TOKENIZERS[request.name](request.vocabulary)
+
+
+def _tokenizer(path: Path | None, recipe: Recipe, config: SetConfig) -> Tokenizer | None:
+    if path is None or recipe.text is None:
+        return None
+    tokenizer = recipe.text.tokenizer(path)
+    recipe.text.require_size(path, tokenizer, config)
+    return tokenizer

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from mrmodel.encoders.bert_tower import BertSizes
 from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
 from mrmodel.encoders.internvideo2_vision import VisionSizes
+from mrmodel.official.towers.recipe import Recipe, TextReading
 from mrmodel.official.towers.shapes import count_layers, size_of
+from mrmodel.official.towers.vocabulary import bert_tokenizer
 
-CONFIG_KIND = InternVideo2Config
 # Heads of distillation, matching and masked words, and what follows from sizes.
 _LEFT_OUT = re.compile(
     r"(vision_encoder\.(clip_decoder|final_clip_decoder)\..*"
@@ -94,3 +95,11 @@ def _text(tensors: Mapping[str, Tensor]) -> BertSizes:
         vocabulary=size_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 0),
         positions=size_of(tensors, f"{prefix}embeddings.position_embeddings.weight", 0),
     )
+
+
+RECIPE = Recipe(
+    InternVideo2Config,
+    networks,
+    convert,
+    TextReading(bert_tokenizer, lambda config: (config.text.vocabulary,)),
+)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.errors import CheckpointError
+from mrmodel.official.towers.recipe import Recipe
 from mrmodel.official.towers.shapes import count_layers, size_of
 
-CONFIG_KIND = SlowFastConfig
 # The classifier, counters of training, and what the optimizer kept.
 _LEFT_OUT = re.compile(r"(head\..*|.*num_batches_tracked|pred_.*|.*momentum|lr|model_iter)$")
 _ENDINGS = {
@@ -135,3 +135,6 @@ def _stage(tensors: Mapping[str, Tensor], number: int) -> SlowFastStage:
         inner=size_of(tensors, f"{first}a.weight", 0),
         out=size_of(tensors, f"{first}c.weight", 0),
     )
+
+
+RECIPE = Recipe(SlowFastConfig, networks, convert, read=read)
