@@ -139,6 +139,20 @@ def verify(context: click.Context, names: tuple[str, ...]) -> None:
         context.exit(2)
 
 
+@group.command()
+@click.argument("names", metavar="[SET]...", nargs=-1)
+def pin(names: tuple[str, ...]) -> None:
+    """Make the weight sets SET those of this project: encoder_weights.lock, which DVC watches.
+
+    Without a name all sets that are there. Run it in the root of the repository.
+    """
+    from mrmodel.pipeline.layout import PIN_FILE
+    from mrmodel.pipeline.weight_pins import pin_sets
+
+    for name in pin_sets(Path(PIN_FILE), names):
+        click.echo(f"{name}: pinned in {PIN_FILE}")
+
+
 def _show(name: str, lock: SetLock) -> None:
     from mrmodel.encoders.weight_sets import WeightSet
 

@@ -13,6 +13,7 @@ from mrmodel.features.work import ExtractionSettings
 from mrmodel.pipeline.layout import SPLITS, Layout
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage_with
+from mrmodel.pipeline.weight_pins import require_pinned
 from mrmodel.progress import Reporter
 from mrmodel.track.record import current_record
 from mrmodel.video.decoder import VideoLimits
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
     layout, stream = Layout(config), arguments["stream"]
+    require_pinned(layout.weight_pins, stream)
     # The pieces in there know what they were made of; other inputs start anew.
     settings = extraction_settings(config, work_folder(config, stream))
     out = layout.stream(stream)

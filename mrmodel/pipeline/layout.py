@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mrmodel.config import Config
 
+PIN_FILE = "encoder_weights.lock"
 SPLITS = ("train", "val", "test")
 
 
@@ -23,6 +24,7 @@ class Layout:
         self.training = self.reports / "training"
         self.evaluation = self.reports / "evaluation"
         self.profile = self.reports / "profile.json"
+        self.weight_pins = root / PIN_FILE
         self.state = root / ".mrmodel"
 
     def split(self, name: str) -> Path:

@@ -31,6 +31,7 @@ def project(tmp_path_factory):
     make_all(folder)
     features = {"video_streams": STREAMS[:1], "text_streams": STREAMS[1:2], "clip_len_s": 1.0}
     (folder / "params.yaml").write_text(overlay(render("miniature"), {"features": features}))
+    (folder / "encoder_weights.lock").write_text('{"sets": {}}')
     videos = folder / "data/miniature/videos"
     videos.mkdir(parents=True)
     for number, fps in enumerate((10, 30)):
