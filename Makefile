@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What is imported is compiled then, on all cores; most of 29,000 files never are.
+# What is imported is compiled then, by whoever imports it first; most of 29,000 files never are.
+# Where the environment forbids to keep it, every process of a test would compile all anew.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # Prefect imports every worker type that it finds, so those lie where only tests/infra looks.
 WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \

@@ -88,3 +88,10 @@ def test_recipes_of_sg_detr(name: str) -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'sample'"):
         presets.render("sampel")
+
+
+@pytest.mark.parametrize("value", [1e-7, 5.3e-5, 1e22, 0.1, 3.0, -2e-9])
+def test_every_number_is_read_as_it_was_written(value: float) -> None:
+    text = presets.overlay("lr: 1.0e-3   # the rate\n", {"lr": value})
+    assert yaml.safe_load(text) == {"lr": value}
+    assert text.endswith("# the rate\n")

@@ -2,8 +2,8 @@
 
 A preset file other than ``sample`` holds only the keys that differ, so what a preset is about can
 be read off it; `render` gives the complete file, comments included. Sections merge key by key, but
-for ``models``, which a preset replaces as a whole: an absent setting of a model has its published
-value, whatever the base has. A key ``models.<name>`` instead changes settings of that model only.
+for those in `REPLACED`, which a preset replaces as a whole: an absent setting of a model has its
+published value, whatever the base has. A key ``models.<name>`` instead changes settings of that model only.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def overlay(text: str, changes: Mapping[str, Any]) -> str:
     loader = YAML()
     loader.preserve_quotes = True
     loader.width = 1000
+    loader.representer.add_representer(float, _with_point)
     tree = loader.load(text)
     merge(tree, changes)
     stream = StringIO()
@@ -99,6 +100,13 @@ def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str 
             merge(tree[section], value, here)
         else:
             tree[section] = value
+
+
+def _with_point(representer: Any, value: float) -> Any:
+    """What PyYAML reads as a number again: 1e-07 without a point is text to it."""
+    mantissa, mark, exponent = repr(value).partition("e")
+    text = f"{mantissa}.0e{exponent}" if mark and "." not in mantissa else repr(value)
+    return representer.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _extend(tree: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:

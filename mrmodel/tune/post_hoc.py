@@ -16,7 +16,8 @@ from mrmodel.components import MODELS
 from mrmodel.config import Config, parse_config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.per_query import PerQuery
-from mrmodel.evaluate.significance import BootstrapSettings, Comparison, bootstrap_over_seeds
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.evaluate.significance import BootstrapSettings, Comparison, paired_bootstrap
 from mrmodel.models.sg_detr.settings import InferSettings
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
@@ -71,23 +72,33 @@ class ConfirmedRuns:
 
     def figures(self, config: Config) -> dict[str, float]:
         """Mean figures over the seeds, decoded as `config` says."""
-        found = [self._judge.figures(scores) for _, scores in self._scores(config)]
+        found = [self._judge.figures(scores) for scores in self._scores(config)]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     def compare(self, before: Config, after: Config) -> Comparison:
-        """How much better the second way of decoding is, over videos and seeds."""
-        runs = [[per_query for per_query, _ in self._scores(one)] for one in (before, after)]
-        settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
-        return bootstrap_over_seeds(runs[0], runs[1], self._judge.protocol.headline, settings)
+        """How much better the second way of decoding is, over videos.
 
-    def _scores(self, config: Config) -> list[tuple[PerQuery, Any]]:
+        Both decode the same networks, so the mean of a query over the seeds is compared.
+        """
+        figure = self._judge.protocol.headline
+        settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
+        means = [_mean(self._scores(one), figure) for one in (before, after)]
+        return paired_bootstrap(means[0], means[1], figure, settings)
+
+    def _scores(self, config: Config) -> list[Scores]:
         choice, judge = choice_of(config), Judge(config)
         found = []
         for cached in self._sets:
             rows = [row.as_row() for row in predict_cached(cached, choice, judge.postprocess)]
-            scores = self._judge.score(self._truth, rows)
-            found.append((scores.per_query, scores))
+            found.append(self._judge.score(self._truth, rows))
         return found
+
+
+def _mean(runs: list[Scores], figure: str) -> PerQuery:
+    """One figure of every query, averaged over the runs."""
+    first = runs[0].per_query
+    values = np.mean([run.per_query.values[figure] for run in runs], axis=0)
+    return PerQuery(first.qids, first.vids, {figure: values})
 
 
 def choice_of(config: Config) -> PostHocChoice:
