@@ -3,7 +3,8 @@
 A preset file other than ``sample`` holds only the keys that differ, so what a preset is about can
 be read off it; `render` gives the complete file, comments included. Sections merge key by key, but
 for those in `REPLACED`, which a preset replaces as a whole: an absent setting of a model has its
-published value, whatever the base has. A key ``models.<name>`` instead changes settings of that model only.
+published value, whatever the base has. A key ``models.<name>`` instead changes settings of that
+model only.
 """
 
 from __future__ import annotations
