@@ -66,6 +66,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.encoders --json
 	$(BIN)/python -m benchmarks.intervid --json
 	$(BIN)/python -m benchmarks.tuning --json
+	$(BIN)/python -m benchmarks.search --json
 
 # Ports: make services UP="--free-ports", or UP="--port prefect=4300"; up --help tells the rest.
 services: setup
