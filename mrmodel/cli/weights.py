@@ -156,6 +156,8 @@ def pin(names: tuple[str, ...]) -> None:
 def _show(name: str, lock: SetLock) -> None:
     from mrmodel.encoders.weight_sets import WeightSet
 
+    for source in lock.sources:
+        click.echo(f"{source.sha256}  made of {source.file}")
     for file, digest in lock.files.items():
         click.echo(f"{digest}  {file}")
     click.echo(f"locked: {WeightSet(name).folder}")

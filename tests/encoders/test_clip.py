@@ -232,8 +232,14 @@ def test_the_published_sizes_are_the_defaults():
     counts = [sum(p.numel() for p in network.parameters()) for network in (vision, text)]
     # ViT-B/32 has 151 277 313 parameters; one of them is the temperature.
     assert sum(counts) == 151_277_312
-    config, _ = convert(vision.state_dict() | text.state_dict())
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.device("meta"):
+        published = CLIPModel(CLIPConfig()).state_dict()  # its defaults are ViT-B/32's too
+    config, kept = convert(published)
     assert config == ClipConfig()
+    ours = vision.state_dict() | text.state_dict()
+    assert {name: t.shape for name, t in kept.items()} == {n: t.shape for n, t in ours.items()}
 
 
 def test_a_stream_of_another_width_is_refused(tmp_path, weights):

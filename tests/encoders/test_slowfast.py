@@ -1,8 +1,9 @@
-"""SlowFast against a naive network over the published names."""
+"""SlowFast against recorded outputs of PySlowFast, and a naive network over the published names."""
 
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from mrmodel.encoders.slowfast import SlowFastVideoEncoder
-from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig
+from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.encoders.weight_sets import WeightSet
 from mrmodel.errors import CheckpointError
+from mrmodel.files import derive_seed
 from mrmodel.official.towers.convert import Conversion, convert, lock_again, read_tensors
 from mrmodel.official.towers.slowfast import convert as convert_names
 
 from .tiny_sets import SLOWFAST, make_slowfast, random_state
 
+GOLDEN = Path(__file__).parents[1] / "golden/encoders/slowfast.npz"
 SLOW_FRAMES = [0, 4, 8, 13, 17, 22, 26, 31]
 
 
@@ -69,6 +72,22 @@ def naive_slowfast(state, frames, fused=True, slow=SLOW_FRAMES):
                 paths[path] = (x + y).relu()
                 block += 1
     return torch.cat([x.flatten(2).mean(2) for x in paths], 1)
+
+
+def test_rows_equal_the_official_ones():
+    config = SlowFastConfig(
+        stem=16,
+        stages=tuple(
+            SlowFastStage(blocks=blocks, inner=inner, out=4 * inner)
+            for blocks, inner in ((3, 16), (4, 32), (6, 64), (3, 128))
+        ),
+    )
+    network = SlowFast(config).eval()
+    network.load_state_dict(random_state(network, seed=12))
+    rng = np.random.default_rng(derive_seed("clips", 32))
+    frames = torch.from_numpy(rng.standard_normal((2, 3, 32, 64, 64), np.float32))
+    with np.load(GOLDEN) as file, torch.inference_mode():
+        np.testing.assert_allclose(network(frames).numpy(), file["rows"], rtol=0, atol=1e-5)
 
 
 def clips(count=2, seed=0):
