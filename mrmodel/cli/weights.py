@@ -153,6 +153,37 @@ def pin(names: tuple[str, ...]) -> None:
         click.echo(f"{name}: pinned in {PIN_FILE}")
 
 
+@group.command()
+@click.argument("store")
+@click.argument("names", metavar="[SET]...", nargs=-1)
+def push(store: str, names: tuple[str, ...]) -> None:
+    """Bring weight sets into STORE (s3://bucket/prefix or a folder), for other machines to pull.
+
+    Without a name all sets that are there.
+    """
+    from mrmodel.pipeline.weight_store import push_sets
+    from mrmodel.storage import open_store
+
+    for name in push_sets(open_store(store), names):
+        click.echo(f"{name}: in {store}")
+
+
+@group.command()
+@click.argument("store")
+@click.argument("names", metavar="[SET]...", nargs=-1)
+def pull(store: str, names: tuple[str, ...]) -> None:
+    """Fetch the weight sets that this project pins from STORE into the weights folder.
+
+    Without a name all pinned ones. Run it in the root of the repository.
+    """
+    from mrmodel.pipeline.layout import PIN_FILE
+    from mrmodel.pipeline.weight_store import pull_sets
+    from mrmodel.storage import open_store
+
+    brought = pull_sets(open_store(store), Path(PIN_FILE), names)
+    click.echo(f"pulled: {', '.join(brought)}" if brought else "nothing to pull")
+
+
 def _show(name: str, lock: SetLock) -> None:
     from mrmodel.encoders.weight_sets import WeightSet
 

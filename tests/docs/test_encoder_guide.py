@@ -32,16 +32,18 @@ def published(tmp_path_factory):
     return folder / "published"
 
 
-def test_the_commands_of_the_guide(published, tmp_path, monkeypatch):
+def test_the_commands_of_the_guide(published, tmp_path, tmp_path_factory, monkeypatch):
+    store = tmp_path_factory.mktemp("store")
     monkeypatch.chdir(published)
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     # The import and the search after it are in tests/official/test_search.py.
-    ours = tuple(f"mrmodel weights {command}" for command in ("convert", "lock", "verify", "pin"))
+    names = ("convert", "lock", "verify", "pin", "push", "pull")
+    ours = tuple(f"mrmodel weights {command}" for command in names)
     commands = [line for line in commands_of(GUIDE) if line.startswith(ours)]
     (published / "encoder_weights.lock").write_text('{"sets": {}}')
     for command in commands:
         for name, tiny in FILES.items():
-            command = command.replace(name, tiny)
+            command = command.replace(name, tiny).replace("s3://my-bucket", str(store))
         result = CliRunner().invoke(group, command.split()[2:], catch_exceptions=False)
         assert result.exit_code == 0, (command, result.output)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PUBLISHED)
