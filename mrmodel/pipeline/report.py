@@ -21,7 +21,7 @@ from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
-from mrmodel.pipeline.study_tables import DIFFERENCE, difference_cells
+from mrmodel.pipeline.study_tables import DIFFERENCE, REPORTS, difference_cells
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -56,6 +56,7 @@ def report(config: Config, reporter: Reporter) -> None:
     sections.insert(1, examples_section(examples))
     sections += compare_sections(config, layout.root / compare.RESULT)
     sections += ablation_sections(config, layout.root / ablation.RESULT)
+    sections += search_sections(config, layout.root / REPORTS)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
         lead=(TOY + " " if config.corpus.source == "sample" else "")
@@ -179,6 +180,21 @@ def compare_sections(config: Config, result: Path) -> list[Section]:
     if table is None:
         return []
     return [_study_section("All models", compare.sentences(table), compare.grids(table))]
+
+
+def search_sections(config: Config, folder: Path) -> list[Section]:
+    """Searches for better values on this corpus (`mrmodel tune`), one section each."""
+    found = [_table_of_study(config, path) for path in sorted(folder.glob("tune-*.json"))]
+    return [
+        Section(
+            f"Search “{one['study']}”",
+            f"{one['sentence']}. All figures are of validation data.".capitalize(),
+            tables=[Table(**table) for table in one["tables"]],
+            charts=[line_chart({"best so far": one["history"]}, one["figure"], "trial")],
+        )
+        for one in found
+        if one is not None
+    ]
 
 
 def _table_of_study(config: Config, result: Path) -> Any:

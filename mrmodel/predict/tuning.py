@@ -1,17 +1,17 @@
 """Settings that can be chosen after training, tried out on stored detections (sg_detr.md, 13).
 
-A model runs over a set once (`cache_detections`). Each trial then repeats what follows its heads -
-scores, fusion, suppression, rounding - and judges the windows: no forward pass, under a second for
+A model runs over a set once (`cache_detections`). Each trial of a search then repeats what follows
+its heads (scores, fusion, suppression, rounding) without a forward pass, in under a second for
 1,550 queries. The windows are bit-equal to those of a model with the same settings.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -37,10 +37,7 @@ _FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_c
 
 
 class PostHocChoice(Section):
-    """One set of values to try.
-
-    What is chosen goes into the model folder's config.json (`infer`) and into params.yaml as
-    ``evaluate.nms_iou``: an `infer` in params.yaml would train anew (sg_detr.md, section 13).
+    """One set of values to try, see `mrmodel.tune.post_hoc`.
 
     Attributes:
         infer: from heads to candidate windows, of SG-DETR. Without anchors only `alpha` has an
@@ -50,29 +47,6 @@ class PostHocChoice(Section):
 
     infer: InferSettings = InferSettings()
     nms_iou: Annotated[float, Field(ge=-1.0, le=1.0)] = -1.0
-
-
-@dataclass(frozen=True, slots=True)
-class TrialJudge:
-    """How trials are judged.
-
-    Attributes:
-        postprocess: how windows are finished; its `nms_iou` is replaced by that of the choice.
-        score: figures of prediction rows, more is better.
-        headline: the figure that decides.
-    """
-
-    postprocess: PostprocessSettings
-    score: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
-    headline: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A choice and what it brought."""
-
-    choice: PostHocChoice
-    figures: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,20 +147,6 @@ def predict_cached(
     found = decode(raw, dataclasses.replace(postprocess, nms_iou=choice.nms_iou))
     names = zip(cached.qids, cached.queries, cached.vids, found, strict=True)
     return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
-
-
-def evaluate_trial(cached: CachedDetections, choice: PostHocChoice, judge: TrialJudge) -> Trial:
-    """Decode and judge one choice; see `predict_cached` for errors."""
-    predictions = predict_cached(cached, choice, judge.postprocess)
-    return Trial(choice, dict(judge.score([found.as_row() for found in predictions])))
-
-
-def tune(
-    cached: CachedDetections, choices: Iterable[PostHocChoice], judge: TrialJudge
-) -> list[Trial]:
-    """Every choice, best first; equal ones in the order given, undefined figures last."""
-    trials = [evaluate_trial(cached, choice, judge) for choice in choices]
-    return sorted(trials, key=lambda trial: -trial.figures.get(judge.headline, -np.inf))
 
 
 def _windows(cached: CachedDetections, infer: InferSettings) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel.files import write_json, write_text
 from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.study_tables import REPORTS
 from mrmodel.report.build import Report, Section, Table, render
 from mrmodel.track.record import RunRecord
 from mrmodel.tune.apply import reason
@@ -30,12 +32,12 @@ def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layou
     """Write the page of a search, and keep page, pictures, tables and verdict in its record.
 
     Returns:
-        The page, ``reports/tuning/<study>.html``.
+        The page, ``reports/tuning/<study>.html``; the report's part is in ``studies/reports``.
     """
     charts = pictures(study)
     page = layout.reports / "tuning" / f"{study.name}.html"
     write_text(page, render(report_of(study, verdict, charts)))
-    write_json(page.with_suffix(".json"), verdict.model_dump())
+    write_json(layout.root / REPORTS / f"tune-{study.name}.json", summary_of(study, verdict))
     record.text("search.html", page.read_text(encoding="utf-8"))
     for name, svg in charts.items():
         record.text(f"views/{name}.svg", svg)
@@ -49,6 +51,23 @@ def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layou
     record.tags({"verdict": sentence(verdict), "study": study.name})
     record.params({"found": verdict.changes})
     return page
+
+
+def summary_of(study: TicketStudy, verdict: Verdict) -> dict[str, Any]:
+    """What the report of the pipeline shows of a search."""
+    best, history = None, []
+    for trial in study.trials(TrialState.COMPLETE):
+        if is_feasible(trial):
+            best = trial.values[0] if best is None else max(best, trial.values[0])
+            history.append([trial.number, best])
+    return {
+        "study": study.name,
+        "corpus": study.facts.config["corpus"]["name"],
+        "figure": verdict.figure,
+        "sentence": sentence(verdict),
+        "history": history,
+        "tables": [asdict(table) for table in verdict_tables(verdict)],
+    }
 
 
 def sentence(verdict: Verdict) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.errors import ConfigError, DataError
-from mrmodel.evaluate.qvhighlights import QVHighlights
 from mrmodel.features.keys import text_key
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.features.store import MemoryStore
@@ -26,11 +24,8 @@ from mrmodel.predict.postprocess import PostprocessSettings
 from mrmodel.predict.tuning import (
     CachedDetections,
     PostHocChoice,
-    TrialJudge,
     cache_detections,
-    evaluate_trial,
     predict_cached,
-    tune,
 )
 from mrmodel.section import validate_section
 from mrmodel.types import Annotation
@@ -104,17 +99,6 @@ def cached(data: MomentDataset) -> CachedDetections:
     return cache_detections(make_model(), data, BATCH)
 
 
-def judge_of(data: MomentDataset, postprocess: PostprocessSettings = FINISHES[0]) -> TrialJudge:
-    truth = [row.as_row() for row in data.annotations]
-    protocol = QVHighlights()
-
-    def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        figures = protocol.figures(protocol.score(truth, rows, "clean").metrics)
-        return {name: value for name, value in figures.items() if value is not None}
-
-    return TrialJudge(postprocess, score, protocol.headline)
-
-
 @pytest.mark.parametrize(
     ("settings", "choices"),
     [
@@ -181,30 +165,6 @@ def test_fusion_without_anchors_is_refused(data: MomentDataset) -> None:
     choice = PostHocChoice(infer=InferSettings(wbf=WbfSettings(enabled=True)))
     with pytest.raises(ValueError, match="no anchors"):
         predict_cached(stored, choice, FINISHES[0])
-
-
-def test_a_trial_has_the_figures_of_the_predictions(
-    data: MomentDataset, cached: CachedDetections
-) -> None:
-    judge = judge_of(data)
-    trial = evaluate_trial(cached, CHOICES[3], judge)
-    rows = [row.as_row() for row in predict_cached(cached, CHOICES[3], judge.postprocess)]
-    assert trial.choice == CHOICES[3]
-    assert trial.figures == judge.score(rows)
-    assert judge.headline in trial.figures
-
-
-def test_tuning_ranks_the_choices(data: MomentDataset, cached: CachedDetections) -> None:
-    judge = judge_of(data)
-    trials = tune(cached, CHOICES, judge)
-    values = [trial.figures[judge.headline] for trial in trials]
-    assert values == sorted(values, reverse=True)
-    assert {json.dumps(trial.choice.model_dump()) for trial in trials} == {
-        json.dumps(choice.model_dump()) for choice in CHOICES
-    }
-    figures = iter([{"x": 1.0}, {}, {"x": 2.0}, {"x": 1.0}, {"x": 0.0}])
-    ranked = tune(cached, CHOICES, TrialJudge(FINISHES[0], lambda rows: next(figures), "x"))
-    assert [CHOICES.index(trial.choice) for trial in ranked] == [2, 0, 3, 4, 1]
 
 
 def test_a_choice_is_checked_and_survives_json() -> None:

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mrmodel.config import load_config
+from mrmodel.pipeline.report import search_sections
+from mrmodel.pipeline.study_tables import REPORTS
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TicketStudy
 from mrmodel.tune.verdict import Verdict, read_verdict
+from tests.docs.test_commands import commands_of
 from tests.project import Project
 
 # It begins with a learning rate at which nothing is learnt, so there is something to find.
@@ -130,8 +134,25 @@ def test_the_page_has_verdict_trials_and_views(project: Project, searched: str) 
     for words in ("Verdict", "starting point", "differs from the starting point in", "<svg"):
         assert words in page
     assert page.count("<svg") == 5
-    assert "http://www.w3.org" in page or "<svg" in page
     assert not re.findall(r"(?:src|href)=\"https?://", page)
+
+
+def test_the_report_shows_the_search(project: Project, searched: str) -> None:
+    assert json.loads(project.read("studies/reports/tune-main.json"))["corpus"] == "miniature"
+    sections = search_sections(
+        load_config(project.folder / "params.yaml"), project.folder / REPORTS
+    )
+    (section,) = sections
+    assert section.title == "Search “main”"
+    assert section.tables
+    assert section.charts[0].startswith("<svg")
+
+
+def test_the_guide_says_what_runs_here() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    for command in commands_of("howto/tune.md"):
+        words = ", ".join(f'"{word}"' for word in command.split()[:3])
+        assert words in here, command
 
 
 def test_nothing_is_left_behind(project: Project, searched: str) -> None:
