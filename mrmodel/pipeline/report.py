@@ -188,7 +188,7 @@ def search_sections(config: Config, folder: Path) -> list[Section]:
     return [
         Section(
             f"Search “{one['study']}”",
-            f"{one['sentence']}. All figures are of validation data.".capitalize(),
+            f"On validation data: {one['sentence']}.",
             tables=[Table(**table) for table in one["tables"]],
             charts=[line_chart({"best so far": one["history"]}, one["figure"], "trial")],
         )

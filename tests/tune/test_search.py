@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,10 +140,8 @@ def test_the_page_has_verdict_trials_and_views(project: Project, searched: str) 
 
 def test_the_report_shows_the_search(project: Project, searched: str) -> None:
     assert json.loads(project.read("studies/reports/tune-main.json"))["corpus"] == "miniature"
-    sections = search_sections(
-        load_config(project.folder / "params.yaml"), project.folder / REPORTS
-    )
-    (section,) = sections
+    config = load_config(project.folder / "params.yaml")
+    (section,) = search_sections(config, project.folder / REPORTS)
     assert section.title == "Search “main”"
     assert section.tables
     assert section.charts[0].startswith("<svg")
