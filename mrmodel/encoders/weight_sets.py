@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -26,16 +25,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mrmodel.encoders.published_sets import CONFIG, FILES, LOCK, PUBLISHED, TENSORS, TOKENIZER
 from mrmodel.errors import WeightsError
 from mrmodel.files import sha256_of, write_json
 
 WEIGHTS_VARIABLE = "MRMODEL_WEIGHTS_DIR"
-CONFIG, TENSORS, TOKENIZER, LOCK = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "weights.lock",
-)
 _SHOWN_KEYS = 6
 
 Count = Annotated[int, Field(ge=1)]
@@ -81,53 +75,6 @@ class SetLock(Sizes):
     files: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedSet:
-    """What a user has to bring for a set.
-
-    Attributes:
-        files: option of ``mrmodel weights convert`` -> the published file, in words.
-        licence: of the published weights.
-    """
-
-    files: dict[str, str]
-    licence: str
-
-    def remedy(self, name: str) -> str:
-        """What to fetch and what to run."""
-        wanted = "; ".join(f"{option}: {file}" for option, file in self.files.items())
-        options = " ".join(f"--{option} FILE" for option in self.files)
-        return f"run `mrmodel weights convert {name} {options}` on published files ({wanted})"
-
-
-PUBLISHED = {
-    "clip_b32": PublishedSet(
-        {
-            "weights": "OpenAI's ViT-B-32.pt, or model.safetensors of clip-vit-base-patch32",
-            "vocabulary": "bpe_simple_vocab_16e6.txt.gz of the same, or its tokenizer.json",
-        },
-        "MIT",
-    ),
-    "slowfast": PublishedSet(
-        {"weights": "SLOWFAST_8x8_R50.pkl of PySlowFast's model zoo, Kinetics-400"},
-        "Apache-2.0 (code); trained on Kinetics-400, whose videos have terms of their own",
-    ),
-    "internvideo2_1b": PublishedSet(
-        {
-            "weights": "InternVideo2-stage2_1b-224p-f4.pt",
-            "vocabulary": "vocab.txt of bert-large-uncased",
-        },
-        "Apache-2.0",
-    ),
-    "blip2": PublishedSet(
-        {
-            "weights": "model.safetensors(.index.json) of blip2-itm-vit-g",
-            "vocabulary": "vocab.txt or tokenizer.json of the same",
-        },
-        "MIT",
-    ),
-}
-
 C = TypeVar("C", bound=SetConfig)
 M = TypeVar("M", bound=nn.Module)
 
@@ -144,7 +91,7 @@ class WeightSet:
     """One set of the weights folder; a file is checked against the lock once an instance.
 
     Args:
-        name: key of `PUBLISHED`.
+        name: key of `published_sets.PUBLISHED`.
         root: another weights folder than the user's.
     """
 
@@ -226,7 +173,7 @@ class WeightSet:
 
     def write_lock(self, sources: list[LockedSource]) -> SetLock:
         """Lock the files as they are now."""
-        present = [file for file in (CONFIG, TENSORS, TOKENIZER) if (self.folder / file).is_file()]
+        present = [file for file in FILES if (self.folder / file).is_file()]
         lock = SetLock(
             set=self.name,
             licence=PUBLISHED[self.name].licence,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mrmodel.components import ENCODERS
+from mrmodel.encoders.published_sets import FILES, PUBLISHED
 from mrmodel.errors import UnknownNameError, WeightsError
 from mrmodel.files import write_json
 
@@ -30,11 +31,19 @@ def read_pins(path: Path) -> Pins:
     """
     try:
         sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
-        return {str(name): dict(files) for name, files in sets.items()}
+        pins = {name: dict(files) for name, files in sets.items()}
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; run from the root of the repository") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f'{path}: expected {{"sets": {{set: {{file: SHA-256}}}}}}') from None
+    for name, files in pins.items():
+        # They become paths: nothing else than these names may.
+        if name not in PUBLISHED or not files.keys() <= set(FILES):
+            listed = ", ".join(files)
+            raise WeightsError(
+                f"{path}: {name} ({listed}) is no weight set with {', '.join(FILES)}"
+            )
+    return pins
 
 
 def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins:
@@ -49,7 +58,7 @@ def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins
         UnknownNameError: no such set.
         WeightsError: a set is missing or changed.
     """
-    from mrmodel.encoders.weight_sets import PUBLISHED, WeightSet
+    from mrmodel.encoders.weight_sets import WeightSet
 
     for name in names:
         if name not in PUBLISHED:

@@ -14,7 +14,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrmodel.encoders.weight_sets import LOCK, PUBLISHED, WeightSet
+from mrmodel.encoders.published_sets import LOCK, PUBLISHED
+from mrmodel.encoders.weight_sets import WeightSet
 from mrmodel.errors import UnknownNameError, WeightsError
 from mrmodel.files import digest_of
 from mrmodel.pipeline.weight_pins import read_pins

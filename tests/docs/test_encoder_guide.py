@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from mrmodel.cli.weights import group
 from mrmodel.components import ENCODERS
-from mrmodel.encoders.weight_sets import PUBLISHED, WEIGHTS_VARIABLE
+from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
 from tests.docs.test_commands import blocks_of, commands_of
 from tests.encoders.tiny_sets import make_all
 from tests.project import ROOT

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mrmodel.components import ENCODERS
-from mrmodel.encoders.weight_sets import PUBLISHED, WEIGHTS_VARIABLE
+from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import FeatureStore
 from mrmodel.features.verify import verify_store

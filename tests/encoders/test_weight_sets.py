@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mrmodel.cli.weights import group
 from mrmodel.encoders.base import build_encoder
-from mrmodel.encoders.weight_sets import PUBLISHED, WEIGHTS_VARIABLE, WeightSet, weights_root
+from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE, WeightSet, weights_root
 from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
 from mrmodel.files import sha256_of
 from mrmodel.official.towers.convert import RECIPES, Conversion, convert, read_tensors

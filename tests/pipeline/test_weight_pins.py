@@ -67,6 +67,10 @@ def test_a_damaged_or_missing_file_is_refused(project):
         (project / PIN_FILE).write_text(text)
         with pytest.raises(WeightsError, match="expected"):
             require_pinned(project / PIN_FILE, STREAM)
+    for sets in ({"../slowfast": {}}, {"slowfast": {"../config.json": "0"}}):
+        (project / PIN_FILE).write_text(json.dumps({"sets": sets}))
+        with pytest.raises(WeightsError, match="no weight set"):
+            pin_sets(project / PIN_FILE, [])
     (project / PIN_FILE).unlink()
     with pytest.raises(WeightsError, match="root of the repository"):
         pin_sets(project / PIN_FILE, [])

@@ -3,7 +3,8 @@
 import yaml
 
 from mrmodel.config import parse_config
-from mrmodel.encoders.weight_sets import PUBLISHED, WEIGHTS_VARIABLE
+from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
 from mrmodel.presets import overlay, render
 from mrmodel.promotion.candidate import _licences
 from tests.encoders.tiny_sets import make_slowfast

@@ -16,12 +16,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mrmodel.components import Registry
+from mrmodel.encoders.published_sets import CONFIG, LOCK, PUBLISHED, TENSORS, TOKENIZER
 from mrmodel.encoders.weight_sets import (
-    CONFIG,
-    LOCK,
-    PUBLISHED,
-    TENSORS,
-    TOKENIZER,
     LockedSource,
     SetConfig,
     SetLock,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrmodel.encoders.weight_sets import PUBLISHED, WeightSet
+from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.weight_sets import WeightSet
 from mrmodel.encoders.weights import WeightsLock
 from mrmodel.errors import UnknownNameError, WeightsError
 
