@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from itertools import count
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.states import Crashed
 
 from flows.stages import run_stage
+from flows.watch import Watch
 from mrmodel.orchestrate.results import Handover, StageResult
 from mrmodel.orchestrate.walk import Dispatch, Ending
-
-_POLL_S = 2.0
-_LATE_S = 60.0
 
 
 @task(cache_policy=NO_CACHE)
@@ -41,7 +37,8 @@ def run_stage_on_pool(dispatch: Dispatch, handover: Handover, start_timeout_s: f
     for instead of run twice.
     """
     with get_client(sync_client=True) as client:
-        state = wait_for(start_flow_run(dispatch), client, dispatch.pool, start_timeout_s)
+        flow_run = start_flow_run(dispatch)
+        state = Watch(flow_run.id, client, dispatch.pool, start_timeout_s).wait()
     if not state.is_completed():
         return ending_of(state)
     result = handover.find(dispatch.order.stage, dispatch.key)
@@ -62,30 +59,6 @@ def start_flow_run(dispatch: Dispatch) -> FlowRun:
         if flow_run.state is None or not flow_run.state.is_final():
             return flow_run
     raise AssertionError("unreachable")
-
-
-def wait_for(
-    flow_run: FlowRun, client: SyncPrefectClient, pool: str, start_timeout_s: float
-) -> State[Any]:
-    """The final state; a run that a worker took and did not begin is declared crashed."""
-    log, began, told = get_run_logger(), time.monotonic(), False
-    pending_since: float | None = None
-    while True:
-        state = client.read_flow_run(flow_run.id).state
-        assert state is not None
-        if state.is_final():
-            return state
-        now = time.monotonic()
-        pending_since = (pending_since or now) if state.is_pending() else None
-        if pending_since is not None and now - pending_since > start_timeout_s:
-            lost: State[Any] = Crashed(
-                message=f"taken by a worker, but not begun in {start_timeout_s:g} s"
-            )
-            client.set_flow_run_state(flow_run.id, lost, force=True)
-        elif state.is_scheduled() and not told and now - began > _LATE_S:
-            log.warning("no worker has taken it yet: prefect worker start --pool %s", pool)
-            told = True
-        time.sleep(_POLL_S)
 
 
 def ending_of(state: State[Any]) -> Ending:

@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from mrmodel.errors import ConfigError, MrModelError
 from mrmodel.retrain.summary import ENDS
+from mrmodel.tune.ends import ENDS as SEARCH_ENDS
 
 # Work pool -> its base job template. Flows that only wait for others have a pool of their own:
 # in the pool of the stages, a worker with a limit could hold the place that they wait for.
@@ -35,7 +36,7 @@ LOST = "Flow runs of lost workers crash"
 NOTIFY = "Tell how a retraining ended"
 WEBHOOK = "mrmodel-retraining"
 _BAD_ENDS = ("Failed", "Crashed", "TimedOut")
-_ENDS = ("Completed", "Cancelled", *_BAD_ENDS, *ENDS)
+_ENDS = ("Completed", "Cancelled", *_BAD_ENDS, *ENDS, *SEARCH_ENDS)
 # Nothing new is no news, nor is a run that was cancelled because another one runs.
 _NEWS = (*_BAD_ENDS, *(end for end in ENDS if end != "Unchanged"))
 _HEARTBEAT = "prefect.flow-run.heartbeat"

@@ -77,7 +77,7 @@ class Project:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("MLFLOW_", "MRMODEL_", "DVC_", "PREFECT_"))
+            if not name.startswith(("MLFLOW_", "MRMODEL_", "DVC_", "OPTUNA_", "PREFECT_"))
         }
         path = bin_folder + os.pathsep + kept.get("PATH", "")
         # The copy's code, not the installed one, also where a console script does the import.

@@ -62,13 +62,12 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
 
     The trained data must be there (dvc repro). Ctrl-C loses nothing: `mrmodel tune resume`.
     """
+    from mrmodel.tune.here import with_extent
     from mrmodel.tune.storage import open_storage, storage_address
     from mrmodel.tune.study import TicketStudy
 
     config, layout = _here()
-    extent = {"study": name, "trials": trials, "workers": workers}
-    changes = {key: value for key, value in extent.items() if value is not None}
-    config = config.model_copy(update={"tune": config.tune.model_copy(update=changes)})
+    config = with_extent(config, study=name, trials=trials, workers=workers)
     if TicketStudy.exists(open_storage(storage_address(layout.state)), config.tune.study):
         raise click.ClickException(
             f"there is a study {config.tune.study!r} already: `mrmodel tune resume` goes on with "
@@ -86,9 +85,11 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
     It goes on with the parameters that it was begun with, whatever params.yaml says by now.
     """
     from mrmodel.tune.here import resumed_config
+    from mrmodel.tune.storage import open_storage, storage_address
 
     config, layout = _here()
-    _search(resumed_config(layout, name or config.tune.study, trials, workers), layout)
+    storage = open_storage(storage_address(layout.state))
+    _search(resumed_config(storage, name or config.tune.study, trials, workers), layout)
 
 
 @group.command()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +12,12 @@ from mrmodel.errors import OrchestrationError, RegistryError
 from mrmodel.files import write_json
 from mrmodel.markdown import table
 from mrmodel.orchestrate.clone import fresh_clone
+from mrmodel.orchestrate.module import run_module
 from mrmodel.orchestrate.places import Places
-from mrmodel.processes import die_with_parent
 from mrmodel.promotion.decisions import Decision, read_decision
 from mrmodel.redact import hide_secrets, secrets_of
 
 _MODULE = "mrmodel.promotion.errand"
-_SHOWN_LINES = 10
 
 
 def promote_revision(
@@ -49,14 +46,15 @@ def promote_revision(
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
         beside = Path(name)
         write_json(beside / "order.json", order)
-        last = _run(to, beside / "order.json", say)
+        ended = run_module(to, [_MODULE, str(beside / "order.json")], say)
         answer, error = beside / "decision.json", beside / "error.json"
         if answer.exists():
             return read_decision(answer.read_bytes(), _MODULE)
         if error.exists():
             message = json.loads(error.read_text(encoding="utf-8"))["message"]
             raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
-    raise OrchestrationError("\n  ".join([f"{_MODULE} at {rev} ended without an answer:", *last]))
+    said = [f"{_MODULE} at {rev} ended without an answer:", *ended.last]
+    raise OrchestrationError("\n  ".join(said))
 
 
 def decision_markdown(decision: Decision) -> str:
@@ -73,31 +71,3 @@ def decision_markdown(decision: Decision) -> str:
         table(("gate", "verdict", "found"), gates),
     ]
     return "\n".join(lines)
-
-
-def _run(clone: Path, order: Path, say: Callable[[str], None]) -> list[str]:
-    """The errand in a process that dies with this one; returns its last lines."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(clone),
-        "PYTHONUNBUFFERED": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", _MODULE, str(order)],
-        cwd=clone,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        preexec_fn=die_with_parent,
-    )
-    secrets, lines = secrets_of(os.environ), []
-    with process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(hide_secrets(line.rstrip("\n").rpartition("\r")[2], secrets))
-            say(lines[-1])
-    return lines[-_SHOWN_LINES:]

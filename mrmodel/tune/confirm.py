@@ -29,7 +29,7 @@ from mrmodel.pipeline.training import Job, train_model
 from mrmodel.predict.tuning import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
 from mrmodel.storage import Store, open_store
-from mrmodel.tune.objective import job_of
+from mrmodel.tune.objective import job_of, read_by_training
 from mrmodel.tune.plans import figures_of, threads_of
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import Facts
@@ -113,6 +113,14 @@ class ConfirmObjective:
         self._raw = changed_config(facts.config, threads_of(config)).model_dump()
         self._plan = Plan.from_json(facts.about)
         self._store = open_store(facts.store)
+
+    @staticmethod
+    def needs(facts: Facts) -> list[Path]:
+        """As of the search, and the generated queries where each run is pre-trained anew."""
+        config = parse_config(facts.config)
+        before = pretraining(config, Path(), "", config.seed)
+        generated = [before.train, before.val] if Plan.from_json(facts.about).pretrains else []
+        return [*read_by_training(config), *generated]
 
     @property
     def pruner(self) -> BasePruner:

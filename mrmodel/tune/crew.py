@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _SHOWN_LINES = 8
+# A flow that is cancelled itself has half a minute to end.
+_STOP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +54,28 @@ class Hand(Protocol):
         """How it ended; None: it works."""
 
     def stop(self) -> None:
-        """End it at once."""
+        """Have it ended; `ending` says when it has."""
 
 
 class Crew(Protocol):
     """Starts workers."""
+
+    def earlier(self, study: str) -> Sequence[Hand]:
+        """Workers that an earlier crew, which was killed, started for a study, and that still work.
+
+        They are followed like one's own.
+        """
 
     def start(self, study: str) -> Hand:
         """A further worker for a study."""
 
     def is_lost(self, owner: Owner) -> bool:
         """Whether a worker of another crew, an earlier one, is gone for certain."""
+
+
+def is_gone_from_here(owner: Owner) -> bool:
+    """Whether the owner was a process of this machine, and is no more."""
+    return owner.machine == process_tags()["machine"] and not is_alive(owner.process)
 
 
 def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None]) -> None:
@@ -78,10 +91,11 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
         TuningError: a worker failed in a way that others would too, or died again and again
             without having done anything; all that was done is kept.
     """
-    hands: list[Hand] = []
+    hands = list(crew.earlier(study.name))
     done, idle_deaths = len(study.done()), 0
-    # Trials of workers of an earlier search that died with it.
-    study.sweep(lambda owner: owner is None or crew.is_lost(owner))
+    # Trials of workers of an earlier search that died with it. One that still works may have
+    # claimed a trial in this moment, and not have written who it is.
+    study.sweep(lambda owner: not hands if owner is None else crew.is_lost(owner))
     try:
         while True:
             waiting = len(study.trials(TrialState.WAITING))
@@ -111,9 +125,18 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
                     return
             time.sleep(_POLL_S)
     finally:
-        for hand in hands:
-            hand.stop()
+        _stop(hands)
         study.sweep(_owned_by({hand.label for hand in hands}))
+
+
+def _stop(hands: Sequence[Hand]) -> None:
+    """End workers; those that take long are given up, and found lost by a later search."""
+    for hand in hands:
+        hand.stop()
+    left, until = list(hands), time.monotonic() + _STOP_S
+    while left and time.monotonic() < until:
+        left = [hand for hand in left if hand.ending() is None]
+        time.sleep(_POLL_S)
 
 
 def _owned_by(labels: set[str]) -> Lost:
@@ -132,13 +155,17 @@ class LocalCrew:
     def __init__(self, address: str, folder: Path, parent_run: str | None) -> None:
         self._address, self._folder, self._parent_run = address, folder, parent_run
 
+    def earlier(self, study: str) -> Sequence[Hand]:
+        """None: they die with the process that started them."""
+        return ()
+
     def start(self, study: str) -> Hand:
         """Start a process that dies with this one."""
         return _LocalHand(study, self._address, self._folder, self._parent_run)
 
     def is_lost(self, owner: Owner) -> bool:
         """Whether the owner ran on this machine and does no more."""
-        return owner.machine == process_tags()["machine"] and not is_alive(owner.process)
+        return is_gone_from_here(owner)
 
 
 class _LocalHand:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from optuna.storages import BaseStorage
+
 from mrmodel.config import Config, parse_config
 from mrmodel.errors import TuningError
 from mrmodel.pipeline.layout import Layout
@@ -16,20 +18,21 @@ from mrmodel.track.record import PARENT, RunRecord, open_record
 from mrmodel.track.spool import Opening
 from mrmodel.tune.crew import LocalCrew
 from mrmodel.tune.search import Desk, search
+from mrmodel.tune.space import changed_config
 from mrmodel.tune.storage import open_storage, storage_address
 from mrmodel.tune.study import TicketStudy
 from mrmodel.tune.verdict import Verdict
 from mrmodel.tune.views import record_search
 
 # MLflow's import and a new database take seconds; without a run of the search trials have none.
-_PATIENCE_S = 30.0
+PATIENCE_S = 30.0
 
 
 def search_here(config: Config, layout: Layout, reporter: Reporter) -> Verdict:
     """Begin or go on; errors as of `search.search`, and one when another process is at it."""
     address, folder = storage_address(layout.state), layout.state / "tune" / config.tune.study
-    with _alone(folder), open_search_record(config, layout) as record:
-        crew = LocalCrew(address, folder / "workers", record.run_id(_PATIENCE_S))
+    with alone(folder), open_search_record(config, layout) as record:
+        crew = LocalCrew(address, folder / "workers", record.run_id(PATIENCE_S))
         storage = open_storage(address)
         store = str((layout.state / "tune").resolve())
         verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
@@ -37,17 +40,26 @@ def search_here(config: Config, layout: Layout, reporter: Reporter) -> Verdict:
     return verdict
 
 
-def resumed_config(layout: Layout, name: str, trials: int | None, workers: int | None) -> Config:
+def resumed_config(
+    storage: BaseStorage, name: str, trials: int | None, workers: int | None
+) -> Config:
     """The configuration that a study was begun with, with another extent where one is given.
 
     Raises:
         TuningError: there is no such study.
     """
-    study = TicketStudy(open_storage(storage_address(layout.state)), name)
-    config = parse_config(study.facts.config)
-    extent = {"trials": trials, "workers": workers}
-    changes = {key: value for key, value in extent.items() if value is not None}
-    return config.model_copy(update={"tune": config.tune.model_copy(update=changes)})
+    study = TicketStudy(storage, name)
+    return with_extent(parse_config(study.facts.config), trials=trials, workers=workers)
+
+
+def with_extent(config: Config, **extent: str | int | None) -> Config:
+    """`config` with other values in its section `tune`; None: as it is.
+
+    Raises:
+        ConfigError: a value breaks a rule.
+    """
+    changes = {f"tune.{key}": value for key, value in extent.items() if value is not None}
+    return changed_config(config.model_dump(), changes)
 
 
 @contextmanager
@@ -93,7 +105,12 @@ class Progress:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process of this machine that carries out the search of a folder.
+
+    Raises:
+        TuningError: another one does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

@@ -42,6 +42,11 @@ class TrainingObjective:
         self._plan: SearchPlan = training_plan(self._config)
         self._epochs: int = facts.about["epochs"]
 
+    @staticmethod
+    def needs(facts: Facts) -> list[Path]:
+        """Annotations, features, first weights."""
+        return read_by_training(parse_config(facts.config))
+
     @property
     def pruner(self) -> BasePruner:
         """Hyperband over epochs, asked after some validations without a gain."""
@@ -156,6 +161,14 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
         figures=folder / "training" / run,
         label=label,
     )
+
+
+def read_by_training(config: Config) -> list[Path]:
+    """What of DVC's outputs the training that is tuned reads."""
+    layout, job = Layout(config), job_of(config, Path(), "", config.seed)
+    streams = [*config.features.video_streams, *config.features.text_streams]
+    start = [] if job.start is None else [job.start]
+    return [job.train, job.val, *map(layout.stream, streams), *start]
 
 
 def chosen_figures(progress: Progress, select: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ figure is the mean over the seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.significance import BootstrapSettings, Comparison, paired_bootstrap
 from mrmodel.models.sg_detr.settings import InferSettings
-from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
 from mrmodel.predict.tuning import PostHocChoice, predict_cached
 from mrmodel.section import validate_section
@@ -39,6 +39,11 @@ class PostHocObjective:
         self._raw, self._config = facts.config, parse_config(facts.config)
         self._plan = post_hoc_plan(self._config)
         self._runs = ConfirmedRuns(self._config, facts.store, facts.about)
+
+    @staticmethod
+    def needs(facts: Facts) -> list[Path]:
+        """The annotations; detections come from the store."""
+        return [judged_file(parse_config(facts.config))]
 
     @property
     def pruner(self) -> BasePruner:
@@ -65,9 +70,8 @@ class ConfirmedRuns:
     def __init__(self, config: Config, store: str, about: Mapping[str, Any]) -> None:
         place = open_store(store)
         self._sets = [read_detections(place, about["candidate"], seed) for seed in about["seeds"]]
-        # Labels and folders do not matter here, only which annotations the run is validated with.
-        file = job_of(config, Layout(config).state, "", config.seed).val
-        self._truth = [row.as_row() for row in read_annotations(file, config.features.clip_len_s)]
+        truth = read_annotations(judged_file(config), config.features.clip_len_s)
+        self._truth = [row.as_row() for row in truth]
         self._judge = Judge(config)
 
     def figures(self, config: Config) -> dict[str, float]:
@@ -99,6 +103,11 @@ def _mean(runs: list[Scores], figure: str) -> PerQuery:
     first = runs[0].per_query
     values = np.mean([run.per_query.values[figure] for run in runs], axis=0)
     return PerQuery(first.qids, first.vids, {figure: values})
+
+
+def judged_file(config: Config) -> Path:
+    """The annotations that the run is validated with."""
+    return job_of(config, Path(), "", config.seed).val
 
 
 def choice_of(config: Config) -> PostHocChoice:

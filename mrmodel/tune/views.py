@@ -37,7 +37,7 @@ def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layou
     charts = pictures(study)
     page = layout.reports / "tuning" / f"{study.name}.html"
     write_text(page, render(report_of(study, verdict, charts)))
-    write_json(layout.root / REPORTS / f"tune-{study.name}.json", summary_of(study, verdict))
+    write_json(layout.root / report_part(study.name), summary_of(study, verdict))
     record.text("search.html", page.read_text(encoding="utf-8"))
     for name, svg in charts.items():
         record.text(f"views/{name}.svg", svg)
@@ -51,6 +51,11 @@ def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layou
     record.tags({"verdict": sentence(verdict), "study": study.name})
     record.params({"found": verdict.changes})
     return page
+
+
+def report_part(study: str) -> Path:
+    """File with what the report of the pipeline shows of a search, below the repository's root."""
+    return REPORTS / f"tune-{study}.json"
 
 
 def summary_of(study: TicketStudy, verdict: Verdict) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +62,10 @@ class Objective(Protocol):
 
     def __init__(self, facts: Facts) -> None: ...
 
+    @staticmethod
+    def needs(facts: Facts) -> list[Path]:
+        """What of DVC's outputs its trials read, files or folders."""
+
     @property
     def pruner(self) -> BasePruner:
         """When to give a trial up."""
@@ -76,11 +80,16 @@ class Objective(Protocol):
         """
 
 
-def load_objective(facts: Facts) -> Objective:
-    """The objective of a study."""
+def objective_of(facts: Facts) -> type[Objective]:
+    """The class of a study's objective."""
     module, _, name = facts.objective.partition(":")
-    made: Objective = getattr(importlib.import_module(module), name)(facts)
-    return made
+    found: type[Objective] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load_objective(facts: Facts) -> Objective:
+    """The objective of a study, ready for its trials."""
+    return objective_of(facts)(facts)
 
 
 def work(study: TicketStudy, owner: Owner) -> int:
@@ -130,8 +139,12 @@ def recorded_work(study: TicketStudy, owner: Owner) -> int:
         return work(study, owner)
 
 
-def main() -> int:
-    """Work on the study named by the argument; exit code 1 and one line on a mistake."""
+def main(prepare: Callable[[TicketStudy], None] | None = None) -> int:
+    """Work on the study named by the argument; exit code 1 and one line on a mistake.
+
+    Args:
+        prepare: what is to be done before the first trial.
+    """
     die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
@@ -142,7 +155,10 @@ def main() -> int:
     try:
         storage = open_storage(storage_address(Path(options.state)))
         owner = Owner(options.owner, **process_tags())
-        count = recorded_work(TicketStudy(storage, options.study), owner)
+        study = TicketStudy(storage, options.study)
+        if prepare is not None:
+            prepare(study)
+        count = recorded_work(study, owner)
     except MrModelError as error:
         log.error("error: %s", error)
         return 1

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterName,
     TaskRunFilter,
@@ -27,9 +29,18 @@ from prefect.client.schemas.sorting import FlowRunSort
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.storage import open_store
 from tests.project import Project
-from tests.services import Service
+from tests.services import PostgresService, Service
 
 SLOT = "gpu:test:0"
+# From fresh weights: the paper's smaller learning rate is above the starting point then.
+SEARCH = {
+    "run": "scratch",
+    "trials": 4,
+    "workers": 2,
+    "confirm": {"best": 1, "seeds": 2},
+    "post_hoc": {"trials": 2},
+    "prune": {"enabled": False},
+}
 
 
 @dataclass
@@ -76,8 +87,12 @@ class Site:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The orchestrator, as a person starts it."""
+        return self.start_flow("pipeline", "--workers", *arguments)
+
+    def start_flow(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """A flow that waits for workers, from the command line."""
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.pipeline", "--workers", *arguments],
+            [sys.executable, "-m", f"flows.{name}", *arguments],
             cwd=self.project.folder,
             env={**self.environment, "MRMODEL_WORK_DIR": str(self.folder / "orchestrator")},
             stdout=subprocess.PIPE,
@@ -112,6 +127,13 @@ class Site:
             return client.read_flow_runs(
                 flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
             )
+
+    def search_workers(self) -> dict[str, str]:
+        """Name and state of all flow runs that were workers of a search."""
+        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+            wanted = FlowFilter(name=FlowFilterName(any_=["tune-worker"]))
+            found = client.read_flow_runs(flow_filter=wanted)
+            return {one.name: one.state.name or "" for one in found if one.state is not None}
 
     def count_waiting(self, stage: str) -> int:
         """How often an orchestrator began to wait for a stage on a pool."""
@@ -224,6 +246,7 @@ def open_site(
 def site(
     reproduced: Project,
     s3: Service,
+    postgres: PostgresService,
     prefect_server: Service,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
@@ -231,11 +254,14 @@ def site(
     folder = tmp_path_factory.mktemp("site")
     project = Project(folder / "repository")
     pools = dict.fromkeys(("scratch", "pretrain", "extract", "extract_text"), "gpu")
-    project.apply("miniature", {"orchestrate": {"pools": pools, "attempts": 3}})
+    orchestrate = {"pools": pools, "attempts": 3}
+    project.apply("miniature", {"orchestrate": orchestrate, "tune": SEARCH})
     project.commit()
     slot = ("--gpu-slot", SLOT)
-    services = (s3, prefect_server)
-    with open_site(project, folder, services, ("cpu", "gpu"), provision=slot) as here:
+    services, trials = (s3, prefect_server), {"OPTUNA_STORAGE": postgres.database("optuna")}
+    with open_site(
+        project, folder, services, ("cpu", "gpu"), provision=slot, variables=trials
+    ) as here:
         yield here
 
 

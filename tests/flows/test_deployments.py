@@ -1,6 +1,6 @@
 """prefect.yaml, the pools of params.yaml and the flows belong together."""
 
-from typing import Any
+from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -10,11 +10,17 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Cancelled, Crashed, Failed
 
+from flows.crew import ending_of as worker_ending_of
 from flows.dispatch import ending_of
 from flows.provision import POOLS, lost_workers
 from flows.stages import artifact_key
+from flows.tune_worker import state_of
 from mrmodel.config import load_config
+from mrmodel.orchestrate.module import Ended
 from mrmodel.orchestrate.walk import Ending
+from mrmodel.tune.crew import Ending as WorkerEnding
+from mrmodel.tune.ends import ENDS
+from mrmodel.tune_settings import TuneSettings
 from tests.project import ROOT
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
@@ -49,6 +55,35 @@ def test_every_pool_of_a_stage_has_its_deployment() -> None:
         assert deployed[pool] == pool, "dispatch looks for run-stage/<pool>"
 
 
+def test_every_pool_that_trains_has_workers_of_searches() -> None:
+    settings = load_config(ROOT / "params.yaml").orchestrate
+    deployed = {
+        deployment["name"]: deployment["work_pool"]["name"]
+        for deployment in DEPLOYMENTS
+        if deployment["entrypoint"] == "flows.tune_worker.tune_worker"
+    }
+    for run in get_args(TuneSettings.model_fields["run"].annotation):
+        pool = settings.pools.get(run, settings.default_pool)
+        assert deployed[pool] == pool, "a search looks for tune-worker/<pool>"
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"),
+    [
+        (0, WorkerEnding()),
+        (-9, WorkerEnding("its process was killed by signal 9")),
+        (1, WorkerEnding("error: no rows", failed=True)),
+    ],
+)
+def test_only_a_killed_worker_of_a_search_is_replaced(code: int, ending: WorkerEnding) -> None:
+    assert worker_ending_of(state_of(Ended(code, ["error: no rows"]))) == ending
+
+
+@pytest.mark.parametrize("state", [Cancelled(message="by a person"), Crashed(message="lost")])
+def test_a_worker_that_is_gone_is_replaced(state: State[Any]) -> None:
+    assert worker_ending_of(state) == WorkerEnding(str(state.message))
+
+
 @pytest.mark.parametrize(
     ("state", "ending"),
     [
@@ -66,6 +101,7 @@ def test_the_automation_waits_for_a_beat_or_an_end() -> None:
     assert trigger.within.total_seconds() == 90.0
     assert trigger.after == {"prefect.flow-run.heartbeat"}
     assert trigger.after < trigger.expect
+    assert {f"prefect.flow-run.{end}" for end in ENDS} < trigger.expect
 
 
 def test_artifact_keys_are_what_prefect_allows() -> None:

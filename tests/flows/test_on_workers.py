@@ -4,19 +4,29 @@ One file, so that one process of the test run starts the servers and the workers
 """
 
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 import yaml
+from optuna import get_all_study_names
+from optuna.trial import TrialState
 
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.storage import open_store
+from mrmodel.tune.apply import value_at
+from mrmodel.tune.storage import open_storage
+from mrmodel.tune.study import TicketStudy, owner_of
+from mrmodel.tune.verdict import read_verdict
 from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
 from tests.project import Project
 from tests.services import Service
@@ -244,9 +254,75 @@ def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
     assert len(site.flow_runs("evaluate")) == before + 1
 
 
+def working(site: Site, study: str) -> psutil.Process:
+    """A worker in the middle of a trial of a study, once there is one."""
+    storage = open_storage(site.environment["OPTUNA_STORAGE"])
+
+    def found() -> psutil.Process | None:
+        names = [name for name in get_all_study_names(storage) if name.startswith(study)]
+        running = [
+            owner_of(trial)
+            for name in names
+            for trial in TicketStudy(storage, name).trials(TrialState.RUNNING)
+        ]
+        pids = [int(owner.process.partition(":")[0]) for owner in running if owner is not None]
+        return psutil.Process(pids[0]) if pids else None
+
+    process: psutil.Process = wait_until(found, 240, site.logs)
+    return process
+
+
+@pytest.mark.slow
+def test_a_search_whose_workers_are_killed(site: Site, finished: str) -> None:
+    """One in the middle of a trial, another one with its flow in the middle of a confirmation."""
+    run = site.start_flow("tune", "--rev", finished, "--pool", "cpu")
+    working(site, "main").kill()
+    confirmer = working(site, "main.confirm.")
+    flow_run = confirmer.parent()
+    assert flow_run is not None
+    flow_run.kill()
+    wait_until(lambda: not confirmer.is_running(), 15)
+    output = site.finish(run)
+    assert_no_process(site)
+
+    study = TicketStudy(open_storage(site.environment["OPTUNA_STORAGE"]), "main")
+    confirmation, post_hoc = study.later()
+    assert states_of(study) == {"COMPLETE": 4, "FAIL": 1}
+    assert states_of(confirmation) == {"COMPLETE": 4, "FAIL": 1}
+    assert states_of(post_hoc) == {"COMPLETE": 2}
+    ends = site.search_workers()
+    assert Counter(ends.values())["Crashed"] == 2
+    assert set(ends.values()) == {"Crashed", "Completed"}
+    owners = {owner_of(trial) for trial in study.trials()}
+    assert {owner.label for owner in owners if owner is not None} <= ends.keys()
+    assert_right_end(site, output, read_verdict(study).changes)
+
+    again = site.finish(site.start_flow("tune", "--rev", finished, "--trials", "5"))
+    assert states_of(study) == {"COMPLETE": 5, "FAIL": 1}
+    assert_right_end(site, again, read_verdict(study).changes)
+
+
+def states_of(study: TicketStudy) -> Counter[str]:
+    return Counter(trial.state.name for trial in study.trials())
+
+
+def assert_right_end(site: Site, output: str, changes: dict[str, Any]) -> None:
+    """A branch with the better values, or the word that there are none."""
+    if not changes:
+        assert "NotBetter: nothing was confirmed to be better" in output
+        return
+    (branch,) = re.findall(r"^Better: .*; branch (runs/\S+)$", output, flags=re.MULTILINE)
+    tuned = yaml.safe_load(site.project.git("show", f"{branch}:params.yaml"))
+    for path, value in changes.items():
+        assert value_at(tuned, path) == value
+
+
 def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
-    """The key of S3 is in the environment of all that ran, and nowhere else."""
-    secret = site.environment["AWS_SECRET_ACCESS_KEY"]
+    """The keys of S3 and PostgreSQL are in the environment of all that ran, and nowhere else."""
+    secrets = [
+        site.environment["AWS_SECRET_ACCESS_KEY"],
+        str(urlsplit(site.environment["OPTUNA_STORAGE"]).password),
+    ]
     wait_until(lambda: not site.processes(), 30)
     texts = [site.logs()]
     for pattern in ("worker-*/state/**/*", "worker-*.log", "orchestrator/**/*", "prefect/**/*"):
@@ -258,7 +334,7 @@ def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
     texts += [str(result) for result in site.results()]
     texts += everything_in_prefect(site)
     assert len(texts) > 10
-    assert not [text for text in texts if secret in text]
+    assert not [text for text in texts if any(secret in text for secret in secrets)]
 
 
 def everything_in_prefect(site: Site) -> list[str]:

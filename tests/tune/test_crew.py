@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 
 from mrmodel.errors import TuningError
 from mrmodel.track.environment import process_tags
-from mrmodel.tune.crew import LocalCrew, follow
+from mrmodel.tune.crew import Hand, LocalCrew, follow
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Owner, TicketStudy, owner_of
 from tests.services import PostgresService
@@ -102,6 +103,42 @@ def test_trials_of_an_earlier_search_that_was_killed_are_taken_up(no_servers: Pa
         study.claim(owner, NopPruner())
     follow(study, crew_for(address), 2, lambda: None)
     assert states(study) == {"FAIL": 1, "RUNNING": 2, "COMPLETE": 1}
+
+
+class Heir(LocalCrew):
+    """Takes over a worker that another crew has started."""
+
+    def __init__(self, address: str, hand: Hand) -> None:
+        super().__init__(address, Path("workers"), None)
+        self.hand = hand
+
+    def earlier(self, study: str) -> Sequence[Hand]:
+        return [self.hand]
+
+
+def test_a_worker_of_an_earlier_search_is_followed_like_ones_own(no_servers: Path) -> None:
+    address = str(no_servers / "journal.log")
+    study = make_study(address, "Sleeping", seconds=0.5)
+    study.fill(3)
+    earlier = crew_for(address).start("main")
+
+    def kill() -> None:
+        """SIGKILL it in the middle of its second trial."""
+        if len(study.done()) == 1 and not study.trials(TrialState.FAIL):
+            owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
+            for owner in owners:
+                assert owner is None or owner.label == earlier.label
+                if owner is not None:
+                    os.kill(int(owner.process.partition(":")[0]), signal.SIGKILL)
+
+    follow(study, Heir(address, earlier), 1, kill)
+    assert states(study) == {"COMPLETE": 3, "FAIL": 1}
+    done = [owner_of(trial) for trial in study.done()]
+    assert [owner is not None and owner.label == earlier.label for owner in done] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_search_that_ends_leaves_no_worker(no_servers: Path) -> None:
