@@ -6,7 +6,7 @@ A mistake becomes a `ConfigError` with the dotted path, the value, the rule and 
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -54,17 +54,31 @@ class CorpusSettings(Section):
     crf: Annotated[int, Field(ge=0, le=51)]
 
 
+# Last part of `features.imports` where there are none.
+NO_IMPORTS = "none"
+
+
 class FeatureSettings(Section):
-    """What is extracted, and how much may fail."""
+    """What is extracted, and how much may fail.
+
+    `imports` is a folder of stores that `mrmodel features import` wrote, by name of the stream;
+    one that is there is taken, and the encoder of that name is not asked.
+    """
 
     clip_len_s: Positive
     video_streams: Annotated[list[str], Field(min_length=1)]
     text_streams: Annotated[list[str], Field(min_length=1)]
+    imports: Annotated[str, Field(min_length=1)]
     max_clips: Count | None
     max_tokens: Count
     max_failed_share: Share
     max_duration_s: Positive
     workers: CountOrZero
+
+    @property
+    def has_imports(self) -> bool:
+        """Whether streams may be of published features."""
+        return PurePath(self.imports).name != NO_IMPORTS
 
 
 class RunSettings(Section):
@@ -310,9 +324,14 @@ def _check_names(config: Config) -> None:
         _known(f"models.{name}", MODELS, name)
         model = validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
         _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
-    for field in ("video_streams", "text_streams"):
-        for name in getattr(config.features, field):
-            _known(f"features.{field}", ENCODERS, name)
+    if not config.features.has_imports:
+        for field in ("video_streams", "text_streams"):
+            for name in getattr(config.features, field):
+                _known(f"features.{field}", ENCODERS, name)
+    elif config.orchestrate.extract_shards.count > 1:
+        rule = "imported features are not extracted, so there is nothing to spread: set it to 1"
+        count = config.orchestrate.extract_shards.count
+        raise ConfigError("orchestrate.extract_shards.count", count, rule)
     _known("evaluate.protocol", PROTOCOLS, config.evaluate.protocol)
     tuned = config.tune.model
     if tuned is not None and tuned not in config.models:

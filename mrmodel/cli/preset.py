@@ -8,6 +8,12 @@ import click
 
 from mrmodel import presets
 
+FEATURES = click.option(
+    "--features",
+    type=click.Choice(presets.feature_sets()),
+    help="Other features than the preset's own.",
+)
+
 
 @click.group(name="preset")
 def group() -> None:
@@ -16,27 +22,41 @@ def group() -> None:
 
 @group.command(name="list")
 def list_command() -> None:
-    """Names of all presets, each with its first comment line."""
+    """Names of all presets, each with its first comment line; then what --features may be."""
     for name in presets.names():
         click.echo(f"{name:<28} {presets.summary(name)}")
+    click.echo()
+    for name in presets.feature_sets():
+        click.echo(f"{f'--features {name}':<28} {presets.feature_summary(name)}")
 
 
 @group.command()
 @click.argument("name")
-def show(name: str) -> None:
+@FEATURES
+def show(name: str, features: str | None) -> None:
     """Print the complete params.yaml of a preset."""
-    click.echo(presets.render(name), nl=False)
+    click.echo(presets.render(name, features), nl=False)
 
 
 @group.command()
 @click.argument("name")
+@FEATURES
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("params.yaml"),
     show_default=True,
 )
-def apply(name: str, output: Path) -> None:
-    """Write a preset over params.yaml."""
-    presets.apply(name, output)
-    click.echo(f"{output} is now preset {name}; next: dvc repro")
+def apply(name: str, features: str | None, output: Path) -> None:
+    """Write a preset over params.yaml, and say which of its inputs are missing."""
+    from mrmodel.config import load_config
+    from mrmodel.pipeline.inputs import missing_inputs
+    from mrmodel.pipeline.layout import Layout
+
+    presets.apply(name, output, features)
+    config = load_config(output)
+    missing = missing_inputs(config, Layout(config, output.parent))
+    for line in missing:
+        click.echo(f"missing: {line}")
+    first = "bring these in, then" if missing else "next:"
+    click.echo(f"{output} is now preset {name}; {first} dvc repro")

@@ -16,8 +16,11 @@ def corpus(config: Config, reporter: Reporter) -> None:
     clip_len_s = config.features.clip_len_s
     if config.corpus.source == "folder":
         from mrmodel.corpus.folder import import_folder
+        from mrmodel.pipeline.inputs import require_inputs
 
-        import_folder(Path(config.corpus.folder), clip_len_s, layout.corpus, reporter)
+        require_inputs(config, layout)
+        folder = Path(config.corpus.folder)
+        import_folder(folder, clip_len_s, layout.corpus, reporter, layout.imports)
     else:
         from mrmodel.corpus.render import render_corpus
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from mrmodel.components import ENCODERS
 from mrmodel.config import Config
+from mrmodel.errors import DataError
 from mrmodel.features.extract import extract_texts, extract_videos
+from mrmodel.features.imported import copy_store
 from mrmodel.features.work import ExtractionSettings
+from mrmodel.pipeline.inputs import missing_streams
 from mrmodel.pipeline.layout import SPLITS, Layout
 from mrmodel.pipeline.splits import read_rows_if_any
 from mrmodel.pipeline.stage import run_stage_with
@@ -24,6 +27,11 @@ log = logging.getLogger(__name__)
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
     layout, stream = Layout(config), arguments["stream"]
+    if layout.imported(stream).is_dir():
+        _bring_in(config, layout, stream)
+        return
+    if stream not in ENCODERS:
+        raise DataError("\n".join(missing_streams(config, layout, (stream,))))
     require_pinned(layout.weight_pins, stream)
     # The pieces in there know what they were made of; other inputs start anew.
     settings = extraction_settings(config, work_folder(config, stream))
@@ -45,6 +53,14 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     current_record().log(counts | {"rows_per_s": summary.rows_per_s}, 0)
 
 
+def _bring_in(config: Config, layout: Layout, stream: str) -> None:
+    source, out = layout.imported(stream), layout.stream(stream)
+    manifest = copy_store(source, out, stream, config.features.clip_len_s)
+    rows = sum(shard.rows for shard in manifest.shards)
+    log.info("%s: %d rows of %s", stream, rows, source)
+    current_record().log({"n_rows": rows}, 0)
+
+
 def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
     """How params.yaml wants a stream extracted."""
     return ExtractionSettings(
@@ -62,7 +78,8 @@ def work_folder(config: Config, stream: str) -> Path:
 
 def videos_in(layout: Layout) -> dict[str, Path]:
     """Video id -> file, of all videos of the corpus."""
-    return {path.stem: path for path in sorted(layout.videos.iterdir())}
+    paths = sorted(layout.videos.iterdir())
+    return {path.stem: path for path in paths if not path.name.startswith(".")}
 
 
 def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:

@@ -19,6 +19,7 @@ class Layout:
         self.videos = self.corpus / "videos"
         self.captions = self.corpus / "captions.jsonl"
         self.features = root / "features" / config.corpus.name
+        self.imports = root / config.features.imports
         self.intervid = root / "data" / "intervid_mr"
         self.reports = root / "reports"
         self.training = self.reports / "training"
@@ -34,6 +35,10 @@ class Layout:
     def stream(self, name: str) -> Path:
         """Feature store of one stream."""
         return self.features / name
+
+    def imported(self, name: str) -> Path:
+        """Store of a stream that `mrmodel features import` wrote, if it is there."""
+        return self.imports / name
 
     def model(self, kind: str, name: str) -> Path:
         """Model folder; `kind` is ``pretrained``, ``imported``, ``finetuned`` or ``scratch``."""

@@ -141,7 +141,7 @@ class Predictor:
 
 
 def _encoder_of(stream: ModelStream, clip_len_s: float | None) -> Any:
-    if stream.fingerprint is None:
+    if stream.fingerprint is None or stream.name not in ENCODERS:
         known = ", ".join(sorted(ENCODERS))
         raise FeatureError(
             f"{stream.name}: the model reads rows that another program makes, so no video can be "

@@ -5,6 +5,9 @@ be read off it; `render` gives the complete file, comments included. Sections me
 for those in `REPLACED`, which a preset replaces as a whole: an absent setting of a model has its
 published value, whatever the base has. A key ``models.<name>`` instead changes settings of that
 model only.
+
+Files in ``features`` name the streams of one kind of published features; one of them may be laid
+over any preset.
 """
 
 from __future__ import annotations
@@ -34,31 +37,45 @@ def names() -> list[str]:
     return [BASE, *(name for name in found if name != BASE)]
 
 
+def feature_sets() -> list[str]:
+    """Names of all kinds of features that a preset can be given."""
+    files = resources.files(__package__).joinpath("features").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+
+
 def summary(name: str) -> str:
     """The first comment line of a preset that says what it is for."""
-    for line in _read(name).splitlines():
-        if line.startswith("# preset:"):
-            return line.removeprefix("# preset:").strip()
-    raise ConfigError(f"preset {name}", None, "has no '# preset:' line")
+    return _comment(_read(name), "# preset:")
 
 
-def render(name: str) -> str:
+def feature_summary(name: str) -> str:
+    """The first comment line of a kind of features."""
+    return _comment(_read_features(name), "# features:")
+
+
+def render(name: str, features: str | None = None) -> str:
     """The complete params.yaml of a preset, checked.
 
+    Args:
+        name: of the preset.
+        features: one of `feature_sets` in place of the preset's own streams.
+
     Raises:
-        UnknownNameError: no such preset.
+        UnknownNameError: no such preset, or no such kind of features.
         ConfigError: the preset does not give a valid parameter file.
     """
     text = _read(BASE)
     if name != BASE:
         text = overlay(text, changes(name))
+    if features is not None:
+        text = overlay(text, yaml.safe_load(_read_features(features)))
     parse_config(yaml.safe_load(text))
     return text
 
 
-def apply(name: str, target: Path) -> None:
-    """Write `render(name)` to `target`."""
-    write_text(target, render(name))
+def apply(name: str, target: Path, features: str | None = None) -> None:
+    """Write `render(name, features)` to `target`."""
+    write_text(target, render(name, features))
 
 
 def changes(name: str) -> dict[str, Any]:
@@ -123,3 +140,18 @@ def _read(name: str) -> str:
     if name not in known:
         raise UnknownNameError("preset", name, known)
     return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _read_features(name: str) -> str:
+    known = feature_sets()
+    if name not in known:
+        raise UnknownNameError("kind of features", name, known)
+    folder = resources.files(__package__).joinpath("features")
+    return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _comment(text: str, mark: str) -> str:
+    for line in text.splitlines():
+        if line.startswith(mark):
+            return line.removeprefix(mark).strip()
+    raise ConfigError("preset", text[:40], f"has no '{mark}' line")

@@ -194,6 +194,9 @@ def _licences(config: Config) -> dict[str, str]:
         stated = config.promotion.card.data_licence
         licences["data"] = stated or "not stated (promotion.card.data_licence of params.yaml)"
     locked = WeightsLock().files
+    if config.features.has_imports:
+        licences["features"] = f"of other programs, as {config.features.imports} has them"
+        return licences
     for stream in (*config.features.video_streams, *config.features.text_streams):
         weights: Mapping[str, str] = ENCODERS.get(stream)().fingerprint().get("weights", {})
         for name in weights:

@@ -50,11 +50,13 @@ class Layout:
         title: what it is, for people.
         clip_len_s: seconds of a row; None where archives of several data sets look like this.
         streams: what it holds, in the order in which the published systems concatenate them.
+        datasets: names of the data sets that it is of; empty where archives of all look like this.
     """
 
     title: str
     clip_len_s: float | None
     streams: tuple[ImportedStream, ...]
+    datasets: tuple[str, ...] = ()
 
 
 def slowfast(*folders: str) -> ImportedStream:

@@ -5,6 +5,7 @@ from mrmodel.features.layouts.base import ImportedStream, Layout, clip, clip_tex
 SLOWFAST_CLIP = Layout(
     title="Charades-STA, SlowFast and CLIP (CG-DETR)",
     clip_len_s=1.0,
+    datasets=("charades",),
     streams=(
         slowfast("slowfast_features"),
         clip("clip_features"),
@@ -15,6 +16,7 @@ SLOWFAST_CLIP = Layout(
 VGG = Layout(
     title="Charades-STA, VGG (CG-DETR), with optical flow (UMT) and GloVe",
     clip_len_s=1 / 6,
+    datasets=("charades",),
     streams=(
         ImportedStream("vgg.video4096", "video", 4096, ("vgg_features/rgb_features", "rgb_features")),
         ImportedStream("vgg_flow.video4096", "video", 4096, ("vgg_features/opt_features", "opt_features")),

@@ -6,6 +6,7 @@ from mrmodel.features.layouts.base import Layout, clip, clip_text, slowfast
 LAYOUT = Layout(
     title="QVHighlights, SlowFast and CLIP (Moment-DETR, QD-DETR, CG-DETR)",
     clip_len_s=2.0,
+    datasets=("qvhighlights",),
     streams=(
         slowfast("slowfast_features"),
         clip("clip_features"),

@@ -5,6 +5,7 @@ from mrmodel.features.layouts.base import ImportedStream, Layout, clip, clip_tex
 LAYOUT = Layout(
     title="QVHighlights, SlowFast, CLIP and PANN audio (UMT, QD-DETR)",
     clip_len_s=2.0,
+    datasets=("qvhighlights",),
     streams=(
         slowfast("slowfast_features"),
         clip("clip_features"),

@@ -5,6 +5,7 @@ from mrmodel.features.layouts.base import ImportedStream, Layout, clip, clip_tex
 I3D = Layout(
     title="TVSum, I3D of frames and flow (UMT, QD-DETR, CG-DETR)",
     clip_len_s=2.0,
+    datasets=("tvsum",),
     streams=(
         ImportedStream(
             "i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")
@@ -15,6 +16,7 @@ I3D = Layout(
 SLOWFAST_CLIP = Layout(
     title="TVSum, SlowFast, CLIP and BLIP-2 (VideoLights)",
     clip_len_s=2.0,
+    datasets=("tvsum",),
     streams=(
         slowfast("sf_features", "slowfast_features"),
         clip("clip_features"),

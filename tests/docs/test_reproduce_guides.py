@@ -1,0 +1,80 @@
+"""The pages about published data: their commands run, and what they name is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mrmodel import presets
+from mrmodel.cli.main import cli
+from mrmodel.components import DATASETS, LAYOUTS
+from mrmodel.presets import feature_sets
+from tests.pipeline.test_imported import MINIATURES, corpus_rows, qvhighlights_archive
+from tests.project import ROOT
+
+PAGES = sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("own_features/*/README.md"))
+GUIDES = ("reproduce_the_papers", "import_features")
+
+
+def commands_of(page: str) -> list[str]:
+    text = (ROOT / f"docs/howto/{page}.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("published").symlink_to(MINIATURES / "qvhighlights")
+    convert = "mrmodel data convert qvhighlights published --output own_videos"
+    commands = commands_of(page)
+    assert len(commands) in (2, 4)
+    done = set()
+    for command in ([] if convert in commands else [convert]) + commands:
+        program, *words = command.split()
+        if program == "dvc":
+            assert words[-1] in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+            continue
+        if words[:2] == ["features", "import"]:
+            qvhighlights_archive(Path("archive"), corpus_rows(Path("own_videos")))
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 0, result.output
+        done.add(words[0])
+    assert "features" in done
+
+
+def test_layouts_data_sets_and_features_that_are_named_exist() -> None:
+    named = {"layout": set(), "dataset": set(), "features": set()}
+    for page in PAGES:
+        text = page.read_text()
+        named["layout"] |= set(re.findall(r"--layout ([a-z0-9_]+)", text))
+        named["dataset"] |= set(re.findall(r"mrmodel data convert ([a-z_]+)", text))
+        named["features"] |= set(re.findall(r"--features ([a-z0-9_]+)", text))
+    assert named["layout"] <= set(LAYOUTS)
+    assert named["dataset"] <= set(DATASETS)
+    assert named["features"] <= set(feature_sets())
+    assert len(named["layout"]) > 4
+
+
+def test_every_layout_and_kind_of_features_is_on_its_page() -> None:
+    layouts = (ROOT / "docs/howto/import_features.md").read_text()
+    assert [name for name in LAYOUTS if f"`{name}`" not in layouts] == []
+    kinds = (ROOT / "docs/reference/presets.md").read_text()
+    for name in feature_sets():
+        found = yaml.safe_load((ROOT / f"mrmodel/presets/features/{name}.yaml").read_text())
+        assert f"| `{name}` |" in kinds
+        assert set(found) == {"features"}
+        assert set(found["features"]) == {"video_streams", "text_streams"}
+
+
+def test_every_recipe_is_in_a_table_of_its_paper() -> None:
+    guide = (ROOT / "docs/howto/reproduce_the_papers.md").read_text()
+    named = set(re.findall(r"`((?:[a-z]+_)+detr|[a-z]+_video_lights)", guide))
+    known = set(presets.names())
+    assert {name for name in named if "_" in name and name.split("_")[0] in DATASETS} <= known
+    for published in ("qvhighlights", "charades", "tacos", "tvsum"):
+        for model in ("qd_detr", "sg_detr"):
+            assert f"{published}_{model}" in named
+    assert {"youtube_hl_qd_detr", "youtube_hl_sg_detr"} <= named
