@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.encoders.weight_sets import Count, Sizes
+from mrmodel.encoders.weight_sets import Count, TransformerSizes
 
 NORM_EPS = 1e-12
 
 
-class BertSizes(Sizes):
+class BertSizes(TransformerSizes):
     """Sizes of the network; the defaults are BERT-large's, but for `layers`.
 
     InternVideo2 reads texts with the first 19 of its 24 layers; the others mix in the video.

@@ -9,20 +9,27 @@ so they cannot be compared.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mrmodel.encoders.base import RowLayout
 from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
 from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD, normalise_pixels
-from mrmodel.encoders.weight_sets import Count, SetConfig, Sizes, WeightSet
+from mrmodel.encoders.weight_sets import (
+    Count,
+    SetConfig,
+    TransformerSizes,
+    WeightSet,
+    require_whole_patches,
+)
 from mrmodel.errors import WeightsError
 from mrmodel.video.sampling import FrameSampling
 
 
-class Blip2VisionSizes(Sizes):
+class Blip2VisionSizes(TransformerSizes):
     """Sizes of the vision transformer; the defaults are those of ViT-g as BLIP-2 cuts it."""
 
     width: Count = 1408
@@ -32,7 +39,7 @@ class Blip2VisionSizes(Sizes):
     patch: Count = 14
 
 
-class QFormerSizes(Sizes):
+class QFormerSizes(TransformerSizes):
     """Sizes of the Q-Former; every `mix_every`-th layer looks at the picture."""
 
     width: Count = 768
@@ -59,6 +66,11 @@ class Blip2SetConfig(SetConfig):
     queries: Count = 32
     image_size: Count = 224
     max_tokens: Count = 512
+
+    @model_validator(mode="after")
+    def _patches_tile_the_picture(self) -> Self:
+        require_whole_patches(self.image_size, self.vision.patch)
+        return self
 
 
 class _TextEmbeddings(nn.Module):

@@ -7,40 +7,44 @@ quick GELU, x * sigmoid(1.702 x), which the weights were trained with.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from mrmodel.encoders.weight_sets import Count, SetConfig, Sizes
+from mrmodel.encoders.weight_sets import (
+    Count,
+    SetConfig,
+    TransformerSizes,
+    require_whole_patches,
+)
 
 NORM_EPS = 1e-5
 
 
-class ClipTransformerSizes(Sizes):
-    """Sizes of one of the two transformers; the defaults of `ClipConfig` are ViT-B/32's."""
-
-    width: Count
-    layers: Count
-    heads: Count
-    mlp: Count
-
-
 class ClipConfig(SetConfig):
-    """config.json of the set ``clip_b32``."""
+    """config.json of the set ``clip_b32``; the defaults are ViT-B/32's."""
 
-    vision: ClipTransformerSizes = ClipTransformerSizes(width=768, layers=12, heads=12, mlp=3072)
+    vision: TransformerSizes = TransformerSizes(width=768, layers=12, heads=12, mlp=3072)
     image_size: Count = 224
     patch: Count = 32
-    text: ClipTransformerSizes = ClipTransformerSizes(width=512, layers=12, heads=8, mlp=2048)
+    text: TransformerSizes = TransformerSizes(width=512, layers=12, heads=8, mlp=2048)
     vocabulary: Count = 49408
     positions: Count = 77
     projection: Count = 512
+
+    @model_validator(mode="after")
+    def _patches_tile_the_picture(self) -> Self:
+        require_whole_patches(self.image_size, self.patch)
+        return self
 
 
 class _Attention(nn.Module):
     """Multi-head self-attention with biases everywhere."""
 
-    def __init__(self, sizes: ClipTransformerSizes) -> None:
+    def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
         self.heads = sizes.heads
         self.q_proj = nn.Linear(sizes.width, sizes.width)
@@ -60,7 +64,7 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     """Linear, quick GELU, Linear."""
 
-    def __init__(self, sizes: ClipTransformerSizes) -> None:
+    def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
         self.fc1 = nn.Linear(sizes.width, sizes.mlp)
         self.fc2 = nn.Linear(sizes.mlp, sizes.width)
@@ -75,7 +79,7 @@ class _Mlp(nn.Module):
 class _Layer(nn.Module):
     """Attention and MLP, each behind a LayerNorm and with a residual."""
 
-    def __init__(self, sizes: ClipTransformerSizes) -> None:
+    def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
         self.self_attn = _Attention(sizes)
         self.layer_norm1 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
@@ -92,7 +96,7 @@ class _Layer(nn.Module):
 class _Encoder(nn.Module):
     """The layers, one after the other."""
 
-    def __init__(self, sizes: ClipTransformerSizes) -> None:
+    def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Layer(sizes) for _ in range(sizes.layers))
 

@@ -7,8 +7,9 @@ and clip vectors without a projection, so both must be the projected ones.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mrmodel.encoders.base import RowLayout
@@ -16,7 +17,7 @@ from mrmodel.encoders.bert_tower import Bert, BertSizes
 from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
 from mrmodel.encoders.internvideo2_vision import Gelu, InternVideo2Vision, VisionSizes
 from mrmodel.encoders.pixels import IMAGENET_MEAN, IMAGENET_SPREAD, normalise_pixels
-from mrmodel.encoders.weight_sets import Count, SetConfig, WeightSet
+from mrmodel.encoders.weight_sets import Count, SetConfig, WeightSet, require_whole_patches
 from mrmodel.video.sampling import FrameSampling
 
 
@@ -41,6 +42,11 @@ class InternVideo2Config(SetConfig):
     gelu: Gelu = "tanh"
     resize: Literal["bicubic", "bicubic_no_antialias", "bilinear"] = "bicubic"
     max_tokens: Count = 40
+
+    @model_validator(mode="after")
+    def _patches_tile_the_picture(self) -> Self:
+        require_whole_patches(self.image_size, self.vision.patch)
+        return self
 
 
 class ProjectedVision(nn.Module):
@@ -125,7 +131,7 @@ class InternVideo2TextEncoder(BroughtTextEncoder):
     @property
     def max_tokens(self) -> int:
         """Longer texts are cut; [CLS] and [SEP] count."""
-        return self.config.max_tokens
+        return min(self.config.max_tokens, self.config.text.positions)
 
     @cached_property
     def _model(self) -> ProjectedText:

@@ -11,24 +11,24 @@ code, so its checkpoint loads as it is. What is easily got wrong (features.md, s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from mrmodel.encoders.weight_sets import Count, Sizes
+from mrmodel.encoders.weight_sets import Count, TransformerSizes
 
 RMS_EPS, POOL_EPS = 1e-6, 1e-5
 
 Gelu = Literal["tanh", "exact"]
 
 
-class VisionSizes(Sizes):
+class VisionSizes(TransformerSizes):
     """Sizes of the tower; the defaults are those of 1B.
 
     Attributes:
-        width, layers, heads, mlp: of the transformer.
         pool_heads, pooled: heads and channels of the attention pooling.
         patch: pixels of a patch's side.
         grid: patches of a picture's side in the tables of positions.
@@ -44,6 +44,12 @@ class VisionSizes(Sizes):
     patch: Count = 14
     grid: Count = 16
     table_frames: Count = 4
+
+    @model_validator(mode="after")
+    def _pool_heads_share_the_width(self) -> Self:
+        if self.width % self.pool_heads:
+            raise ValueError(f"{self.pool_heads} pool_heads cannot share {self.width} channels")
+        return self
 
 
 class _RmsNorm(nn.Module):

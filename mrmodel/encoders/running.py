@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.encoders.base import Frames, Rows
+from mrmodel.errors import ConfigError
 
 DEVICE_VARIABLE = "MRMODEL_ENCODER_DEVICE"
 # 8 sentences take less than half the time of 8 single ones; 32 would save little more.
@@ -23,10 +24,22 @@ TEXT_BATCH = 8
 
 
 def encoder_device() -> torch.device:
-    """Where encoders run: MRMODEL_ENCODER_DEVICE, else a GPU where there is one."""
-    if named := os.environ.get(DEVICE_VARIABLE):
-        return torch.device(named)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where encoders run: MRMODEL_ENCODER_DEVICE, else a GPU where there is one.
+
+    Raises:
+        ConfigError: the variable names no device, or one that is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    named = os.environ.get(DEVICE_VARIABLE)
+    if not named:
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        device = torch.device(named)
+    except RuntimeError:
+        raise ConfigError(DEVICE_VARIABLE, named, "is no device of PyTorch") from None
+    if device.type == "cuda" and not has_gpu:
+        raise ConfigError(DEVICE_VARIABLE, named, "there is no GPU that PyTorch can use")
+    return device
 
 
 @torch.inference_mode()

@@ -17,10 +17,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -39,6 +39,21 @@ class Sizes(BaseModel):
     """A part of config.json: no unknown keys, no silent conversion, no change after loading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TransformerSizes(Sizes):
+    """Sizes of a transformer: channels, blocks, heads, and channels inside the feed-forward."""
+
+    width: Count
+    layers: Count
+    heads: Count
+    mlp: Count
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.width} channels")
+        return self
 
 
 class SetConfig(Sizes):
@@ -221,6 +236,16 @@ class WeightSet:
         return path
 
 
+def require_whole_patches(image_size: int, patch: int) -> None:
+    """Check, in a configuration's validator, that patches tile the picture.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if image_size % patch:
+        raise ValueError(f"image_size = {image_size} is no multiple of the patch of {patch} pixels")
+
+
 def require_fit(source: Path, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Check names and shapes against the state of the network, which may lie on the meta device.
 
@@ -260,5 +285,6 @@ def read_part(kind: type[S], path: Path) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"
-        found = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        told = first["type"] in ("missing", "value_error")  # whose message names what it is about
+        found = "" if told else f" = {first['input']!r}"
         raise WeightsError(f"{path}: {place}{found}: {first['msg']}") from None

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from mrmodel.cli.weights import group
 from mrmodel.encoders.base import build_encoder
 from mrmodel.encoders.published_sets import PUBLISHED
+from mrmodel.encoders.running import DEVICE_VARIABLE
 from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE, WeightSet, weights_root
-from mrmodel.errors import CheckpointError, UnknownNameError, WeightsError
+from mrmodel.errors import CheckpointError, ConfigError, UnknownNameError, WeightsError
 from mrmodel.files import sha256_of
 from mrmodel.official.towers.convert import RECIPES, Conversion, convert, read_tensors
 from mrmodel.official.towers.torchscript import read_torchscript
@@ -241,3 +242,49 @@ def test_wrapped_state_dicts_are_unwrapped(tmp_path):
     torch.save({"step": 3}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="holds no tensor"):
         read_tensors(tmp_path / "a.pt")
+
+
+def test_sizes_that_do_not_fit_each_other_are_refused(folder, made, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    vision = config["vision"] | {"heads": 3}
+    for change, message in (
+        ({"image_size": 33}, "33 is no multiple of the patch of 8 pixels"),
+        ({"vision": vision}, "vision: .*3 heads cannot share 64 channels"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(WeightsError, match=message):
+            run("lock", "clip_b32")
+    options = {"image_size": 33}
+    files = made / "clip.safetensors", made / "merges.txt.gz"
+    with pytest.raises(WeightsError, match="33 is no multiple"):
+        convert(Conversion("clip_b32", *files, options=options, root=tmp_path / "other"))
+
+
+def test_weights_that_are_no_numbers_are_refused(made, tmp_path):
+    tensors = load_file(made / "clip.safetensors")
+    tensors["visual_projection.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "a.safetensors")
+    conversion = Conversion(
+        "clip_b32", tmp_path / "a.safetensors", made / "merges.txt.gz", root=tmp_path
+    )
+    with pytest.raises(WeightsError, match=r"visual_projection\.weight holds NaN"):
+        convert(conversion)
+    assert not (tmp_path / "clip_b32").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(folder, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(DEVICE_VARIABLE, device)
+    with pytest.raises(ConfigError, match=f"MRMODEL_ENCODER_DEVICE = '{device}'"):
+        encode()
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    assert np.isfinite(encode()).all()
+
+
+def test_a_damaged_file_of_an_index_is_refused(tmp_path):
+    (tmp_path / "one.safetensors").write_bytes(b"damaged")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"one\.safetensors"):
+        read_tensors(index)

@@ -21,19 +21,20 @@ from mrmodel.encoders.blip2 import (
     Blip2VisionSizes,
     QFormerSizes,
 )
-from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
+from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
 from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
 from mrmodel.encoders.internvideo2_vision import VisionSizes
 from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
+from mrmodel.encoders.weight_sets import TransformerSizes
 from mrmodel.files import derive_seed
 from mrmodel.official.towers.convert import Conversion, convert
 
 MERGES = [("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>")]
 CLIP = ClipConfig(
-    vision=ClipTransformerSizes(width=64, layers=2, heads=1, mlp=96),
+    vision=TransformerSizes(width=64, layers=2, heads=1, mlp=96),
     image_size=32,
     patch=8,
-    text=ClipTransformerSizes(width=512, layers=1, heads=8, mlp=64),
+    text=TransformerSizes(width=512, layers=1, heads=8, mlp=64),
     vocabulary=2 * 256 + len(MERGES) + 2,
     positions=24,
     projection=512,

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipTransformerSizes, ClipVision
+from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
+from mrmodel.encoders.weight_sets import TransformerSizes
 from mrmodel.official.towers.recipe import Recipe, TextReading
 from mrmodel.official.towers.shapes import count_layers, size_of
 from mrmodel.official.towers.vocabulary import clip_tokenizer
@@ -84,10 +85,10 @@ def _config(tensors: Mapping[str, Tensor]) -> ClipConfig:
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor], part: str) -> ClipTransformerSizes:
+def _sizes(tensors: Mapping[str, Tensor], part: str) -> TransformerSizes:
     layers = f"{part}.encoder.layers."
     width = size_of(tensors, f"{layers}0.mlp.fc1.weight", 1)
-    return ClipTransformerSizes(
+    return TransformerSizes(
         width=width,
         layers=count_layers(tensors, layers),
         heads=max(1, width // _HEAD),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -110,7 +110,7 @@ def lock_again(name: str, root: Path | None = None) -> SetLock:
     weights = WeightSet(name, root)
     config = read_part(recipe.config, weights.present(CONFIG))
     path = weights.present(TENSORS)
-    require_set(path, recipe, config, load_file(path))
+    require_set(path, recipe, config, load_plain(path))
     if recipe.text is not None:
         _tokenizer(weights.present(TOKENIZER), recipe, config)
     old = weights.folder / LOCK
@@ -134,7 +134,9 @@ def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
     if is_torchscript(path):
         return read_torchscript(path)
     if path.name.endswith(_INDEX):
-        return {name: tensor for part in parts_of(path) for name, tensor in load_file(part).items()}
+        return {
+            name: tensor for part in parts_of(path) for name, tensor in load_plain(part).items()
+        }
     loaded = load_plain(path)
     inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     values = loaded if inner is None else loaded[inner]
@@ -192,10 +194,9 @@ def with_options(config: SetConfig, options: Mapping[str, Any]) -> SetConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
+        found = f"{place} = {first['input']!r}: " if place else ""
         known = ", ".join(type(config).model_fields)
-        raise WeightsError(
-            f"option {place} = {first['input']!r}: {first['msg']} (known: {known})"
-        ) from None
+        raise WeightsError(f"option {found}{first['msg']} (known: {known})") from None
 
 
 def require_set(
@@ -204,12 +205,15 @@ def require_set(
     """Check that the tensors are those of all networks of a set, no more and no less.
 
     Raises:
-        WeightsError: lists what is missing, left over, or of another shape.
+        WeightsError: lists what is missing, left over, or of another shape; or a number is none.
     """
     with torch.device("meta"):
         networks = recipe.networks(config)
     wanted = {name: tensor for part in networks for name, tensor in part.state_dict().items()}
     require_fit(source, wanted, tensors)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds NaN or infinity")
 
 
 def _require_vocabulary(request: Conversion, recipe: Recipe) -> None:
