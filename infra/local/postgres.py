@@ -1,4 +1,4 @@
-"""A PostgreSQL server from Debian's package, for Prefect and MLflow."""
+"""A PostgreSQL server from Debian's package, for Prefect, MLflow and searches."""
 
 from __future__ import annotations
 

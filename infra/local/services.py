@@ -18,6 +18,8 @@ from mrmodel.files import atomic_path, one_at_a_time
 
 # The usual numbers, but for PostgreSQL and MLflow: those are often taken.
 PORTS = {"postgres": 55432, "seaweedfs": 8333, "mlflow": 5050, "prefect": 4200}
+# Database of searches for better values, which workers use without a server between.
+STUDIES = "optuna"
 _SETTINGS, _RUNNING, _EXPORTS = "installation.json", "running.json", "env"
 
 
@@ -150,6 +152,7 @@ class Services:
             **servers.prefect.environment(),
             **servers.mlflow.environment(),
             **servers.seaweedfs.environment(),
+            "OPTUNA_STORAGE": servers.postgres.url(STUDIES),
             "MRMODEL_DVC_REMOTE": f"s3://{BUCKET}/dvc",
             "MRMODEL_HANDOVER": f"s3://{BUCKET}/handover",
             "MRMODEL_REGISTRY": f"s3://{BUCKET}/registry",
@@ -171,7 +174,7 @@ class Services:
     def _start(self, servers: _Servers, started: list[Running]) -> None:
         servers.postgres.prepare()
         self._launch([servers.postgres.program(), servers.seaweedfs.program()], started)
-        for database in (servers.mlflow.database, servers.prefect.database):
+        for database in (servers.mlflow.database, servers.prefect.database, STUDIES):
             servers.postgres.create_database(database)
         self._launch([servers.mlflow.program(), servers.prefect.program()], started)
 

@@ -139,6 +139,7 @@ SECRETS = {
     "POSTGRES_SECRET": {"postgres"},
     "PREFECT_DATABASE_SECRET": {"postgres", "prefect"},
     "MLFLOW_DATABASE_SECRET": {"postgres", "mlflow"},
+    "OPTUNA_DATABASE_SECRET": {"postgres", *WORKERS},
     "S3_SECRET": {"s3", "mlflow", *WORKERS},
     "GIT_PASSWORD": WORKERS,
 }
@@ -153,9 +154,9 @@ def test_a_secret_goes_where_it_is_needed(services: dict[str, Any], name: str) -
         assert planted(name) not in json.dumps(outside), holder
 
 
-def test_only_the_servers_see_the_database(resolved: dict[str, Any]) -> None:
+def test_only_servers_and_workers_see_the_database(resolved: dict[str, Any]) -> None:
     near = {n for n, s in resolved["services"].items() if "database" in s["networks"]}
-    assert near == {"postgres", "prefect", "mlflow"}
+    assert near == {"postgres", "prefect", "mlflow", *WORKERS}
     assert resolved["networks"]["database"]["internal"] is True
     assert list(resolved["services"]["postgres"]["networks"]) == ["database"]
 

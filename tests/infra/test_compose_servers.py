@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import optuna
 import psycopg2
 import pytest
 from botocore.exceptions import ClientError
@@ -22,6 +23,7 @@ from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
 from infra.local.process import Program
 from infra.local.seaweedfs import INNER_PORTS
+from mrmodel.tune.storage import open_storage
 from tests.infra.test_compose import DATABASES, compose, filled, planted
 from tests.project import ROOT
 from tests.services import postgres_server
@@ -95,6 +97,7 @@ def make_databases(server: Postgres, secrets: dict[str, str]) -> None:
         "POSTGRES_USER": "mrmodel",
         "PREFECT_DATABASE_SECRET": secrets["PREFECT_DATABASE_SECRET"],
         "MLFLOW_DATABASE_SECRET": secrets["MLFLOW_DATABASE_SECRET"],
+        "OPTUNA_DATABASE_SECRET": secrets["OPTUNA_DATABASE_SECRET"],
     }
     subprocess.run([DATABASES], check=True, env=environment)
 
@@ -131,6 +134,17 @@ def test_each_server_has_a_database_of_its_own(site: Site) -> None:
         psycopg2.connect(user="mlflow", password=secret, dbname="prefect", **door)
     with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
         psycopg2.connect(user="mlflow", password=PASSWORD, dbname="mlflow", **door)
+
+
+def test_a_worker_keeps_studies_in_a_database_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = site.services["worker-gpu-0"]["environment"]
+    monkeypatch.setenv("PGPASSWORD", user["PGPASSWORD"])
+    storage = open_storage(site.here(user["OPTUNA_STORAGE"]))
+    optuna.create_study(storage=storage, study_name="main")
+    with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+        psycopg2.connect(user="optuna", dbname="mlflow", host="127.0.0.1", port=site.postgres.port)
 
 
 def test_s3_has_its_bucket_and_one_user(site: Site) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import optuna
 import psutil
 import psycopg2
 import pytest
@@ -25,6 +26,7 @@ from infra.local.ports import is_free
 from infra.local.postgres import Postgres
 from infra.local.services import PORTS
 from mrmodel.storage import open_store
+from mrmodel.tune.storage import open_storage
 from tests.project import ROOT
 
 
@@ -118,7 +120,7 @@ def installation(folder: Installation) -> Installation:
 def client(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
     """The installation, and its address and credentials in the environment."""
     for name, value in installation.exports().items():
-        if name.startswith(("AWS_", "MLFLOW_", "MRMODEL_", "PREFECT_")):
+        if name.startswith(("AWS_", "MLFLOW_", "MRMODEL_", "OPTUNA_", "PREFECT_")):
             monkeypatch.setenv(name, value)
     return installation
 
@@ -175,6 +177,11 @@ def test_prefect_keeps_flows_in_the_database(client: Installation) -> None:
     flow = _post(f"{api}/flows/", {"name": "from the test"})
     assert [row["id"] for row in _post(f"{api}/flows/filter", {"limit": None})] == [flow["id"]]
     assert client.query("prefect", "SELECT count(*) FROM flow") == 1
+
+
+def test_studies_are_kept_in_the_database(client: Installation) -> None:
+    optuna.create_study(storage=open_storage(os.environ["OPTUNA_STORAGE"]), study_name="main")
+    assert client.query("optuna", "SELECT count(*) FROM studies") == 1
 
 
 def test_only_this_machine_reaches_them(installation: Installation) -> None:

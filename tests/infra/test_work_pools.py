@@ -22,6 +22,8 @@ WORKER = {
     "MRMODEL_NAMESPACE": "mrmodel",
     "MRMODEL_JOB_IMAGE": "registry.example.com/team/mrmodel:0.1.0-cuda",
     "AWS_SECRET_ACCESS_KEY": "planted-secret",
+    "OPTUNA_STORAGE": "postgresql+psycopg2://optuna@postgres.example.com/optuna",
+    "PGPASSWORD": "planted-password",
     "CUDA_VISIBLE_DEVICES": "1",
     "MRMODEL_GPU_SLOT": "gpu:host:1",
 }
@@ -84,6 +86,7 @@ def test_kubernetes_takes_the_job(
         "aws-secret-access-key",
         "git-username",
         "git-password",
+        "optuna-database",
     }
     assert job["metadata"]["namespace"] == "mrmodel"
     assert "planted-secret" not in json.dumps(job)
@@ -146,7 +149,9 @@ def test_a_gpu_container_sees_the_gpu_of_its_worker(rendered: dict[Any, Any]) ->
 def test_a_container_gets_secrets_from_its_worker(rendered: dict[Any, Any]) -> None:
     made = rendered["cpu", "docker", False]
     assert made["environment"]["AWS_SECRET_ACCESS_KEY"] == "planted-secret"
-    assert "planted-secret" not in json.dumps({**made, "environment": {}})
+    assert made["environment"]["PGPASSWORD"] == "planted-password"
+    assert made["environment"]["OPTUNA_STORAGE"] == WORKER["OPTUNA_STORAGE"]
+    assert "planted-" not in json.dumps({**made, "environment": {}})
 
 
 def test_a_process_has_its_workers_environment(rendered: dict[Any, Any]) -> None:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# PostgreSQL's image runs this once, on an empty volume: a user with a database for each server.
+# PostgreSQL's image runs this once, on an empty volume: a user with a database for each
+# server, and for the searches of the workers.
 set -eu
 
 create() {
@@ -15,3 +16,4 @@ SQL
 
 create prefect "$PREFECT_DATABASE_SECRET"
 create mlflow "$MLFLOW_DATABASE_SECRET"
+create optuna "$OPTUNA_DATABASE_SECRET"
