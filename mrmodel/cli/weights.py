@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrmodel.encoders.published_sets import PUBLISHED
 from mrmodel.official.settings import FORMATS
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def import_command(
 
 
 @group.command()
-@click.argument("name", metavar="SET")
+@click.argument("name", metavar="|".join(PUBLISHED))
 @click.option("--weights", type=_PATH, required=True, help="Published file.")
 @click.option("--vocabulary", type=_PATH, help="Published vocabulary, for sets that read text.")
 @click.option(
@@ -99,7 +100,7 @@ def import_command(
 def convert(
     name: str, weights: Path, vocabulary: Path | None, options: tuple[str, ...], force: bool
 ) -> None:
-    """Turn published encoder weights into the weight set SET, without running code of the files.
+    """Turn published encoder weights into a weight set, without running code of the files.
 
     It is written below the folder that MRMODEL_WEIGHTS_DIR names, and locked by SHA-256.
     """
