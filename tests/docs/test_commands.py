@@ -103,6 +103,7 @@ def with_tiny_encoders(text: str) -> str:
     return text.replace("embedded.text", "tiny.text").replace("qvhighlights", "own")
 
 
+@pytest.mark.slow
 def test_official_checkpoint(owner_of_checkpoints: Project) -> None:
     project, document = owner_of_checkpoints, "howto/use_my_official_checkpoint.md"
     written = yaml.safe_load(with_tiny_encoders(blocks_of(document, "yaml")[0]))

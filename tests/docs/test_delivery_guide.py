@@ -33,6 +33,7 @@ def project(reproduced: Project, tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_deliver_data(project: Project) -> None:
     for command in commands_of("howto/deliver_data.md"):
         output = project.run("sh", "-c", command)

@@ -33,6 +33,7 @@ def test_promote(
     assert "'vid': 'example'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_roll_back(project: Project) -> None:
     """After a second promotion, which is a new line of comparison here."""
     forget_a_query(project.folder, "moment_detr.finetuned")

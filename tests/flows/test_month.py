@@ -340,6 +340,7 @@ def test_a_rollback_and_the_whole_history(month: Month) -> None:
     assert "everything agrees" in month.mrmodel("registry", "reconcile")
 
 
+@pytest.mark.slow
 def test_after_a_rollback_the_bad_data_can_go(month: Month) -> None:
     """Reverted on the branch, they are neither missed nor taken again."""
     (entry,) = [one for one in month.entries() if one.version == 2]

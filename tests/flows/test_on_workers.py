@@ -183,6 +183,7 @@ def assert_right(site: Site, output: str, attempts: int) -> None:
     assert_no_process(site)
 
 
+@pytest.mark.slow
 def test_a_killed_stage_process(site: Site, arguments: tuple[str, ...]) -> None:
     run = site.start(*arguments)
     site.wait_for_stage(EVALUATE).kill()

@@ -110,6 +110,7 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
     assert found["pipeline"].data.metrics["stages/blocked"] == len(walk.rows) - 1
 
 
+@pytest.mark.slow
 def test_the_parent_decides_nothing(bench: Bench) -> None:
     """Neither key nor lock file, nor what a restored stage is."""
     bench.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 77")

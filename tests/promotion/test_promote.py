@@ -120,6 +120,7 @@ def test_whoever_is_slower_is_told_and_recorded(
     assert kinds.count(("conflict", faster)) == 1
 
 
+@pytest.mark.slow
 def test_another_store_does_not_take_the_champion_away(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_another_store_does_not_take_the_champion_away(
     assert "secret-word" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_withdrawn_weights_do_not_come_back_as_another_version(registry: Registry) -> None:
     first, second = add(registry, "scratch"), add(registry, "finetuned")
     for version in (first, second):

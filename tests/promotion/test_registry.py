@@ -38,7 +38,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def trial(request: pytest.FixtureRequest, state: Path, tmp_path: Path) -> Trial:
     """An empty registry."""
     name = f"moments-{secrets.token_hex(4)}"

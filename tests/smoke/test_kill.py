@@ -37,8 +37,13 @@ def disturbed(reproduced: Project, tmp_path: Path) -> Project:
     return project
 
 
-def test_a_killed_pipeline_ends_in_the_same_bytes(reproduced: Project, disturbed: Project) -> None:
-    for trace, finished, _ in INTERRUPTED:
+@pytest.mark.parametrize(
+    "interrupted", [INTERRUPTED[1:2], pytest.param(INTERRUPTED, marks=pytest.mark.slow)]
+)
+def test_a_killed_pipeline_ends_in_the_same_bytes(
+    reproduced: Project, disturbed: Project, interrupted: list[tuple[str, str, str]]
+) -> None:
+    for trace, finished, _ in interrupted:
         kill_when(disturbed, lambda trace=trace: has_trace(disturbed, trace))
         assert not (disturbed.folder / finished).exists(), f"{finished}: killed too late to tell"
     output = disturbed.run("dvc", "repro")

@@ -46,6 +46,7 @@ def test_the_ablation_table(studied: Project) -> None:
     assert "| a | robust | none |" in studied.read("studies/reports/ablation.md").decode()
 
 
+@pytest.mark.slow
 def test_the_table_of_all_models(studied: Project) -> None:
     output = studied.run("dvc", "repro", "studies/dvc.yaml:compare")
     runs = {f"studies/dvc.yaml:compare_run@{model}-1" for model in MODELS}
@@ -67,12 +68,14 @@ def test_the_table_of_all_models(studied: Project) -> None:
     assert "| sg_detr − moment_detr |" in studied.read("studies/reports/compare.md").decode()
 
 
+@pytest.mark.slow
 def test_git_sees_the_tables_and_not_the_runs(studied: Project) -> None:
     shown = studied.git("status", "--porcelain", "-uall", "studies/reports").split()[1::2]
     tables = ["ablation.json", "ablation.md", "compare.json", "compare.md"]
     assert sorted(shown) == [f"studies/reports/{name}" for name in tables]
 
 
+@pytest.mark.slow
 def test_the_report_of_the_main_job_shows_the_tables(studied: Project) -> None:
     studied.run("python", "-m", "mrmodel.pipeline.report")
     page = studied.read("reports/report.html").decode()

@@ -264,6 +264,7 @@ def test_a_server_that_is_not_there_costs_seconds_and_fails_nothing(
     assert not recorders(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +354,7 @@ def test_the_run_of_a_killed_stage_is_marked_and_nothing_is_left(state: Path) ->
     assert runs(state)["pretrain@m"].info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_run_whose_recorder_was_killed_is_closed_by_the_next_one(state: Path) -> None:
     process = start(state, "pretrain@m", 3)
     assert process.stdout is not None
