@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from mrmodel import presets
 from mrmodel.cli.main import cli
 from mrmodel.components import DATASETS, LAYOUTS
+from mrmodel.config import parse_config
 from mrmodel.presets import feature_sets
 from tests.pipeline.test_imported import MINIATURES, corpus_rows, qvhighlights_archive
 from tests.project import ROOT
@@ -67,6 +68,45 @@ def test_every_layout_and_kind_of_features_is_on_its_page() -> None:
         assert f"| `{name}` |" in kinds
         assert set(found) == {"features"}
         assert set(found["features"]) == {"video_streams", "text_streams"}
+
+
+RECIPES = [
+    (name, data_set)
+    for name in presets.names()
+    for data_set in DATASETS
+    if name.startswith(f"{data_set}_")
+]
+
+
+@pytest.mark.parametrize(("name", "data_set"), RECIPES)
+def test_a_recipe_has_the_limits_of_its_data_set_and_the_features_on_the_page(
+    name: str, data_set: str
+) -> None:
+    features = parse_config(yaml.safe_load(presets.render(name))).features
+    dataset = DATASETS.get(data_set)()
+    found = (features.clip_len_s, features.max_tokens)
+    assert found == (dataset.clip_len_s, dataset.max_tokens)
+    # lighthouse and VideoLights cut Charades-STA, too; SA-DETR and SG-DETR do not.
+    cut = data_set == "charades" and not name.endswith(("sa_detr", "sg_detr"))
+    assert features.max_clips == (75 if cut else dataset.max_clips)
+    assert features.imports == f"own_features/{data_set}"
+    assert (ROOT / features.imports / "README.md").exists()
+    page = (ROOT / "docs/reference/presets.md").read_text()
+    (row,) = re.findall(rf"^\| `{name}` \| \d.*", page, flags=re.MULTILINE)
+    kind = row.split("|")[9].strip().strip("`")
+    streams = yaml.safe_load((ROOT / f"mrmodel/presets/features/{kind}.yaml").read_text())
+    assert streams["features"] == {
+        "video_streams": features.video_streams,
+        "text_streams": features.text_streams,
+    }
+
+
+def test_other_features_replace_the_streams_and_nothing_else() -> None:
+    own = yaml.safe_load(presets.render("charades_qd_detr"))
+    other = yaml.safe_load(presets.render("charades_qd_detr", "clip"))
+    assert other["features"]["video_streams"] == ["clip_b32.video512"]
+    other["features"]["video_streams"] = own["features"]["video_streams"]
+    assert other == own
 
 
 def test_every_recipe_is_in_a_table_of_its_paper() -> None:
