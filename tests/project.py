@@ -64,10 +64,10 @@ class Project:
             text=True,
         )
 
-    def run(self, *command: str, code: int = 0) -> str:
+    def run(self, *command: str, code: int = 0, patience_s: float = 600) -> str:
         """Run a command to its end; its exit code must be `code`."""
         process = self.start(*command)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=patience_s)
         assert process.returncode == code, f"{command} gave {process.returncode}:\n{output}"
         return output
 

@@ -90,8 +90,27 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         presets.render("sampel")
 
 
-@pytest.mark.parametrize("value", [1e-7, 5.3e-5, 1e22, 0.1, 3.0, -2e-9])
-def test_every_number_is_read_as_it_was_written(value: float) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        1e-7,
+        5.3e-5,
+        1e22,
+        0.1,
+        3.0,
+        -2e-9,
+        4,
+        True,
+        None,
+        "off",
+        "1e3",
+        "a: b: c",
+        "a #b",
+        "avg",
+        "",
+    ],
+)
+def test_every_value_is_read_as_it_was_written(value: object) -> None:
     text = presets.overlay("lr: 1.0e-3   # the rate\n", {"lr": value})
     assert yaml.safe_load(text) == {"lr": value}
     assert text.endswith("# the rate\n")

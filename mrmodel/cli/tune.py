@@ -121,7 +121,7 @@ def best(name: str | None, top: int) -> None:
     help="Take the best candidate although its gain over the starting point is not clear.",
 )
 def apply(name: str | None, unconfirmed: bool) -> None:
-    """Write the confirmed values into params.yaml; `dvc status` then shows what must run."""
+    """Write the confirmed values into params.yaml; `dvc status dvc.yaml` shows what must run."""
     from mrmodel.tune.apply import apply_changes, changes_to_apply
 
     study = _study(name)
@@ -129,7 +129,9 @@ def apply(name: str | None, unconfirmed: bool) -> None:
     apply_changes(PARAMS, study, changes)
     for path, value in changes.items():
         click.echo(f"{path}: {value}")
-    click.echo("params.yaml is written; `dvc status` shows what must run, `dvc repro` runs it")
+    click.echo(
+        "params.yaml is written; `dvc status dvc.yaml` shows what must run, `dvc repro` runs it"
+    )
 
 
 def _here() -> tuple[Config, Layout]:

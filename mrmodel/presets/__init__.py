@@ -94,6 +94,7 @@ def overlay(text: str, changes: Mapping[str, Any]) -> str:
     loader.preserve_quotes = True
     loader.width = 1000
     loader.representer.add_representer(float, _with_point)
+    loader.representer.add_representer(str, _with_quotes)
     tree = loader.load(text)
     merge(tree, changes)
     stream = StringIO()
@@ -125,6 +126,16 @@ def _with_point(representer: Any, value: float) -> Any:
     mantissa, mark, exponent = repr(value).partition("e")
     text = f"{mantissa}.0e{exponent}" if mark and "." not in mantissa else repr(value)
     return representer.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+def _with_quotes(representer: Any, value: str) -> Any:
+    """What PyYAML reads as text again: off without quotes is a truth value to it."""
+    try:
+        is_text = yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        is_text = False
+    style = None if is_text else "'"
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _extend(tree: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mrmodel.config import load_config
 from mrmodel.pipeline.report import search_sections
@@ -25,18 +24,16 @@ from tests.project import Project
 
 # It begins with a learning rate at which nothing is learnt, so there is something to find.
 TUNE: dict[str, Any] = {
-    "trials": 8,
-    "workers": 2,
+    "model": "qd_detr",
+    "run": "scratch",
+    "trials": 6,
+    "workers": 1,
     "confirm": {"best": 1, "seeds": 2},
-    "post_hoc": {"trials": 6},
+    "post_hoc": {"trials": 4},
     "space": {"train.run.lr": {"low": 1e-7, "high": 5e-3}},
 }
-TRAIN = {
-    "models": ["qd_detr"],
-    "pretrain": {"steps": 12},
-    "finetune": {"steps": 60, "lr": 1e-7, "warmup": 2, "select": "last"},
-    "scratch": {"steps": 72},
-}
+SCRATCH = {"steps": 60, "lr": 1e-7, "warmup": 2, "select": "last"}
+TRAIN = {"pretrain": {"steps": 30}, "finetune": {"steps": 30}, "scratch": SCRATCH}
 CHANGES = {"tune": TUNE, "train": TRAIN, "tracking": {"enabled": True}}
 
 
@@ -52,7 +49,6 @@ def states(study: TicketStudy) -> Counter[str]:
 def project(reproduced: Project) -> Project:
     """The pipeline has run; the test split is gone, so that nobody can look at it."""
     reproduced.apply("miniature", CHANGES)
-    reproduced.run("dvc", "repro")
     (reproduced.folder / "data/miniature/test.jsonl").rename(reproduced.folder / "test.jsonl")
     return reproduced
 
@@ -71,7 +67,7 @@ def verdict(project: Project, searched: str) -> Verdict:
 def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
     found = states(study_of(project))
     assert set(found) <= {"COMPLETE", "PRUNED"}
-    assert sum(found.values()) == 8
+    assert sum(found.values()) == 6
     sources = [trial.user_attrs.get("source") for trial in study_of(project).trials()]
     assert sources[:2] == ["params.yaml", "paper"]
     assert "page: reports/tuning/main.html" in searched
@@ -99,7 +95,7 @@ def test_the_winner_is_confirmed_or_the_search_says_so(
     assert says in searched
     confirmation, after = study_of(project).later()
     assert states(confirmation) == {"COMPLETE": 4}
-    assert states(after) == {"COMPLETE": 6}
+    assert states(after) == {"COMPLETE": 4}
 
 
 def test_trials_are_runs_below_the_run_of_the_search(project: Project, searched: str) -> None:
@@ -115,7 +111,7 @@ def test_trials_are_runs_below_the_run_of_the_search(project: Project, searched:
         if run.data.tags.get("mlflow.parentRunId") == whole.info.run_id
         and re.match(r"main-\d{4}@", run.info.run_name)
     ]
-    assert len(below) == 8
+    assert len(below) == 6
     assert {run.info.status for run in below} == {"FINISHED"}
     pruned = [run for run in below if "stopped" in run.data.tags]
     assert len(pruned) == states(study_of(project))["PRUNED"]
@@ -149,9 +145,10 @@ def test_the_report_shows_the_search(project: Project, searched: str) -> None:
 
 def test_the_guide_says_what_runs_here() -> None:
     here = Path(__file__).read_text(encoding="utf-8")
+    applied = Path(__file__).with_name("test_apply.py").read_text(encoding="utf-8")
     for command in commands_of("howto/tune.md"):
         words = ", ".join(f'"{word}"' for word in command.split()[:3])
-        assert words in here, command
+        assert words in here + applied, command
 
 
 def test_nothing_is_left_behind(project: Project, searched: str) -> None:
@@ -165,6 +162,7 @@ def test_status_and_best_tell_the_same(project: Project, verdict: Verdict) -> No
     status = project.run("mrmodel", "tune", "status")
     assert re.search(r"^main: .*complete", status, re.M)
     assert re.search(r"^main\.confirm\.\w+: 4 complete; best", status, re.M)
+    assert "train.run.lr" in project.run("mrmodel", "tune", "space")
     best = project.run("mrmodel", "tune", "best", "--top", "1")
     assert f"{verdict.best:.2f}" in best.splitlines()[0]
     assert "confirmed: starting point" in best
@@ -176,34 +174,26 @@ def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
     output = project.run("mrmodel", "tune", "run", code=1)
     assert "there is a study 'main' already" in output
     before = {trial.number: trial.params for trial in study_of(project).trials()}
-    project.run("mrmodel", "tune", "resume", "--trials", "9")
+    project.run("mrmodel", "tune", "resume", "--trials", "7")
     study = study_of(project)
-    assert study.live() == len(study.done()) == 9
-    assert {trial.number: trial.params for trial in study.trials()[:8]} == before
+    assert study.live() == len(study.done()) == 7
+    assert {trial.number: trial.params for trial in study.trials()[:6]} == before
 
 
-def test_applying_changes_the_file_and_what_dvc_runs(
-    project: Project, searched: str, verdict: Verdict
-) -> None:
-    verdict = read_verdict(study_of(project))
-    (project.folder / "test.jsonl").rename(project.folder / "data/miniature/test.jsonl")
-    assert json.loads(project.run("dvc", "status", "--json")) == {}
-    before = project.read("params.yaml").decode()
-    flag = () if verdict.changes else ("--unconfirmed",)
-    project.run("mrmodel", "tune", "apply", *flag)
-    after = project.read("params.yaml").decode()
-    changed = [
-        (old, new)
-        for old, new in zip(before.splitlines(), after.splitlines(), strict=False)
-        if old != new
-    ]
-    assert changed
-    assert after.count("#") == before.count("#")
-    status = json.loads(project.run("dvc", "status", "--json"))
-    trained = {"pretrain@qd_detr", "finetune@qd_detr", "scratch@qd_detr"}
-    shared = yaml.safe_load(after)["models"] != yaml.safe_load(before)["models"]
-    expected = trained if shared else {"finetune@qd_detr"}
-    assert expected <= set(status) <= trained | {"evaluate", "report"}
-    assert not set(status) & {"corpus", "extract@tiny.video", "intervid_mr", "profile"}
-    output = project.run("mrmodel", "tune", "apply", *flag)
-    assert "params.yaml is written" in output
+@pytest.mark.slow
+def test_twenty_trials_on_the_sample_corpus(tmp_path: Path) -> None:
+    """About half an hour on two cores, rendering and pre-training included."""
+    project = Project(tmp_path / "clone")
+    tune = {"trials": 20, "workers": 2, "confirm": {"best": 1, "seeds": 3}}
+    project.apply("sample", {"tune": tune, "tracking": {"enabled": False}})
+    project.commit()
+    for stage in ("pretrain@sg_detr", "extract@embedded.motion"):
+        project.run("dvc", "repro", stage, patience_s=1800)
+    (project.folder / "data/sample/test.jsonl").unlink()
+    output = project.run("mrmodel", "tune", "run", patience_s=7200)
+    study, verdict = study_of(project), read_verdict(study_of(project))
+    assert states(study)["COMPLETE"] + states(study)["PRUNED"] == 20
+    assert states(study)["PRUNED"] > 0
+    assert verdict.best > verdict.start
+    assert all(len(one.values) == 3 for one in verdict.candidates)
+    assert ("is better" in output) == (verdict.winner is not None)

@@ -1,0 +1,119 @@
+"""What a search has confirmed goes into params.yaml, and DVC runs what it touches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrmodel.config import load_config
+from mrmodel.errors import TuningError
+from mrmodel.tune.apply import apply_changes, changes_to_apply
+from mrmodel.tune.crew import LocalCrew
+from mrmodel.tune.search import Desk, open_search
+from mrmodel.tune.storage import open_storage
+from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.verdict import Chosen, Confirmed, Gain, Verdict, keep_verdict
+from tests.project import Project
+
+CLEAR = Gain(difference=4.0, low=1.5, high=6.0)
+UNCLEAR = Gain(difference=1.0, low=-2.0, high=4.0)
+
+
+@pytest.fixture
+def study(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> TicketStudy:
+    """A search that was begun in a repository whose pipeline has run."""
+    monkeypatch.chdir(reproduced.folder)
+    reproduced.apply("miniature", {"tracking": {"enabled": True}})
+    address = str(reproduced.folder / ".mrmodel/tune/journal.log")
+    Path(address).unlink(missing_ok=True)
+    storage = open_storage(address)
+    desk = Desk(storage, ".mrmodel/tune", LocalCrew(address, Path(), None), lambda _: None)
+    return open_search(load_config(Path("params.yaml")), desk)
+
+
+def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None) -> Verdict:
+    return Verdict(
+        figure="MR-full-mAP",
+        start=10.0,
+        best=14.0,
+        trials=20,
+        seeds=[7, 8],
+        candidates=[
+            Confirmed(trial=None, changes={}, values=[10.0, 11.0], gain=None),
+            Confirmed(trial=5, changes=changes, values=[14.0, 15.0], gain=gain),
+        ],
+        after_training=after,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "touched"),
+    [
+        ({"train.finetune.lr": 5e-5}, {"finetune@moment_detr"}),
+        ({"evaluate.nms_iou": 0.7}, {"evaluate"}),
+        (
+            {"models.moment_detr.loss.giou": 2.5, "train.weight_decay": 1e-3},
+            {"pretrain@moment_detr", "finetune@moment_detr", "scratch@moment_detr"},
+        ),
+    ],
+)
+def test_dvc_runs_what_the_change_touches(
+    reproduced: Project, study: TicketStudy, changes: dict[str, object], touched: set[str]
+) -> None:
+    assert json.loads(reproduced.run("dvc", "status", "dvc.yaml", "--json")) == {}
+    keep_verdict(study, verdict(changes, CLEAR))
+    before = reproduced.read("params.yaml").decode()
+    output = reproduced.run("mrmodel", "tune", "apply")
+    after = reproduced.read("params.yaml").decode()
+    assert all(f"{path}: {value}" in output for path, value in changes.items())
+    assert set(json.loads(reproduced.run("dvc", "status", "dvc.yaml", "--json"))) == touched
+    assert after.count("#") == before.count("#")
+    lines = zip(before.splitlines(), after.splitlines(), strict=True)
+    assert sum(old != new for old, new in lines) == len(changes)
+    for path, value in changes.items():
+        found = yaml.safe_load(after)
+        for part in path.split("."):
+            found = found[part]
+        assert found == value
+    # Once more is no mistake.
+    reproduced.run("mrmodel", "tune", "apply")
+    assert reproduced.read("params.yaml").decode() == after
+
+
+def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
+    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=UNCLEAR)
+    keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+    before = Path("params.yaml").read_text()
+    with pytest.raises(
+        TuningError, match=r"no gain is clear \(trial 5 \+1\.00 \[-2\.00, \+4\.00\]"
+    ):
+        changes_to_apply(study, unconfirmed=False)
+    assert changes_to_apply(study, unconfirmed=True) == {"train.finetune.lr": 5e-5}
+    assert Path("params.yaml").read_text() == before
+
+
+def test_what_is_clear_after_training_is_applied_alone(study: TicketStudy) -> None:
+    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=CLEAR)
+    keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+    assert changes_to_apply(study, unconfirmed=False) == {"evaluate.nms_iou": 0.7}
+
+
+def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TicketStudy) -> None:
+    with pytest.raises(TuningError, match="has not come to its end"):
+        changes_to_apply(study, unconfirmed=True)
+    nothing = verdict({}, CLEAR).model_copy(update={"candidates": []})
+    keep_verdict(study, nothing)
+    with pytest.raises(TuningError, match="none of 20 trials was above the starting point"):
+        changes_to_apply(study, unconfirmed=True)
+
+
+def test_a_file_that_has_changed_since_is_not_overwritten(study: TicketStudy) -> None:
+    file = Path("params.yaml")
+    text = file.read_text()
+    edited = text.replace("lr: 1.0e-3", "lr: 3.0e-3")
+    assert edited != text
+    file.write_text(edited)
+    with pytest.raises(TuningError, match=r"train\.finetune\.lr = 0\.003.*began with 0\.001"):
+        apply_changes(file, study, {"train.finetune.lr": 5e-5})
+    assert file.read_text() == edited

@@ -1,0 +1,166 @@
+"""A trial trains: given up, out of memory, diverged, too slow, or with the figures that it has."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PatientPruner, ThresholdPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from mrmodel import presets
+from mrmodel.config import Config, parse_config
+from mrmodel.errors import DataError, TuningError
+from mrmodel.pipeline.training import train_model
+from mrmodel.tune import objective as objective_module
+from mrmodel.tune.confirm import touches_pretraining
+from mrmodel.tune.crew import LocalCrew
+from mrmodel.tune.objective import BATCH, TrainingObjective
+from mrmodel.tune.search import Desk, candidates, epochs_of, open_search
+from mrmodel.tune.storage import open_storage
+from mrmodel.tune.study import Owner, TicketStudy
+from mrmodel.tune.worker import run_trial
+from tests.project import Project
+
+ME = Owner("me", "here", "1:1.00")
+TUNE: dict[str, Any] = {"run": "scratch", "trials": 1}
+
+
+@pytest.fixture(autouse=True)
+def here(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reproduced.folder)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+def config_of(**tune: Any) -> Config:
+    text = presets.overlay(presets.render("miniature"), {"tune": {**TUNE, **tune}})
+    return parse_config(yaml.safe_load(text))
+
+
+def study_in(folder: Path, config: Config) -> TicketStudy:
+    address = str(folder / "journal.log")
+    crew = LocalCrew(address, folder, None)
+    return open_search(config, Desk(open_storage(address), str(folder), crew, lambda _: None))
+
+
+def run_one(study: TicketStudy, pruner: BasePruner | None = None) -> FrozenTrial:
+    objective = TrainingObjective(study.facts)
+    trial = study.claim(ME, pruner or NopPruner())
+    assert trial is not None
+    run_trial(study, objective, trial)
+    return study.trials()[trial.number]
+
+
+def test_a_trial_has_the_figures_of_its_validation(tmp_path: Path) -> None:
+    trial = run_one(study_in(tmp_path, config_of()))
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["source"] == "params.yaml"
+    assert trial.user_attrs["changes"] == {}
+    figures = trial.user_attrs["figures"]
+    assert trial.values == [figures["MR-full-mAP"]]
+    # 48 rows in batches of 8: six steps an epoch, validated at each.
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+    assert not list(Path(".mrmodel/tune").glob("*/[0-9]*"))
+
+
+def test_a_trial_that_falls_behind_is_given_up(tmp_path: Path) -> None:
+    trial = run_one(study_in(tmp_path, config_of()), ThresholdPruner(lower=101.0))
+    assert trial.state == TrialState.PRUNED
+    assert trial.user_attrs["reason"].startswith("pruned at epoch 1 with MR-full-mAP ")
+    assert not list(Path(".mrmodel/resume").glob("main-*"))
+
+
+def test_values_that_diverge_are_no_end_of_the_search(tmp_path: Path) -> None:
+    wide = {"train.run.lr": {"high": 1e30}}
+    study = study_in(tmp_path, config_of(trials=3, space=wide))
+    study.enqueue({"train.run.lr": 1e30})
+    for _ in range(3):
+        run_one(study)
+    trial = run_one(study)
+    assert trial.params["train.run.lr"] == 1e30
+    assert trial.state == TrialState.PRUNED
+    assert "loss = " in trial.user_attrs["reason"]
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def hungry(config: Config, *arguments: Any) -> Any:
+        tried.append(config.train.batch_size)
+        if config.train.batch_size > 2:
+            torch.empty(10**15)  # What really says that memory does not suffice.
+        return train_model(config, *arguments)
+
+    monkeypatch.setattr(objective_module, "train_model", hungry)
+    study = study_in(tmp_path, config_of())
+    trial = run_one(study)
+    assert tried == [8, 4, 2]
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["changes"] == {BATCH: 2}
+
+    def always(config: Config, *_: Any) -> Any:
+        torch.empty(10**15)
+
+    monkeypatch.setattr(objective_module, "train_model", always)
+    study.fill(3)
+    assert "not even a batch of one" in run_one(study).user_attrs["reason"]
+
+
+def test_a_slow_model_is_not_feasible(tmp_path: Path) -> None:
+    study = study_in(tmp_path, config_of(max_latency_s=1e-9))
+    trial = run_one(study)
+    assert trial.user_attrs["latency_s"] > 1e-9
+    assert study.best_value() is None
+    assert candidates(study, 3) == []
+    study = study_in(tmp_path / "fast", config_of(max_latency_s=10.0))
+    run_one(study)
+    assert study.best_value() is not None
+
+
+def test_two_figures_make_a_front(tmp_path: Path) -> None:
+    figures = ["MR-full-mAP", "HL-min-VeryGood-Hit1"]
+    study = study_in(tmp_path, config_of(figures=figures, trials=3))
+    trials = [run_one(study) for _ in range(3)]
+    assert isinstance(TrainingObjective(study.facts).pruner, NopPruner)
+    assert all(len(trial.values) == 2 for trial in trials)
+    front = {trial.number for trial in study.handle.best_trials}
+    assert {one.trial for one in candidates(study, 3)} <= front
+
+
+def test_a_figure_that_does_not_exist_ends_the_search(tmp_path: Path) -> None:
+    study = study_in(tmp_path, config_of(figures=["MR-full-mPA"]))
+    with pytest.raises(TuningError, match=r"tune\.figures: 'MR-full-mPA'.*'MR-full-mAP'"):
+        run_one(study)
+
+
+def test_the_pruner_follows_the_settings(tmp_path: Path) -> None:
+    study = study_in(tmp_path, config_of())
+    pruner = TrainingObjective(study.facts).pruner
+    assert isinstance(pruner, PatientPruner)
+    assert isinstance(pruner._wrapped_pruner, HyperbandPruner)
+    off = config_of(prune={"enabled": False}, study="off")
+    assert isinstance(TrainingObjective(study_in(tmp_path, off).facts).pruner, NopPruner)
+
+
+def test_the_length_of_a_training_is_known_beforehand(tmp_path: Path) -> None:
+    assert epochs_of(config_of()) == 4  # 24 steps of 48 rows in batches of 8.
+    train = Path("data/miniature/train.jsonl")
+    text = train.read_text()
+    train.unlink()
+    train.write_text("")
+    try:
+        with pytest.raises(DataError, match=r"train\.jsonl.*has no rows"):
+            epochs_of(config_of())
+    finally:
+        train.write_text(text)
+
+
+def test_confirmation_pre_trains_where_the_change_reaches_pre_training() -> None:
+    config = config_of(run="finetune")
+    assert not touches_pretraining(config, {"train.finetune.lr": 1.0, "evaluate.nms_iou": 0.7})
+    assert touches_pretraining(config, {"train.weight_decay": 1.0})
+    assert touches_pretraining(config, {"models.moment_detr.loss.giou": 1.0})
+    assert not touches_pretraining(config_of(), {"models.moment_detr.loss.giou": 1.0})
