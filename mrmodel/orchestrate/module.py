@@ -64,8 +64,11 @@ def run_module(
     secrets, last = secrets_of(os.environ), deque[str](maxlen=_SHOWN_LINES)
     with process:
         assert process.stdout is not None
-        for line in process.stdout:
-            # A progress bar overwrites its line; what it last showed is what counts.
-            last.append(hide_secrets(line.rstrip("\n").rpartition("\r")[2], secrets))
-            say(last[-1])
+        try:
+            for line in process.stdout:
+                last.append(hide_secrets(line.rstrip("\n"), secrets))
+                say(last[-1])
+        except BaseException:  # E.g. of a flow that is cancelled.
+            process.kill()
+            raise
     return Ended(process.returncode, list(last))

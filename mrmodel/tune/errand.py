@@ -14,9 +14,10 @@ from dvc.repo import Repo
 from mrmodel.orchestrate.places import Places
 from mrmodel.orchestrate.results import Handover
 from mrmodel.orchestrate.transfer import Transfer
-from mrmodel.progress import announce
 from mrmodel.tune.study import TicketStudy
 from mrmodel.tune.worker import main, objective_of
+
+log = logging.getLogger(__name__)
 
 # Each tells of every credential it looks for, and of every file that it moves.
 _TALKATIVE = ("dvc", "dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs")
@@ -30,11 +31,10 @@ def fetch_data(study: TicketStudy) -> None:
     """
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    announce("step", name="pull")
     places = Places.from_environment()
-    paths = objective_of(study.facts).needs(study.facts)
-    transfer = Transfer(places, Handover(places.handover, places.endpoint))
-    transfer.fetch(Repo(), [str(path) for path in paths])
+    paths = [str(path) for path in objective_of(study.facts).needs(study.facts)]
+    log.info("%s: pull %s", study.name, " ".join(paths))
+    Transfer(places, Handover(places.handover, places.endpoint)).fetch(Repo(), paths)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterName,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
 
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.storage import open_store
@@ -128,12 +128,21 @@ class Site:
                 flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
             )
 
-    def search_workers(self) -> dict[str, str]:
+    def search_workers(self, study: str) -> dict[str, str]:
         """Name and state of all flow runs that were workers of a search."""
         with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
             wanted = FlowFilter(name=FlowFilterName(any_=["tune-worker"]))
             found = client.read_flow_runs(flow_filter=wanted)
-            return {one.name: one.state.name or "" for one in found if one.state is not None}
+            named = [one for one in found if one.name.startswith(study)]
+            return {one.name: one.state.name or "" for one in named if one.state is not None}
+
+    def said(self, words: str) -> int:
+        """How many lines of flow runs' logs have these words."""
+        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+            return sum(
+                words in line.message
+                for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)
+            )
 
     def count_waiting(self, stage: str) -> int:
         """How often an orchestrator began to wait for a stage on a pool."""

@@ -4,30 +4,25 @@ One file, so that one process of the test run starts the servers and the workers
 """
 
 import os
-import re
 import signal
 import subprocess
 import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 import yaml
-from optuna import get_all_study_names
-from optuna.trial import TrialState
 
 from mrmodel.orchestrate.results import StageResult
 from mrmodel.storage import open_store
-from mrmodel.tune.apply import value_at
-from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import TicketStudy, owner_of
+from mrmodel.tune.study import owner_of
 from mrmodel.tune.verdict import read_verdict
 from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
+from tests.flows.searches import assert_right_end, open_study, states_of, working
 from tests.project import Project
 from tests.services import Service
 
@@ -255,24 +250,6 @@ def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
     assert len(site.flow_runs("evaluate")) == before + 1
 
 
-def working(site: Site, study: str) -> psutil.Process:
-    """A worker in the middle of a trial of a study, once there is one."""
-    storage = open_storage(site.environment["OPTUNA_STORAGE"])
-
-    def found() -> psutil.Process | None:
-        names = [name for name in get_all_study_names(storage) if name.startswith(study)]
-        running = [
-            owner_of(trial)
-            for name in names
-            for trial in TicketStudy(storage, name).trials(TrialState.RUNNING)
-        ]
-        pids = [int(owner.process.partition(":")[0]) for owner in running if owner is not None]
-        return psutil.Process(pids[0]) if pids else None
-
-    process: psutil.Process = wait_until(found, 240, site.logs)
-    return process
-
-
 @pytest.mark.slow
 def test_a_search_whose_workers_are_killed(site: Site, finished: str) -> None:
     """One in the middle of a trial, another one with its flow in the middle of a confirmation."""
@@ -286,12 +263,12 @@ def test_a_search_whose_workers_are_killed(site: Site, finished: str) -> None:
     output = site.finish(run)
     assert_no_process(site)
 
-    study = TicketStudy(open_storage(site.environment["OPTUNA_STORAGE"]), "main")
+    study = open_study(site, "main")
     confirmation, post_hoc = study.later()
     assert states_of(study) == {"COMPLETE": 4, "FAIL": 1}
     assert states_of(confirmation) == {"COMPLETE": 4, "FAIL": 1}
     assert states_of(post_hoc) == {"COMPLETE": 2}
-    ends = site.search_workers()
+    ends = site.search_workers("main")
     assert Counter(ends.values())["Crashed"] == 2
     assert set(ends.values()) == {"Crashed", "Completed"}
     owners = {owner_of(trial) for trial in study.trials()}
@@ -303,19 +280,31 @@ def test_a_search_whose_workers_are_killed(site: Site, finished: str) -> None:
     assert_right_end(site, again, read_verdict(study).changes)
 
 
-def states_of(study: TicketStudy) -> Counter[str]:
-    return Counter(trial.state.name for trial in study.trials())
+@pytest.mark.slow
+def test_a_search_that_is_killed_and_interrupted(site: Site, finished: str) -> None:
+    """Workers of a killed search are followed by the next one; an interrupted one ends its own."""
+    search = ("tune", "--rev", finished, "--study", "left", "--pool", "cpu", "--workers", "1")
+    first = site.start_flow(*search)
+    worker = working(site, "left")
+    worker.suspend()  # so that it still runs when the second search looks
+    (name,) = site.search_workers("left")
+    first.kill()
+    first.communicate()
+    second = site.start_flow(*search)
+    wait_until(lambda: site.said("left: 4 trials") == 2, 120, site.logs)
+    assert site.search_workers("left") == {name: "Running"}
+    second.send_signal(signal.SIGINT)
+    second.communicate()
+    assert not worker.is_running()
+    wait_until(lambda: "Cancelled" in site.search_workers("left").values(), 30)
+    assert_no_process(site)
+    study = open_study(site, "left")
+    assert states_of(study)["RUNNING"] == 0
 
-
-def assert_right_end(site: Site, output: str, changes: dict[str, Any]) -> None:
-    """A branch with the better values, or the word that there are none."""
-    if not changes:
-        assert "NotBetter: nothing was confirmed to be better" in output
-        return
-    (branch,) = re.findall(r"^Better: .*; branch (runs/\S+)$", output, flags=re.MULTILINE)
-    tuned = yaml.safe_load(site.project.git("show", f"{branch}:params.yaml"))
-    for path, value in changes.items():
-        assert value_at(tuned, path) == value
+    output = site.finish(site.start_flow(*search))
+    assert states_of(study)["COMPLETE"] == 4
+    assert states_of(study).keys() == {"COMPLETE", "FAIL"}
+    assert_right_end(site, output, read_verdict(study).changes)
 
 
 def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
