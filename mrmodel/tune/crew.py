@@ -25,7 +25,7 @@ from mrmodel.redact import hide_secrets, secrets_of
 from mrmodel.track.environment import is_alive, process_tags
 from mrmodel.track.record import PARENT
 from mrmodel.tune.storage import VARIABLE
-from mrmodel.tune.study import Lost, Owner, TicketStudy
+from mrmodel.tune.study import Lost, Owner, TicketStudy, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,8 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
     study.sweep(lambda owner: not hands if owner is None else crew.is_lost(owner))
     try:
         while True:
-            waiting = len(study.trials(TrialState.WAITING))
-            while len(hands) < min(workers, waiting + len(hands)) and waiting:
-                hands.append(crew.start(study.name))
-                waiting -= 1
+            wanted = min(workers - len(hands), _unattended(study, hands))
+            hands.extend(crew.start(study.name) for _ in range(wanted))
             for hand in list(hands):
                 ending = hand.ending()
                 if ending is None:
@@ -127,6 +125,14 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
     finally:
         _stop(hands)
         study.sweep(_owned_by({hand.label for hand in hands}))
+
+
+def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
+    """How many tickets wait for which no worker is on its way."""
+    owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
+    busy = {owner.label for owner in owners if owner is not None}
+    coming = sum(hand.label not in busy for hand in hands)
+    return len(study.trials(TrialState.WAITING)) - coming
 
 
 def _stop(hands: Sequence[Hand]) -> None:

@@ -141,6 +141,26 @@ def test_a_worker_of_an_earlier_search_is_followed_like_ones_own(no_servers: Pat
     ]
 
 
+class CountingCrew(LocalCrew):
+    """Counts whom it starts."""
+
+    started = 0
+
+    def start(self, study: str) -> Hand:
+        self.started += 1
+        return super().start(study)
+
+
+def test_no_more_workers_are_started_than_trials_wait(no_servers: Path) -> None:
+    address = str(no_servers / "journal.log")
+    study = make_study(address, "Sleeping", seconds=0.1)
+    study.fill(2)
+    crew = CountingCrew(address, Path("workers"), None)
+    follow(study, crew, 4, lambda: None)
+    assert states(study) == {"COMPLETE": 2}
+    assert crew.started == 2
+
+
 def test_a_search_that_ends_leaves_no_worker(no_servers: Path) -> None:
     address = str(no_servers / "journal.log")
     study = make_study(address, "Sleeping", seconds=60.0)
