@@ -26,6 +26,11 @@ from mrmodel.tune.verdict import Verdict
 log = logging.getLogger(__name__)
 
 _SHOWN_TRIALS = 15
+# Views that need the width of a page: title, and size in inches.
+_WIDE = {
+    "parallel_coordinates": ("Parallel coordinates", (13.0, 5.0)),
+    "slices": ("Slices", (16.0, 3.5)),
+}
 
 
 def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layout: Layout) -> Path:
@@ -102,9 +107,12 @@ def report_of(study: TicketStudy, verdict: Verdict, charts: dict[str, str]) -> R
             "Views",
             "Of all finished trials. The importance of a value is how far the best trials' values "
             "differ from what was drawn (PED-ANOVA); with few trials it says little.",
-            charts=list(charts.values()),
+            charts=[svg for name, svg in charts.items() if name not in _WIDE],
         )
     )
+    for name, (title, _) in _WIDE.items():
+        if name in charts:  # Alone in its section, it has the width of the page.
+            sections.append(Section(title, charts=[charts[name]]))
     return Report(
         title=f"Search “{study.name}” for {verdict.figure}",
         lead="All figures are of validation data; the test split was not read.",
@@ -143,14 +151,19 @@ def trial_table(study: TicketStudy, figure: str) -> Table:
     """The best trials and what they changed."""
     complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
     best = sorted(complete, key=lambda one: -one.values[0])[:_SHOWN_TRIALS]
+    names = list(dict.fromkeys(name for one in best for name in one.params))
     rows = [
-        [str(one.number), *(f"{value:.2f}" for value in one.values), changes_of(one)]
+        [
+            " ".join(filter(None, (str(one.number), one.user_attrs.get(SOURCE)))),
+            *(f"{value:.2f}" for value in one.values),
+            *(_number(one.params[name]) if name in one.params else "–" for name in names),
+        ]
         for one in best
     ]
     states = [trial.state.name.lower() for trial in study.trials()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     others = [f"figure {number}" for number in range(2, len(study.directions) + 1)]
-    columns = ["trial", figure, *others, "differs from the starting point in"]
+    columns = ["trial", figure, *others, *names]
     return Table(f"The best of {len(states)} trials ({counts}).", columns, rows)
 
 
@@ -204,7 +217,7 @@ def pictures(study: TicketStudy) -> dict[str, str]:
     with _quiet():
         for key, draw in drawn.items():
             try:
-                found[key] = _svg(draw())
+                found[key] = _svg(draw(), _WIDE[key][1] if key in _WIDE else None)
             except (ValueError, RuntimeError) as error:  # Too few trials, or all alike.
                 log.info("no view %r of %s: %s", key, study.name, error)
     return found
@@ -218,10 +231,12 @@ def _lowest(trial: FrozenTrial) -> float:
     return -float(trial.values[0])
 
 
-def _svg(axes: Any) -> str:
+def _svg(axes: Any, inches: tuple[float, float] | None) -> str:
     import matplotlib.pyplot as plt
 
     figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
+    if inches is not None:
+        figure.set_size_inches(inches)
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight")
     plt.close(figure)
