@@ -35,9 +35,10 @@ def kill_one(address: str) -> None:
     study = TicketStudy(open_storage(address), "main")
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
-        if len(owners) == 4 and None not in owners:
-            os.kill(int(owners[1].process.partition(":")[0]), signal.SIGKILL)
+        # One that has not drawn its values yet would draw others when it is tried again.
+        drawn = [owner_of(trial) for trial in study.trials(TrialState.RUNNING) if trial.params]
+        if len(drawn) == 4 and drawn[1] is not None:
+            os.kill(int(drawn[1].process.partition(":")[0]), signal.SIGKILL)
             return
         time.sleep(0.05)
     raise AssertionError("four workers never worked at once")
