@@ -15,8 +15,8 @@ class PruneSettings(Section):
     Attributes:
         enabled: false: every trial trains to its end.
         min_epochs: nobody is judged before.
-        reduction: of the survivors of one round of Hyperband, one in so many enters the next.
-        patience: so many validations without a gain above `min_delta` before the pruner is asked.
+        reduction: of the trials that reach a round of Hyperband, one in so many is good enough.
+        patience: only after so many validations without a gain above `min_delta`.
         min_delta: in points of the figure.
     """
 

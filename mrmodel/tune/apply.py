@@ -40,6 +40,8 @@ def reason(verdict: Verdict) -> str:
     """Why nothing was found to be better."""
     if not verdict.candidates:
         return f"none of {verdict.trials} trials was above the starting point"
+    if len(verdict.candidates) == 1:
+        return f"no candidate could be trained with every seed ({'; '.join(verdict.dropped)})"
     gains = [one for one in verdict.candidates if one.gain is not None]
     shown = ", ".join(f"trial {one.trial} {one.gain}" for one in gains)
     return f"with {len(verdict.seeds)} seeds no gain is clear ({shown})"

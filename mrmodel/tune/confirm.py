@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from optuna.pruners import BasePruner, NopPruner
 
 from mrmodel.config import Config, parse_config
-from mrmodel.errors import TuningError
+from mrmodel.errors import TuningError, nearest_names, suggestion
 from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.significance import BootstrapSettings, Comparison, bootstrap_over_seeds
 from mrmodel.pipeline.layout import Layout
@@ -29,7 +30,7 @@ from mrmodel.pipeline.training import Job, train_model
 from mrmodel.predict.tuning import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
 from mrmodel.storage import Store, open_store
-from mrmodel.tune.objective import job_of, read_by_training
+from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
 from mrmodel.tune.plans import figures_of, threads_of
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import Facts
@@ -50,18 +51,13 @@ class Candidate:
     trial: int | None
     changes: dict[str, Any]
 
-    @property
-    def title(self) -> str:
-        """For people."""
-        return "starting point" if self.trial is None else f"trial {self.trial}"
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the confirmation study is about.
 
     Attributes:
-        candidates: the starting point first.
+        candidates: the starting point first, with the batch that its memory allowed.
         seeds: of each candidate.
         pretrains: every run begins with a pre-training of its own.
     """
@@ -71,9 +67,9 @@ class Plan:
     pretrains: bool
 
     @classmethod
-    def of(cls, config: Config, best: Sequence[Candidate]) -> Plan:
+    def of(cls, config: Config, start: Mapping[str, Any], best: Sequence[Candidate]) -> Plan:
         """The plan for these candidates; seeds follow that of the main job."""
-        candidates = [Candidate(None, {}), *best]
+        candidates = [Candidate(None, dict(start)), *best]
         seeds = [config.seed + number for number in range(config.tune.confirm.seeds)]
         touched = any(touches_pretraining(config, one.changes) for one in candidates)
         return cls(candidates, seeds, touched)
@@ -109,8 +105,7 @@ class ConfirmObjective:
     """Trains one candidate with one seed; `facts.about` is the `Plan`."""
 
     def __init__(self, facts: Facts) -> None:
-        config = parse_config(facts.config)
-        self._raw = changed_config(facts.config, threads_of(config)).model_dump()
+        self._raw = changed_config(facts.config, threads_of()).model_dump()
         self._plan = Plan.from_json(facts.about)
         self._store = open_store(facts.store)
 
@@ -141,17 +136,25 @@ class ConfirmObjective:
         scores = rows.score(rows.answers(model))
         figures = rows.figures(scores)
         detections = cache_detections(model, rows.data, config.train.eval_batch_size)
-        hand_on(self._store, number, seed, scores.per_query, rows.headline, detections)
-        return Result([figures[name] for name in figures_of(config)], {"figures": figures})
+        wanted = figures_of(config)
+        hand_on(self._store, number, seed, only(scores.per_query, wanted), detections)
+        shutil.rmtree(folder, ignore_errors=True)  # Not before: a killed run goes on from it.
+        return Result([figures[name] for name in wanted], {"figures": figures})
 
     def _train(self, config: Config, folder: Path, label: str, seed: int) -> Job:
         start = None
-        if self._plan.pretrains:
-            before = pretraining(config, folder, label, seed)
-            train_model(config, before, NullReporter())
-            start = before.out
-        job = job_of(config, folder, label, seed, start)
-        train_model(config, job, NullReporter())
+        try:
+            if self._plan.pretrains:
+                before = pretraining(config, folder, label, seed)
+                train_model(config, before, NullReporter())
+                start = before.out
+            job = job_of(config, folder, label, seed, start)
+            train_model(config, job, NullReporter())
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            rule = f"a batch of {config.train.batch_size} does not fit into memory"
+            raise TuningError(f"{label}: {rule}; search with a smaller train.batch_size") from None
         return job
 
 
@@ -171,12 +174,28 @@ def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
     )
 
 
+def only(found: PerQuery, figures: Sequence[str]) -> PerQuery:
+    """Some figures of every query.
+
+    Raises:
+        TuningError: one of them is no mean over queries, so no seeds can be compared by it.
+    """
+    for name in figures:
+        if name not in found.values:
+            near = suggestion(nearest_names(name, found.values))
+            raise TuningError(f"tune.figures: {name!r} has no values of single queries{near}")
+    return PerQuery(found.qids, found.vids, {name: found.values[name] for name in figures})
+
+
 def hand_on(
-    store: Store, number: int, seed: int, found: PerQuery, figure: str, cached: CachedDetections
+    store: Store, number: int, seed: int, found: PerQuery, cached: CachedDetections
 ) -> None:
     """Put what the next steps need into the store."""
-    values = [value if math.isfinite(value) else None for value in found.values[figure].tolist()]
-    told = {"qids": found.qids, "vids": found.vids, "figure": figure, "values": values}
+    values = {
+        name: [value if math.isfinite(value) else None for value in column.tolist()]
+        for name, column in found.values.items()
+    }
+    told = {"qids": found.qids, "vids": found.vids, "values": values}
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         file = Path(name) / "detections.pt"
         cached.save(file)
@@ -191,8 +210,11 @@ def read_figures(store: Store, number: int, seed: int) -> PerQuery:
         TuningError: the run has not handed them on.
     """
     told = json.loads(_content(store, f"{number}-{seed}.json"))
-    values = np.array([math.nan if value is None else value for value in told["values"]])
-    return PerQuery(told["qids"], told["vids"], {told["figure"]: values})
+    values = {
+        name: np.array([math.nan if value is None else value for value in column])
+        for name, column in told["values"].items()
+    }
+    return PerQuery(told["qids"], told["vids"], values)
 
 
 def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
@@ -203,10 +225,9 @@ def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
         return CachedDetections.load(file)
 
 
-def compare(store: Store, plan: Plan, number: int, config: Config) -> Comparison:
+def compare(store: Store, plan: Plan, number: int, config: Config, figure: str) -> Comparison:
     """How much better a candidate is than the starting point, over videos and seeds."""
     runs = [[read_figures(store, one, seed) for seed in plan.seeds] for one in (0, number)]
-    figure = next(iter(runs[0][0].values))
     settings = BootstrapSettings(config.evaluate.bootstrap_resamples, config.seed)
     return bootstrap_over_seeds(runs[0], runs[1], figure, settings)
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from mrmodel.processes import die_with_parent
 from mrmodel.redact import hide_secrets, secrets_of
 from mrmodel.track.environment import is_alive, process_tags
 from mrmodel.track.record import PARENT
+from mrmodel.tune.plans import THREADS
 from mrmodel.tune.storage import VARIABLE
 from mrmodel.tune.study import Lost, Owner, TicketStudy, owner_of
 
@@ -123,8 +124,7 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
                     return
             time.sleep(_POLL_S)
     finally:
-        _stop(hands)
-        study.sweep(_owned_by({hand.label for hand in hands}))
+        study.sweep(_owned_by({hand.label for hand in _stop(hands)}))
 
 
 def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
@@ -135,14 +135,14 @@ def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
     return len(study.trials(TrialState.WAITING)) - coming
 
 
-def _stop(hands: Sequence[Hand]) -> None:
-    """End workers; those that take long are given up, and found lost by a later search."""
+def _stop(hands: Sequence[Hand]) -> list[Hand]:
+    """End workers; returns those that have ended. A later search finds the others lost."""
     for hand in hands:
         hand.stop()
-    left, until = list(hands), time.monotonic() + _STOP_S
-    while left and time.monotonic() < until:
-        left = [hand for hand in left if hand.ending() is None]
+    until = time.monotonic() + _STOP_S
+    while any(hand.ending() is None for hand in hands) and time.monotonic() < until:
         time.sleep(_POLL_S)
+    return [hand for hand in hands if hand.ending() is not None]
 
 
 def _owned_by(labels: set[str]) -> Lost:
@@ -156,10 +156,20 @@ class LocalCrew:
         address: of the storage.
         folder: takes what they print, a file each.
         parent_run: MLflow's id of the run of the search; None: it has none.
+        workers: at once; each has its share of the cores.
     """
 
-    def __init__(self, address: str, folder: Path, parent_run: str | None) -> None:
-        self._address, self._folder, self._parent_run = address, folder, parent_run
+    def __init__(
+        self, address: str, folder: Path, parent_run: str | None, workers: int = 1
+    ) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, VARIABLE: address, "PYTHONUNBUFFERED": "1"}
+        self._environment.pop(PARENT, None)
+        if parent_run is not None:
+            self._environment[PARENT] = parent_run
+        if workers > 1:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            self._environment[THREADS] = str(threads)
 
     def earlier(self, study: str) -> Sequence[Hand]:
         """None: they die with the process that started them."""
@@ -167,7 +177,7 @@ class LocalCrew:
 
     def start(self, study: str) -> Hand:
         """Start a process that dies with this one."""
-        return _LocalHand(study, self._address, self._folder, self._parent_run)
+        return _LocalHand(study, self._folder, self._environment)
 
     def is_lost(self, owner: Owner) -> bool:
         """Whether the owner ran on this machine and does no more."""
@@ -175,14 +185,10 @@ class LocalCrew:
 
 
 class _LocalHand:
-    def __init__(self, study: str, address: str, folder: Path, parent_run: str | None) -> None:
+    def __init__(self, study: str, folder: Path, environment: Mapping[str, str]) -> None:
         self._label = uuid4().hex[:12]
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"{study}.{self._label}.log"
-        environment = {**os.environ, VARIABLE: address, "PYTHONUNBUFFERED": "1"}
-        environment.pop(PARENT, None)
-        if parent_run is not None:
-            environment[PARENT] = parent_run
         command = [sys.executable, "-m", "mrmodel.tune.worker", study, "--owner", self._label]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(

@@ -32,10 +32,14 @@ def search_here(config: Config, layout: Layout, reporter: Reporter) -> Verdict:
     """Begin or go on; errors as of `search.search`, and one when another process is at it."""
     address, folder = storage_address(layout.state), layout.state / "tune" / config.tune.study
     with alone(folder), open_search_record(config, layout) as record:
-        crew = LocalCrew(address, folder / "workers", record.run_id(PATIENCE_S))
+        run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
+        crew = LocalCrew(address, folder / "workers", run_id, workers)
         storage = open_storage(address)
         store = str((layout.state / "tune").resolve())
-        verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
+        try:
+            verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
+        finally:
+            reporter.finish()
         record_search(record, TicketStudy(storage, config.tune.study), verdict, layout)
     return verdict
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PatientPruner
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 
 from mrmodel.config import Config, parse_config
 from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
@@ -22,9 +21,10 @@ from mrmodel.pipeline.training import Job, run_settings, train_model
 from mrmodel.progress import NullReporter
 from mrmodel.train.loop import Progress
 from mrmodel.tune.plans import figures_of, threads_of, training_plan
+from mrmodel.tune.pruner import StalledPruner
 from mrmodel.tune.space import SearchPlan, changed_config
-from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import Result, Ticket
+from mrmodel.tune.study import START, Facts
+from mrmodel.tune.worker import Result, SmallerBatch, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class TrainingObjective:
 
     @property
     def pruner(self) -> BasePruner:
-        """Hyperband over epochs, asked after some validations without a gain."""
+        """Hyperband over epochs, for trials that have not gained for some validations."""
         tune = self._config.tune
         if not tune.prune.enabled or len(tune.figures) > 1:
             return NopPruner()
@@ -58,26 +58,28 @@ class TrainingObjective:
             max_resource=self._epochs,
             reduction_factor=tune.prune.reduction,
         )
-        return PatientPruner(hyperband, tune.prune.patience, tune.prune.min_delta)
+        return StalledPruner(hyperband, tune.prune.patience, tune.prune.min_delta)
 
     def __call__(self, ticket: Ticket) -> Result:
-        """Train; where memory does not suffice, with half the batch."""
-        trial = ticket.trial
-        changes = self._plan.changes(self._plan.suggest(trial))
-        trial.set_user_attr("changes", changes)
-        while True:
-            # Outside of the handler: the error's traceback would keep the memory alive.
-            result = self._try(ticket, changes)
-            if result is not None:
-                return result
-            batch = changed_config(self._raw, changes).train.batch_size
-            if batch == 1:
-                raise StoppedEarly("not even a batch of one sample fits into memory")
-            changes = {**changes, BATCH: batch // 2}
-            log.warning("trial %d: out of memory, batch %d -> %d", trial.number, batch, batch // 2)
-            trial.set_user_attr("changes", changes)
-            gc.collect()
-            torch.cuda.empty_cache()
+        """Train.
+
+        Raises:
+            SmallerBatch: there is too little memory.
+        """
+        changes = self._plan.changes(self._plan.suggest(ticket.trial))
+        if ticket.batch is not None:
+            changes[BATCH] = ticket.batch
+        ticket.trial.set_user_attr("changes", changes)
+        result = self._try(ticket, changes)
+        if result is not None:
+            return result
+        # Outside of the handler: the error's traceback would keep the memory alive.
+        gc.collect()
+        torch.cuda.empty_cache()
+        batch = changed_config(self._raw, changes).train.batch_size
+        if batch == 1:
+            raise StoppedEarly("not even a batch of one sample fits into memory")
+        raise SmallerBatch(batch // 2)
 
     def _try(self, ticket: Ticket, changes: Mapping[str, Any]) -> Result | None:
         """The result; None: it needs more memory than there is."""
@@ -87,7 +89,8 @@ class TrainingObjective:
         label = f"{ticket.study}-{ticket.origin:04d}"
         job = job_of(config, folder, label, config.seed)
         figures = figures_of(config)
-        watch = _Watch(ticket.trial, figures)
+        select = run_settings(config, job.run).select
+        watch = _Watch(ticket, figures, select == "best")
         try:
             progress = train_model(config, job, NullReporter(), watch)
             latency_s = None
@@ -101,7 +104,7 @@ class TrainingObjective:
         finally:  # Not after a SIGKILL: the next attempt goes on from there.
             for left in (folder, layout.state / "resume" / job.name):
                 shutil.rmtree(left, ignore_errors=True)
-        found = chosen_figures(progress, run_settings(config, job.run).select)
+        found = chosen_figures(progress, select)
         return Result(
             [_figure(found, name) for name in figures],
             {"figures": found, "latency_s": latency_s, "seconds": round(progress.seconds, 3)},
@@ -111,23 +114,35 @@ class TrainingObjective:
 def for_trials(config: Config) -> Config:
     """Settings of trials: validated often enough to be pruned, and with a share of the cores."""
     often = {"train.validate_every_epochs": config.tune.validate_every_epochs}
-    return changed_config(config.model_dump(), often | threads_of(config))
+    return changed_config(config.model_dump(), often | threads_of())
 
 
 class _Watch:
     """Tells Optuna of each validation of a trial, and ends it when the pruner says so."""
 
-    def __init__(self, trial: optuna.Trial, figures: list[str]) -> None:
-        self._trial, self._figures = trial, figures
+    def __init__(self, ticket: Ticket, figures: list[str], peak: bool) -> None:
+        """Of a trial that ends with the weights of its best validation (`peak`), or the last."""
+        self._ticket, self._figures, self._peak = ticket, figures, peak
+        self._best = -math.inf
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Report the figure that is maximised, at this epoch."""
-        value = figures.get(f"val/{self._figures[0]}")
-        if value is None or len(self._figures) > 1:  # Optuna prunes by one figure only.
+        """Report the figure that is maximised, at this epoch.
+
+        Raises:
+            StoppedEarly: the pruner says so.
+            TuningError: the evaluation has no such figure.
+        """
+        validated = {name[4:]: value for name, value in figures.items() if name[:4] == "val/"}
+        if not validated:
             return
-        epoch = int(figures["epoch"])
-        self._trial.report(value, epoch)
-        if self._trial.should_prune():
+        value, *_ = [_figure(validated, name) for name in self._figures]
+        if len(self._figures) > 1:  # Optuna prunes by one figure only.
+            return
+        self._best = max(self._best, value) if self._peak else value
+        trial, epoch = self._ticket.trial, int(figures["epoch"])
+        trial.report(self._best, epoch)
+        # Without the starting point nothing could be told to be better.
+        if trial.should_prune() and self._ticket.source != START:
             raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
 
 

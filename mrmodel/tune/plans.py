@@ -11,6 +11,9 @@ from mrmodel.evaluate.run import get_protocol
 from mrmodel.search_space import changed_space
 from mrmodel.tune.space import SearchPlan, Target
 
+# Set for workers that share one machine.
+THREADS = "MRMODEL_TUNE_THREADS"
+
 
 def target_of(config: Config) -> Target:
     """What ``tune`` is about."""
@@ -22,11 +25,10 @@ def figures_of(config: Config) -> list[str]:
     return config.tune.figures or [get_protocol(config.evaluate.protocol).headline]
 
 
-def threads_of(config: Config) -> dict[str, Any]:
-    """Changes that give each of several workers on one machine its share of the cores."""
-    if config.tune.workers == 1:
-        return {}
-    return {"train.threads": max(1, (os.cpu_count() or 1) // config.tune.workers)}
+def threads_of() -> dict[str, Any]:
+    """Changes that hold a worker to its share of the cores, where whoever started it says so."""
+    threads = os.environ.get(THREADS)
+    return {"train.threads": int(threads)} if threads else {}
 
 
 def training_plan(config: Config) -> SearchPlan:

@@ -84,7 +84,7 @@ class ConfirmedRuns:
 
         Both decode the same networks, so the mean of a query over the seeds is compared.
         """
-        figure = self._judge.protocol.headline
+        figure = figures_of(before)[0]
         settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
         means = [_mean(self._scores(one), figure) for one in (before, after)]
         return paired_bootstrap(means[0], means[1], figure, settings)

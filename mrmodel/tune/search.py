@@ -14,28 +14,35 @@ from pathlib import Path
 
 import yaml
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel import presets
 from mrmodel.config import Config, parse_config
 from mrmodel.errors import DataError, TuningError
 from mrmodel.evaluate.significance import Comparison
-from mrmodel.files import digest_of
+from mrmodel.files import digest_of, sha256_of
 from mrmodel.pipeline.training import run_settings
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
 from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
 from mrmodel.tune.crew import Crew, follow
-from mrmodel.tune.objective import TrainingObjective, job_of
+from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
 from mrmodel.tune.plans import figures_of, post_hoc_plan, training_plan
 from mrmodel.tune.post_hoc import ConfirmedRuns, pinned, post_hoc_facts
 from mrmodel.tune.space import changed_config
-from mrmodel.tune.study import REQUIRED, SOURCE, Facts, TicketStudy, is_feasible
+from mrmodel.tune.study import (
+    PAPER,
+    REASON,
+    REQUIRED,
+    SOURCE,
+    START,
+    Facts,
+    TicketStudy,
+    is_feasible,
+)
 from mrmodel.tune.verdict import Chosen, Confirmed, Gain, Verdict, forget_verdict, keep_verdict
 
 log = logging.getLogger(__name__)
-
-START, PAPER = "params.yaml", "paper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,9 @@ def search(config: Config, desk: Desk) -> Verdict:
     if best:
         confirmation, plan = open_confirmation(study, config, best, desk)
         carry_out(confirmation, config, desk)
-        confirmed = confirmed_candidates(confirmation, plan, config)
-        verdict = verdict.model_copy(update={"seeds": plan.seeds, "candidates": confirmed})
+        confirmed, dropped = confirmed_candidates(confirmation, plan, config)
+        found = {"seeds": plan.seeds, "candidates": confirmed, "dropped": dropped}
+        verdict = verdict.model_copy(update=found)
         if config.tune.post_hoc.trials and len(config.tune.figures) < 2:
             chosen = choose_after_training(confirmation, plan, verdict, desk)
             verdict = verdict.model_copy(update={"after_training": chosen})
@@ -88,25 +96,50 @@ def carry_out(study: TicketStudy, config: Config, desk: Desk) -> None:
 def open_search(config: Config, desk: Desk) -> TicketStudy:
     """The study of the first level, with a ticket for each trial that is not done yet."""
     tune, plan = config.tune, training_plan(config)
-    if not plan.space:
+    if not plan.starting_values():
         raise TuningError("tune.space leaves nothing to search")
+    plan.check_ends()
     facts = Facts(
         objective=f"{TrainingObjective.__module__}:{TrainingObjective.__name__}",
         config=config.model_dump(),
-        about={"epochs": epochs_of(config)},
+        about={"epochs": epochs_of(config), "inputs": inputs_of(config)},
         store=f"{desk.store.rstrip('/')}/{tune.study}",
         title=f"tune {tune.study}",
         attempts=tune.attempts,
     )
     count = len(figures_of(config))
     study = TicketStudy.create(desk.storage, tune.study, facts, count, tune.seed)
-    if not study.trials():
-        study.enqueue(plan.starting_values(), **{SOURCE: START})
-        paper = paper_config(config)
-        if paper is not None and plan.values_of(paper) != plan.starting_values():
-            study.enqueue(plan.values_of(paper), **{SOURCE: PAPER})
+    given = {START: plan.starting_values()}
+    paper = paper_config(config)
+    if paper is not None and plan.values_of(paper) != given[START]:
+        given[PAPER] = plan.values_of(paper)
+    there = {trial.user_attrs.get(SOURCE) for trial in study.trials()}
+    for source, values in given.items():
+        if source not in there:
+            study.enqueue(values, **{SOURCE: source})
+    if study.live() > tune.trials and study.live() > len(given):
+        rule = f"has {study.live()} trials already; tune.trials = {tune.trials} would be fewer"
+        raise TuningError(f"the study {study.name!r} {rule}")
     study.fill(tune.trials)
     return study
+
+
+def inputs_of(config: Config) -> dict[str, str]:
+    """Path -> hash of what trials read, so that nothing else is compared with what they gave.
+
+    Annotations by their bytes; first weights and features as dvc.lock has them, since whoever
+    carries out a search need not have them.
+    """
+    job = job_of(config, Path(), "", config.seed)
+    found = {str(file): sha256_of(file) for file in (job.train, job.val)}
+    lock = Path("dvc.lock")
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+    for needed in map(str, read_by_training(config)):
+        for path, md5 in made.items():
+            if f"{path}/".startswith(f"{needed}/") and path not in found:
+                found[path] = md5
+    return found
 
 
 def epochs_of(config: Config) -> int:
@@ -138,10 +171,10 @@ def paper_config(config: Config) -> Config | None:
 
 def summary_of(study: TicketStudy, config: Config) -> Verdict:
     """The first level in a few numbers."""
-    started = [trial for trial in study.done() if trial.user_attrs.get(SOURCE) == START]
+    start = start_of(study)
     return Verdict(
         figure=figures_of(config)[0],
-        start=started[0].values[0] if started and started[0].values else None,
+        start=None if start is None else start.values[0],
         best=study.best_value(),
         trials=len(study.done()),
         seeds=[],
@@ -150,15 +183,21 @@ def summary_of(study: TicketStudy, config: Config) -> Verdict:
     )
 
 
+def start_of(study: TicketStudy) -> FrozenTrial | None:
+    """The trial of the starting point, if it came to its end."""
+    found = study.trials(TrialState.COMPLETE)
+    return next((trial for trial in found if trial.user_attrs.get(SOURCE) == START), None)
+
+
 def candidates(study: TicketStudy, count: int) -> list[Candidate]:
     """The best feasible trials above the starting point; of two figures, of their Pareto front."""
     complete = [trial for trial in study.trials(TrialState.COMPLETE) if is_feasible(trial)]
-    starts = [trial for trial in complete if trial.user_attrs.get(SOURCE) == START]
+    start = start_of(study)
     if len(study.directions) > 1:
         numbers = {trial.number for trial in study.handle.best_trials}
         complete = [trial for trial in complete if trial.number in numbers]
-    elif starts:
-        complete = [trial for trial in complete if trial.values[0] > starts[0].values[0]]
+    elif start is not None:
+        complete = [trial for trial in complete if trial.values[0] > start.values[0]]
     found: dict[str, Candidate] = {}
     for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
         changes = trial.user_attrs["changes"]
@@ -171,7 +210,8 @@ def open_confirmation(
     study: TicketStudy, config: Config, best: Sequence[Candidate], desk: Desk
 ) -> tuple[TicketStudy, Plan]:
     """The study of the confirmation of these candidates, with its tickets."""
-    plan = Plan.of(config, best)
+    start = start_of(study)
+    plan = Plan.of(config, {} if start is None else start.user_attrs["changes"], best)
     facts = confirm.confirmation_facts(config, plan, study.facts)
     # Other candidates are another confirmation: a search may be prolonged.
     name = f"{study.name}.confirm.{facts.digest[:8]}"
@@ -179,26 +219,54 @@ def open_confirmation(
     confirmation = TicketStudy.create(
         desk.storage, name, facts, len(figures_of(config)), config.tune.seed
     )
-    there = [trial.system_attrs["fixed_params"] for trial in confirmation.trials()]
+    # What was killed too often gets another try with another search.
+    failed = TrialState.FAIL
+    live = [trial for trial in confirmation.trials() if trial.state != failed]
+    there = [trial.system_attrs["fixed_params"] for trial in live]
     for ticket in plan.tickets():
         if ticket not in there:
             confirmation.enqueue(ticket, **{REQUIRED: True})
     return confirmation, plan
 
 
-def confirmed_candidates(confirmation: TicketStudy, plan: Plan, config: Config) -> list[Confirmed]:
-    """What the runs of each candidate gave."""
+def confirmed_candidates(
+    confirmation: TicketStudy, plan: Plan, config: Config
+) -> tuple[list[Confirmed], list[str]]:
+    """What the runs of each candidate gave, and which candidates have not all their runs.
+
+    Raises:
+        TuningError: the starting point has not.
+    """
     store = open_store(confirmation.facts.store)
-    values = {
-        (trial.params[CANDIDATE], trial.params[SEED]): trial.values[0]
-        for trial in confirmation.trials(TrialState.COMPLETE)
-    }
-    found = []
+    runs = {(one.params[CANDIDATE], one.params[SEED]): one for one in confirmation.done()}
+    found, dropped = [], []
     for number, one in enumerate(plan.candidates):
-        gain = gain_of(confirm.compare(store, plan, number, config)) if number else None
-        seen = [values[number, seed] for seed in plan.seeds]
-        found.append(Confirmed(trial=one.trial, changes=one.changes, values=seen, gain=gain))
-    return found
+        mine = {seed: runs[number, seed] for seed in plan.seeds}
+        bad = [
+            f"seed {seed}: {run.user_attrs.get(REASON)}"
+            for seed, run in mine.items()
+            if run.state != TrialState.COMPLETE
+        ]
+        if bad and number == 0:
+            raise TuningError(f"the starting point cannot be trained again: {'; '.join(bad)}")
+        if bad:
+            dropped.append(f"trial {one.trial}: {'; '.join(bad)}")
+            continue
+        gains = {}
+        if number:
+            for figure in figures_of(config):
+                gains[figure] = gain_of(confirm.compare(store, plan, number, config, figure))
+        first, *others = figures_of(config)
+        found.append(
+            Confirmed(
+                trial=one.trial,
+                changes=one.changes,
+                values=[run.values[0] for run in mine.values()],
+                gain=gains.get(first),
+                others={name: gains[name] for name in others if name in gains},
+            )
+        )
+    return found, dropped
 
 
 def choose_after_training(
@@ -210,7 +278,7 @@ def choose_after_training(
     number = 0 if winner is None else trials.index(winner.trial)
     config = changed_config(confirmation.facts.config, plan.candidates[number].changes)
     space = post_hoc_plan(config)
-    if not space.space:
+    if not space.starting_values():
         return None
     facts = post_hoc_facts(config, number, plan.seeds, confirmation.facts)
     name = confirmation.name.replace(".confirm.", ".post_hoc.")

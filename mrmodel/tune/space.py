@@ -48,13 +48,13 @@ class SearchPlan:
         self.config, self.target = config, target
         self.space: dict[str, Dimension] = {}
         self.start: dict[str, Value] = {}
-        for name, dimension in space.items():
+        for name, dimension in _in_order(space).items():
             found = self.setting(config, name)
             value = dimension.unset if found is None and dimension.unset is not None else found
             if getattr(dimension, "log", False) and value == 0:
                 log.info("%s is 0, which switches it off: it is not searched", name)
                 continue
-            self.space[name] = _holding(dimension, name, value)
+            self.space[name] = _holding(dimension, full_name(name, *self._target), value)
             self.start[name] = value
 
     def setting(self, config: Config, name: str) -> Any:
@@ -126,6 +126,27 @@ class SearchPlan:
                 found[path] = value
         return found
 
+    def check_ends(self) -> None:
+        """Try the ends of every range, and every choice, each alone.
+
+        Raises:
+            ConfigError: naming the dimension whose value breaks a rule.
+        """
+        raw = self.config.model_dump()
+        for name, dimension in self.space.items():
+            if not self.active(name, self.start):
+                continue
+            if isinstance(dimension, Choice):
+                ends: list[Value] = list(dimension.choices)
+            else:
+                ends = [dimension.low, dimension.high]
+            for end in ends:
+                try:
+                    changed_config(raw, self.changes({name: end}))
+                except ConfigError as error:
+                    rule = f"of its dimension {name!r}, breaks a rule: {error}"
+                    raise ConfigError(full_name(name, *self._target), end, rule) from None
+
     @property
     def _target(self) -> tuple[str, str]:
         return self.target.model, self.target.run
@@ -149,6 +170,22 @@ def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config
             place = place.setdefault(part, {})
         place[last] = value
     return parse_config(tree)
+
+
+def _in_order(space: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """Each dimension after those that its conditions look at, else as they come.
+
+    Raises:
+        ConfigError: conditions look at each other.
+    """
+    left, ordered = dict(space), dict[str, Dimension]()
+    while left:
+        ready = [name for name, one in left.items() if not set(one.when) & left.keys() - {name}]
+        if not ready:
+            rule = "have conditions that look at each other"
+            raise ConfigError(", ".join(left), None, rule)
+        ordered |= {name: left.pop(name) for name in ready}
+    return ordered
 
 
 def _inside(found: Any, part: str, path: str) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel.errors import TuningError
 from mrmodel.files import derive_seed, digest_of
+from mrmodel.track.mlflow_log import flatten
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ _FORMAT = 1
 OWNER, ORIGIN, RETRY_OF, REASON = "owner", "origin", "retry_of", "reason"
 # What a ticket brings along and its retries keep: where its values come from, and that no other
 # values may take their place.
-SOURCE, REQUIRED = "source", "required"
+SOURCE, REQUIRED, BATCH_SIZE = "source", "required", "batch_size"
+START, PAPER = "params.yaml", "paper"
+_KILLED = "its worker was killed"
+_KEPT = (SOURCE, REQUIRED, BATCH_SIZE)
 # Parts of params.yaml that do not change what a trial gives.
 _OUTSIDE = ("tracking", "orchestrate", "promotion", "retrain")
 _EXTENT = ("study", "trials", "workers", "attempts", "confirm", "post_hoc")
@@ -59,7 +63,17 @@ class Facts:
     @property
     def digest(self) -> str:
         """Equal for searches for the same thing."""
-        return digest_of([self.objective, searched(self.config), self.about])
+        return digest_of(self._decisive)
+
+    def differences(self, other: Facts) -> list[str]:
+        """Dotted names of what makes two searches different ones."""
+        mine, theirs = flatten(self._decisive), flatten(other._decisive)
+        return [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+
+    @property
+    def _decisive(self) -> dict[str, Any]:
+        about = {"objective": self.objective, "about": self.about}
+        return {**searched(self.config), **about}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +132,22 @@ class TicketStudy:
         Raises:
             TuningError: the name is taken by a study with other facts.
         """
-        try:
-            study = optuna.create_study(
-                storage=storage, study_name=name, directions=["maximize"] * objectives
-            )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize"] * objectives,
+            load_if_exists=True,
+        )
+        if not study.user_attrs and not study.get_trials(deepcopy=False):
+            # New, or of a process that was killed right after its first write.
             told = {"format": _FORMAT, "facts": asdict(facts), "seed": seed}
             study.set_user_attr(_FACTS, told)
-        except DuplicatedStudyError:
-            pass
         found = cls(storage, name)
         if found.facts.digest != facts.digest:
             raise TuningError(
-                f"the study {name!r} exists and was started from other parameters; finish it with "
-                "`mrmodel tune resume`, or give `tune.study` another name"
+                f"the study {name!r} was begun with other parameters or data, which do not "
+                f"compare ({', '.join(found.facts.differences(facts)[:5])}); give `tune.study` "
+                "another name"
             )
         return found
 
@@ -219,8 +236,8 @@ class TicketStudy:
     def sweep(self, lost: Lost) -> int:
         """Fail the running trials whose worker is lost, and add a ticket for each.
 
-        The ticket comes first and names the trial, so that a sweep which is killed in between, and
-        done again, neither loses nor doubles it.
+        A sweep that is killed in between, and done again, neither loses nor doubles one: the ticket
+        comes first and names the trial.
 
         Args:
             lost: whether a worker is; a trial whose worker was killed before it could say who it is
@@ -233,32 +250,42 @@ class TicketStudy:
             TuningError: a trial that must run was killed too often.
         """
         running = [trial for trial in self.trials(TrialState.RUNNING) if lost(owner_of(trial))]
-        retried = {trial.user_attrs.get(RETRY_OF) for trial in self.trials()}
         for trial in running:
-            if trial.number not in retried:
-                self._retry(trial)
-            self.tell(trial.number, TrialState.FAIL, None, **{REASON: "its worker was killed"})
+            if self._may_be_retried(trial):
+                self.repeat(trial.number, _KILLED)
+                continue
+            self.tell(trial.number, TrialState.FAIL, None, **{REASON: _KILLED})
+            if trial.user_attrs.get(REQUIRED):
+                raise TuningError(
+                    f"{self.name}: {trial.params} was killed {self.facts.attempts} times; is there "
+                    "enough memory? Begin another study with a smaller train.batch_size"
+                )
+            self.fill(self.live() + 1)
         return len(running)
 
-    def _retry(self, trial: FrozenTrial) -> None:
-        origin = origin_of(trial)
-        attempts = 1 + sum(origin_of(other) == origin for other in self.trials(TrialState.FAIL))
-        if attempts < self.facts.attempts:
-            log.warning("%s: trial %d was killed and is tried again", self.name, trial.number)
-            # What it had drawn already, and what it was given.
-            given = trial.system_attrs.get("fixed_params", {})
+    def repeat(self, number: int, why: str, **attributes: Any) -> None:
+        """End a trial as failed, and add a ticket with its values in its place.
+
+        Args:
+            number: of the trial.
+            why: it failed.
+            attributes: of the ticket, beside what it takes over.
+        """
+        trial = self.trials()[number]
+        if number not in {other.user_attrs.get(RETRY_OF) for other in self.trials()}:
             told = trial.user_attrs
-            kept = {name: told[name] for name in (SOURCE, REQUIRED) if name in told}
-            kept |= {ORIGIN: origin, RETRY_OF: trial.number}
-            self.enqueue({**given, **trial.params}, **kept)
-            return
-        log.warning("%s: trial %d was killed %d times", self.name, origin, attempts)
-        if trial.user_attrs.get(REQUIRED):
-            raise TuningError(
-                f"{self.name}: {trial.params} was killed {attempts} times; is there enough memory? "
-                "A smaller train.batch_size or fewer tune.workers may help"
-            )
-        self.enqueue({}, **{RETRY_OF: trial.number})
+            kept = {name: told[name] for name in _KEPT if name in told}
+            kept |= {ORIGIN: origin_of(trial), RETRY_OF: number, **attributes}
+            # What it was given, and what it had drawn already.
+            self.enqueue({**trial.system_attrs.get("fixed_params", {}), **trial.params}, **kept)
+        self.tell(number, TrialState.FAIL, None, **{REASON: why})
+
+    def _may_be_retried(self, trial: FrozenTrial) -> bool:
+        origin, killed = origin_of(trial), 1
+        for other in self.trials(TrialState.FAIL):
+            killed += origin_of(other) == origin and other.user_attrs.get(REASON) == _KILLED
+        log.warning("%s: trial %d was killed (%d times)", self.name, origin, killed)
+        return killed < self.facts.attempts
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

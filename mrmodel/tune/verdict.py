@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from mrmodel.errors import TuningError
 from mrmodel.section import Section
 from mrmodel.tune.study import TicketStudy
@@ -33,14 +35,23 @@ class Confirmed(Section):
     Attributes:
         trial: number in the search; None: the starting point.
         changes: dotted path -> value.
-        values: the headline figure with each seed.
+        values: the first figure with each seed.
         gain: None for the starting point.
+        others: figure -> gain, of the second figure.
     """
 
     trial: int | None
     changes: dict[str, Any]
     values: list[float]
     gain: Gain | None
+    others: dict[str, Gain] = Field(default={})
+
+    @property
+    def is_better(self) -> bool:
+        """A clear gain, and no clear loss of another figure."""
+        if self.gain is None or not self.gain.is_clear:
+            return False
+        return all(other.high >= 0.0 for other in self.others.values())
 
 
 class Chosen(Section):
@@ -55,12 +66,13 @@ class Verdict(Section):
     """The end of a search.
 
     Attributes:
-        figure: what all numbers are of, on validation data.
+        figure: what all numbers are of, on validation data; of two figures the first.
         start: of the search, value of its starting point with the seed of the main job.
         best: the best value that a trial had.
         trials: so many had a result.
         seeds: of the confirmation.
         candidates: the starting point first; empty: no trial was above it.
+        dropped: candidates that could not be trained with every seed, and why.
         after_training: None: not searched, or nothing better was found.
     """
 
@@ -70,14 +82,15 @@ class Verdict(Section):
     trials: int
     seeds: list[int]
     candidates: list[Confirmed]
+    dropped: list[str] = Field(default=[])
     after_training: Chosen | None
 
     @property
     def winner(self) -> Confirmed | None:
-        """The candidate of the highest mean, if its gain is clear."""
+        """The candidate of the highest mean, if it is better for certain."""
         others = [one for one in self.candidates if one.gain is not None]
         best = max(others, key=lambda one: sum(one.values), default=None)
-        return best if best is not None and best.gain is not None and best.gain.is_clear else None
+        return best if best is not None and best.is_better else None
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -169,10 +169,10 @@ def trial_table(study: TicketStudy, figure: str) -> Table:
 
 def changes_of(trial: FrozenTrial) -> str:
     """What a trial changed, in one line."""
-    if trial.user_attrs.get(SOURCE):
-        return f"values of {trial.user_attrs[SOURCE]}"
     changes = trial.user_attrs.get("changes", {})
-    return ", ".join(f"{_short(path)} {_number(value)}" for path, value in changes.items())
+    source = trial.user_attrs.get(SOURCE)
+    shown = [f"{_short(path)} {_number(value)}" for path, value in changes.items()]
+    return ", ".join([f"values of {source}", *shown] if source else shown)
 
 
 def trial_columns(trials: list[FrozenTrial]) -> dict[str, list[Any]]:

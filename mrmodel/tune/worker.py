@@ -29,7 +29,15 @@ from mrmodel.track.environment import process_tags
 from mrmodel.track.record import PARENT, open_record
 from mrmodel.track.spool import Opening
 from mrmodel.tune.storage import open_storage, storage_address
-from mrmodel.tune.study import REASON, Facts, Owner, TicketStudy, origin_of
+from mrmodel.tune.study import (
+    BATCH_SIZE,
+    REASON,
+    SOURCE,
+    Facts,
+    Owner,
+    TicketStudy,
+    origin_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +50,23 @@ class Ticket:
         trial: asks for values, takes intermediate figures.
         study: name of the study.
         origin: number of the first attempt; a retry goes on from what that one has left.
+        source: where its values come from, when they are given.
+        batch: samples at once, where an earlier attempt had too little memory.
     """
 
     trial: optuna.Trial
     study: str
     origin: int
+    source: str | None = None
+    batch: int | None = None
+
+
+class SmallerBatch(Exception):  # No error: the trial is repeated.
+    """A trial needs more memory than there is; `batch` is the next size to try."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        super().__init__(f"out of memory; again with a batch of {batch}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +95,7 @@ class Objective(Protocol):
 
         Raises:
             StoppedEarly: it is given up.
+            SmallerBatch: it needs a smaller one.
             TrainingError, ConfigError: these values cannot work.
             MrModelError: no trial could work; the worker ends with it.
         """
@@ -109,9 +130,15 @@ def work(study: TicketStudy, owner: Owner) -> int:
 
 def run_trial(study: TicketStudy, objective: Objective, trial: optuna.Trial) -> None:
     """Run a claimed trial and tell how it ended."""
-    frozen = study.handle.trials[trial.number]
+    frozen = study.trials()[trial.number]
+    told = frozen.user_attrs
+    ticket = Ticket(trial, study.name, origin_of(frozen), told.get(SOURCE), told.get(BATCH_SIZE))
     try:
-        result = objective(Ticket(trial, study.name, origin_of(frozen)))
+        result = objective(ticket)
+    except SmallerBatch as again:
+        log.warning("%s: trial %d: %s", study.name, trial.number, again)
+        study.repeat(trial.number, str(again), **{BATCH_SIZE: again.batch})
+        return
     except (StoppedEarly, TrainingError, ConfigError) as error:
         log.info("%s: trial %d given up: %s", study.name, trial.number, error)
         study.tell(trial.number, TrialState.PRUNED, None, **{REASON: str(error)})
@@ -149,11 +176,10 @@ def main(prepare: Callable[[TicketStudy], None] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--owner", required=True)
-    parser.add_argument("--state", default=".mrmodel", help="where the journal is")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        storage = open_storage(storage_address(Path(options.state)))
+        storage = open_storage(storage_address(Path(".mrmodel")))
         owner = Owner(options.owner, **process_tags())
         study = TicketStudy(storage, options.study)
         if prepare is not None:

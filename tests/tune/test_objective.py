@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PatientPruner, ThresholdPruner
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, ThresholdPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel import presets
@@ -17,7 +17,8 @@ from mrmodel.tune import objective as objective_module
 from mrmodel.tune.confirm import touches_pretraining
 from mrmodel.tune.crew import LocalCrew
 from mrmodel.tune.objective import BATCH, TrainingObjective
-from mrmodel.tune.search import Desk, candidates, epochs_of, open_search
+from mrmodel.tune.pruner import StalledPruner
+from mrmodel.tune.search import Desk, candidates, epochs_of, open_search, start_of
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Owner, TicketStudy
 from mrmodel.tune.worker import run_trial
@@ -64,8 +65,10 @@ def test_a_trial_has_the_figures_of_its_validation(tmp_path: Path) -> None:
     assert not list(Path(".mrmodel/tune").glob("*/[0-9]*"))
 
 
-def test_a_trial_that_falls_behind_is_given_up(tmp_path: Path) -> None:
-    trial = run_one(study_in(tmp_path, config_of()), ThresholdPruner(lower=101.0))
+def test_a_trial_that_falls_behind_is_given_up_but_the_starting_point(tmp_path: Path) -> None:
+    study, hopeless = study_in(tmp_path, config_of(trials=3)), ThresholdPruner(lower=101.0)
+    assert run_one(study, hopeless).state == TrialState.COMPLETE
+    trial = run_one(study, hopeless)
     assert trial.state == TrialState.PRUNED
     assert trial.user_attrs["reason"].startswith("pruned at epoch 1 with MR-full-mAP ")
     assert not list(Path(".mrmodel/resume").glob("main-*"))
@@ -96,17 +99,26 @@ def test_out_of_memory_halves_the_batch_and_says_so(
 
     monkeypatch.setattr(objective_module, "train_model", hungry)
     study = study_in(tmp_path, config_of())
-    trial = run_one(study)
+    first, second, third = (run_one(study) for _ in range(3))
     assert tried == [8, 4, 2]
-    assert trial.state == TrialState.COMPLETE
-    assert trial.user_attrs["changes"] == {BATCH: 2}
+    assert [one.state for one in (first, second)] == [TrialState.FAIL] * 2
+    assert first.user_attrs["reason"] == "out of memory; again with a batch of 4"
+    assert first.params == second.params == third.params
+    assert third.state == TrialState.COMPLETE
+    assert third.user_attrs["changes"] == {BATCH: 2}
+    assert third.user_attrs["source"] == "params.yaml"
+    # The confirmation of the starting point must fit into memory too.
+    assert start_of(study) == third
 
     def always(config: Config, *_: Any) -> Any:
         torch.empty(10**15)
 
     monkeypatch.setattr(objective_module, "train_model", always)
-    study.fill(3)
-    assert "not even a batch of one" in run_one(study).user_attrs["reason"]
+    study.fill(2)
+    ends = [run_one(study) for _ in range(4)]
+    assert [one.state for one in ends] == [*[TrialState.FAIL] * 3, TrialState.PRUNED]
+    assert "not even a batch of one" in ends[-1].user_attrs["reason"]
+    assert study.live() == 2
 
 
 def test_a_slow_model_is_not_feasible(tmp_path: Path) -> None:
@@ -139,8 +151,8 @@ def test_a_figure_that_does_not_exist_ends_the_search(tmp_path: Path) -> None:
 def test_the_pruner_follows_the_settings(tmp_path: Path) -> None:
     study = study_in(tmp_path, config_of())
     pruner = TrainingObjective(study.facts).pruner
-    assert isinstance(pruner, PatientPruner)
-    assert isinstance(pruner._wrapped_pruner, HyperbandPruner)
+    assert isinstance(pruner, StalledPruner)
+    assert isinstance(pruner.inner, HyperbandPruner)
     off = config_of(prune={"enabled": False}, study="off")
     assert isinstance(TrainingObjective(study_in(tmp_path, off).facts).pruner, NopPruner)
 

@@ -11,7 +11,7 @@ from mrmodel.components import MODELS
 from mrmodel.config import Config, parse_config
 from mrmodel.errors import ConfigError
 from mrmodel.search_space import Choice, FloatRange, IntRange
-from mrmodel.tune.plans import figures_of, post_hoc_plan, threads_of, training_plan
+from mrmodel.tune.plans import THREADS, figures_of, post_hoc_plan, threads_of, training_plan
 from mrmodel.tune.space import SearchPlan, Target, changed_config
 
 
@@ -93,6 +93,26 @@ def test_conditions_look_at_the_trial_before_the_file() -> None:
     assert {values["gauss.mode"] for values in seen} == {"none", "add_log"}
 
 
+def test_a_condition_may_look_at_what_is_declared_later() -> None:
+    later = {"detector": {"type": "choice", "choices": ["dino", "hybrid"]}}
+    plan = training_plan(config_of(tune={"space": later}))
+    for seed in range(20):
+        values = draw(plan, seed)
+        assert ("atss.anchor_scale" in values) == (values["detector"] == "hybrid")
+    circle = {
+        "detector": {"type": "choice", "choices": ["dino"], "when": {"dn.groups": [2]}},
+        "dn.groups": {"when": {"detector": ["dino"]}},
+    }
+    with pytest.raises(ConfigError, match=r"look at each other"):
+        training_plan(config_of(tune={"space": circle}))
+
+
+def test_an_end_that_breaks_a_rule_is_told_before_the_first_trial() -> None:
+    space = {"train.run.warmup": {"type": "int", "low": -3, "high": 20}}
+    with pytest.raises(ConfigError, match=r"train\.finetune\.warmup = -3.*breaks a rule"):
+        training_plan(config_of(tune={"space": space})).check_ends()
+
+
 def test_a_weight_of_zero_on_a_log_scale_is_not_searched() -> None:
     config = config_of(**{"models.sg_detr": {"loss": {"weights": {"aux": 0.0}}}})
     plan = training_plan(config)
@@ -125,12 +145,14 @@ def test_a_dimension_that_fits_no_setting_is_named(space: dict[str, Any], said: 
         training_plan(config_of(tune={"space": space}))
 
 
-def test_figures_and_threads_follow_the_configuration() -> None:
+def test_figures_and_threads_follow_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures_of(config_of()) == ["MR-full-mAP"]
     pareto = config_of(tune={"figures": ["MR-full-mAP", "HL-min-VeryGood-Hit1"]})
     assert figures_of(pareto) == ["MR-full-mAP", "HL-min-VeryGood-Hit1"]
-    assert threads_of(config_of(tune={"workers": 1})) == {}
-    assert threads_of(config_of(tune={"workers": 1000})) == {"train.threads": 1}
+    monkeypatch.delenv(THREADS, raising=False)
+    assert threads_of() == {}
+    monkeypatch.setenv(THREADS, "3")
+    assert threads_of() == {"train.threads": 3}
 
 
 def test_an_unknown_model_is_refused() -> None:

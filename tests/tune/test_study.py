@@ -115,8 +115,9 @@ def test_a_trial_that_must_run_and_is_killed_each_time_is_an_error(address: str)
     study.sweep(lambda owner: owner == OTHER)
     assert study.trials(TrialState.WAITING)[0].user_attrs["required"]
     claim(study, OTHER)
-    with pytest.raises(TuningError, match=r"killed 2 times.*tune\.workers"):
+    with pytest.raises(TuningError, match=r"killed 2 times.*smaller train\.batch_size"):
         study.sweep(lambda owner: owner == OTHER)
+    assert states(study) == {"FAIL": 2}
 
 
 def test_a_name_belongs_to_one_search(address: str) -> None:

@@ -36,7 +36,7 @@ SEARCH_SPACE: SearchSpace = {
 
 # On stored detections: how the windows of decoder and anchors become one list.
 POST_HOC_SPACE: SearchSpace = {
-    "infer.alpha": FloatRange(low=0.2, high=0.8, when={"iou_head": [True]}),
+    "infer.alpha": FloatRange(low=0.2, high=0.8, when={**_WINDOWS, "iou_head": [True]}),
     "infer.wbf.iou_thr": FloatRange(low=0.5, high=0.95, when=_FUSION),
     "infer.wbf.weights.1": FloatRange(low=0.2, high=2.0, log=True, when=_FUSION),
     "infer.wbf.conf": Choice(choices=["avg", "max"], when=_FUSION),
