@@ -20,7 +20,7 @@ from mrmodel.tune.objective import BATCH, TrainingObjective
 from mrmodel.tune.pruner import StalledPruner
 from mrmodel.tune.search import Desk, candidates, epochs_of, open_search, start_of
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Owner, TicketStudy
+from mrmodel.tune.study import Owner, TicketStudy, origin_of
 from mrmodel.tune.worker import run_trial
 from tests.project import Project
 
@@ -99,8 +99,11 @@ def test_out_of_memory_halves_the_batch_and_says_so(
 
     monkeypatch.setattr(objective_module, "train_model", hungry)
     study = study_in(tmp_path, config_of())
-    first, second, third = (run_one(study) for _ in range(3))
-    assert tried == [8, 4, 2]
+    # The starting point and the published values, each three times.
+    ends = [run_one(study) for _ in range(6)]
+    assert tried == [8, 8, 4, 4, 2, 2]
+    assert not study.trials(TrialState.WAITING)
+    first, second, third = (one for one in ends if origin_of(one) == 0)
     assert [one.state for one in (first, second)] == [TrialState.FAIL] * 2
     assert first.user_attrs["reason"] == "out of memory; again with a batch of 4"
     assert first.params == second.params == third.params
@@ -114,11 +117,11 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         torch.empty(10**15)
 
     monkeypatch.setattr(objective_module, "train_model", always)
-    study.fill(2)
+    study.fill(3)
     ends = [run_one(study) for _ in range(4)]
     assert [one.state for one in ends] == [*[TrialState.FAIL] * 3, TrialState.PRUNED]
     assert "not even a batch of one" in ends[-1].user_attrs["reason"]
-    assert study.live() == 2
+    assert study.live() == 3
 
 
 def test_a_slow_model_is_not_feasible(tmp_path: Path) -> None:
