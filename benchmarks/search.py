@@ -62,7 +62,7 @@ class Sleeping:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--trials", type=int, default=160)
     parser.add_argument("--real", action="store_true", help="trainings instead of sleep")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     options = parser.parse_args()
