@@ -53,7 +53,10 @@ def resumed_config(
         TuningError: there is no such study.
     """
     study = TicketStudy(storage, name)
-    return with_extent(parse_config(study.facts.config), trials=trials, workers=workers)
+    config = parse_config(study.facts.config)
+    # It may have been prolonged since it was begun.
+    trials = trials or max(config.tune.trials, study.live())
+    return with_extent(config, trials=trials, workers=workers)
 
 
 def with_extent(config: Config, **extent: str | int | None) -> Config:

@@ -10,6 +10,7 @@ from mrmodel.config import load_config
 from mrmodel.errors import TuningError
 from mrmodel.tune.apply import apply_changes, changes_to_apply
 from mrmodel.tune.crew import LocalCrew
+from mrmodel.tune.here import resumed_config
 from mrmodel.tune.search import Desk, open_search
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TicketStudy
@@ -107,6 +108,36 @@ def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TicketStudy) -
     keep_verdict(study, nothing)
     with pytest.raises(TuningError, match="none of 20 trials was above the starting point"):
         changes_to_apply(study, unconfirmed=True)
+
+
+def test_a_resumed_search_is_as_long_as_it_was_made(study: TicketStudy) -> None:
+    assert resumed_config(study.storage, "main", None, None).tune.trials == study.live() == 40
+    study.fill(45)
+    assert resumed_config(study.storage, "main", None, 3).tune.trials == 45
+    assert resumed_config(study.storage, "main", 50, 3).tune.workers == 3
+    desk = Desk(study.storage, ".mrmodel/tune", LocalCrew("", Path(), None), lambda _: None)
+    with pytest.raises(TuningError, match=r"has 45 trials already; tune\.trials = 40 would be"):
+        open_search(resumed_config(study.storage, "main", 40, None), desk)
+
+
+def test_a_search_of_other_data_needs_another_name(study: TicketStudy) -> None:
+    desk = Desk(study.storage, ".mrmodel/tune", LocalCrew("", Path(), None), lambda _: None)
+    config = resumed_config(study.storage, "main", None, None)
+    assert open_search(config, desk).live() == 40
+    lock, val = Path("dvc.lock"), Path("data/miniature/val.jsonl")
+    text, rows = lock.read_text(), val.read_text()
+    try:
+        val.write_text(rows + rows.splitlines()[0] + "\n")
+        with pytest.raises(TuningError, match=r"about\.inputs\.data/miniature/val\.jsonl"):
+            open_search(config, desk)
+        val.write_text(rows)
+        made = yaml.safe_load(text)["stages"]["pretrain@moment_detr"]["outs"][0]
+        lock.write_text(text.replace(made["md5"], "0" * 32 + ".dir"))
+        with pytest.raises(TuningError, match=r"about\.inputs\.models/pretrained/moment_detr"):
+            open_search(config, desk)
+    finally:
+        lock.write_text(text)
+        val.write_text(rows)
 
 
 def test_a_file_that_has_changed_since_is_not_overwritten(study: TicketStudy) -> None:
