@@ -385,7 +385,8 @@ def test_load_is_recorded_at_intervals_and_at_the_end(
     process.communicate()
     run = runs(state)["corpus"]
     history = client(state).get_metric_history(run.info.run_id, "system/stage_memory_megabytes")
-    assert [point.step for point in history] == list(range(len(history)))
+    # The last two may have one time, and MLflow orders by it.
+    assert sorted(point.step for point in history) == list(range(len(history)))
     assert len(history) >= 3
     assert all(20 < point.value < 500 for point in history)
     assert 0 <= run.data.metrics["system/cpu_utilization_percentage"] <= 100

@@ -192,4 +192,6 @@ def test_a_stage_run_by_hand_is_the_stage_of_its_command(
     (run, *_) = copied.search_runs([experiment.experiment_id])
     assert run.info.run_name == "extract_text@tiny.text"
     assert run.data.params["features.max_failed_share"]
-    assert len(run.inputs.dataset_inputs) == 4
+    read = {one.dataset.name for one in run.inputs.dataset_inputs}
+    rows = {f"data/miniature/{name}.jsonl" for name in ("train", "val", "test", "captions")}
+    assert read == {*rows, "encoder_weights.lock", "own_features/none"}
