@@ -224,14 +224,14 @@ def _record_settings(record: RunRecord, config: Config, job: Job) -> None:
 
 
 def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress) -> None:
-    validated = [row for row in progress.history if any(key.startswith("val/") for key in row)]
+    validated = [row for row in progress.history if validation_of(row)]
     best = [row for row in validated if row["step"] == progress.best_step]
     shown = {
         "parameters": sum(value.numel() for value in model.parameters()),
         "steps": progress.step,
         "best_step": progress.best_step,
-        "last": _validation_of(validated[-1:]),
-        "best": _validation_of(best),
+        "last": validation_of(validated[-1]) if validated else {},
+        "best": validation_of(best[0]) if best else {},
     }
     write_json(job.figures.with_suffix(".json"), shown)
     with atomic_path(job.figures.with_suffix(".csv")) as temporary:
@@ -240,10 +240,6 @@ def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress
     save_model(job.out, model, config)
 
 
-def _validation_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        key.removeprefix("val/"): value
-        for row in rows
-        for key, value in row.items()
-        if key.startswith("val/")
-    }
+def validation_of(row: Mapping[str, float]) -> dict[str, float]:
+    """The validation figures in a row of a training's history; empty where none was due."""
+    return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}

@@ -31,7 +31,7 @@ from mrmodel.predict.tuning import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
 from mrmodel.storage import Store, open_store
 from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
-from mrmodel.tune.plans import figures_of, threads_of
+from mrmodel.tune.plans import figures_of, target_of, threads_of
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import Result, Ticket
@@ -163,7 +163,7 @@ def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
     layout = Layout(config)
     return Job(
         run="pretrain",
-        model=config.tune.model or config.train.models[0],
+        model=target_of(config).model,
         seed=seed,
         train=layout.intervid / "train.jsonl",
         val=layout.intervid / "val.jsonl",

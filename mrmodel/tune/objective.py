@@ -17,10 +17,10 @@ from mrmodel.config import Config, parse_config
 from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.study import JudgedRows
-from mrmodel.pipeline.training import Job, run_settings, train_model
+from mrmodel.pipeline.training import Job, run_settings, train_model, validation_of
 from mrmodel.progress import NullReporter
 from mrmodel.train.loop import Progress
-from mrmodel.tune.plans import figures_of, threads_of, training_plan
+from mrmodel.tune.plans import figures_of, target_of, threads_of, training_plan
 from mrmodel.tune.pruner import StalledPruner
 from mrmodel.tune.space import SearchPlan, changed_config
 from mrmodel.tune.study import START, Facts
@@ -132,7 +132,7 @@ class _Watch:
             StoppedEarly: the pruner says so.
             TuningError: the evaluation has no such figure.
         """
-        validated = {name[4:]: value for name, value in figures.items() if name[:4] == "val/"}
+        validated = validation_of(figures)
         if not validated:
             return
         value, *_ = [_figure(validated, name) for name in self._figures]
@@ -157,17 +157,16 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
         start: first weights of ``finetune``; None: those that the main job starts from.
     """
     layout, run = Layout(config), config.tune.run
-    model = config.tune.model or config.train.models[0]
     generated = run == "pretrain"
     splits = {
         name: layout.intervid / f"{name}.jsonl" if generated else layout.split(name)
         for name in ("train", "val")
     }
     if run == "finetune":
-        start = start or layout.model(config.train.start, model)
+        start = start or layout.model(config.train.start, target_of(config).model)
     return Job(
         run=run,
-        model=model,
+        model=target_of(config).model,
         seed=seed,
         train=splits["train"],
         val=splits["val"],
@@ -188,13 +187,10 @@ def read_by_training(config: Config) -> list[Path]:
 
 def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
     """Validation figures of the weights that a training ends with."""
-    validated = [row for row in progress.history if any(name.startswith("val/") for name in row)]
+    validated = [row for row in progress.history if validation_of(row)]
     if select == "best":
         validated = [row for row in validated if row["step"] == progress.best_step]
-    last = validated[-1] if validated else {}
-    return {
-        name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")
-    }
+    return validation_of(validated[-1]) if validated else {}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

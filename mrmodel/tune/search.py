@@ -27,7 +27,7 @@ from mrmodel.tune import confirm
 from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
 from mrmodel.tune.crew import Crew, follow
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
-from mrmodel.tune.plans import figures_of, post_hoc_plan, training_plan
+from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of, training_plan
 from mrmodel.tune.post_hoc import ConfirmedRuns, pinned, post_hoc_facts
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import (
@@ -164,8 +164,7 @@ def epochs_of(config: Config) -> int:
 
 def paper_config(config: Config) -> Config | None:
     """The published values for QVHighlights, where there is a preset of them."""
-    model = config.tune.model or config.train.models[0]
-    name = f"qvhighlights_{model}"
+    name = f"qvhighlights_{target_of(config).model}"
     return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
 
 
