@@ -39,6 +39,13 @@ class VideoEncoder(Protocol):
     def sampling(self) -> FrameSampling:
         """Which frames of a clip it wants to see, and at what size."""
 
+    @property
+    def batch_clips(self) -> int:
+        """Clips that it likes to be given together, of any videos; 1: batches gain nothing.
+
+        Extraction then runs one encoder in every process, else one for all (`features.feed`).
+        """
+
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim); row i depends on clip i alone.
 

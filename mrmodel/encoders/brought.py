@@ -63,10 +63,15 @@ class BroughtVideoEncoder(_Brought):
     def sampling(self) -> FrameSampling:
         """Which frames of a clip, and at what size."""
 
+    @property
+    def batch_clips(self) -> int:
+        """Clips at a time."""
+        return 1 if self.device.type == "cpu" else self.gpu_batch
+
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim) float32."""
         check_frames(frames, self.sampling)
-        rows = run_on_clips(self._run, frames, self.device, self.gpu_batch)
+        rows = run_on_clips(self._run, frames, self.device, self.batch_clips)
         return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
 
     def fingerprint(self) -> dict[str, object]:

@@ -52,6 +52,7 @@ class AlignedVideoEncoder:
     # By `python -m benchmarks.encoders`: 160 px ranks worse, 224 px no better. A second frame helps
     # HIT@1 (192 px: .41 -> .45), but its time buys more when it is spent on more videos.
     sampling = FrameSampling(1, (192, 192), "middle", "bicubic")
+    batch_clips: ClassVar[int] = 1
 
     def __init__(
         self,

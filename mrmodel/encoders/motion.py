@@ -40,6 +40,7 @@ class MotionEncoder:
     modality: ClassVar[Modality] = "video"
     dim: ClassVar[int] = 56
     sampling = FrameSampling(FRAMES, (WIDTH, HEIGHT), "middle", "area")
+    batch_clips: ClassVar[int] = 1
 
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, 10, 48, 64, 3) uint8 -> (n, 56) float32 in -1..1."""

@@ -44,7 +44,7 @@ def encoder_device() -> torch.device:
 
 @torch.inference_mode()
 def run_on_clips(
-    run: Callable[[Tensor], Tensor], frames: Frames, device: torch.device, gpu_batch: int
+    run: Callable[[Tensor], Tensor], frames: Frames, device: torch.device, size: int
 ) -> list[Rows]:
     """One float32 row a clip.
 
@@ -52,16 +52,16 @@ def run_on_clips(
         run: (B, T, H, W, 3) uint8 on the device -> (B, dim).
         frames: (n, T, H, W, 3) uint8.
         device: where `run` computes.
-        gpu_batch: B on a GPU.
+        size: B; a smaller rest is filled up to it.
     """
-    size = 1 if device.type == "cpu" else gpu_batch
     rows: list[Rows] = []
     for start in range(0, len(frames), size):
         part = frames[start : start + size]
-        filled = np.concatenate([part, *[part[:1]] * (size - len(part))]) if size > 1 else part
-        # A copy where PyTorch asks for memory of its own: it refuses read-only and reversed arrays.
-        batch = torch.from_numpy(np.array(filled, copy=True)).to(device)
-        rows.extend(run(batch)[: len(part)].float().cpu().numpy())
+        if len(part) < size:
+            part = np.concatenate([part, *[part[:1]] * (size - len(part))])
+        # PyTorch refuses read-only and reversed arrays: those are copied.
+        batch = torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
+        rows.extend(run(batch)[: len(frames) - start].float().cpu().numpy())
     return rows
 
 

@@ -29,6 +29,7 @@ class TinyVideoEncoder:
     modality: ClassVar[Modality] = "video"
     dim: ClassVar[int] = 32
     sampling = FrameSampling(2, (32, 32), "middle", "area")
+    batch_clips: ClassVar[int] = 1
 
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, 2, 32, 32, 3) uint8 -> (n, 32) float32."""

@@ -19,10 +19,11 @@ import numpy as np
 from mrmodel.components import ENCODERS
 from mrmodel.errors import FeatureError
 from mrmodel.features.index import Entry
-from mrmodel.features.jobs import TextJob, text_handler
+from mrmodel.features.jobs import Done, TextJob, text_handler
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.pieces import PieceFolder
 from mrmodel.features.work import ExtractionSettings, Work, describe_stream, video_work
+from mrmodel.features.workers import Crash, run_jobs
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import digest_of
 from mrmodel.progress import Reporter
@@ -41,8 +42,9 @@ class ExtractionSummary:
         n_resumed: pieces (a video, or some texts) found finished, of an interrupted run or a shard.
         n_rows: rows stored.
         wall_s: seconds of this run.
-        rows_per_s: rows made in this run a second, all workers together.
-        decode_wait: share of the workers' time in which the encoder waited for frames.
+        rows_per_s: rows (clips, or tokens) made in this run a second, all workers together.
+        decode_wait_ratio: share of the encoder's time (of all encoders) in which it waited for
+            frames.
         problems: key -> reason, of every partial and failed item.
     """
 
@@ -55,7 +57,7 @@ class ExtractionSummary:
     n_rows: int
     wall_s: float
     rows_per_s: float
-    decode_wait: float
+    decode_wait_ratio: float
     problems: dict[str, str]
 
 
@@ -102,10 +104,13 @@ def extract_texts(
     for first in range(0, len(unique), _TEXTS_A_PIECE):
         piece = tuple(unique[first : first + _TEXTS_A_PIECE])
         jobs.append(TextJob(digest_of(piece), piece))
-    handler = partial(
-        text_handler, ENCODERS.get(encoder_name), PieceFolder(settings.work_dir)
-    )
-    return _extract(Work(info, jobs, handler, settings, reporter), out_dir)
+    folder = PieceFolder(settings.work_dir)
+    handler = partial(text_handler, ENCODERS.get(encoder_name), folder)
+
+    def run(left: list[TextJob], count: int) -> Iterator[tuple[TextJob, Done | Crash]]:
+        return run_jobs(handler, left, count, settings.timeout_s)
+
+    return _extract(Work(info, jobs, run, settings, reporter), out_dir)
 
 
 def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
@@ -115,7 +120,6 @@ def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
     _judge(work)
     entries = _assemble(work, out_dir)
     work.folder.remove()
-    spent_s = work.decode_s + work.encode_s
     statuses = [entry.status for entry in entries]
     return ExtractionSummary(
         stream=work.info.stream,
@@ -127,7 +131,7 @@ def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
         n_rows=sum(entry.n_rows for entry in entries),
         wall_s=time.perf_counter() - started,
         rows_per_s=work.rows_made / work.working_s if work.working_s else 0.0,
-        decode_wait=work.decode_s / spent_s if spent_s else 0.0,
+        decode_wait_ratio=work.decode_wait_ratio,
         problems={entry.key: entry.reason for entry in entries if entry.reason},
     )
 

@@ -1,11 +1,15 @@
-"""What a worker process does in an extraction: one video, or some texts, into a finished piece."""
+"""What a worker process does in an extraction: one video, or some texts, into a finished piece.
+
+Or into frames, where one encoder on a GPU serves all workers (`feed`).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,12 +17,16 @@ import numpy as np
 
 from mrmodel.encoders.base import TextEncoder, VideoEncoder
 from mrmodel.errors import FeatureError, MrModelError, VideoError
-from mrmodel.features.encode import EncodedVideo, encode_texts, encode_video
+from mrmodel.features.encode import encode_texts, encode_video
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import text_key
 from mrmodel.features.pieces import Failure, Piece, PieceFolder
+from mrmodel.features.slots import SLOTS, Slots
+from mrmodel.features.store import Half
 from mrmodel.files import sha256_of
 from mrmodel.video.decoder import VideoLimits
+from mrmodel.video.frames import DecodeReport, FrameSource
+from mrmodel.video.sampling import FrameSampling
 
 log = logging.getLogger(__name__)
 
@@ -78,33 +86,84 @@ def video_handler(
     def handle(job: VideoJob) -> Done:
         try:
             encoded = encode_video(job.path, encoder, clip_len_s, limits)
-        except VideoError as error:
-            lasting = error.code not in _PASSING_CODES
-            return Done(failure=Failure(f"{error.code}: {error.detail}", lasting))
-        except FeatureError as error:
-            return Done(failure=Failure(str(error), lasting=True))
-        except MrModelError:
-            raise  # missing weights and the like concern all videos
         except Exception as error:
-            log.exception("%s", job.path)
-            return Done(failure=Failure(f"{type(error).__name__}: {error}", lasting=False))
-        entry = _video_entry(job, encoded)
-        folder.save(job.name, Piece((entry,), encoded.rows), dict(job.source), entry.src_sha256)
+            return Done(failure=failure_of(job, error))
+        save_video(folder, job, video_entry(job, encoded.report), encoded.rows)
         return Done(len(encoded.rows), encoded.decode_s, encoded.encode_s)
 
     return handle
 
 
-def _video_entry(job: VideoJob, encoded: EncodedVideo) -> Entry:
-    report = asdict(encoded.report)
-    extra = {key: report[key] for key in ("width", "height", "decoded_s", "bad_packets")}
+def frames_handler(
+    sampling: FrameSampling, clip_len_s: float, limits: VideoLimits, slots: Slots
+) -> Callable[[VideoJob], Generator[tuple[int, int], None, Entry | Failure]]:
+    """For a worker that decodes only: clips of one video a call, laid into the slots.
+
+    The generator yields (slot, number of clips in it); it returns the entry of the video.
+    """
+    shape = clip_shape(sampling)
+    room = slots.slot_bytes // math.prod(shape)
+    slot = 0
+
+    def decode(job: VideoJob) -> Generator[tuple[int, int], None, Entry | Failure]:
+        nonlocal slot
+        source, filled = FrameSource(job.path, limits), 0
+        try:
+            for clip in source.clips(clip_len_s, sampling):
+                slots.array(slot, (room, *shape))[filled] = clip.frames
+                filled += 1
+                if filled == room:
+                    yield slot, filled
+                    slot, filled = (slot + 1) % SLOTS, 0
+            if filled:
+                yield slot, filled
+                slot = (slot + 1) % SLOTS
+            return video_entry(job, source.report)
+        except Exception as error:
+            return failure_of(job, error)
+
+    return decode
+
+
+def clip_shape(sampling: FrameSampling) -> tuple[int, int, int, int]:
+    """(T, H, W, 3) of the clips that an encoder of pictures of one size asks for."""
+    assert sampling.size is not None
+    width, height = sampling.size
+    return sampling.frames_per_clip, height, width, 3
+
+
+def failure_of(job: VideoJob, error: Exception) -> Failure:
+    """What an exception in the work on a video means for it.
+
+    Raises:
+        MrModelError: the error concerns all videos, as missing weights do.
+    """
+    if isinstance(error, VideoError):
+        return Failure(f"{error.code}: {error.detail}", lasting=error.code not in _PASSING_CODES)
+    if isinstance(error, FeatureError):
+        return Failure(str(error), lasting=True)
+    if isinstance(error, MrModelError):
+        raise error
+    log.error("%s", job.path, exc_info=error)
+    return Failure(f"{type(error).__name__}: {error}", lasting=False)
+
+
+def save_video(folder: PieceFolder, job: VideoJob, entry: Entry, rows: Half) -> None:
+    """Keep the finished piece of a video."""
+    folder.save(job.name, Piece((entry,), rows), dict(job.source), entry.src_sha256)
+
+
+def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
+    """The index entry of a video that was read; it has a row a clip."""
+    facts = asdict(report)
+    extra = {key: facts[key] for key in ("width", "height", "decoded_s", "bad_packets")}
     return Entry(
         key=job.name,
-        n_rows=len(encoded.rows),
-        duration_s=encoded.report.duration_s,
-        status=encoded.report.status,
-        reason=encoded.report.reason,
-        n_interpolated=encoded.report.n_interpolated,
+        n_rows=report.n_clips,
+        duration_s=report.duration_s,
+        status=report.status,
+        reason=report.reason,
+        n_interpolated=report.n_interpolated,
         src_sha256=sha256_of(job.path),
         extra=json.dumps(extra, sort_keys=True),
     )

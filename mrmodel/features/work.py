@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mrmodel.components import ENCODERS
 from mrmodel.errors import FeatureError
+from mrmodel.features.feed import EncoderFeed
 from mrmodel.features.jobs import Done, Job, TextJob, VideoJob, video_handler
 from mrmodel.features.manifest import StreamInfo, require_fingerprint, stream_fingerprint
 from mrmodel.features.pieces import Failure, PieceFolder
@@ -54,7 +55,7 @@ class Work:
     Args:
         info: the stream.
         jobs: in key order.
-        make_handler: see `run_jobs`.
+        run_jobs: does some of the jobs in so many processes; what became of each.
         settings: see `ExtractionSettings`.
         reporter: told of every finished job.
 
@@ -62,14 +63,15 @@ class Work:
         folder: the pieces.
         failures: name -> failure, of all jobs, those of shards included.
         n_resumed: jobs that were finished before this run.
-        rows_made, working_s, decode_s, encode_s: of this run; the last two over all workers.
+        rows_made, working_s, decode_s, encode_s: of this run; the last two are the time in which
+            encoders waited for frames and worked, over all encoders.
     """
 
     def __init__(
         self,
         info: StreamInfo,
         jobs: Sequence[Job],
-        make_handler: Callable[[], Callable[[Any], Done]],
+        run_jobs: Callable[[list[Any], int], Iterator[tuple[Any, Done | Crash]]],
         settings: ExtractionSettings,
         reporter: Reporter | None = None,
     ) -> None:
@@ -78,7 +80,7 @@ class Work:
         self.failures: dict[str, Failure] = {}
         self.n_resumed = self.rows_made = 0
         self.working_s = self.decode_s = self.encode_s = 0.0
-        self._make_handler, self._reporter = make_handler, reporter or NullReporter()
+        self._run_jobs, self._reporter = run_jobs, reporter or NullReporter()
 
     def run(self, *, passing_again: bool = False) -> None:
         """Do the jobs that have no finished piece.
@@ -106,13 +108,24 @@ class Work:
         self._reporter.start(f"extract {self.info.stream}", len(self.jobs))
         try:
             self._reporter.advance(len(self.jobs) - len(left))
-            for job, done in run_jobs(self._make_handler, left, count, self.settings.timeout_s):
+            for job, done in self._run_jobs(left, count):
                 self._take(job, done)
                 self.working_s = time.perf_counter() - started
-                speed = self.rows_made / self.working_s
-                self._reporter.advance(rows_per_s=speed, failed=len(self.failures))
+                self._reporter.advance(**self._figures(), failed=len(self.failures))
         finally:
             self._reporter.finish()
+
+    def _figures(self) -> dict[str, Any]:
+        speed = self.rows_made / self.working_s
+        if self.info.modality == "text":
+            return {"rows_per_s": speed}
+        return {"clips_per_s": speed, "decode_wait_ratio": self.decode_wait_ratio}
+
+    @property
+    def decode_wait_ratio(self) -> float:
+        """Share of the encoder's time, of all encoders, in which it waited for frames."""
+        spent_s = self.decode_s + self.encode_s
+        return self.decode_s / spent_s if spent_s else 0.0
 
     def _take(self, job: Job, done: Done | Crash) -> None:
         if isinstance(done, Crash):
@@ -140,13 +153,25 @@ def video_work(
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
 ) -> Work:
-    """The work on a stream of videos: id -> file."""
+    """The work on a stream of videos: id -> file.
+
+    An encoder that wants batches of clips (on a GPU) runs once, in this process, and the workers
+    decode for it; any other runs in each worker.
+    """
     info = describe_stream(encoder_name, "video", clip_len_s)
     jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
-    folder = PieceFolder(settings.work_dir)
-    encoder = ENCODERS.get(encoder_name)
-    handler = partial(video_handler, encoder, clip_len_s, settings.limits, folder)
-    return Work(info, jobs, handler, settings, reporter)
+    folder, limits = PieceFolder(settings.work_dir), settings.limits
+    make_encoder = ENCODERS.get(encoder_name)
+
+    def run(left: list[VideoJob], count: int) -> Iterator[tuple[VideoJob, Done | Crash]]:
+        encoder = make_encoder()
+        if encoder.batch_clips > 1 and encoder.sampling.size is not None:
+            feed = EncoderFeed(encoder, clip_len_s, limits, folder, count, settings.timeout_s)
+            return feed.run(left)
+        handler = partial(video_handler, make_encoder, clip_len_s, limits, folder)
+        return run_jobs(handler, left, count, settings.timeout_s)
+
+    return Work(info, jobs, run, settings, reporter)
 
 
 def piece_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:

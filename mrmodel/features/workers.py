@@ -1,6 +1,7 @@
 """Worker processes that may die: native code crashes or hangs cost one item, not the run.
 
-Each worker holds one job at a time, so a death always has a known culprit.
+Each worker holds one job at a time, so a death always has a known culprit. What a job gives is sent
+back at its end; large arrays can go ahead of it in parts, through memory that both sides share.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 from mrmodel.errors import FeatureError, MrModelError
+from mrmodel.features.slots import SLOTS, Slots
 from mrmodel.processes import die_with_parent
 
 Job = TypeVar("Job")
@@ -35,13 +37,182 @@ class Crash:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Job]):
+    """A job is over; `result` is what its handler returned, or a `Crash`."""
+
+    job: Job
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted(Generic[Job]):
+    """The worker of a job died and the job starts again: the parts it gave are void."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[Job]):
+    """What a job's handler yielded; it may lie in `slots`, so say `taken` when it is read."""
+
+    job: Job
+    value: Any
+    _worker: _Worker[Job]
+
+    @property
+    def slots(self) -> Slots:
+        """The memory that this worker writes into."""
+        assert self._worker.slots is not None
+        return self._worker.slots
+
+    def taken(self) -> None:
+        """Let the worker write over it."""
+        self._worker.take()
+
+
+Event = Finished[Job] | Restarted[Job] | Part[Job]
+
+
 @dataclass(slots=True, eq=False)
 class _Worker(Generic[Job]):
     process: SpawnProcess
     connection: Connection
+    slots: Slots | None
     ready: bool = False
     job: Job | None = None
     deadline: float = float("inf")
+    # Parts that are not taken yet, and the seconds left to the job when the first of them came:
+    # a worker that has to wait for us is not late.
+    held: int = 0
+    left_s: float = field(default=float("inf"))
+
+    def hold(self) -> None:
+        if not self.held:
+            self.left_s, self.deadline = self.deadline - time.monotonic(), float("inf")
+        self.held += 1
+
+    def take(self) -> None:
+        self.held -= 1
+        if not self.held and self.job is not None:
+            self.deadline = time.monotonic() + self.left_s
+        self.say("taken", None)
+
+    def say(self, kind: str, value: Any) -> None:
+        try:
+            self.connection.send((kind, value))
+        except OSError:
+            return  # It died: reading from it tells the rest.
+
+
+class WorkerPool(Generic[Job]):
+    """Jobs for `count` spawned processes, each with one numeric thread.
+
+    Args:
+        make_handler: picklable; called once in every worker, returns what handles a job there. With
+            `slot_bytes` it is called with the worker's `Slots`, and what it returns may be a
+            generator function: each value that it yields becomes a `Part`, what it returns is the
+            result. When a generator goes on, the part before the last one has been taken.
+        jobs: picklable and hashable.
+        count: worker processes; they are started when there is something for them to do.
+        timeout_s: wall-clock limit of one job, time in which we let it wait aside; its worker is
+            killed.
+        slot_bytes: of each of a worker's two slots; 0: no shared memory.
+    """
+
+    def __init__(
+        self,
+        make_handler: Callable[..., Callable[[Job], Any]],
+        jobs: Sequence[Job],
+        count: int,
+        timeout_s: float,
+        slot_bytes: int = 0,
+    ) -> None:
+        self._make_handler, self._count, self._timeout_s = make_handler, count, timeout_s
+        self._slot_bytes = slot_bytes
+        self._waiting, self._crashes = deque(jobs), dict.fromkeys(jobs, 0)
+        self._workers: list[_Worker[Job]] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every job is over."""
+        return not self._waiting and all(worker.job is None for worker in self._workers)
+
+    def events(self, *others: Connection) -> list[Event[Job]]:
+        """Wait until a worker has something to say, or one of `others` has; what workers said.
+
+        Raises:
+            FeatureError: a worker could not start, or a job raised a MrModelError.
+            RuntimeError: a job raised anything else; the message holds its traceback.
+        """
+        busy = sum(worker.job is not None for worker in self._workers)
+        while len(self._workers) < min(self._count, busy + len(self._waiting)):
+            self._workers.append(_start(self._make_handler, self._slot_bytes))
+        for worker in self._workers:
+            if worker.ready and worker.job is None and self._waiting:
+                worker.job = self._waiting.popleft()
+                worker.deadline = time.monotonic() + self._timeout_s
+                worker.left_s = self._timeout_s
+                worker.say("job", worker.job)
+        found = []
+        for worker in self._with_news(others):
+            event = self._receive(worker)
+            if not worker.process.is_alive():
+                self._workers.remove(worker)
+            if event is not None:
+                found.append(event)
+        return found
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for worker in self._workers:
+            _stop(worker)
+        self._workers.clear()
+
+    def _with_news(self, others: Sequence[Connection]) -> list[_Worker[Job]]:
+        """Workers that said something, died, or are late."""
+        deadlines = [worker.deadline for worker in self._workers]
+        patience = max(0.0, min(deadlines, default=float("inf")) - time.monotonic())
+        connections = [*(worker.connection for worker in self._workers), *others]
+        spoke = set(wait(connections, timeout=None if patience == float("inf") else patience))
+        now = time.monotonic()
+        return [
+            worker
+            for worker in self._workers
+            if worker.connection in spoke or worker.deadline <= now
+        ]
+
+    def _receive(self, worker: _Worker[Job]) -> Event[Job] | None:
+        job = worker.job
+        if worker.deadline <= time.monotonic() and not worker.connection.poll():
+            _stop(worker)
+            return None if job is None else Finished(job, Crash("took longer than the time limit"))
+        try:
+            kind, value = worker.connection.recv()
+        except (EOFError, OSError):
+            _stop(worker)
+            return self._after_death(worker)
+        if kind == "mistake":
+            raise FeatureError(value)
+        if kind == "defect":
+            raise RuntimeError(value)
+        if kind == "part" and job is not None:
+            worker.hold()
+            return Part(job, value, worker)
+        worker.ready, worker.job, worker.deadline = True, None, float("inf")
+        return None if job is None else Finished(job, value)
+
+    def _after_death(self, worker: _Worker[Job]) -> Event[Job]:
+        code = worker.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        job = worker.job
+        if job is None:
+            raise FeatureError(f"a worker process died while starting ({how})")
+        self._crashes[job] += 1
+        if self._crashes[job] < MAX_CRASHES:
+            self._waiting.appendleft(job)
+            return Restarted(job)
+        return Finished(job, Crash(f"worker process died {MAX_CRASHES} times ({how})"))
 
 
 def run_jobs(
@@ -50,102 +221,30 @@ def run_jobs(
     count: int,
     timeout_s: float,
 ) -> Iterator[tuple[Job, Result | Crash]]:
-    """Run jobs in `count` spawned processes; yield (job, result) in the order of completion.
-
-    Args:
-        make_handler: picklable; called once in every worker, returns what handles a job there.
-        jobs: picklable and hashable.
-        count: worker processes, each with one numeric thread.
-        timeout_s: wall-clock limit of one job; its worker is killed.
+    """Run jobs in a `WorkerPool`; yield (job, result) in the order of completion.
 
     Raises:
-        FeatureError: a worker could not start, or a job raised a MrModelError.
-        RuntimeError: a job raised anything else; the message holds its traceback.
+        FeatureError, RuntimeError: see `WorkerPool.events`.
     """
-    waiting, crashes = deque(jobs), dict.fromkeys(jobs, 0)
-    workers: list[_Worker[Job]] = []
+    pool = WorkerPool(make_handler, jobs, count, timeout_s)
     try:
-        while waiting or any(worker.job is not None for worker in workers):
-            busy = sum(worker.job is not None for worker in workers)
-            while len(workers) < min(count, busy + len(waiting)):
-                workers.append(_start(make_handler))
-            for worker in workers:
-                if worker.ready and worker.job is None and waiting:
-                    _hand_over(worker, waiting.popleft(), timeout_s)
-            for worker in _with_news(workers):
-                finished = _receive(worker, crashes)
-                if not worker.process.is_alive():
-                    workers.remove(worker)
-                if isinstance(finished, _Again):
-                    waiting.appendleft(finished.job)
-                elif finished is not None:
-                    yield finished
+        while not pool.is_done:
+            for event in pool.events():
+                if isinstance(event, Finished):
+                    yield event.job, event.result
     finally:
-        for worker in workers:
-            _stop(worker)
+        pool.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """A job whose worker died, and which gets a second chance."""
-
-    job: Any
-
-
-def _start(make_handler: Callable[[], Any]) -> _Worker[Any]:
+def _start(make_handler: Callable[..., Any], slot_bytes: int) -> _Worker[Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make_handler), daemon=True)
+    slots = Slots.create(slot_bytes) if slot_bytes else None
+    process = context.Process(target=_serve, args=(theirs, make_handler, slots), daemon=True)
     with _one_thread_each():
         process.start()
     theirs.close()  # so that the end of the process is the end of the pipe
-    return _Worker(process, ours)
-
-
-def _hand_over(worker: _Worker[Job], job: Job, timeout_s: float) -> None:
-    worker.job, worker.deadline = job, time.monotonic() + timeout_s
-    try:
-        worker.connection.send(job)
-    except OSError:
-        return  # It died while idle: reading from it tells the rest.
-
-
-def _with_news(workers: list[_Worker[Job]]) -> list[_Worker[Job]]:
-    """Workers that said something, died, or are late."""
-    patience = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
-    connections = [worker.connection for worker in workers]
-    spoke = set(wait(connections, timeout=None if patience == float("inf") else patience))
-    now = time.monotonic()
-    return [worker for worker in workers if worker.connection in spoke or worker.deadline <= now]
-
-
-def _receive(worker: _Worker[Job], crashes: dict[Job, int]) -> tuple[Job, Any] | _Again | None:
-    job = worker.job
-    if worker.deadline <= time.monotonic() and not worker.connection.poll():
-        _stop(worker)
-        return None if job is None else (job, Crash("took longer than the time limit"))
-    try:
-        kind, value = worker.connection.recv()
-    except (EOFError, OSError):
-        _stop(worker)
-        return _after_death(worker, crashes)
-    if kind == "mistake":
-        raise FeatureError(value)
-    if kind == "defect":
-        raise RuntimeError(value)
-    worker.ready, worker.job, worker.deadline = True, None, float("inf")
-    return None if job is None else (job, value)
-
-
-def _after_death(worker: _Worker[Job], crashes: dict[Job, int]) -> tuple[Job, Crash] | _Again:
-    code = worker.process.exitcode
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-    if worker.job is None:
-        raise FeatureError(f"a worker process died while starting ({how})")
-    crashes[worker.job] += 1
-    if crashes[worker.job] < MAX_CRASHES:
-        return _Again(worker.job)
-    return worker.job, Crash(f"worker process died {MAX_CRASHES} times ({how})")
+    return _Worker(process, ours, slots)
 
 
 def _stop(worker: _Worker[Any]) -> None:
@@ -155,22 +254,56 @@ def _stop(worker: _Worker[Any]) -> None:
         worker.process.join(timeout=0.2)
         worker.process.kill()
     worker.process.join()
+    if worker.slots is not None:
+        worker.slots.close()
 
 
-def _serve(connection: Connection, make_handler: Callable[[], Callable[[Any], Any]]) -> None:
+def _serve(connection: Connection, make_handler: Callable[..., Any], slots: Slots | None) -> None:
     """Life of a worker: make the handler, then one job after the other until the pipe ends."""
     die_with_parent()
+    line = _Line(connection)
     try:
-        handler = make_handler()
+        handler = make_handler() if slots is None else make_handler(slots)
         connection.send(("ready", None))
         while True:
-            connection.send(("result", handler(connection.recv())))
+            outcome = handler(line.next_job())
+            if isinstance(outcome, Generator):
+                outcome = line.send_parts(outcome)
+            connection.send(("result", outcome))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except MrModelError as error:
         connection.send(("mistake", str(error)))
     except Exception:
         connection.send(("defect", f"in a worker process:\n{traceback.format_exc()}"))
+
+
+class _Line:
+    """A worker's end of the pipe; it knows how many parts are not taken yet."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._untaken = 0
+
+    def next_job(self) -> Any:
+        while True:
+            kind, value = self._connection.recv()
+            if kind == "job":
+                return value
+            self._untaken -= 1
+
+    def send_parts(self, parts: Generator[Any, None, Any]) -> Any:
+        """Send what the generator yields; what it returns."""
+        while True:
+            try:
+                part = next(parts)
+            except StopIteration as end:
+                return end.value
+            self._connection.send(("part", part))
+            self._untaken += 1
+            while self._untaken == SLOTS:  # There is no job before a result: it can only be taken.
+                self._connection.recv()
+                self._untaken -= 1
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from mrmodel.components import ENCODERS
 from mrmodel.config import Config
 from mrmodel.errors import DataError
-from mrmodel.features.extract import extract_texts, extract_videos
+from mrmodel.features.extract import ExtractionSummary, extract_texts, extract_videos
 from mrmodel.features.imported import copy_store
 from mrmodel.features.work import ExtractionSettings
 from mrmodel.pipeline.inputs import missing_streams
@@ -47,10 +47,18 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     log.info(
         "%s: %d rows of %d items (%d partial, %d failed), %.0f rows/s, waiting for frames %.0f %%",
         *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
-        *(summary.rows_per_s, 100 * summary.decode_wait),
+        *(summary.rows_per_s, 100 * summary.decode_wait_ratio),
     )
+    current_record().log(_figures(summary, ENCODERS.get(stream).modality), 0)
+
+
+def _figures(summary: ExtractionSummary, modality: str) -> dict[str, float]:
+    """For the record: all counts, and how fast it went."""
     counts = {name: value for name, value in asdict(summary).items() if isinstance(value, int)}
-    current_record().log(counts | {"rows_per_s": summary.rows_per_s}, 0)
+    if modality == "text":
+        return counts | {"rows_per_s": summary.rows_per_s}
+    speed = {"clips_per_s": summary.rows_per_s, "decode_wait_ratio": summary.decode_wait_ratio}
+    return counts | speed
 
 
 def _bring_in(config: Config, layout: Layout, stream: str) -> None:

@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,11 +15,40 @@ from mrmodel.video.sampling import FrameSampling
 from tests.video.fixtures import read_number
 
 
+@dataclass(frozen=True)
+class Trap(FrameSampling):
+    """Kills, or holds up, the process that asks for a frame of one clip."""
+
+    at_clip: int = -1
+    once: bool = False
+    hangs: bool = False
+
+    def target_s(self, clip, *args):
+        if clip == self.at_clip:
+            mark = Path(os.environ.get("MRMODEL_TEST_MARK", "/"))
+            if self.hangs:
+                time.sleep(600)
+            if not self.once or not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSEGV)
+        return super().target_s(clip, *args)
+
+
+class Marking(FrameSampling):
+    """Writes down, a byte each time, the clip of which a frame is looked for."""
+
+    def target_s(self, clip, *args):
+        with Path(os.environ["MRMODEL_TEST_MARK"]).open("ab", buffering=0) as file:
+            file.write(bytes([clip]))
+        return super().target_s(clip, *args)
+
+
 class FrameNumbers:
     """The numbers burnt into the clip's two frames, and their share of ten thousand."""
 
     name, dim, modality = "test.numbers", 4, "video"
     sampling = FrameSampling(frames_per_clip=2, size=None)
+    batch_clips = 1
 
     def encode_clips(self, frames):
         numbers = [[read_number(frame) for frame in clip] for clip in frames]
@@ -94,6 +125,60 @@ class WithoutWeights(FrameNumbers):
         raise WeightsError("weights are missing")
 
 
+class Together(FrameNumbers):
+    """Wants four clips at a time, as encoders on a GPU do; remembers how many it was given."""
+
+    sampling = FrameSampling(2, (160, 96))
+    batch_clips = 4
+    given: ClassVar[list[int]] = []
+
+    def encode_clips(self, frames):
+        self.given.append(len(frames))
+        return super().encode_clips(frames)
+
+
+class TogetherConfused(Together, Confused):
+    """Both."""
+
+
+class TogetherNotANumber(Together, NotANumber):
+    """Both."""
+
+
+class TogetherWithoutWeights(Together, WithoutWeights):
+    """Both."""
+
+
+class Slow(Together):
+    """Takes half a second, and notes which clip the decoding was at by then."""
+
+    sampling = Marking(2, (160, 96))
+    seen: ClassVar[list[int]] = []
+
+    def encode_clips(self, frames):
+        time.sleep(0.5)
+        self.seen.append(Path(os.environ["MRMODEL_TEST_MARK"]).read_bytes()[-1])
+        return super().encode_clips(frames)
+
+
+class DeadlyDecoding(Together):
+    """Its frames kill the process that looks for them in the fourth clip of a video."""
+
+    sampling = Trap(2, (160, 96), at_clip=3)
+
+
+class DeadlyDecodingOnce(Together):
+    """The same, the first time (a file remembers)."""
+
+    sampling = Trap(2, (160, 96), at_clip=3, once=True)
+
+
+class HangingDecoding(Together):
+    """Looking for a frame of the fourth clip never ends."""
+
+    sampling = Trap(2, (160, 96), at_clip=3, hangs=True)
+
+
 class WordLengths:
     """A token a word: its length; row 0 is the number of words."""
 
@@ -110,8 +195,11 @@ class WordLengths:
         return {"encoder": self.name}
 
 
+OTHERS = (FrameNumbers, WordLengths)
+
+
 def register_all():
-    for cls in (*FrameNumbers.__subclasses__(), FrameNumbers, WordLengths):
+    for cls in (*FrameNumbers.__subclasses__(), *Together.__subclasses__(), *OTHERS):
         name = f"test.{cls.__name__}"
         if name not in ENCODERS:
             ENCODERS.register(name, f"{__name__}:{cls.__name__}")

@@ -56,7 +56,7 @@ def test_rows_are_those_of_the_frames(videos, undisturbed):
     folder, summary = undisturbed
     assert (summary.n_items, summary.n_ok, summary.n_failed, summary.n_rows) == (8, 8, 0, 12)
     assert summary.problems == {}
-    assert 0 < summary.decode_wait < 1
+    assert 0 < summary.decode_wait_ratio < 1
     assert summary.rows_per_s > 0
     block, _ = FeatureStore(folder).gather(["long", "a"])
     assert block[0, :, :2].tolist() == [[c * 20 + 5, c * 20 + 15] for c in range(5)]
