@@ -56,6 +56,7 @@ check: lint test
 bench: setup
 	$(BIN)/python -m benchmarks.evaluator --json
 	$(BIN)/python -m benchmarks.feature_store --json
+	$(BIN)/python -m benchmarks.decoding --json
 	$(BIN)/python -m benchmarks.feature_import --json
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.train_step --model sg_detr --video-dims 512 --json

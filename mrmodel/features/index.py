@@ -1,36 +1,20 @@
-"""index.parquet of a feature store: one row a key, saying where its rows lie and how they came."""
+"""index.parquet of a feature store: one row a key, saying where its rows lie and how they came.
+
+pyarrow is imported when a file is read or written: worker processes that only make entries would
+be half as large again with it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Literal
 
 from mrmodel.errors import FeatureError
 from mrmodel.files import atomic_path
 
 INDEX_FILE = "index.parquet"
 Status = Literal["ok", "partial", "failed"]
-
-_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),
-        ("row_offset", pa.int64()),
-        ("n_rows", pa.int64()),
-        ("start_s", pa.float64()),
-        ("duration_s", pa.float64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("n_interpolated", pa.int32()),
-        ("src_sha256", pa.string()),
-        ("extra", pa.string()),
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -72,10 +56,13 @@ class IndexRow:
 
 def write_index(folder: Path, rows: list[IndexRow]) -> None:
     """Write index.parquet atomically; equal rows give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns = {name: [getattr(row.entry, name) for row in rows] for name in _OF_ENTRY}
     columns["shard"] = [row.shard for row in rows]
     columns["row_offset"] = [row.row_offset for row in rows]
-    table = pa.Table.from_pydict(columns, schema=_SCHEMA)
+    table = pa.Table.from_pydict(columns, schema=_schema())
     with atomic_path(folder / INDEX_FILE) as temporary:
         pq.write_table(table, temporary, compression="zstd", version="2.6")
 
@@ -86,10 +73,13 @@ def read_index(folder: Path) -> list[IndexRow]:
     Raises:
         FeatureError: the file is missing, is not parquet, or lacks a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path = folder / INDEX_FILE
     try:
         # One thread: a process that forks or is pinned to a core must not meet a thread pool.
-        table = pq.read_table(path, schema=_SCHEMA, use_threads=False)
+        table = pq.read_table(path, schema=_schema(), use_threads=False)
     except FileNotFoundError:
         raise FeatureError(f"{folder}: no {INDEX_FILE}") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
@@ -99,3 +89,22 @@ def read_index(folder: Path) -> list[IndexRow]:
         shard, row_offset = record.pop("shard"), record.pop("row_offset")
         rows.append(IndexRow(Entry(**record), shard, row_offset))
     return rows
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    kinds = {
+        "key": pa.string(),
+        "shard": pa.int32(),
+        "row_offset": pa.int64(),
+        "n_rows": pa.int64(),
+        "start_s": pa.float64(),
+        "duration_s": pa.float64(),
+        "status": pa.string(),
+        "reason": pa.string(),
+        "n_interpolated": pa.int32(),
+        "src_sha256": pa.string(),
+        "extra": pa.string(),
+    }
+    return pa.schema(list(kinds.items()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from mrmodel.errors import VideoError
 from mrmodel.video.bicubic import resize_bicubic
 from mrmodel.video.sampling import FrameSampling
+from mrmodel.video.skipping import Skipping, Wanted
 
 _FILTERS = {
     "bicubic": Interpolation.BICUBIC,
@@ -24,6 +27,10 @@ _FILTERS = {
 }
 # The scaler's C-exact mode: without it the pixels depend on the SIMD set of the machine.
 _EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
+
+
+def _everything(_start_s: float, _end_s: float) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,10 @@ class VideoLimits:
 
 @dataclass(frozen=True, slots=True)
 class TimedFrame:
-    """A decoded frame, shown from `time_s` for `duration_s` seconds (0 when nobody knows)."""
+    """A frame, shown from `time_s` for `duration_s` seconds (0 when nobody knows).
+
+    `picture` is None where the frame was not decoded, because nobody wanted to see it.
+    """
 
     time_s: float
     duration_s: float
@@ -111,8 +121,12 @@ class Decoder:
         self._last_end_s = 0.0
         self._scaler = VideoReformatter()
 
-    def frames(self) -> Iterator[TimedFrame]:
+    def frames(self, wanted: Wanted = _everything) -> Iterator[TimedFrame]:
         """Yield all frames that can be decoded, in the order of their times.
+
+        Args:
+            wanted: told when a frame is shown, (start_s, end_s), says whether it is looked at; the
+                others may come without a picture. A damaged packet of theirs goes unnoticed.
 
         Raises:
             VideoError: see `FrameSource.clips`.
@@ -122,20 +136,24 @@ class Decoder:
         with self._opened() as container:
             stream = self._video_stream(container)
             start_s = _seconds(stream.start_time, stream.time_base)
-            for picture in self._pictures(container, stream):
+            skipping = Skipping(stream.codec_context.name, wanted)
+            for stamp, duration, picture in self._pictures(container, stream, skipping):
                 # By the stream's clock: drained frames do not know their own time base.
-                stamp_s = _seconds(picture.pts, stream.time_base)
+                stamp_s = _seconds(stamp, stream.time_base)
                 if stamp_s is None:  # raw streams: one frame after the other
                     time_s = 0.0 if previous_s is None else previous_s + gap_s
                 else:
                     start_s = stamp_s if start_s is None else start_s
                     time_s = stamp_s - start_s
+                    if previous_s is None:
+                        scale = float(stream.time_base)
+                        skipping.begin(partial(_time, scale, start_s), picture.interlaced_frame)
                 if previous_s is not None:
                     if time_s <= previous_s:
                         continue  # a damaged or repeated time stamp: time only goes forward
                     gap_s = time_s - previous_s
                 previous_s = time_s
-                shown_s = _seconds(picture.duration, stream.time_base) or gap_s
+                shown_s = _seconds(duration, stream.time_base) or gap_s
                 yield self._checked(TimedFrame(time_s, shown_s, picture, self._scaler))
         if previous_s is None:
             raise VideoError(self.path, "no_frames", "not one frame could be decoded")
@@ -173,29 +191,50 @@ class Decoder:
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
         return stream
 
-    def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
+    def _pictures(
+        self, container: Any, stream: Any, skipping: Skipping
+    ) -> Iterator[tuple[int | None, int | None, Any]]:
+        """Time stamp, duration and picture of each frame, those that were left out among them."""
+        context = stream.codec_context
+        for packet in chain(skipping.look_ahead(self._packets(container, stream)), [None]):
+            skip = packet is not None and skipping.may_skip(packet)
+            context.skip_frame = "NONREF" if skip else "DEFAULT"
+            try:
+                for picture in context.decode(packet):
+                    if picture.interlaced_frame:
+                        skipping.end()
+                    for stamp, duration in skipping.before(picture.pts):
+                        yield stamp, duration, None
+                    yield picture.pts, picture.duration, picture
+            except av.error.FFmpegError:
+                self.bad_packets += 1
+            else:
+                if skip:
+                    skipping.leave_out(packet)
+        for stamp, duration in skipping.before(None):
+            yield stamp, duration, None
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError:
                 self.cut_off = True
-                packet = None
-            if packet is not None and packet.size == 0:
-                continue  # an empty packet would tell the decoder that the file is over
-            try:
-                yield from stream.codec_context.decode(packet)
-            except av.error.FFmpegError:
-                self.bad_packets += 1
+                return
             if packet is None:
                 return
+            if packet.size:  # an empty packet would tell the decoder that the file is over
+                yield packet
 
     def _checked(self, frame: TimedFrame) -> TimedFrame:
         self._check_duration(frame.time_s)
+        self._last_end_s = frame.time_s + frame.duration_s
+        if frame.picture is None:
+            return frame
         self._check_pixels(frame.picture.width, frame.picture.height)
         if not self.width:
             self.width, self.height = frame.upright_size
-        self._last_end_s = frame.time_s + frame.duration_s
         return frame
 
     def _check_duration(self, seconds: float) -> None:
@@ -220,6 +259,10 @@ def _stated_duration_s(container: Any, stream: Any) -> float:
     # Without a track length (Matroska) the header counts from zero, our times from the start.
     start_s = _seconds(stream.start_time, stream.time_base) or 0.0
     return max(0.0, float(container.duration / av.time_base) - max(0.0, start_s))
+
+
+def _time(scale: float, start_s: float, stamp: int) -> float:
+    return stamp * scale - start_s
 
 
 def _seconds(ticks: int | None, time_base: Any) -> float | None:

@@ -100,7 +100,7 @@ class FrameSource:
         decoder = Decoder(self.path, self.limits)
         cutter = _ClipCutter(clip_len_s, sampling, decoder)
         try:
-            for frame in decoder.frames():
+            for frame in decoder.frames(cutter.wants):
                 yield from cutter.add(frame)
             yield from cutter.finish(decoder.duration_s())
         except VideoError as error:
@@ -184,7 +184,14 @@ class _ClipCutter:
                 self._pick()
             yield self._give()
 
+    def wants(self, start_s: float, end_s: float) -> bool:
+        """Whether a frame that is shown from `start_s` to `end_s` is picked for a clip."""
+        rate = self._decoder.frame_rate
+        return self._sampling.has_target(start_s, end_s, self._clip_len_s, rate)
+
     def _become(self, frame: TimedFrame) -> None:
+        if frame.picture is None:
+            return  # Should the frame that is wanted be damaged, an earlier one stands for it.
         self._size = self._size or frame.upright_size
         self._current, self._pixels = frame, None
 

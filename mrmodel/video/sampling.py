@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Literal
@@ -71,6 +72,23 @@ class FrameSampling:
             return clip * clip_len_s + (index + 0.5) / HERO_RATE
         return clip_len_s * (clip + (slot + 0.5) / self.frames_per_clip)
 
+    def has_target(
+        self, start_s: float, end_s: float, clip_len_s: float, frame_rate: float = HERO_RATE
+    ) -> bool:
+        """False only where no slot has its target between the two moments (seconds)."""
+        offsets = _target_offsets(self, clip_len_s, math.floor(frame_rate))
+        # Wider than `is_past` looks: a frame too many costs little.
+        low_s, high_s = start_s - 2 * TIME_TOLERANCE_S, end_s + 2 * TIME_TOLERANCE_S
+        first, last = math.floor(low_s / clip_len_s), math.floor(high_s / clip_len_s)
+        if last - first > 1:
+            return True  # It spans a whole clip.
+        clips = {first, last}
+        return any(
+            bisect_left(offsets, low_s - clip * clip_len_s)
+            != bisect_right(offsets, high_s - clip * clip_len_s)
+            for clip in clips
+        )
+
     def is_past(self, time_s: float, target_s: float) -> bool:
         """True when a frame at `time_s` comes too late for the slot with that target."""
         if self.rule in ("ffmpeg_fps", "hero"):
@@ -83,6 +101,15 @@ class FrameSampling:
         if self.fit == "squash":
             del fields["fit"]  # so that features from before there was a choice keep their print
         return fields | {"size": None if self.size is None else list(self.size)}
+
+
+@lru_cache(maxsize=64)
+def _target_offsets(
+    sampling: FrameSampling, clip_len_s: float, frame_rate: float
+) -> tuple[float, ...]:
+    """Targets of the first clip, in order; those of the others are as far from their starts."""
+    slots = range(sampling.frames_per_clip)
+    return tuple(sorted(sampling.target_s(0, slot, clip_len_s, frame_rate) for slot in slots))
 
 
 @lru_cache(maxsize=64)

@@ -44,18 +44,20 @@ def write_video(
     options: dict[str, str] | None = None,
     gop: int = 250,
     turned: int = 0,
+    codec: str = "libx264",
+    encoding: dict[str, str] | None = None,
 ) -> Path:
-    """Write H.264; with `pts_ms` frame i is shown at that many milliseconds.
+    """Write H.264 (or another codec); with `pts_ms` frame i is shown at that many milliseconds.
 
     The pictures lie on their side by `turned` quarter turns counter-clockwise.
     """
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libx264", rate=fps)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size if turned % 2 == 0 else size[::-1]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
-        stream.options = {"preset": "ultrafast", "crf": "18"}
+        stream.options = {"preset": "ultrafast", "crf": "18"} | (encoding or {})
         if pts_ms is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number in range(n_frames):
