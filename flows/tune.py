@@ -72,9 +72,9 @@ class FlowReporter:
     def __init__(self) -> None:
         self._log, self._name, self._total, self._done = get_run_logger(), "", 0, 0
 
-    def start(self, name: str, total: int) -> None:
+    def start(self, name: str, total: int, done: int = 0) -> None:
         """A study begins."""
-        self._name, self._total, self._done = name, total, 0
+        self._name, self._total, self._done = name, total, done
         self._log.info("%s: %d trials", name, total)
 
     def advance(self, steps: int = 1, **info: object) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -24,8 +25,8 @@ _EVENT_INTERVAL_S = 1.0
 class Reporter(Protocol):
     """What long work tells the outside."""
 
-    def start(self, name: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
+    def start(self, name: str, total: int, done: int = 0) -> None:
+        """A piece of work of `total` steps begins, `done` of which an earlier run has done."""
 
     def advance(self, steps: int = 1, **info: object) -> None:
         """`steps` more are done; `info` is shown beside the bar (loss, speed ...)."""
@@ -37,7 +38,7 @@ class Reporter(Protocol):
 class NullReporter:
     """Says nothing."""
 
-    def start(self, name: str, total: int) -> None:
+    def start(self, name: str, total: int, done: int = 0) -> None:
         """Ignore."""
 
     def advance(self, steps: int = 1, **info: object) -> None:
@@ -48,16 +49,21 @@ class NullReporter:
 
 
 class RichReporter:
-    """A progress bar on a terminal; a line every tenth of the work where there is none."""
+    """A progress bar on a terminal; a line every tenth of the work where there is none.
+
+    Both tell how long the rest takes at the speed so far.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(file=sys.stderr)
         self._progress: Progress | None = None
         self._name, self._total, self._done, self._shown = "", 0, 0, -1
+        self._began_s, self._before = 0.0, 0
 
-    def start(self, name: str, total: int) -> None:
+    def start(self, name: str, total: int, done: int = 0) -> None:
         """Show a new bar."""
-        self._name, self._total, self._done, self._shown = name, total, 0, -1
+        self._name, self._total, self._done, self._shown = name, total, done, -1
+        self._began_s, self._before = time.monotonic(), done
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -67,7 +73,7 @@ class RichReporter:
                 TextColumn("{task.fields[info]}"),
                 console=self._console,
             )
-            self._progress.add_task(name, total=total, info="")
+            self._progress.add_task(name, total=total, completed=done, info="")
             self._progress.start()
 
     def advance(self, steps: int = 1, **info: object) -> None:
@@ -80,7 +86,15 @@ class RichReporter:
         tenth = self._done * 10 // max(self._total, 1)
         if tenth > self._shown:
             self._shown = tenth
-            self._console.print(f"{self._name}: {self._done}/{self._total} {text}".rstrip())
+            line = f"{self._name}: {self._done}/{self._total} {self._rest()}{text}"
+            self._console.print(line.rstrip())
+
+    def _rest(self) -> str:
+        done, left = self._done - self._before, self._total - self._done
+        if not done or left <= 0:
+            return ""
+        left_s = (time.monotonic() - self._began_s) / done * left
+        return f"eta {timedelta(seconds=round(left_s))} "
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -96,10 +110,10 @@ class EventReporter:
         self._shown = shown
         self._name, self._total, self._done, self._told_at = "", 0, 0, 0.0
 
-    def start(self, name: str, total: int) -> None:
+    def start(self, name: str, total: int, done: int = 0) -> None:
         """Announce the start."""
-        self._shown.start(name, total)
-        self._name, self._total, self._done, self._told_at = name, total, 0, 0.0
+        self._shown.start(name, total, done)
+        self._name, self._total, self._done, self._told_at = name, total, done, 0.0
         self._tell()
 
     def advance(self, steps: int = 1, **info: object) -> None:
@@ -135,9 +149,9 @@ class RecordingReporter:
     def __init__(self) -> None:
         self.events: list[tuple[str, int, dict[str, object]]] = []
 
-    def start(self, name: str, total: int) -> None:
+    def start(self, name: str, total: int, done: int = 0) -> None:
         """Record the start."""
-        self.events.append((name, total, {}))
+        self.events.append((name, total, {"done": done} if done else {}))
 
     def advance(self, steps: int = 1, **info: object) -> None:
         """Record a step."""

@@ -28,7 +28,7 @@ from mrmodel.features.workers import Crash, Event, Finished, Part, WorkerPool
 from mrmodel.video.decoder import VideoLimits
 
 # Of one of a worker's two slots: what it may decode ahead of the encoder.
-_SLOT_BYTES = 16 << 20
+_SLOT_BYTES = 8 << 20
 
 
 @dataclass(eq=False)

@@ -105,9 +105,9 @@ class Work:
     def _do(self, left: list[Job]) -> None:
         count = min(worker_count(self.settings.workers), max(len(left), 1))
         started = time.perf_counter()
-        self._reporter.start(f"extract {self.info.stream}", len(self.jobs))
+        n_jobs = len(self.jobs)
+        self._reporter.start(f"extract {self.info.stream}", n_jobs, n_jobs - len(left))
         try:
-            self._reporter.advance(len(self.jobs) - len(left))
             for job, done in self._run_jobs(left, count):
                 self._take(job, done)
                 self.working_s = time.perf_counter() - started

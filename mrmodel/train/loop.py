@@ -111,8 +111,7 @@ def fit(
     steps_per_epoch = len(batches)
     total_steps = run.steps or (run.epochs or 0) * steps_per_epoch
     batches_epoch = 0
-    reporter.start("train", total_steps)
-    reporter.advance(progress.step)
+    reporter.start("train", total_steps, progress.step)
 
     while progress.step < total_steps:
         step = progress.step

@@ -140,7 +140,7 @@ def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_pat
         train(train_settings, run, dataset, tmp_path, KillAt(10))
     reporter = RecordingReporter()
     train(train_settings, run, dataset, tmp_path, reporter)
-    assert reporter.events[1][:2] == ("advance", 8)
+    assert reporter.events[0] == ("train", 24, {"done": 8})
     assert sum(1 for event in reporter.events if "loss" in event[2]) == 16
 
 
