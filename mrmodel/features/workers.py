@@ -263,19 +263,24 @@ def _serve(connection: Connection, make_handler: Callable[..., Any], slots: Slot
     die_with_parent()
     line = _Line(connection)
     try:
-        handler = make_handler() if slots is None else make_handler(slots)
-        connection.send(("ready", None))
-        while True:
-            outcome = handler(line.next_job())
-            if isinstance(outcome, Generator):
-                outcome = line.send_parts(outcome)
-            connection.send(("result", outcome))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        try:
+            handler = make_handler() if slots is None else make_handler(slots)
+            line.send("ready", None)
+            while True:
+                outcome = handler(line.next_job())
+                if isinstance(outcome, Generator):
+                    outcome = line.send_parts(outcome)
+                line.send("result", outcome)
+        except MrModelError as error:
+            line.send("mistake", str(error))
+        except Exception:
+            line.send("defect", f"in a worker process:\n{traceback.format_exc()}")
+    except (_PipeEndError, KeyboardInterrupt):
         return
-    except MrModelError as error:
-        connection.send(("mistake", str(error)))
-    except Exception:
-        connection.send(("defect", f"in a worker process:\n{traceback.format_exc()}"))
+
+
+class _PipeEndError(BaseException):
+    """The parent has closed the pipe, or is gone: nobody waits for what the worker does."""
 
 
 class _Line:
@@ -285,9 +290,15 @@ class _Line:
         self._connection = connection
         self._untaken = 0
 
+    def send(self, kind: str, value: Any) -> None:
+        try:
+            self._connection.send((kind, value))
+        except OSError:
+            raise _PipeEndError from None
+
     def next_job(self) -> Any:
         while True:
-            kind, value = self._connection.recv()
+            kind, value = self._receive()
             if kind == "job":
                 return value
             self._untaken -= 1
@@ -299,11 +310,18 @@ class _Line:
                 part = next(parts)
             except StopIteration as end:
                 return end.value
-            self._connection.send(("part", part))
+            self.send("part", part)
             self._untaken += 1
             while self._untaken == SLOTS:  # There is no job before a result: it can only be taken.
-                self._connection.recv()
+                self._receive()
                 self._untaken -= 1
+
+    def _receive(self) -> tuple[str, Any]:
+        try:
+            message: tuple[str, Any] = self._connection.recv()
+        except (EOFError, OSError):
+            raise _PipeEndError from None
+        return message
 
 
 @contextmanager
