@@ -37,7 +37,7 @@ class AlignmentLoss:
             text_keys: B keys of the sentences; equal sentences have equal keys.
         """
         relevant = (labels > 0.0) & mask
-        names = torch.from_numpy(number_names(text_keys)).to(mask.device)
+        names = torch.from_numpy(number_names(text_keys)).to(mask.device, non_blocking=True)
         with full_precision(mask.device):
             logits = sentence_logits(alignment) / self.settings.tau
             logits = without_false_negatives(logits, names, (mask & ~relevant).any(1))

@@ -85,7 +85,7 @@ class HungarianMatcher:
 
     def cost(self, layer: LayerOutput, targets: Targets, batch: Batch) -> Tensor:
         """(Q, G): what it would cost each query to answer for window g of its own sample."""
-        sample = window_samples(targets).to(layer.logits.device)
+        sample = window_samples(targets).to(layer.logits.device, non_blocking=True)
         probability = layer.logits.float().softmax(-1)[..., FOREGROUND]
         cost = -self.foreground * probability[sample]
         if "start_end_logits" in layer.extras:

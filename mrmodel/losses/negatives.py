@@ -33,7 +33,7 @@ def negative_sentences(batch: Batch, training: bool) -> tuple[Tensor | None, Ten
     if not training:
         return None, torch.zeros(0)
     index, has = negative_rows(source_videos(batch.vids), batch.text_keys)
-    return index.to(batch.text.device), has
+    return index.to(batch.text.device, non_blocking=True), has
 
 
 def negative_rows(videos: Sequence[str], text_keys: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,8 @@ class SaDetrCriterion(Criterion):
         self, parts: SaDetrTraining, targets: Targets, batch: Batch
     ) -> dict[str, Tensor]:
         mask, losses = batch.video_mask, {}
-        same = same_sentence(torch.from_numpy(number_names(batch.text_keys)).to(mask.device))
+        names = torch.from_numpy(number_names(batch.text_keys))
+        same = same_sentence(names.to(mask.device, non_blocking=True))
         with full_precision(mask.device):
             if parts.pooled is not None:
                 losses["align/vtc"] = video_text_contrast(

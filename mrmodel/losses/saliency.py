@@ -80,7 +80,7 @@ def rank_contrastive_loss(
     logits = scores - scores.amax(1, keepdim=True)
     log_probability = (logits - (logits.exp().sum(1, keepdim=True) + 1e-6).log()) * valid
     # Negative pairs have label 0, so that only the real half can be positive: (levels, B, L).
-    positive = labels >= LEVELS.to(labels.device)[:, None, None]
+    positive = labels >= LEVELS.to(labels.device, non_blocking=True)[:, None, None]
     count = positive.sum(-1)
     real = log_probability[:, : labels.shape[1]]
     mean = (positive * real).sum(-1) / (count + 1e-6)

@@ -32,9 +32,10 @@ def pad_windows(targets: Targets) -> PaddedWindows:
     device = targets.spans_cxw.device
     counts = torch.tensor(targets.span_counts, dtype=torch.int64)
     longest = max(targets.span_counts, default=0)
-    valid = (torch.arange(longest) < counts[:, None]).to(device)
+    valid = (torch.arange(longest) < counts[:, None]).to(device, non_blocking=True)
     spans = targets.spans_cxw.new_full((len(counts), longest, 2), 0.5)
-    spans[valid] = targets.spans_cxw
+    # Not `spans[valid] = ...`, which waits for the device to count.
+    spans.masked_scatter_(valid.unsqueeze(2), targets.spans_cxw)
     return PaddedWindows(spans, valid, int(counts.sum()))
 
 

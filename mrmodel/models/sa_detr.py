@@ -85,7 +85,7 @@ class SaDetr(MomentModel):
 
         training = None
         if self.training:
-            training = SaDetrTraining(saliency[size:], has_negative.to(mask.device))
+            training = SaDetrTraining(saliency[size:], has_negative.to(mask.device, non_blocking=True))
             training.pooled = self._pooled(inputs, fused[:size], words, batch)
             training.clip_text = self._clip_text(inputs, fused[:size], sentence, batch)
         saliency = saliency[:size]

@@ -54,7 +54,8 @@ class DropPath(nn.Module):
         """(B, ...) to the same shape."""
         if not self.training or self.p == 0.0:
             return values
-        scale = kept_paths(len(values), self.p).to(values) / (1.0 - self.p)
+        kept = kept_paths(len(values), self.p).to(values.device, values.dtype, non_blocking=True)
+        scale = kept / (1.0 - self.p)
         return values * scale.view(-1, *[1] * (values.dim() - 1))
 
 

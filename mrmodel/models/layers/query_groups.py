@@ -119,7 +119,9 @@ class Noise(NamedTuple):
 
     def by_group(self, device: torch.device) -> Noise:
         """The same draws on `device` as (B, groups, kinds, Gmax, 2)."""
-        size, sign = (part.to(device).permute(1, 2, 3, 0, 4) for part in self)
+        size, sign = (
+            part.to(device, non_blocking=True).permute(1, 2, 3, 0, 4) for part in self
+        )
         return Noise(size, sign)
 
 

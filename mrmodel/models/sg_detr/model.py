@@ -119,7 +119,7 @@ class SgDetr(MomentModel):
         training = None
         if self.training:
             training = TrainingParts(
-                local[:size], local[size:], saliency[size:], has_negative.to(mask.device)
+                local[:size], local[size:], saliency[size:], has_negative.to(mask.device, non_blocking=True)
             )
             if targets is not None and self.moment_encoder is not None:
                 relevant = targets.saliency_labels > 0

@@ -44,7 +44,7 @@ def denoising_queries(
     """
     device = windows.spans_cxw.device
     size, sign = noise.by_group(device)
-    far = torch.tensor([0.0, 1.0], device=device).view(1, 1, KINDS, 1, 1)
+    far = torch.arange(float(KINDS), device=device).view(1, 1, KINDS, 1, 1)
     half = 0.5 * windows.spans_cxw[..., 1] * noise_scale
     ends = cxw_to_xx(windows.spans_cxw)[:, None, None]
     ends = ends + sign * (size + far) * half[:, None, None, :, None]
@@ -73,7 +73,8 @@ def anchor_queries(
     count = int(positive.sum(1).max())
     fills = settings.pad == "negatives"
     slots = max(min(count, settings.max), FEWEST_SLOTS if fills else 0)
-    chance = torch.rand(positive.shape, generator=generator).to(positive.device)
+    chance = torch.rand(positive.shape, generator=generator)
+    chance = chance.to(positive.device, non_blocking=True)
     order = positive * (2.0 + chance if count > settings.max else 2.0)
     if fills:
         order = order + (heads.valid & ~positive) * chance
