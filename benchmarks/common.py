@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: a synthetic feature store, CPU clocks, matrix-product counts.
+"""What the speed benchmarks share: a synthetic feature store, CPU clocks, counts of operations.
 
 The features are random but lie in a real `FeatureStore` and come through the real loader, so that
 reading them is part of what is measured.
@@ -10,7 +10,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +36,18 @@ CLIP_LEN_S = 2.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """Size of the synthetic corpus; the defaults are those of QVHighlights with SlowFast + CLIP."""
+    """Size of the synthetic corpus; the defaults are those of QVHighlights with SlowFast + CLIP.
+
+    Attributes:
+        shortest: clips of the shortest video; None = all have `clips`. The first one always has.
+    """
 
     clips: int = 75
     tokens: int = 32
     video_dims: tuple[int, ...] = (2304, 512)
     text_dim: int = 512
     samples: int = 256
+    shortest: int | None = None
 
     @property
     def video_dim(self) -> int:
@@ -50,30 +55,40 @@ class Sizes:
         return sum(self.video_dims) + TEF_DIM
 
 
-def build_data(folder: Path, sizes: Sizes, batch: int) -> MomentDataset:
-    """A data set of `sizes.samples` queries, one video each, all of full length."""
+def build_data(
+    folder: Path, sizes: Sizes, batch: int, device: torch.device | str = "cpu"
+) -> MomentDataset:
+    """A data set of `sizes.samples` queries, one video each; its batches lie on `device`."""
     rng = np.random.default_rng(0)
-    annotations = [_annotation(i, sizes, rng) for i in range(sizes.samples)]
-    vids = [row.vid for row in annotations]
-    texts = sorted(text_key(row.query) for row in annotations)
+    lengths = _lengths(sizes)
+    annotations = [_annotation(i, length, rng) for i, length in enumerate(lengths)]
+    videos = {row.vid: length for row, length in zip(annotations, lengths, strict=True)}
+    texts = dict.fromkeys(sorted(text_key(row.query) for row in annotations), sizes.tokens)
     video = [
-        _store(folder / f"video{i}", vids, sizes.clips, dim, rng)
-        for i, dim in enumerate(sizes.video_dims)
+        _store(folder / f"video{i}", videos, dim, rng) for i, dim in enumerate(sizes.video_dims)
     ]
-    text = [_store(folder / "text", texts, sizes.tokens, sizes.text_dim, rng)]
-    builder = BatchBuilder(video, text, RowLimits(sizes.clips, sizes.tokens))
+    text = [_store(folder / "text", texts, sizes.text_dim, rng)]
+    builder = BatchBuilder(video, text, RowLimits(sizes.clips, sizes.tokens), device)
     settings = LoaderSettings(batch, seed=0, targets=TargetSettings(max_windows=5))
     return MomentDataset(annotations, builder, settings)
 
 
-def _annotation(number: int, sizes: Sizes, rng: np.random.Generator) -> Annotation:
-    first = int(rng.integers(0, sizes.clips - 10))
+def _lengths(sizes: Sizes) -> list[int]:
+    """Clips of each video."""
+    if sizes.shortest is None:
+        return [sizes.clips] * sizes.samples
+    drawn = np.random.default_rng(1).integers(sizes.shortest, sizes.clips, sizes.samples - 1)
+    return [sizes.clips, *drawn.tolist()]
+
+
+def _annotation(number: int, clips_of_video: int, rng: np.random.Generator) -> Annotation:
+    first = int(rng.integers(0, clips_of_video - 10))
     clips = tuple(range(first, first + 10))
     return Annotation(
         qid=number,
         query=f"synthetic query {number:05d}",
         vid=f"video-{number:05d}",
-        duration=sizes.clips * CLIP_LEN_S,
+        duration=clips_of_video * CLIP_LEN_S,
         relevant_windows=((first * CLIP_LEN_S, (first + 10) * CLIP_LEN_S),),
         relevant_clip_ids=clips,
         saliency_scores=tuple(tuple(rng.integers(0, 5, 3).tolist()) for _ in clips),
@@ -81,8 +96,9 @@ def _annotation(number: int, sizes: Sizes, rng: np.random.Generator) -> Annotati
 
 
 def _store(
-    folder: Path, keys: Sequence[str], rows: int, dim: int, rng: np.random.Generator
+    folder: Path, keys: Mapping[str, int], dim: int, rng: np.random.Generator
 ) -> FeatureStore:
+    """A store with so many rows of each key."""
     is_video = folder.name.startswith("video")
     info = StreamInfo(
         stream=folder.name,
@@ -93,7 +109,7 @@ def _store(
         fingerprint={"encoder": "synthetic"},
     )
     with FeatureWriter(folder, info) as writer:
-        for key in keys:
+        for key, rows in keys.items():
             values = rng.standard_normal((rows, dim), dtype=np.float32)
             writer.add(Entry(key=key, n_rows=rows), values.astype(np.float16))
     return FeatureStore(folder)
@@ -126,7 +142,7 @@ class Clock:
 
 
 class MatmulCount(TorchDispatchMode):
-    """Counts the floating-point operations of matrix products as they are executed."""
+    """Counts floating-point operations of matrix products and convolutions as they are executed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +151,7 @@ class MatmulCount(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operation, and count it when it is a matrix product."""
+        """Run the operation, and count it when it is a matrix product or a convolution."""
         name = func.overloadpacket.__name__
         if name == "linear":
             self.flops += _product(args[0], args[1].t())
@@ -147,7 +163,10 @@ class MatmulCount(TorchDispatchMode):
             query, key, value = args[:3]
             channels = query.shape[-1] + value.shape[-1]
             self.flops += 2 * query[..., 0].numel() * key.shape[-2] * channels
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if name.startswith("conv"):
+            self.flops += 2 * result.numel() * args[1][0].numel()
+        return result
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> int:
@@ -155,7 +174,7 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> int:
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """Matrix-product operations that one call executes."""
+    """Operations that one call executes in matrix products and convolutions."""
     with MatmulCount() as counted:
         function()
     return counted.flops

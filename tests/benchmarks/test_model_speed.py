@@ -40,6 +40,39 @@ def test_benchmark_prints_one_json_line(module: str, parts: set[str]) -> None:
     assert all(figures[name] > 0 for name in FIGURES | parts)
 
 
+GPU_FIGURES = {
+    "invariance": {"equal"},
+    "train": {"samples_per_s", "data_share", "syncs"},
+    "encoders": {"clips_per_s", "network_clips_per_s", "tflops"},
+    "inference": {"queries_per_s", "answers_per_s"},
+    "determinism": {"equal", "finite"},
+}
+
+
+def test_gpu_benchmark_runs_without_a_gpu() -> None:
+    """Every part with tiny networks; on a CPU all that is compared is equal."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--json", "--small", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*command, "--seconds", "1", "--models", "qd_detr"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    first, *lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first["part"] == "machine"
+    assert {line["part"] for line in lines} == GPU_FIGURES.keys()
+    for line in lines:
+        assert "error" not in line, line["error"]
+        assert line.keys() >= GPU_FIGURES[line["part"]], line
+        assert line.get("equal", True), line
+    rates = [line["tflops"] for line in lines if line["part"] == "encoders"]
+    assert len(rates) == 15
+    assert min(rates) > 0
+
+
 def test_operations_are_counted() -> None:
     left, right, bias = torch.randn(2, 3), torch.randn(5, 3), torch.randn(5)
 
@@ -48,3 +81,8 @@ def test_operations_are_counted() -> None:
         torch.bmm(left.expand(4, 2, 3), right.t().expand(4, 3, 5))
 
     assert count_flops(run) == 5 * 2 * 2 * 3 * 5
+    clip, kernel = torch.randn(1, 3, 4, 8, 8), torch.randn(5, 3, 1, 2, 2)
+    expected = 2 * 5 * (4 * 4 * 4) * (3 * 1 * 2 * 2)
+    assert count_flops(lambda: torch.conv3d(clip, kernel, stride=(1, 2, 2))) == expected
+    with torch.inference_mode():
+        assert count_flops(lambda: torch.conv3d(clip, kernel, stride=(1, 2, 2))) == expected
