@@ -253,7 +253,7 @@ class WatchedData:
     def batch(self, indices: Any, epoch: int) -> tuple[Batch, Targets]:
         """As the data set; raises `EnoughSteps` when the time is over."""
         step = len(self.asked)
-        self._tell_of_waits(step == WARM_STEPS - 1)
+        self.tell_of_waits(step == WARM_STEPS - 1)
         self.asked.append(time.perf_counter())
         over = self.asked[-1] - self.asked[0] > self.seconds
         if over and step >= WARM_STEPS + FEWEST_STEPS:
@@ -274,7 +274,7 @@ class WatchedData:
             "data_share": float(np.median(loads / steps)),
         }
 
-    def _tell_of_waits(self, wanted: bool) -> None:
+    def tell_of_waits(self, wanted: bool) -> None:
         """In one step of the warm-up every wait for the device is a warning."""
         if torch.cuda.is_initialized():
             torch.cuda.set_sync_debug_mode("warn" if wanted else "default")
@@ -328,7 +328,7 @@ def train_items(bench: Bench) -> Iterator[Item]:
             except EnoughSteps:
                 pass
             finally:
-                watched._tell_of_waits(False)
+                watched.tell_of_waits(False)
         return watched.figures(batch) | _waits(told) | bench.memory()
 
     for name in bench.names:
@@ -404,8 +404,8 @@ def encoder_items(bench: Bench) -> Iterator[Item]:
             **bench.memory(),
         }
 
-    for case in ENCODERS:
-        for precision in factors:
+    for precision in factors:
+        for case in ENCODERS:
             for factor in factors[precision]:
                 about = {"encoder": case.encoder.name, "precision": precision, "factor": factor}
                 yield about, partial(measure, case, precision, factor)
@@ -418,15 +418,19 @@ def _flops_of_a_clip(bench: Bench, encoder: BroughtVideoEncoder) -> int:
 
 
 def invariance_items(bench: Bench) -> Iterator[Item]:
-    """Whether rows and answers depend on place and neighbours."""
-    for case in ENCODERS:
-        for precision in reversed(PRECISIONS):
+    """Whether rows and answers depend on place and neighbours; what takes longest comes last."""
+
+    def of_encoders(precision: str) -> Iterator[Item]:
+        for case in ENCODERS:
             about = {"encoder": case.encoder.name, "precision": precision}
             yield about, partial(encoder_invariance, bench, case, precision)
+
+    yield from of_encoders("bf16")
     for name in bench.names:
         for precision in PRECISIONS:
             about = {"model": name, "precision": precision}
             yield about, partial(model_invariance, bench, name, precision)
+    yield from of_encoders("fp32")
 
 
 def encoder_invariance(bench: Bench, case: EncoderCase, precision: str) -> Figures:
@@ -434,7 +438,8 @@ def encoder_invariance(bench: Bench, case: EncoderCase, precision: str) -> Figur
     encoder = bench.encoder(case, precision)
     batch = 3 if bench.small else case.encoder.gpu_batch
     vars(encoder)["gpu_batch"] = batch
-    frames = bench.frames(encoder, 8 if bench.small else 64)
+    clips = 64 if precision == "bf16" else max(16, 2 * batch)
+    frames = bench.frames(encoder, 8 if bench.small else clips)
     rows = encoder.encode_clips(frames)
     differences: dict[str, float] = {"again": _apart(encoder.encode_clips(frames), rows)}
     for number in (1, 2):
@@ -447,7 +452,7 @@ def encoder_invariance(bench: Bench, case: EncoderCase, precision: str) -> Figur
     other = {"twice_the_batch": _apart(encoder.encode_clips(frames), rows)}
     if precision == "fp32":
         vars(encoder)["gpu_batch"] = batch
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             other["without_tf32"] = _apart(encoder.encode_clips(frames), rows)
     return {
         "equal": not any(differences.values()),
@@ -614,9 +619,9 @@ def _rounded(value: Any) -> Any:
 def run_part(bench: Bench, part: str, as_json: bool) -> None:
     """All items of a part, one line each."""
     for about, measure in PARTS[part](bench):
-        bench.begin()
         started = time.perf_counter()
         try:
+            bench.begin()
             figures = measure()
         except Exception:
             figures = {"error": traceback.format_exc()[-1200:]}
