@@ -61,19 +61,19 @@ def main() -> None:
         print(", ".join(f"{name} {value}" for name, value in figures.items()))
 
 
-def write_video(path: Path, seconds: int) -> None:
+def write_video(path: Path, seconds: int, width: int = WIDTH, height: int = HEIGHT) -> None:
     """Write `seconds` of moving noise."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (HEIGHT // 4, WIDTH // 2, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (height // 4, width // 2, 3), dtype=np.uint8)
     wall = noise.repeat(4, axis=0).repeat(4, axis=1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = 250
         stream.options = {"preset": "veryfast"}
         for number in range(seconds * FPS):
-            left = 3 * number % WIDTH
-            picture = np.ascontiguousarray(wall[:, left : left + WIDTH])
+            left = 3 * number % width
+            picture = np.ascontiguousarray(wall[:, left : left + width])
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
