@@ -107,6 +107,14 @@ class StorageError(MrModelError):
         super().__init__(f"{store}: {rule}" if key is None else f"{store}: key {key!r}: {rule}")
 
 
+class ObjectMissing(StorageError):
+    """There is no such object, or no such bucket."""
+
+
+class ObjectChanged(StorageError):
+    """An object is no longer the version that was asked for."""
+
+
 class ConflictError(MrModelError):
     """A conditional write came too late; nothing was written.
 

@@ -7,9 +7,9 @@ import pytest
 
 from mrmodel.files import one_at_a_time
 from tests.project import Project
-from tests.services import mlflow_server, postgres, prefect_server, s3
+from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
 
-__all__ = ["mlflow_server", "postgres", "prefect_server", "reproduced", "s3"]
+__all__ = ["mlflow_server", "own_s3", "postgres", "prefect_server", "reproduced", "s3", "s3_env"]
 
 # Changes to the preset in `reproduced`: its runs are recorded.
 REPRODUCED = {"tracking": {"enabled": True}}

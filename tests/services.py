@@ -108,6 +108,25 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
         yield service
 
 
+@pytest.fixture
+def s3_env(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> S3Service:
+    """The S3 server, and its address and credentials in the environment."""
+    for name, value in s3.env().items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def own_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Service]:
+    """An S3 server that a test may stop, as `s3_env` otherwise."""
+    service = s3_server(tmp_path / "own")
+    for name, value in service.env().items():
+        monkeypatch.setenv(name, value)
+    service.start()
+    yield service
+    service.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresService]:
     """A PostgreSQL server; take a database of your own."""

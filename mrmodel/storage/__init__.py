@@ -2,19 +2,26 @@
 
 `open_store` turns an address into a `Store`. Both kinds behave alike, which one suite of tests
 checks (tests/test_storage.py); a folder on a disk that all processes share needs no server.
+
+Objects that others have put into a bucket are found with `list_objects` and read in parts with
+`open_object`.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mrmodel.errors import StorageError
-from mrmodel.storage.base import Object, Store
+from mrmodel.storage.base import Listed, Object, Store
 from mrmodel.storage.folder import FolderStore
 
-__all__ = ["FolderStore", "Object", "Store", "open_store"]
+if TYPE_CHECKING:
+    from mrmodel.storage.s3 import S3Object
+
+__all__ = ["FolderStore", "Listed", "Object", "Store", "list_objects", "open_object", "open_store"]
 
 ENDPOINT_VARIABLE = "MRMODEL_S3_ENDPOINT"
 PATIENCE_S = 60.0
@@ -39,7 +46,7 @@ def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIEN
         # boto3 takes a third of a second to import, and a folder does not need it.
         from mrmodel.storage.s3 import S3Store
 
-        return S3Store(url, endpoint or os.environ.get(ENDPOINT_VARIABLE) or None, patience_s)
+        return S3Store(url, endpoint or _endpoint(), patience_s)
     if scheme == "file":
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost"):
@@ -51,3 +58,39 @@ def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIEN
             repr(scheme), "a store is s3://bucket/prefix, a folder or file:///folder"
         )
     return FolderStore(Path(url))
+
+
+def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
+    """One version of an object, to be read in parts.
+
+    Server and credentials as in `open_store`. Nothing is asked of the server yet.
+
+    Args:
+        version: which one.
+        patience_s: seconds for which the server may be away before a read gives up.
+
+    Raises:
+        StorageError: the address is none.
+    """
+    from mrmodel.storage.s3 import S3Object
+
+    return S3Object(version, _endpoint(), patience_s)
+
+
+def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
+    """All objects below ``s3://bucket/folder``, sorted by address; folders in it included.
+
+    Server and credentials as in `open_store`.
+
+    Raises:
+        StorageError: the address is none, or the server cannot be reached or refuses.
+    """
+    if not url.startswith("s3://"):
+        raise StorageError(repr(url.partition("://")[0]), "expected s3://bucket/folder")
+    from mrmodel.storage.s3 import S3Store
+
+    return S3Store(url, _endpoint(), patience_s).objects()
+
+
+def _endpoint() -> str | None:
+    return os.environ.get(ENDPOINT_VARIABLE) or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from mrmodel.errors import StorageError
 
 MAX_KEY_BYTES = 700  # S3 allows 1,024 with the store's prefix.
+_OBJECT = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)/(?P<key>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,21 @@ class Object:
 
     content: bytes
     tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing.
+
+    Attributes:
+        url: ``s3://bucket/key``.
+        etag: mark of its version, without quotation marks.
+        n_bytes: its size.
+    """
+
+    url: str
+    etag: str
+    n_bytes: int
 
 
 class Store(Protocol):
@@ -85,6 +102,19 @@ class Store(Protocol):
         Raises:
             StorageError: there is no such object, or its bytes are not those that were uploaded.
         """
+
+
+def object_address(url: str) -> tuple[str, str]:
+    """Bucket and key of ``s3://bucket/key``; a key may be anything, as in other people's buckets.
+
+    Raises:
+        StorageError: it is no such address.
+    """
+    found = _OBJECT.fullmatch(url)
+    if found is None:
+        # Not repeated: what stands before the first slash may be a password.
+        raise StorageError("s3://...", "the address of an object has the form s3://bucket/key")
+    return found["bucket"], found["key"]
 
 
 def check_key(store: str, key: str) -> str:

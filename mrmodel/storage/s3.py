@@ -7,8 +7,11 @@ exclusive (mlops.md, section 5). A server that does not know them would let two 
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +21,16 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from mrmodel.errors import ConflictError, StorageError
+from mrmodel.errors import ConflictError, ObjectChanged, ObjectMissing, StorageError
 from mrmodel.files import atomic_path, sha256_of
-from mrmodel.storage.base import Object, check_condition, check_key, check_prefix
+from mrmodel.storage.base import (
+    Listed,
+    Object,
+    check_condition,
+    check_key,
+    check_prefix,
+    object_address,
+)
 from mrmodel.storage.outage import code_of, ride_out, sentence_of
 
 PART_BYTES = 8 << 20
@@ -31,6 +41,8 @@ _DIGEST, _WRITE = "sha256", "write"
 # 404: If-Match on a key that is not there. 409 is AWS's answer while another write of the key runs.
 _CONFLICTS = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 _ABSENT = {"NoSuchKey", "404"}
+# Answers to a read of a certain version; the second: it is shorter than it was.
+_CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
 class S3Store:
@@ -98,16 +110,25 @@ class S3Store:
     def listing(self, prefix: str = "") -> dict[str, str]:
         """List keys with their ETags; see `Store.listing`."""
         start = f"{self._prefix}{check_prefix(self.url, prefix)}"
-        pages = self._client.get_paginator("list_objects_v2")
 
         def walk() -> dict[str, str]:
-            answers = pages.paginate(Bucket=self._bucket, Prefix=start)
-            rows = (row for answer in answers for row in answer.get("Contents", ()))
-            return {row["Key"]: str(row["ETag"]) for row in rows}
+            return {row["Key"]: str(row["ETag"]) for row in self._rows(start)}
 
         found = self._answer("list", prefix, walk)
         kept = sorted(key for key in found if not key.endswith("/"))
         return {key.removeprefix(self._prefix): found[key] for key in kept}
+
+    def objects(self) -> list[Listed]:
+        """Everything in the store, whatever its key; sorted by address."""
+
+        def walk() -> list[Listed]:
+            return [
+                Listed(f"s3://{self._bucket}/{row['Key']}", row["ETag"].strip('"'), row["Size"])
+                for row in self._rows(self._prefix)
+                if not row["Key"].endswith("/")
+            ]
+
+        return sorted(self._answer("list", "", walk), key=lambda listed: listed.url)
 
     def delete(self, key: str) -> None:
         """Remove an object; see `Store.delete`."""
@@ -138,6 +159,12 @@ class S3Store:
                 "download", key, lambda: call(*where, str(temporary), Config=self._transfer)
             )
             self._check(key, there, sha256_of(temporary))
+
+    def _rows(self, start: str) -> Iterator[dict[str, Any]]:
+        """What the server lists of the keys with that beginning, page by page."""
+        pages = self._client.get_paginator("list_objects_v2")
+        for answer in pages.paginate(Bucket=self._bucket, Prefix=start):
+            yield from answer.get("Contents", ())
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}{check_key(self.url, key)}"}
@@ -187,6 +214,69 @@ class S3Store:
         return StorageError(self.url, f"{verb}: {sentence_of(error)}", key=key)
 
 
+class S3Object:
+    """One version of an object, read in parts; whoever has written it."""
+
+    def __init__(self, version: Listed, endpoint: str | None, patience_s: float) -> None:
+        self._bucket, self._key = object_address(version.url)
+        self._version, self._patience_s = version, patience_s
+        self._client = _shared_client(endpoint, os.getpid())
+
+    def read(self, first: int, count: int) -> bytes:
+        """`count` bytes from number `first` on; they must lie within the object.
+
+        Raises:
+            ObjectMissing: it is not there any more.
+            ObjectChanged: it is another version now.
+            StorageError: the server cannot be reached or refuses.
+        """
+        span = f"{first}-{first + count - 1}"
+
+        def get() -> bytes:
+            answer = self._client.get_object(
+                Bucket=self._bucket,
+                Key=self._key,
+                Range=f"bytes={span}",
+                IfMatch=f'"{self._version.etag}"',
+            )
+            with closing(answer["Body"]) as body:
+                self._check(answer, span)
+                return bytes(body.read())
+
+        try:
+            return ride_out(f"{self._version.url}: read", get, self._patience_s)
+        except (BotoCoreError, Boto3Error, ClientError) as error:
+            # Not chained: what botocore says may quote the request.
+            raise self._refusal(error) from None
+
+    def _check(self, answer: dict[str, Any], span: str) -> None:
+        """Not every server knows `If-Match` on reads, and some give an object whole."""
+        etag = str(answer.get("ETag", "missing")).strip('"')
+        found = str(answer.get("ContentRange", "all"))
+        total = found.rpartition("/")[2]
+        if etag != self._version.etag:
+            raise self._error(ObjectChanged, f"its ETag is {etag}, not {self._version.etag}")
+        if found != "all" and total != str(self._version.n_bytes):
+            raise self._error(ObjectChanged, f"has {total} bytes, not {self._version.n_bytes}")
+        if found.partition("/")[0] != f"bytes {span}":
+            rule = f"read: the server gave {found!r} where bytes {span} were asked for"
+            raise self._error(StorageError, rule)
+
+    def _refusal(self, error: Exception) -> StorageError:
+        if isinstance(error, ClientError):
+            code = code_of(error)
+            if code in _CHANGED:
+                return self._error(ObjectChanged, f"its ETag is not {self._version.etag} any more")
+            if code in _ABSENT:
+                return self._error(ObjectMissing, "there is no such object")
+            if code == "NoSuchBucket":
+                return self._error(ObjectMissing, "there is no such bucket")
+        return self._error(StorageError, f"read: {sentence_of(error)}")
+
+    def _error(self, kind: type[StorageError], rule: str) -> StorageError:
+        return kind(f"s3://{self._bucket}", rule, key=self._key)
+
+
 def _parts(url: str) -> tuple[str, str]:
     """Bucket and prefix (empty, or with a ``/`` at its end) of an S3 address."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -199,6 +289,15 @@ def _parts(url: str) -> tuple[str, str]:
     if prefix:
         check_key(url, prefix)
     return bucket, f"{prefix}/" if prefix else ""
+
+
+@lru_cache(maxsize=2)
+def _shared_client(endpoint: str | None, process: int) -> Any:
+    """The client of a process for objects: making one takes longer than reading a first part.
+
+    `process` is there because a forked process must not use the connections of the other.
+    """
+    return _client("s3", endpoint)
 
 
 def _client(url: str, endpoint: str | None) -> Any:

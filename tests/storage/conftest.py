@@ -6,15 +6,6 @@ from pathlib import Path
 import pytest
 
 from mrmodel.storage import Store, open_store
-from tests.services import Service
-
-
-@pytest.fixture
-def s3_env(s3: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
-    """The S3 server, and its address and credentials in the environment."""
-    for name, value in s3.env().items():
-        monkeypatch.setenv(name, value)
-    return s3
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -14,18 +14,7 @@ import pytest
 
 from mrmodel.errors import ConflictError, MrModelError, StorageError
 from mrmodel.storage import Object, Store, open_store
-from tests.services import Service, s3_server
-
-
-@pytest.fixture
-def own_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """An S3 server that a test may stop."""
-    service = s3_server(tmp_path / "own")
-    for name, value in service.env().items():
-        monkeypatch.setenv(name, value)
-    service.start()
-    yield service
-    service.stop()
+from tests.services import Service
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
