@@ -26,7 +26,8 @@ class Entry:
         duration_s: length of the source, in seconds; 0 for text.
         status, reason: how the extraction went; the reason is empty when all went well.
         n_interpolated: rows whose clip had no frame of its own.
-        src_sha256: of the source file; empty for text.
+        src_sha256: of the source file; empty for text. Of a video in S3 it is that of the pointer,
+            which holds address, ETag and size of the object.
         extra: further facts as JSON.
         start_s: time of the first row in the source.
     """

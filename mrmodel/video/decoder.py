@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
 from mrmodel.video.bicubic import resize_bicubic
+from mrmodel.video.remote import RemoteVideo, is_pointer
 from mrmodel.video.sampling import FrameSampling
 from mrmodel.video.skipping import Skipping, Wanted
 
@@ -119,6 +120,7 @@ class Decoder:
         self.bad_packets = 0
         self.cut_off = False
         self._last_end_s = 0.0
+        self._remote: RemoteVideo | None = None
         self._scaler = VideoReformatter()
 
     def frames(self, wanted: Wanted = _everything) -> Iterator[TimedFrame]:
@@ -164,8 +166,19 @@ class Decoder:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
+        self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
         try:
-            container = av.open(str(self.path), metadata_errors="replace")
+            container = self._container(self._remote or str(self.path))
+        except VideoError:
+            self._require_read()
+            raise
+        with container:
+            self._require_read()
+            yield container
+
+    def _container(self, source: RemoteVideo | str) -> Any:
+        try:
+            return av.open(source, metadata_errors="replace")
         except av.error.FileNotFoundError as error:
             raise VideoError(self.path, "not_found", "no such file") from error
         except (av.error.InvalidDataError, av.error.EOFError) as error:
@@ -173,8 +186,11 @@ class Decoder:
             raise VideoError(self.path, "invalid_data", detail) from error
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(self.path, "unreadable", str(error)) from error
-        with container:
-            yield container
+
+    def _require_read(self) -> None:
+        """Raise what ended the reading of a video in S3: it is not the end of that video."""
+        if self._remote is not None and self._remote.error is not None:
+            raise self._remote.error
 
     def _video_stream(self, container: Any) -> Any:
         stream = container.streams.best("video")
@@ -221,7 +237,8 @@ class Decoder:
                 packet = next(packets, None)
             except av.error.FFmpegError:
                 self.cut_off = True
-                return
+                packet = None
+            self._require_read()
             if packet is None:
                 return
             if packet.size:  # an empty packet would tell the decoder that the file is over

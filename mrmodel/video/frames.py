@@ -72,7 +72,7 @@ class FrameSource:
     """A video file as a stream of clips.
 
     Args:
-        path: the file.
+        path: the file, or a pointer to a video in S3 (see `remote`).
         limits: what is refused.
     """
 
@@ -94,7 +94,8 @@ class FrameSource:
         Raises:
             VideoError: nothing can be read, or the file is beyond a limit; `code` is one of
                 ``not_found``, ``unreadable``, ``invalid_data``, ``no_video_stream``,
-                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``.
+                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``; of a video in S3
+                also ``invalid_pointer`` and ``changed`` (another version than the pointer names).
         """
         self._report = None
         decoder = Decoder(self.path, self.limits)

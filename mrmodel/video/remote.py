@@ -1,0 +1,191 @@
+"""Videos that lie in S3: a small pointer file stands for one, and parts of the object are read.
+
+A pointer, ``<vid>.s3``, names an object and its version: ``{"url": "s3://bucket/lake.mp4", "etag":
+"...", "bytes": 123}``. Wherever a folder of video files is looked at, it counts as one of them; its
+own hash changes with the version that it names.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrmodel.errors import ObjectChanged, ObjectMissing, StorageError, VideoError
+from mrmodel.files import write_json
+from mrmodel.storage import Listed, open_object
+from mrmodel.storage.base import object_address
+
+POINTER_SUFFIX = ".s3"
+# A pointer is far shorter; a video that somebody named like one may be huge.
+_MOST_BYTES = 1 << 16
+
+BLOCK_BYTES = 256 << 10
+# Blocks that one request asks for at most: 4 MB.
+_LONGEST_RUN = 16
+# Blocks in memory: 16 MB, so that sound and pictures may lie some way apart in the file.
+_KEPT_BLOCKS = 64
+
+
+class _Pointer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    etag: str = Field(pattern=r"^[!#-~]+$")
+    n_bytes: int = Field(alias="bytes", ge=0)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file stands for a video in S3, by its name."""
+    return path.suffix.lower() == POINTER_SUFFIX
+
+
+def read_pointer(path: Path) -> Listed:
+    """The version of an object that a pointer names.
+
+    Raises:
+        VideoError: ``not_found``, ``unreadable``, or ``invalid_pointer`` where the file is none.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES)
+    except FileNotFoundError as error:
+        raise VideoError(path, "not_found", "no such file") from error
+    except OSError as error:
+        raise VideoError(path, "unreadable", str(error)) from error
+    try:
+        found = _Pointer.model_validate_json(content)
+        object_address(found.url)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        detail = f"{place}: {first['msg']}; `mrmodel data link` writes pointers"
+        raise VideoError(path, "invalid_pointer", detail) from None
+    except StorageError as error:
+        raise VideoError(path, "invalid_pointer", f"url: {error.rule}") from None
+    return Listed(found.url, found.etag, found.n_bytes)
+
+
+def write_pointer(path: Path, version: Listed) -> None:
+    """Write a pointer atomically; equal versions give equal bytes."""
+    write_json(path, {"url": version.url, "etag": version.etag, "bytes": version.n_bytes})
+
+
+class RemoteVideo:
+    """The object behind a pointer as a binary file for PyAV, which is read in order or by jumps.
+
+    What is read in order is fetched in ever larger parts, in the end ahead of the decoding; what is
+    jumped to, in a small one. So a first frame costs little, and a whole video is fetched about
+    once. Memory is bounded.
+
+    PyAV drops exceptions of a file, or FFmpeg takes them for its end. So nothing is raised here:
+    the first error is kept in `error`, after which the file is at its end. Whoever reads must look.
+
+    Args:
+        path: the pointer.
+
+    Attributes:
+        name: of the object; FFmpeg guesses formats by its suffix.
+        error: what ended the reading too early; a VideoError where object or server are to blame:
+            ``not_found``, ``changed`` or ``unreadable``.
+
+    Raises:
+        VideoError: see `read_pointer`.
+        StorageError: there can be no client, for instance because the endpoint is no address.
+    """
+
+    def __init__(self, path: Path) -> None:
+        version = read_pointer(path)
+        self.name = version.url.rpartition("/")[2]
+        self.error: BaseException | None = None
+        self._path, self._n_bytes = path, version.n_bytes
+        self._object = open_object(version)
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._run = 1
+        self._position = 0
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ahead: tuple[int, Future[bytes]] | None = None
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes; none at the end, and none after an error."""
+        if self.error is not None or self._position >= self._n_bytes:
+            return b""
+        try:
+            block = self._block(self._position // BLOCK_BYTES)
+        # KeyboardInterrupt as well: FFmpeg would take it for the end of the file.
+        except BaseException as error:
+            self.error = self._as_video_error(error)
+            return b""
+        start = self._position % BLOCK_BYTES
+        content = block[start : start + count]
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, also behind the end; a negative one is FFmpeg's error number."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
+        if origin + offset < 0:
+            return -errno.EINVAL
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            self._collect()
+            if number not in self._blocks:
+                self._fetch(number)
+            if self._run == _LONGEST_RUN:
+                self._read_ahead(number)
+        self._blocks.move_to_end(number)
+        return self._blocks[number]
+
+    def _fetch(self, number: int) -> None:
+        """Bring a block, and those behind it where the reading goes on in order."""
+        self._run = min(2 * self._run, _LONGEST_RUN) if number - 1 in self._blocks else 1
+        self._keep(number, self._object.read(*self._part(number)))
+
+    def _read_ahead(self, number: int) -> None:
+        """Have the next part brought while that of `number` is decoded."""
+        while number in self._blocks:
+            number += 1
+        if number * BLOCK_BYTES < self._n_bytes:
+            self._ahead = number, self._thread.submit(self._object.read, *self._part(number))
+
+    def _collect(self) -> None:
+        if self._ahead is not None:
+            (number, part), self._ahead = self._ahead, None
+            self._keep(number, part.result())
+
+    def _part(self, number: int) -> tuple[int, int]:
+        """First byte and length of a run of blocks that are not there yet."""
+        last = number + 1
+        while last < number + self._run and last not in self._blocks:
+            last += 1
+        first = number * BLOCK_BYTES
+        return first, min(last * BLOCK_BYTES, self._n_bytes) - first
+
+    def _keep(self, number: int, content: bytes) -> None:
+        for place in range(0, len(content), BLOCK_BYTES):
+            self._blocks[number + place // BLOCK_BYTES] = content[place : place + BLOCK_BYTES]
+        while len(self._blocks) > _KEPT_BLOCKS:
+            self._blocks.popitem(last=False)
+
+    def _as_video_error(self, error: BaseException) -> BaseException:
+        if not isinstance(error, StorageError):
+            return error
+        code = "unreadable"
+        if isinstance(error, ObjectMissing):
+            code = "not_found"
+        if isinstance(error, ObjectChanged):
+            code = "changed"
+        found = VideoError(self._path, code, str(error))
+        found.__cause__ = error
+        return found
