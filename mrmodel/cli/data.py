@@ -1,4 +1,4 @@
-"""`mrmodel data`: look at annotation files, check them, convert published ones."""
+"""`mrmodel data`: check annotation files, convert published ones, link videos in S3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrmodel.components import DATASETS
 
 @click.group()
 def group() -> None:
-    """Annotation files: whether they are sound, what is in them; published ones converted."""
+    """Annotation files: whether they are sound, what is in them; published ones; videos in S3."""
 
 
 @group.command()
@@ -79,3 +79,25 @@ def convert(
     request = ConvertRequest(dataset, source, output, domain, label_grid, held_out)
     click.echo(format_report(convert_files(request)))
     click.echo(f"written: {output}")
+
+
+@group.command()
+@click.argument("address")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.pass_context
+def link(context: click.Context, address: str, folder: Path) -> None:
+    """Write a pointer into FOLDER for each video below ADDRESS (s3://bucket/folder).
+
+    A pointer, <name>.s3, stands for a video file: features are extracted by reading the object in
+    parts, without a copy on the disk. It names the version of the object. Run it again after
+    objects have changed: their pointers are updated. No file is removed. The server is AWS, or that
+    of MRMODEL_S3_ENDPOINT; credentials are found as by the AWS command line.
+
+    A video that cannot be linked is listed, and the exit code is 2.
+    """
+    from mrmodel.corpus.linking import format_report, link_videos
+
+    report = link_videos(address, folder)
+    click.echo(format_report(report))
+    if report.problems:
+        context.exit(2)

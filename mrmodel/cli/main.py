@@ -15,7 +15,7 @@ from mrmodel.errors import MrModelError
 COMMANDS = {
     "predict": ("predict", "command", "Find the moments that sentences describe in a video file."),
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
-    "data": ("data", "group", "Check annotation files, convert published ones."),
+    "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),
     "delivery": ("delivery", "group", "Check new training data before they are sent."),
     "features": ("features", "group", "Inspect and verify features, import published archives."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),

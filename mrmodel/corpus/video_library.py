@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from mrmodel.errors import DataError, VideoError, nearest_names
+from mrmodel.errors import DataError, StorageError, VideoError, nearest_names
 from mrmodel.features.keys import split_segment
 from mrmodel.files import atomic_path
 from mrmodel.progress import Reporter, track
 from mrmodel.video.decoder import Decoder, VideoLimits
+from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_pointer
 
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
@@ -19,7 +20,7 @@ VIDEO_SUFFIXES = frozenset(
 
 
 class VideoLibrary:
-    """A folder of video files; a vid is a file name without its suffix.
+    """A folder of video files, or of pointers to videos in S3; a vid is a name without its suffix.
 
     Args:
         folder: the folder; files that are no videos by their suffix are ignored.
@@ -34,10 +35,10 @@ class VideoLibrary:
         self._folder = folder
         self._files: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(folder.iterdir()):
-            if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.is_file() and (path.suffix.lower() in VIDEO_SUFFIXES or is_pointer(path)):
                 self._files[path.stem].append(path)
         if not self._files:
-            kinds = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
+            kinds = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES | {POINTER_SUFFIX}))
             raise DataError(f"holds no video file (known kinds: {kinds})", file=folder)
         self._lengths_s: dict[str, float] = {}
         self.failures: dict[str, VideoError] = {}
@@ -48,7 +49,12 @@ class VideoLibrary:
         return segment.base if segment and vid not in self._files else vid
 
     def problem(self, vid: str, end_s: float) -> str | None:
-        """Why `vid` cannot be used by a row that needs `end_s` seconds of it; None if it can."""
+        """Why `vid` cannot be used by a row that needs `end_s` seconds of it; None if it can.
+
+        Raises:
+            VideoError: S3 cannot be read. It says nothing of the video; to leave out the row would
+                make another corpus.
+        """
         name, segment = self.name_of(vid), split_segment(vid)
         if name not in self._files:
             near = nearest_names(name, self._files)
@@ -83,6 +89,8 @@ class VideoLibrary:
     def copy(self, names: Iterable[str], target: Path, reporter: Reporter) -> int:
         """Copy the videos of these stems into `target`; their size in bytes.
 
+        Of a video in S3 the pointer is copied, and the size is the object's.
+
         Copied and not linked: DVC makes the files that it tracks read-only, and through a hard
         link it would do so to the originals.
         """
@@ -91,7 +99,7 @@ class VideoLibrary:
         for path in track(paths, reporter, "copy videos", len(paths)):
             with atomic_path(target / path.name) as temporary:
                 shutil.copyfile(path, temporary)
-            total += path.stat().st_size
+            total += read_pointer(path).n_bytes if is_pointer(path) else path.stat().st_size
         return total
 
     def _path(self, name: str) -> Path:
@@ -104,4 +112,6 @@ class VideoLibrary:
             next(decoder.frames())
             self._lengths_s[name] = decoder.container_s
         except VideoError as error:
+            if error.code == "unreadable" and isinstance(error.__cause__, StorageError):
+                raise
             self.failures[name] = error

@@ -13,8 +13,9 @@ from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, Scan, scan_annotations
 from mrmodel.errors import DataError
 from mrmodel.features.keys import normalise_query, split_segment
 from mrmodel.types import Annotation
+from mrmodel.video.remote import POINTER_SUFFIX
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", POINTER_SUFFIX)
 # Longest short and longest middle window in seconds, as the QVHighlights evaluation counts them.
 _SHORT_S, _MIDDLE_S = 10.0, 30.0
 
@@ -39,7 +40,8 @@ def check_file(
 
     Args:
         path: the JSONL file.
-        videos_dir: with it, every video must be there as ``<vid>.mp4`` (or another container).
+        videos_dir: with it, every video must be there as ``<vid>.mp4`` (or another container, or
+            a pointer to a video in S3).
         clip_len_s: seconds of one clip.
 
     Raises:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 
@@ -10,7 +11,9 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.features.store import FeatureStore
 from mrmodel.predict.predictor import Predictor
+from mrmodel.storage import ENDPOINT_VARIABLE
 from tests.project import Project
+from tests.services import S3Service
 
 MODEL = "models/finetuned/moment_detr"
 
@@ -63,6 +66,18 @@ def test_the_command_prints_windows_and_clip_scores(reproduced: Project, test_vi
         assert 0 <= score <= 1
     scores = [window[2] for window in row["pred_relevant_windows"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_video_in_s3_is_searched_through_its_pointer(
+    reproduced: Project, test_video: Path, s3_env: S3Service, tmp_path: Path
+) -> None:
+    client = boto3.session.Session().client("s3", endpoint_url=s3_env.url)
+    client.upload_file(str(test_video), "mrmodel", f"predict/{test_video.name}")
+    arguments = ["env", f"{ENDPOINT_VARIABLE}={s3_env.url}", "mrmodel"]
+    reproduced.run(*arguments, "data", "link", "s3://mrmodel/predict", str(tmp_path))
+    arguments += ["predict", "--query", "A cat", "--json"]
+    found = reproduced.run(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
+    assert json.loads(found) == json.loads(reproduced.run(*arguments, str(test_video)))
 
 
 def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path) -> None:
