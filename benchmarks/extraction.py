@@ -3,7 +3,7 @@
 Run ``python -m benchmarks.extraction [--encoders PART ...] [--videos N] [--workers N] [--json]``;
 ``--device cpu --small`` is a dry run with tiny networks and videos. Writes a 720p file and one of
 320 x 240 (60 s, see `benchmarks.decoding`), and extracts copies of it through each encoder with
-random bfloat16 weights, as the stage does (`features.feed`). `decode_wait_ratio` is the share of
+random weights (in bfloat16, SlowFast's in float32), as the stage does (`features.feed`). `decode_wait_ratio` is the share of
 the encoder's time in which it waited for frames: near 1 the processors are too few, near 0 the GPU
 is busy. Starting the workers (`start_s`) is not in the speed.
 """
@@ -64,7 +64,7 @@ def extracted(
 ) -> Mapping[str, Any]:
     """Extract `videos` copies of a file with that many decoding processes."""
     bench.begin()
-    encoder = bench.encoder(case, "fp32" if bench.device.type == "cpu" else "bf16")
+    encoder = bench.encoder(case, "fp32" if bench.device.type == "cpu" else case.precision)
     if bench.device.type == "cpu":
         encoder = in_batches(encoder)
     encoder.encode_clips(bench.frames(encoder, encoder.batch_clips))  # kernels are chosen now

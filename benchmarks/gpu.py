@@ -77,12 +77,16 @@ SMALL_MODEL = {"hidden": 32, "heads": 4, "ffn": 48, "queries": 5}
 
 @dataclass(frozen=True)
 class EncoderCase:
-    """A brought encoder, its network, and its sizes: the published ones, and tiny ones."""
+    """A brought encoder, its network, and its sizes: the published ones, and tiny ones.
+
+    `precision` is the one that its users choose on a GPU.
+    """
 
     encoder: type[BroughtVideoEncoder]
     network: Callable[[Any], nn.Module]
     full: SetConfig
     small: SetConfig
+    precision: str = "bf16"
 
 
 ENCODERS = (
@@ -116,6 +120,7 @@ ENCODERS = (
             ),
             image_size=32,
         ),
+        "fp32",
     ),
 )
 

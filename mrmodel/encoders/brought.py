@@ -55,8 +55,8 @@ class BroughtVideoEncoder(_Brought):
     """A network over the frames of a clip."""
 
     modality: ClassVar[Modality] = "video"
-    # Clips at a time on a GPU.
-    gpu_batch: ClassVar[int] = 64
+    # Clips at a time on a GPU: where more of them are hardly faster (benchmarks/RESULTS.md).
+    gpu_batch: ClassVar[int]
 
     @property
     @abstractmethod

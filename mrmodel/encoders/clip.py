@@ -31,6 +31,7 @@ class ClipVideoEncoder(BroughtVideoEncoder):
     name: ClassVar[str] = "clip_b32.video512"
     set_name: ClassVar[str] = "clip_b32"
     dim: ClassVar[int] = 512
+    gpu_batch: ClassVar[int] = 256
 
     @cached_property
     def config(self) -> ClipConfig:

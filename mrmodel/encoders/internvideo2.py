@@ -91,7 +91,7 @@ class InternVideo2VideoEncoder(BroughtVideoEncoder):
     name: ClassVar[str] = "internvideo2_1b.video512"
     set_name: ClassVar[str] = "internvideo2_1b"
     dim: ClassVar[int] = 512
-    gpu_batch: ClassVar[int] = 16
+    gpu_batch: ClassVar[int] = 32
 
     @cached_property
     def config(self) -> InternVideo2Config:

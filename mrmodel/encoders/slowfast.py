@@ -22,7 +22,7 @@ class SlowFastVideoEncoder(BroughtVideoEncoder):
     name: ClassVar[str] = "slowfast.video2304"
     set_name: ClassVar[str] = "slowfast"
     dim: ClassVar[int] = 2304
-    gpu_batch: ClassVar[int] = 8
+    gpu_batch: ClassVar[int] = 32
 
     @cached_property
     def config(self) -> SlowFastConfig:

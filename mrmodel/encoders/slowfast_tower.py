@@ -47,7 +47,11 @@ class SlowFastConfig(SetConfig):
         image_size: pixels of the square picture.
         compat: ``hero`` takes the frames that the community's features were made of, ``fixed``
             spreads them over the clip evenly (features.md, section 2.1).
+        compute_dtype: on a GPU bfloat16 is slower here, and rows then depend on the clip's place in
+            its batch by a rounding.
     """
+
+    compute_dtype: Literal["float32"] = "float32"
 
     stem: Count = 64
     stages: tuple[SlowFastStage, SlowFastStage, SlowFastStage, SlowFastStage] = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
@@ -29,6 +30,9 @@ from mrmodel.video.frames import DecodeReport, FrameSource
 from mrmodel.video.sampling import FrameSampling
 
 log = logging.getLogger(__name__)
+
+# The encoder's process goes first where there are fewer cores than work: it keeps the GPU busy.
+_DECODING_NICENESS = 5
 
 # What may be otherwise on another machine, or at another time; all else is in the file.
 _PASSING_CODES = ("not_found", "unreadable")
@@ -101,6 +105,7 @@ def frames_handler(
 
     The generator yields (slot, number of clips in it); it returns the entry of the video.
     """
+    os.nice(_DECODING_NICENESS)
     shape = clip_shape(sampling)
     room = slots.slot_bytes // math.prod(shape)
     slot = 0
