@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from mrmodel.encoders.pixels import embed_patches
 from mrmodel.encoders.weight_sets import (
     Count,
     SetConfig,
@@ -119,7 +120,7 @@ class _VisionEmbeddings(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + patches, width)."""
-        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        patches = embed_patches(images, self.patch_embedding.weight)
         first = self.class_embedding.expand(len(images), 1, -1)
         embedded: Tensor = torch.cat((first, patches), dim=1) + self.position_embedding.weight
         return embedded

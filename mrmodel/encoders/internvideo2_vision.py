@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from mrmodel.encoders.pixels import embed_patches
 from mrmodel.encoders.weight_sets import Count, TransformerSizes
 
 RMS_EPS, POOL_EPS = 1e-6, 1e-5
@@ -144,8 +145,9 @@ class _PatchEmbed(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, T * patches, width), frame by frame, row by row."""
-        patches: Tensor = self.proj(frames)
-        return patches.flatten(2).transpose(1, 2)
+        pictures = frames.transpose(1, 2).flatten(0, 1)
+        patches = embed_patches(pictures, self.proj.weight, self.proj.bias)
+        return patches.reshape(len(frames), -1, patches.shape[-1])
 
 
 class _CrossAttention(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -61,8 +62,20 @@ def run_on_clips(
             part = np.concatenate([part, *[part[:1]] * (size - len(part))])
         # PyTorch refuses read-only and reversed arrays: those are copied.
         batch = torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
-        rows.extend(run(batch)[: len(frames) - start].float().cpu().numpy())
+        with _exact_convolutions():
+            rows.extend(run(batch)[: len(frames) - start].float().cpu().numpy())
     return rows
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """Convolutions without TF32, and with nothing but kernels that repeat their results.
+
+    A row made on a GPU is then as near to the CPU's as float32 allows.
+    """
+    exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return exact
 
 
 @torch.inference_mode()

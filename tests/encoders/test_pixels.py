@@ -1,0 +1,19 @@
+import pytest
+import torch
+from torch import nn
+
+from mrmodel.encoders.pixels import embed_patches
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 55)], ids=["whole patches", "a rest"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_are_embedded_as_by_a_convolution(size, bias):
+    torch.manual_seed(0)
+    pictures = torch.randn(2, 3, *size)
+    flat, deep = nn.Conv2d(3, 5, 16, 16, bias=bias), nn.Conv3d(3, 5, (1, 16, 16), (1, 16, 16))
+    expected = flat(pictures).flatten(2).transpose(1, 2)
+    got = embed_patches(pictures, flat.weight, flat.bias)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+    frames = deep(pictures[:, :, None]).flatten(2).transpose(1, 2)
+    got = embed_patches(pictures, deep.weight, deep.bias)
+    torch.testing.assert_close(got, frames, rtol=0, atol=2e-6)
