@@ -439,7 +439,7 @@ def invariance_items(bench: Bench) -> Iterator[Item]:
 
 
 def encoder_invariance(bench: Bench, case: EncoderCase, precision: str) -> Figures:
-    """Differences of rows by order, company, batch size and, of convolutions, TF32."""
+    """Differences of rows by order, company and batch size."""
     encoder = bench.encoder(case, precision)
     batch = 3 if bench.small else case.encoder.gpu_batch
     vars(encoder)["gpu_batch"] = batch
@@ -455,10 +455,6 @@ def encoder_invariance(bench: Bench, case: EncoderCase, precision: str) -> Figur
         differences[f"alone_{clip}"] = _apart(alone, rows[clip : clip + 1])
     vars(encoder)["gpu_batch"] = 2 * batch
     other = {"twice_the_batch": _apart(encoder.encode_clips(frames), rows)}
-    if precision == "fp32":
-        vars(encoder)["gpu_batch"] = batch
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            other["without_tf32"] = _apart(encoder.encode_clips(frames), rows)
     return {
         "equal": not any(differences.values()),
         **differences,

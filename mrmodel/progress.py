@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 T = TypeVar("T")
 
@@ -69,7 +69,6 @@ class RichReporter:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[info]}"),
                 console=self._console,
             )
@@ -81,7 +80,8 @@ class RichReporter:
         self._done += steps
         text = " ".join(f"{key} {_short(value)}" for key, value in info.items())
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], advance=steps, info=text)
+            line = f"{self._rest()}{text}"
+            self._progress.update(self._progress.task_ids[0], advance=steps, info=line)
             return
         tenth = self._done * 10 // max(self._total, 1)
         if tenth > self._shown:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from mrmodel.corpus.video_library import VIDEO_SUFFIXES
 from mrmodel.errors import DataError, VideoError
 from mrmodel.storage import Listed, list_objects
-from mrmodel.video.remote import POINTER_SUFFIX, read_pointer, write_pointer
+from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_pointer, write_pointer
 
 # File systems allow 255, of which a temporary name takes some.
 _LONGEST_STEM_BYTES = 200
@@ -90,7 +90,9 @@ def _problem(stem: str, versions: list[Listed], there: Iterable[Path]) -> str | 
     for path in there:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return f"{url}: there is {path} of that name; keep one of them"
-        if path.suffix == POINTER_SUFFIX and (other := _target(path)) not in (url, None):
+        if is_pointer(path) and path.suffix != POINTER_SUFFIX:
+            return f"{url}: there is {path} of that name; call it {stem}{POINTER_SUFFIX}"
+        if is_pointer(path) and (other := _target(path)) not in (url, None):
             return f"{url}: {path} points to {other}; remove it where that is to be replaced"
     return None
 

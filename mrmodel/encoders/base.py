@@ -22,7 +22,8 @@ Modality = Literal["video", "text"]
 # video stream beside it; a start mark cannot.
 RowLayout = Literal["sentence, tokens", "sentence, tokens, end", "start, tokens, end"]
 
-# Raised when the code that makes rows changes what the same weights give.
+# Raised when the code that makes rows changes what the same weights give; an encoder may have a
+# number of its own.
 SCHEMA = 1
 CACHE_VARIABLE = "MRMODEL_CACHE_DIR"
 
@@ -48,6 +49,9 @@ class VideoEncoder(Protocol):
 
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim); row i depends on clip i alone.
+
+        On a CPU to the bit. On a GPU the place in the batch may decide a rounding
+        (benchmarks/RESULTS.md says of which encoder).
 
         Raises:
             WeightsError: the weights are missing or are not the pinned ones.
@@ -110,7 +114,12 @@ def check_frames(frames: Frames, sampling: FrameSampling) -> None:
 
 
 def describe(
-    name: str, dim: int, libraries: Sequence[str], *, sampling: FrameSampling | None = None
+    name: str,
+    dim: int,
+    libraries: Sequence[str],
+    *,
+    sampling: FrameSampling | None = None,
+    schema: int = SCHEMA,
 ) -> dict[str, object]:
     """The part of a fingerprint that all encoders share; `libraries` count by major version."""
     majors: dict[str, object] = {library: _major(version(library)) for library in libraries}
@@ -118,7 +127,7 @@ def describe(
         majors |= {"av": _major(version("av")), "libswscale": av.library_versions["libswscale"][0]}
     return {
         "encoder": name,
-        "schema": SCHEMA,
+        "schema": schema,
         "dim": dim,
         "sampling": None if sampling is None else sampling.as_json(),
         "libraries": majors,

@@ -15,6 +15,9 @@ from mrmodel.encoders.running import encoder_device, run_on_clips, run_on_tokens
 from mrmodel.encoders.weight_sets import SetConfig, WeightSet
 from mrmodel.video.sampling import FrameSampling
 
+# 2: patches by a matrix product, convolutions without TF32.
+_CLIPS_SCHEMA = 2
+
 
 class _Brought(ABC):
     """An encoder of the weight set `set_name`.
@@ -76,9 +79,10 @@ class BroughtVideoEncoder(_Brought):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        return (
-            describe(self.name, self.dim, self.libraries, sampling=self.sampling) | self._recipe()
+        shared = describe(
+            self.name, self.dim, self.libraries, sampling=self.sampling, schema=_CLIPS_SCHEMA
         )
+        return shared | self._recipe()
 
 
 class BroughtTextEncoder(_Brought):

@@ -2,7 +2,8 @@
 
 The shape of a matrix product decides how its sums are rounded. On a CPU clips go through one by
 one; on a GPU, and for sentences, batches are filled up to one size. So the same clip, or sentence,
-has the same bits alone and in company.
+has the same bits alone and in company: on a CPU always, on a GPU where the kernels do not look at
+the place in the batch (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Worker processes, or shards on other machines (`shards`), leave finished pieces in a work folder; at
 the end they are put together in key order. So the bytes of a store depend neither on the number of
-workers and shards nor on interruptions.
+workers and shards nor on interruptions, but for what a GPU's encoder makes of the order in which
+clips come (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class EncoderFeed:
         started_s = time.perf_counter()
         results: list[Rows | Failure]
         try:
-            rows = self._encoder.encode_clips(batch.clips)
+            rows = self._rows(batch.clips)
             results = list(np.split(rows, np.cumsum([count for _, count in batch.spans])[:-1]))
         except MrModelError:
             raise
@@ -209,11 +209,18 @@ class EncoderFeed:
         first = 0
         for video, count in batch.spans:
             try:
-                found.append(self._encoder.encode_clips(batch.clips[first : first + count]))
+                found.append(self._rows(batch.clips[first : first + count]))
             except Exception as error:
                 found.append(failure_of(video.job, error))
             first += count
         return found
+
+    def _rows(self, clips: Frames) -> Rows:
+        rows = self._encoder.encode_clips(clips)
+        if len(rows) != len(clips):
+            name = self._encoder.name
+            raise RuntimeError(f"{name} gave {len(rows)} rows of {len(clips)} clips, not one each")
+        return rows
 
     def _collect(self) -> None:
         """Give the rows of the batch that was encoded to its videos."""

@@ -130,12 +130,12 @@ class Work:
     def _take(self, job: Job, done: Done | Crash) -> None:
         if isinstance(done, Crash):
             self._fail(job, Failure(done.reason, lasting=False))
-        elif done.failure:
+            return
+        self.rows_made += done.n_rows
+        self.decode_s += done.decode_s
+        self.encode_s += done.encode_s
+        if done.failure:
             self._fail(job, done.failure)
-        else:
-            self.rows_made += done.n_rows
-            self.decode_s += done.decode_s
-            self.encode_s += done.encode_s
 
     def _fail(self, job: Job, failure: Failure) -> None:
         if isinstance(job, TextJob):

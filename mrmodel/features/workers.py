@@ -92,6 +92,12 @@ class _Worker(Generic[Job]):
             self.left_s, self.deadline = self.deadline - time.monotonic(), float("inf")
         self.held += 1
 
+    def begin(self, job: Job, timeout_s: float) -> None:
+        """Give it a job. While a part of the job before is held, the clock does not start."""
+        self.job, self.left_s = job, timeout_s
+        self.deadline = float("inf") if self.held else time.monotonic() + timeout_s
+        self.say("job", job)
+
     def take(self) -> None:
         self.held -= 1
         if not self.held and self.job is not None:
@@ -149,15 +155,14 @@ class WorkerPool(Generic[Job]):
         while len(self._workers) < min(self._count, busy + len(self._waiting)):
             self._workers.append(_start(self._make_handler, self._slot_bytes))
         for worker in self._workers:
-            if worker.ready and worker.job is None and self._waiting:
-                worker.job = self._waiting.popleft()
-                worker.deadline = time.monotonic() + self._timeout_s
-                worker.left_s = self._timeout_s
-                worker.say("job", worker.job)
+            is_free = worker.ready and worker.job is None and worker.process.is_alive()
+            if is_free and self._waiting:
+                worker.begin(self._waiting.popleft(), self._timeout_s)
         found = []
         for worker in self._with_news(others):
             event = self._receive(worker)
-            if not worker.process.is_alive():
+            # Not as soon as its process is dead: what it said before is still to be read.
+            if worker.connection.closed:
                 self._workers.remove(worker)
             if event is not None:
                 found.append(event)
@@ -202,10 +207,12 @@ class WorkerPool(Generic[Job]):
         worker.ready, worker.job, worker.deadline = True, None, float("inf")
         return None if job is None else Finished(job, value)
 
-    def _after_death(self, worker: _Worker[Job]) -> Event[Job]:
+    def _after_death(self, worker: _Worker[Job]) -> Event[Job] | None:
         code = worker.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         job = worker.job
+        if job is None and worker.ready:
+            return None  # It had nothing to do; another one is started when there is work.
         if job is None:
             raise FeatureError(f"a worker process died while starting ({how})")
         self._crashes[job] += 1

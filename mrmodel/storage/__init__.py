@@ -86,7 +86,9 @@ def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
         StorageError: the address is none, or the server cannot be reached or refuses.
     """
     if not url.startswith("s3://"):
-        raise StorageError(repr(url.partition("://")[0]), "expected s3://bucket/folder")
+        # What stands before an unknown scheme's host may be a password, so it is not repeated.
+        scheme = url.partition("://")[0] if "://" in url else ""
+        raise StorageError(repr(scheme), "expected an address of the form s3://bucket/folder")
     from mrmodel.storage.s3 import S3Store
 
     return S3Store(url, _endpoint(), patience_s).objects()

@@ -34,6 +34,8 @@ from mrmodel.storage.base import (
 from mrmodel.storage.outage import code_of, ride_out, sentence_of
 
 PART_BYTES = 8 << 20
+# Without a byte of a part that was asked for; one is 4 MB at most.
+_PART_TIMEOUT_S = 20.0
 _T = TypeVar("_T")
 _Call = Callable[[], _T]
 # What objects remember of their writer: the digest of their bytes, and which write they are of.
@@ -297,17 +299,18 @@ def _shared_client(endpoint: str | None, process: int) -> Any:
 
     `process` is there because a forked process must not use the connections of the other.
     """
-    return _client("s3", endpoint)
+    # One try of half a minute at most: `ride_out` repeats, and nothing else is to bound the wait.
+    return _client("s3", endpoint, read_timeout_s=_PART_TIMEOUT_S, tries=1)
 
 
-def _client(url: str, endpoint: str | None) -> Any:
+def _client(url: str, endpoint: str | None, read_timeout_s: float = 60.0, tries: int = 3) -> Any:
     """A client of its own session: sessions are not safe between threads, clients are."""
     if endpoint is not None and "@" in endpoint:
         raise StorageError(url, "no credentials in the endpoint; boto3 finds them elsewhere")
     config = Config(
-        retries={"mode": "standard", "max_attempts": 3},
+        retries={"mode": "standard", "max_attempts": tries},
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=read_timeout_s,
         # A server on one's own machine has no host name for each bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
     )

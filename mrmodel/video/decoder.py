@@ -168,24 +168,27 @@ class Decoder:
     def _opened(self) -> Iterator[Any]:
         self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
         try:
-            container = self._container(self._remote or str(self.path))
-        except VideoError:
-            self._require_read()
-            raise
-        with container:
-            self._require_read()
-            yield container
+            with self._container(self._remote or str(self.path)) as container:
+                self._require_read()
+                yield container
+        finally:
+            if self._remote is not None:
+                self._remote.close()
 
     def _container(self, source: RemoteVideo | str) -> Any:
         try:
             return av.open(source, metadata_errors="replace")
-        except av.error.FileNotFoundError as error:
-            raise VideoError(self.path, "not_found", "no such file") from error
-        except (av.error.InvalidDataError, av.error.EOFError) as error:
-            detail = "not a video, or its index is lost (a download that broke off?)"
-            raise VideoError(self.path, "invalid_data", detail) from error
         except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(self.path, "unreadable", str(error)) from error
+            self._require_read()
+            raise self._not_opened(error) from error
+
+    def _not_opened(self, error: Exception) -> VideoError:
+        if isinstance(error, av.error.FileNotFoundError):
+            return VideoError(self.path, "not_found", "no such file")
+        if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+            detail = "not a video, or its index is lost (a download that broke off?)"
+            return VideoError(self.path, "invalid_data", detail)
+        return VideoError(self.path, "unreadable", str(error))
 
     def _require_read(self) -> None:
         """Raise what ended the reading of a video in S3: it is not the end of that video."""
@@ -227,7 +230,7 @@ class Decoder:
             else:
                 if skip:
                     skipping.leave_out(packet)
-        for stamp, duration in skipping.before(None):
+        for stamp, duration in skipping.rest():
             yield stamp, duration, None
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:

@@ -110,6 +110,12 @@ class RemoteVideo:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[int, Future[bytes]] | None = None
 
+    def close(self) -> None:
+        """Let go of everything but the error, which holds this object by its traceback."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._blocks.clear()
+        self._ahead = None
+
     def read(self, count: int) -> bytes:
         """At most `count` bytes; none at the end, and none after an error."""
         if self.error is not None or self._position >= self._n_bytes:

@@ -49,13 +49,15 @@ class Skipping:
 
     def end(self) -> None:
         """Skip nothing any more."""
-        self._time_of = None
+        self._possible, self._time_of = False, None
 
     def look_ahead(self, packets: Iterator[Any]) -> Iterator[Any]:
         """The same packets, each of them when the next ones are known."""
         ahead: deque[Any] = deque()
         for packet in packets:
-            if packet.pts is not None and not packet.is_discard:
+            if packet.pts is None:
+                self.end()  # What is shown when cannot be told from the packets.
+            elif not packet.is_discard:
                 insort(self._stamps, packet.pts)
             ahead.append(packet)
             if len(ahead) > _LOOK_AHEAD:
@@ -64,7 +66,7 @@ class Skipping:
 
     def may_skip(self, packet: Any) -> bool:
         """Whether nobody looks at the packet's frame."""
-        if self._time_of is None or packet.pts is None or packet.is_discard:
+        if self._time_of is None or packet.is_discard:
             return False
         after = bisect_right(self._stamps, packet.pts)
         if after == len(self._stamps):
@@ -79,15 +81,17 @@ class Skipping:
     def before(self, stamp: int | None) -> list[tuple[int, int]]:
         """(time stamp, duration) of what was left out and is shown before the frame at `stamp`.
 
-        None stands for the end of the video.
+        None: the frame has no time stamp, and nothing is known to be before it.
         """
         if stamp is None:
-            found = sorted(self._left_out.items())
-            self._left_out.clear()
-            return found
+            return []
         self._left_out.pop(stamp, None)
         found = sorted(item for item in self._left_out.items() if item[0] < stamp)
         for early, _ in found:
             del self._left_out[early]
         del self._stamps[: bisect_left(self._stamps, stamp)]
         return found
+
+    def rest(self) -> list[tuple[int, int]]:
+        """(time stamp, duration) of what was left out behind the last frame."""
+        return sorted(self._left_out.items())

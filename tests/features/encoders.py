@@ -149,6 +149,13 @@ class TogetherWithoutWeights(Together, WithoutWeights):
     """Both."""
 
 
+class Careless(Together):
+    """Forgets the last clip."""
+
+    def encode_clips(self, frames):
+        return super().encode_clips(frames)[:-1]
+
+
 class Slow(Together):
     """Takes half a second, and notes which clip the decoding was at by then."""
 

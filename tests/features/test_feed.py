@@ -4,11 +4,12 @@ The encoder's batches are of four clips, a slot is two clips large.
 """
 
 import os
+import time
 
 import numpy as np
 import pytest
 
-from mrmodel.errors import WeightsError
+from mrmodel.errors import FeatureError, WeightsError
 from mrmodel.features import feed
 from mrmodel.features.extract import extract_videos
 from mrmodel.features.slots import Slots
@@ -130,6 +131,35 @@ def test_what_waits_for_a_slow_encoder_is_bounded(tmp_path, monkeypatch):
     ahead = [seen - 4 * batch for batch, seen in enumerate(Slow.seen)]
     assert ahead[0] == 4 + 4 + 2 * 2
     assert max(ahead) <= 12
+
+
+def test_many_videos_may_wait_for_a_slow_encoder(tmp_path, monkeypatch):
+    """Three workers are faster than the encoder; the second video of each begins behind parts."""
+    monkeypatch.setenv("MRMODEL_TEST_MARK", str(tmp_path / "mark"))
+    path = write_video(tmp_path / "v.mp4", 10 * 20)
+    videos = {f"v{number}": path for number in range(6)}
+    summary = extract(videos, "test.Slow", tmp_path, workers=3, timeout_s=2.0)
+    assert summary.problems == {}
+    assert summary.n_rows == 60
+
+
+def test_a_death_that_is_noticed_late_is_a_death_all_the_same(videos, tmp_path, monkeypatch):
+    digest = feed.EncoderFeed._digest
+
+    def slowly(self):
+        time.sleep(0.2)  # Meanwhile the worker sends its last part, and dies.
+        return digest(self)
+
+    monkeypatch.setattr(feed.EncoderFeed, "_digest", slowly)
+    chosen = {vid: videos[vid] for vid in ("a", "long", "b")}
+    summary = extract(chosen, "test.DeadlyDecoding", tmp_path, max_failed_share=0.4)
+    assert summary.problems == {"long": "worker process died 2 times (signal 11)"}
+    assert summary.n_ok == 2
+
+
+def test_an_encoder_that_loses_rows_is_named(videos, tmp_path):
+    with pytest.raises(FeatureError, match=r"numbers gave \d rows of \d clips, not one each"):
+        extract(videos, "test.Careless", tmp_path)
 
 
 def test_a_killed_extraction_continues_to_equal_bytes(videos, tmp_path):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from mrmodel.errors import DataError, FeatureError
-from mrmodel.features.workers import Crash, run_jobs
+from mrmodel.features.workers import Crash, Finished, Part, Restarted, WorkerPool, run_jobs
 
 
 def square_maker():
@@ -57,6 +57,57 @@ def test_nothing_to_do_starts_nothing():
 def test_mistakes_reach_the_caller(maker, job, kind, words):
     with pytest.raises(kind, match=words):
         list(run_jobs(maker, [job], count=1, timeout_s=30.0))
+
+
+def telling_maker(slots):
+    return telling
+
+
+def telling(job):
+    yield os.getpid()
+    if job == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "long":
+        time.sleep(2.0)
+    return job
+
+
+def events_of(pool, look):
+    """Everything that is said until all jobs are over; `look` is called with each event."""
+    found = []
+    try:
+        while not pool.is_done:
+            for event in pool.events():
+                found.append(event)
+                if isinstance(event, Part):
+                    event.taken()
+                look(event)
+    finally:
+        pool.close()
+    return found
+
+
+def test_a_worker_that_dies_behind_a_part_has_died():
+    pool = WorkerPool(telling_maker, ["dies"], 1, 30.0, slot_bytes=8)
+    found = events_of(pool, lambda _: time.sleep(0.3))
+    assert [type(event) for event in found] == [Part, Restarted, Part, Finished]
+    assert found[-1].result == Crash("worker process died 2 times (signal 9)")
+
+
+def test_the_death_of_an_idle_worker_costs_nothing():
+    pool = WorkerPool(telling_maker, ["long", "short"], 2, 30.0, slot_bytes=8)
+    pids = {}
+
+    def kill_the_idle(event):
+        if isinstance(event, Part):
+            pids[event.job] = event.value
+        elif event.job == "short":
+            os.kill(pids["short"], signal.SIGKILL)
+
+    found = events_of(pool, kill_the_idle)
+    assert pids["long"] != pids["short"]
+    results = {event.job: event.result for event in found if isinstance(event, Finished)}
+    assert results == {"short": "short", "long": "long"}
 
 
 def pid_maker(folder):

@@ -97,7 +97,9 @@ def test_addresses_that_name_no_object(url: str) -> None:
     assert "planted" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["folder", "gs://bucket/a", "s3://planted:planted@bucket/a"])
+@pytest.mark.parametrize(
+    "url", ["folder", "gs://bucket/a", "s3://planted:planted@bucket/a", "planted:planted@bucket/a"]
+)
 def test_addresses_that_cannot_be_listed(url: str) -> None:
     with pytest.raises(StorageError) as caught:
         list_objects(url)

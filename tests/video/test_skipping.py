@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import av
 import numpy as np
 import pytest
 
@@ -93,6 +94,27 @@ def test_what_nobody_looks_at_is_left_out(tmp_path):
 def test_where_it_would_not_be_safe_nothing_is_left_out(tmp_path, changes):
     path = write_video(tmp_path / "v.mkv", 90, fps=30, **changes)
     assert decoded(path, lambda _start, _end: False) == 1
+
+
+@pytest.mark.parametrize("encoding", [B_FRAMES, PYRAMID], ids=["plain", "pyramid"])
+@pytest.mark.parametrize("joined", [2, 6])
+def test_frames_without_time_stamps_end_it(tmp_path, monkeypatch, encoding, joined):
+    """A transport stream may say the time of the first of several frames only."""
+    plain = write_video(tmp_path / "plain.ts", 300, fps=30, encoding=encoding)
+    path = tmp_path / "joined.ts"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        for first in range(0, len(packets), joined):
+            group = packets[first : first + joined]
+            packet = av.Packet(b"".join(map(bytes, group)))
+            packet.pts, packet.dts = group[0].pts, group[0].dts
+            packet.time_base, packet.stream = stream.time_base, copy
+            target.mux(packet)
+    sampling = FrameSampling(2, None)
+    some = read(path, 1.0, sampling, monkeypatch)
+    assert_equal(some, read(path, 1.0, sampling, monkeypatch, all_frames=True))
 
 
 @pytest.mark.parametrize("place", [0.2, 0.45, 0.7])
