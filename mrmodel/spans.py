@@ -14,7 +14,8 @@ EPS = 1e-8
 def cxw_to_xx(spans_cxw: Tensor) -> Tensor:
     """(..., 2) (centre, width) -> (start, end)."""
     centre, width = spans_cxw.float().unbind(-1)
-    return torch.stack((centre - 0.5 * width, centre + 0.5 * width), dim=-1)
+    half = 0.5 * width
+    return torch.stack((centre - half, centre + half), dim=-1)
 
 
 def xx_to_cxw(spans_xx: Tensor) -> Tensor:
@@ -25,14 +26,27 @@ def xx_to_cxw(spans_xx: Tensor) -> Tensor:
 
 def aligned_iou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
     """IoU of span i with span i: (..., 2) and (..., 2) -> (...); two empty spans give 0."""
-    intersection, union, _ = _overlap(first_xx, second_xx)
-    return intersection / union.clamp(min=EPS)
+    shared, total = _shared_and_total(first_xx, second_xx)
+    intersection = shared.clamp(min=0)
+    return intersection / (total - intersection).clamp(min=EPS)
 
 
 def aligned_giou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
     """Generalised IoU of span i with span i, in [-1, 1] (Rezatofighi et al. 2019, on a line)."""
-    intersection, union, hull = _overlap(first_xx, second_xx)
-    return intersection / union.clamp(min=EPS) - (hull - union) / hull.clamp(min=EPS)
+    return aligned_iou_and_giou(first_xx, second_xx)[1]
+
+
+def aligned_iou_and_giou(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor]:
+    """`aligned_iou` and `aligned_giou` of the same spans.
+
+    The second is the first minus the share that the gap between the two spans has in the stretch
+    from the first start to the last end.
+    """
+    shared, total = _shared_and_total(first_xx, second_xx)
+    intersection = shared.clamp(min=0)
+    iou = intersection / (total - intersection).clamp(min=EPS)
+    gap, stretch = intersection - shared, total - shared
+    return iou, iou - gap / stretch.clamp(min=EPS)
 
 
 def pairwise_iou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
@@ -51,10 +65,9 @@ def inverse_sigmoid(values: Tensor, eps: float = 1e-3) -> Tensor:
     return (values.clamp(min=eps) / (1.0 - values).clamp(min=eps)).log()
 
 
-def _overlap(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _shared_and_total(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor]:
+    """What two spans share, below 0 by the gap where they do not overlap, and both widths added."""
     first_start, first_end = first_xx.float().unbind(-1)
     second_start, second_end = second_xx.float().unbind(-1)
-    intersection = (first_end.minimum(second_end) - first_start.maximum(second_start)).clamp(min=0)
-    union = (first_end - first_start) + (second_end - second_start) - intersection
-    hull = first_end.maximum(second_end) - first_start.minimum(second_start)
-    return intersection, union, hull
+    shared = first_end.minimum(second_end) - first_start.maximum(second_start)
+    return shared, (first_end - first_start) + (second_end - second_start)

@@ -17,7 +17,7 @@ from mrmodel.losses.windows import PaddedWindows, best_iou, own_windows
 from mrmodel.models.layers.query_groups import KnownQueries
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
-from mrmodel.spans import aligned_giou, aligned_iou, cxw_to_xx
+from mrmodel.spans import aligned_iou_and_giou, cxw_to_xx
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,20 @@ def known_truth(queries: KnownQueries) -> GroupTruth:
 
 
 def span_losses(
-    spans: tuple[Tensor, Tensor], positive: Tensor, beta: float = 0.0
+    spans: tuple[Tensor, Tensor], giou: Tensor, positive: Tensor, beta: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Smooth absolute error (mean of centre and width) and 1 - gIoU, summed over positive slots.
 
     Args:
         spans: predicted and true ones, (K, B, S, 2) cxw each.
+        giou: (K, B, S) of the two.
         positive: (K or 1, B, S), 1 for the slots that count, else 0.
         beta: see `smooth_l1`.
 
     Returns:
         (K,) each, one sum a layer.
     """
-    predicted, true = spans
-    error = smooth_l1(predicted, true, beta).mean(-1)
-    giou = aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+    error = smooth_l1(*spans, beta).mean(-1)
     return (positive * error).sum((1, 2)), (positive * (1.0 - giou)).sum((1, 2))
 
 
@@ -90,6 +89,7 @@ class _Judged:
         spans_cxw, own_cxw: (K, B, S, 2) predicted and true; (0.5, 0.5) where there is none.
         positive, used: (K or 1, B, S) and (1, B, S), 0 or 1.
         own_iou: (K, B, S) with the slot's own window, 0 at background, no gradient.
+        own_giou: (K, B, S) likewise, anything finite at background.
     """
 
     logits: Tensor
@@ -98,6 +98,7 @@ class _Judged:
     positive: Tensor
     used: Tensor
     own_iou: Tensor
+    own_giou: Tensor
 
 
 class DetectionLoss:
@@ -117,7 +118,8 @@ class DetectionLoss:
         """
         judged = _judge(heads, truth, windows)
         spans = (judged.spans_cxw, judged.own_cxw)
-        absolute, giou = span_losses(spans, judged.positive, self.settings.smooth_l1_beta)
+        beta = self.settings.smooth_l1_beta
+        absolute, giou = span_losses(spans, judged.own_giou, judged.positive, beta)
         losses = {
             "cls": self._class_loss(judged, truth),
             "l1": absolute / truth.span_norm,
@@ -158,16 +160,17 @@ class DetectionLoss:
 
 def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
     # Filling before any arithmetic keeps whatever is in an unused slot out of the gradient too.
-    logits = heads.logits.float().masked_fill(~truth.used, 0.0)
-    spans = heads.spans_cxw.float().masked_fill(~truth.used[..., None], 0.5)
-    window = truth.window.masked_fill(~truth.used, -1)
-    own = own_windows(window, windows)
-    own_iou = aligned_iou(cxw_to_xx(spans.detach()), cxw_to_xx(own))
+    unused = ~truth.used
+    spans = heads.spans_cxw.float().masked_fill(unused[..., None], 0.5)
+    window = truth.window.masked_fill(unused, -1)
+    own, positive = own_windows(window, windows), window >= 0
+    iou, giou = aligned_iou_and_giou(cxw_to_xx(spans), cxw_to_xx(own))
     return _Judged(
-        logits=logits,
+        logits=heads.logits.float().masked_fill(unused, 0.0),
         spans_cxw=spans,
         own_cxw=own.expand_as(spans),
-        positive=(window >= 0).float(),
+        positive=positive.float(),
         used=truth.used[None].float(),
-        own_iou=torch.where(window >= 0, own_iou, 0.0),
+        own_iou=torch.where(positive, iou.detach(), 0.0),
+        own_giou=giou,
     )

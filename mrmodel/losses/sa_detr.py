@@ -24,6 +24,7 @@ from mrmodel.models.layers.query_groups import KnownQueries
 from mrmodel.models.layers.span_refiner import RefinedQueries
 from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr_settings import SaDetrSettings
+from mrmodel.spans import aligned_giou, cxw_to_xx
 from mrmodel.types import Batch, ModelOutput, Targets
 
 KINDS = 2  # near and far copies
@@ -153,7 +154,8 @@ class SaDetrCriterion(Criterion):
     ) -> dict[str, Tensor]:
         """``l1`` and ``giou`` (K,) of the queries that have a `window` (K or 1, B, S)."""
         own = own_windows(window, windows).expand_as(spans)
-        absolute, giou = span_losses((spans, own), (window >= 0).float())
+        giou = aligned_giou(cxw_to_xx(spans), cxw_to_xx(own))
+        absolute, giou = span_losses((spans, own), giou, (window >= 0).float())
         return {"l1": absolute / divisor, "giou": giou / divisor}
 
     def _divisor(self, windows: PaddedWindows) -> float:
@@ -165,7 +167,7 @@ class SaDetrCriterion(Criterion):
         """(K,) losses by name, of the layers that are judged."""
         first = 0 if self.settings.loss.aux else self.settings.layers.refiner - 1
         return {
-            f"{group}/l{layer}/{term}": values[layer]
+            f"{group}/l{layer}/{term}": value
             for term, values in terms.items()
-            for layer in range(first, len(values))
+            for layer, value in enumerate(values[first:].unbind(), first)
         }
