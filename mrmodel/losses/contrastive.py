@@ -21,13 +21,13 @@ class ContrastiveLoss:
         self.temperature = temperature
 
     def __call__(
-        self, layer: LayerOutput, matching: Matching, inputs: LossInputs
+        self, layers: LayerOutput, matching: Matching, inputs: LossInputs
     ) -> dict[str, Tensor]:
-        """Named scalars of one decoder layer."""
-        queries, text = layer.extras["contrastive_query"], inputs.output.extras["contrastive_text"]
-        energy = torch.einsum("bqc,bc->bq", queries, text).float() / self.temperature
+        """Named losses (K,) of K decoder layers."""
+        queries, text = layers.extras["contrastive_query"], inputs.output.extras["contrastive_text"]
+        energy = (queries @ text.unsqueeze(-1)).squeeze(-1).float() / self.temperature
         matched = torch.zeros_like(energy)
-        matched[matching.sample, matching.query] = 1.0
-        count = matched.sum(1)
-        loss = energy.logsumexp(1) - (energy * matched).sum(1) / count.clamp(min=1.0)
-        return {"contrastive": (loss * (count > 0)).mean()}
+        matched[matching.queries] = 1.0
+        count = matched.sum(-1)
+        loss = energy.logsumexp(-1) - (energy * matched).sum(-1) / count.clamp(min=1.0)
+        return {"contrastive": (loss * (count > 0)).mean(1)}

@@ -1,8 +1,8 @@
 """A criterion is a list of named losses, their weights, and the weighted sum.
 
-Layer losses judge the windows of one decoder layer after matching; they run on the last layer and,
-with the suffix ``_0``, ``_1`` ..., on the earlier ones. Clip losses judge the clip scores and run
-once. Without a matcher only the clip losses run (highlight-only data sets).
+Layer losses judge the windows of all decoder layers after matching; those of the last layer are
+named as such, those of the earlier ones have the suffix ``_0``, ``_1`` ... Clip losses judge the
+clip scores. Without a matcher only the clip losses run (highlight-only data sets).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mrmodel.losses.matching import Matcher, Matching
@@ -28,12 +29,12 @@ class LossInputs:
 
 
 class LayerLoss(Protocol):
-    """Judges the windows of one decoder layer."""
+    """Judges the windows of decoder layers."""
 
     def __call__(
-        self, layer: LayerOutput, matching: Matching, inputs: LossInputs
+        self, layers: LayerOutput, matching: Matching, inputs: LossInputs
     ) -> dict[str, Tensor]:
-        """Named scalars."""
+        """Named losses of heads (K, B, Q, ...), one of each layer: (K,)."""
         ...
 
 
@@ -65,18 +66,18 @@ class Criterion(ABC):
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar to run backward from."""
-        weighted = [
-            self.weight(name) * value for name, value in losses.items() if self.weight(name)
-        ]
-        return sum(weighted[1:], start=weighted[0])
+        weights = {name: weight for name in losses if (weight := self.weight(name))}
+        values = torch.stack([losses[name] for name in weights])
+        factors = torch.tensor(list(weights.values())).to(values.device, non_blocking=True)
+        return (factors * values).sum()
 
 
 class DetrCriterion(Criterion):
     """The losses of a DETR whose layers are judged one by one.
 
     Args:
-        layer_losses: run on every supervised decoder layer.
-        clip_losses: run once.
+        layer_losses: judge every supervised decoder layer.
+        clip_losses: judge the clip scores.
         weights: weight of each loss by its name without suffix; a loss without a weight is only
             reported.
         matcher: pairs queries with windows; None = clip losses only.
@@ -102,12 +103,13 @@ class DetrCriterion(Criterion):
         inputs = LossInputs(output, targets, batch)
         losses: dict[str, Tensor] = {}
         if self.matcher is not None:
-            suffixes = ["", *(f"_{i}" for i in range(len(output.aux)))]
-            for suffix, layer in zip(suffixes, (output.last, *output.aux), strict=True):
-                matching = self.matcher(layer, targets, batch)
-                for layer_loss in self.layer_losses:
-                    named = layer_loss(layer, matching, inputs)
-                    losses |= {name + suffix: value for name, value in named.items()}
+            layers = stack_layers((output.last, *output.aux))
+            matching = self.matcher(layers, targets, batch)
+            for layer_loss in self.layer_losses:
+                for name, values in layer_loss(layers, matching, inputs).items():
+                    last, *earlier = values.unbind()
+                    losses[name] = last
+                    losses |= {f"{name}_{i}": value for i, value in enumerate(earlier)}
         for clip_loss in self.clip_losses:
             losses |= clip_loss(inputs)
         return losses
@@ -117,3 +119,12 @@ class DetrCriterion(Criterion):
         base, _, layer = name.rpartition("_")
         weight = self.weights.get(base if layer.isdigit() else name, 0.0)
         return weight * (self.epoch + 1) if name in self.growing else weight
+
+
+def stack_layers(layers: Sequence[LayerOutput]) -> LayerOutput:
+    """Heads of K layers as one: every tensor (K, ...)."""
+    return LayerOutput(
+        torch.stack([layer.logits for layer in layers]),
+        torch.stack([layer.spans_cxw for layer in layers]),
+        {name: torch.stack([layer.extras[name] for layer in layers]) for name in layers[0].extras},
+    )

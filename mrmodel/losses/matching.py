@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -18,26 +20,33 @@ FOREGROUND = 0
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """M matched pairs of a batch, sample after sample.
+    """M matched pairs in each of K decoder layers, sample after sample.
+
+    A sample has as many pairs as windows, or as queries if those are fewer, in every layer.
 
     Attributes:
-        sample: (M,) index of the sample.
-        query: (M,) index of the query in its sample, rising within a sample.
-        window: (M,) index of the window in the stacked `Targets.spans_cxw`.
-        counts: pairs of each sample.
+        layer: (K, M) index of the layer.
+        sample: (K, M) index of the sample.
+        query: (K, M) index of the query in its sample, rising within a sample.
+        window: (K, M) index of the window in the stacked `Targets.spans_cxw`.
     """
 
+    layer: Tensor
     sample: Tensor
     query: Tensor
     window: Tensor
-    counts: list[int]
+
+    @property
+    def queries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What picks the matched rows (K, M, ...) out of rows (K, B, Q, ...)."""
+        return self.layer, self.sample, self.query
 
 
 class Matcher(Protocol):
     """Chooses which query answers for which true window."""
 
-    def __call__(self, layer: LayerOutput, targets: Targets, batch: Batch) -> Matching:
-        """Match one decoder layer."""
+    def __call__(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Matching:
+        """Match every decoder layer on its own; heads (K, B, Q, ...)."""
         ...
 
 
@@ -68,34 +77,32 @@ class HungarianMatcher:
         return cls(weights.span, weights.giou, weights.foreground)
 
     @torch.no_grad()
-    def __call__(self, layer: LayerOutput, targets: Targets, batch: Batch) -> Matching:
-        """Match the queries of each sample with its windows; (G) may be 0 and may exceed Q."""
-        device = layer.logits.device
-        # A broken model is reported by its losses, with the batch's ids, and not from in here.
-        cost = self.cost(layer, targets, batch).nan_to_num(0.0, 1e9, -1e9).cpu().numpy()
-        samples, queries, windows, counts = [], [], [], []
-        for sample, columns in enumerate(_column_ranges(targets.span_counts)):
-            rows, chosen = linear_sum_assignment(cost[:, columns])
-            samples += [sample] * len(rows)
-            queries += rows.tolist()
-            windows += (chosen + columns.start).tolist()
-            counts.append(len(rows))
-        indices = torch.tensor((samples, queries, windows), dtype=torch.int64, device=device)
-        return Matching(indices[0], indices[1], indices[2], counts)
+    def __call__(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Matching:
+        """Match the queries of each layer and sample with the sample's windows.
 
-    def cost(self, layer: LayerOutput, targets: Targets, batch: Batch) -> Tensor:
-        """(Q, G): what it would cost each query to answer for window g of its own sample."""
-        sample = window_samples(targets).to(layer.logits.device, non_blocking=True)
-        probability = layer.logits.float().softmax(-1)[..., FOREGROUND]
-        cost = -self.foreground * probability[sample]
-        if "start_end_logits" in layer.extras:
-            cost = cost - self.span * _boundary_probability(layer, targets, batch, sample)
-        else:
-            predicted, true = layer.spans_cxw.float()[sample], targets.spans_cxw[:, None]
-            distance = (predicted - true).abs().sum(-1)
-            cost = cost + self.span * distance
-            cost = cost - self.giou * aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
-        return cost.transpose(0, 1)
+        A sample may have no windows, or more than Q.
+        """
+        # A broken model is reported by its losses, with the batch's ids, and not from in here.
+        cost = self.cost(layers, targets, batch).nan_to_num(0.0, 1e9, -1e9).cpu().numpy()
+        pairs = [
+            _cheapest_pairs(of_layer[windows].T, layer, sample, windows.start)
+            for layer, of_layer in enumerate(cost)
+            for sample, windows in enumerate(_window_ranges(targets.span_counts))
+        ]
+        indices = torch.from_numpy(np.concatenate(pairs, axis=1))
+        indices = indices.to(layers.logits.device, non_blocking=True)
+        return Matching(*indices.view(len(indices), len(cost), -1).unbind())
+
+    def cost(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Tensor:
+        """(K, G, Q): what it would cost each query to answer for window g of its own sample."""
+        sample = window_samples(targets).to(layers.logits.device, non_blocking=True)
+        probability = layers.logits.float().softmax(-1)[..., FOREGROUND]
+        cost = -self.foreground * probability[:, sample]
+        if "start_end_logits" in layers.extras:
+            return cost - self.span * _boundary_probability(layers, targets, batch, sample)
+        predicted, true = layers.spans_cxw.float()[:, sample], targets.spans_cxw[:, None]
+        cost = cost + self.span * (predicted - true).abs().sum(-1)
+        return cost - self.giou * aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
 
 
 def window_samples(targets: Targets) -> Tensor:
@@ -114,16 +121,26 @@ def first_and_last_clip(targets: Targets, batch: Batch) -> Tensor:
 
 
 def _boundary_probability(
-    layer: LayerOutput, targets: Targets, batch: Batch, sample: Tensor
+    layers: LayerOutput, targets: Targets, batch: Batch, sample: Tensor
 ) -> Tensor:
-    """(G, Q) probability of the true first clip plus that of the true last clip."""
-    probability = layer.extras["start_end_logits"].float().softmax(-1)[sample]
+    """(K, G, Q) probability of the true first clip plus that of the true last clip."""
+    probability = layers.extras["start_end_logits"].float().softmax(-1)[:, sample]
     clips = first_and_last_clip(targets, batch)[:, None, :, None]
-    index = clips.expand(-1, probability.shape[1], -1, -1)
+    index = clips.expand(*probability.shape[:-1], 1)
     return probability.gather(-1, index).squeeze(-1).sum(-1)
 
 
-def _column_ranges(counts: list[int]) -> list[slice]:
+def _cheapest_pairs(
+    cost: NDArray[np.float32], layer: int, sample: int, first_window: int
+) -> NDArray[np.int64]:
+    """(Q, windows of the sample) costs -> (4, pairs), the rows of a `Matching`."""
+    query, window = linear_sum_assignment(cost)
+    constant = np.full_like(query, layer), np.full_like(query, sample)
+    return np.stack((*constant, query, first_window + window))
+
+
+def _window_ranges(counts: list[int]) -> list[slice]:
+    """Where the windows of each sample lie in the stack of all."""
     stops = [0]
     for count in counts:
         stops.append(stops[-1] + count)

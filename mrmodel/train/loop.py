@@ -165,8 +165,9 @@ def fit(
 
 def read_figures(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
     """The total (as ``loss``) and every named loss as numbers, with a single device transfer."""
-    values = torch.stack([total.detach(), *(value.detach() for value in losses.values())]).tolist()
-    return dict(zip(["loss", *losses], values, strict=True))
+    with torch.no_grad():
+        values = torch.stack([total, *losses.values()])
+    return dict(zip(["loss", *losses], values.tolist(), strict=True))
 
 
 def stop_if_not_finite(figures: Mapping[str, float], step: int, batch: Batch) -> None:

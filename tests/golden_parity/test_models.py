@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.losses.criterion import Criterion
+from mrmodel.losses.criterion import Criterion, stack_layers
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.models import MomentModel, build_model
 from mrmodel.models.official import convert_state, our_name
@@ -382,13 +382,14 @@ def test_matching(case: Case) -> None:
     assert isinstance(matcher, HungarianMatcher)
     assert recorded == {"main"} | {f"aux{i}" for i in range(len(output.aux))}
     starts = np.cumsum([0, *case.targets.span_counts])
+    matching = matcher(stack_layers((output.last, *output.aux)), case.targets, case.batch)
     for name in recorded:
-        layer = output.last if name == "main" else output.aux[int(name.removeprefix("aux"))]
-        matching = matcher(layer, case.targets, case.batch)
+        layer = 0 if name == "main" else 1 + int(name.removeprefix("aux"))
         expected = case.group(f"match/{name}/")
-        assert matching.counts == expected["sizes"].tolist()
-        assert matching.query.tolist() == expected["pred"].tolist()
-        in_sample = matching.window.numpy() - starts[matching.sample.numpy()]
+        sample = matching.sample[layer].numpy()
+        assert np.bincount(sample, minlength=len(case.batch)).tolist() == expected["sizes"].tolist()
+        assert matching.query[layer].tolist() == expected["pred"].tolist()
+        in_sample = matching.window[layer].numpy() - starts[sample]
         assert in_sample.tolist() == expected["tgt"].tolist()
 
 

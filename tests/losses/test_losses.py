@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.contrastive import ContrastiveLoss
-from mrmodel.losses.criterion import DetrCriterion, LossInputs
+from mrmodel.losses.criterion import DetrCriterion, LayerLoss, LossInputs, stack_layers
 from mrmodel.losses.matching import HungarianMatcher, Matching, first_and_last_clip
 from mrmodel.losses.saliency import (
     SaliencyMarginLoss,
@@ -51,8 +51,18 @@ def inputs_of(layer: LayerOutput, targets: Targets, batch: Batch) -> LossInputs:
 
 
 def pairs(sample: list[int], query: list[int], window: list[int]) -> Matching:
-    counts = [sample.count(i) for i in range(max(sample, default=0) + 1)]
-    return Matching(*(torch.tensor(x, dtype=torch.int64) for x in (sample, query, window)), counts)
+    """Those of a single layer."""
+    layer = [0] * len(sample)
+    columns = (layer, sample, query, window)
+    return Matching(*(torch.tensor([column], dtype=torch.int64) for column in columns))
+
+
+def judge(
+    loss: LayerLoss, layer: LayerOutput, matching: Matching, inputs: LossInputs
+) -> dict[str, float]:
+    """The losses of a single layer."""
+    found = loss(stack_layers([layer]), matching, inputs)
+    return {name: float(value.squeeze(0)) for name, value in found.items()}
 
 
 MATCHER = HungarianMatcher(span=10.0, giou=1.0, foreground=4.0)
@@ -61,27 +71,30 @@ MATCHER = HungarianMatcher(span=10.0, giou=1.0, foreground=4.0)
 def test_matching_cost_of_a_pair() -> None:
     layer = layer_of([[[0.5, 0.2], [0.1, 0.2]]], foreground=math.log(3.0))
     targets = targets_of([[0.4, 0.4]], [1])
-    cost = MATCHER.cost(layer, targets, batch_of([4]))
+    cost = MATCHER.cost(stack_layers([layer]), targets, batch_of([4]))[0]
     giou = aligned_giou(cxw_to_xx(torch.tensor([0.5, 0.2])), cxw_to_xx(torch.tensor([0.4, 0.4])))
     assert float(cost[0, 0]) == pytest.approx(10 * 0.3 - float(giou) - 4 * 0.75, abs=1e-5)
 
 
-def test_matching_is_the_cheapest_assignment_of_each_sample() -> None:
+def test_matching_is_the_cheapest_assignment_of_each_layer_and_sample() -> None:
     layer = layer_of([[[0.9, 0.1], [0.2, 0.1], [0.5, 0.1]], [[0.3, 0.3], [0.7, 0.3], [0.5, 0.9]]])
     targets = targets_of([[0.2, 0.1], [0.9, 0.1], [0.7, 0.3]], [2, 1])
-    matching = MATCHER(layer, targets, batch_of([4, 4]))
-    assert matching.sample.tolist() == [0, 0, 1]
-    assert matching.query.tolist() == [0, 1, 1]
-    assert matching.window.tolist() == [1, 0, 2]
-    assert matching.counts == [2, 1]
+    other = layer_of([[[0.2, 0.1], [0.5, 0.1], [0.9, 0.1]], [[0.7, 0.3], [0.3, 0.3], [0.5, 0.9]]])
+    matching = MATCHER(stack_layers([layer, other]), targets, batch_of([4, 4]))
+    assert matching.layer.tolist() == [[0] * 3, [1] * 3]
+    assert matching.sample.tolist() == [[0, 0, 1]] * 2
+    assert matching.query.tolist() == [[0, 1, 1], [0, 2, 0]]
+    assert matching.window.tolist() == [[1, 0, 2], [0, 1, 2]]
 
 
 def test_matching_without_windows_and_with_too_many() -> None:
     layer = layer_of([[[0.5, 0.2]], [[0.5, 0.2]]])
     targets = targets_of([[0.4, 0.2], [0.5, 0.2], [0.9, 0.1]], [0, 3])
-    matching = MATCHER(layer, targets, batch_of([4, 4]))
-    assert matching.counts == [0, 1]
-    assert matching.window.tolist() == [1]
+    matching = MATCHER(stack_layers([layer]), targets, batch_of([4, 4]))
+    assert matching.sample.tolist() == [[1]]
+    assert matching.window.tolist() == [[1]]
+    none = MATCHER(stack_layers([layer] * 2), targets_of([], [0, 0]), batch_of([4, 4]))
+    assert none.window.shape == none.query.shape == (2, 0)
 
 
 def test_clips_of_a_window_are_inclusive() -> None:
@@ -93,35 +106,35 @@ def test_clips_of_a_window_are_inclusive() -> None:
 def test_span_losses() -> None:
     layer = layer_of([[[0.5, 0.2], [0.3, 0.2]]])
     targets = targets_of([[0.4, 0.4]], [1])
-    losses = SpanLoss()(layer, pairs([0], [0], [0]), inputs_of(layer, targets, batch_of([4])))
-    assert float(losses["span"]) == pytest.approx((0.1 + 0.2) / 2)
+    inputs = inputs_of(layer, targets, batch_of([4]))
+    losses = judge(SpanLoss(), layer, pairs([0], [0], [0]), inputs)
     # (0.4, 0.6) against (0.2, 0.6): IoU 0.5, hull equals the union.
-    assert float(losses["giou"]) == pytest.approx(0.5)
+    assert losses == pytest.approx({"span": (0.1 + 0.2) / 2, "giou": 0.5})
 
 
 def test_span_losses_without_windows_are_zero() -> None:
     layer = layer_of([[[0.5, 0.2]]])
     inputs = inputs_of(layer, targets_of([], [0]), batch_of([4]))
-    losses = SpanLoss()(layer, pairs([], [], []), inputs)
-    assert float(losses["span"]) == float(losses["giou"]) == 0.0
+    losses = judge(SpanLoss(), layer, pairs([], [], []), inputs)
+    assert losses == {"span": 0.0, "giou": 0.0}
 
 
 def test_label_loss_is_a_plain_mean() -> None:
     layer = layer_of([[[0.5, 0.2], [0.3, 0.2]]])
     inputs = inputs_of(layer, targets_of([[0.4, 0.4]], [1]), batch_of([4]))
-    losses = LabelLoss(0.1)(layer, pairs([0], [1], [0]), inputs)
-    assert float(losses["label"]) == pytest.approx((1.0 + 0.1) * math.log(2.0) / 2)
+    losses = judge(LabelLoss(0.1), layer, pairs([0], [1], [0]), inputs)
+    assert losses["label"] == pytest.approx((1.0 + 0.1) * math.log(2.0) / 2)
     layer.logits[0, 1] = torch.tensor([-1.0, 1.0])
-    assert float(LabelLoss(0.1)(layer, pairs([0], [1], [0]), inputs)["class_error"]) == 100.0
+    losses = judge(LabelLoss(0.1), layer, pairs([0], [1], [0]), inputs)
+    assert losses["class_error"] == 100.0
 
 
 def test_clip_index_loss() -> None:
     layer = layer_of([[[0.5, 0.5]]])
     layer.extras["start_end_logits"] = torch.zeros(1, 1, 2, 8)
     inputs = inputs_of(layer, targets_of([[0.5, 0.5]], [1]), batch_of([4]))
-    losses = ClipIndexLoss()(layer, pairs([0], [0], [0]), inputs)
-    assert float(losses["span"]) == pytest.approx(math.log(8.0))
-    assert float(losses["giou"]) == 0.0
+    losses = judge(ClipIndexLoss(), layer, pairs([0], [0], [0]), inputs)
+    assert losses == pytest.approx({"span": math.log(8.0), "giou": 0.0})
 
 
 def test_contrastive_loss_pulls_the_matched_query() -> None:
@@ -129,9 +142,9 @@ def test_contrastive_loss_pulls_the_matched_query() -> None:
     layer.extras["contrastive_query"] = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * 2)
     inputs = inputs_of(layer, targets_of([[0.4, 0.4]], [1, 0]), batch_of([4, 4]))
     inputs.output.extras["contrastive_text"] = torch.tensor([[1.0, 0.0]] * 2)
-    loss = ContrastiveLoss(0.5)(layer, pairs([0], [0], [0]), inputs)["contrastive"]
+    loss = judge(ContrastiveLoss(0.5), layer, pairs([0], [0], [0]), inputs)["contrastive"]
     # Energies (2, 0); the second sample has no windows and counts as zero.
-    assert float(loss) == pytest.approx(math.log(math.exp(2) + 1) / 2 - 1.0, abs=1e-6)
+    assert loss == pytest.approx(math.log(math.exp(2) + 1) / 2 - 1.0, abs=1e-6)
 
 
 def margin_targets(positive: list[list[int]], negative: list[list[int]]) -> Targets:
@@ -199,7 +212,7 @@ def test_criterion_names_and_weights() -> None:
     )
     losses = criterion(output, targets, batch)
     layer_names = ["span", "giou", "label", "class_error"]
-    assert list(losses) == [*layer_names, *(f"{name}_0" for name in layer_names), "saliency"]
+    assert list(losses) == [*(n + s for n in layer_names for s in ("", "_0")), "saliency"]
     assert criterion.weight("span_0") == criterion.weight("span") == 10.0
     assert criterion.weight("class_error") == criterion.weight("giou") == 0.0
     expected = 2 * (10 * float(losses["span"]) + 4 * float(losses["label"]))

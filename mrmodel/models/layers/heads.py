@@ -67,9 +67,11 @@ class DecoderHeads(nn.Module):
         if self.contrastive is not None:
             extras["contrastive_query"] = self.contrastive.project_query(states)
         logits = self.class_head(states).float()
+        tensors = (logits, spans_cxw, *extras.values())
+        by_layer = zip(*(tensor.unbind() for tensor in tensors), strict=True)
         return [
-            LayerOutput(logits[i], spans_cxw[i], {name: rows[i] for name, rows in extras.items()})
-            for i in range(len(states))
+            LayerOutput(logit, spans, dict(zip(extras, rows, strict=True)))
+            for logit, spans, *rows in by_layer
         ]
 
 
