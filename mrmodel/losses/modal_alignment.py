@@ -49,9 +49,8 @@ def video_text_contrast(video: Tensor, text: Tensor, same: Tensor, tau: float) -
         same: (B, B) bool, see `same_sentence`; such pairs are no negatives.
         tau: temperature of the cosines.
     """
-    logits = _cosines(video, text) / tau
-    everyone = torch.ones_like(same[0])
-    return 0.5 * (_own(logits, same, everyone) + _own(logits.T, same, everyone))
+    logits = _both_ways(_directions(video) @ _directions(text).T) / tau
+    return _own(logits, same, torch.ones_like(same[0])).mean()
 
 
 class ClipTextMatching:
@@ -81,19 +80,18 @@ class ClipTextMatching:
             same: (B, B) bool, see `same_sentence`.
         """
         tau, exists = self.settings.tau, truth.exists
-        clips = clips.float().masked_fill(~truth.mask[..., None], 0.0)
-        directions = F.normalize(sentence.float(), dim=-1, eps=EPS)
-        scores = F.normalize(clips, dim=-1, eps=EPS) @ directions.unsqueeze(2)
-        logits = scores.squeeze(2) / tau
+        clips = _directions(clips.float().masked_fill(~truth.mask[..., None], 0.0))
+        sentence = _directions(sentence)
+        logits = (clips @ sentence.unsqueeze(2)).squeeze(2) / tau
         counted = truth.mask & exists[:, None]
         drawn = clips[torch.arange(len(clips), device=clips.device), truth.clip]
-        pairs = _cosines(drawn, sentence) / tau
-        clip_to_text = _own(pairs, same, exists)
-        text_to_clip = _own(pairs.T, same | ~exists, exists)
+        pairs = _both_ways(drawn @ sentence.T) / tau
+        # A sentence looks among the drawn clips, a clip among all sentences.
+        hidden = torch.stack((same, same | ~exists))
         return {
             "local": relevance(logits.masked_fill(~counted, 0.0), truth.labels > 0.0, counted),
             "intra": self._within_videos(logits, truth),
-            "inter": clip_to_text + text_to_clip,
+            "inter": _own(pairs, hidden, exists).sum(),
         }
 
     def _within_videos(self, logits: Tensor, truth: Relevance) -> Tensor:
@@ -109,21 +107,26 @@ class ClipTextMatching:
         return (loss * truth.exists).sum() / truth.exists.sum().clamp(min=1)
 
 
-def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    """(B, d), (B, d) -> (B, B) float32."""
-    first = F.normalize(first.float(), dim=-1, eps=EPS)
-    return first @ F.normalize(second.float(), dim=-1, eps=EPS).T
+def _directions(rows: Tensor) -> Tensor:
+    """(..., d) -> (..., d) float32 of length 1."""
+    return F.normalize(rows.float(), dim=-1, eps=EPS)
+
+
+def _both_ways(logits: Tensor) -> Tensor:
+    """(B, B) -> (2, B, B): rows look for their column, and columns for their row."""
+    return torch.stack((logits, logits.T))
 
 
 def _own(logits: Tensor, hidden: Tensor, counts: Tensor) -> Tensor:
-    """Cross entropy of row i with target column i, mean over the rows that count.
+    """Cross entropy of row i with target column i, mean over the rows that count: (2,).
 
     Args:
-        logits: (B, B).
-        hidden: (B, B) bool, columns that are left out; a row's own column is not, if it counts.
+        logits: (2, B, B).
+        hidden: (2, B, B) or (B, B) bool, columns that are left out; a row's own column is not, if
+            it counts.
         counts: (B,) bool.
     """
-    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    own = torch.eye(len(counts), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(hidden & ~own, torch.finfo(logits.dtype).min)
-    entropy = -logits.log_softmax(1).diagonal()
-    return (entropy * counts).sum() / counts.sum().clamp(min=1)
+    entropy = -logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+    return (entropy * counts).sum(1) / counts.sum().clamp(min=1)

@@ -6,6 +6,7 @@ A name is ``<group>/.../<term>``: ``hl/local/margin``, ``detr/l2/giou``, ``selec
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mrmodel.losses.alignment import AlignmentLoss
@@ -65,12 +66,14 @@ class SgDetrCriterion(Criterion):
         judged = self.settings.loss.hl.on
         if not self.settings.gsm.enabled:
             judged = judged[:1]  # both scores are the same one: judge it once
-        losses: dict[str, Tensor] = {}
-        for kind in judged:
-            own, negative = scores[kind]
-            found = self.highlight(own, negative, parts.has_negative, targets, batch.video_mask)
-            losses |= {f"hl/{kind}/{term}": value for term, value in found.items()}
-        return losses
+        own = torch.stack([scores[kind][0] for kind in judged])
+        negative = torch.stack([scores[kind][1] for kind in judged])
+        found = self.highlight(own, negative, parts.has_negative, targets, batch.video_mask)
+        return {
+            f"hl/{kind}/{term}": value
+            for term, values in found.items()
+            for kind, value in zip(judged, values.unbind(), strict=True)
+        }
 
     def _detection(
         self, match: Heads, parts: TrainingParts, windows: PaddedWindows

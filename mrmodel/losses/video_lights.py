@@ -48,29 +48,30 @@ class DirectionLosses:
             mask = torch.ones_like(mask)
         truth = F.normalize(labels, dim=1)
         counts = torch.ones_like(labels[:, 0]) if self.legacy_padding else (labels > 0).any(1)
-        scores = {
-            "task_specific": inputs.output.saliency,
-            "task_coupled": inputs.output.extras.get("window_saliency"),
-            "video_text": inputs.output.extras.get("video_text_cosine"),
-        }
-        rows = {name: self._direction(row, mask) for name, row in scores.items() if row is not None}
-        losses = {name: self._cosine_loss(row, truth, counts) for name, row in rows.items()}
-        error = (rows["task_specific"] - truth).square() * counts.unsqueeze(1)
+        scores = {"task_specific": inputs.output.saliency}
+        others = {"task_coupled": "window_saliency", "video_text": "video_text_cosine"}
+        extras = inputs.output.extras
+        scores |= {name: extras[key] for name, key in others.items() if key in extras}
+        rows = self._direction(torch.stack(list(scores.values())), mask)
+        cosines = self._cosine_losses(rows, truth, counts)
+        losses = dict(zip(scores, cosines.unbind(), strict=True))
+        error = (rows[0] - truth).square() * counts.unsqueeze(1)
         parts = {"hard_negative": labels <= 0, "hard_positive": labels > 0}
         for name, part in parts.items():
             losses[name] = ((error * (part & mask)).sum(1) / mask.sum(1)).mean()
         return losses
 
     def _direction(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) of length 1, 0 at padding; a row of equal scores is 0 and gets no gradient."""
+        """(K, B, L) rows of length 1, 0 at padding; one of equal scores is 0, without gradient."""
         scores = scores.float()
         if self.legacy_padding:
-            return F.normalize(scores - scores.min(), dim=1)
-        least = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+            return F.normalize(scores - scores.amin((1, 2), keepdim=True), dim=2)
+        least = scores.masked_fill(~mask, torch.inf).amin(2, keepdim=True)
         moved = (scores - least).masked_fill(~mask, 0.0)
         # The slope of x / |x| has no bound near 0, and would drown all other gradients of the step.
-        return F.normalize(moved.masked_fill(~moved.any(1, keepdim=True), 0.0), dim=1)
+        return F.normalize(moved.masked_fill(~moved.any(2, keepdim=True), 0.0), dim=2)
 
-    def _cosine_loss(self, row: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
-        error = (1.0 - (row * truth).sum(1)) * counts
-        return error.sum() if self.batch_reduction == "sum" else error.mean()
+    def _cosine_losses(self, rows: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
+        """(K,) of K kinds of scores."""
+        error = (1.0 - (rows * truth).sum(2)) * counts
+        return error.sum(1) if self.batch_reduction == "sum" else error.mean(1)

@@ -154,10 +154,9 @@ class SgDetr(MomentModel):
     ) -> Tensor:
         """(k B, L); the negative half re-uses the sentences of the batch."""
         rows = self._aligned(batch.video) if self.settings.local.space == "raw" else clips
-        found = [self.local_saliency(sentence, rows, batch.video_mask)]
-        if negative is not None:
-            found.append(self.local_saliency(sentence[negative], rows, batch.video_mask))
-        return torch.cat(found)
+        sentences = with_negatives(sentence, negative)
+        scores: Tensor = self.local_saliency(sentences, rows, batch.video_mask)
+        return scores
 
     def _read_text(
         self,

@@ -30,11 +30,12 @@ class LocalSaliency(nn.Module):
         super().__init__()
         self.scale = ScaledCosine(settings.local.alpha, settings.local.beta)
 
-    def forward(self, sentence: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
-        """Sentences (B, D), clips (B, L, D), mask (B, L) -> (B, L), 0 at padding."""
-        similarity = pairwise_cosine(clips, sentence.unsqueeze(1)).squeeze(-1)
+    def forward(self, sentences: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
+        """Sentences (k B, D), clips (B, L, D), mask (B, L) -> (k B, L), 0 at padding."""
+        of_sample = sentences.view(-1, *clips[:, 0].shape).transpose(0, 1)
+        similarity = pairwise_cosine(clips, of_sample).permute(2, 0, 1)
         scores: Tensor = self.scale(similarity)
-        return scores.masked_fill(~mask, 0.0)
+        return scores.masked_fill(~mask, 0.0).flatten(0, 1)
 
 
 def amplify(clips: Tensor, saliency: Tensor) -> Tensor:
