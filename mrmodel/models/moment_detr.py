@@ -110,11 +110,12 @@ class MomentDetr(MomentModel):
 
     def _decode(self, memory: Memory) -> Tensor:
         target = torch.zeros_like(self.queries).expand(len(memory.content), -1, -1)
-        states = []
+        targets = []
         for layer in self.decoder:
             target = layer(target, self.queries, memory)
-            states.append(self.decoder_norm(target))
-        return torch.stack(states)
+            targets.append(target)
+        states: Tensor = self.decoder_norm(torch.stack(targets))
+        return states
 
     def _heads(self, states: Tensor, batch: Batch) -> list[LayerOutput]:
         """States (layers, B, Q, d) -> one output for each layer."""

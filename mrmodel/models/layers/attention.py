@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -124,11 +124,11 @@ class MultiheadAttention(nn.Module):
         """
         query, key, value = inputs
         if query is key:
-            queries, keys = self._project(query, 0, 2).chunk(2, dim=-1)
+            both, values = self._project_apart((query, value), (2, 1))
+            queries, keys = both.chunk(2, dim=-1)
         else:
-            queries, keys = self.project_query(query), self.project_key(key)
-        projected = Inputs(queries, keys, self.project_value(value))
-        return self.read(projected, allowed, residual, norm)
+            queries, keys, values = self._project_apart(inputs, (1, 1, 1))
+        return self.read(Inputs(queries, keys, values), allowed, residual, norm)
 
     def read(
         self, projected: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
@@ -162,6 +162,12 @@ class MultiheadAttention(nn.Module):
     def project_all(self, sequence: Tensor) -> Inputs:
         """(B, S, d) -> queries, keys and values (B, S, d) of the same rows, in one product."""
         return Inputs(*self._project(sequence, 0, 3).chunk(3, dim=-1))
+
+    def _project_apart(self, sequences: Sequence[Tensor], parts: Sequence[int]) -> list[Tensor]:
+        """Each sequence by so many of the three parts of the weights, in their order."""
+        rows = [part * self.hidden for part in parts]
+        weights, biases = (torch.split(t, rows) for t in (self.in_proj_weight, self.in_proj_bias))
+        return [F.linear(*inputs) for inputs in zip(sequences, weights, biases, strict=True)]
 
     def _project(self, sequence: Tensor, first: int, last: int) -> Tensor:
         rows = slice(first * self.hidden, last * self.hidden)

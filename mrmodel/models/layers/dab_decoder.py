@@ -50,17 +50,17 @@ class DabDecoder(nn.Module):
         # Until the first layer has read the memory all samples are alike: one row stands for all.
         reference = start = anchors.sigmoid().unsqueeze(0)
         target = memory.new_zeros(1, len(anchors), self.hidden)
-        states: list[Tensor] = []
+        targets: list[Tensor] = []
         references: list[Tensor] = []
         for layer in self.layers:
-            if states:
+            if targets:
                 reference = (self.refinement(target) + inverse_sigmoid(start)).sigmoid()
                 start = reference.detach()
             references.append(reference.expand(len(memory), -1, -1))
-            queries = self._codes(start, target, scaled=bool(states))
+            queries = self._codes(start, target, scaled=bool(targets))
             target = layer(target, queries, (memory, position), allowed)
-            states.append(self.norm(target))
-        return torch.stack(states), torch.stack(references)
+            targets.append(target)
+        return self.norm(torch.stack(targets)), torch.stack(references)
 
     def _codes(self, span: Tensor, target: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
         """The query code and the modulated span code, (B or 1, Q, d) each."""

@@ -42,7 +42,8 @@ class DecoderLayer(nn.Module):
         """Target (B, Q, d), learned query codes (Q, d) -> (B, Q, d)."""
         before, after = (True, False) if self.pre_norm else (False, True)
         source = self.norm1(target) if before else target
-        inputs = Inputs(source + query, source + query, source)
+        located = source + query
+        inputs = Inputs(located, located, source)
         target = self.self_attention(inputs, None, target, self.norm1 if after else None)
 
         source = self.norm2(target) if before else target

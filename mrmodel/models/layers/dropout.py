@@ -54,9 +54,9 @@ class DropPath(nn.Module):
         """(B, ...) to the same shape."""
         if not self.training or self.p == 0.0:
             return values
-        kept = kept_paths(len(values), self.p).to(values.device, values.dtype, non_blocking=True)
-        scale = kept / (1.0 - self.p)
-        return values * scale.view(-1, *[1] * (values.dim() - 1))
+        scale = kept_paths(len(values), self.p) / (1.0 - self.p)
+        scale = scale.view(-1, *[1] * (values.dim() - 1))
+        return values * scale.to(values.device, values.dtype, non_blocking=True)
 
 
 BranchDropout = Dropout | DropPath

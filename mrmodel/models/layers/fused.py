@@ -13,6 +13,7 @@ modules run their plain definition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -187,7 +188,7 @@ class _PathMasks(_Masks):
     def __init__(self, p: float, residual: Tensor) -> None:
         super().__init__(0.0)
         self.p, self.scale = p, 1.0 / (1.0 - p)
-        rows = residual[0, ..., 0].numel()
+        rows = math.prod(residual.shape[1:-1])
         self._kept = kept_paths(len(residual), p).repeat_interleave(rows).unsqueeze(-1)
         self._size = 0
 

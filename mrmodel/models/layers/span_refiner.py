@@ -157,16 +157,18 @@ class SpanRefiner(nn.Module):
         """
         content, spans, mutual = queries
         spans = spans.float()
-        logits, found = [], []
+        states, found = [], []
         for layer in self.layers:
             content = layer(content, spans, seen, mutual)
             state = content.float()
             with full_precision(state.device):
-                logits.append(self.quality(state).squeeze(-1))
                 moved = move_spans(spans, self.offset(state), self.update)
+            states.append(state)
             found.append(moved)
             spans = moved.detach()
-        return RefinedQueries(torch.stack(logits), torch.stack(found))
+        with full_precision(spans.device):
+            logits = self.quality(torch.stack(states)).squeeze(-1)
+        return RefinedQueries(logits, torch.stack(found))
 
 
 def move_spans(spans_cxw: Tensor, offset: Tensor, update: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,23 +59,19 @@ def strides_and_widths(settings: AtssSettings) -> list[tuple[int, float]]:
 
 def anchor_grid(mask: Tensor, settings: AtssSettings) -> AnchorGrid:
     """The anchors of samples with the clip mask (B, L)."""
-    device = mask.device
     layout = strides_and_widths(settings)
     masks = [mask[:, ::stride] for stride, _ in layout]
     sizes = tuple(level_mask.shape[1] for level_mask in masks)
-    centres = [
-        (torch.arange(size, device=device) + 0.5) * stride
-        for size, (stride, _) in zip(sizes, layout, strict=True)
-    ]
-    widths = [
-        torch.full((size,), width, device=device)
-        for size, (_, width) in zip(sizes, layout, strict=True)
-    ]
-    levels = [torch.full((size,), level, device=device) for level, size in enumerate(sizes)]
-    centre = torch.cat(centres)
+    strides, widths = np.array(layout, dtype=np.float32).T
+    places = np.concatenate([np.arange(size, dtype=np.float32) for size in sizes])
+    number = np.arange(len(sizes)).repeat(sizes)
+    columns = ((places + 0.5) * strides[number], widths[number], number)
+    centre, width, level = (
+        torch.from_numpy(column).to(mask.device, non_blocking=True) for column in columns
+    )
     lengths = mask.sum(1).clamp(min=1).float()
     valid = torch.cat(masks, dim=1) & (centre < lengths[:, None])
-    return AnchorGrid(centre, torch.cat(widths), torch.cat(levels), sizes, lengths, valid)
+    return AnchorGrid(centre, width, level, sizes, lengths, valid)
 
 
 def decode(deltas: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:

@@ -33,6 +33,11 @@ class PredictionHeads(nn.Module):
         nn.init.zeros_(self.offset[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.offset[-1].bias)  # type: ignore[arg-type]
 
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Moment and IoU logits (...) of states (..., d)."""
+        ious = None if self.iou is None else self.iou(states).squeeze(-1)
+        return self.moment(states).squeeze(-1), ious
+
 
 class SgDecoder(nn.Module):
     """Stack of `DabDecoderLayer`s over groups of queries, with the heads of all layers."""
@@ -76,22 +81,34 @@ class SgDecoder(nn.Module):
         """
         target, reference = queries
         before = reference = reference.float()
-        logits, spans, ious = [], [], []
+        states, offsets, starts = [], [], []
+        heads = list(self.heads) * (len(self.layers) // len(self.heads))
         for i, layer in enumerate(self.layers):
             codes = self._codes(reference, target, first=i == 0)
             target = layer(target, codes, memory, allowed, mutual)
-            heads = list(self.heads)[i if len(self.heads) > 1 else 0]
             state = self.norm(target).float()
             with full_precision(state.device):
-                offset = heads.offset(state)
-                logits.append(heads.moment(state).squeeze(-1))
-                if heads.iou is not None:
-                    ious.append(heads.iou(state).squeeze(-1))
-            spans.append((offset + inverse_sigmoid(before)).sigmoid())
+                offset = heads[i].offset(state)
+            states.append(state)
+            offsets.append(offset)
+            starts.append(before)
             refined = (offset + inverse_sigmoid(reference.detach())).sigmoid()
             before = refined if self.settings.look_forward == "twice" else refined.detach()
             reference = refined.detach()
-        return Heads(torch.stack(logits), torch.stack(spans), torch.stack(ious) if ious else None)
+        # What no layer waits for is computed of all layers at once.
+        spans = (torch.stack(offsets) + inverse_sigmoid(torch.stack(starts))).sigmoid()
+        logits, ious = self._logits(torch.stack(states))
+        return Heads(logits, spans, ious)
+
+    def _logits(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Moment and IoU logits (K, B, P) of states (K, B, P, d)."""
+        with full_precision(states.device):
+            if len(self.heads) == 1:
+                found: tuple[Tensor, Tensor | None] = self.heads[0](states)
+                return found
+            pairs = [heads(state) for heads, state in zip(self.heads, states, strict=True)]
+        logits, ious = zip(*pairs, strict=True)
+        return torch.stack(logits), None if ious[0] is None else torch.stack(ious)
 
     def _codes(self, span: Tensor, target: Tensor, first: bool) -> tuple[Tensor, Tensor]:
         """The query code and the modulated span code, (B, P, d) each."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,12 +45,12 @@ class _Table:
         keep = torch.cat([F.pad(mask, (0, 1)) for mask in masks], dim=1)
         sizes = [mask.shape[1] for mask in masks]
         starts = list(accumulate((size + 1 for size in sizes), initial=0))
-        positions = [
-            torch.arange(start, start + size, device=rows.device)
-            for start, size in zip(starts[:-1], sizes, strict=True)
-        ]
+        positions = np.concatenate(
+            [np.arange(start, start + size) for start, size in zip(starts[:-1], sizes, strict=True)]
+        )
         padded = F.pad(rows.flatten(0, 1), (0, 0, 1, 1))
-        return cls(padded, keep.flatten().unsqueeze(1).to(rows.dtype), torch.cat(positions))
+        places = torch.from_numpy(positions).to(rows.device, non_blocking=True)
+        return cls(padded, keep.flatten().unsqueeze(1).to(rows.dtype), places)
 
 
 class AnchorHead(nn.Module):
