@@ -1,4 +1,4 @@
-"""Detection losses of one group of queries, all decoder layers at once (sg_detr.md, section 5.3).
+"""Detection losses of groups of queries, all decoder layers at once (sg_detr.md, section 5.3).
 
 A group is judged against a `GroupTruth`: which true window each of its slots answers for, be it by
 matching (`matched_truth`) or because the slot was made from that window (`known_truth`).
@@ -6,6 +6,7 @@ matching (`matched_truth`) or because the slot was made from that window (`known
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,22 +63,22 @@ def known_truth(queries: KnownQueries) -> GroupTruth:
     return GroupTruth(window, queries.used, positive.sum().clamp(min=1).float(), known=True)
 
 
-def span_losses(
-    spans: tuple[Tensor, Tensor], giou: Tensor, positive: Tensor, beta: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Smooth absolute error (mean of centre and width) and 1 - gIoU, summed over positive slots.
+def span_errors(
+    predicted: Tensor, true: Tensor, beta: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far spans are from their windows.
 
     Args:
-        spans: predicted and true ones, (K, B, S, 2) cxw each.
-        giou: (K, B, S) of the two.
-        positive: (K or 1, B, S), 1 for the slots that count, else 0.
+        predicted: (..., 2) cxw.
+        true: (..., 2) cxw of their windows.
         beta: see `smooth_l1`.
 
     Returns:
-        (K,) each, one sum a layer.
+        (...) each: smooth absolute error (mean of centre and width), 1 - gIoU, and the IoU, which
+        has no gradient.
     """
-    error = smooth_l1(*spans, beta).mean(-1)
-    return (positive * error).sum((1, 2)), (positive * (1.0 - giou)).sum((1, 2))
+    iou, giou = aligned_iou_and_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+    return smooth_l1(predicted, true, beta).mean(-1), 1.0 - giou, iou.detach()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +87,24 @@ class _Judged:
 
     Attributes:
         logits: (K, B, S).
-        spans_cxw, own_cxw: (K, B, S, 2) predicted and true; (0.5, 0.5) where there is none.
-        positive, used: (K or 1, B, S) and (1, B, S), 0 or 1.
+        spans_cxw: (K, B, S, 2).
+        positive, used: (K, B, S) and (1, B, S), 0 or 1.
+        absolute, apart: (K, B, S) errors of the spans, see `span_errors`; anything finite at
+            background.
         own_iou: (K, B, S) with the slot's own window, 0 at background, no gradient.
-        own_giou: (K, B, S) likewise, anything finite at background.
     """
 
     logits: Tensor
     spans_cxw: Tensor
-    own_cxw: Tensor
     positive: Tensor
     used: Tensor
+    absolute: Tensor
+    apart: Tensor
     own_iou: Tensor
-    own_giou: Tensor
 
 
 class DetectionLoss:
-    """Class, span, gIoU and IoU-head losses of a group; settings of the section ``loss``."""
+    """Class, span, gIoU and IoU-head losses of groups; settings of the section ``loss``."""
 
     def __init__(self, settings: SgDetrSettings) -> None:
         self.settings = settings.loss
@@ -116,23 +118,34 @@ class DetectionLoss:
             ``cls``, ``l1``, ``giou`` and, with an IoU head, ``iou``: (K,) each. ``l1`` and ``giou``
             are 0 without positive slots, all are without used ones.
         """
-        judged = _judge(heads, truth, windows)
-        spans = (judged.spans_cxw, judged.own_cxw)
-        beta = self.settings.smooth_l1_beta
-        absolute, giou = span_losses(spans, judged.own_giou, judged.positive, beta)
+        return self.of_groups([(heads, truth)], windows)[0]
+
+    def of_groups(
+        self, groups: Sequence[tuple[Heads, GroupTruth]], windows: PaddedWindows
+    ) -> list[dict[str, Tensor]]:
+        """The losses of each of several groups of queries of the same K layers."""
+        judged = _judge(groups, windows, self.settings.smooth_l1_beta)
+        return [
+            self._losses(heads.iou_logits, of_group, truth, windows)
+            for (heads, truth), of_group in zip(groups, judged, strict=True)
+        ]
+
+    def _losses(
+        self, iou_logits: Tensor | None, judged: _Judged, truth: GroupTruth, windows: PaddedWindows
+    ) -> dict[str, Tensor]:
         losses = {
             "cls": self._class_loss(judged, truth),
-            "l1": absolute / truth.span_norm,
-            "giou": giou / truth.span_norm,
+            "l1": (judged.positive * judged.absolute).sum((1, 2)) / truth.span_norm,
+            "giou": (judged.positive * judged.apart).sum((1, 2)) / truth.span_norm,
         }
-        if heads.iou_logits is not None:
-            losses["iou"] = self._iou_loss(heads.iou_logits, judged, truth, windows)
+        if iou_logits is not None:
+            losses["iou"] = self._iou_loss(iou_logits, judged, truth, windows)
         return losses
 
     def _class_loss(self, judged: _Judged, truth: GroupTruth) -> Tensor:
         """Mean over used slots or, with ``norm: gt``, sum over windows (``qfl``: its beta is 2)."""
         settings, logits = self.settings.cls, judged.logits
-        target = judged.positive.expand_as(logits)
+        target = judged.positive
         if settings.kind == "focal":
             loss = focal_loss(logits, target)
         elif settings.kind == "qfl":
@@ -158,19 +171,24 @@ class DetectionLoss:
         return (weight * loss).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 
 
-def _judge(heads: Heads, truth: GroupTruth, windows: PaddedWindows) -> _Judged:
+def _judge(
+    groups: Sequence[tuple[Heads, GroupTruth]], windows: PaddedWindows, beta: float
+) -> list[_Judged]:
+    """All groups are laid side by side for what is the same for every slot, then parted again."""
+    heads, truths = zip(*groups, strict=True)
+    layers = len(heads[0].logits)
+    used = torch.cat([truth.used for truth in truths], dim=1)
+    window = torch.cat([truth.window.expand(layers, -1, -1) for truth in truths], dim=2)
+    logits = torch.cat([group.logits for group in heads], dim=2).float()
+    spans = torch.cat([group.spans_cxw for group in heads], dim=2).float()
     # Filling before any arithmetic keeps whatever is in an unused slot out of the gradient too.
-    unused = ~truth.used
-    spans = heads.spans_cxw.float().masked_fill(unused[..., None], 0.5)
-    window = truth.window.masked_fill(unused, -1)
-    own, positive = own_windows(window, windows), window >= 0
-    iou, giou = aligned_iou_and_giou(cxw_to_xx(spans), cxw_to_xx(own))
-    return _Judged(
-        logits=heads.logits.float().masked_fill(unused, 0.0),
-        spans_cxw=spans,
-        own_cxw=own.expand_as(spans),
-        positive=positive.float(),
-        used=truth.used[None].float(),
-        own_iou=torch.where(positive, iou.detach(), 0.0),
-        own_giou=giou,
-    )
+    unused = ~used
+    logits, spans = logits.masked_fill(unused, 0.0), spans.masked_fill(unused[..., None], 0.5)
+    window = window.masked_fill(unused, -1)
+    positive = window >= 0
+    absolute, apart, iou = span_errors(spans, own_windows(window, windows), beta)
+    own_iou = torch.where(positive, iou, 0.0)
+    columns = (logits, spans, positive.float(), used[None].float(), absolute, apart, own_iou)
+    sizes = [group.logits.shape[2] for group in heads]
+    parts = zip(*(torch.split(column, sizes, 2) for column in columns), strict=True)
+    return [_Judged(*part) for part in parts]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.criterion import Criterion
-from mrmodel.losses.detection import span_losses
+from mrmodel.losses.detection import span_errors
 from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.modal_alignment import ClipTextMatching, drawn_clips, video_text_contrast
 from mrmodel.losses.negatives import number_names, same_sentence
@@ -24,7 +24,6 @@ from mrmodel.models.layers.query_groups import KnownQueries
 from mrmodel.models.layers.span_refiner import RefinedQueries
 from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr_settings import SaDetrSettings
-from mrmodel.spans import aligned_giou, cxw_to_xx
 from mrmodel.types import Batch, ModelOutput, Targets
 
 KINDS = 2  # near and far copies
@@ -153,10 +152,10 @@ class SaDetrCriterion(Criterion):
         self, spans: Tensor, window: Tensor, windows: PaddedWindows, divisor: float
     ) -> dict[str, Tensor]:
         """``l1`` and ``giou`` (K,) of the queries that have a `window` (K or 1, B, S)."""
-        own = own_windows(window, windows).expand_as(spans)
-        giou = aligned_giou(cxw_to_xx(spans), cxw_to_xx(own))
-        absolute, giou = span_losses((spans, own), giou, (window >= 0).float())
-        return {"l1": absolute / divisor, "giou": giou / divisor}
+        absolute, apart, _ = span_errors(spans, own_windows(window, windows).expand_as(spans))
+        positive = (window >= 0).float()
+        errors = {"l1": absolute, "giou": apart}
+        return {term: (positive * e).sum((1, 2)) / divisor for term, e in errors.items()}
 
     def _divisor(self, windows: PaddedWindows) -> float:
         """What sums over windows are divided by: their number, or that of the samples."""

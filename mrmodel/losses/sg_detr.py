@@ -12,7 +12,7 @@ from torch import Tensor
 from mrmodel.losses.alignment import AlignmentLoss
 from mrmodel.losses.anchors import AnchorLoss
 from mrmodel.losses.criterion import Criterion
-from mrmodel.losses.detection import DetectionLoss, GroupTruth, known_truth, matched_truth
+from mrmodel.losses.detection import DetectionLoss, known_truth, matched_truth
 from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.set_matching import LayerwiseMatcher
 from mrmodel.losses.windows import PaddedWindows, pad_windows
@@ -79,17 +79,23 @@ class SgDetrCriterion(Criterion):
         self, match: Heads, parts: TrainingParts, windows: PaddedWindows
     ) -> dict[str, Tensor]:
         matched = self.matcher(match, windows, self.settings.class_cost)
-        losses = self._layers("detr", match, matched_truth(matched, windows), windows)
+        groups = {"detr": (match, matched_truth(matched, windows))}
+        if parts.dn is not None and parts.dn_queries is not None:
+            groups["dn"] = (parts.dn, known_truth(parts.dn_queries))
+        if parts.aux is not None and parts.aux_queries is not None:
+            groups["auxq"] = (parts.aux, known_truth(parts.aux_queries))
+        found = self.detection.of_groups(list(groups.values()), windows)
+        losses = {
+            f"{group}/l{layer}/{term}": value
+            for group, of_group in zip(groups, found, strict=True)
+            for term, values in of_group.items()
+            for layer, value in enumerate(values.unbind())
+        }
         if parts.selector is not None:
             used = parts.selector_used
             chosen = self.matcher(parts.selector, windows, SELECTOR_COST, used)
-            truth = matched_truth(chosen, windows, used)
-            found = self.detection(parts.selector, truth, windows)
-            losses |= {f"selector/{term}": value[0] for term, value in found.items()}
-        if parts.dn is not None and parts.dn_queries is not None:
-            losses |= self._layers("dn", parts.dn, known_truth(parts.dn_queries), windows)
-        if parts.aux is not None and parts.aux_queries is not None:
-            losses |= self._layers("auxq", parts.aux, known_truth(parts.aux_queries), windows)
+            of_clips = self.detection(parts.selector, matched_truth(chosen, windows, used), windows)
+            losses |= {f"selector/{term}": value[0] for term, value in of_clips.items()}
         if parts.idle is not None:
             losses |= self._absent(match, parts, parts.idle)
         if parts.anchors is not None and parts.anchor_targets is not None:
@@ -108,16 +114,6 @@ class SgDetrCriterion(Criterion):
             if is_missing
             for layer in range(len(match.logits))
             for term in terms
-        }
-
-    def _layers(
-        self, group: str, heads: Heads, truth: GroupTruth, windows: PaddedWindows
-    ) -> dict[str, Tensor]:
-        found = self.detection(heads, truth, windows)
-        return {
-            f"{group}/l{layer}/{term}": value
-            for term, values in found.items()
-            for layer, value in enumerate(values.unbind())
         }
 
 
