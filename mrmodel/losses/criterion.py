@@ -73,7 +73,7 @@ class Criterion(ABC):
 
 
 class DetrCriterion(Criterion):
-    """The losses of a DETR whose layers are judged one by one.
+    """The losses of a DETR: each decoder layer is matched on its own, all are judged at once.
 
     Args:
         layer_losses: judge every supervised decoder layer.

@@ -110,7 +110,7 @@ def match_layers(cost: Tensor, windows: PaddedWindows, used: Tensor | None = Non
     if used is not None:
         cost = cost.masked_fill(~used[:, :, None], UNUSED_COST)
     cost = cost.masked_fill(~windows.valid[:, None], torch.inf)
-    match = torch.from_numpy(_assign(cost.cpu().numpy())).to(cost.device)
+    match = torch.from_numpy(_assign(cost.cpu().numpy())).to(cost.device, non_blocking=True)
     return match if used is None else match.masked_fill(~used, -1)
 
 

@@ -3,7 +3,7 @@
 No machine of the tests has a GPU, and the shape-only device does not run what reads numbers
 (matching, losses). Tensors of `on_device` claim to lie on that device; inside `watched` every
 operation on them runs on the CPU, as it would on a GPU, one that also reads a tensor of the CPU is
-an error, and waits for the device are noted.
+an error, waits for the device are noted, and operations are counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,21 +65,30 @@ def on_device(values: Any) -> Any:
     return values
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a block did: the places where it waited for the device, and its number of operations."""
+
+    waits: list[str] = field(default_factory=list)
+    operations: int = 0
+
+
 @contextmanager
-def watched() -> Iterator[list[str]]:
-    """A block that runs on the device; gives the places where it waits for it."""
-    waits: list[str] = []
-    with _Functions(waits), _Operations(waits):
-        yield waits
+def watched() -> Iterator[Seen]:
+    """A block that runs on the device."""
+    seen = Seen()
+    with _Functions(seen.waits), _Operations(seen):
+        yield seen
 
 
 class _Operations(TorchDispatchMode):
-    def __init__(self, waits: list[str]) -> None:
+    def __init__(self, seen: Seen) -> None:
         super().__init__()
-        self.waits = waits
+        self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {}, self.waits)
+        self.seen.operations += 1
+        return _run(func, args, kwargs or {}, self.seen.waits)
 
 
 class _Functions(TorchFunctionMode):
