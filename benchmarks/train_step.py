@@ -49,6 +49,7 @@ class Trainer:
         self.data = build_data(folder, sizes, options.batch)
         self.model = model_of(options, sizes).train()
         self.criterion = self.model.criterion()
+        self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, 1e-4, 1e-4, "all")
         self.precision = options.dtype
         self.batches = _endless(self.data)
@@ -75,7 +76,7 @@ class Trainer:
 
     def update(self) -> None:
         """Clipping, optimiser."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.1, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 0.1, foreach=True)
         self.optimizer.step()
 
     def step(self, clock: Clock) -> None:

@@ -102,6 +102,7 @@ def fit(
     device = pick_device(settings.device)
     model.to(device)
     criterion = model.criterion()
+    parameters = list(model.parameters())
     optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.decay)
     progress = resume(plan.resume_file, model, optimizer)
     for row in progress.history:  # Of the interrupted run, whose record is another.
@@ -133,7 +134,7 @@ def fit(
 
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
         rate = learning_rate(run, step, total_steps, steps_per_epoch)
         set_learning_rate(optimizer, rate)
         optimizer.step()
