@@ -86,3 +86,30 @@ def test_operations_are_counted() -> None:
     assert count_flops(lambda: torch.conv3d(clip, kernel, stride=(1, 2, 2))) == expected
     with torch.inference_mode():
         assert count_flops(lambda: torch.conv3d(clip, kernel, stride=(1, 2, 2))) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        (
+            ("decoding", "--seconds", "4", "--repeats", "1"),
+            {"ratio_native", "ratio_224px", "peak_mb"},
+        ),
+        (
+            ("extraction", "--device", "cpu", "--small", "--videos", "3", "--seconds", "6"),
+            {"clips", "clips_per_s", "decode_wait_ratio"},
+        ),
+    ],
+    ids=["decoding", "extraction"],
+)
+def test_video_benchmark_prints_json_lines(arguments: tuple[str, ...], figures: set[str]) -> None:
+    module, *options = arguments
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--json", *options]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines
+    for line in lines:
+        assert line.keys() >= figures
+        assert all(line[name] > 0 for name in figures)

@@ -1,4 +1,7 @@
-"""The commands of the guides about promotion run as they stand there, one after another."""
+"""The commands of the guides about promotion run as they stand there, one after another.
+
+What they do is tested in tests/promotion/test_promote.py, which always runs.
+"""
 
 import mlflow
 import pytest
@@ -15,6 +18,7 @@ def project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
     return reproduced.copy(folder, "cache", "mlflow.db", "mlartifacts")
 
 
+@pytest.mark.slow
 def test_promote(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

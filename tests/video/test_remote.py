@@ -362,6 +362,7 @@ def test_the_server_may_be_away_for_a_while(
         assert (rows_of(tmp_path / "local", vid) == rows_of(tmp_path / "remote", vid)).all()
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_fails_videos_which_may_be_tried_again(
     own_s3: S3Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
