@@ -80,7 +80,7 @@ class Site:
             worker.send_signal(signal.SIGINT)
         for worker in self.workers.values():
             try:
-                worker.wait(timeout=30)
+                worker.wait(timeout=8)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
