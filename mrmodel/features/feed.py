@@ -7,6 +7,7 @@ encoder runs in a thread beside this one, which fills the next batch meanwhile.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import time
@@ -26,6 +27,8 @@ from mrmodel.features.pieces import Failure, PieceFolder
 from mrmodel.features.store import to_stored
 from mrmodel.features.workers import Crash, Event, Finished, Part, WorkerPool
 from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
 
 # Of one of a worker's two slots: what it may decode ahead of the encoder.
 _SLOT_BYTES = 8 << 20
@@ -199,8 +202,9 @@ class EncoderFeed:
             results = list(np.split(rows, np.cumsum([count for _, count in batch.spans])[:-1]))
         except MrModelError:
             raise
-        except Exception:
+        except Exception as error:
             # One of the videos may be to blame: only that one shall pay.
+            log.warning("%s: %d clips: %r; one video at a time", self._encoder.name, batch.count, error)
             results = self._encode_singly(batch)
         return _Encoded(results, started_s, time.perf_counter())
 

@@ -90,9 +90,10 @@ def video_handler(
     def handle(job: VideoJob) -> Done:
         try:
             encoded = encode_video(job.path, encoder, clip_len_s, limits)
+            entry = video_entry(job, encoded.report)
         except Exception as error:
             return Done(failure=failure_of(job, error))
-        save_video(folder, job, video_entry(job, encoded.report), encoded.rows)
+        save_video(folder, job, entry, encoded.rows)
         return Done(len(encoded.rows), encoded.decode_s, encoded.encode_s)
 
     return handle
