@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.decoding import write_video
-from benchmarks.gpu import ENCODERS, Bench, EncoderCase, say
+from benchmarks.gpu_bench import ENCODERS, Bench, EncoderCase, say
 from mrmodel.features.feed import EncoderFeed
 from mrmodel.features.jobs import Done, VideoJob
 from mrmodel.features.pieces import PieceFolder
