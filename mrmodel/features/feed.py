@@ -204,7 +204,9 @@ class EncoderFeed:
             raise
         except Exception as error:
             # One of the videos may be to blame: only that one shall pay.
-            log.warning("%s: %d clips: %r; one video at a time", self._encoder.name, batch.count, error)
+            log.warning(
+                "%s: %d clips: %r; one video at a time", self._encoder.name, batch.count, error
+            )
             results = self._encode_singly(batch)
         return _Encoded(results, started_s, time.perf_counter())
 

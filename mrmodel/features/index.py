@@ -16,6 +16,7 @@ from mrmodel.files import atomic_path
 INDEX_FILE = "index.parquet"
 Status = Literal["ok", "partial", "failed"]
 
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What the index says of one key, but for the place of its rows.

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mrmodel.components import MODELS
-from mrmodel.section import Section, validate_section
 from mrmodel.losses.criterion import Criterion
 from mrmodel.models.settings import SUPPRESSION
 from mrmodel.search_space import SearchSpace
+from mrmodel.section import Section, validate_section
 from mrmodel.types import Batch, ModelOutput, Targets
 
 
@@ -58,7 +58,8 @@ class MomentModel(nn.Module, ABC):
 
         Args:
             settings: the mapping ``models.<name>`` of params.yaml.
-            video_dims, text_dims: channels of each stream, in the order of concatenation.
+            video_dims: channels of each video stream, in the order of concatenation.
+            text_dims: the same of the text streams.
 
         Raises:
             ConfigError: naming the setting that does not fit.

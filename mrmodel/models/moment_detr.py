@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mrmodel.section import Count
 from mrmodel.losses.criterion import DetrCriterion
 from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import SaliencyMarginLoss
@@ -26,6 +25,7 @@ from mrmodel.models.layers.projection import InputProjections
 from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DETR_SPACE, DetrSettings
 from mrmodel.search_space import SearchSpace
+from mrmodel.section import Count
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 

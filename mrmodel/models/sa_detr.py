@@ -85,7 +85,9 @@ class SaDetr(MomentModel):
 
         training = None
         if self.training:
-            training = SaDetrTraining(saliency[size:], has_negative.to(mask.device, non_blocking=True))
+            training = SaDetrTraining(
+                saliency[size:], has_negative.to(mask.device, non_blocking=True)
+            )
             training.pooled = self._pooled(inputs, fused[:size], words, batch)
             training.clip_text = self._clip_text(inputs, fused[:size], sentence, batch)
         saliency = saliency[:size]
@@ -102,9 +104,7 @@ class SaDetr(MomentModel):
         """All losses of section 3.2, with the lambdas of the settings."""
         return SaDetrCriterion(self.settings)
 
-    def _sequence(
-        self, video: Tensor, position: Tensor, mask: Tensor
-    ) -> tuple[Located, Tensor]:
+    def _sequence(self, video: Tensor, position: Tensor, mask: Tensor) -> tuple[Located, Tensor]:
         """[token; clips] (B, 1 + L, d) and its mask; the token has no position."""
         token = self.token.to(video.dtype).expand(len(video), 1, -1)
         states = torch.cat((token, video), dim=1)
@@ -121,9 +121,7 @@ class SaDetr(MomentModel):
         video, text = inputs.video, inputs.text
         if self.settings.vtc.stage == "after" and words is not None:
             video, text = fused[:, 1:], words
-        return PooledPair(
-            masked_mean(video, batch.video_mask), masked_mean(text, batch.text_mask)
-        )
+        return PooledPair(masked_mean(video, batch.video_mask), masked_mean(text, batch.text_mask))
 
     def _clip_text(
         self, inputs: Projected, fused: Tensor, sentence: Tensor | None, batch: Batch

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mrmodel.section import Count, NonNegative, Positive, Section
 from mrmodel.models.layers.gaussian import GaussMode
 from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
+from mrmodel.section import Count, NonNegative, Positive, Section
 
 Weight = NonNegative
 NoiseScale = Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -12,7 +12,6 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from mrmodel.section import Count, NonNegative, Section
 from mrmodel.losses.criterion import ClipLoss, DetrCriterion
 from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss
@@ -39,6 +38,7 @@ from mrmodel.models.layers.stack import Stack
 from mrmodel.models.layers.token_detr import TokenDetr
 from mrmodel.models.settings import DETR_SPACE, DetrSettings, DropRate, LossWeights
 from mrmodel.search_space import FloatRange, SearchSpace
+from mrmodel.section import Count, NonNegative, Section
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 

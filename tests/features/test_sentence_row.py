@@ -1,4 +1,4 @@
-"""Only a sentence vector is compared with clips: InterVid-MR refuses other streams, zero-shot ends."""
+"""Only a sentence vector is compared with clips: InterVid-MR and zero-shot refuse the rest."""
 
 from types import SimpleNamespace
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.extract import extract_videos
-from mrmodel.features.pieces import PieceFolder
 from mrmodel.features.keys import shard_of
+from mrmodel.features.pieces import PieceFolder
 from mrmodel.features.shards import extract_shard, lay_shard
 from mrmodel.features.tars import read_tar
 from mrmodel.features.verify import verify_store
@@ -333,9 +333,9 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
         merging.lay(shard, ["a", "c", "long"], "test.FrameNumbers")
     expected = piece_plan(describe_stream(ENCODER, "video", 2.0), merging.settings().limits)
     expected["limits"]["max_duration_s"] = 5.0
-    with pytest.raises(FeatureMismatch, match=r"limits.max_duration_s is 14400.0, expected 5.0"):
-        with read_tar(shard, expected):
-            pass
+    refused = pytest.raises(FeatureMismatch, match=r"limits\.max_duration_s is 14400\.0")
+    with refused, read_tar(shard, expected):
+        pass
     size = merging.videos["c"].stat().st_size
     merging.videos["c"].write_bytes(bytes(size))
     with pytest.raises(FeatureError, match=f"'c' was made of a file with SHA-256 {'.' * 64}, but"):
@@ -345,9 +345,9 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
         merging.lay(shard, ["a", "c", "long"])
     assert not list((merging.folder / "work").glob("??"))  # Not even `a` was laid.
     merging.videos["c"].unlink()
-    with pytest.raises(FeatureError, match="c.mp4 is not checked out"):
+    with pytest.raises(FeatureError, match=r"c\.mp4 is not checked out"):
         merging.lay(shard, ["a", "c", "long"])
-    with pytest.raises(FeatureError, match="c.mp4 is not checked out"):
+    with pytest.raises(FeatureError, match=r"c\.mp4 is not checked out"):
         merging.shard(["a", "c"])
     merging.videos["c"].mkdir()  # A path that exists and gives no bytes.
     with pytest.raises(FeatureError, match=r"c.mp4: cannot be read: .*Is a directory"):

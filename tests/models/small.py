@@ -1,4 +1,4 @@
-"""What the tests of whole models share: small ones away from their first values, and what they do."""
+"""What the tests of whole models share: small ones, away from their first values."""
 
 from __future__ import annotations
 

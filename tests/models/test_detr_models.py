@@ -126,7 +126,9 @@ def test_official_names_are_found() -> None:
 
 def test_foreign_checkpoint_is_refused() -> None:
     model = small("qd_detr")
-    with pytest.raises(CheckpointError, match=r"detr.token.state is missing.*spam has no counterpart"):
+    with pytest.raises(
+        CheckpointError, match=r"detr.token.state is missing.*spam has no counterpart"
+    ):
         convert_state("qd_detr", {"spam": torch.zeros(1)}, model)
     wrong = {"global_rep_token": torch.zeros(5)}
     with pytest.raises(CheckpointError, match=r"global_rep_token is \(5,\), expected \(32,\)"):

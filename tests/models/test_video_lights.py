@@ -150,7 +150,9 @@ def fuse_plainly(layer: Any, clips: Tensor, code: Tensor, tokens: Tensor) -> tup
     )
     words = tokens + layer.linear_video(read(layer.read_video, tokens, clips + code, clips))
     words = words if layer.norm_video is None else layer.norm_video(words)
-    fused = layer.norm_fused(first + layer.linear_fused(read(layer.read_fused, first, words, words)))
+    fused = layer.norm_fused(
+        first + layer.linear_fused(read(layer.read_fused, first, words, words))
+    )
     return fused, layer.ffn.contract(layer.ffn.activation(layer.ffn.expand(fused)))
 
 
@@ -186,7 +188,9 @@ def window_output(spans: list[tuple[float, float]]) -> LayerOutput:
     return LayerOutput(logits, torch.stack((best, torch.full_like(best, 0.5)), 1))
 
 
-def scores_of(layer: MomentToHighlight, rows: list[Tensor], video: Tensor, memory: Tensor) -> Tensor:
+def scores_of(
+    layer: MomentToHighlight, rows: list[Tensor], video: Tensor, memory: Tensor
+) -> Tensor:
     """Section 5 of the page for given slices, without any closed form."""
     summary = torch.stack([layer.gru(row[None])[1][0, 0] for row in rows])
     weighted = memory * (1.0 + (video * summary[:, None]).sum(-1, keepdim=True))
@@ -228,7 +232,9 @@ def test_windows_learn_nothing_from_the_feedback() -> None:
     )
     reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     assert {"window_saliency.gru.weight_hh_l0", "window_saliency.score.weight"} <= reached
-    assert not any(name.startswith(("detr.heads.", "detr.decoder.", "detr.anchors")) for name in reached)
+    assert not any(
+        name.startswith(("detr.heads.", "detr.decoder.", "detr.anchors")) for name in reached
+    )
 
 
 # The whole model
@@ -295,9 +301,7 @@ def test_a_kernel_reads_neighbours() -> None:
         batch.video[0, 4] += 1.0
         after = projection(batch.video, batch.text, (batch.video_mask, batch.text_mask)).video
         changed = (before[0] - after[0]).abs().amax(-1) > 0
-        assert changed.nonzero().flatten().tolist() == [
-            i for i in range(9) if abs(i - 4) <= reach
-        ]
+        assert changed.nonzero().flatten().tolist() == [i for i in range(9) if abs(i - 4) <= reach]
 
 
 @pytest.mark.parametrize(

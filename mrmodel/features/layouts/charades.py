@@ -18,8 +18,12 @@ VGG = Layout(
     clip_len_s=1 / 6,
     datasets=("charades",),
     streams=(
-        ImportedStream("vgg.video4096", "video", 4096, ("vgg_features/rgb_features", "rgb_features")),
-        ImportedStream("vgg_flow.video4096", "video", 4096, ("vgg_features/opt_features", "opt_features")),
+        ImportedStream(
+            "vgg.video4096", "video", 4096, ("vgg_features/rgb_features", "rgb_features")
+        ),
+        ImportedStream(
+            "vgg_flow.video4096", "video", 4096, ("vgg_features/opt_features", "opt_features")
+        ),
         glove(),
     ),
 )

@@ -7,9 +7,7 @@ I3D = Layout(
     clip_len_s=2.0,
     datasets=("tvsum",),
     streams=(
-        ImportedStream(
-            "i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")
-        ),
+        ImportedStream("i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")),
         clip_text("query_features"),
     ),
 )

@@ -14,9 +14,7 @@ I3D = Layout(
     clip_len_s=1.0,
     datasets=("youtube_hl",),
     streams=(
-        ImportedStream(
-            "i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")
-        ),
+        ImportedStream("i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")),
         ImportedStream("pann.audio2048", "video", 2048, ("audio_features",)),
     ),
 )

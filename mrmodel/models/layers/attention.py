@@ -64,9 +64,13 @@ def attend_by(
     """`attend` with weights of the caller's making.
 
     Args:
-        query, key, value, heads, p: as in `attend`.
+        query: as in `attend`, like all but `weigh`.
+        key: (B, T, d).
+        value: (B, T, V).
+        heads: divides d and V.
         weigh: makes attention weights of the scaled scores, both (B, heads, S, T) float32. Masks
             are its business.
+        p: dropout of the weights.
 
     Returns:
         (B, S, V).

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.section import Count, Section
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
 from mrmodel.models.layers.dropout import Dropout, branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward
 from mrmodel.models.layers.negative_pairs import with_next_sample
 from mrmodel.models.layers.residual import add_projected
 from mrmodel.models.settings import LayerSettings
+from mrmodel.section import Count, Section
 
 
 class FusionSettings(Section):

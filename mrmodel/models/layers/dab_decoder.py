@@ -1,4 +1,4 @@
-"""The DAB-style decoder of QD-DETR: queries are spans that each layer refines (baselines.md, section 4.2)."""
+"""The DAB-style decoder of QD-DETR: queries are spans that each layer refines."""
 
 from __future__ import annotations
 

@@ -53,9 +53,7 @@ class FeatureRefinement(nn.Module):
         ):  # fmt: skip
             nn.init.xavier_uniform_(parameter)
 
-    def forward(
-        self, video: Tensor, text: Tensor, video_mask: Tensor, text_mask: Tensor
-    ) -> Tensor:
+    def forward(self, video: Tensor, text: Tensor, video_mask: Tensor, text_mask: Tensor) -> Tensor:
         """Clips (B, L, d), tokens (B, N, d) and their masks (B, L), (B, N) -> (B, L, d)."""
         sentence = self._sentence(text, text_mask)
         similarity = clip_cosine(video, sentence).unsqueeze(-1)
@@ -65,10 +63,8 @@ class FeatureRefinement(nn.Module):
         if self.of_words:
             correspondence = correspondence * _fitting_words(video, text, text_mask)
         parts = (video, similarity, sentence, correspondence.to(video.dtype))
-        if self.training and self.dropout.p:
-            mixed = self._mix_dropped(*parts)
-        else:
-            mixed = self._mix(*parts)
+        mix = self._mix_dropped if self.training and self.dropout.p else self._mix
+        mixed = mix(*parts)
         refined: Tensor = self.dropout(mixed.relu())
         return refined
 

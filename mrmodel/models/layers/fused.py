@@ -6,9 +6,9 @@ other there, so these functions take a few hundred rows through all steps while 
 cache, keep only what the backward pass needs, and redraw the dropout masks from their random bits.
 
 The gradients are written out by hand; tests compare each function with the same layers in autograd.
-`usable` says where they apply: float32 training on a CPU without autocast (`usable_at_rest`: the same
-without gradients, for the one function that pays there). Everywhere else the
-modules run their plain definition.
+`usable` says where they apply: float32 training on a CPU without autocast (`usable_at_rest`: the
+same without gradients, for the one function that pays there). Everywhere else the modules run
+their plain definition.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def feed_forward_doubled(
     norm: nn.LayerNorm,
     branch: BranchDropout,
 ) -> Tensor:
-    """norm(y + Drop(y)) of y = W2 Drop(act(W1 source)), (B, ..., d); otherwise as `feed_forward`."""
+    """norm(y + Drop(y)) of y = W2 Drop(act(W1 source)), (B, ..., d); else as `feed_forward`."""
     first, activation, second = layers
     slope = activation.weight if isinstance(activation, nn.PReLU) else None
     nothing = source.new_zeros(*source.shape[:-1], len(second.weight))
@@ -108,7 +108,9 @@ def feed_forward_at_rest(
         torch.addmm(first.bias, rows[piece], first.weight.t(), out=hidden)
         change = torch.addmm(second.bias, F.leaky_relu_(hidden, leak), second.weight.t())
         change += added[piece]
-        output[piece] = F.layer_norm(change, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        output[piece] = F.layer_norm(
+            change, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        )
     return output.view_as(residual)
 
 

@@ -119,15 +119,11 @@ class Noise(NamedTuple):
 
     def by_group(self, device: torch.device) -> Noise:
         """The same draws on `device` as (B, groups, kinds, Gmax, 2)."""
-        size, sign = (
-            part.to(device, non_blocking=True).permute(1, 2, 3, 0, 4) for part in self
-        )
+        size, sign = (part.to(device, non_blocking=True).permute(1, 2, 3, 0, 4) for part in self)
         return Noise(size, sign)
 
 
-def draw_noise(
-    shape: tuple[int, int, int], longest: int, generator: torch.Generator
-) -> Noise:
+def draw_noise(shape: tuple[int, int, int], longest: int, generator: torch.Generator) -> Noise:
     """Fresh draws on the CPU, so that a step can be repeated on any device.
 
     The window is the slowest axis: a fuller sample in the batch adds draws behind the others and

@@ -1,5 +1,6 @@
-"""From clips that have read their sentence to windows and clip scores: QD-DETR behind its first
-stage, and VideoLights behind its first two.
+"""From clips that have read their sentence to windows and clip scores.
+
+QD-DETR behind its first stage, and VideoLights behind its first two.
 """
 
 from __future__ import annotations

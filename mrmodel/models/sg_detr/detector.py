@@ -1,7 +1,8 @@
 """The hybrid detector: moment queries, denoising, anchors and their auxiliary queries (section 4).
 
 All groups of queries walk through the decoder in one pass and cannot see what they must not
-(`query_groups.group_mask`), so that the moment queries give in training what they give without the rest.
+(`query_groups.group_mask`), so that the moment queries give in training what they give without
+the rest.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from mrmodel.models.sg_detr.queries import (
     denoising_groups,
     denoising_queries,
 )
-from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector, Start
+from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.types import LayerOutput, Targets
 

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from mrmodel.section import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.losses.negatives import negative_sentences
@@ -37,6 +35,7 @@ from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, Scale
 from mrmodel.models.sg_detr.search import POST_HOC_SPACE, SEARCH_SPACE
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.search_space import SearchSpace
+from mrmodel.section import validate_section
 from mrmodel.types import Batch, Targets
 
 
@@ -119,7 +118,10 @@ class SgDetr(MomentModel):
         training = None
         if self.training:
             training = TrainingParts(
-                local[:size], local[size:], saliency[size:], has_negative.to(mask.device, non_blocking=True)
+                local[:size],
+                local[size:],
+                saliency[size:],
+                has_negative.to(mask.device, non_blocking=True),
             )
             if targets is not None and self.moment_encoder is not None:
                 relevant = targets.saliency_labels > 0

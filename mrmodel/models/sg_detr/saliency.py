@@ -10,6 +10,7 @@ from mrmodel.models.layers.full_precision import full_precision
 from mrmodel.models.layers.similarity import pairwise_cosine
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
+
 class ScaledCosine(nn.Module):
     """alpha * cosine + beta with two learned scalars, kept in float32 (eq. 2)."""
 

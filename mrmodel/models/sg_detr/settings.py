@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mrmodel.section import Count, NonNegative, Positive, Section, Share
 from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
+from mrmodel.section import Count, NonNegative, Positive, Section, Share
 
 Weight = NonNegative
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -23,9 +23,7 @@ def encoder(both: bool = True, **fusion: Any) -> FusionEncoder:
 
 def streams(coded: bool = True) -> tuple[Stream, Stream]:
     generator = torch.Generator().manual_seed(1)
-    video, text, position = (
-        torch.randn(2, n, 16, generator=generator) for n in (7, 5, 7)
-    )
+    video, text, position = (torch.randn(2, n, 16, generator=generator) for n in (7, 5, 7))
     position[:, 0] = 0.0
     clip_mask = torch.arange(7) < CLIPS[:, None] + 1
     return (

@@ -18,8 +18,7 @@ from mrmodel.models.sa_detr_settings import SaDetrSettings
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 from tests.conformance.test_models import evaluate, make_batch, make_targets, total_loss
 from tests.models.sa_detr.whole import small_model
-from tests.models.small import train_pass
-from tests.models.small import merged
+from tests.models.small import merged, train_pass
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -119,9 +118,7 @@ ALL = SALIENCY | CTM | {"align/vtc"} | DIRECT | INIT | NOISE
     ],
 )
 @pytest.mark.parametrize("counts", [(2, 1, 3), (0, 0, 0)])
-def test_losses_by_name(
-    changes: dict[str, Any], names: set[str], counts: tuple[int, ...]
-) -> None:
+def test_losses_by_name(changes: dict[str, Any], names: set[str], counts: tuple[int, ...]) -> None:
     batch, model = make_batch(), small_model(**changes)
     targets = make_targets(batch, counts)
     output, _ = train_pass(model, batch, targets)
@@ -183,7 +180,10 @@ def test_stage_of_contrast_and_matching(stage: str) -> None:
     with torch.no_grad():
         model.fusion.layers[1].ffn.expand.bias += 1.0  # type: ignore[union-attr]
     _, second = train_pass(model, batch, None)
-    assert first.pooled and second.pooled and first.clip_text and second.clip_text
+    assert first.pooled
+    assert second.pooled
+    assert first.clip_text
+    assert second.clip_text
     pairs = (
         (first.pooled.video, second.pooled.video),
         (first.pooled.text, second.pooled.text),
@@ -262,7 +262,8 @@ def test_moment_and_quality_losses_by_hand() -> None:
     # Copies: in each group the second one is 0.1 off: 2 * .05 over 2 windows and 2 groups.
     assert found["noise/l0/l1"] == pytest.approx(0.1 / 4)
     assert found["noise/l0/giou"] == pytest.approx(2 * (1 - 0.4 / 0.6) / 4)
-    # Quality of the direct queries is right. Copies: .4 - .9 + .4 < 0, .3 - .5 + .4 = .2; then 0, 0.
+    # Quality of the direct queries is right.
+    # Copies: .4 - .9 + .4 < 0, .3 - .5 + .4 = .2; then 0, 0.
     assert found["quality/l0/iou"] == pytest.approx(0.0, abs=1e-5)
     assert found["quality/l0/margin"] == pytest.approx(0.2 / 4, abs=1e-6)
 
@@ -293,9 +294,7 @@ def test_quality_of_the_copies_if_wanted() -> None:
 def test_weights_of_the_matching_by_hand(match: dict[str, float], error: float) -> None:
     """Window (0.4, 0.6). Query 0 is 0.3 too wide, gIoU .4; query 1 is 0.12 off, gIoU .25."""
     case = HandMade()
-    case.targets = replace(
-        case.targets, spans_cxw=torch.tensor([[0.5, 0.2]]), span_counts=[1]
-    )
+    case.targets = replace(case.targets, spans_cxw=torch.tensor([[0.5, 0.2]]), span_counts=[1])
     case.training.noise = case.training.noise_queries = None
     spans = torch.tensor([[[0.5, 0.5], [0.62, 0.2]]])
     case.training.direct = RefinedQueries(torch.zeros(1, 1, 2), spans[None])
@@ -308,9 +307,7 @@ def test_weights_of_the_matching_by_hand(match: dict[str, float], error: float) 
 def test_quality_can_decide_who_answers() -> None:
     """Both queries are as near to the one window; the better quality wins if it counts."""
     case = HandMade()
-    case.targets = replace(
-        case.targets, spans_cxw=torch.tensor([[0.5, 0.5]]), span_counts=[1]
-    )
+    case.targets = replace(case.targets, spans_cxw=torch.tensor([[0.5, 0.5]]), span_counts=[1])
     case.training.noise = case.training.noise_queries = None
     case.training.direct = RefinedQueries(
         torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[[0.4, 0.5], [0.6, 0.5]]]])

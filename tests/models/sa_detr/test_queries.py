@@ -24,8 +24,8 @@ from mrmodel.models.sa_detr_settings import InitSettings, NoiseSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
-from tests.models.small import train_pass
 from tests.models.sg_detr.test_denoising import windows_of
+from tests.models.small import train_pass
 
 
 def draws(shape: tuple[int, int, int], longest: int = 1, seed: int = 0) -> Noise:
@@ -63,7 +63,8 @@ def test_copies_by_hand() -> None:
 
 
 def test_copies_at_the_ends_of_the_video_by_hand() -> None:
-    # Window (0.9, 1): far copy, r = (0.6, 0.6), both +: c = 0.98, w = 0.16, (0.9, 1.06) -> (0.9, 1).
+    # Window (0.9, 1): far copy, r = (0.6, 0.6), both +: c = 0.98, w = 0.16,
+    # (0.9, 1.06) -> (0.9, 1).
     # Window (0, 0.02) of 10 clips: a copy narrower than half a clip becomes 0.05 wide, inside.
     windows = windows_of([[(0.95, 0.1), (0.01, 0.02)]])
     noise = noise_of([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])

@@ -157,9 +157,9 @@ def test_layer_is_the_equations(changes: dict[str, Any]) -> None:
     heads = [slice(0, D // 2), slice(D // 2, D)]
     code = layer.span_code(span_positions(case.spans, D))
     packed = layer.self_attention
-    query, key, value = F.linear(
-        case.content, packed.in_proj_weight, packed.in_proj_bias
-    ).chunk(3, -1)
+    query, key, value = F.linear(case.content, packed.in_proj_weight, packed.in_proj_bias).chunk(
+        3, -1
+    )
     read = []
     for head in heads:
         scores = (query + code)[..., head] @ (key + code)[..., head].transpose(1, 2)
@@ -251,14 +251,10 @@ def test_direct_queries_see_themselves_only(groups: Groups) -> None:
 
 @pytest.mark.parametrize("sees_match", [True, False])
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_noise_group_sees_itself_and_direct_queries_if_wanted(
-    group: int, sees_match: bool
-) -> None:
+def test_noise_group_sees_itself_and_direct_queries_if_wanted(group: int, sees_match: bool) -> None:
     found = Groups(sees_match=sees_match)
     own = (torch.arange(NOISE) // (NOISE // GROUPS) == group) & found.queries.used
-    reach = found.reach(
-        found.noise.quality_logits[:, own], found.noise.spans_cxw[:, own]
-    )
+    reach = found.reach(found.noise.quality_logits[:, own], found.noise.spans_cxw[:, own])
     assert torch.equal(reach[:, :NOISE], own)
     assert torch.equal(reach[:, NOISE:], torch.full_like(reach[:, NOISE:], sees_match))
 

@@ -32,7 +32,7 @@ def interpolated(rows: Tensor, span: Tensor, clips: int, samples: int, expand: f
     for j in range(samples):
         x = (centre - width / 2 + (j + 0.5) / samples * width) * clips - 0.5
         x = min(max(x, 0.0), clips - 1.0)
-        low = min(int(math.floor(x)), clips - 1)
+        low = min(math.floor(x), clips - 1)
         high = min(low + 1, clips - 1)
         found.append((1 - (x - low)) * rows[low] + (x - low) * rows[high])
     return torch.stack(found)
@@ -179,9 +179,7 @@ def test_local_block_is_three_convolutions() -> None:
     # The rows of the matrix hold the three taps one after the other.
     kernel = layer.middle.weight.view(6, 3, 6).transpose(1, 2)
     middle = torch.nn.functional.conv1d(first * keep, kernel, layer.middle.bias, padding=1)
-    last = torch.nn.functional.conv1d(
-        middle * keep, layer.last.weight[..., None], layer.last.bias
-    )
+    last = torch.nn.functional.conv1d(middle * keep, layer.last.weight[..., None], layer.last.bias)
     expected = rows + last.transpose(1, 2)
     torch.testing.assert_close(layer(rows, mask)[mask], expected[mask], rtol=0, atol=1e-5)
 

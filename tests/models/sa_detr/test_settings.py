@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mrmodel.section import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.models.sa_detr_settings import SaDetrSettings
+from mrmodel.section import validate_section
 
 
 def settings_of(**given: Any) -> SaDetrSettings:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from mrmodel.models.layers.query_groups import JoinedQueries
 from mrmodel.models.layers.span_refiner import SeenVideo
 from mrmodel.models.sa_detr import MomentFinder, SaDetr
-from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
-from mrmodel.types import Batch, Targets
 from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
 from tests.models.small import away_from_the_start, merged
 

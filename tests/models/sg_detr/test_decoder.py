@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.position import span_positions
+from mrmodel.models.layers.query_groups import group_mask
 from mrmodel.models.sg_detr.decoder import SgDecoder
 from mrmodel.models.sg_detr.output import Heads
-from mrmodel.models.layers.query_groups import group_mask
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 B, P, L, D, LAYERS = 2, 5, 7, 16, 3

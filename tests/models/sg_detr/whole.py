@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from mrmodel.models.sg_detr.detector import Detector
 from mrmodel.models.sg_detr.model import SgDetr
-from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
-from mrmodel.types import Batch, Targets
 from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
 from tests.models.small import away_from_the_start, merged
 
