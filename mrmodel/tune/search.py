@@ -75,13 +75,15 @@ def search(config: Config, desk: Desk) -> Verdict:
     carry_out(study, config, desk)
     verdict = summary_of(study, config)
     best = candidates(study, config.tune.confirm.best)
-    if best:
+    choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
+    # What follows training can be chosen for the starting point too, where no trial was better.
+    if best or choosing:
         confirmation, plan = open_confirmation(study, config, best, desk)
         carry_out(confirmation, config, desk)
         confirmed, dropped = confirmed_candidates(confirmation, plan, config)
         found = {"seeds": plan.seeds, "candidates": confirmed, "dropped": dropped}
         verdict = verdict.model_copy(update=found)
-        if config.tune.post_hoc.trials and len(config.tune.figures) < 2:
+        if choosing:
             chosen = choose_after_training(confirmation, plan, verdict, desk)
             verdict = verdict.model_copy(update={"after_training": chosen})
     keep_verdict(study, verdict)
