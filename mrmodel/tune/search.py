@@ -28,7 +28,7 @@ from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
 from mrmodel.tune.crew import Crew, follow
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
 from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of, training_plan
-from mrmodel.tune.post_hoc import ConfirmedRuns, pinned, post_hoc_facts
+from mrmodel.tune.post_hoc import ConfirmedRuns, post_hoc_facts
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import (
     PAPER,
@@ -293,7 +293,7 @@ def choose_after_training(
     after = changed_config(config.model_dump(), best[0].changes)
     gain = gain_of(runs.compare(config, after))
     assert best[0].trial is not None
-    return Chosen(trial=best[0].trial, changes=pinned(config, best[0].changes), gain=gain)
+    return Chosen(trial=best[0].trial, changes=best[0].changes, gain=gain)
 
 
 def gain_of(comparison: Comparison) -> Gain:

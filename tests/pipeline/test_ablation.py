@@ -81,7 +81,6 @@ def test_the_variant_with_the_papers_values_has_the_size_of_row_e() -> None:
         "loss.hl.rctl_norm",
         "loss.hl.neg_reduction",
         "loss.align.tau",
-        "infer.wbf.iou_thr",
     }
     assert paper["loss.smooth_l1_beta"] == 1.0
     assert paper["hidden"] == raw_of("sample")["models"]["sg_detr"]["hidden"]
