@@ -11,8 +11,19 @@ from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, 
 
 __all__ = ["mlflow_server", "own_s3", "postgres", "prefect_server", "reproduced", "s3", "s3_env"]
 
+# A test that asks for one of these has the marker `services`. Where a fixture asks for one by name
+# (`getfixturevalue`), its parameter has the marker.
+SERVERS = frozenset(__all__) - {"reproduced"}
 # Changes to the preset in `reproduced`: its runs are recorded.
 REPRODUCED = {"tracking": {"enabled": True}}
+
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest deselects by markers.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need servers."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS.intersection(item.fixturenames):
+            item.add_marker("services")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from mrmodel.errors import ConflictError, DataError, RegistryError
 from mrmodel.promotion.promote import rolled_back
 from mrmodel.promotion.registry import Registry
 from tests.promotion.trial import Deadly, Trial, promotion_of, require_agreement
-from tests.services import Service
 
 WRITERS = 8
 # The whole measurement is 100: MRMODEL_TEST_ROUNDS=100 pytest tests/promotion/test_registry.py
@@ -26,10 +25,8 @@ PROCESSES.set_forkserver_preload(["tests.promotion.trial"])
 
 
 @pytest.fixture(autouse=True)
-def services(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in s3.env().items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +35,16 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["folder", pytest.param("s3", marks=[pytest.mark.services, pytest.mark.slow])]
+)
 def trial(request: pytest.FixtureRequest, state: Path, tmp_path: Path) -> Trial:
     """An empty registry."""
     name = f"moments-{secrets.token_hex(4)}"
-    store = str(tmp_path) if request.param == "folder" else f"s3://mrmodel/{name}"
-    return Trial(state, store, name)
+    if request.param == "folder":
+        return Trial(state, str(tmp_path), name)
+    request.getfixturevalue("s3_env")
+    return Trial(state, f"s3://mrmodel/{name}", name)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, hando
     assert merged_lock == lock
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("runner", ["dask", pytest.param("ray", marks=pytest.mark.slow)])
 def test_other_engines_make_the_same_shards(clone, sharded, handover, tmp_path, runner):
     reports = run_flow(sharded, clone, tmp_path, runner)
