@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,9 +31,11 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of one MLflow database for all tests: its tables take seconds to make."""
-    return tmp_path_factory.mktemp("mlflow")
+def state(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
+    """Folder of one MLflow database for all tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_mlflow, folder)
+    return folder
 
 
 @pytest.fixture(
