@@ -50,7 +50,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def tracked(
+    recorded: Project, empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    """A repository whose stages MLflow records."""
     folder = tmp_path / "repository"
     subprocess.run(["git", "clone", "-q", str(recorded.folder), str(folder)], check=True)
     (folder / ".dvc/cache").symlink_to(recorded.folder / ".dvc/cache")
@@ -60,7 +63,17 @@ def bench(recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_HANDOVER", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
-    return Bench(folder, tmp_path, Places.from_environment())
+    places = Places.from_environment()
+    places.state.mkdir(parents=True, exist_ok=True)
+    shutil.copy(empty_mlflow, places.state)
+    return Bench(folder, tmp_path, places)
+
+
+@pytest.fixture
+def bench(tracked: Bench) -> Bench:
+    """Its stages are not recorded: what MLflow has of them is in test_pipeline_record.py."""
+    tracked.commit("params.yaml", "enabled: true", "enabled: false")
+    return tracked
 
 
 @dataclass
