@@ -19,6 +19,7 @@ from mrmodel.retrain.summary import summarize_intake
 from mrmodel.storage import open_store
 
 RUN = "runs/1"
+GUIDES = Path(__file__).resolve().parents[2] / "docs/howto"
 
 
 @pytest.fixture
@@ -97,6 +98,13 @@ def test_after_a_promotion_the_branch_moves(
         "delivery bad: quarantined (limit)",
         "delivery good: taken",
     ]
+
+
+@pytest.mark.parametrize("page", ["deliver_data", "retrain_on_schedule"])
+def test_the_guides_say_so(page: str) -> None:
+    """Both guides describe what `test_after_a_promotion_the_branch_moves` proves."""
+    text = (GUIDES / f"{page}.md").read_text(encoding="utf-8")
+    assert "After a promotion the branch moves to the new data" in text
 
 
 def test_after_a_refusal_it_stays(hub: Path, places: Places, ledger: Ledger) -> None:
