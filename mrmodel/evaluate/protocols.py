@@ -101,10 +101,6 @@ class Protocol(ABC):
         """The queries' figures alone; see `score`."""
         return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
 
-    def headline_value(self, metrics: Mapping[str, Any]) -> float | None:
-        """The headline of `metrics`; None when the submission has no such part."""
-        return self.figures(metrics).get(self.headline)
-
     @abstractmethod
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The few figures to show, by name; None where no query enters a figure."""

@@ -161,7 +161,7 @@ def test_nothing_taken_says_why() -> None:
     assert summarize_intake([]).text == "no new delivery"
     assert summarize_intake([late]).name == "Unchanged"
     assert summarize_intake([late, waiting]).name == "Waiting"
-    found = summarize_intake([late, intake().quarantined[0]])
+    found = summarize_intake([late, intake().reports[0]])
     assert found.name == "Quarantined"
     assert found.text.splitlines() == [
         "delivery late: incomplete (not complete yet)",
