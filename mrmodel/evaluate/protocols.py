@@ -104,10 +104,6 @@ class Protocol(ABC):
         """The queries' figures alone; see `score`."""
         return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
 
-    def headline_value(self, metrics: Mapping[str, Any]) -> float | None:
-        """The headline of `metrics`; None when the submission has no such part."""
-        return self.figures(metrics).get(self.headline)
-
     def shown(self, figures: Mapping[str, float]) -> dict[str, float]:
         """At most ten of the `figures`, under the names of the papers' tables."""
         names = self.columns or {name: name for name in figures}

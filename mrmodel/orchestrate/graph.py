@@ -276,10 +276,6 @@ class StageGraph:
         return Path(stage.path).with_suffix(".lock"), stage.name
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one == other or one in other.parents or other in one.parents
-
-
 def _name(stage: Any) -> str:
     """Not DVC's `addressing`, which depends on the current folder."""
     name: str = getattr(stage, "name", "")

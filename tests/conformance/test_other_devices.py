@@ -20,11 +20,11 @@ from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.inference import decode_output
 from mrmodel.predict.postprocess import Postprocess
 from mrmodel.presets import render
-from mrmodel.progress import RecordingReporter
 from mrmodel.train.loop import Plan, fit
 from mrmodel.types import Batch, ModelOutput, Targets
 from tests.conformance.other_device import on_device, watched
 from tests.conformance.test_models import build, make_batch, make_targets, without_dropout
+from tests.reporters import RecordingReporter
 
 NAMES = sorted(MODELS)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

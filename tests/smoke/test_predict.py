@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
+from mrmodel.cli.predict import command
 from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.features.store import FeatureStore
@@ -16,6 +18,7 @@ from mrmodel.predict.predictor import Predictor
 from mrmodel.storage import ENDPOINT_VARIABLE
 from tests.project import Project
 from tests.services import S3Service
+from tests.video.fixtures import write_video
 
 MODEL = "models/served/moment_detr"
 
@@ -113,6 +116,25 @@ def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path
     output = reproduced.run("mrmodel", "predict", str(test_video), *queries, "--model", MODEL)
     assert output.index("A cat") < output.index("A dog")
     assert "confidence" in output
+
+
+@pytest.mark.parametrize("columns", [80, 33])
+def test_the_curve_of_a_long_video_is_one_line(
+    reproduced: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """250 clips. Here stdout is no terminal, so the line is 80 columns wide, or COLUMNS."""
+    video = write_video(tmp_path / "long.mp4", 500, fps=1, size=(64, 48))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns != 80:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    asked = [str(video), "--query", "A cat", "--model", str(reproduced.folder / MODEL)]
+    result = CliRunner().invoke(command, [*asked, "--device", "cpu"], catch_exceptions=False)
+    (curve,) = [line for line in result.stdout.splitlines() if line.startswith("  clips  ")]
+    assert len(curve) == columns
+    assert set(curve.removeprefix("  clips  ")) <= set("▁▂▃▄▅▆▇█")
+    assert len(result.stdout.splitlines()) == 1 + 5 + 1, "the query, the windows, the curve"
+    row = json.loads(CliRunner().invoke(command, [*asked, "--device", "cpu", "--json"]).stdout)
+    assert len(row["pred_saliency_scores"]) == 250
 
 
 def test_a_missing_video_is_one_line_and_exit_code_2(reproduced: Project) -> None:
