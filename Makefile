@@ -18,7 +18,8 @@ WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asynci
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup repro test test-services check lint bench services services-stop services-status clean
+.PHONY: help setup repro test test-services test-processors check lint bench services \
+	services-stop services-status clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything"
@@ -26,6 +27,7 @@ help:
 	@echo "make test    setup, then the tests that need no server (docs/reference/tests.md)"
 	@echo "make test-services    those with servers, engines and manifests; installs what they need"
 	@echo "make test SLOW=1      every test, the long ones included"
+	@echo "make test-processors  the numeric tests as other processors would compute them"
 	@echo "make check   ruff, mypy --strict, import-linter, make test and make test-services"
 	@echo "make bench   all benchmarks, one JSON line each"
 	@echo "make services         start PostgreSQL, SeaweedFS (S3), MLflow and Prefect on this machine"
@@ -60,6 +62,23 @@ test: setup $(if $(SLOW),$(TEST_SERVICES))
 
 test-services: $(TEST_SERVICES)
 	@$(PYTEST) -m "(services or infra) and not slow"
+
+# The tests that compare numbers, under the instruction sets of other processors: PyTorch's own
+# kernels, oneDNN's, and MKL's products with the rounding that all processors share. This
+# processor must have the instructions. ($(NUMERIC) are folders and files; no test is `slow`.)
+NUMERIC := tests/models tests/losses tests/conformance tests/encoders tests/golden_parity \
+	tests/official tests/train tests/predict tests/data tests/evaluate tests/generate \
+	tests/features/test_prepare.py tests/test_spans.py
+PROCESSORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx512 \
+	ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
+HAS_AVX512 = $(shell grep -qw avx512f /proc/cpuinfo && echo yes)
+
+test-processors: setup
+	@$(if $(HAS_AVX512),,echo "this processor has no AVX-512: ATEN_CPU_CAPABILITY=avx512 is left out")
+	@for processor in $(if $(HAS_AVX512),$(PROCESSORS),$(filter-out %=avx512,$(PROCESSORS))); do \
+		echo "== $$processor"; \
+		env $$processor $(PYTEST) -m "not (slow or services or infra)" $(NUMERIC) || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .
