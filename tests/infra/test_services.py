@@ -272,6 +272,8 @@ def test_the_page_ends_without_a_process_or_a_port(client: Installation) -> None
     settings, processes = client.settings(), client.processes()
     assert len(processes) > 8
     page = (ROOT / "docs/howto/start_the_services.md").read_text()
+    # What moves data of an older release needs the PostgreSQL that wrote them.
+    page = page[: page.index("## From Debian's PostgreSQL")]
     commands = "".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
     assert commands.count("make ") == 3
     output = client.shell(commands + 'test "$MRMODEL_DVC_REMOTE" = s3://mrmodel/dvc')

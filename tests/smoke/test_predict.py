@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import BatchBuilder, RowLimits
@@ -15,7 +17,7 @@ from mrmodel.storage import ENDPOINT_VARIABLE
 from tests.project import Project
 from tests.services import S3Service
 
-MODEL = "models/finetuned/moment_detr"
+MODEL = "models/served/moment_detr"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,32 @@ def test_the_serving_tensor_is_the_training_tensor(
         assert torch.equal(served[-1].video, trained.video)
         assert torch.equal(served[-1].text, trained.text)
         assert torch.equal(served[-1].video_mask, trained.video_mask)
+
+
+def test_what_is_served_is_what_was_reported(reproduced: Project, predictor: Predictor) -> None:
+    reported = reproduced.folder / "reports/evaluation/moment_detr.finetuned.jsonl"
+    rows = {row["qid"]: row for row in map(json.loads, reported.read_text().splitlines())}
+    truth = read_annotations(reproduced.folder / "data/miniature/test.jsonl")
+    assert len(truth) == len(rows)
+    for vid in {row.vid for row in truth}:
+        video = predictor.encode(reproduced.folder / f"data/miniature/videos/{vid}.mp4")
+        asked = [row for row in truth if row.vid == vid]
+        answers = predictor.search(video, [row.query for row in asked])
+        for row, answer in zip(asked, answers, strict=True):
+            expected = rows[row.qid]
+            found = answer.as_row()
+            # Batches differ, so sums are taken in another order.
+            for name in ("pred_relevant_windows", "pred_saliency_scores"):
+                assert np.allclose(found[name], expected[name], atol=1e-4), (row.qid, name)
+
+
+def test_the_packaged_weights_are_the_trained_ones(reproduced: Project) -> None:
+    for name in ("model.safetensors", "config.json"):
+        trained = f"models/finetuned/moment_detr/{name}"
+        assert reproduced.read(f"{MODEL}/{name}") == reproduced.read(trained)
+    serving = json.loads(reproduced.read(f"{MODEL}/serving.json"))
+    params = yaml.safe_load(reproduced.read("params.yaml"))
+    assert serving == {"format": 1, "postprocess": params["postprocess"]}
 
 
 def record(kept: list, forward):

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch, StorageError
+from mrmodel.predict.serving import read_serving
 from mrmodel.storage import open_store
 from mrmodel.track.model_files import write_mlflow_model
 from mrmodel.track.video_rows import EXAMPLE, Source
@@ -22,7 +23,7 @@ from tests.project import Project
 from tests.services import Service
 from tests.track.serving import invoke, serving
 
-MODEL = "models/finetuned/moment_detr"
+MODEL = "models/served/moment_detr"
 QUERIES = ["A thing moves to the left", "A cat sleeps"]
 
 # Answers a request on standard input where neither `mrmodel` is installed nor anything that the
@@ -47,7 +48,8 @@ print(json.dumps([answers, mrmodel.__file__]))
 def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as an MLflow model."""
     target = tmp_path_factory.mktemp("served") / "model"
-    write_mlflow_model(target, reproduced.folder / MODEL)
+    folder = reproduced.folder / MODEL
+    write_mlflow_model(target, folder, read_serving(folder))
     return target
 
 
