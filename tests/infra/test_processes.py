@@ -35,6 +35,9 @@ sys.stdin.read()
 """
 
 
+SAY_PID = "import os; print(os.getpid(), 'deaf', flush=True); time.sleep(600)"
+
+
 def until(holds: Callable[[], bool], seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -189,14 +192,12 @@ def test_a_server_that_does_not_listen_to_signals_is_killed_with_its_children(
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     script = (
         f"{deaf}import subprocess, sys; "
-        f"print('child', subprocess.Popen([sys.executable, '-c', {deaf + 'time.sleep(600)'!r}]).pid"
-        ", flush=True); time.sleep(600)"
+        f"subprocess.Popen([sys.executable, '-c', {deaf + SAY_PID!r}]); time.sleep(600)"
     )
     toy = program(tmp_path, script, healthy=True)
     running = toy.start()
-    assert until(lambda: "child" in running.last_words())
-    child = psutil.Process(int(running.last_words().split()[-1]))
-    time.sleep(1)  # Until the child is deaf too.
+    assert until(lambda: running.last_words().endswith("deaf"))
+    child = psutil.Process(int(running.last_words().split()[-2]))
     running.stop(patience_s=2)
     assert not running.alive()
     assert not child.is_running()
