@@ -143,25 +143,6 @@ def announce(event: str, **values: object) -> None:
             file.write(line.encode())
 
 
-class RecordingReporter:
-    """Keeps what was said, for tests and for flows."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int, dict[str, object]]] = []
-
-    def start(self, name: str, total: int, done: int = 0) -> None:
-        """Record the start."""
-        self.events.append((name, total, {"done": done} if done else {}))
-
-    def advance(self, steps: int = 1, **info: object) -> None:
-        """Record a step."""
-        self.events.append(("advance", steps, info))
-
-    def finish(self) -> None:
-        """Record the end."""
-        self.events.append(("finish", 0, {}))
-
-
 def track(items: Iterable[T], reporter: Reporter, name: str, total: int) -> Iterator[T]:
     """Iterate over `items`, one step an item."""
     reporter.start(name, total)

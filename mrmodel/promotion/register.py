@@ -47,7 +47,7 @@ def register(
 def _upload(versions: Versions, candidate: Candidate, timeout_s: float) -> int:
     with tempfile.TemporaryDirectory(prefix="mrmodel-register-") as folder:
         model = Path(folder) / "model"
-        write_mlflow_model(model, candidate.folder)
+        write_mlflow_model(model, candidate.folder, candidate.postprocess)
         smoke, answers = run_smoke(model, None, timeout_s)
         if smoke.fault:
             raise RegistryError(f"{candidate.folder}: cannot be served: {smoke.fault}")

@@ -13,7 +13,6 @@ import psutil
 import psycopg2
 import pytest
 
-from infra.local import postgres as postgres_module
 from infra.local.ports import free_ports, is_free
 from infra.local.postgres import Postgres
 from infra.local.process import Program, Running, ServiceError
@@ -72,6 +71,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.services
 def test_an_owned_server_ends_with_its_owner_however_that_dies(folder: Path) -> None:
     process, running, port = start_elsewhere(folder, "owned")
     tree = psutil.Process(running.pid).children(recursive=True)
@@ -84,6 +84,7 @@ def test_an_owned_server_ends_with_its_owner_however_that_dies(folder: Path) -> 
     assert "database system is shut down" in running.last_words()  # In order, not by force.
 
 
+@pytest.mark.services
 def test_a_server_without_owner_stays_and_can_be_stopped_by_anybody(folder: Path) -> None:
     process, running, port = start_elsewhere(folder, "alone")
     kill(process)
@@ -104,6 +105,7 @@ def own_postgres(folder: Path) -> Iterator[PostgresService]:
     service.stop()
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_data_survives(own_postgres: PostgresService, end: str) -> None:
     def connect() -> "psycopg2.extensions.connection":
@@ -124,6 +126,7 @@ def test_data_survives(own_postgres: PostgresService, end: str) -> None:
     connection.close()
 
 
+@pytest.mark.services
 def test_what_a_killed_test_session_left_is_removed(own_postgres: PostgresService) -> None:
     place = own_postgres.server.home().parent
     left, kept = place / "mrmodel-postgres-left", place / "mrmodel-postgres-kept"
@@ -213,15 +216,7 @@ def test_children_of_a_server_that_died_are_found(tmp_path: Path) -> None:
     assert not child.is_running()
 
 
-def test_without_postgresql_the_sentence_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_module, "_DEBIAN", tmp_path / "none")
-    monkeypatch.setattr(postgres_module.shutil, "which", lambda _: None)
-    with pytest.raises(ServiceError, match="apt-get install postgresql"):
-        Postgres(tmp_path, 1, "secret").prepare()
-
-
+@pytest.mark.services
 def test_a_killed_initdb_is_no_database(folder: Path) -> None:
     server = Postgres(folder, 1, "secret", durable=False)
     draft = server.home() / "draft"
@@ -234,17 +229,8 @@ def test_a_killed_initdb_is_no_database(folder: Path) -> None:
 
 def test_a_program_that_is_not_installed_is_named(tmp_path: Path) -> None:
     toy = Program("toy", [str(tmp_path / "none")], tmp_path, (), lambda: True)
-    with pytest.raises(ServiceError, match=r"toy: no program .*none; see make setup"):
+    with pytest.raises(ServiceError, match=r"toy: no program .*none; see make services"):
         toy.start()
-
-
-def test_data_of_another_version_of_postgresql(folder: Path) -> None:
-    server = Postgres(folder, 1, "secret")
-    data = server.home() / "data"
-    data.mkdir(parents=True)
-    (data / "PG_VERSION").write_text("9\n")
-    with pytest.raises(ServiceError, match=r"written by PostgreSQL 9, .*postgresql-9"):
-        server.program()
 
 
 def test_ports_that_are_drawn_are_free_and_different() -> None:

@@ -28,6 +28,7 @@ COMPARED = [
     "models/finetuned/moment_detr/model.safetensors",
     "reports/training/finetune-moment_detr.csv",
     "reports/metrics.json",
+    "models/served/moment_detr/serving.json",
     "reports/report.html",
 ]
 

@@ -12,11 +12,12 @@ from mrmodel.config import RunSettings, TrainSettings
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import TrainingError
 from mrmodel.models.base import MomentModel, build_model
-from mrmodel.progress import NullReporter, RecordingReporter
+from mrmodel.progress import NullReporter
 from mrmodel.train import loop
 from mrmodel.train.checkpoint import load_resume_state
 from mrmodel.train.loop import Plan, Progress, fit
 from mrmodel.types import Batch, Targets
+from tests.reporters import RecordingReporter
 from tests.train.conftest import DIM, make_model
 
 

@@ -64,7 +64,7 @@ def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None)
     ("changes", "touched"),
     [
         ({"train.finetune.lr": 5e-5}, {"finetune@moment_detr"}),
-        ({"evaluate.nms_iou": 0.7}, {"evaluate"}),
+        ({"postprocess.nms_iou": 0.7}, {"package@moment_detr"}),
         (
             {"models.moment_detr.loss.giou": 2.5, "train.weight_decay": 1e-3},
             {"pretrain@moment_detr", "finetune@moment_detr", "scratch@moment_detr"},
@@ -95,7 +95,7 @@ def test_dvc_runs_what_the_change_touches(
 
 
 def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=UNCLEAR)
+    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=UNCLEAR)
     keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     before = Path("params.yaml").read_text()
     with pytest.raises(
@@ -107,9 +107,9 @@ def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
 
 
 def test_what_is_clear_after_training_is_applied_alone(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=CLEAR)
+    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=CLEAR)
     keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
-    assert changes_to_apply(study, unconfirmed=False) == {"evaluate.nms_iou": 0.7}
+    assert changes_to_apply(study, unconfirmed=False) == {"postprocess.nms_iou": 0.7}
 
 
 def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TicketStudy) -> None:
