@@ -100,20 +100,24 @@ def test_the_command_prints_windows_and_clip_scores(reproduced: Project, test_vi
 
 
 def test_a_video_in_s3_is_searched_through_its_pointer(
-    reproduced: Project, test_video: Path, s3_env: S3Service, tmp_path: Path
+    reproduced: Project,
+    test_video: Path,
+    s3_env: S3Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = boto3.session.Session().client("s3", endpoint_url=s3_env.url)
     client.upload_file(str(test_video), "mrmodel", f"predict/{test_video.name}")
-    arguments = ["env", f"{ENDPOINT_VARIABLE}={s3_env.url}", "mrmodel"]
-    reproduced.run(*arguments, "data", "link", "s3://mrmodel/predict", str(tmp_path))
-    arguments += ["predict", "--query", "A cat", "--json"]
-    found = reproduced.run(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
-    assert json.loads(found) == json.loads(reproduced.run(*arguments, str(test_video)))
+    monkeypatch.setattr(reproduced, "variables", {ENDPOINT_VARIABLE: s3_env.url})
+    reproduced.invoke("data", "link", "s3://mrmodel/predict", str(tmp_path))
+    arguments = ["predict", "--query", "A cat", "--json"]
+    found = reproduced.invoke(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
+    assert json.loads(found) == json.loads(reproduced.invoke(*arguments, str(test_video)))
 
 
 def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path) -> None:
     queries = ("--query", "A cat", "--query", "A dog")
-    output = reproduced.run("mrmodel", "predict", str(test_video), *queries, "--model", MODEL)
+    output = reproduced.invoke("predict", str(test_video), *queries, "--model", MODEL)
     assert output.index("A cat") < output.index("A dog")
     assert "confidence" in output
 
@@ -148,7 +152,6 @@ def test_other_encoders_are_refused(reproduced: Project, tmp_path: Path) -> None
     config["video_streams"][0]["fingerprint"] = "0" * 64
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(reproduced.read(f"{MODEL}/model.safetensors"))
-    output = reproduced.run(
-        "mrmodel", "predict", "a.mp4", "--query", "a", "--model", str(tmp_path), code=2
-    )
+    arguments = ("predict", "a.mp4", "--query", "a", "--model", str(tmp_path))
+    output = reproduced.invoke(*arguments, code=2)
     assert "not the one that the model was trained with" in output

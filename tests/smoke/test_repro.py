@@ -2,11 +2,9 @@
 
 import json
 import re
-import time
 
 import yaml
 
-from tests.conftest import REPRODUCED
 from tests.project import Project
 
 STAGES = {
@@ -51,13 +49,10 @@ def test_git_sees_the_lock_file_only(reproduced: Project) -> None:
     assert reproduced.git("status", "--porcelain").split() == ["??", "dvc.lock"]
 
 
-def test_a_second_run_does_nothing_and_is_quick(reproduced: Project) -> None:
-    started = time.monotonic()
+def test_a_second_run_does_nothing(reproduced: Project) -> None:
     output = reproduced.run("dvc", "repro")
     assert stages_run(output) == set()
     assert "up to date" in output
-    # A busy test machine gets some slack; benchmarks/RESULTS.md has the quiet figure.
-    assert time.monotonic() - started < 15
 
 
 def test_metrics_plots_and_graph_can_be_shown(reproduced: Project) -> None:
@@ -98,7 +93,9 @@ def test_runs_are_recorded(reproduced: Project) -> None:
 def test_a_changed_rate_runs_fine_tuning_and_what_follows(reproduced: Project) -> None:
     before = reproduced.read("reports/metrics.json")
     original = reproduced.read("params.yaml")
-    reproduced.apply("miniature", {**REPRODUCED, "train": {"finetune": {"lr": 5e-4}}})
+    # No stage depends on whether it is recorded.
+    unrecorded = {"tracking": {"enabled": False}}
+    reproduced.apply("miniature", {**unrecorded, "train": {"finetune": {"lr": 5e-4}}})
     output = reproduced.run("dvc", "repro")
     assert stages_run(output) == {
         "finetune@moment_detr",
@@ -117,7 +114,7 @@ def test_a_mistake_stops_before_any_work(reproduced: Project) -> None:
     broken = original.replace(b"    lr:", b"    learning_rate:", 1)
     (reproduced.folder / "params.yaml").write_bytes(broken)
     try:
-        output = reproduced.run("mrmodel", "config", "check", code=2)
+        output = reproduced.invoke("config", "check", code=2)
         assert "train.pretrain.learning_rate" in output
         output = reproduced.run("python", "-m", "mrmodel.pipeline.corpus", code=1)
         assert "train.pretrain.learning_rate" in output
