@@ -51,11 +51,11 @@ class NullReporter:
 class RichReporter:
     """A progress bar on a terminal; a line every tenth of the work where there is none.
 
-    Both tell how long the rest takes at the speed so far.
+    Both tell how long the rest takes at the speed so far, unless steps are too different for that.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr)
+    def __init__(self, console: Console | None = None, *, with_eta: bool = True) -> None:
+        self._console, self._with_eta = console or Console(file=sys.stderr), with_eta
         self._progress: Progress | None = None
         self._name, self._total, self._done, self._shown = "", 0, 0, -1
         self._began_s, self._before = 0.0, 0
@@ -91,7 +91,7 @@ class RichReporter:
 
     def _rest(self) -> str:
         done, left = self._done - self._before, self._total - self._done
-        if not done or left <= 0:
+        if not self._with_eta or not done or left <= 0:
             return ""
         left_s = (time.monotonic() - self._began_s) / done * left
         return f"eta {timedelta(seconds=round(left_s))} "
@@ -143,23 +143,30 @@ def announce(event: str, **values: object) -> None:
             file.write(line.encode())
 
 
-class RecordingReporter:
-    """Keeps what was said, for tests and for flows."""
+class Steps:
+    """The steps of one command, each of which is named when it begins.
 
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int, dict[str, object]]] = []
+    A context manager: ``with Steps(reporter, "register", 2) as steps: steps.begin("scoring") ...``.
+    """
 
-    def start(self, name: str, total: int, done: int = 0) -> None:
-        """Record the start."""
-        self.events.append((name, total, {"done": done} if done else {}))
+    def __init__(self, reporter: Reporter | None, name: str, total: int) -> None:
+        """Prepare `total` steps; with None as `reporter` nothing is shown."""
+        self._reporter, self._name, self._total = reporter or NullReporter(), name, total
+        self._begun = 0
 
-    def advance(self, steps: int = 1, **info: object) -> None:
-        """Record a step."""
-        self.events.append(("advance", steps, info))
+    def __enter__(self) -> Steps:
+        self._reporter.start(self._name, self._total)
+        return self
 
-    def finish(self) -> None:
-        """Record the end."""
-        self.events.append(("finish", 0, {}))
+    def begin(self, step: str) -> None:
+        """Name the step that begins; the one before it is done."""
+        self._reporter.advance(min(self._begun, 1), now=step)
+        self._begun += 1
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:  # Steps that were not needed count as done.
+            self._reporter.advance(self._total - max(self._begun - 1, 0))
+        self._reporter.finish()
 
 
 def track(items: Iterable[T], reporter: Reporter, name: str, total: int) -> Iterator[T]:

@@ -49,16 +49,6 @@ def aligned_iou_and_giou(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, T
     return iou, iou - gap / stretch.clamp(min=EPS)
 
 
-def pairwise_iou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
-    """IoU of every pair: (n, 2) and (m, 2) -> (n, m)."""
-    return aligned_iou(first_xx[:, None], second_xx[None, :])
-
-
-def pairwise_giou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
-    """Generalised IoU of every pair: (n, 2) and (m, 2) -> (n, m)."""
-    return aligned_giou(first_xx[:, None], second_xx[None, :])
-
-
 def inverse_sigmoid(values: Tensor, eps: float = 1e-3) -> Tensor:
     """log(x / (1 - x)) with both parts held above `eps`, so that references stay within +-6.91."""
     values = values.float().clamp(0.0, 1.0)

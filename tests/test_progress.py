@@ -3,9 +3,11 @@
 import io
 import time
 
+import pytest
 from rich.console import Console
 
-from mrmodel.progress import RichReporter
+from mrmodel.progress import RichReporter, Steps
+from tests.reporters import RecordingReporter
 
 
 def lines_of(monkeypatch, done):
@@ -45,3 +47,47 @@ def test_a_terminal_shows_it_too_however_long_a_step_takes(monkeypatch):
 
 def test_what_an_earlier_run_did_tells_nothing_about_the_speed(monkeypatch):
     assert lines_of(monkeypatch, done=6)[0] == "extract: 7/10 eta 0:01:30 clips_per_s 12.35"
+
+
+def test_a_step_is_named_before_it_is_done():
+    stream = io.StringIO()
+    reporter = RichReporter(Console(file=stream, width=200), with_eta=False)
+    with Steps(reporter, "register", 3) as steps:
+        steps.begin("scoring")
+        assert stream.getvalue() == "register: 0/3 now scoring\n"
+        steps.begin("smoke test")
+        assert stream.getvalue().splitlines()[1:] == ["register: 1/3 now smoke test"]
+        steps.begin("storing")
+    assert stream.getvalue().splitlines()[2:] == ["register: 2/3 now storing", "register: 3/3"]
+
+
+def test_steps_that_were_not_needed_count_as_done():
+    reporter = RecordingReporter()
+    with Steps(reporter, "register", 4) as steps:
+        steps.begin("scoring")
+        steps.begin("looking")
+    assert reporter.events == [
+        ("register", 4, {}),
+        ("advance", 0, {"now": "scoring"}),
+        ("advance", 1, {"now": "looking"}),
+        ("advance", 3, {}),
+        ("finish", 0, {}),
+    ]
+
+
+def test_a_step_that_fails_is_the_last_one_named():
+    stream = io.StringIO()
+    terminal = Console(file=stream, width=200, force_terminal=True)
+    reporter = RichReporter(terminal, with_eta=False)
+
+    def register():
+        with Steps(reporter, "register", 2) as steps:
+            steps.begin("smoke test")
+            raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        register()
+    assert "0/2" in stream.getvalue()
+    assert "now smoke test" in stream.getvalue()
+    assert "2/2" not in stream.getvalue()
+    assert "eta" not in stream.getvalue()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import click
 
 from mrmodel.errors import CheckpointError
+from mrmodel.sparkline import sparkline
 
 
 @click.command(name="predict")
@@ -17,7 +19,7 @@ from mrmodel.errors import CheckpointError
     "--model",
     "folder",
     type=click.Path(path_type=Path),
-    help="Model folder [default: the first of train.models below models/finetuned].",
+    help="Model folder [default: the first of train.models below models/served].",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
@@ -25,7 +27,12 @@ from mrmodel.errors import CheckpointError
 def command(
     video: Path, queries: tuple[str, ...], folder: Path | None, device: str, top: int, as_json: bool
 ) -> None:
-    """Find the moments that sentences describe in VIDEO, and score every clip of it."""
+    """Find the moments that sentences describe in VIDEO, and score every clip of it.
+
+    The line `clips` is a curve of the clip scores along the video. It has one character a clip; in
+    a video of more clips than fit into the line, each character is the highest score of several
+    neighbouring clips. --json prints every score.
+    """
     from mrmodel.predict.predictor import Predictor
 
     predictor = Predictor.from_folder(folder or default_model(), device)
@@ -39,34 +46,38 @@ def command(
         click.echo(f"{prediction.query}")
         for start, end, score in prediction.windows[:top]:
             click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
-        click.echo(f"  clips  {sparkline(prediction.saliency)}")
+        click.echo(curve_line(prediction.saliency, shutil.get_terminal_size((80, 24)).columns))
     if searchable.report.status != "ok" and not as_json:
         click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
 
 
 def default_model() -> Path:
-    """The fine-tuned model that params.yaml names first, or else the first that is there.
+    """The served model that params.yaml names first, or else the first that is there.
 
     Raises:
         CheckpointError: there is none.
     """
     from mrmodel.config import load_config
 
-    folders = sorted(path.parent for path in Path("models/finetuned").glob("*/config.json"))
+    folders = sorted(path.parent for path in Path("models/served").glob("*/config.json"))
     if Path("params.yaml").exists():
         wanted = load_config(Path("params.yaml")).train.models
         folders.sort(key=lambda folder: [*wanted, folder.name].index(folder.name))
     if not folders:
         raise CheckpointError(
-            "models/finetuned: no trained model here; run `make repro` in the repository, "
+            "models/served: no trained model here; run `make repro` in the repository, "
             "or name a model folder with --model"
         )
     return folders[0]
 
 
-def sparkline(values: tuple[float, ...]) -> str:
-    """Clip scores as one character a clip, from the lowest to the highest."""
-    levels = "▁▂▃▄▅▆▇█"
-    low, high = min(values), max(values)
-    scale = (len(levels) - 1) / ((high - low) or 1.0)
-    return "".join(levels[round((value - low) * scale)] for value in values)
+def curve_line(scores: tuple[float, ...], width: int) -> str:
+    """The line ``clips`` of one query, however long the video is.
+
+    Args:
+        scores: one a clip.
+        width: columns of the terminal; the line is never longer. Clips that share a column show
+            their maximum, because a mean would hide a short moment in a long video.
+    """
+    label = "  clips  "
+    return label + sparkline(scores, width - len(label), max)

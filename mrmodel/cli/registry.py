@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from mrmodel.config import Config
+    from mrmodel.progress import Reporter
     from mrmodel.promotion.decisions import Decision
     from mrmodel.promotion.registry import Registry
 
@@ -60,12 +61,13 @@ def show(version: int) -> None:
 )
 def register(model: str | None, kind: str) -> None:
     """Make a trained and evaluated model of this repository a version: the new challenger."""
+    registry, config, reporter = _open_for_long()
+    # Not before the first line of progress: these imports take seconds.
     from mrmodel.pipeline.layout import Layout
     from mrmodel.promotion.register import register as run
 
-    registry, config = _open()
     name = model or config.train.models[0]
-    version, new = run(registry, config, Layout(config), name, kind)
+    version, new = run(registry, config, Layout(config), name, kind, reporter)
     note = "" if new else ", which was registered before"
     click.echo(f"{registry.name} version {version}: {name}.{kind}{note}")
 
@@ -83,10 +85,11 @@ def promote(version: int | None, new_line: str) -> None:
 
     The exit code is 2 when a gate fails or another promotion was faster; nothing changes then.
     """
+    registry, config, reporter = _open_for_long()
+    # Not before the first line of progress: these imports take seconds.
     from mrmodel.promotion.promote import promote as run
 
-    registry, config = _open()
-    _print_decision(run(registry, config, version, new_line))
+    _print_decision(run(registry, config, version, new_line, reporter))
 
 
 @group.command()
@@ -131,6 +134,17 @@ def _open() -> tuple[Registry, Config]:
 
     config = load_config(Path("params.yaml"))
     return open_registry(config, Layout(config)), config
+
+
+def _open_for_long() -> tuple[Registry, Config, Reporter]:
+    """As `_open`, with progress on stderr from the first moment: the imports take seconds."""
+    from mrmodel.progress import RichReporter, Steps
+
+    # A smoke test takes longer than all other steps, so their speed says nothing of the rest.
+    reporter = RichReporter(with_eta=False)
+    with Steps(reporter, "registry", 1) as steps:
+        steps.begin("opening")
+        return *_open(), reporter
 
 
 def _print_decision(decision: Decision) -> None:

@@ -108,11 +108,6 @@ def hash64(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def query_id(video_id: str, start: str, end: str, caption: str) -> int:
-    """The 53-bit id of a query: stable over runs, exact in JSON, and a hash order (A.8)."""
-    return hash64(_identity_text(video_id, start, end, caption)) >> _QID_SHIFT
-
-
 def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
     """The lines of a table, `rows` at a time.
 
@@ -151,6 +146,7 @@ def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
             "line": np.array([row.line for row in rows], dtype=np.int64),
             "video": _hashes(row.video_id for row in rows),
             "caption": _hashes(captions),
+            # 53 bits: the same in every run, exact in JSON, and a hash order (A.8).
             "qid": (_hashes(map(_identity, rows)) >> np.uint64(_QID_SHIFT)).astype(np.int64),
             "start_ms": start_ms.astype(np.int32),
             "end_ms": end_ms.astype(np.int32),
@@ -275,11 +271,7 @@ def _checked(line: int, record: Any, id_length: int | None) -> _Row:
 
 
 def _identity(row: _Row) -> str:
-    return _identity_text(row.video_id, row.start, row.end, row.caption)
-
-
-def _identity_text(video_id: str, start: str, end: str, caption: str) -> str:
-    return f"{video_id}|{start}|{end}|{caption}"
+    return f"{row.video_id}|{row.start}|{row.end}|{row.caption}"
 
 
 def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:

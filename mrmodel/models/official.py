@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mrmodel.errors import CheckpointError, UnknownNameError
+from mrmodel.errors import UnknownNameError
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -181,20 +181,3 @@ def fit_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module
         expected.pop(ours, None)
     misfits += [Misfit(name, None, shape) for name, shape in expected.items()]
     return Fit(state, tuple(unused), tuple(sorted(misfits, key=lambda misfit: misfit.name)))
-
-
-def convert_state(
-    model_name: str, published: Mapping[str, Tensor], model: nn.Module
-) -> dict[str, Tensor]:
-    """A published state dict under our names, ready for ``model.load_state_dict``.
-
-    Raises:
-        CheckpointError: a tensor is missing, has no counterpart, or has another shape; the message
-            names all of them.
-    """
-    fit = fit_state(model_name, published, model)
-    if fit.misfits:
-        raise CheckpointError(
-            f"not a {model_name} checkpoint of these sizes: " + "; ".join(map(str, fit.misfits))
-        )
-    return fit.state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from mrmodel.orchestrate.sharded import ShardedStream, ShardOrder
 from mrmodel.orchestrate.shards import plan_of
 from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.pipeline.layout import Layout
+from mrmodel.processes import tasks_at_once, worker_count
 
 PARAMS = "params.yaml"
 
@@ -29,15 +29,16 @@ def sharded_stream(order: StageOrder, settings: ShardSettings) -> ShardedStream:
         ShardFailed: the revision does not know the encoder.
     """
     with _clone(order) as (folder, graph, _):
+        config = load_config(folder / PARAMS)
         stream = order.stage.partition("@")[2]
         contents = {path: value or "" for path, value in graph.contents(order.stage).items()}
         return ShardedStream(
             stream,
             plan_of(folder, stream),
             contents,
-            tuple(graph.listing(str(_videos(folder)))),
+            tuple(graph.listing(str(Layout(config).videos))),
             settings.count,
-            _workers(settings),
+            processes_each(settings, config.features.workers),
         )
 
 
@@ -67,13 +68,21 @@ def _clone(order: StageOrder) -> Iterator[tuple[Path, StageGraph, Transfer]]:
         yield folder, StageGraph(folder, transfer.remote, handover.wait), transfer
 
 
+def processes_each(settings: ShardSettings, workers: int) -> int:
+    """Worker processes of one shard; 0: one a core of the machine that makes it.
+
+    Shards that this machine makes at the same time share what ``features.workers`` allows (0: its
+    cores). On a cluster elsewhere each shard may use all of it.
+
+    Args:
+        settings: how the extraction is spread.
+        workers: ``features.workers``.
+    """
+    if settings.address is not None:
+        return workers
+    return max(1, worker_count(workers) // tasks_at_once(settings.count))
+
+
 def _videos(folder: Path) -> Path:
     """Folder of the videos, relative to the clone."""
     return Layout(load_config(folder / PARAMS)).videos
-
-
-def _workers(settings: ShardSettings) -> int:
-    """Processes of a shard: those of one machine share its cores, a cluster's have their own."""
-    if settings.runner != "processes":
-        return 0
-    return max(1, (os.cpu_count() or 1) // settings.count)

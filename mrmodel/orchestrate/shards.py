@@ -13,13 +13,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mrmodel.config import Config
 from mrmodel.errors import MrModelError, StorageError
 from mrmodel.features.shards import ShardSummary
 from mrmodel.files import one_at_a_time, write_json
@@ -37,7 +36,6 @@ from mrmodel.pipeline.shards import (
     TAR_FILE,
     tar_name,
 )
-from mrmodel.processes import tasks_at_once, worker_count
 from mrmodel.redact import hide_secrets, secrets_of
 from mrmodel.storage import Store
 
@@ -52,37 +50,6 @@ class ShardReport:
     count: int
     worker: str
     summary: ShardSummary
-
-
-def sharded_stream(
-    clone: Path, config: Config, stream: str, content: Mapping[str, str], files: Iterable[str]
-) -> ShardedStream:
-    """A stream, spread as `config.orchestrate.extract_shards` says.
-
-    Args:
-        clone: folder with the code and params.yaml of the revision; it needs no videos.
-        config: that params.yaml.
-        stream: see `ShardedStream`.
-        content: see `ShardedStream`.
-        files: see `ShardedStream`.
-
-    Raises:
-        ShardFailed: see `plan_of`.
-    """
-    plan, count = plan_of(clone, stream), config.orchestrate.extract_shards.count
-    names = tuple(sorted(files))
-    return ShardedStream(stream, plan, dict(content), names, count, processes_each(config))
-
-
-def processes_each(config: Config) -> int:
-    """Worker processes of one shard; 0 = one a core of the machine that makes it.
-
-    On one machine the shards share what ``features.workers`` allows; on a cluster each has it.
-    """
-    settings, wish = config.orchestrate.extract_shards, config.features.workers
-    if settings.address is not None:
-        return wish
-    return max(1, worker_count(wish) // tasks_at_once(settings.count))
 
 
 def shard_key(digest: str, index: int, count: int) -> str:

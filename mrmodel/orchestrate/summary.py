@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mrmodel.markdown import table
 from mrmodel.orchestrate.results import StageResult
+from mrmodel.sparkline import sparkline
 
 if TYPE_CHECKING:  # A worker shows one stage and needs no graph: DVC's import takes a second.
     from mrmodel.orchestrate.walk import StageRow
 
-_BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
 _MOST_FIGURES = 60
 
@@ -51,23 +51,13 @@ def stage_markdown(result: StageResult) -> str:
         if len(figures) > _MOST_FIGURES:
             parts.append(f"and {len(figures) - _MOST_FIGURES} more")
     curves = [
-        (path, f"{values[0]:.4g}", sparkline(values), f"{values[-1]:.4g}")
+        (path, f"{values[0]:.4g}", sparkline(values, _WIDTH, fmean), f"{values[-1]:.4g}")
         for path, values in result.curves.items()
         if values
     ]
     if curves:
         parts.append(table(("curve", "first", "", "last"), curves))
     return "\n\n".join(parts)
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """A curve as one line of block characters, at most 40 of them; each is a mean."""
-    count = min(_WIDTH, len(values))
-    edges = [round(index * len(values) / count) for index in range(count + 1)]
-    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
-    low, high = min(means), max(means)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
 def _numbers(tree: Any, prefix: str = "") -> list[tuple[str, float]]:

@@ -21,6 +21,7 @@ from mrmodel.orchestrate.results import Handover
 from mrmodel.orchestrate.transfer import Transfer
 from mrmodel.pipeline.layout import Layout
 from mrmodel.processes import die_with_parent
+from mrmodel.progress import RichReporter
 from mrmodel.promotion.candidate import needed_files
 from mrmodel.promotion.decisions import Decision
 from mrmodel.promotion.promote import decide
@@ -51,14 +52,15 @@ def register_and_decide(places: Places, model: str | None, kind: str, new_line: 
     transfer = Transfer(places, Handover(places.handover, places.endpoint))
     transfer.fetch(Repo(), [str(path) for path in needed_files(config, layout, name, kind)])
     registry = open_registry(config, layout)
-    version, _ = register(registry, config, layout, name, kind)
+    reporter = RichReporter(with_eta=False)
+    version, _ = register(registry, config, layout, name, kind, reporter)
     for _ in range(_ROUNDS):
         pointer = registry.read().pointer
         if pointer is not None and pointer.version == version:
             registry.reconcile()
             return pointer.decision
         try:
-            decision = decide(registry, config, version, new_line)
+            decision = decide(registry, config, version, new_line, reporter)
         except AlreadyChampion:  # Another process decided the same in this moment.
             continue
         if decision.kind != "conflict":

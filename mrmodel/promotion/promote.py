@@ -10,6 +10,7 @@ from mrmodel.errors import AlreadyChampion, ConflictError, PromotionRefused, Reg
 from mrmodel.evaluate.rows import read_rows
 from mrmodel.files import folder_bytes
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.progress import Reporter, Steps
 from mrmodel.promotion.decisions import Decision, Gate, Pointer, actor, decision_id, now
 from mrmodel.promotion.gates import Rules, Side, judge
 from mrmodel.promotion.registry import CHALLENGER, Pointed, Registry
@@ -18,7 +19,11 @@ from mrmodel.promotion.versions import Files
 
 
 def promote(
-    registry: Registry, config: Config, version: int | None = None, new_line: str = ""
+    registry: Registry,
+    config: Config,
+    version: int | None = None,
+    new_line: str = "",
+    reporter: Reporter | None = None,
 ) -> Decision:
     """Make a version the champion if it passes every gate.
 
@@ -27,13 +32,14 @@ def promote(
         config: its section `promotion` has the rules, `evaluate` says how answers are scored.
         version: None means the challenger.
         new_line: why a version of another test set than the champion's may pass uncompared.
+        reporter: shows the steps; None: nobody.
 
     Raises:
         PromotionRefused: a gate failed; the decision was recorded.
         RegistryError: there is no such version, it is the champion, or another promotion was
             faster; of the last the decision was recorded.
     """
-    decision = decide(registry, config, version or _challenger(registry), new_line)
+    decision = decide(registry, config, version or _challenger(registry), new_line, reporter)
     if decision.kind == "refuse":
         listed = "".join(f"\n  {gate.name}: {gate.detail}" for gate in decision.failed)
         raise PromotionRefused(f"{registry.name} version {decision.version} is refused:{listed}")
@@ -43,7 +49,13 @@ def promote(
     return decision
 
 
-def decide(registry: Registry, config: Config, version: int, new_line: str = "") -> Decision:
+def decide(
+    registry: Registry,
+    config: Config,
+    version: int,
+    new_line: str = "",
+    reporter: Reporter | None = None,
+) -> Decision:
     """Judge a version and make it the champion if it passes; the decision is recorded.
 
     Args:
@@ -51,6 +63,7 @@ def decide(registry: Registry, config: Config, version: int, new_line: str = "")
         config: as of `promote`.
         version: to judge.
         new_line: as of `promote`.
+        reporter: as of `promote`.
 
     Returns:
         Of kind ``promote``, ``refuse`` or ``conflict`` (another promotion was faster).
@@ -63,7 +76,8 @@ def decide(registry: Registry, config: Config, version: int, new_line: str = "")
     seen = registry.read()
     if seen.pointer is not None and seen.pointer.version == version:
         raise AlreadyChampion(f"{registry.name} version {version} is the champion already")
-    gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line))
+    with Steps(reporter, "promote", 4 if seen.pointer is None else 5) as steps:
+        gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line), steps)
     decision = _decision(registry, seen, version, test_set, new_line)
     decision = decision.model_copy(update={"gates": gates})
     if decision.failed:
@@ -159,19 +173,29 @@ def _challenger(registry: Registry) -> int:
 
 
 def _judged(
-    registry: Registry, config: Config, pointer: Pointer | None, version: int, new_line: bool
+    registry: Registry,
+    config: Config,
+    pointer: Pointer | None,
+    version: int,
+    new_line: bool,
+    steps: Steps,
 ) -> tuple[list[Gate], str]:
     """All gates, and the digest of the version's test set."""
     withdrawn = pointer.withdrawn if pointer else []
     rules = Rules(config.promotion, new_line, registry.versions.weights(withdrawn))
     with tempfile.TemporaryDirectory(prefix="mrmodel-promote-") as folder:
+        steps.begin(f"fetching version {version}")
         files = registry.versions.files(version, Path(folder) / "candidate")
+        steps.begin("smoke test in a fresh process")
         smoke, _ = run_smoke(files.model, files.answers, rules.settings.smoke_timeout_s)
+        steps.begin(f"scoring version {version}")
         candidate = _side(registry, config, version, files)
         champion = None
         if pointer is not None:
+            steps.begin(f"fetching and scoring the champion, version {pointer.version}")
             theirs = registry.versions.files(pointer.version, Path(folder) / "champion")
             champion = _side(registry, config, pointer.version, theirs)
+        steps.begin("comparing by the gates")
         return judge(candidate, champion, smoke, rules), candidate.record.test_set.digest
 
 

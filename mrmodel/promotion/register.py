@@ -8,6 +8,7 @@ from pathlib import Path
 from mrmodel.config import Config
 from mrmodel.errors import RegistryError
 from mrmodel.pipeline.layout import Layout
+from mrmodel.progress import Reporter, Steps
 from mrmodel.promotion.candidate import Candidate, gather
 from mrmodel.promotion.registry import Registry
 from mrmodel.promotion.smoke import run_smoke
@@ -16,7 +17,12 @@ from mrmodel.track.model_files import write_mlflow_model
 
 
 def register(
-    registry: Registry, config: Config, layout: Layout, model: str, kind: str
+    registry: Registry,
+    config: Config,
+    layout: Layout,
+    model: str,
+    kind: str,
+    reporter: Reporter | None = None,
 ) -> tuple[int, bool]:
     """Make a model folder a version, which becomes the challenger.
 
@@ -28,6 +34,7 @@ def register(
         layout: where the model and its evaluation are.
         model: name below `models`.
         kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
+        reporter: shows the steps; None: nobody.
 
     Returns:
         The version, and whether it is new.
@@ -36,19 +43,25 @@ def register(
         MrModelError: see `candidate.gather`.
         RegistryError: the model does not answer its example in a fresh process.
     """
-    candidate = gather(config, layout, model, kind)
-    registry.keep(candidate.frozen)
-    known = registry.versions.find_same(candidate)
-    version = known or _upload(registry.versions, candidate, config.promotion.smoke_timeout_s)
-    registry.reconcile()
+    with Steps(reporter, "register", 4) as steps:
+        steps.begin("scoring the predictions")
+        candidate = gather(config, layout, model, kind)
+        steps.begin("looking for the same version")
+        registry.keep(candidate.frozen)
+        known = registry.versions.find_same(candidate)
+        timeout_s = config.promotion.smoke_timeout_s
+        version = known or _upload(registry.versions, candidate, timeout_s, steps)
+        registry.reconcile()
     return version, known is None
 
 
-def _upload(versions: Versions, candidate: Candidate, timeout_s: float) -> int:
+def _upload(versions: Versions, candidate: Candidate, timeout_s: float, steps: Steps) -> int:
     with tempfile.TemporaryDirectory(prefix="mrmodel-register-") as folder:
         model = Path(folder) / "model"
-        write_mlflow_model(model, candidate.folder)
+        steps.begin("smoke test in a fresh process")
+        write_mlflow_model(model, candidate.folder, candidate.postprocess)
         smoke, answers = run_smoke(model, None, timeout_s)
         if smoke.fault:
             raise RegistryError(f"{candidate.folder}: cannot be served: {smoke.fault}")
+        steps.begin("storing the version")
         return versions.add(candidate, model, answers)

@@ -26,7 +26,7 @@ from mrmodel.retrain.deliveries import (
 )
 from mrmodel.retrain.ledger import Entry, Ledger
 from mrmodel.retrain.reference import Reference
-from mrmodel.retrain.report import Report, State
+from mrmodel.retrain.report import Report
 from mrmodel.retrain.tracked import Taken, TrackedFolder
 from mrmodel.storage import Store
 
@@ -52,20 +52,7 @@ class Intake:
     @property
     def taken(self) -> list[Report]:
         """Deliveries whose data are on the branch."""
-        return self._in("taken")
-
-    @property
-    def quarantined(self) -> list[Report]:
-        """Deliveries that were refused, with their reasons; the ledger knows them."""
-        return self._in("quarantined")
-
-    @property
-    def waiting(self) -> list[Report]:
-        """Deliveries that are looked at again next time."""
-        return self._in("waiting")
-
-    def _in(self, state: State) -> list[Report]:
-        return [report for report in self.reports if report.state == state]
+        return [report for report in self.reports if report.state == "taken"]
 
 
 def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake:

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from mrmodel.cli.main import COMMANDS, cli
-from mrmodel.cli.predict import sparkline
+from mrmodel.cli.predict import curve_line
 
 
 def test_help_names_every_command_and_says_what_it_does() -> None:
@@ -45,6 +45,19 @@ def test_a_mistake_is_one_line_and_exit_code_2() -> None:
     assert "did you mean 'sample'" in done.stderr
 
 
-def test_clip_scores_as_characters() -> None:
-    assert sparkline((0.0, 0.5, 1.0)) == "▁▅█"
-    assert sparkline((0.3, 0.3)) == "▁▁"
+@pytest.mark.parametrize("width", [1, 10, 33, 80, 200])
+def test_the_curve_of_any_video_is_one_line(width: int) -> None:
+    scores = [number % 7 / 7 for number in range(20_000)]
+    scores[13_131] = 5.0
+    for count in (1, 3, 71, 72, 20_000):
+        line = curve_line(tuple(scores[:count]), width)
+        assert line.startswith("  clips  ")
+        assert "\n" not in line
+        assert len(line) == max(10, min(width, len("  clips  ") + count))
+    if width > 10:
+        assert line.count("█") == 1, "the highest clip of all is not lost"
+
+
+def test_few_clips_have_a_character_each() -> None:
+    assert curve_line((0.0, 0.5, 1.0), 80) == "  clips  ▁▅█"
+    assert curve_line((0.3, 0.3), 80) == "  clips  ▁▁"

@@ -16,14 +16,15 @@ from torch import Tensor
 from mrmodel.components import MODELS
 from mrmodel.config import RunSettings, TrainSettings
 from mrmodel.models import MomentModel
+from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.inference import decode_output
-from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.predict.postprocess import Postprocess
 from mrmodel.presets import render
-from mrmodel.progress import RecordingReporter
 from mrmodel.train.loop import Plan, fit
 from mrmodel.types import Batch, ModelOutput, Targets
 from tests.conformance.other_device import on_device, watched
 from tests.conformance.test_models import build, make_batch, make_targets, without_dropout
+from tests.reporters import RecordingReporter
 
 NAMES = sorted(MODELS)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -81,7 +82,7 @@ def test_a_step_reads_no_tensor_of_the_cpu_waits_where_it_must_and_issues_no_mor
 def test_an_answer_reads_no_tensor_of_the_cpu(name: str) -> None:
     batch = make_batch()
     there, _ = moved(batch, make_targets(batch), on_device)
-    settings = PostprocessSettings(round_to_s=2.0)
+    settings = Postprocess.of(VALIDATION, 2.0)
     with torch.no_grad():
         expected = decode_output(build(name).eval()(batch), batch, settings)
         model = on_device(build(name)).eval()

@@ -8,10 +8,11 @@ import pytest
 from mrmodel.corpus.render import annotate_corpus, plan_corpus, render_corpus
 from mrmodel.corpus.sprites import subjects
 from mrmodel.errors import DataError
-from mrmodel.progress import NullReporter, RecordingReporter
+from mrmodel.progress import NullReporter
 from mrmodel.video.frames import FrameSource
 from mrmodel.video.sampling import FrameSampling
 from tests.corpus.conftest import CLIP_LEN_S, bytes_of, read_rows, settings_of
+from tests.reporters import RecordingReporter
 
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path, small_corpus: Path) -> None:

@@ -19,8 +19,8 @@ from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import FeatureStore, MemoryStore
 from mrmodel.features.verify import verify_store
 from mrmodel.features.work import ExtractionSettings
-from mrmodel.progress import RecordingReporter
 from tests.features.encoders import FrameNumbers, WordLengths, register_all
+from tests.reporters import RecordingReporter
 from tests.video.fixtures import write_audio, write_video
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -221,6 +221,10 @@ def test_the_first_model_is_promoted(month: Month) -> None:
     assert state is not None
     assert state.name == "Promoted", f"{state}\n{month.site.logs()}"
     assert month.aliases() == {"champion": "1"}
+    # The log of the flow run shows each step of the registration and of the promotion.
+    steps = ("register: 3/4 now storing the version", "promote: 3/4 now comparing by the gates")
+    for step in steps:
+        wait_until(lambda step=step: month.site.said(step) == 1, 60, month.site.logs)
 
 
 def test_better_data_make_a_champion(month: Month) -> None:

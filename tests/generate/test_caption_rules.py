@@ -10,8 +10,9 @@ import pytest
 from mrmodel.generate.caption_rules import PASSED, RULES, caption_words
 from mrmodel.generate.caption_table import CaptionTable, filter_captions
 from mrmodel.generate.captions import Chunk, parse_chunk
-from mrmodel.progress import NullReporter, RecordingReporter
+from mrmodel.progress import NullReporter
 from tests.generate.tables import row, settings, write_table
+from tests.reporters import RecordingReporter
 
 VIDEOS = [f"video{number:06d}" for number in range(60)]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from mrmodel.losses.criterion import Criterion, stack_layers
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.models import MomentModel, build_model
-from mrmodel.models.official import convert_state, our_name
+from mrmodel.models.official import fit_state, our_name
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 GOLDEN = Path(os.environ.get("MRMODEL_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
@@ -175,7 +175,9 @@ class Case:
             self.options["t_feat_dim"],
             self.settings(legacy_mask=legacy_mask),
         )
-        model.load_state_dict(convert_state(self.model_name, self.weights, model))
+        fit = fit_state(self.model_name, self.weights, model)
+        assert fit.misfits == ()
+        model.load_state_dict(fit.state)
         return model.train()
 
 

@@ -1,5 +1,8 @@
+import re
+from dataclasses import replace
+
 from mrmodel.orchestrate.results import StageResult
-from mrmodel.orchestrate.summary import sparkline, stage_markdown, walk_markdown
+from mrmodel.orchestrate.summary import stage_markdown, walk_markdown
 from mrmodel.orchestrate.walk import StageRow
 
 RESULT = StageResult(
@@ -21,6 +24,9 @@ def test_a_stage_shows_outputs_figures_and_curves() -> None:
     assert "| reports/training/x.json | best.mAP | 41.25 |" in text
     assert "| reports/training/x.csv | 4 | █▆▃▁ | 1 |" in text
     assert "(http://mlflow.example/#/experiments/1/runs/2)" in text
+    long = replace(RESULT, curves={"reports/training/x.csv": [float(i) for i in range(1000)]})
+    (cell,) = re.findall(r"\| 0 \| ([▁▂▃▄▅▆▇█]+) \| 999 \|", stage_markdown(long))
+    assert len(cell) == 40
     assert "note" not in text, "a text is no figure"
 
 
@@ -35,9 +41,3 @@ def test_a_pipeline_shows_a_line_a_stage() -> None:
     assert "| corpus | unchanged |  | cpu |" in text
     assert "parameter a\\|b changed | gpu | 2 | 31.5 | gpu-a | [MLflow](http" in text
     assert "evaluate: it broke |" in text
-
-
-def test_a_curve_of_any_length() -> None:
-    assert sparkline([1.0]) == "▁"
-    assert sparkline([2.0, 2.0]) == "▁▁"
-    assert len(sparkline([float(i) for i in range(1000)])) == 40

@@ -22,12 +22,19 @@ from mrmodel.promotion.decisions import pointer_key
 from mrmodel.promotion.registry import Pointed
 from mrmodel.retrain import intake as intake_module
 from mrmodel.retrain.deliveries import Delivery
+from mrmodel.retrain.intake import Intake
 from mrmodel.retrain.ledger import Entry
+from mrmodel.retrain.report import Report, State
 from tests.project import Project
 from tests.promotion.trial import promotion_of
 from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 
 Make = Callable[..., Parcel]
+
+
+def reports_in(intake: Intake, state: State) -> list[Report]:
+    """Deliveries with this verdict."""
+    return [report for report in intake.reports if report.state == state]
 
 
 def md5_of(text: str) -> str:
@@ -184,7 +191,10 @@ def test_one_bad_delivery_does_not_stop_the_others(site: Site, parcel: Make) -> 
     site.incoming.put("c-strange/COMPLETE", b"")
     intake = site.take()
     assert [report.name for report in intake.taken] == ["a-good", "d-more"]
-    assert [report.name for report in intake.quarantined] == ["b-broken", "c-strange"]
+    assert [report.name for report in reports_in(intake, "quarantined")] == [
+        "b-broken",
+        "c-strange",
+    ]
     assert intake.taken[0].videos == ["new-train-0000.mp4"]
     assert intake.taken[1].videos == ["new-train-0001.mp4"]
     assert intake.taken[1].known == intake.taken[0].rows["train.jsonl"]
@@ -202,12 +212,14 @@ def test_a_repetition_waits_until_the_first_is_decided(plain: Site, parcel: Make
     plain.send("second", parcel("second"))
     intake = plain.take()
     assert [report.name for report in intake.taken] == ["first"]
-    (left,) = intake.waiting
+    (left,) = reports_in(intake, "waiting")
     assert left.reasons[0].startswith("brings no new row")
     assert left.reasons[1] == "so beside what was taken before it: first"
     assert plain.ledger.entries() == []
     assert intake.branch is not None
-    assert [report.name for report in plain.take(intake.branch).quarantined] == ["second"]
+    assert [report.name for report in reports_in(plain.take(intake.branch), "quarantined")] == [
+        "second"
+    ]
 
 
 def test_a_corrected_delivery_is_taken(plain: Site, parcel: Make) -> None:
@@ -215,7 +227,7 @@ def test_a_corrected_delivery_is_taken(plain: Site, parcel: Make) -> None:
     right = (sent.folder / "train.jsonl").read_bytes()
     sent.change("train.jsonl", lambda rows: [row | {"duration": -1} for row in rows])
     plain.send("monday", sent)
-    (report,) = plain.take().quarantined
+    (report,) = reports_in(plain.take(), "quarantined")
     assert report.reasons[0].startswith("bad rows: ")
     assert plain.take().reports == [], "it was judged"
     (sent.folder / "train.jsonl").write_bytes(right)
@@ -252,7 +264,7 @@ def test_a_delivery_that_changes_while_it_is_read_waits(
 
     monkeypatch.setattr(plain.incoming, "download", and_change)
     intake = plain.take()
-    assert intake.waiting[0].reasons == ["it changed while it was read"]
+    assert reports_in(intake, "waiting")[0].reasons == ["it changed while it was read"]
     assert plain.ledger.entries() == []
 
 
@@ -262,7 +274,7 @@ def test_a_check_that_takes_its_process_with_it_stops_nobody(
     """As a video can that finds a mistake in a decoder."""
     plain.send("monday", parcel())
     monkeypatch.setattr(intake_module, "_check", die)
-    (report,) = plain.take().quarantined
+    (report,) = reports_in(plain.take(), "quarantined")
     assert report.reasons[0].startswith("the process that checks it dies")
 
 

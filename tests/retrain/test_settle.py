@@ -19,6 +19,7 @@ from mrmodel.retrain.summary import summarize_intake
 from mrmodel.storage import open_store
 
 RUN = "runs/1"
+GUIDES = Path(__file__).resolve().parents[2] / "docs/howto"
 
 
 @pytest.fixture
@@ -99,6 +100,13 @@ def test_after_a_promotion_the_branch_moves(
     ]
 
 
+@pytest.mark.parametrize("page", ["deliver_data", "retrain_on_schedule"])
+def test_the_guides_say_so(page: str) -> None:
+    """Both guides describe what `test_after_a_promotion_the_branch_moves` proves."""
+    text = (GUIDES / f"{page}.md").read_text(encoding="utf-8")
+    assert "After a promotion the branch moves to the new data" in text
+
+
 def test_after_a_refusal_it_stays(hub: Path, places: Places, ledger: Ledger) -> None:
     before = tip(hub, "main")
     summary = settle(places, "main", ledger, intake(), RUN, decide("refuse"))
@@ -153,7 +161,7 @@ def test_nothing_taken_says_why() -> None:
     assert summarize_intake([]).text == "no new delivery"
     assert summarize_intake([late]).name == "Unchanged"
     assert summarize_intake([late, waiting]).name == "Waiting"
-    found = summarize_intake([late, intake().quarantined[0]])
+    found = summarize_intake([late, intake().reports[0]])
     assert found.name == "Quarantined"
     assert found.text.splitlines() == [
         "delivery late: incomplete (not complete yet)",

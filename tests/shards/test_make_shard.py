@@ -13,27 +13,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
-from mrmodel.config import load_config, parse_config
 from mrmodel.errors import ConfigError
 from mrmodel.features.pieces import Failure, PieceFolder
 from mrmodel.features.tars import read_tar, write_tar
 from mrmodel.orchestrate.rounds import ShardRounds, shards_markdown
-from mrmodel.orchestrate.sharded import ShardFailed, ShardInterrupted
+from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.shards import (
     find_report,
     forget_shards,
     gather_shards,
     make_shard,
     plan_of,
-    processes_each,
     shard_key,
-    sharded_stream,
 )
 from mrmodel.pipeline.shards import step
 from mrmodel.storage import open_store
-from tests.shards.processes import pieces_in, shard_steps, wait_until
+from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = "tiny.video"
@@ -42,8 +38,8 @@ STREAM = "tiny.video"
 @pytest.fixture(scope="module")
 def sharded(clone):
     files = [path.name for path in (clone.folder / "data" / "miniature" / "videos").iterdir()]
-    config = load_config(clone.folder / "params.yaml")
-    return sharded_stream(clone.folder, config, STREAM, {"data/miniature/videos": "3f.dir"}, files)
+    content = {"data/miniature/videos": "3f.dir"}
+    return ShardedStream(STREAM, plan_of(clone.folder, STREAM), content, tuple(files), count=1)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +60,16 @@ def store(made, tmp_path):
 
 def only_tar(store):
     return next(Path(store.url.removeprefix("file://")).glob("pieces/*/*.tar"))
+
+
+def test_the_stage_puts_together_what_the_shard_made(clone, sharded, made):
+    """The bytes and the lock file are those of a stage that encodes; two shards: on an engine."""
+    said, files, lock = repro(clone, STREAM)
+    assert "pieces are done already" not in said
+    gather_shards(sharded, clone.folder, open_store(str(made)))
+    said, merged, merged_lock = repro(clone, STREAM)
+    assert "13 pieces are done already" in said
+    assert (merged, merged_lock) == (files, lock)
 
 
 SCRIPT = """
@@ -193,24 +199,6 @@ def test_other_content_or_counts_are_other_shards(sharded, store):
 def test_an_encoder_that_the_clone_does_not_know(clone):
     with pytest.raises(ShardFailed, match=r"plan failed\s+error: unknown encoder 'tiny.vido'"):
         plan_of(clone.folder, "tiny.vido")
-
-
-@pytest.mark.parametrize(
-    ("wish", "count", "address", "workers"),
-    [
-        (64, 1, None, 64),
-        (64, 2, None, 64 // min(2, os.cpu_count())),
-        (1, 2, None, 1),
-        (3, 2, "tcp://10.0.0.1:8786", 3),
-        (0, 2, "tcp://10.0.0.1:8786", 0),
-    ],
-)
-def test_shards_on_one_machine_share_its_processes(clone, wish, count, address, workers):
-    raw = yaml.safe_load((clone.folder / "params.yaml").read_text())
-    raw["features"]["workers"] = wish
-    runner = "processes" if address is None else "dask"
-    raw["orchestrate"]["extract_shards"] = {"count": count, "runner": runner, "address": address}
-    assert processes_each(parse_config(raw)) == workers
 
 
 def test_steps_have_names():
