@@ -1,4 +1,4 @@
-# make repro: set up, run the whole pipeline, say where the report is.   make test: set up, run all tests.
+# make repro: set up, run the whole pipeline, say where the report is.   make test: set up, run the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,17 +7,28 @@ STAMP := $(VENV)/.installed
 # Where the environment forbids to keep it, every process of a test would compile all anew.
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
+# Extras of one target each: not everybody needs servers, kubectl and other engines.
+SERVICES := $(VENV)/.installed-services
+TEST_SERVICES := $(VENV)/.installed-test-services
 # Prefect imports every worker type that it finds, so those lie where only tests/infra looks.
 WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \
 	python-on-whales tenacity
 
-.PHONY: help setup repro test check lint bench services services-stop services-status clean
+# One process a core, up to four, each with one thread of torch; the tests of a file stay together.
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help setup repro test test-services test-processors check lint bench services \
+	services-stop services-status clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything"
 	@echo "make repro   setup, then dvc repro: corpus, features, training, report"
-	@echo "make test    setup, then the tests; make test SLOW=1: the long proofs as well"
-	@echo "make check   ruff, mypy --strict, import-linter, all tests"
+	@echo "make test    setup, then the tests that need no server (docs/reference/tests.md)"
+	@echo "make test-services    those with servers, engines and manifests; installs what they need"
+	@echo "make test SLOW=1      every test, the long ones included"
+	@echo "make test-processors  the numeric tests as other processors would compute them"
+	@echo "make check   ruff, mypy --strict, import-linter, make test and make test-services"
 	@echo "make bench   all benchmarks, one JSON line each"
 	@echo "make services         start PostgreSQL, SeaweedFS (S3), MLflow and Prefect on this machine"
 	@echo "make services-stop    stop them; services-status says how they are"
@@ -30,20 +41,44 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable ".[dev]"
-	$(INSTALL) --no-deps --upgrade --target $(VENV)/worker-types $(WORKER_TYPES)
 	@touch $(STAMP)
+
+$(SERVICES): $(STAMP)
+	$(INSTALL) --editable ".[services]"
+	@touch $(SERVICES)
+
+$(TEST_SERVICES): $(STAMP)
+	$(INSTALL) --editable ".[test-services]"
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/worker-types $(WORKER_TYPES)
+	@touch $(SERVICES) $(TEST_SERVICES)
 
 repro: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo
 	@echo "The report: $(CURDIR)/reports/report.html"
 
-# One process a core, up to four, each with one thread of torch; the tests of a file stay together.
-# The long proofs (marker `slow`: workers and servers that are killed in turn) run with SLOW=1.
-test: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
-		--dist loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow")
+test: setup $(if $(SLOW),$(TEST_SERVICES))
+	@$(PYTEST) $(if $(SLOW),,-m "not (slow or services or infra)")
+
+test-services: $(TEST_SERVICES)
+	@$(PYTEST) -m "(services or infra) and not slow"
+
+# The tests that compare numbers, under the instruction sets of other processors: PyTorch's own
+# kernels, oneDNN's, and MKL's products with the rounding that all processors share. This
+# processor must have the instructions. ($(NUMERIC) are folders and files; no test is `slow`.)
+NUMERIC := tests/models tests/losses tests/conformance tests/encoders tests/golden_parity \
+	tests/official tests/train tests/predict tests/data tests/evaluate tests/generate \
+	tests/features/test_prepare.py tests/test_spans.py
+PROCESSORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx512 \
+	ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
+HAS_AVX512 = $(shell grep -qw avx512f /proc/cpuinfo && echo yes)
+
+test-processors: setup
+	@$(if $(HAS_AVX512),,echo "this processor has no AVX-512: ATEN_CPU_CAPABILITY=avx512 is left out")
+	@for processor in $(if $(HAS_AVX512),$(PROCESSORS),$(filter-out %=avx512,$(PROCESSORS))); do \
+		echo "== $$processor"; \
+		env $$processor $(PYTEST) -m "not (slow or services or infra)" $(NUMERIC) || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -51,7 +86,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-check: lint test
+check: lint test test-services
 
 bench: setup
 	$(BIN)/python -m benchmarks.evaluator --json
@@ -70,7 +105,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.search --json
 
 # Ports: make services UP="--free-ports", or UP="--port prefect=4300"; up --help tells the rest.
-services: setup
+services: $(SERVICES)
 	@$(BIN)/python -m infra.local up $(UP)
 
 services-stop:

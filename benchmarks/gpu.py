@@ -48,8 +48,9 @@ from benchmarks.gpu_equality import determinism_items, invariance_items
 from benchmarks.gpu_training import FEWEST_STEPS, WARM_STEPS, EnoughSteps, WatchedData, train
 from mrmodel.components import MODELS
 from mrmodel.encoders.brought import BroughtVideoEncoder
+from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.inference import predict_set, seconds_of_answers
-from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.predict.postprocess import Postprocess
 from mrmodel.train.precision import autocast
 
 MOST_STEPS = 30
@@ -94,7 +95,7 @@ def _waits(told: list[warnings.WarningMessage]) -> Figures:
 def inference_items(bench: Bench) -> Iterator[Item]:
     """Speed of answers."""
     budget = bench.seconds / (len(bench.names) * len(bench.batches) * len(PRECISIONS))
-    settings = PostprocessSettings(round_to_s=2.0, nms_iou=0.7)
+    settings = Postprocess.of(VALIDATION.model_copy(update={"nms_iou": 0.7}), 2.0)
 
     def measure(name: str, batch: int, precision: str) -> Figures:
         data = bench.data(name, batch)

@@ -21,13 +21,9 @@ from benchmarks.evaluator import N_CLIPS, write_submission
 from mrmodel.evaluate.qvhighlights import QVHighlights
 from mrmodel.evaluate.rows import RowFile, read_rows
 from mrmodel.models.sg_detr.output import RawDetections
-from mrmodel.models.sg_detr.settings import InferSettings, WbfSettings
-from mrmodel.predict.postprocess import PostprocessSettings
-from mrmodel.predict.tuning import (
-    CachedDetections,
-    PostHocChoice,
-    predict_cached,
-)
+from mrmodel.postprocess_settings import VALIDATION
+from mrmodel.predict.postprocess import Postprocess
+from mrmodel.predict.tuning import CachedDetections, predict_cached
 
 N_QUERIES, N_ANCHORS = 25, 147
 
@@ -51,15 +47,20 @@ def main() -> None:
 def measure(truth: RowFile, options: argparse.Namespace) -> dict[str, Any]:
     """Median CPU seconds of a trial, whole and by part."""
     cached, protocol, clock = make_detections(truth), QVHighlights(), Clock()
-    finish = PostprocessSettings(round_to_s=CLIP_LEN_S)
     figures: dict[str, float] = {}
     for repeat in range(options.repeats):
         # Another choice each time, as a search would ask.
-        wbf = WbfSettings(iou_thr=0.55 + 0.04 * (repeat % 10), weights=[1.0, 0.8])
-        infer = InferSettings(alpha=0.3 + 0.05 * (repeat % 8), wbf=wbf)
-        choice = PostHocChoice(infer=infer, nms_iou=options.nms)
+        fusion = {"iou_thr": 0.55 + 0.04 * (repeat % 10), "weights": [1.0, 0.8]}
+        choice = VALIDATION.model_copy(
+            update={
+                "alpha": 0.3 + 0.05 * (repeat % 8),
+                "fusion": VALIDATION.fusion.model_copy(update=fusion),
+                "nms_iou": options.nms,
+            }
+        )
         with clock.part("windows"):
-            rows = [row.as_row() for row in predict_cached(cached, choice, finish)]
+            found = predict_cached(cached, Postprocess.of(choice, CLIP_LEN_S))
+            rows = [row.as_row() for row in found]
         with clock.part("score"):
             figures = score(protocol, truth, rows)
     return {

@@ -30,17 +30,20 @@ def task_runner(settings: ShardSettings, tasks: int) -> TaskRunner[Any]:
 def _dask(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:
     from prefect_dask.task_runners import DaskTaskRunner
 
-    if settings.address is not None:
-        return DaskTaskRunner(address=settings.address)
     # A task starts processes of its own, so a worker has one task at a time.
     local = {"n_workers": at_once, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    return DaskTaskRunner(cluster_kwargs={"host": "127.0.0.1", **local})
+    runner: TaskRunner[Any] = (
+        DaskTaskRunner(cluster_kwargs={"host": "127.0.0.1", **local})
+        if settings.address is None
+        else DaskTaskRunner(address=settings.address)
+    )
+    return runner
 
 
 def _ray(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:
     # prefect_ray itself imports Ray later, where its absence would be told less clearly.
     import ray  # noqa: F401
-    from prefect_ray.task_runners import RayTaskRunner  # type: ignore[import-untyped]
+    from prefect_ray.task_runners import RayTaskRunner
 
     local = {"num_cpus": at_once, "include_dashboard": False}
     runner: TaskRunner[Any] = RayTaskRunner(

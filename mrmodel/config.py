@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
 from mrmodel.intervid_settings import IntervidSettings
+from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.section import (
     Count,
     CountOrZero,
@@ -161,13 +162,10 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How predictions are made and scored."""
+    """How predictions are scored; what makes them is the section `postprocess`."""
 
     protocol: str
     mode: Literal["official", "clean"]
-    round_to_clips: bool
-    nms_iou: Annotated[float, Field(ge=-1.0, le=1.0)]
-    max_windows: Count
     zero_shot_sd: float
     bootstrap_resamples: Count
 
@@ -281,6 +279,7 @@ class Config(Section):
     intervid: IntervidSettings
     models: dict[str, dict[str, Any]]
     train: TrainSettings
+    postprocess: PostprocessConfig
     evaluate: EvaluateSettings
     tracking: TrackingSettings
     orchestrate: OrchestrateSettings
@@ -307,8 +306,24 @@ def load_config(path: Path) -> Config:
     return parse_config(raw)
 
 
+# Keys of earlier versions and where they are now.
+_MOVED = {
+    "evaluate.round_to_clips": "postprocess.round_to_clips",
+    "evaluate.nms_iou": "postprocess.nms_iou",
+    "evaluate.max_windows": "postprocess.max_windows",
+    "models.sg_detr.infer": "postprocess",
+}
+
+
 def parse_config(raw: dict[str, Any]) -> Config:
     """Check a parameter tree; see `load_config`."""
+    for path, now in _MOVED.items():
+        found: Any = raw
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is not None:
+            rule = f"moved: write it as `{now}` (docs/howto/upgrade.md)"
+            raise ConfigError(path, found, rule)
     config = validate_section(Config, raw)
     _check_names(config)
     _check_intervid(config)

@@ -3,7 +3,7 @@
 A model declares the dimensions of its settings and of its training (`MomentModel.search_space`);
 params.yaml may change, add or drop some. Names are short: ``dn.groups`` is a setting of the model,
 ``train.run.lr`` one of the run that is tuned, ``train.weight_decay`` one of all runs, and
-``evaluate.nms_iou`` one of what follows training.
+``postprocess.nms_iou`` one of what follows training.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def full_name(name: str, model: str, run: str) -> str:
     """
     if name.startswith("train.run."):
         return f"train.{run}.{name.removeprefix('train.run.')}"
-    if name.startswith(("train.", "evaluate.")):
+    if name.startswith(("train.", "evaluate.", "postprocess.")):
         return name
     return f"models.{model}.{name}"
 

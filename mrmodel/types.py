@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the row types serve torch-free commands, whose start must n
     import torch
     from torch import Tensor
 
+    from mrmodel.postprocess_settings import PostprocessConfig
+
 QueryId = int | str
 Window = tuple[float, float]
 
@@ -150,9 +152,8 @@ class ModelOutput:
 
     Attributes:
         last: heads of the last decoder layer.
-        spans_cxw: (B, K, 2) the windows to answer with: those of `last` (K = Q), or what a model
-            makes of them; a window of no width is none.
-        scores: (B, K) confidence of each window, in [0, 1]; ranks the windows.
+        spans_cxw: (B, Q, 2) the windows of `last`; a window of no width is none.
+        scores: (B, Q) confidence of each window, in [0, 1].
         saliency: (B, L) one real number a clip; padded clips hold values nobody may read.
         aux: heads of the earlier decoder layers, first to last; empty in eval mode.
         extras: tensors that only the model's own losses read.
@@ -164,3 +165,14 @@ class ModelOutput:
     saliency: Tensor
     aux: tuple[LayerOutput, ...] = ()
     extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
+        """The windows to answer with, in eval mode.
+
+        Args:
+            settings: for models that make one list of several kinds of windows.
+
+        Returns:
+            (B, K, 2) (centre, width) and (B, K) scores in [0, 1]; K = Q for most models.
+        """
+        return self.spans_cxw, self.scores

@@ -2,34 +2,90 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mrmodel.files import one_at_a_time
+from mrmodel.track.server import open_experiment
 from tests.project import Project
 from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
 
-__all__ = ["mlflow_server", "own_s3", "postgres", "prefect_server", "reproduced", "s3", "s3_env"]
+__all__ = [
+    "mlflow_server",
+    "own_s3",
+    "postgres",
+    "prefect_server",
+    "reproduced",
+    "s3",
+    "s3_env",
+]
 
+# A test that asks for one of these has the marker `services`. Where a fixture asks for one by name
+# (`getfixturevalue`), its parameter has the marker. `prefect` is a temporary server.
+SERVERS = frozenset(__all__) - {"reproduced"} | {"prefect"}
+# Of the tests that were collected: their files, and those that `make test` leaves out for what they
+# need (docs/reference/tests.md).
+COLLECTED = pytest.StashKey[set[str]]()
+OUTSIDE = pytest.StashKey[set[str]]()
 # Changes to the preset in `reproduced`: its runs are recorded.
 REPRODUCED = {"tracking": {"enabled": True}}
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest deselects by markers.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need servers, and note what `make test` leaves out for its needs."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS.intersection(item.fixturenames):
+            item.add_marker("services")
+    marked = [
+        item for item in items if {"services", "infra"} & {m.name for m in item.iter_markers()}
+    ]
+    config.stash[OUTSIDE] = {item.nodeid for item in marked}
+    config.stash[COLLECTED] = {item.nodeid.partition("::")[0] for item in items}
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all processes of a test run share; the first one that needs it fills it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with one_at_a_time(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with all tables and no run, to be copied: MLflow makes it in seconds."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            folder.mkdir()
+            open_experiment("another", folder)
+
+    return _made_once(tmp_path_factory, "empty-mlflow", make) / "mlflow.db"
+
+
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def reproduced(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Project:
     """The miniature preset after an undisturbed `dvc repro`.
 
     One is made for all processes of a test run; each file of tests changes a copy of its own.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = shared / "reproduced", shared / "reproduced.done"
-    with one_at_a_time(shared / "reproduced.lock"):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            project = Project(folder)
-            project.apply("miniature", REPRODUCED)
-            project.commit()
-            project.run("dvc", "repro")
-            done.touch()
+
+    def make(folder: Path) -> None:
+        project = Project(folder)
+        project.apply("miniature", REPRODUCED)
+        project.commit()
+        (folder / ".mrmodel").mkdir(exist_ok=True)
+        shutil.copy(empty_mlflow, folder / ".mrmodel")
+        project.run("dvc", "repro", patience_s=3600)  # All of a test run wait for it.
+
+    folder = _made_once(tmp_path_factory, "reproduced", make)
     return Project.at(folder).copy(tmp_path_factory.mktemp("project") / "clone")

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import networkx as nx
+from dvc.repo import Repo
 
 from mrmodel import presets
+from mrmodel.cli.main import main
+from mrmodel.config import load_config
+from mrmodel.progress import NullReporter
 
 ROOT = Path(__file__).parents[1]
 
 
 class Project:
-    """A git repository with the files of the working tree and a preset applied."""
+    """A git repository with the files of the working tree and a preset applied.
+
+    Attributes:
+        folder: of the repository.
+        variables: of the environment of its commands, beside what `environment` gives each.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}
         listed = self._git(ROOT, "ls-files", "-co", "--exclude-standard", "-z")
         for name in filter(None, listed.split("\0")):
             source, target = ROOT / name, folder / name
@@ -33,6 +52,7 @@ class Project:
         """The project that was made in `folder`."""
         project = cls.__new__(cls)
         project.folder = folder
+        project.variables = {}
         return project
 
     def copy(self, folder: Path, *left_out: str) -> Project:
@@ -71,6 +91,52 @@ class Project:
         assert process.returncode == code, f"{command} gave {process.returncode}:\n{output}"
         return output
 
+    def invoke(self, *arguments: str, code: int = 0) -> str:
+        """Run ``mrmodel`` in this process, through its entry point; what it wrote to both streams.
+
+        Without the seconds that a process needs to import torch. tests/cli/test_processes.py runs
+        commands of each group as processes.
+        """
+        written = io.StringIO()
+        with (
+            self.inside(),
+            patch.object(sys, "argv", ["mrmodel", *arguments]),
+            own_logging(),
+            contextlib.redirect_stdout(written),
+            contextlib.redirect_stderr(written),
+        ):
+            try:
+                main()
+                found: object = 0
+            except SystemExit as end:
+                found = end.code or 0
+        output = written.getvalue()
+        assert found == code, f"mrmodel {shlex.join(arguments)} gave {found}:\n{output}"
+        return output
+
+    def stage(self, command: str) -> None:
+        """Run ``python -m mrmodel.pipeline.<stage> --name VALUE`` in this process, unrecorded."""
+        found = re.fullmatch(r"python -m (mrmodel\.pipeline\.(\w+))((?: --\w+ \S+)*)", command)
+        assert found is not None, command
+        module, name, rest = found.groups()
+        arguments = dict(re.findall(r"--(\w+) (\S+)", rest))
+        run = getattr(importlib.import_module(module), name)
+        with self.inside():
+            config = load_config(Path("params.yaml"))
+            run(config, NullReporter(), *([arguments] if arguments else []))
+
+    def commands(self) -> dict[str, str]:
+        """Stage of dvc.yaml -> its command, in an order in which ``dvc repro`` could run them."""
+        with self.inside(), Repo() as repo:
+            stages = [one for one in nx.dfs_postorder_nodes(repo.index.graph) if one.cmd]
+            return {one.addressing: one.cmd for one in stages if one.path_in_repo == "dvc.yaml"}
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """This folder is the current one, and `environment` is the environment of this process."""
+        with contextlib.chdir(self.folder), patch.dict(os.environ, self.environment(), clear=True):
+            yield
+
     def environment(self) -> dict[str, str]:
         """The environment of the commands: this Python's programs first, no service configured."""
         bin_folder = str(Path(sys.executable).parent)
@@ -81,7 +147,8 @@ class Project:
         }
         path = bin_folder + os.pathsep + kept.get("PATH", "")
         # The copy's code, not the installed one, also where a console script does the import.
-        return {**kept, "PATH": path, "PYTHONPATH": str(self.folder), "NO_COLOR": "1"}
+        own = {"PATH": path, "PYTHONPATH": str(self.folder), "NO_COLOR": "1"}
+        return {**kept, **own, **self.variables}
 
     def read(self, name: str) -> bytes:
         """Content of a file of the project."""
@@ -97,3 +164,17 @@ class Project:
     def git(self, *arguments: str) -> str:
         """Output of a git command in this folder."""
         return self._git(self.folder, *arguments)
+
+
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """The root logger as a new process has it; pytest's handlers would keep a command's away."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -107,7 +107,7 @@ def test_recipes_of_the_baselines(name: str) -> None:
     assert (pretrain.schedule, pretrain.warmup) == ("step", 0)
     assert train.finetune == run
     # Section 9: windows of the published systems are multiples of a clip.
-    assert config.evaluate.round_to_clips != recipe.settings.get("highlights_only", False)
+    assert config.postprocess.round_to_clips != recipe.settings.get("highlights_only", False)
 
 
 def test_defaults_of_video_lights_are_the_published_values() -> None:
@@ -141,7 +141,7 @@ def test_recipes_of_sa_detr(name: str) -> None:
     # Only on QVHighlights does the rate fall, and are windows rounded.
     falls = name.startswith("qvhighlights")
     assert (run.schedule, run.milestones) == (("linear", [40]) if falls else ("constant", []))
-    assert config.evaluate.round_to_clips == falls
+    assert config.postprocess.round_to_clips == falls
     assert train.finetune == run
 
 

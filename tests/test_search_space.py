@@ -59,5 +59,5 @@ def test_a_mistake_names_the_place_and_the_rule(changes: dict[str, Any], said: s
 def test_short_names_stand_for_places_in_the_file() -> None:
     assert full_name("train.run.lr", "sg_detr", "finetune") == "train.finetune.lr"
     assert full_name("train.weight_decay", "sg_detr", "finetune") == "train.weight_decay"
-    assert full_name("evaluate.nms_iou", "sg_detr", "finetune") == "evaluate.nms_iou"
+    assert full_name("postprocess.nms_iou", "sg_detr", "finetune") == "postprocess.nms_iou"
     assert full_name("dn.groups", "sg_detr", "finetune") == "models.sg_detr.dn.groups"

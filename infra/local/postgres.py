@@ -1,4 +1,4 @@
-"""A PostgreSQL server from Debian's package, for Prefect, MLflow and searches."""
+"""A PostgreSQL server for Prefect, MLflow and searches."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psycopg2
 
+from infra.local.postgres_programs import PUBLIC, account_of, as_account, programs_for
 from infra.local.process import Program, ServiceError, own_environment
 
 USER = "mrmodel"
-INSTALL = "PostgreSQL is missing. Debian: apt-get install postgresql"
-_DEBIAN = Path("/usr/lib/postgresql")
-# PostgreSQL refuses to run as root; the first of these that exists runs it then.
-_SERVANTS = ("postgres", "nobody")
-_FALLBACK = Path("/var/tmp")
 
 
 @dataclass(frozen=True)
@@ -52,25 +49,24 @@ class Postgres:
         """Make the database cluster unless it exists.
 
         Raises:
-            ServiceError: PostgreSQL is not installed, or will not.
+            ServiceError: PostgreSQL is not installed, or cannot make it.
         """
-        home, servant = self.home(), _servant()
-        data = home / "data"
+        home = self.home()
+        data, account = home / "data", account_of(home)
         if (data / "PG_VERSION").exists():
             return
-        programs = _programs(data)
+        initdb = programs_for(data, account) / "initdb"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        secret, draft = home / "password", home / "draft"
+        draft = home / "draft"
         shutil.rmtree(draft, ignore_errors=True)
-        secret.touch(mode=0o600)
-        secret.write_text(self.password)
-        if servant is not None:
-            shutil.chown(home, servant)
-            shutil.chown(secret, servant)
-        try:
-            self._initialise(programs, draft, secret)
-        finally:
-            secret.unlink()
+        with tempfile.NamedTemporaryFile("w", prefix="mrmodel-", dir=PUBLIC) as secret:
+            secret.write(self.password)
+            secret.flush()
+            if account is not None:
+                # Nothing that root writes or gives away lies where that account could replace it.
+                shutil.chown(secret.name, account)
+                os.chown(home, pwd.getpwnam(account).pw_uid, -1, follow_symlinks=False)
+            self._initialise([*as_account(account), str(initdb)], draft, secret.name)
         draft.rename(data)  # Only now: of a killed initdb nothing looks finished.
 
     def program(self) -> Program:
@@ -79,7 +75,8 @@ class Postgres:
         Raises:
             ServiceError: PostgreSQL is not installed, or not in the version of the data.
         """
-        data = self.home() / "data"
+        home = self.home()
+        data, account = home / "data", account_of(home)
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -87,10 +84,10 @@ class Postgres:
             "fsync": "on" if self.durable else "off",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        server = str(_programs(data) / "postgres")
+        server = str(programs_for(data, account) / "postgres")
         return Program(
             name=self.name,
-            command=[*_as_servant(), server, "-D", str(data), "-p", str(self.port), *options],
+            command=[*as_account(account), server, "-D", str(data), "-p", str(self.port), *options],
             folder=self.folder,
             cwd=Path("/"),  # A folder that its account can surely read.
             ports=(self.port,),
@@ -101,21 +98,23 @@ class Postgres:
     def home(self) -> Path:
         """Folder of the cluster.
 
-        Root's servant cannot go through a folder that is private to root, such as /root or the
-        temporary folders of pytest; then the cluster lies below /var/tmp.
+        The account that runs the server for root cannot go through a folder that is private to
+        root, such as /root or the temporary folders of pytest; then it lies below /var/tmp.
 
         Raises:
             ServiceError: somebody else owns that folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        looked = subprocess.run([*_as_servant(), "test", "-x", str(self.folder)], check=False)
-        if looked.returncode == 0:
-            return self.folder / self.name
+        home = self.folder / self.name
+        enter = [*as_account(account_of(home)), "test", "-x", str(self.folder)]
+        if subprocess.run(enter, check=False).returncode == 0:
+            return home
         name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
-        home = _FALLBACK / f"mrmodel-postgres-{name}"
+        home = PUBLIC / f"mrmodel-postgres-{name}"
         # Everybody may write to /var/tmp, so another user may have been there before.
-        if home.is_symlink() or (home.exists() and home.owner() not in ("root", _servant())):
-            raise ServiceError(f"{home} belongs to somebody else; remove it")
+        if home.is_symlink():
+            raise ServiceError(f"{home} is a link that somebody else may have made; remove it")
+        account_of(home)
         return home
 
     def create_database(self, name: str) -> None:
@@ -141,7 +140,7 @@ class Postgres:
             connect_timeout=5,
         )
 
-    def _initialise(self, programs: Path, data: Path, secret: Path) -> None:
+    def _initialise(self, initdb: list[str], data: Path, secret: str) -> None:
         options = [
             f"--pgdata={data}",
             f"--username={USER}",
@@ -151,12 +150,7 @@ class Postgres:
             "--locale=C.UTF-8",
         ]
         done = subprocess.run(
-            [
-                *_as_servant(),
-                str(programs / "initdb"),
-                *options,
-                *([] if self.durable else ["--no-sync"]),
-            ],
+            [*initdb, *options, *([] if self.durable else ["--no-sync"])],
             cwd="/",
             env=own_environment(),
             capture_output=True,
@@ -173,46 +167,3 @@ class Postgres:
         except psycopg2.OperationalError:
             return False
         return True
-
-
-def _programs(data: Path) -> Path:
-    """Folder of PostgreSQL's programs: the newest, or those of the version of existing data."""
-    found = sorted(
-        (path.parent for path in _DEBIAN.glob("*/bin/initdb")),
-        key=lambda path: float(path.parent.name),
-    )
-    on_path = shutil.which("initdb")
-    if not found and on_path is not None:
-        return Path(on_path).resolve().parent
-    if not found:
-        raise ServiceError(INSTALL)
-    if (data / "PG_VERSION").exists():
-        version = (data / "PG_VERSION").read_text().strip()
-        found = [path for path in found if path.parent.name == version]
-        if not found:
-            raise ServiceError(
-                f"{data} was written by PostgreSQL {version}, which is not installed any more. "
-                f"Debian: apt-get install postgresql-{version}; or remove that folder"
-            )
-    return found[-1]
-
-
-def _servant() -> str | None:
-    """The account that runs the server; None for the one that runs this."""
-    if os.geteuid() != 0:
-        return None
-    for name in _SERVANTS:
-        try:
-            return pwd.getpwnam(name).pw_name
-        except KeyError:
-            continue
-    raise ServiceError("PostgreSQL refuses to run as root, and there is no user 'postgres'")
-
-
-def _as_servant() -> list[str]:
-    """Words before a command that run it as the servant, in the same process."""
-    name = _servant()
-    if name is None:
-        return []
-    account = pwd.getpwnam(name)
-    return ["setpriv", f"--reuid={name}", f"--regid={account.pw_gid}", "--clear-groups"]

@@ -14,7 +14,3 @@ git rev-parse --git-dir >/dev/null 2>&1 ||
     missing "this is not a git clone, and DVC needs one: git init && git add -A && git commit -m start"
 free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
 [ "$free_kb" -gt 6000000 ] || missing "less than 6 GB free here; the environment alone takes about 3 GB"
-
-# `make repro` does without.
-ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 ||
-    echo "mrmodel setup: note: make test and make services need PostgreSQL. Debian: apt-get install postgresql" >&2

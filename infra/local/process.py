@@ -85,7 +85,7 @@ class Program:
                     start_new_session=True,
                 )
         except FileNotFoundError:
-            raise ServiceError(f"{self.name}: no program {command[0]}; see make setup") from None
+            raise ServiceError(f"{self.name}: no program {command[0]}; see make services") from None
         born = _born(child.pid)
         return Running(self.name, child.pid, born, str(self.log), stop_signal, child)
 

@@ -19,7 +19,7 @@ from mrmodel.sparkline import sparkline
     "--model",
     "folder",
     type=click.Path(path_type=Path),
-    help="Model folder [default: the first of train.models below models/finetuned].",
+    help="Model folder [default: the first of train.models below models/served].",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
@@ -52,20 +52,20 @@ def command(
 
 
 def default_model() -> Path:
-    """The fine-tuned model that params.yaml names first, or else the first that is there.
+    """The served model that params.yaml names first, or else the first that is there.
 
     Raises:
         CheckpointError: there is none.
     """
     from mrmodel.config import load_config
 
-    folders = sorted(path.parent for path in Path("models/finetuned").glob("*/config.json"))
+    folders = sorted(path.parent for path in Path("models/served").glob("*/config.json"))
     if Path("params.yaml").exists():
         wanted = load_config(Path("params.yaml")).train.models
         folders.sort(key=lambda folder: [*wanted, folder.name].index(folder.name))
     if not folders:
         raise CheckpointError(
-            "models/finetuned: no trained model here; run `make repro` in the repository, "
+            "models/served: no trained model here; run `make repro` in the repository, "
             "or name a model folder with --model"
         )
     return folders[0]

@@ -129,6 +129,12 @@ def apply(name: str | None, unconfirmed: bool) -> None:
     apply_changes(PARAMS, study, changes)
     for path, value in changes.items():
         click.echo(f"{path}: {value}")
+    if all(path.startswith("postprocess.") for path in changes):
+        click.echo(
+            "params.yaml is written and nothing must be trained; `dvc repro package` puts the "
+            "values beside the weights that are served, `dvc repro` also scores them"
+        )
+        return
     click.echo(
         "params.yaml is written; `dvc status dvc.yaml` shows what must run, `dvc repro` runs it"
     )

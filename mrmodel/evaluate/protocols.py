@@ -40,12 +40,15 @@ class Protocol(ABC):
     Attributes:
         name: as in `components.PROTOCOLS`.
         headline: the figure by which a model is chosen, a key of `figures`.
+        columns: those of `figures` that a table of ten columns shows, and their names there;
+            empty: the first ten, as they are called.
         best: its highest value, 100 where figures are percentages.
         decimals: of a figure.
     """
 
     name: ClassVar[str]
     headline: ClassVar[str]
+    columns: ClassVar[Mapping[str, str]] = {}
     best: ClassVar[float] = 100.0
     decimals: ClassVar[int] = 2
 
@@ -100,6 +103,12 @@ class Protocol(ABC):
     ) -> PerQuery:
         """The queries' figures alone; see `score`."""
         return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
+
+    def shown(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """At most ten of the `figures`, under the names of the papers' tables."""
+        names = self.columns or {name: name for name in figures}
+        chosen = {short: figures[name] for name, short in names.items() if name in figures}
+        return dict(list(chosen.items())[:10])
 
     @abstractmethod
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:

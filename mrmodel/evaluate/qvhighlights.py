@@ -31,6 +31,18 @@ class QVHighlights(Protocol):
         "long": (30.0, 150.0),
     }
     clip_len_s: ClassVar[float] = 2.0
+    columns: ClassVar[dict[str, str]] = {
+        "MR-full-R1@0.5": "R1@0.5",
+        "MR-full-R1@0.7": "R1@0.7",
+        "MR-full-mAP@0.5": "mAP@0.5",
+        "MR-full-mAP@0.75": "mAP@0.75",
+        "MR-full-mAP": "mAP",
+        "MR-short-mAP": "short mAP",
+        "MR-middle-mAP": "middle mAP",
+        "MR-long-mAP": "long mAP",
+        "HL-min-VeryGood-mAP": "HL mAP",
+        "HL-min-VeryGood-Hit1": "HL Hit1",
+    }
 
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The `brief` block."""

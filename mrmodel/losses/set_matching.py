@@ -31,7 +31,7 @@ class LayerwiseMatcher:
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
-        self.match, self.alpha = settings.match, settings.matching_alpha
+        self.match, self.alpha = settings.match, settings.match.alpha
 
     @torch.no_grad()
     def __call__(

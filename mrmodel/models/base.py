@@ -15,6 +15,7 @@ from torch import nn
 from mrmodel.components import MODELS
 from mrmodel.losses.criterion import Criterion
 from mrmodel.models.settings import SUPPRESSION
+from mrmodel.postprocess_settings import VALIDATION, PostprocessConfig
 from mrmodel.search_space import SearchSpace
 from mrmodel.section import Section, validate_section
 from mrmodel.types import Batch, ModelOutput, Targets
@@ -30,6 +31,7 @@ class MomentModel(nn.Module, ABC):
         search_space: what a search may change of its training; short names, see
             `mrmodel.search_space`.
         post_hoc_space: what a search may change after training, on stored detections.
+        validation: how validation in training finishes windows, whatever params.yaml says.
         progress: share of the training that is done, in [0, 1]; the loop sets it before each step.
             What a model shows itself in training may depend on it, its answers do not.
     """
@@ -38,6 +40,7 @@ class MomentModel(nn.Module, ABC):
     search_space: ClassVar[SearchSpace]
     post_hoc_space: ClassVar[SearchSpace] = SUPPRESSION
     settings: Section
+    validation: PostprocessConfig = VALIDATION
     progress: float = 0.0
 
     @abstractmethod

@@ -157,7 +157,7 @@ class DetrSettings(SizeSettings):
 
 # After training: the IoU above which the worse of two windows goes; below 0: none does.
 SUPPRESSION: SearchSpace = {
-    "evaluate.nms_iou": Choice(
+    "postprocess.nms_iou": Choice(
         choices=[-1.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9],
         when={"evaluate.mode": ["clean"], "highlights_only": [False]},
     )

@@ -123,8 +123,11 @@ class StageGraph:
         return list(found)
 
     def metrics(self, name: str) -> list[Path]:
-        """Files that a stage declares as metrics."""
-        return [Path(out.fs_path) for out in self._stages[name].outs if out.metric]
+        """Files that a stage declares as metrics, those of a folder one by one."""
+        paths = [Path(out.fs_path) for out in self._stages[name].outs if out.metric]
+        return [
+            file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        ]
 
     def plots(self, name: str) -> dict[Path, str]:
         """Files that a stage declares as plots -> the column that they show."""

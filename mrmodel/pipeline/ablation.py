@@ -13,6 +13,8 @@ from mrmodel.pipeline.study_tables import (
     Runs,
     all_figures,
     cell,
+    commit_sentences,
+    made_with,
     markdown_page,
     mean_and_sd,
     number_of_seeds,
@@ -45,7 +47,7 @@ PAPER: dict[str, dict[str, float]] = {
 
 def ablation(config: Config, reporter: Reporter) -> None:
     """Write ``studies/reports/ablation.json`` and ``ablation.md``."""
-    table = summarise(runs_of("ablation"))
+    table = summarise(runs_of("ablation")) | made_with()
     write_json(RESULT, table)
     write_text(RESULT.with_suffix(".md"), markdown_page(sentences(table), grids(table)))
 
@@ -94,6 +96,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
         f"{number_of_seeds(rows)} seeds.",
         f"Order by {headline}: {', '.join(order)}.",
     ]
+    words += commit_sentences(table)
     values = {
         rows[name]["values"]: name for name in (f"{PREFIX}e", f"{PREFIX}e_paper") if name in rows
     }

@@ -19,7 +19,9 @@ from mrmodel.pipeline.study_tables import (
     Runs,
     all_figures,
     cell,
+    commit_sentences,
     difference_cells,
+    made_with,
     markdown_page,
     mean_and_sd,
     number_of_seeds,
@@ -47,7 +49,7 @@ COSTS = ("training_seconds", "queries_per_second")
 def compare(config: Config, reporter: Reporter) -> None:
     """Write ``studies/reports/compare.json`` and ``compare.md``."""
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
-    table = summarise(runs_of("compare"), config.train.models[0], settings)
+    table = summarise(runs_of("compare"), config.train.models[0], settings) | made_with()
     write_json(RESULT, table)
     write_text(RESULT.with_suffix(".md"), markdown_page(sentences(table), grids(table)))
 
@@ -116,6 +118,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
         f"standard deviation over {number_of_seeds(rows)} seeds.",
         f"Order by {headline}: {', '.join(rows)}.",
     ]
+    words += commit_sentences(table)
     verdicts: dict[str, list[str]] = {}
     for name, found in table["differences"].items():
         clear = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else None

@@ -34,6 +34,7 @@ from mrmodel.pipeline.splits import reported_split
 from mrmodel.pipeline.stage import run_stage
 from mrmodel.pipeline.training import open_features, open_set
 from mrmodel.predict.inference import predict_set
+from mrmodel.predict.serving import read_serving
 from mrmodel.predict.zero_shot import predict_zero_shot
 from mrmodel.progress import Reporter
 from mrmodel.track.record import current_record
@@ -50,7 +51,10 @@ IMPORTED = "imported"
 
 
 def evaluate(config: Config, reporter: Reporter) -> None:
-    """Write ``reports/evaluation``, ``reports/metrics.json`` and ``reports/recall.csv``."""
+    """Write ``reports/evaluation``, ``metrics.json``, ``metrics/`` and ``recall.csv`` there.
+
+    Fine-tuned models answer as they are served, other weights of a model in the same way.
+    """
     layout = Layout(config)
     set_threads(config.train.threads)
     judge = Judge(config)
@@ -72,6 +76,8 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     write_json(layout.evaluation / "test_set.json", frozen.as_json())
     figures = {name: judge.figures(found) for name, found in results.items()}
     write_json(layout.reports / "metrics.json", figures)
+    for name, found in figures.items():
+        write_json(layout.metrics / f"{name}.json", judge.protocol.shown(found))
     _write_recall(layout.reports / "recall.csv", results)
     record_evaluation(current_record(), layout.reports)
 
@@ -87,10 +93,11 @@ def _answers(
     kinds = trained_kinds(config)
     reporter.start("evaluate", len(config.train.models) * len(kinds))
     for name in config.train.models:
+        postprocess = judge.postprocess(read_serving(layout.served(name)))
         for kind in kinds:
-            model, _ = load_model(layout.model(kind, name), device)
+            model, _ = load_model(model_folder(layout, kind, name), device)
             batch_size = config.train.eval_batch_size
-            answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, judge.postprocess)
+            answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, postprocess)
             reporter.advance(model=name, weights=kind)
     reporter.finish()
     return answers
@@ -105,10 +112,15 @@ def stream_digests(config: Config, layout: Layout) -> dict[str, str]:
 def weight_digests(config: Config, layout: Layout) -> dict[str, str]:
     """SHA-256 of the weights behind each way of answering that has some."""
     return {
-        f"{name}.{kind}": sha256_of(layout.model(kind, name) / WEIGHTS)
+        f"{name}.{kind}": sha256_of(model_folder(layout, kind, name) / WEIGHTS)
         for name in config.train.models
         for kind in trained_kinds(config)
     }
+
+
+def model_folder(layout: Layout, kind: str, name: str) -> Path:
+    """Where a model's weights of one kind are scored: the fine-tuned ones where they are served."""
+    return layout.served(name) if kind == "finetuned" else layout.model(kind, name)
 
 
 def trained_kinds(config: Config) -> tuple[str, ...]:

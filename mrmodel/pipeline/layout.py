@@ -24,6 +24,7 @@ class Layout:
         self.reports = root / "reports"
         self.training = self.reports / "training"
         self.evaluation = self.reports / "evaluation"
+        self.metrics = self.reports / "metrics"
         self.profile = self.reports / "profile.json"
         self.weight_pins = root / PIN_FILE
         self.state = root / ".mrmodel"
@@ -43,6 +44,10 @@ class Layout:
     def model(self, kind: str, name: str) -> Path:
         """Model folder; `kind` is ``pretrained``, ``imported``, ``finetuned`` or ``scratch``."""
         return self.root / "models" / kind / name
+
+    def served(self, name: str) -> Path:
+        """The fine-tuned model with its post-processing, as it is served."""
+        return self.root / "models" / "served" / name
 
     def resume(self, stage: str, inputs: str) -> Path:
         """State of an interrupted stage with that digest of its inputs; never one of DVC's outs."""

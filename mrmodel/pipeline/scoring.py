@@ -9,7 +9,8 @@ from mrmodel.config import Config
 from mrmodel.evaluate.protocols import Protocol, Scores
 from mrmodel.evaluate.rows import Row
 from mrmodel.evaluate.run import get_protocol
-from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.predict.postprocess import Postprocess
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +23,16 @@ class Judge:
         self.clip_len_s = config.features.clip_len_s
         self.protocol: Protocol = get_protocol(self.settings.protocol)
 
-    @property
-    def postprocess(self) -> PostprocessSettings:
-        """How windows are finished; `official` mode repeats the published way of the data set."""
-        if self.settings.mode == "official":
-            return self.protocol.official_postprocess(self.clip_len_s)
-        return PostprocessSettings(
-            round_to_s=self.clip_len_s if self.settings.round_to_clips else None,
-            max_windows=self.settings.max_windows,
-            nms_iou=self.settings.nms_iou,
-        )
+    def postprocess(self, config: PostprocessConfig) -> Postprocess:
+        """How the windows of a model become predictions.
 
-    @property
-    def training_postprocess(self) -> PostprocessSettings:
-        """The same for validation in training, by no setting that may be chosen afterwards.
-
-        Those are no parameters of the training stages, so they must not decide which weights win.
+        Args:
+            config: which windows, and in ``clean`` mode also how they are finished; ``official``
+                mode finishes them as published for the data set.
         """
         if self.settings.mode == "official":
-            return self.postprocess
-        return PostprocessSettings(round_to_s=self.clip_len_s)
+            return Postprocess(config, self.protocol.official_postprocess(self.clip_len_s))
+        return Postprocess.of(config, self.clip_len_s)
 
     def score(self, truth: Sequence[Row], predictions: Sequence[Row]) -> Scores:
         """All metrics.

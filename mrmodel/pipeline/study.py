@@ -122,6 +122,7 @@ class JudgedRows:
     def __init__(self, config: Config, layout: Layout, file: Path) -> None:
         self._device, self._judge = pick_device(config.train.device), Judge(config)
         self._batch_size = config.train.eval_batch_size
+        self._postprocess = self._judge.postprocess(config.postprocess)
         truth = read_annotations(file, config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
         self.headline = self._judge.protocol.headline
@@ -136,11 +137,11 @@ class JudgedRows:
 
     def answers(self, model: MomentModel) -> list[Prediction]:
         """What a model predicts for its rows."""
-        return predict_set(model, self.data, self._batch_size, self._judge.postprocess)
+        return predict_set(model, self.data, self._batch_size, self._postprocess)
 
     def seconds(self, model: MomentModel) -> float:
         """Seconds of forward pass and decoding for all its rows, see `seconds_of_answers`."""
-        return seconds_of_answers(model, self.data, self._batch_size, self._judge.postprocess)
+        return seconds_of_answers(model, self.data, self._batch_size, self._postprocess)
 
     def score(self, predictions: Sequence[Prediction]) -> Scores:
         """All metrics of predictions for its rows, and the queries behind them."""

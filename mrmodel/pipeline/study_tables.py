@@ -15,6 +15,7 @@ import numpy as np
 
 from mrmodel.errors import DataError
 from mrmodel.report.build import Table
+from mrmodel.track.mlflow_log import code_tags
 
 REPORTS = Path("studies") / "reports"
 
@@ -105,6 +106,17 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     """The lines of a table."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def made_with() -> dict[str, str]:
+    """The commit that a study is of, as a part of its result; empty outside of git."""
+    revision = code_tags().get("git.revision")
+    return {} if revision is None else {"commit": revision[:12]}
+
+
+def commit_sentences(table: Mapping[str, Any]) -> list[str]:
+    """Which commit a study is of: later ones may train, or make windows, in another way."""
+    return [f"Made with commit {table['commit']}."] if "commit" in table else []
 
 
 def markdown_page(sentences: Sequence[str], tables: Sequence[Table]) -> str:

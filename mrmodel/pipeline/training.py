@@ -184,7 +184,8 @@ class Validation:
 
     def __call__(self, model: MomentModel) -> dict[str, float]:
         """Predict all rows and score them."""
-        found = predict_set(model, self._data, self._batch_size, self._judge.training_postprocess)
+        postprocess = self._judge.postprocess(model.validation)
+        found = predict_set(model, self._data, self._batch_size, postprocess)
         rows = [prediction.as_row() for prediction in found]
         return self._judge.figures(self._judge.score(self._truth, rows))
 

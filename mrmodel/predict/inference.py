@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mrmodel.data.loader import MomentDataset
 from mrmodel.models.base import MomentModel
-from mrmodel.predict.postprocess import Decoded, PostprocessSettings, RawPredictions, decode
+from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.predict.postprocess import Decoded, Postprocess, RawPredictions, decode
 from mrmodel.types import Batch, ModelOutput, Prediction
 
 
 def predict_set(
-    model: MomentModel, data: MomentDataset, batch_size: int, settings: PostprocessSettings
+    model: MomentModel, data: MomentDataset, batch_size: int, postprocess: Postprocess
 ) -> list[Prediction]:
     """One prediction a row of `data`, in the order of its annotations.
 
@@ -26,7 +27,7 @@ def predict_set(
     with torch.inference_mode():
         for rows in data.eval_batches(batch_size):
             batch, _ = data.batch(rows, epoch=0)
-            found = decode_output(model(batch), batch, settings)
+            found = decode_output(model(batch), batch, postprocess)
             decoded.update(zip(rows.tolist(), found, strict=True))
     return [
         Prediction(row.qid, row.query, row.vid, decoded[place].windows, decoded[place].saliency)
@@ -35,7 +36,7 @@ def predict_set(
 
 
 def seconds_of_answers(
-    model: MomentModel, data: MomentDataset, batch_size: int, settings: PostprocessSettings
+    model: MomentModel, data: MomentDataset, batch_size: int, postprocess: Postprocess
 ) -> float:
     """Seconds that forward pass and decoding of a whole set take; loading is not counted.
 
@@ -46,23 +47,25 @@ def seconds_of_answers(
         for rows in data.eval_batches(batch_size):
             batch, _ = data.batch(rows, epoch=0)
             started = time.perf_counter()
-            decode_output(model(batch), batch, settings)
+            decode_output(model(batch), batch, postprocess)
             seconds += time.perf_counter() - started
     return seconds
 
 
-def decode_output(
-    output: ModelOutput, batch: Batch, settings: PostprocessSettings
-) -> list[Decoded]:
+def decode_output(output: ModelOutput, batch: Batch, postprocess: Postprocess) -> list[Decoded]:
     """Windows in seconds and clip scores of each sample of a batch."""
-    return decode(raw_predictions(output, batch), settings)
+    raw = raw_predictions(output, batch, postprocess.candidates)
+    return decode(raw, postprocess.finish)
 
 
-def raw_predictions(output: ModelOutput, batch: Batch) -> RawPredictions:
+def raw_predictions(
+    output: ModelOutput, batch: Batch, settings: PostprocessConfig
+) -> RawPredictions:
     """Model output as the arrays that post-processing reads."""
+    spans_cxw, scores = output.candidates(settings)
     return RawPredictions(
-        spans_cxw=_array(output.spans_cxw),
-        scores=_array(output.scores),
+        spans_cxw=_array(spans_cxw),
+        scores=_array(scores),
         saliency=_array(output.saliency),
         clip_mask=batch.video_mask.cpu().numpy(),
         duration_s=torch.tensor(batch.duration_s, dtype=torch.float64).numpy(),

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mrmodel.postprocess_settings import PostprocessConfig
+
 Reals = NDArray[np.floating[Any]]
 Move = Literal["left", "right", "center"]
 
@@ -47,6 +49,29 @@ class PostprocessSettings:
     move: Move = "left"
     max_windows: int = 10
     nms_iou: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Postprocess:
+    """All that follows a model.
+
+    Attributes:
+        candidates: which windows the model's output becomes (`ModelOutput.candidates`).
+        finish: how they are finished.
+    """
+
+    candidates: PostprocessConfig
+    finish: PostprocessSettings
+
+    @classmethod
+    def of(cls, config: PostprocessConfig, clip_len_s: float) -> Postprocess:
+        """As the section ``postprocess`` says."""
+        finish = PostprocessSettings(
+            round_to_s=clip_len_s if config.round_to_clips else None,
+            max_windows=config.max_windows,
+            nms_iou=config.nms_iou,
+        )
+        return cls(config, finish)
 
 
 @dataclass(frozen=True, slots=True)

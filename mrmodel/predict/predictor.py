@@ -22,8 +22,10 @@ from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import MemoryStore
 from mrmodel.files import digest_of
 from mrmodel.models.base import MomentModel
+from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.predict.inference import decode_output
-from mrmodel.predict.postprocess import Decoded, PostprocessSettings
+from mrmodel.predict.postprocess import Decoded, Postprocess
+from mrmodel.predict.serving import read_serving
 from mrmodel.predict.windows import Stretch, merge_stretches, stretches
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
 from mrmodel.train.precision import pick_device
@@ -51,6 +53,7 @@ class Predictor:
     Args:
         model: in eval mode.
         config: what the model folder says.
+        postprocess: how its windows are made.
         device: where the model lies.
 
     Raises:
@@ -58,18 +61,24 @@ class Predictor:
         FeatureMismatch: an encoder here differs from the one that made the training features.
     """
 
-    def __init__(self, model: MomentModel, config: ModelConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: MomentModel,
+        config: ModelConfig,
+        postprocess: PostprocessConfig,
+        device: torch.device,
+    ) -> None:
         self.model, self.config, self.device = model, config, device
         self._video = [_encoder_of(stream, config.clip_len_s) for stream in config.video_streams]
         self._text = [_encoder_of(stream, None) for stream in config.text_streams]
-        self.postprocess = PostprocessSettings(round_to_s=config.clip_len_s, nms_iou=0.7)
+        self.postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "auto") -> Predictor:
-        """Load a model folder such as ``models/finetuned/sg_detr``."""
+        """Load a model folder such as ``models/served/sg_detr``."""
         place = pick_device(device)
         model, config = load_model(folder, place)
-        return cls(model, config, place)
+        return cls(model, config, read_serving(folder), place)
 
     def encode(self, path: Path) -> SearchableVideo:
         """Decode and encode a video file of any length.
@@ -110,7 +119,9 @@ class Predictor:
         predictions = []
         for number, query in enumerate(queries):
             answers = found[number * len(parts) : (number + 1) * len(parts)]
-            answer = merge_stretches(answers, parts, self.config.clip_len_s, self.postprocess)
+            answer = merge_stretches(
+                answers, parts, self.config.clip_len_s, self.postprocess.finish
+            )
             predictions.append(
                 Prediction(number, query, video.vid, answer.windows, answer.saliency)
             )

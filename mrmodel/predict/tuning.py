@@ -11,11 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,28 +23,14 @@ from mrmodel.files import atomic_path
 from mrmodel.models.base import MomentModel
 from mrmodel.models.sg_detr.fusion import combine
 from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
-from mrmodel.models.sg_detr.settings import InferSettings
-from mrmodel.predict.postprocess import PostprocessSettings, RawPredictions, decode
-from mrmodel.section import Section
+from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.predict.postprocess import Postprocess, RawPredictions, decode
 from mrmodel.types import Prediction, QueryId
 
 _FORMAT = "mrmodel detections 1"
 _LOWEST = torch.finfo(torch.float32).min
 # What the fields of `RawDetections` are padded with, along their second dimension.
 _FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_cxw": 0.0}
-
-
-class PostHocChoice(Section):
-    """One set of values to try, see `mrmodel.tune.post_hoc`.
-
-    Attributes:
-        infer: from heads to candidate windows, of SG-DETR. Without anchors only `alpha` has an
-            effect.
-        nms_iou: suppression among the final windows; below 0: none.
-    """
-
-    infer: InferSettings = InferSettings()
-    nms_iou: Annotated[float, Field(ge=-1.0, le=1.0)] = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +110,10 @@ def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -
     )
 
 
-def predict_cached(
-    cached: CachedDetections, choice: PostHocChoice, postprocess: PostprocessSettings
-) -> list[Prediction]:
-    """What `inference.predict_set` gives for a model with the settings of `choice`.
-
-    Raises:
-        ValueError: the choice asks for fusion, but there are no anchors.
-    """
+def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[Prediction]:
+    """What `inference.predict_set` gives for the model and the set behind `cached`."""
     with torch.inference_mode():
-        spans, scores = _windows(cached, choice.infer)
+        spans, scores = _windows(cached, postprocess.candidates)
     raw = RawPredictions(
         spans_cxw=spans.numpy(),
         scores=scores.numpy(),
@@ -144,19 +122,17 @@ def predict_cached(
         duration_s=cached.duration_s.numpy(),
         clip_len_s=cached.clip_len_s,
     )
-    found = decode(raw, dataclasses.replace(postprocess, nms_iou=choice.nms_iou))
+    found = decode(raw, postprocess.finish)
     names = zip(cached.qids, cached.queries, cached.vids, found, strict=True)
     return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
 
 
-def _windows(cached: CachedDetections, infer: InferSettings) -> tuple[Tensor, Tensor]:
+def _windows(cached: CachedDetections, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
     """Candidate windows (N, n, 2) and their scores (N, n)."""
     if cached.final is not None:
         return cached.final
     assert cached.raw is not None
-    wish = infer.wbf.enabled
-    fuses = cached.raw.anchor_logits is not None if wish is None else wish
-    return combine(cached.raw, infer, fuses)
+    return combine(cached.raw, settings)
 
 
 def _tensors(raw: RawDetections) -> dict[str, Tensor]:

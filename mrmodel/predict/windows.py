@@ -9,6 +9,9 @@ import numpy as np
 
 from mrmodel.predict.postprocess import Decoded, PostprocessSettings, keep_best
 
+# Stretches overlap, so a moment may be found twice; where nothing else is suppressed, that is.
+_SAME_MOMENT_IOU = 0.7
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -39,8 +42,9 @@ def merge_stretches(
 ) -> Decoded:
     """One answer for the whole video.
 
-    Windows are moved to the video's time and go through non-maximum suppression together; a clip's
-    score is the mean over the stretches that hold it.
+    Windows are moved to the video's time and go through non-maximum suppression together, at the
+    IoU of the settings, or 0.7 where those suppress nothing; a clip's score is the mean over the
+    stretches that hold it.
     """
     if len(parts) == 1:
         return answers[0]
@@ -53,7 +57,8 @@ def merge_stretches(
         count[clips] += 1
     ranked = np.array(sorted(windows, key=lambda window: -window[2])).reshape(-1, 3)
     spans, scores = ranked[None, :, :2], ranked[None, :, 2]
-    kept = keep_best(spans, scores, settings.nms_iou, settings.max_windows)[0]
+    iou = settings.nms_iou if settings.nms_iou >= 0.0 else _SAME_MOMENT_IOU
+    kept = keep_best(spans, scores, iou, settings.max_windows)[0]
     best = tuple((float(start), float(end), float(score)) for start, end, score in ranked[kept])
     return Decoded(best, tuple((total / count).tolist()))
 

@@ -26,6 +26,8 @@ from mrmodel.files import sha256_of
 from mrmodel.pipeline.frozen import FrozenSet, video_contents
 from mrmodel.pipeline.layout import Layout
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.predict.serving import read_serving
 from mrmodel.promotion.leaks import find_leaks
 from mrmodel.promotion.records import Figure, ModelRecord, TestSet
 from mrmodel.track.mlflow_log import code_tags
@@ -43,12 +45,14 @@ class Candidate:
         folder: the model folder.
         predictions: its answers to the test queries.
         frozen: the test set.
+        postprocess: how the answers were made from the model's output.
     """
 
     record: ModelRecord
     folder: Path
     predictions: Path
     frozen: FrozenSet
+    postprocess: PostprocessConfig
 
 
 def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
@@ -96,7 +100,8 @@ def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
         licences=_licences(config),
         limits=config.promotion.card.limits,
     )
-    return Candidate(record, folder, predictions, frozen)
+    postprocess = read_serving(layout.served(model))
+    return Candidate(record, folder, predictions, frozen, postprocess)
 
 
 def needed_files(config: Config, layout: Layout, model: str, kind: str) -> list[Path]:
@@ -104,7 +109,8 @@ def needed_files(config: Config, layout: Layout, model: str, kind: str) -> list[
     files = [layout.corpus / "corpus.json", *(layout.split(split) for split in ("train", "val"))]
     files += [layout.intervid / f"{split}.jsonl" for split in ("train", "val")]
     files.append(layout.stream(config.features.video_streams[0]) / INDEX_FILE)
-    return [layout.model(kind, model), layout.evaluation, *files]
+    folders = [layout.model(kind, model), layout.served(model), layout.evaluation]
+    return [*folders, *files]
 
 
 def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str, Figure]:

@@ -15,6 +15,8 @@ from mrmodel.corpus.annotate import draw_queries
 from mrmodel.corpus.film import PictureFormat, render_video
 from mrmodel.corpus.plan import plan_video
 from mrmodel.encoders.weights import WeightsLock
+from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.predict.serving import write_serving
 from mrmodel.track.server import prepare_mlflow
 from mrmodel.track.video_rows import EXAMPLE
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_config
@@ -33,6 +35,7 @@ _CODE = (
     "intervid_settings.py",
     "losses",
     "models",
+    "postprocess_settings.py",
     "predict",
     "progress.py",
     "search_space.py",
@@ -66,8 +69,10 @@ _EXAMPLE_FILE = "example.mp4"
 _EXAMPLE_S, _EXAMPLE_SEED, _EXAMPLE_QUERIES = 20.0, 2026, 2
 
 
-def write_mlflow_model(target: Path, folder: Path) -> None:
+def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfig) -> None:
     """Write the model folder `folder` as an MLflow model to the new folder `target`.
+
+    It answers with windows made as `postprocess` says.
 
     Raises:
         CheckpointError: `folder` is no model folder.
@@ -87,7 +92,7 @@ def write_mlflow_model(target: Path, folder: Path) -> None:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             code_paths=[str(_copy_code(workshop / "mrmodel"))],
             artifacts={
-                "model": str(_copy_model(folder, workshop / "model")),
+                "model": str(_copy_model(folder, workshop / "model", postprocess)),
                 "example": str(example),
             },
             signature=model_signature(),
@@ -123,9 +128,10 @@ def _copy_code(target: Path) -> Path:
     return target
 
 
-def _copy_model(folder: Path, target: Path) -> Path:
-    """The two files of a model folder; what else a person keeps there does not travel."""
+def _copy_model(folder: Path, target: Path, postprocess: PostprocessConfig) -> Path:
+    """The files of a model folder; what else a person keeps there does not travel."""
     target.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(folder / name, target / name)
+    write_serving(target, postprocess)
     return target

@@ -95,7 +95,7 @@ def load_config(folder: Path) -> ModelConfig:
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {CONFIG} there, so this is not a model folder "
-            "(a trained one is models/finetuned/<name> after `make repro`)"
+            "(a trained one is models/served/<name> after `make repro`)"
         ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
@@ -105,9 +105,23 @@ def load_config(folder: Path) -> ModelConfig:
     try:
         for key in ("video_streams", "text_streams"):
             raw[key] = tuple(ModelStream(**stream) for stream in raw[key])
+        raw["settings"] = _without_postprocessing(raw["settings"])
         return ModelConfig(**raw)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _without_postprocessing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of SG-DETR as 73fdf51 wrote them, as the network reads them now.
+
+    What made windows was a part of them (`mrmodel.predict.serving` reads it), and the exponent of
+    the matching cost could be null for the one that ranked windows.
+    """
+    kept = {name: value for name, value in settings.items() if name != "infer"}
+    match = kept.get("match", {})
+    if "alpha" in match and match["alpha"] is None:
+        kept["match"] = {name: value for name, value in match.items() if name != "alpha"}
+    return kept
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:

@@ -38,9 +38,9 @@ def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:
 
 def reason(verdict: Verdict) -> str:
     """Why nothing was found to be better."""
-    if not verdict.candidates:
+    if len(verdict.candidates) < 2 and not verdict.dropped:
         return f"none of {verdict.trials} trials was above the starting point"
-    if len(verdict.candidates) == 1:
+    if len(verdict.candidates) < 2:
         return f"no candidate could be trained with every seed ({'; '.join(verdict.dropped)})"
     gains = [one for one in verdict.candidates if one.gain is not None]
     shown = ", ".join(f"trial {one.trial} {one.gain}" for one in gains)

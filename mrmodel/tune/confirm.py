@@ -97,7 +97,7 @@ def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
     """Whether a fine-tuning that `dvc repro` starts after `changes` has other first weights."""
     if config.tune.run != "finetune" or config.train.start != "pretrained":
         return False
-    own = ("train.finetune.", "train.scratch.", "evaluate.")
+    own = ("train.finetune.", "train.scratch.", "evaluate.", "postprocess.")
     return any(not path.startswith(own) for path in changes)
 
 

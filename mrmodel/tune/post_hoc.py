@@ -13,20 +13,17 @@ from typing import Any
 import numpy as np
 from optuna.pruners import BasePruner, NopPruner
 
-from mrmodel.components import MODELS
 from mrmodel.config import Config, parse_config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.significance import BootstrapSettings, Comparison, paired_bootstrap
-from mrmodel.models.sg_detr.settings import InferSettings
 from mrmodel.pipeline.scoring import Judge
-from mrmodel.predict.tuning import PostHocChoice, predict_cached
-from mrmodel.section import validate_section
+from mrmodel.predict.tuning import predict_cached
 from mrmodel.storage import open_store
 from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
-from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of
+from mrmodel.tune.plans import figures_of, post_hoc_plan
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import Result, Ticket
@@ -90,10 +87,10 @@ class ConfirmedRuns:
         return paired_bootstrap(means[0], means[1], figure, settings)
 
     def _scores(self, config: Config) -> list[Scores]:
-        choice, judge = choice_of(config), Judge(config)
+        postprocess = Judge(config).postprocess(config.postprocess)
         found = []
         for cached in self._sets:
-            rows = [row.as_row() for row in predict_cached(cached, choice, judge.postprocess)]
+            rows = [row.as_row() for row in predict_cached(cached, postprocess)]
             found.append(self._judge.score(self._truth, rows))
         return found
 
@@ -108,32 +105,6 @@ def _mean(runs: list[Scores], figure: str) -> PerQuery:
 def judged_file(config: Config) -> Path:
     """The annotations that the run is validated with."""
     return job_of(config, Path(), "", config.seed).val
-
-
-def choice_of(config: Config) -> PostHocChoice:
-    """What a configuration says of everything after the heads of the tuned model."""
-    model = target_of(config).model
-    settings = validate_section(MODELS.get(model).Settings, config.models[model], f"models.{model}")
-    infer = getattr(settings, "infer", None)
-    # Official evaluation suppresses nothing, whatever is configured.
-    nms_iou = config.evaluate.nms_iou if config.evaluate.mode == "clean" else -1.0
-    return PostHocChoice(infer=infer or InferSettings(), nms_iou=nms_iou)
-
-
-def pinned(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes`, and what keeps the training from changing with them.
-
-    The exponent that ranks windows is that of the matching too, unless the matching has its own.
-    """
-    model = target_of(config).model
-    alpha = f"models.{model}.infer.alpha"
-    if alpha not in changes:
-        return dict(changes)
-    before = post_hoc_plan(config).setting(config, "match.alpha")
-    if before is not None:
-        return dict(changes)
-    kept = post_hoc_plan(config).setting(config, "infer.alpha")
-    return {**changes, f"models.{model}.match.alpha": kept}
 
 
 def post_hoc_facts(config: Config, candidate: int, seeds: list[int], facts: Facts) -> Facts:

@@ -28,7 +28,7 @@ from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
 from mrmodel.tune.crew import Crew, follow
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
 from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of, training_plan
-from mrmodel.tune.post_hoc import ConfirmedRuns, pinned, post_hoc_facts
+from mrmodel.tune.post_hoc import ConfirmedRuns, post_hoc_facts
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.study import (
     PAPER,
@@ -75,13 +75,15 @@ def search(config: Config, desk: Desk) -> Verdict:
     carry_out(study, config, desk)
     verdict = summary_of(study, config)
     best = candidates(study, config.tune.confirm.best)
-    if best:
+    choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
+    # What follows training can be chosen for the starting point too, where no trial was better.
+    if best or choosing:
         confirmation, plan = open_confirmation(study, config, best, desk)
         carry_out(confirmation, config, desk)
         confirmed, dropped = confirmed_candidates(confirmation, plan, config)
         found = {"seeds": plan.seeds, "candidates": confirmed, "dropped": dropped}
         verdict = verdict.model_copy(update=found)
-        if config.tune.post_hoc.trials and len(config.tune.figures) < 2:
+        if choosing:
             chosen = choose_after_training(confirmation, plan, verdict, desk)
             verdict = verdict.model_copy(update={"after_training": chosen})
     keep_verdict(study, verdict)
@@ -293,7 +295,7 @@ def choose_after_training(
     after = changed_config(config.model_dump(), best[0].changes)
     gain = gain_of(runs.compare(config, after))
     assert best[0].trial is not None
-    return Chosen(trial=best[0].trial, changes=pinned(config, best[0].changes), gain=gain)
+    return Chosen(trial=best[0].trial, changes=best[0].changes, gain=gain)
 
 
 def gain_of(comparison: Comparison) -> Gain:

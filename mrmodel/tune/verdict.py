@@ -71,7 +71,8 @@ class Verdict(Section):
         best: the best value that a trial had.
         trials: so many had a result.
         seeds: of the confirmation.
-        candidates: the starting point first; empty: no trial was above it.
+        candidates: the starting point first, alone where no trial was above it; empty where nothing
+            was to be chosen after training either.
         dropped: candidates that could not be trained with every seed, and why.
         after_training: None: not searched, or nothing better was found.
     """

@@ -18,10 +18,14 @@ from mrmodel.features.prepare import TEF_DIM
 from mrmodel.models import MomentModel, build_model
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model, save_model
 from mrmodel.types import Batch, ModelOutput, Targets
+from tests.rounding import rounding
 
 VIDEO_DIM, TEXT_DIM = 18, 12
 SMALL = {"hidden": 32, "heads": 4, "ffn": 48, "queries": 5}
 LEARNING_STEPS = 150
+# Four layers of three sums each, of at most `ffn` terms. A token of padding that is read moves some
+# answer of every model by 0.03 or more.
+SAME_ANSWERS = {"rtol": 0.0, "atol": rounding(SMALL["ffn"], stages=12)}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -137,16 +141,29 @@ def evaluate(model: MomentModel, batch: Batch) -> ModelOutput:
 
 
 def assert_same_answers(first: ModelOutput, second: ModelOutput, mask: Tensor) -> None:
-    close = {"rtol": 0.0, "atol": 2e-6}
-    torch.testing.assert_close(first.last.logits, second.last.logits, **close)
-    torch.testing.assert_close(first.last.spans_cxw, second.last.spans_cxw, **close)
-    torch.testing.assert_close(first.scores, second.scores, **close)
+    torch.testing.assert_close(first.last.logits, second.last.logits, **SAME_ANSWERS)
+    torch.testing.assert_close(first.last.spans_cxw, second.last.spans_cxw, **SAME_ANSWERS)
+    torch.testing.assert_close(first.scores, second.scores, **SAME_ANSWERS)
     length = min(first.saliency.shape[1], second.saliency.shape[1])
     torch.testing.assert_close(
         first.saliency[:, :length][mask[:, :length]],
         second.saliency[:, :length][mask[:, :length]],
-        **close,
+        **SAME_ANSWERS,
     )
+
+
+def assert_same_gradients(
+    found: dict[str, Tensor | None], expected: dict[str, Tensor | None]
+) -> None:
+    """Up to rounding: an element near zero is a sum of numbers as large as the largest element."""
+    assert found.keys() == expected.keys()
+    for parameter, gradient in found.items():
+        wanted = expected[parameter]
+        assert gradient is not None, parameter
+        assert wanted is not None, parameter
+        largest = max(1.0, float(wanted.abs().max()))
+        atol = rounding(SMALL["ffn"], largest, stages=12)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=atol)
 
 
 def test_default_settings_are_complete(name: str) -> None:
@@ -223,8 +240,7 @@ def test_padding_changes_no_loss(name: str) -> None:
     model.zero_grad()
     torch.manual_seed(0)
     total_loss(model, padded, replace(targets, saliency_labels=labels)).backward()
-    for parameter, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, expected[parameter], rtol=1e-3, atol=1e-5)
+    assert_same_gradients(gradients(model), expected)
 
 
 def test_batch_mates_change_nothing(name: str) -> None:
@@ -232,16 +248,16 @@ def test_batch_mates_change_nothing(name: str) -> None:
     together = evaluate(model, batch)
     order = [2, 0, 1]
     shuffled = evaluate(model, take(batch, order))
-    torch.testing.assert_close(shuffled.scores, together.scores[order], rtol=0, atol=2e-6)
+    torch.testing.assert_close(shuffled.scores, together.scores[order], **SAME_ANSWERS)
     for i in range(len(batch)):
         alone = take(batch, [i])
         output = evaluate(model, alone)
-        torch.testing.assert_close(output.scores[0], together.scores[i], rtol=0, atol=2e-6)
+        torch.testing.assert_close(output.scores[0], together.scores[i], **SAME_ANSWERS)
         spans = together.last.spans_cxw[i]
-        torch.testing.assert_close(output.last.spans_cxw[0], spans, rtol=0, atol=2e-6)
+        torch.testing.assert_close(output.last.spans_cxw[0], spans, **SAME_ANSWERS)
         mask = batch.video_mask[i]
         torch.testing.assert_close(
-            output.saliency[0][mask], together.saliency[i][mask], rtol=0, atol=2e-6
+            output.saliency[0][mask], together.saliency[i][mask], **SAME_ANSWERS
         )
 
 

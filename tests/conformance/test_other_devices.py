@@ -16,8 +16,9 @@ from torch import Tensor
 from mrmodel.components import MODELS
 from mrmodel.config import RunSettings, TrainSettings
 from mrmodel.models import MomentModel
+from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.inference import decode_output
-from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.predict.postprocess import Postprocess
 from mrmodel.presets import render
 from mrmodel.train.loop import Plan, fit
 from mrmodel.types import Batch, ModelOutput, Targets
@@ -81,7 +82,7 @@ def test_a_step_reads_no_tensor_of_the_cpu_waits_where_it_must_and_issues_no_mor
 def test_an_answer_reads_no_tensor_of_the_cpu(name: str) -> None:
     batch = make_batch()
     there, _ = moved(batch, make_targets(batch), on_device)
-    settings = PostprocessSettings(round_to_s=2.0)
+    settings = Postprocess.of(VALIDATION, 2.0)
     with torch.no_grad():
         expected = decode_output(build(name).eval()(batch), batch, settings)
         model = on_device(build(name)).eval()

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,16 @@ def commands_of(document: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-@pytest.fixture(scope="module")
-def own_project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def follow(project: Project, command: str) -> str:
+    """Run a line of a document, in this process where it is a plain `mrmodel` command."""
+    if command.startswith("mrmodel ") and not set(command) & set("|&;<>$`*~"):
+        return project.invoke(*shlex.split(command)[1:])
+    return project.run("sh", "-c", command)
+
+
+def with_own_videos(reproduced: Project, clone: Path) -> Project:
     """A clone with a person's folder: videos and windows; no ratings, test split or captions."""
-    project = Project(tmp_path_factory.mktemp("own") / "clone")
+    project = Project(clone)
     project.commit()
     source = reproduced.folder / "data/miniature"
     folder = project.folder / "own_videos"
@@ -60,19 +68,50 @@ def own_project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -
     return project
 
 
-def test_your_own_videos(own_project: Project) -> None:
-    for command in commands_of("howto/your_own_videos.md"):
-        output = own_project.run("sh", "-c", command)
+@pytest.fixture(scope="module")
+def own_project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return with_own_videos(reproduced, tmp_path_factory.mktemp("own") / "clone")
+
+
+def follow_your_own_videos(project: Project, repro: Callable[[], object]) -> None:
+    """Run the commands of the guide, with `repro` for ``dvc repro``, and look at the results."""
+    commands = commands_of("howto/your_own_videos.md")
+    assert "dvc repro" in commands
+    for command in commands:
+        if command == "dvc repro":
+            repro()
+            continue
+        output = follow(project, command)
         if command.startswith("mrmodel preset apply"):
-            params = own_project.folder / "params.yaml"
+            params = project.folder / "params.yaml"
             params.write_text(overlay(params.read_text(), SMALL))
         if command.startswith("mrmodel predict"):
             assert json.loads(output)["vid"] == "lake"
-    metrics = json.loads(own_project.read("reports/metrics.json"))
+    metrics = json.loads(project.read("reports/metrics.json"))
     assert "R1@0.7" in metrics["moment_detr.finetuned"]
-    report = own_project.read("reports/report.html").decode()
+    report = project.read("reports/report.html").decode()
     assert "No generated queries: the corpus has no caption table" in report
     assert "toy domain" not in report
+
+
+def test_your_own_videos(own_project: Project) -> None:
+    """DVC runs the first stage; the commands of the others, as it has them, run in this process."""
+
+    def repro() -> None:
+        own_project.run("dvc", "repro", "corpus")
+        first, *others = own_project.commands().items()
+        assert (first[0], others[-1][0]) == ("corpus", "report")
+        for _, command in others:
+            own_project.stage(command)
+
+    follow_your_own_videos(own_project, repro)
+
+
+@pytest.mark.slow
+def test_your_own_videos_with_dvc(reproduced: Project, tmp_path: Path) -> None:
+    """The shorter proof is `test_your_own_videos`."""
+    project = with_own_videos(reproduced, tmp_path / "clone")
+    follow_your_own_videos(project, lambda: project.run("dvc", "repro"))
 
 
 def test_a_new_video_of_yours_runs_what_depends_on_it(own_project: Project) -> None:
@@ -82,7 +121,7 @@ def test_a_new_video_of_yours_runs_what_depends_on_it(own_project: Project) -> N
     shutil.copyfile(folder / "videos/lake.mp4", folder / "videos/new.mp4")
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    output = own_project.run("dvc", "repro", "--dry")
+    output = own_project.run("dvc", "repro", "--dry", "corpus")
     assert "Running stage 'corpus'" in output
 
 
@@ -93,7 +132,7 @@ def owner_of_checkpoints(own_project: Project) -> Project:
     for file, (video, text) in {"model_best": (2816, 512), "own_features": (32, 32)}.items():
         weights = with_widths(case.weights, video + 2, text)
         save_official(own_project.folder / f"{file}.ckpt", weights, case.options)
-    own_project.run("mrmodel", "preset", "apply", "own_videos")
+    own_project.invoke("preset", "apply", "own_videos")
     return own_project
 
 
@@ -137,7 +176,7 @@ def test_the_tutorial_names_commands_that_exist(reproduced: Project) -> None:
         command = command.replace("data/sample/", "data/miniature/")
         if command.startswith("dvc metrics diff"):
             command = "dvc metrics show"
-        reproduced.run("sh", "-c", command)
+        follow(reproduced, command)
 
 
 def test_the_readme_names_what_is_there() -> None:

@@ -26,7 +26,6 @@ GUIDES = (
     "deploy_on_kubernetes",
     "retrain_on_schedule",
 )
-COMPOSE = str(importlib.resources.files("compose") / "docker-compose")
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 # How many words name a command; else it is one.
 WORDS = {"create namespace": 2, "create secret": 3, "rollout restart": 2}
@@ -61,7 +60,8 @@ def said_by(*command: str) -> str:
 def help_of(program: str, *subcommand: str) -> str:
     """What a program says of one of its commands, and of the options that all have."""
     if program == "compose":
-        return said_by(COMPOSE, *subcommand, "--help") + said_by(COMPOSE, "--help")
+        compose = str(importlib.resources.files("compose") / "docker-compose")
+        return said_by(compose, *subcommand, "--help") + said_by(compose, "--help")
     if program == "kubectl":
         return said_by(KUBECTL, *subcommand, "--help") + said_by(KUBECTL, "options")
     # Each start of it takes seconds, and this is the very function that its script calls.
@@ -90,7 +90,14 @@ def unknown(program: str, words: list[str]) -> list[str]:
     return [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}\b", said)]
 
 
-@pytest.mark.parametrize("start", ["docker compose", "kubectl", "prefect"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("docker compose", marks=pytest.mark.infra),
+        pytest.param("kubectl", marks=pytest.mark.infra),
+        "prefect",
+    ],
+)
 def test_the_programs_know_their_options(start: str) -> None:
     found = commands(start)
     assert len(found) >= 5
@@ -98,10 +105,16 @@ def test_the_programs_know_their_options(start: str) -> None:
     assert {command: flags for command, flags in wrong.items() if flags} == {}
 
 
-def test_an_option_that_does_not_exist_is_seen() -> None:
-    assert unknown("compose", ["-f", "infra/compose.yaml", "up", "--forever"]) == ["--forever"]
-    assert unknown("kubectl", ["--namespace", "a", "get", "pods", "--forever"]) == ["--forever"]
-    assert unknown("prefect", ["worker", "start", "--forever"]) == ["--forever"]
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        pytest.param("compose", ["-f", "infra/compose.yaml", "up"], marks=pytest.mark.infra),
+        pytest.param("kubectl", ["--namespace", "a", "get", "pods"], marks=pytest.mark.infra),
+        ("prefect", ["worker", "start"]),
+    ],
+)
+def test_an_option_that_does_not_exist_is_seen(program: str, words: list[str]) -> None:
+    assert unknown(program, [*words, "--forever"]) == ["--forever"]
 
 
 def test_flows_take_their_arguments() -> None:
@@ -132,6 +145,7 @@ def test_what_the_commands_name_exists() -> None:
         assert {one.split("=")[0] for one in given} <= set(arguments)
 
 
+@pytest.mark.infra
 def test_the_secrets_of_a_cluster_can_be_made() -> None:
     made = [words for words in commands("kubectl") if words[:2] == ["create", "secret"]]
     assert len(made) == 2

@@ -3,6 +3,9 @@
 What they do is tested in tests/promotion/test_promote.py, which always runs.
 """
 
+import shutil
+from pathlib import Path
+
 import mlflow
 import pytest
 
@@ -12,10 +15,14 @@ from tests.promotion.evaluations import forget_a_query
 
 
 @pytest.fixture(scope="module")
-def project(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(
+    reproduced: Project, empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
     """A copy of the reproduced project with a registry of its own."""
     folder = tmp_path_factory.mktemp("promotion") / "clone"
-    return reproduced.copy(folder, "cache", "mlflow.db", "mlartifacts")
+    copied = reproduced.copy(folder, "cache", "mlflow.db", "mlartifacts")
+    shutil.copy(empty_mlflow, folder / ".mrmodel")
+    return copied
 
 
 @pytest.mark.slow

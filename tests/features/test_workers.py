@@ -1,8 +1,11 @@
+import contextlib
 import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
 from mrmodel.errors import DataError, FeatureError
@@ -67,9 +70,17 @@ def telling(job):
     yield os.getpid()
     if job == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    if job == "long":
-        time.sleep(2.0)
-    return job
+    kind, _, file = job.partition(" ")
+    while kind == "long" and not Path(file).exists():
+        time.sleep(0.01)
+    return kind
+
+
+def wait_for_death(pid):
+    """Until a process has ended; its parent need not have noticed."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
 
 
 def events_of(pool, look):
@@ -89,13 +100,19 @@ def events_of(pool, look):
 
 def test_a_worker_that_dies_behind_a_part_has_died():
     pool = WorkerPool(telling_maker, ["dies"], 1, 30.0, slot_bytes=8)
-    found = events_of(pool, lambda _: time.sleep(0.3))
+
+    def come_late(event):
+        if isinstance(event, Part):
+            wait_for_death(event.value)
+
+    found = events_of(pool, come_late)
     assert [type(event) for event in found] == [Part, Restarted, Part, Finished]
     assert found[-1].result == Crash("worker process died 2 times (signal 9)")
 
 
-def test_the_death_of_an_idle_worker_costs_nothing():
-    pool = WorkerPool(telling_maker, ["long", "short"], 2, 30.0, slot_bytes=8)
+def test_the_death_of_an_idle_worker_costs_nothing(tmp_path):
+    long = f"long {tmp_path / 'end'}"
+    pool = WorkerPool(telling_maker, [long, "short"], 2, 30.0, slot_bytes=8)
     pids = {}
 
     def kill_the_idle(event):
@@ -103,11 +120,14 @@ def test_the_death_of_an_idle_worker_costs_nothing():
             pids[event.job] = event.value
         elif event.job == "short":
             os.kill(pids["short"], signal.SIGKILL)
+            wait_for_death(pids["short"])
+            (tmp_path / "end").touch()
 
     found = events_of(pool, kill_the_idle)
-    assert pids["long"] != pids["short"]
+    assert pids[long] != pids["short"]
+    assert not [event for event in found if isinstance(event, Restarted)]
     results = {event.job: event.result for event in found if isinstance(event, Finished)}
-    assert results == {"short": "short", "long": "long"}
+    assert results == {"short": "short", long: "long"}
 
 
 def pid_maker(folder):

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import yaml
 
 from tests.project import ROOT
@@ -30,6 +29,8 @@ def build(overlay: str) -> list[Manifest]:
 
 def misfit(manifest: Manifest) -> str | None:
     """What Kubernetes' own schema says against a manifest, unknown fields included."""
+    import kubernetes_validate
+
     try:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:

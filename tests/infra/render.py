@@ -1,7 +1,7 @@
 """What Prefect's own workers make of the base job templates; a program that prints it as JSON.
 
-The packages of the workers lie in a folder of their own (see `make setup`): Prefect imports all of
-them that it can find, which would cost every server and worker of the tests seconds.
+The packages of the workers lie in a folder of their own (see `make test-services`): Prefect imports
+all of them that it can find, which would cost every server and worker of the tests seconds.
 """
 
 import asyncio

@@ -14,6 +14,7 @@ import yaml
 from flows.provision import POOLS
 from tests.project import ROOT
 
+pytestmark = pytest.mark.infra
 COMPOSE = ROOT / "infra/compose.yaml"
 EXAMPLE = (ROOT / "infra/.env.example").read_text()
 DATABASES = ROOT / "infra/kubernetes/components/postgres/databases.sh"

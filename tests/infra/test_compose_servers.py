@@ -28,6 +28,7 @@ from tests.infra.test_compose import DATABASES, compose, filled, planted
 from tests.project import ROOT
 from tests.services import postgres_server
 
+pytestmark = [pytest.mark.services, pytest.mark.infra]
 FOLDER = ROOT / "infra/work_pools"
 INSIDE = {"s3": 8333, "prefect": 4200, "postgres": 5432}
 # Characters that a shell, SQL and a URL would each read, were they not kept from it.

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 from docker.utils.build import PatternMatcher, exclude_paths
-from dockerfile_parse import DockerfileParser
 
 from tests.project import ROOT
 
 DOCKERFILE = ROOT / "infra/docker/Dockerfile"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+pytestmark = pytest.mark.infra
 CREDENTIAL = "protocol=https\nhost=git.example.com\n\n"
 
 
 def instructions(name: str) -> list[str]:
+    from dockerfile_parse import DockerfileParser
+
     parsed = DockerfileParser(path=str(DOCKERFILE)).structure
     return [step["value"] for step in parsed if step["instruction"] == name]
 

@@ -20,6 +20,7 @@ from tests.infra.manifests import (
 )
 from tests.project import ROOT
 
+pytestmark = pytest.mark.infra
 OVERLAYS = ("local", "production")
 
 

@@ -13,7 +13,6 @@ import psutil
 import psycopg2
 import pytest
 
-from infra.local import postgres as postgres_module
 from infra.local.ports import free_ports, is_free
 from infra.local.postgres import Postgres
 from infra.local.process import Program, Running, ServiceError
@@ -34,6 +33,9 @@ program.wait(running)
 print(json.dumps(running.record()), flush=True)
 sys.stdin.read()
 """
+
+
+SAY_PID = "import os; print(os.getpid(), 'deaf', flush=True); time.sleep(600)"
 
 
 def until(holds: Callable[[], bool], seconds: float = 20) -> bool:
@@ -72,6 +74,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.services
 def test_an_owned_server_ends_with_its_owner_however_that_dies(folder: Path) -> None:
     process, running, port = start_elsewhere(folder, "owned")
     tree = psutil.Process(running.pid).children(recursive=True)
@@ -84,6 +87,7 @@ def test_an_owned_server_ends_with_its_owner_however_that_dies(folder: Path) -> 
     assert "database system is shut down" in running.last_words()  # In order, not by force.
 
 
+@pytest.mark.services
 def test_a_server_without_owner_stays_and_can_be_stopped_by_anybody(folder: Path) -> None:
     process, running, port = start_elsewhere(folder, "alone")
     kill(process)
@@ -104,6 +108,7 @@ def own_postgres(folder: Path) -> Iterator[PostgresService]:
     service.stop()
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_data_survives(own_postgres: PostgresService, end: str) -> None:
     def connect() -> "psycopg2.extensions.connection":
@@ -124,6 +129,7 @@ def test_data_survives(own_postgres: PostgresService, end: str) -> None:
     connection.close()
 
 
+@pytest.mark.services
 def test_what_a_killed_test_session_left_is_removed(own_postgres: PostgresService) -> None:
     place = own_postgres.server.home().parent
     left, kept = place / "mrmodel-postgres-left", place / "mrmodel-postgres-kept"
@@ -186,14 +192,12 @@ def test_a_server_that_does_not_listen_to_signals_is_killed_with_its_children(
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     script = (
         f"{deaf}import subprocess, sys; "
-        f"print('child', subprocess.Popen([sys.executable, '-c', {deaf + 'time.sleep(600)'!r}]).pid"
-        ", flush=True); time.sleep(600)"
+        f"subprocess.Popen([sys.executable, '-c', {deaf + SAY_PID!r}]); time.sleep(600)"
     )
     toy = program(tmp_path, script, healthy=True)
     running = toy.start()
-    assert until(lambda: "child" in running.last_words())
-    child = psutil.Process(int(running.last_words().split()[-1]))
-    time.sleep(1)  # Until the child is deaf too.
+    assert until(lambda: running.last_words().endswith("deaf"))
+    child = psutil.Process(int(running.last_words().split()[-2]))
     running.stop(patience_s=2)
     assert not running.alive()
     assert not child.is_running()
@@ -213,15 +217,7 @@ def test_children_of_a_server_that_died_are_found(tmp_path: Path) -> None:
     assert not child.is_running()
 
 
-def test_without_postgresql_the_sentence_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_module, "_DEBIAN", tmp_path / "none")
-    monkeypatch.setattr(postgres_module.shutil, "which", lambda _: None)
-    with pytest.raises(ServiceError, match="apt-get install postgresql"):
-        Postgres(tmp_path, 1, "secret").prepare()
-
-
+@pytest.mark.services
 def test_a_killed_initdb_is_no_database(folder: Path) -> None:
     server = Postgres(folder, 1, "secret", durable=False)
     draft = server.home() / "draft"
@@ -234,17 +230,8 @@ def test_a_killed_initdb_is_no_database(folder: Path) -> None:
 
 def test_a_program_that_is_not_installed_is_named(tmp_path: Path) -> None:
     toy = Program("toy", [str(tmp_path / "none")], tmp_path, (), lambda: True)
-    with pytest.raises(ServiceError, match=r"toy: no program .*none; see make setup"):
+    with pytest.raises(ServiceError, match=r"toy: no program .*none; see make services"):
         toy.start()
-
-
-def test_data_of_another_version_of_postgresql(folder: Path) -> None:
-    server = Postgres(folder, 1, "secret")
-    data = server.home() / "data"
-    data.mkdir(parents=True)
-    (data / "PG_VERSION").write_text("9\n")
-    with pytest.raises(ServiceError, match=r"written by PostgreSQL 9, .*postgresql-9"):
-        server.program()
 
 
 def test_ports_that_are_drawn_are_free_and_different() -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.infra.manifests import Manifest, build, faults, misfit, secret_keys
 from tests.project import ROOT
 
+pytestmark = pytest.mark.infra
 FOLDER = ROOT / "infra/work_pools"
 POOLS, KINDS = ("cpu", "gpu"), ("process", "docker", "kubernetes")
 GPU = "nvidia.com/gpu"
@@ -37,7 +38,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, b
     asked.append(("gpu", "kubernetes", True))
     orders = [(pool, kind, VARIED if varied else {}) for pool, kind, varied in asked]
     packages = Path(sys.prefix) / "worker-types"
-    assert packages.is_dir(), "make setup puts the packages of Prefect's workers there"
+    assert packages.is_dir(), "make test-services puts the packages of Prefect's workers there"
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path_factory.mktemp("home")),

@@ -12,6 +12,7 @@ from mrmodel.models import build_model
 from mrmodel.models.official import fit_state, our_name
 from mrmodel.types import Batch
 from tests.conformance.test_models import (
+    SAME_ANSWERS,
     SMALL,
     TEXT_DIM,
     VIDEO_DIM,
@@ -74,7 +75,7 @@ def test_negative_pairs_are_the_next_samples_text() -> None:
     )  # fmt: skip
     expected = evaluate(model, exchanged).saliency
     mask = batch.video_mask
-    torch.testing.assert_close(negative[mask], expected[mask], rtol=0, atol=2e-6)
+    torch.testing.assert_close(negative[mask], expected[mask], **SAME_ANSWERS)
     assert "negative_saliency" not in evaluate(model, batch).extras
 
 

@@ -20,6 +20,7 @@ ALL = [
     "pretrain@moment_detr",
     "finetune@moment_detr",
     "scratch@moment_detr",
+    "package@moment_detr",
     "evaluate",
     "report",
 ]
@@ -82,9 +83,10 @@ def test_an_edit_changes_its_stages_alone(
 @pytest.mark.parametrize(
     ("stage", "path", "behind"),
     [
-        # A dependency inside of an output (data/miniature), and one above it (models/finetuned).
+        # A dependency inside of an output (data/miniature), and one above it (models/served).
         ("corpus", "data/miniature", {"extract@tiny.video", "extract_text@tiny.text"}),
-        ("finetune@moment_detr", "models/finetuned/moment_detr", {"evaluate"}),
+        ("finetune@moment_detr", "models/finetuned/moment_detr", {"package@moment_detr"}),
+        ("package@moment_detr", "models/served/moment_detr", {"evaluate"}),
         ("finetune@moment_detr", "reports/training/finetune-moment_detr.csv", {"report"}),
     ],
 )
@@ -174,5 +176,5 @@ def test_inputs_are_what_other_stages_wrote(open_graph: OpenGraph) -> None:
         assert graph.inputs("corpus") == []
         assert graph.inputs("extract@tiny.video") == ["data/miniature/videos"]
         inputs = graph.inputs("evaluate")
-        assert {"models/finetuned/moment_detr", "features/miniature/tiny.text"} <= set(inputs)
+        assert {"models/served/moment_detr", "features/miniature/tiny.text"} <= set(inputs)
         assert not any(Path(path).parts[0] == "mrmodel" for path in inputs)

@@ -16,15 +16,15 @@ from mrmodel.orchestrate.results import Handover
 from mrmodel.orchestrate.runner import Listener, StageFailed, run_stage
 from mrmodel.orchestrate.walk import Dispatch, Ending, Walk
 from mrmodel.orchestrate.workspace import Workspace, workspace
-from tests.orchestrate.test_attempt import Bench, bench
+from tests.orchestrate.test_attempt import Bench, tracked
 
-__all__ = ["bench"]
+__all__ = ["tracked"]
 
 
 @pytest.fixture
-def client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def client(tracked: Bench, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return MlflowClient(f"sqlite:///{bench.places.state / 'mlflow.db'}")
+    return MlflowClient(f"sqlite:///{tracked.places.state / 'mlflow.db'}")
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:
@@ -53,13 +53,13 @@ def finish(walk: Walk) -> list[Dispatch]:
     return started
 
 
-def test_stage_runs_are_below_the_pipeline_run(bench: Bench, client: MlflowClient) -> None:
+def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowClient) -> None:
     change = {"evaluate.bootstrap_resamples": 123}
-    with workspace(bench.places, "HEAD") as clone:
+    with workspace(tracked.places, "HEAD") as clone:
         clone.change(change)
         with (
-            open_pipeline_record(bench.places, clone, ["report"], change) as record,
-            walking(clone, bench.places) as walk,
+            open_pipeline_record(tracked.places, clone, ["report"], change) as record,
+            walking(clone, tracked.places) as walk,
         ):
             walk.parent_run = run_id_of(record)
             finish(walk)
@@ -91,13 +91,13 @@ def test_stage_runs_are_below_the_pipeline_run(bench: Bench, client: MlflowClien
 
 
 def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
-    bench: Bench, client: MlflowClient
+    tracked: Bench, client: MlflowClient
 ) -> None:
-    bench.commit("params.yaml", "source: sample", "source: folder")
+    tracked.commit("params.yaml", "source: sample", "source: folder")
     with (
-        workspace(bench.places, "HEAD") as clone,
-        open_pipeline_record(bench.places, clone, [], {}) as record,
-        walking(clone, bench.places) as walk,
+        workspace(tracked.places, "HEAD") as clone,
+        open_pipeline_record(tracked.places, clone, [], {}) as record,
+        walking(clone, tracked.places) as walk,
     ):
         walk.parent_run = run_id_of(record)
         finish(walk)
@@ -111,12 +111,12 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
 
 
 @pytest.mark.slow
-def test_the_parent_decides_nothing(bench: Bench) -> None:
+def test_the_parent_decides_nothing(tracked: Bench) -> None:
     """Neither key nor lock file, nor what a restored stage is."""
-    bench.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 77")
+    tracked.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 77")
     found = []
     for parent in ("1" * 32, None):
-        with workspace(bench.places, "HEAD") as clone, walking(clone, bench.places) as walk:
+        with workspace(tracked.places, "HEAD") as clone, walking(clone, tracked.places) as walk:
             walk.parent_run = parent
             started = finish(walk)
             states = {name: row.state for name, row in walk.rows.items()}
@@ -130,11 +130,11 @@ def test_the_parent_decides_nothing(bench: Bench) -> None:
 
 
 def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
-    bench: Bench, client: MlflowClient
+    tracked: Bench, client: MlflowClient
 ) -> None:
     with (
-        workspace(bench.places, "HEAD") as clone,
-        open_pipeline_record(bench.places, clone, [], {}) as record,
+        workspace(tracked.places, "HEAD") as clone,
+        open_pipeline_record(tracked.places, clone, [], {}) as record,
     ):
         parent = run_id_of(record)
         experiment = client.get_experiment_by_name("mrmodel").experiment_id
@@ -146,10 +146,10 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
     assert client.get_run(other).info.status == "RUNNING", "it is of another pipeline"
 
 
-def test_without_tracking_there_is_no_parent(bench: Bench) -> None:
-    bench.commit("params.yaml", "enabled: true", "enabled: false")
+def test_without_tracking_there_is_no_parent(tracked: Bench) -> None:
+    tracked.commit("params.yaml", "enabled: true", "enabled: false")
     with (
-        workspace(bench.places, "HEAD") as clone,
-        open_pipeline_record(bench.places, clone, [], {}) as record,
+        workspace(tracked.places, "HEAD") as clone,
+        open_pipeline_record(tracked.places, clone, [], {}) as record,
     ):
         assert run_id_of(record) is None

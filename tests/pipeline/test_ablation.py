@@ -13,7 +13,7 @@ from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.pipeline.ablation import PAPER, SWITCHES, grids, sentences, summarise
 from mrmodel.pipeline.ablation_run import config_of_row
 from mrmodel.pipeline.report import ablation_sections
-from mrmodel.pipeline.study_tables import markdown_page
+from mrmodel.pipeline.study_tables import made_with, markdown_page
 from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["ablation"]
@@ -81,7 +81,6 @@ def test_the_variant_with_the_papers_values_has_the_size_of_row_e() -> None:
         "loss.hl.rctl_norm",
         "loss.hl.neg_reduction",
         "loss.align.tau",
-        "infer.wbf.iou_thr",
     }
     assert paper["loss.smooth_l1_beta"] == 1.0
     assert paper["hidden"] == raw_of("sample")["models"]["sg_detr"]["hidden"]
@@ -204,3 +203,13 @@ def test_the_papers_figures_are_those_of_its_table() -> None:
     design = {"a": (48.3, 68.6), "b": (50.1, 70.1), "c": (51.1, 69.9), "d": (52.2, 71.1)}
     for row, values in (design | {"e": (55.6, 71.4)}).items():
         assert tuple(figures[row] for figures in PAPER.values()) == values
+
+
+def test_a_table_says_which_commit_it_is_of() -> None:
+    assert "Made with commit 0123456789ab." in sentences(table() | {"commit": "0123456789ab"})
+    assert not any("commit" in words for words in sentences(table()))
+    assert set(made_with()) <= {"commit"}
+    for study in ("ablation", "compare"):
+        kept = json.loads((ROOT / f"studies/reports/{study}.json").read_text())
+        page = (ROOT / f"studies/reports/{study}.md").read_text()
+        assert f"Made with commit {kept['commit']}." in page

@@ -3,6 +3,8 @@ import yaml
 
 from mrmodel.config import Config, parse_config
 from mrmodel.pipeline.scoring import Judge
+from mrmodel.predict.postprocess import PostprocessSettings
+from tests.postprocessing import postprocess
 from tests.project import ROOT
 
 TRUTH = [
@@ -49,5 +51,9 @@ def test_the_figure_that_chooses_comes_first_and_undefined_ones_are_left_out() -
 
 
 def test_official_windows_are_finished_the_published_way() -> None:
-    assert judge("official").postprocess.clamp_s == (0.0, 150.0)
-    assert judge("clean").postprocess.clamp_s is None
+    assert judge("official").postprocess(postprocess()).finish.clamp_s == (0.0, 150.0)
+    chosen = postprocess(round_to_clips=False, nms_iou=0.4, max_windows=3)
+    assert judge("clean").postprocess(chosen).finish == PostprocessSettings(
+        max_windows=3, nms_iou=0.4
+    )
+    assert judge("clean").postprocess(postprocess()).finish.round_to_s == 2.0

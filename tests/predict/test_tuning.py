@@ -18,17 +18,17 @@ from mrmodel.features.keys import text_key
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.features.store import MemoryStore
 from mrmodel.models import MomentModel, build_model
-from mrmodel.models.sg_detr.settings import InferSettings, WbfSettings
+from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.predict.inference import predict_set
-from mrmodel.predict.postprocess import PostprocessSettings
+from mrmodel.predict.postprocess import Postprocess, PostprocessSettings
 from mrmodel.predict.tuning import (
     CachedDetections,
-    PostHocChoice,
     cache_detections,
     predict_cached,
 )
 from mrmodel.section import validate_section
 from mrmodel.types import Annotation
+from tests.postprocessing import postprocess
 
 DIM, BATCH = 12, 4
 SMALL: dict[str, Any] = {"hidden": 16, "heads": 2, "ffn": 24, "queries": 6}
@@ -36,20 +36,17 @@ SHALLOW = {
     part: {"layers": 1} for part in ("pool", "sgca", "encoder", "decoder")
 } | {"atss": {"levels": 3}}  # fmt: skip
 CHOICES = [
-    PostHocChoice(),
-    PostHocChoice(nms_iou=0.4),
-    PostHocChoice(infer=InferSettings(alpha=0.0)),
-    PostHocChoice(
-        infer=InferSettings(
-            alpha=0.8,
-            atss_keep=7,
-            wbf=WbfSettings(iou_thr=0.2, weights=[1.0, 0.3], conf="max"),
-        ),
+    postprocess(),
+    postprocess(nms_iou=0.4),
+    postprocess(alpha=0.0),
+    postprocess(
+        alpha=0.8,
+        anchors={"keep": 7},
+        fusion={"iou_thr": 0.2, "weights": [1.0, 0.3], "conf": "max"},
         nms_iou=0.9,
     ),
-    PostHocChoice(infer=InferSettings(wbf=WbfSettings(enabled=False))),
+    postprocess(fusion={"enabled": False}),
 ]
-WITHOUT_ANCHORS = [CHOICES[place] for place in (0, 1, 2, 4)]
 FINISHES = [
     PostprocessSettings(round_to_s=2.0),
     PostprocessSettings(max_windows=4),
@@ -103,27 +100,32 @@ def cached(data: MomentDataset) -> CachedDetections:
     ("settings", "choices"),
     [
         ({}, CHOICES),
-        ({"detector": "dab"}, WITHOUT_ANCHORS),
+        ({"detector": "dab"}, CHOICES),
         ({"iou_head": False}, CHOICES[3:4]),
         ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
     ],
 )
 def test_trials_are_bit_equal_to_the_model(
-    data: MomentDataset, settings: dict[str, Any], choices: list[PostHocChoice]
+    data: MomentDataset, settings: dict[str, Any], choices: list[PostprocessConfig]
 ) -> None:
-    stored = cache_detections(make_model(**settings), data, BATCH)
+    model = make_model(**settings)
+    stored = cache_detections(model, data, BATCH)
     for choice in choices:
-        chosen = make_model(**settings, infer=choice.infer.model_dump())
         for finish in FINISHES:
-            settings_of_run = dataclasses.replace(finish, nms_iou=choice.nms_iou)
-            expected = predict_set(chosen, data, BATCH, settings_of_run)
-            found = predict_cached(stored, choice, finish)
+            after = Postprocess(choice, dataclasses.replace(finish, nms_iou=choice.nms_iou))
+            expected = predict_set(model, data, BATCH, after)
+            found = predict_cached(stored, after)
             assert found == expected
             assert len({answer.windows for answer in found}) == len(data)
 
 
 def test_choices_make_a_difference(data: MomentDataset, cached: CachedDetections) -> None:
-    answers = [predict_cached(cached, choice, FINISHES[1]) for choice in CHOICES]
+    answers = [
+        predict_cached(
+            cached, Postprocess(choice, dataclasses.replace(FINISHES[1], nms_iou=choice.nms_iou))
+        )
+        for choice in CHOICES
+    ]
     assert all(first != second for n, first in enumerate(answers) for second in answers[n + 1 :])
 
 
@@ -135,10 +137,8 @@ def test_detections_survive_the_disk(
     stored.save(tmp_path / "detections.pt")
     loaded = CachedDetections.load(tmp_path / "detections.pt")
     assert (loaded.raw.iou_logits is None) == ("iou_head" in settings)
-    choice = CHOICES[0]
-    assert predict_cached(loaded, choice, FINISHES[0]) == predict_cached(
-        stored, choice, FINISHES[0]
-    )
+    after = Postprocess(CHOICES[0], FINISHES[0])
+    assert predict_cached(loaded, after) == predict_cached(stored, after)
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
@@ -156,21 +156,14 @@ def test_of_a_model_without_raw_detections_only_the_finish_can_be_chosen(
     loaded = CachedDetections.load(tmp_path / "detections.pt")
     for finish in FINISHES:
         for nms_iou in (-1.0, 0.4):
-            expected = predict_set(model, data, BATCH, dataclasses.replace(finish, nms_iou=nms_iou))
-            assert predict_cached(loaded, PostHocChoice(nms_iou=nms_iou), finish) == expected
-
-
-def test_fusion_without_anchors_is_refused(data: MomentDataset) -> None:
-    stored = cache_detections(make_model(detector="dino"), data, BATCH)
-    choice = PostHocChoice(infer=InferSettings(wbf=WbfSettings(enabled=True)))
-    with pytest.raises(ValueError, match="no anchors"):
-        predict_cached(stored, choice, FINISHES[0])
+            after = Postprocess(postprocess(), dataclasses.replace(finish, nms_iou=nms_iou))
+            assert predict_cached(loaded, after) == predict_set(model, data, BATCH, after)
 
 
 def test_a_choice_is_checked_and_survives_json() -> None:
     for choice in CHOICES:
         text = json.dumps(choice.model_dump())
-        assert validate_section(PostHocChoice, json.loads(text), "choice") == choice
-    for wrong in ({"nms_iou": 2.0}, {"infer": {"alpha": -0.1}}, {"infer": {"wbf": {"weight": 1}}}):
+        assert validate_section(PostprocessConfig, json.loads(text), "postprocess") == choice
+    for wrong in ({"nms_iou": 2.0}, {"alpha": -0.1}, {"fusion": {"weight": 1}}):
         with pytest.raises(ConfigError):
-            validate_section(PostHocChoice, wrong, "choice")
+            postprocess(**wrong)

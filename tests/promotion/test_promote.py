@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,7 @@ def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None
     first = add(registry, "finetuned")
     assert add(registry, "finetuned") == first
     assert registry.versions.aliases() == {"challenger": first}
-    started = time.monotonic()
     assert decide(registry) == first
-    assert time.monotonic() - started < 60
     assert registry.versions.aliases() == {"champion": first}
 
     worse = add(registry, "scratch")

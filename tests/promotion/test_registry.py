@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,7 +16,6 @@ from mrmodel.errors import ConflictError, DataError, RegistryError
 from mrmodel.promotion.promote import rolled_back
 from mrmodel.promotion.registry import Registry
 from tests.promotion.trial import Deadly, Trial, promotion_of, require_agreement
-from tests.services import Service
 
 WRITERS = 8
 # The whole measurement is 100: MRMODEL_TEST_ROUNDS=100 pytest tests/promotion/test_registry.py
@@ -26,24 +26,28 @@ PROCESSES.set_forkserver_preload(["tests.promotion.trial"])
 
 
 @pytest.fixture(autouse=True)
-def services(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in s3.env().items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of one MLflow database for all tests: its tables take seconds to make."""
-    return tmp_path_factory.mktemp("mlflow")
+def state(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
+    """Folder of one MLflow database for all tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_mlflow, folder)
+    return folder
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["folder", pytest.param("s3", marks=[pytest.mark.services, pytest.mark.slow])]
+)
 def trial(request: pytest.FixtureRequest, state: Path, tmp_path: Path) -> Trial:
     """An empty registry."""
     name = f"moments-{secrets.token_hex(4)}"
-    store = str(tmp_path) if request.param == "folder" else f"s3://mrmodel/{name}"
-    return Trial(state, store, name)
+    if request.param == "folder":
+        return Trial(state, str(tmp_path), name)
+    request.getfixturevalue("s3_env")
+    return Trial(state, f"s3://mrmodel/{name}", name)
 
 
 @pytest.fixture

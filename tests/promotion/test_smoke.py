@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mrmodel.predict.serving import read_serving
 from mrmodel.promotion.smoke import difference, run_smoke
 from mrmodel.track.model_files import write_mlflow_model
 from tests.project import Project
@@ -35,7 +36,8 @@ def test_the_first_difference_is_named(other: dict, where: str) -> None:
 @pytest.fixture(scope="module")
 def model(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("smoke") / "model"
-    write_mlflow_model(target, reproduced.folder / "models/finetuned/moment_detr")
+    folder = reproduced.folder / "models/served/moment_detr"
+    write_mlflow_model(target, folder, read_serving(folder))
     return target
 
 

@@ -172,7 +172,9 @@ def plain(repository: Project, tmp_path: Path) -> Site:
     return Site(repository, places, *stores)
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["folder", pytest.param("s3", marks=[pytest.mark.services, pytest.mark.slow])]
+)
 def site(request: pytest.FixtureRequest, plain: Site, tmp_path: Path) -> Site:
     """Everything in folders, or everything but the repository in S3 and nothing in the cache."""
     if request.param == "folder":

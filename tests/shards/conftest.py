@@ -14,7 +14,7 @@ from tests.video.fixtures import write_audio, write_video
 
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
-    """Prefect for flows that run in this process."""
+    """Prefect for flows that run in this process, with a temporary server."""
     with pytest.MonkeyPatch.context() as patch:
         # Ray would write a token into the home of whoever runs the tests.
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,7 +1,8 @@
-"""Watching the processes of a shard, to kill one at the right moment."""
+"""The stage of an extraction, and the processes of a shard, to kill one at the right moment."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,17 @@ def shard_steps() -> list[psutil.Process]:
         if "mrmodel.pipeline.shards" in line and "make" in line:
             found.append(process)
     return found
+
+
+def repro(project: Project, stream: str) -> tuple[str, dict[str, bytes], str]:
+    """Run the stage of a stream by DVC; its output, the files that it made, and the lock file."""
+    said = project.run("dvc", "repro", "--no-run-cache", "-s", f"extract@{stream}")
+    store = project.folder / "features" / "miniature" / stream
+    files = {path.name: path.read_bytes() for path in sorted(store.iterdir())}
+    lock = (project.folder / "dvc.lock").read_text()
+    (project.folder / "dvc.lock").unlink()
+    shutil.rmtree(store)
+    return said, files, lock
 
 
 def pieces_in(clone: Project, name: str = "shard-*") -> list[Path]:

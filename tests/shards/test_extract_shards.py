@@ -6,7 +6,6 @@ import signal
 import threading
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,10 +15,9 @@ from mrmodel.config import ShardSettings
 from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed
 from mrmodel.orchestrate.shards import gather_shards, plan_of, shard_key
 from mrmodel.storage import open_store
-from tests.shards.processes import pieces_in, shard_steps, wait_until
+from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 
 STREAM = "tiny.video"
-FEATURES = Path("features") / "miniature" / STREAM
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +44,18 @@ def tars_in(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("pieces/*/*.tar"))}
 
 
-def repro(project):
-    """Run the stage by DVC; its output, and what the lock file says."""
-    said = project.run("dvc", "repro", "--no-run-cache", "-s", f"extract@{STREAM}")
-    store = project.folder / FEATURES
-    files = {path.name: path.read_bytes() for path in sorted(store.iterdir())}
-    lock = (project.folder / "dvc.lock").read_text()
-    (project.folder / "dvc.lock").unlink()
-    shutil.rmtree(store)
-    return said, files, lock
-
-
 def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, handover):
-    said, files, lock = repro(clone)
+    said, files, lock = repro(clone, STREAM)
     assert "pieces are done already" not in said
     gather_shards(sharded, clone.folder, open_store(str(handover)))
-    said, merged, merged_lock = repro(clone)
+    said, merged, merged_lock = repro(clone, STREAM)
     assert "13 pieces are done already" in said
     assert "sound: no_video_stream" in said
     assert merged == files
     assert merged_lock == lock
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("runner", ["dask", pytest.param("ray", marks=pytest.mark.slow)])
 def test_other_engines_make_the_same_shards(clone, sharded, handover, tmp_path, runner):
     reports = run_flow(sharded, clone, tmp_path, runner)

@@ -29,7 +29,7 @@ from mrmodel.orchestrate.shards import (
 )
 from mrmodel.pipeline.shards import step
 from mrmodel.storage import open_store
-from tests.shards.processes import pieces_in, shard_steps, wait_until
+from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = "tiny.video"
@@ -60,6 +60,16 @@ def store(made, tmp_path):
 
 def only_tar(store):
     return next(Path(store.url.removeprefix("file://")).glob("pieces/*/*.tar"))
+
+
+def test_the_stage_puts_together_what_the_shard_made(clone, sharded, made):
+    """The bytes and the lock file are those of a stage that encodes; two shards: on an engine."""
+    said, files, lock = repro(clone, STREAM)
+    assert "pieces are done already" not in said
+    gather_shards(sharded, clone.folder, open_store(str(made)))
+    said, merged, merged_lock = repro(clone, STREAM)
+    assert "13 pieces are done already" in said
+    assert (merged, merged_lock) == (files, lock)
 
 
 SCRIPT = """

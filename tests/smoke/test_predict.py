@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 from mrmodel.cli.predict import command
@@ -18,7 +20,7 @@ from tests.project import Project
 from tests.services import S3Service
 from tests.video.fixtures import write_video
 
-MODEL = "models/finetuned/moment_detr"
+MODEL = "models/served/moment_detr"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,32 @@ def test_the_serving_tensor_is_the_training_tensor(
         assert torch.equal(served[-1].video_mask, trained.video_mask)
 
 
+def test_what_is_served_is_what_was_reported(reproduced: Project, predictor: Predictor) -> None:
+    reported = reproduced.folder / "reports/evaluation/moment_detr.finetuned.jsonl"
+    rows = {row["qid"]: row for row in map(json.loads, reported.read_text().splitlines())}
+    truth = read_annotations(reproduced.folder / "data/miniature/test.jsonl")
+    assert len(truth) == len(rows)
+    for vid in {row.vid for row in truth}:
+        video = predictor.encode(reproduced.folder / f"data/miniature/videos/{vid}.mp4")
+        asked = [row for row in truth if row.vid == vid]
+        answers = predictor.search(video, [row.query for row in asked])
+        for row, answer in zip(asked, answers, strict=True):
+            expected = rows[row.qid]
+            found = answer.as_row()
+            # Batches differ, so sums are taken in another order.
+            for name in ("pred_relevant_windows", "pred_saliency_scores"):
+                assert np.allclose(found[name], expected[name], atol=1e-4), (row.qid, name)
+
+
+def test_the_packaged_weights_are_the_trained_ones(reproduced: Project) -> None:
+    for name in ("model.safetensors", "config.json"):
+        trained = f"models/finetuned/moment_detr/{name}"
+        assert reproduced.read(f"{MODEL}/{name}") == reproduced.read(trained)
+    serving = json.loads(reproduced.read(f"{MODEL}/serving.json"))
+    params = yaml.safe_load(reproduced.read("params.yaml"))
+    assert serving == {"format": 1, "postprocess": params["postprocess"]}
+
+
 def record(kept: list, forward):
     def recording(batch):
         kept.append(batch)
@@ -72,20 +100,24 @@ def test_the_command_prints_windows_and_clip_scores(reproduced: Project, test_vi
 
 
 def test_a_video_in_s3_is_searched_through_its_pointer(
-    reproduced: Project, test_video: Path, s3_env: S3Service, tmp_path: Path
+    reproduced: Project,
+    test_video: Path,
+    s3_env: S3Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = boto3.session.Session().client("s3", endpoint_url=s3_env.url)
     client.upload_file(str(test_video), "mrmodel", f"predict/{test_video.name}")
-    arguments = ["env", f"{ENDPOINT_VARIABLE}={s3_env.url}", "mrmodel"]
-    reproduced.run(*arguments, "data", "link", "s3://mrmodel/predict", str(tmp_path))
-    arguments += ["predict", "--query", "A cat", "--json"]
-    found = reproduced.run(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
-    assert json.loads(found) == json.loads(reproduced.run(*arguments, str(test_video)))
+    monkeypatch.setattr(reproduced, "variables", {ENDPOINT_VARIABLE: s3_env.url})
+    reproduced.invoke("data", "link", "s3://mrmodel/predict", str(tmp_path))
+    arguments = ["predict", "--query", "A cat", "--json"]
+    found = reproduced.invoke(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
+    assert json.loads(found) == json.loads(reproduced.invoke(*arguments, str(test_video)))
 
 
 def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path) -> None:
     queries = ("--query", "A cat", "--query", "A dog")
-    output = reproduced.run("mrmodel", "predict", str(test_video), *queries, "--model", MODEL)
+    output = reproduced.invoke("predict", str(test_video), *queries, "--model", MODEL)
     assert output.index("A cat") < output.index("A dog")
     assert "confidence" in output
 
@@ -120,7 +152,6 @@ def test_other_encoders_are_refused(reproduced: Project, tmp_path: Path) -> None
     config["video_streams"][0]["fingerprint"] = "0" * 64
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(reproduced.read(f"{MODEL}/model.safetensors"))
-    output = reproduced.run(
-        "mrmodel", "predict", "a.mp4", "--query", "a", "--model", str(tmp_path), code=2
-    )
+    arguments = ("predict", "a.mp4", "--query", "a", "--model", str(tmp_path))
+    output = reproduced.invoke(*arguments, code=2)
     assert "not the one that the model was trained with" in output

@@ -2,11 +2,9 @@
 
 import json
 import re
-import time
 
 import yaml
 
-from tests.conftest import REPRODUCED
 from tests.project import Project
 
 STAGES = {
@@ -18,8 +16,15 @@ STAGES = {
     "pretrain@moment_detr",
     "finetune@moment_detr",
     "scratch@moment_detr",
+    "package@moment_detr",
     "evaluate",
     "report",
+}
+
+
+WAYS = {
+    "zero_shot",
+    *(f"moment_detr.{kind}" for kind in ("pretrained", "scratch", "finetuned")),
 }
 
 
@@ -31,11 +36,7 @@ def test_every_output_is_there(reproduced: Project) -> None:
     lock = yaml.safe_load(reproduced.read("dvc.lock"))
     assert set(lock["stages"]) == STAGES
     metrics = json.loads(reproduced.read("reports/metrics.json"))
-    ways = {
-        "zero_shot",
-        *(f"moment_detr.{kind}" for kind in ("pretrained", "scratch", "finetuned")),
-    }
-    assert set(metrics) == ways
+    assert set(metrics) == WAYS
     assert all(0 <= row["MR-full-mAP"] <= 100 for row in metrics.values())
     report = reproduced.read("reports/report.html").decode()
     assert report.count('<div class="example">') == 9
@@ -48,20 +49,25 @@ def test_git_sees_the_lock_file_only(reproduced: Project) -> None:
     assert reproduced.git("status", "--porcelain").split() == ["??", "dvc.lock"]
 
 
-def test_a_second_run_does_nothing_and_is_quick(reproduced: Project) -> None:
-    started = time.monotonic()
+def test_a_second_run_does_nothing(reproduced: Project) -> None:
     output = reproduced.run("dvc", "repro")
     assert stages_run(output) == set()
     assert "up to date" in output
-    # A busy test machine gets some slack; benchmarks/RESULTS.md has the quiet figure.
-    assert time.monotonic() - started < 15
 
 
 def test_metrics_plots_and_graph_can_be_shown(reproduced: Project) -> None:
     shown = json.loads(reproduced.run("dvc", "metrics", "show", "--json"))
     files = shown[""]["data"]
-    assert "moment_detr.finetuned" in files["reports/metrics.json"]["data"]
-    assert "best_step" in files["reports/training/finetune-moment_detr.json"]["data"]
+    assert set(files) == {f"reports/metrics/{way}.json" for way in WAYS}
+    metrics = json.loads(reproduced.read("reports/metrics.json"))
+    for way in WAYS:
+        columns = files[f"reports/metrics/{way}.json"]["data"]
+        assert len(columns) <= 10
+        assert columns["mAP"] == metrics[way]["MR-full-mAP"]
+    # A row a system, in a terminal of usual width.
+    table = reproduced.run("dvc", "metrics", "show").splitlines()
+    assert len(table) == 1 + len(WAYS)
+    assert max(map(len, table)) <= 140
     assert "finetune@moment_detr" in reproduced.run("dvc", "dag", "--dot")
     reproduced.run("dvc", "plots", "show")
     page = reproduced.read("dvc_plots/index.html").decode()
@@ -87,9 +93,16 @@ def test_runs_are_recorded(reproduced: Project) -> None:
 def test_a_changed_rate_runs_fine_tuning_and_what_follows(reproduced: Project) -> None:
     before = reproduced.read("reports/metrics.json")
     original = reproduced.read("params.yaml")
-    reproduced.apply("miniature", {**REPRODUCED, "train": {"finetune": {"lr": 5e-4}}})
+    # No stage depends on whether it is recorded.
+    unrecorded = {"tracking": {"enabled": False}}
+    reproduced.apply("miniature", {**unrecorded, "train": {"finetune": {"lr": 5e-4}}})
     output = reproduced.run("dvc", "repro")
-    assert stages_run(output) == {"finetune@moment_detr", "evaluate", "report"}
+    assert stages_run(output) == {
+        "finetune@moment_detr",
+        "package@moment_detr",
+        "evaluate",
+        "report",
+    }
     assert reproduced.read("reports/metrics.json") != before
     (reproduced.folder / "params.yaml").write_bytes(original)
     assert stages_run(reproduced.run("dvc", "repro")) == set()
@@ -101,7 +114,7 @@ def test_a_mistake_stops_before_any_work(reproduced: Project) -> None:
     broken = original.replace(b"    lr:", b"    learning_rate:", 1)
     (reproduced.folder / "params.yaml").write_bytes(broken)
     try:
-        output = reproduced.run("mrmodel", "config", "check", code=2)
+        output = reproduced.invoke("config", "check", code=2)
         assert "train.pretrain.learning_rate" in output
         output = reproduced.run("python", "-m", "mrmodel.pipeline.corpus", code=1)
         assert "train.pretrain.learning_rate" in output

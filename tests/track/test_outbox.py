@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
@@ -56,22 +54,21 @@ def test_a_message_that_is_wrong_itself_does_not_hold_up_the_rest() -> None:
     assert (server.taken, len(outbox)) == (["right"], 0)
 
 
-def test_tries_become_rarer() -> None:
-    outbox, server = Outbox(), Server()
-    server.fault = AWAY
-    tries = 0
+def test_tries_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still between two calls."""
+    outbox, now, tries = Outbox(), 1000.0, []
 
-    def count() -> None:
-        nonlocal tries
-        tries += 1
+    def send() -> None:
+        tries.append(now - 1000.0)
         raise AWAY
 
-    outbox.put("counted", count)
-    end = time.monotonic() + 3.5
-    while time.monotonic() < end:
+    monkeypatch.setattr("mrmodel.track.outbox.time.monotonic", lambda: now)
+    outbox.put("counted", send)
+    for quarter in range(4 * 130):
+        now = 1000.0 + quarter / 4
         outbox.push()
-        time.sleep(0.02)
-    assert tries == 3, "at 0, 1 and 3 seconds"
+    assert tries == [0, 1, 3, 7, 15, 31, 61, 91, 121], "the pause doubles up to 30 s"
+    assert outbox.failing_s == 129.75
 
 
 def test_a_refused_record_is_told() -> None:

@@ -24,7 +24,6 @@ from infra.local.ports import free_ports
 from mrmodel.config import TrackingSettings
 from mrmodel.track.record import NoRecord, current_record, open_record
 from mrmodel.track.results import learning_curves
-from mrmodel.track.server import open_experiment
 from mrmodel.track.spool import Opening
 from tests.services import Service
 
@@ -92,25 +91,15 @@ def wait_until(true: object, patience_s: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with all tables, which takes MLflow seconds to make."""
-    folder = tmp_path_factory.mktemp("empty")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        open_experiment("another", folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture
-def state(tmp_path: Path, empty: Path) -> Path:
+def state(tmp_path: Path, empty_mlflow: Path) -> Path:
     """Folder of a database without runs."""
-    shutil.copyfile(empty, tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path)
     return tmp_path
 
 

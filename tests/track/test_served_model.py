@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch, StorageError
+from mrmodel.predict.serving import read_serving
 from mrmodel.storage import open_store
 from mrmodel.track.model_files import write_mlflow_model
 from mrmodel.track.video_rows import EXAMPLE, Source
@@ -22,7 +23,7 @@ from tests.project import Project
 from tests.services import Service
 from tests.track.serving import invoke, serving
 
-MODEL = "models/finetuned/moment_detr"
+MODEL = "models/served/moment_detr"
 QUERIES = ["A thing moves to the left", "A cat sleeps"]
 
 # Answers a request on standard input where neither `mrmodel` is installed nor anything that the
@@ -47,7 +48,8 @@ print(json.dumps([answers, mrmodel.__file__]))
 def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as an MLflow model."""
     target = tmp_path_factory.mktemp("served") / "model"
-    write_mlflow_model(target, reproduced.folder / MODEL)
+    folder = reproduced.folder / MODEL
+    write_mlflow_model(target, folder, read_serving(folder))
     return target
 
 
@@ -132,6 +134,7 @@ def server(served: Path, tmp_path: Path, reproduced: Project) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.services
 def test_mlflow_models_serve_answers_as_mrmodel_predict_does(
     reproduced: Project, served: Path, server: str, expected: list[dict[str, Any]]
 ) -> None:
@@ -142,15 +145,30 @@ def test_mlflow_models_serve_answers_as_mrmodel_predict_does(
         invoke(server, rows_about("no.mp4"))
 
 
-def test_a_video_in_s3_and_cached_features_give_the_same_answers(
-    reproduced: Project,
-    loaded: Any,
-    expected: list[dict[str, Any]],
-    s3: Service,
-    monkeypatch: pytest.MonkeyPatch,
+def assert_same_answers(
+    loaded: Any, sources: list[dict[str, str]], expected: list[dict[str, Any]]
 ) -> None:
-    for name, value in s3.env().items():
-        monkeypatch.setenv(name, value)
+    rows = [{"query": query, **source} for source in sources for query in QUERIES]
+    answers = loaded.predict(pd.DataFrame(rows))
+    assert [row["qid"] for row in answers] == list(range(len(rows)))
+    plain = [{key: value for key, value in row.items() if key != "qid"} for row in answers]
+    wanted = [{key: value for key, value in row.items() if key != "qid"} for row in expected]
+    assert plain == wanted * len(sources)
+
+
+def test_cached_features_give_the_same_answers(
+    reproduced: Project, loaded: Any, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    video, features = first_video(reproduced), reproduced.folder / "features/miniature"
+    sources = [{"video": str(video)}, {"features": str(features), "vid": video.stem}]
+    assert_same_answers(loaded, sources, expected)
+    with pytest.raises(FeatureError, match=r"no feature store 'tiny\.video'"):
+        loaded.predict(pd.DataFrame([{"query": "a", "features": str(tmp_path), "vid": video.stem}]))
+
+
+def test_a_video_in_s3_and_cached_features_give_the_same_answers(
+    reproduced: Project, loaded: Any, expected: list[dict[str, Any]], s3_env: Service
+) -> None:
     video, bucket = first_video(reproduced), "s3://mrmodel/served"
     features = reproduced.folder / "features/miniature"
     store = open_store(bucket)
@@ -162,12 +180,7 @@ def test_a_video_in_s3_and_cached_features_give_the_same_answers(
         {"features": str(features), "vid": video.stem},
         {"features": f"{bucket}/features", "vid": video.stem},
     ]
-    rows = [{"query": query, **source} for source in sources for query in QUERIES]
-    answers = loaded.predict(pd.DataFrame(rows))
-    assert [row["qid"] for row in answers] == list(range(6))
-    plain = [{key: value for key, value in row.items() if key != "qid"} for row in answers]
-    wanted = [{key: value for key, value in row.items() if key != "qid"} for row in expected]
-    assert plain == wanted * 3
+    assert_same_answers(loaded, sources, expected)
     with pytest.raises(StorageError, match="no such object"):
         loaded.predict(pd.DataFrame(rows_about(f"{bucket}/videos/none.mp4")))
     with pytest.raises(FeatureError, match=r"no feature store 'tiny\.video'"):

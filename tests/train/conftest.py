@@ -54,7 +54,7 @@ def dataset() -> MomentDataset:
     return MomentDataset(annotations, builder, settings)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_settings() -> TrainSettings:
     raw = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     settings = parse_config(raw).train
@@ -62,7 +62,7 @@ def train_settings() -> TrainSettings:
     return settings.model_copy(update={**changes, "validate_every_epochs": 2})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> RunSettings:
     return RunSettings(
         epochs=None,

@@ -25,7 +25,7 @@ def no_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["journal", "postgresql"])
+@pytest.fixture(params=["journal", pytest.param("postgresql", marks=pytest.mark.services)])
 def address(request: pytest.FixtureRequest, no_servers: Path) -> str:
     """Of an empty storage."""
     if request.param == "journal":

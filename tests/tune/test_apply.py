@@ -21,6 +21,18 @@ CLEAR = Gain(difference=4.0, low=1.5, high=6.0)
 UNCLEAR = Gain(difference=1.0, low=-2.0, high=4.0)
 
 
+def changed_stages(project: Project) -> set[str]:
+    return set(json.loads(project.run("dvc", "status", "dvc.yaml", "--json")))
+
+
+@pytest.fixture(scope="module")
+def finished(reproduced: Project) -> Project:
+    """The repository before anything is applied: DVC has nothing to do in it."""
+    reproduced.apply("miniature", {"tracking": {"enabled": True}})
+    assert changed_stages(reproduced) == set()
+    return reproduced
+
+
 @pytest.fixture
 def study(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> TicketStudy:
     """A search that was begun in a repository whose pipeline has run."""
@@ -52,7 +64,7 @@ def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None)
     ("changes", "touched"),
     [
         ({"train.finetune.lr": 5e-5}, {"finetune@moment_detr"}),
-        ({"evaluate.nms_iou": 0.7}, {"evaluate"}),
+        ({"postprocess.nms_iou": 0.7}, {"package@moment_detr"}),
         (
             {"models.moment_detr.loss.giou": 2.5, "train.weight_decay": 1e-3},
             {"pretrain@moment_detr", "finetune@moment_detr", "scratch@moment_detr"},
@@ -60,15 +72,14 @@ def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None)
     ],
 )
 def test_dvc_runs_what_the_change_touches(
-    reproduced: Project, study: TicketStudy, changes: dict[str, object], touched: set[str]
+    finished: Project, study: TicketStudy, changes: dict[str, object], touched: set[str]
 ) -> None:
-    assert json.loads(reproduced.run("dvc", "status", "dvc.yaml", "--json")) == {}
     keep_verdict(study, verdict(changes, CLEAR))
-    before = reproduced.read("params.yaml").decode()
-    output = reproduced.run("mrmodel", "tune", "apply")
-    after = reproduced.read("params.yaml").decode()
+    before = finished.read("params.yaml").decode()
+    output = finished.invoke("tune", "apply")
+    after = finished.read("params.yaml").decode()
     assert all(f"{path}: {value}" in output for path, value in changes.items())
-    assert set(json.loads(reproduced.run("dvc", "status", "dvc.yaml", "--json"))) == touched
+    assert changed_stages(finished) == touched
     assert after.count("#") == before.count("#")
     # A new setting of a model may need lines of its own; no other line changes.
     lost = set(before.splitlines()) - set(after.splitlines())
@@ -79,12 +90,12 @@ def test_dvc_runs_what_the_change_touches(
             found = found[part]
         assert found == value
     # Once more is no mistake.
-    reproduced.run("mrmodel", "tune", "apply")
-    assert reproduced.read("params.yaml").decode() == after
+    finished.invoke("tune", "apply")
+    assert finished.read("params.yaml").decode() == after
 
 
 def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=UNCLEAR)
+    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=UNCLEAR)
     keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     before = Path("params.yaml").read_text()
     with pytest.raises(
@@ -96,9 +107,9 @@ def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
 
 
 def test_what_is_clear_after_training_is_applied_alone(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"evaluate.nms_iou": 0.7}, gain=CLEAR)
+    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=CLEAR)
     keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
-    assert changes_to_apply(study, unconfirmed=False) == {"evaluate.nms_iou": 0.7}
+    assert changes_to_apply(study, unconfirmed=False) == {"postprocess.nms_iou": 0.7}
 
 
 def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TicketStudy) -> None:

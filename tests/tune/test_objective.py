@@ -175,7 +175,7 @@ def test_the_length_of_a_training_is_known_beforehand(tmp_path: Path) -> None:
 
 def test_confirmation_pre_trains_where_the_change_reaches_pre_training() -> None:
     config = config_of(run="finetune")
-    assert not touches_pretraining(config, {"train.finetune.lr": 1.0, "evaluate.nms_iou": 0.7})
+    assert not touches_pretraining(config, {"train.finetune.lr": 1.0, "postprocess.nms_iou": 0.7})
     assert touches_pretraining(config, {"train.weight_decay": 1.0})
     assert touches_pretraining(config, {"models.moment_detr.loss.giou": 1.0})
     assert not touches_pretraining(config_of(), {"models.moment_detr.loss.giou": 1.0})

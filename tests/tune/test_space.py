@@ -122,10 +122,10 @@ def test_a_weight_of_zero_on_a_log_scale_is_not_searched() -> None:
 
 def test_one_number_of_a_list_changes_the_list() -> None:
     plan = post_hoc_plan(config_of())
-    changes = plan.changes({"infer.wbf.weights.1": 0.5, "infer.alpha": 0.5})
-    assert changes == {"models.sg_detr.infer.wbf.weights": [1.0, 0.5]}
+    changes = plan.changes({"postprocess.fusion.weights.1": 0.5, "postprocess.alpha": 0.5})
+    assert changes == {"postprocess.fusion.weights": [1.0, 0.5]}
     changed = changed_config(config_of().model_dump(), changes)
-    assert post_hoc_plan(changed).start["infer.wbf.weights.1"] == 0.5
+    assert post_hoc_plan(changed).start["postprocess.fusion.weights.1"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,11 @@ def test_one_number_of_a_list_changes_the_list() -> None:
         ({"loss.weights.iuo": {"type": "float", "low": 1.0, "high": 2.0}},
          r"models\.sg_detr\.loss\.weights\.iuo.*no such setting.*'iou'"),
         ({"train.run.lr_drop": {"type": "int", "low": 1, "high": 2}}, r"train\.finetune\.lr_drop"),
-        ({"infer.wbf.weights.2": {"type": "float", "low": 1.0, "high": 2.0}}, r"weights\.2"),
+        ({"postprocess.fusion.weights.2": {"type": "float", "low": 1.0, "high": 2.0}},
+         r"weights\.2"),
         ({"detector": {"type": "int", "low": 1, "high": 2}}, r"detector = 'hybrid'.*no number"),
-        ({"match.alpha": {"type": "float", "low": 0.1, "high": 0.9}}, r"match\.alpha.*null"),
+        ({"train.run.epochs": {"type": "int", "low": 1, "high": 9}},
+         r"train\.finetune\.epochs.*null"),
         ({"dn.groups": {"low": 1, "high": 9, "step": 4}}, r"dn\.groups = 2.*steps"),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ from mrmodel.models.layers.query_groups import (
 )
 from mrmodel.models.sg_detr.anchors import anchor_grid, assign
 from mrmodel.models.sg_detr.decoder import SgDecoder
-from mrmodel.models.sg_detr.fusion import combine, detection_scores
+from mrmodel.models.sg_detr.fusion import detection_scores
 from mrmodel.models.sg_detr.output import (
     AnchorHeads,
     Heads,
@@ -90,16 +90,13 @@ class Detector(nn.Module):
             training: takes what the losses read; None in eval mode.
 
         Returns:
-            In eval mode with the windows of `fusion.combine`, in training with those of the last
-            layer.
+            With the windows of the decoder's last layer.
         """
         start = self.start(seen.memory, seen.mask)
         anchors = None if self.anchor_head is None else self.anchor_head(seen.memory, seen.mask)
         if training is None:
             heads = self._decode(seen, [moment_group(start.content, start.spans_cxw)])[0]
-            raw = _raw_detections(heads, anchors)
-            spans, scores = combine(raw, self.settings.infer, self.settings.fuses)
-            return SgDetrOutput(_last_layer(heads), spans, scores, saliency, raw=raw)
+            return self._output(heads, saliency, raw=_raw_detections(heads, anchors))
         groups = self.known_groups(seen, anchors, targets, training)
         *known, heads = self._decode(seen, [*groups, moment_group(start.content, start.spans_cxw)])
         training.match, training.selector, training.selector_used = heads, start.heads, start.used
@@ -109,12 +106,23 @@ class Detector(nn.Module):
             training.dn = known.pop(0)
         if training.aux_queries is not None:
             training.aux = known.pop(0)
-        last = _last_layer(heads)
+        return self._output(heads, saliency, training=training)
+
+    def _output(
+        self,
+        heads: Heads,
+        saliency: Tensor,
+        *,
+        training: TrainingParts | None = None,
+        raw: RawDetections | None = None,
+    ) -> SgDetrOutput:
+        last = LayerOutput(heads.logits[-1].unsqueeze(-1), heads.spans_cxw[-1])
         scores = detection_scores(
-            heads.logits[-1], None if heads.iou_logits is None else heads.iou_logits[-1],
-            self.settings.infer.alpha,
-        )  # fmt: skip
-        return SgDetrOutput(last, last.spans_cxw, scores, saliency, training=training)
+            heads.logits[-1],
+            None if heads.iou_logits is None else heads.iou_logits[-1],
+            self.settings.match.alpha,
+        )
+        return SgDetrOutput(last, last.spans_cxw, scores, saliency, training=training, raw=raw)
 
     def known_groups(
         self,
@@ -194,10 +202,6 @@ def split_heads(heads: Heads, sizes: list[int]) -> list[Heads]:
     if heads.iou_logits is not None:
         ious = torch.split(heads.iou_logits, sizes, 2)
     return [Heads(*parts) for parts in zip(logits, spans, ious, strict=True)]
-
-
-def _last_layer(heads: Heads) -> LayerOutput:
-    return LayerOutput(heads.logits[-1].unsqueeze(-1), heads.spans_cxw[-1])
 
 
 def _raw_detections(heads: Heads, anchors: AnchorHeads | None) -> RawDetections:

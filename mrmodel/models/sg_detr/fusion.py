@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mrmodel.models.sg_detr.output import RawDetections
-from mrmodel.models.sg_detr.settings import InferSettings, WbfSettings
+from mrmodel.postprocess_settings import AnchorSelection, FusionSettings, PostprocessConfig
 from mrmodel.spans import EPS, cxw_to_xx, xx_to_cxw
+
+if TYPE_CHECKING:
+    from mrmodel.models.sg_detr.output import RawDetections
 
 # Probability and centerness of an anchor count alike (section 6, step 2).
 _ANCHOR_ALPHA = 0.5
@@ -34,15 +37,14 @@ def detection_scores(logits: Tensor, iou_logits: Tensor | None, alpha: float) ->
     return log_score.exp()
 
 
-def select_anchors(raw: RawDetections, settings: InferSettings) -> tuple[Tensor, Tensor]:
+def select_anchors(raw: RawDetections, settings: AnchorSelection) -> tuple[Tensor, Tensor]:
     """The anchors that enter fusion (section 6, step 2).
 
-    Ranked by p^.5 centerness^.5; of the best `atss_topk`, those that survive non-maximum
-    suppression, at most `atss_keep`. A span goes when its IoU with a better one is above
-    `atss_nms`.
+    Ranked by p^.5 centerness^.5; of the best `top_k`, those that survive non-maximum
+    suppression, at most `keep`. A span goes when its IoU with a better one is above `nms_iou`.
 
     Returns:
-        (B, atss_keep, 2) (start, end) in [0, 1] and (B, atss_keep) scores, best first.
+        (B, keep, 2) (start, end) in [0, 1] and (B, keep) scores, best first.
 
     Raises:
         ValueError: there is no anchor head.
@@ -53,16 +55,16 @@ def select_anchors(raw: RawDetections, settings: InferSettings) -> tuple[Tensor,
     start, end = _clipped(spans_cxw).unbind(-1)
     scores = detection_scores(logits, raw.anchor_centerness, _ANCHOR_ALPHA)
     ranked, order = scores.where(end > start, 0.0).sort(dim=1, descending=True, stable=True)
-    best = order[:, : settings.atss_topk]
-    left = ranked[:, : settings.atss_topk]
+    best = order[:, : settings.top_k]
+    left = ranked[:, : settings.top_k]
     start, end = start.gather(1, best), end.gather(1, best)
     chosen = []
-    for _ in range(settings.atss_keep):
+    for _ in range(settings.keep):
         # Ranked and zeroed once gone: the maximum is the first that is left.
         score, place = left.max(dim=1, keepdim=True)
         first, last = start.gather(1, place), end.gather(1, place)
         chosen.append(torch.cat((first, last, score), dim=1))
-        gone = _iou(start, end, first, last) > settings.atss_nms
+        gone = _iou(start, end, first, last) > settings.nms_iou
         left = left.masked_fill(gone, 0.0).scatter(1, place, 0.0)
     table = torch.stack(chosen, dim=1)
     table = table * (table[..., 2:] > 0)
@@ -70,7 +72,7 @@ def select_anchors(raw: RawDetections, settings: InferSettings) -> tuple[Tensor,
 
 
 def fuse(
-    spans_xx: Sequence[Tensor], scores: Sequence[Tensor], settings: WbfSettings
+    spans_xx: Sequence[Tensor], scores: Sequence[Tensor], settings: FusionSettings
 ) -> tuple[Tensor, Tensor]:
     """Weighted boxes fusion on a line (section 6.1; Solovyev et al. 2021).
 
@@ -109,26 +111,23 @@ def fuse(
     return torch.stack((clusters.start, clusters.end), dim=-1), fused
 
 
-def combine(raw: RawDetections, settings: InferSettings, fuses: bool) -> tuple[Tensor, Tensor]:
+def combine(raw: RawDetections, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
     """Candidate windows of each sample, best first (section 6, steps 1 to 3).
 
-    With `fuses` the decoder's windows are fused with the anchors'; K is then Q + `atss_keep`,
-    otherwise Q. Fused scores are divided by the most that the weights allow, which is 1 for equal
-    weights, so that they stay in [0, 1] and in order.
+    Where there are anchors and `fusion.enabled`, the decoder's windows are fused with theirs; K is
+    then Q + `anchors.keep`, otherwise Q. Fused scores are divided by the most that the weights
+    allow, which is 1 for equal weights, so that they stay in [0, 1] and in order.
 
     Returns:
         (B, K, 2) (centre, width) within [0, 1] and (B, K) scores in [0, 1]; equal scores keep the
         order of the queries.
-
-    Raises:
-        ValueError: `fuses`, but there is no anchor head.
     """
     spans = _clipped(raw.spans_cxw)
     scores = detection_scores(raw.logits, raw.iou_logits, settings.alpha)
-    if fuses:
-        anchor_spans, anchor_scores = select_anchors(raw, settings)
-        spans, scores = fuse([spans, anchor_spans], [scores, anchor_scores], settings.wbf)
-        scores = (scores / _ceiling(settings.wbf)).clamp(max=1.0)
+    if settings.fusion.enabled and raw.anchor_logits is not None:
+        anchor_spans, anchor_scores = select_anchors(raw, settings.anchors)
+        spans, scores = fuse([spans, anchor_spans], [scores, anchor_scores], settings.fusion)
+        scores = (scores / _ceiling(settings.fusion)).clamp(max=1.0)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return xx_to_cxw(spans.gather(1, order[..., None].expand_as(spans))), scores
 
@@ -173,7 +172,7 @@ def _cluster(start: Tensor, end: Tensor, scores: Tensor, iou_thr: float) -> _Clu
     return _Clusters(fused_start, fused_end, sums[..., 2], best, sums[..., 3])
 
 
-def _ceiling(settings: WbfSettings) -> float:
+def _ceiling(settings: FusionSettings) -> float:
     """The highest score that fusion can give to spans of score 1."""
     weights = settings.weights
     return len(weights) * max(weights) / sum(weights) if settings.conf == "avg" else 1.0

@@ -33,7 +33,7 @@ from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
 from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, ScaledCosine
 from mrmodel.models.sg_detr.search import POST_HOC_SPACE, SEARCH_SPACE
-from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.models.sg_detr.settings import PAPER_VALIDATION, SgDetrSettings
 from mrmodel.search_space import SearchSpace
 from mrmodel.section import validate_section
 from mrmodel.types import Batch, Targets
@@ -80,6 +80,8 @@ class SgDetr(MomentModel):
         if self.moment_encoder is not None:
             xavier_matrices(self.moment_encoder.layer)
         self.detector = None if s.highlights_only else Detector(s)
+        if s.preset == "paper":
+            self.validation = PAPER_VALIDATION
 
     @classmethod
     def check_streams(

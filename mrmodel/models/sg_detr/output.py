@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.types import ModelOutput
 
 
@@ -131,7 +133,16 @@ class TrainingParts:
 
 @dataclass(slots=True)
 class SgDetrOutput(ModelOutput):
-    """`ModelOutput` with `training` in training mode and `raw` detections in eval mode."""
+    """`ModelOutput` with `training` in training mode and `raw` detections in eval mode.
+
+    Its own windows are those of the decoder.
+    """
 
     training: TrainingParts | None = None
     raw: RawDetections | None = None
+
+    def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
+        """The windows of decoder and anchors as `fusion.combine` makes one list of them."""
+        if self.raw is None:  # no detector
+            return self.spans_cxw, self.scores
+        return combine(self.raw, settings)

@@ -12,7 +12,7 @@ _DENOISING: dict[str, list[Value]] = {
     "highlights_only": [False],
 }
 _WINDOWS: dict[str, list[Value]] = {"highlights_only": [False]}
-_FUSION: dict[str, list[Value]] = {**_HYBRID, "infer.wbf.enabled": [True, None]}
+_FUSION: dict[str, list[Value]] = {**_HYBRID, "postprocess.fusion.enabled": [True]}
 
 # Loss weights relative to that of the span loss, noise of the denoising queries, and the schedule.
 SEARCH_SPACE: SearchSpace = {
@@ -36,9 +36,9 @@ SEARCH_SPACE: SearchSpace = {
 
 # On stored detections: how the windows of decoder and anchors become one list.
 POST_HOC_SPACE: SearchSpace = {
-    "infer.alpha": FloatRange(low=0.2, high=0.8, when={**_WINDOWS, "iou_head": [True]}),
-    "infer.wbf.iou_thr": FloatRange(low=0.5, high=0.95, when=_FUSION),
-    "infer.wbf.weights.1": FloatRange(low=0.2, high=2.0, log=True, when=_FUSION),
-    "infer.wbf.conf": Choice(choices=["avg", "max"], when=_FUSION),
+    "postprocess.alpha": FloatRange(low=0.2, high=0.8, when={**_WINDOWS, "iou_head": [True]}),
+    "postprocess.fusion.iou_thr": FloatRange(low=0.5, high=0.95, when=_FUSION),
+    "postprocess.fusion.weights.1": FloatRange(low=0.2, high=4.0, log=True, when=_FUSION),
+    "postprocess.fusion.conf": Choice(choices=["avg", "max"], when=_FUSION),
     **SUPPRESSION,
 }

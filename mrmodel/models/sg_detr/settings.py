@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mrmodel.models.settings import ClipScoreSettings, PresetSection, SizeSettings
+from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.section import Count, NonNegative, Positive, Section, Share
 
 Weight = NonNegative
@@ -89,12 +90,11 @@ class MatchSettings(Section):
     """Matching cost (section 4.7): class cost, and the weights of its three terms.
 
     `cls`: ``sdet`` is -p^a IoU^(1-a), ``additive`` -p - mu IoU, ``prob`` -p, ``focal`` DINO's.
-    Null: ``sdet`` with an IoU head, else ``prob``. `alpha`: the exponent of ``sdet``; null: the one
-    that ranks the windows, ``infer.alpha``.
+    Null: ``sdet`` with an IoU head, else ``prob``. `alpha`: the exponent of ``sdet``.
     """
 
     cls: Literal["sdet", "additive", "prob", "focal"] | None = None
-    alpha: Share | None = None
+    alpha: Share = 0.5
     mu: NonNegative = 1.0
     l1: Weight = 10.0
     giou: Weight = 1.0
@@ -193,25 +193,10 @@ class LossSettings(Section):
     align: AlignSettings = AlignSettings()
 
 
-class WbfSettings(Section):
-    """Weighted boxes fusion (section 6.1). `weights`: of the decoder, of the anchors."""
-
-    enabled: bool | None = None
-    conf: Literal["avg", "max"] = "avg"
-    iou_thr: Share = 0.55
-    weights: list[Positive] = Field(default=[1.0, 1.0], min_length=2, max_length=2)
-    skip: Share = 0.0
-
-
-class InferSettings(Section):
-    """From heads to candidate windows (section 6); `alpha` is the exponent of p in S_det."""
-
-    alpha: Share = 0.5
-    atss_topk: Count = 100
-    atss_nms: Share = 0.6
-    atss_keep: Count = 25
-    wbf: WbfSettings = WbfSettings()
-
+# Windows that overlap as the fusion library's own example has it; ours is stricter.
+PAPER_VALIDATION = VALIDATION.model_copy(
+    update={"fusion": VALIDATION.fusion.model_copy(update={"iou_thr": 0.55})}
+)
 
 # Where we would depart from the literal reading (section 12: rows 10, 16, 20, 21, 22).
 DEPARTURES: dict[str, Any] = {
@@ -220,7 +205,6 @@ DEPARTURES: dict[str, Any] = {
         "hl": {"rctl_norm": "active", "neg_reduction": "mean"},
         "align": {"tau": 0.07},
     },
-    "infer": {"wbf": {"iou_thr": 0.75}},
 }
 
 
@@ -255,7 +239,6 @@ class SgDetrSettings(PresetSection, SizeSettings):
     atss: AtssSettings = AtssSettings()
     aux: AuxSettings = AuxSettings()
     loss: LossSettings = LossSettings()
-    infer: InferSettings = InferSettings()
     highlights_only: bool = False
 
     @model_validator(mode="after")
@@ -266,10 +249,8 @@ class SgDetrSettings(PresetSection, SizeSettings):
             for name, part in (("dn", self.dn), ("qs", self.qs)):
                 if part.enabled:
                     raise ValueError(f"{name}.enabled needs detector 'dino' or 'hybrid'")
-        if self.detector != "hybrid":
-            for name, wish in (("aux", self.aux.enabled), ("infer.wbf", self.infer.wbf.enabled)):
-                if wish:
-                    raise ValueError(f"{name}.enabled needs the anchors of detector 'hybrid'")
+        if self.detector != "hybrid" and self.aux.enabled:
+            raise ValueError("aux.enabled needs the anchors of detector 'hybrid'")
         if self.match.cls in ("sdet", "additive") and not self.iou_head:
             raise ValueError(f"match.cls {self.match.cls!r} needs iou_head: true")
         return self
@@ -295,16 +276,6 @@ class SgDetrSettings(PresetSection, SizeSettings):
         return self.uses_anchors and self.aux.enabled is not False
 
     @property
-    def fuses(self) -> bool:
-        """Windows of decoder and anchor head are fused; otherwise the decoder's are the answer."""
-        return self.uses_anchors and self.infer.wbf.enabled is not False
-
-    @property
     def class_cost(self) -> str:
         """The class cost of the matching."""
         return self.match.cls or ("sdet" if self.iou_head else "prob")
-
-    @property
-    def matching_alpha(self) -> float:
-        """The exponent of p in the class cost ``sdet``."""
-        return self.infer.alpha if self.match.alpha is None else self.match.alpha

@@ -11,7 +11,7 @@ from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
 from mrmodel.models.sg_detr.queries import KINDS, denoising_groups, denoising_queries
 from mrmodel.models.sg_detr.settings import DenoisingSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
-from tests.conformance.test_models import make_batch, make_targets
+from tests.conformance.test_models import SAME_ANSWERS, make_batch, make_targets
 from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model
 from tests.models.small import train_pass
 
@@ -189,7 +189,7 @@ def test_fuller_batch_mate_changes_no_denoising_query_nor_output() -> None:
     (references, *outputs), (more_references, *more_outputs) = found
     assert torch.equal(references, more_references)
     for output, more in zip(outputs, more_outputs, strict=True):
-        torch.testing.assert_close(output, more, rtol=0, atol=2e-6)
+        torch.testing.assert_close(output, more, **SAME_ANSWERS)
 
 
 @pytest.mark.parametrize("content", ["shared", "pos_neg"])

@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dab": {"detector": "dab"},
     "dino": {"detector": "dino", "qs": {"content": "token"}},
     "hybrid": {},
-    "projected": {"local": {"space": "projected"}, "infer": {"wbf": {"enabled": False}}},
+    "projected": {"local": {"space": "projected"}},
     "pair": {"sgca": {"gate": "pair_renorm"}, "atss": {"layout": "multi_width"}},
 }
 GARBAGE = 1e4

@@ -16,18 +16,17 @@ def settings_of(**given: Any) -> SgDetrSettings:
 
 
 @pytest.mark.parametrize(
-    ("preset", "beta", "norm", "reduction", "tau", "threshold"),
-    [("paper", 1.0, "twelve", "sum", 1.0, 0.55), ("robust", 0.1, "active", "mean", 0.07, 0.75)],
+    ("preset", "beta", "norm", "reduction", "tau"),
+    [("paper", 1.0, "twelve", "sum", 1.0), ("robust", 0.1, "active", "mean", 0.07)],
 )
 def test_values_of_the_presets(
-    preset: str, beta: float, norm: str, reduction: str, tau: float, threshold: float
+    preset: str, beta: float, norm: str, reduction: str, tau: float
 ) -> None:
     settings = settings_of(preset=preset)
     assert settings.loss.smooth_l1_beta == beta
     assert settings.loss.hl.rctl_norm == norm
     assert settings.loss.hl.neg_reduction == reduction
     assert settings.loss.align.tau == tau
-    assert settings.infer.wbf.iou_thr == threshold
 
 
 def test_presets_differ_in_nothing_else() -> None:
@@ -36,7 +35,7 @@ def test_presets_differ_in_nothing_else() -> None:
         "hl": {"rctl_norm": "twelve", "neg_reduction": "sum"},
         "align": {"tau": 1.0},
     }
-    robust = settings_of(preset="robust", loss=written, infer={"wbf": {"iou_thr": 0.55}})
+    robust = settings_of(preset="robust", loss=written)
     assert robust.model_dump() == settings_of().model_dump() | {"preset": "robust"}
 
 
@@ -62,8 +61,7 @@ def test_settings_survive_being_written_down() -> None:
         {"sgca": {"gate": "pair_renorm"}, "local": {"space": "projected"}},
         {"detector": "dino", "aux": {"enabled": True}},
         {"detector": "dab", "aux": {"enabled": True}},
-        {"detector": "dino", "infer": {"wbf": {"enabled": True}}},
-        {"detector": "dab", "infer": {"wbf": {"enabled": True}}},
+        {"infer": {"alpha": 0.5}},
         {"detector": "dab", "dn": {"enabled": True}},
         {"detector": "dab", "qs": {"enabled": True}},
         {"iou_head": False, "match": {"cls": "sdet"}},
@@ -77,7 +75,7 @@ def test_contradictions_are_refused(given: dict[str, Any]) -> None:
         settings_of(**given)
 
 
-PARTS = ("uses_selector", "uses_denoising", "uses_anchors", "uses_auxiliary", "fuses")
+PARTS = ("uses_selector", "uses_denoising", "uses_anchors", "uses_auxiliary")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +86,7 @@ PARTS = ("uses_selector", "uses_denoising", "uses_anchors", "uses_auxiliary", "f
         ({"detector": "hybrid"}, " ".join(PARTS)),
         ({"qs": {"enabled": False}}, " ".join(PARTS[1:])),
         ({"dn": {"enabled": False}}, " ".join(PARTS[:1] + PARTS[2:])),
-        ({"aux": {"enabled": False}}, " ".join(PARTS[:3] + PARTS[4:])),
-        ({"infer": {"wbf": {"enabled": False}}}, " ".join(PARTS[:4])),
+        ({"aux": {"enabled": False}}, " ".join(PARTS[:3])),
     ],
 )
 def test_parts_of_the_detectors(given: dict[str, Any], parts: str) -> None:

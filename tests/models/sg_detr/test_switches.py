@@ -57,8 +57,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"loss": {"hl": {"on": ["global"]}}},
     {"loss": {"align": {"tau": 0.07, "bce_frames": "shared", "bce_scale": False}}},
     {"loss": {"align": {"enabled": False}}},
-    {"infer": {"wbf": {"enabled": False}}},
-    {"infer": {"alpha": 0.3, "wbf": {"conf": "max", "iou_thr": 0.75, "weights": [1.0, 0.5]}}},
+    {"match": {"alpha": 0.3}},
     {"highlights_only": True},
 ]
 

@@ -1,0 +1,14 @@
+"""Sections ``postprocess`` for tests: that of validation in training, with changes."""
+
+from typing import Any
+
+from mrmodel.postprocess_settings import VALIDATION, PostprocessConfig
+from mrmodel.section import validate_section
+
+
+def postprocess(**changes: Any) -> PostprocessConfig:
+    """Changes of a mapping change only the keys that it names."""
+    tree = VALIDATION.model_dump()
+    for name, value in changes.items():
+        tree[name] = tree[name] | value if isinstance(value, dict) else value
+    return validate_section(PostprocessConfig, tree, "postprocess")

@@ -1,0 +1,109 @@
+"""serving.json: how the windows of a model folder are made, and folders without one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mrmodel.errors import CheckpointError
+from mrmodel.features.prepare import TEF_DIM
+from mrmodel.models import build_model
+from mrmodel.postprocess_settings import VALIDATION
+from mrmodel.predict.serving import SERVING, read_serving, write_serving
+from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, load_model, save_model
+from tests.postprocessing import postprocess
+
+SMALL = {"hidden": 16, "heads": 2, "ffn": 24}
+
+
+def model_folder(folder: Path, name: str, extra: dict[str, Any]) -> Path:
+    """A model folder whose config.json has the settings `extra` too, as earlier versions wrote."""
+    config = ModelConfig(
+        model=name,
+        settings=SMALL,
+        video_streams=(ModelStream("tiny.video", 12, None),),
+        text_streams=(ModelStream("tiny.text", 12, None),),
+        clip_len_s=2.0,
+        max_clips=75,
+        max_tokens=32,
+        protocol="qvhighlights",
+        training={},
+    )
+    save_model(folder, build_model(name, 12 + TEF_DIM, 12, SMALL), config)
+    content = json.loads((folder / CONFIG).read_text())
+    content["settings"] |= extra
+    (folder / CONFIG).write_text(json.dumps(content))
+    return folder
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    chosen = postprocess(alpha=0.2, fusion={"weights": [1.0, 2.5]}, nms_iou=0.9)
+    write_serving(tmp_path, chosen)
+    assert read_serving(tmp_path) == chosen
+    assert json.loads((tmp_path / SERVING).read_text())["format"] == 1
+
+
+def test_a_folder_of_an_earlier_version_answers_as_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    infer = {"alpha": 0.3, "atss_keep": 7, "wbf": {"enabled": None, "weights": [1.0, 0.5]}}
+    older = {"preset": "robust", "match": {"alpha": None, "l1": 8.0}, "infer": infer}
+    folder = model_folder(tmp_path / "older", "sg_detr", older)
+    with caplog.at_level(logging.WARNING):
+        found = read_serving(folder)
+    assert "no serving.json" in caplog.text
+    assert "dvc repro package" in caplog.text
+    assert found == postprocess(
+        alpha=0.3, anchors={"keep": 7}, fusion={"weights": [1.0, 0.5]}, nms_iou=0.7
+    )
+    model, config = load_model(folder)
+    assert "infer" not in config.settings
+    assert config.settings["match"] == {"l1": 8.0}
+    assert model.settings.match.alpha == 0.5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "iou_thr"),
+    [("sg_detr", {}, 0.55), ("sg_detr", {"preset": "robust"}, 0.75), ("qd_detr", {}, 0.55)],
+)
+def test_without_values_of_its_own_those_of_before_are_used(
+    tmp_path: Path, name: str, extra: dict[str, Any], iou_thr: float
+) -> None:
+    found = read_serving(model_folder(tmp_path / name, name, extra))
+    assert found == postprocess(fusion={"iou_thr": iou_thr}, nms_iou=0.7)
+
+
+def test_fusion_that_was_switched_off_stays_off(tmp_path: Path) -> None:
+    extra = {"infer": {"wbf": {"enabled": False}}}
+    assert not read_serving(model_folder(tmp_path / "m", "sg_detr", extra)).fusion.enabled
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "another format than 1; run `dvc repro package`"),
+        (json.dumps({"format": 2, "postprocess": {}}), "another format than 1"),
+        (json.dumps({"format": 1}), "postprocess"),
+        (
+            json.dumps({"format": 1, "postprocess": VALIDATION.model_dump() | {"alpha": 2}}),
+            r"postprocess\.alpha = 2",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_fault(tmp_path: Path, content: str, rule: str) -> None:
+    (tmp_path / SERVING).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"serving\.json: .*{rule}"):
+        read_serving(tmp_path)
+
+
+def test_validation_in_training_fuses_as_each_preset_says() -> None:
+    torch.manual_seed(0)
+    for preset, iou_thr in (("paper", 0.55), ("robust", 0.75)):
+        model = build_model("sg_detr", 12 + TEF_DIM, 12, SMALL | {"preset": preset})
+        assert model.validation == postprocess(fusion={"iou_thr": iou_thr})
