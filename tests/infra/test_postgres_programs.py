@@ -269,7 +269,7 @@ def test_data_of_another_version_that_is_not_installed(
     server = new_server(tmp_path)
     programs, major = under_other_wheel(server, public, monkeypatch)
     in_debian(programs, "14", public, monkeypatch)
-    path = [folder for folder in os.get_exec_path() if not (Path(folder) / "postgres").exists()]
+    path = [folder for folder in os.get_exec_path() if not shutil.which("postgres", path=folder)]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
     data = server.home() / "data"
     for start in (server.program, lambda: programs_for(data, None)):
