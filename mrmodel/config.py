@@ -306,28 +306,33 @@ def load_config(path: Path) -> Config:
     return parse_config(raw)
 
 
-# Keys of earlier versions and where they are now.
-_MOVED = {
-    "evaluate.round_to_clips": "postprocess.round_to_clips",
-    "evaluate.nms_iou": "postprocess.nms_iou",
-    "evaluate.max_windows": "postprocess.max_windows",
-    "models.sg_detr.infer": "postprocess",
-}
+# Keys of earlier versions that are in the section `postprocess` now.
+_MOVED = (
+    "evaluate.round_to_clips",
+    "evaluate.nms_iou",
+    "evaluate.max_windows",
+    "models.sg_detr.infer",
+)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
     """Check a parameter tree; see `load_config`."""
-    for path, now in _MOVED.items():
-        found: Any = raw
-        for part in path.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is not None:
-            rule = f"moved: write it as `{now}` (docs/howto/upgrade.md)"
-            raise ConfigError(path, found, rule)
+    moved = [path for path in _MOVED if _has(raw, path.split("."))]
+    if moved:
+        rule = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
+        raise ConfigError(", ".join(moved), {}, rule)
     config = validate_section(Config, raw)
     _check_names(config)
     _check_intervid(config)
     return config
+
+
+def _has(tree: Any, path: list[str]) -> bool:
+    for part in path:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def _check_names(config: Config) -> None:
