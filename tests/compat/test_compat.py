@@ -52,7 +52,8 @@ _WITH_INFER = f"{_MOVED}, models.sg_detr.infer"
 _RULE = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
 REFUSED: dict[str, str] = {
     "journal.log resume": "the search 'main' cannot go on: an earlier version began it, with "
-    f"parameters that are refused now ({_WITH_INFER}); begin another: mrmodel tune run --study NAME",
+    f"parameters that are refused now ({_WITH_INFER}); "
+    "begin another: mrmodel tune run --study NAME",
     "params.yaml miniature": f"{_WITH_INFER}: {_RULE}",
     "params.yaml sample": f"{_MOVED}: {_RULE}",
     "params.yaml qvhighlights_sg_detr": f"{_MOVED}: {_RULE}",
