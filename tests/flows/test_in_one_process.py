@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.project import Project
 
 
@@ -29,6 +31,7 @@ def proxy_that_refuses() -> Iterator[tuple[str, list[str]]]:
             server.shutdown()
 
 
+@pytest.mark.services
 def test_a_run_logs_no_error_and_sends_nothing_away(reproduced: Project, tmp_path: Path) -> None:
     """One stage has to run. All that would go to the internet goes to a proxy of the test."""
     reproduced.git("add", "dvc.lock")
