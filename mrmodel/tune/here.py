@@ -11,7 +11,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from mrmodel.config import Config, parse_config
-from mrmodel.errors import TuningError
+from mrmodel.errors import ConfigError, TuningError
 from mrmodel.pipeline.layout import Layout
 from mrmodel.progress import Reporter
 from mrmodel.track.record import PARENT, RunRecord, open_record
@@ -50,10 +50,17 @@ def resumed_config(
     """The configuration that a study was begun with, with another extent where one is given.
 
     Raises:
-        TuningError: there is no such study.
+        TuningError: there is no such study, or an earlier version began it with parameters that
+            are not valid any more.
     """
     study = TicketStudy(storage, name)
-    config = parse_config(study.facts.config)
+    try:
+        config = parse_config(study.facts.config)
+    except ConfigError as error:
+        raise TuningError(
+            f"the study {name!r} cannot go on: an earlier version began it with {error.path}, "
+            "which is not valid here; `mrmodel tune run --study NAME` begins another one"
+        ) from None
     # It may have been prolonged since it was begun.
     trials = trials or max(config.tune.trials, study.live())
     return with_extent(config, trials=trials, workers=workers)
