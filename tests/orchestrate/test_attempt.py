@@ -38,6 +38,10 @@ class Bench:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid"]
         subprocess.run([*command, "commit", "-qam", "edit"], cwd=self.folder, check=True)
 
+    def switch_off_tracking(self) -> None:
+        """MLflow hears of no stage from here on."""
+        self.commit("params.yaml", "tracking:\n  enabled: true", "tracking:\n  enabled: false")
+
     def run(self, stage: str, listener: Listener | None = None, **order: Any) -> Any:
         return run_stage(StageOrder(stage, "HEAD", **order), listener or Listener())
 
@@ -72,7 +76,7 @@ def tracked(
 @pytest.fixture
 def bench(tracked: Bench) -> Bench:
     """Its stages are not recorded: what MLflow has of them is in test_pipeline_record.py."""
-    tracked.commit("params.yaml", "enabled: true", "enabled: false")
+    tracked.switch_off_tracking()
     return tracked
 
 

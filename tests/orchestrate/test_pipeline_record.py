@@ -147,7 +147,7 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
 
 
 def test_without_tracking_there_is_no_parent(tracked: Bench) -> None:
-    tracked.commit("params.yaml", "enabled: true", "enabled: false")
+    tracked.switch_off_tracking()
     with (
         workspace(tracked.places, "HEAD") as clone,
         open_pipeline_record(tracked.places, clone, [], {}) as record,
