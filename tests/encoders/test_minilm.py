@@ -6,6 +6,7 @@ from mrmodel.encoders.minilm import MAX_TOKENS, convert_checkpoint
 from mrmodel.encoders.running import TEXT_BATCH as BATCH
 from mrmodel.encoders.sentences import SentenceModel
 from mrmodel.encoders.weights import WeightsLock
+from tests.rounding import rounding
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,16 @@ def test_long_texts_are_cut(model):
     assert len(states) == MAX_TOKENS
 
 
-def test_a_full_batch_and_one_text_give_the_same_bits(model):
+def test_a_full_batch_and_one_text_give_the_same_states(model):
     texts = [f"a {colour} dog runs" for colour in ("red", "blue", "green", "white", "black")] * 4
     assert len(texts) > 2 * BATCH
     together = model.token_states(texts)
     for index in (0, 3, 7, 8, 19):
         (alone,) = model.token_states([texts[index]])
-        np.testing.assert_allclose(alone.numpy(), together[index].numpy(), rtol=0, atol=1e-6)
+        # 384 channels a sum, states below 4; the place in the batch decides the order. A token of
+        # another text would move a state by 0.01 or more.
+        close = {"rtol": 0, "atol": rounding(384, magnitude=4.0)}
+        np.testing.assert_allclose(alone.numpy(), together[index].numpy(), **close)
 
 
 def test_an_incomplete_checkpoint_is_noticed():

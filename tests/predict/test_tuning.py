@@ -27,8 +27,9 @@ from mrmodel.predict.tuning import (
     predict_cached,
 )
 from mrmodel.section import validate_section
-from mrmodel.types import Annotation
+from mrmodel.types import Annotation, Prediction
 from tests.postprocessing import postprocess
+from tests.rounding import rounding
 
 DIM, BATCH = 12, 4
 SMALL: dict[str, Any] = {"hidden": 16, "heads": 2, "ffn": 24, "queries": 6}
@@ -105,7 +106,21 @@ def cached(data: MomentDataset) -> CachedDetections:
         ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
     ],
 )
-def test_trials_are_bit_equal_to_the_model(
+def assert_same_predictions(found: list[Prediction], expected: list[Prediction]) -> None:
+    """The same clip scores, and windows that are equal up to rounding.
+
+    All rows at once are other shapes than batches, so that the scores, powers, are taken at other
+    places of a vector, and fused ends are means weighed by them. The official form then rounds to
+    four digits. Another alpha, weight or threshold moves a window or a score by 0.01 or more.
+    """
+    atol = 1e-4 + rounding(11, magnitude=42.0, stages=2)  # the longest video has 42 seconds
+    for one, other in zip(found, expected, strict=True):
+        assert (one.qid, one.query, one.vid) == (other.qid, other.query, other.vid)
+        np.testing.assert_allclose(one.windows, other.windows, rtol=0, atol=atol)
+        assert one.saliency == other.saliency  # of the same batches
+
+
+def test_trials_equal_the_model(
     data: MomentDataset, settings: dict[str, Any], choices: list[PostprocessConfig]
 ) -> None:
     model = make_model(**settings)
@@ -115,7 +130,7 @@ def test_trials_are_bit_equal_to_the_model(
             after = Postprocess(choice, dataclasses.replace(finish, nms_iou=choice.nms_iou))
             expected = predict_set(model, data, BATCH, after)
             found = predict_cached(stored, after)
-            assert found == expected
+            assert_same_predictions(found, expected)
             assert len({answer.windows for answer in found}) == len(data)
 
 
