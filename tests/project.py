@@ -84,10 +84,13 @@ class Project:
             text=True,
         )
 
-    def run(self, *command: str, code: int = 0, patience_s: float = 600) -> str:
+    def run(self, *command: str, code: int = 0, patience_s: float = 1800) -> str:
         """Run a command to its end; its exit code must be `code`."""
         process = self.start(*command)
-        output, _ = process.communicate(timeout=patience_s)
+        try:
+            output, _ = process.communicate(timeout=patience_s)
+        finally:
+            process.kill()  # One that has ended feels nothing.
         assert process.returncode == code, f"{command} gave {process.returncode}:\n{output}"
         return output
 

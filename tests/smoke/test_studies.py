@@ -1,7 +1,6 @@
 """The studies in miniature, through DVC: two rows or models, one seed, a handful of steps."""
 
 import json
-import shutil
 
 import pytest
 import yaml
@@ -14,19 +13,19 @@ MODELS = ["moment_detr", "sg_detr"]
 
 
 @pytest.fixture(scope="module")
-def studied(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy of the finished main job; its own files must stay as other tests expect them."""
-    project = Project(tmp_path_factory.mktemp("studies") / "clone")
-    shutil.copytree(reproduced.folder, project.folder, dirs_exist_ok=True)
+def studied(reproduced: Project) -> Project:
+    """The finished main job, and small studies."""
     study = {
         "seeds": [1],
         "ablation": {"rows": ROWS, "steps": STEPS},
         "compare": {"models": MODELS, "steps": STEPS},
     }
-    (project.folder / "studies/params.yaml").write_text(yaml.safe_dump(study))
+    # No stage depends on whether it is recorded.
+    reproduced.apply("miniature", {"tracking": {"enabled": False}})
+    (reproduced.folder / "studies/params.yaml").write_text(yaml.safe_dump(study))
     for name in ("ablation.json", "ablation.md", "compare.json", "compare.md"):
-        (project.folder / "studies/reports" / name).unlink(missing_ok=True)
-    return project
+        (reproduced.folder / "studies/reports" / name).unlink(missing_ok=True)
+    return reproduced
 
 
 def test_the_ablation_table(studied: Project) -> None:
