@@ -98,7 +98,7 @@ def test_costs_by_hand() -> None:
         found = float(matcher().cost(heads, windows, kind))
         assert found == pytest.approx(of_spans + 5 * value, abs=1e-4), kind
     # 0.75^0.8 (1/3)^0.2 = 0.637727, and mu = 2: -0.75 - 2/3
-    assert float(matcher(infer={"alpha": 0.8}).cost(heads, windows, "sdet")) == pytest.approx(
+    assert float(matcher(match={"alpha": 0.8}).cost(heads, windows, "sdet")) == pytest.approx(
         of_spans - 5 * 0.637727, abs=1e-4
     )
     assert float(matcher(match={"mu": 2.0}).cost(heads, windows, "additive")) == pytest.approx(

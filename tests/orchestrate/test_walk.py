@@ -100,6 +100,7 @@ def test_a_failure_blocks_what_is_behind_it_alone(
             "pretrain@moment_detr": "failed",
             "finetune@moment_detr": "blocked",
             "scratch@moment_detr": "ran",
+            "package@moment_detr": "blocked",
             "evaluate": "blocked",
             "report": "blocked",
         }

@@ -122,7 +122,7 @@ def test_a_weight_of_zero_on_a_log_scale_is_not_searched() -> None:
 
 def test_one_number_of_a_list_changes_the_list() -> None:
     plan = post_hoc_plan(config_of())
-    changes = plan.changes({"postprocess.fusion.weights.1": 0.5, "postprocess.alpha": 0.5})
+    changes = plan.changes({"postprocess.fusion.weights.1": 0.5, "postprocess.alpha": 0.53})
     assert changes == {"postprocess.fusion.weights": [1.0, 0.5]}
     changed = changed_config(config_of().model_dump(), changes)
     assert post_hoc_plan(changed).start["postprocess.fusion.weights.1"] == 0.5
