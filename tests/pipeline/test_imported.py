@@ -33,6 +33,7 @@ from mrmodel.pipeline.finetune import finetune
 from mrmodel.pipeline.inputs import missing_inputs
 from mrmodel.pipeline.intervid_mr import intervid_mr
 from mrmodel.pipeline.layout import Layout
+from mrmodel.pipeline.package import package
 from mrmodel.pipeline.pretrain import pretrain
 from mrmodel.pipeline.profile import profile
 from mrmodel.pipeline.report import report
@@ -119,7 +120,7 @@ def test_the_whole_pipeline_without_a_video(
         extract(config, reporter, {"stream": stream})
     profile(config, reporter)
     intervid_mr(config, reporter)
-    for stage in (pretrain, finetune, scratch):
+    for stage in (pretrain, finetune, scratch, package):
         stage(config, reporter, {"model": model})
     evaluate(config, reporter)
     report(config, reporter)

@@ -11,6 +11,7 @@ from mrmodel.components import MODELS
 from mrmodel.config import Config, load_config
 from mrmodel.pipeline.evaluate import evaluate
 from mrmodel.pipeline.finetune import finetune
+from mrmodel.pipeline.package import package
 from mrmodel.pipeline.pretrain import pretrain
 from mrmodel.pipeline.report import WAYS, report
 from mrmodel.pipeline.scratch import scratch
@@ -39,7 +40,7 @@ def finished(
         patch.chdir(project.folder)
         config, reporter = load_config(project.folder / "params.yaml"), NullReporter()
         for model in NAMES:
-            for stage in (pretrain, finetune, scratch):
+            for stage in (pretrain, finetune, scratch, package):
                 stage(config, reporter, {"model": model})
         evaluate(config, reporter)
         report(config, reporter)
