@@ -97,15 +97,6 @@ def cached(data: MomentDataset) -> CachedDetections:
     return cache_detections(make_model(), data, BATCH)
 
 
-@pytest.mark.parametrize(
-    ("settings", "choices"),
-    [
-        ({}, CHOICES),
-        ({"detector": "dab"}, CHOICES),
-        ({"iou_head": False}, CHOICES[3:4]),
-        ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
-    ],
-)
 def assert_same_predictions(found: list[Prediction], expected: list[Prediction]) -> None:
     """The same clip scores, and windows that are equal up to rounding.
 
@@ -120,6 +111,15 @@ def assert_same_predictions(found: list[Prediction], expected: list[Prediction])
         assert one.saliency == other.saliency  # of the same batches
 
 
+@pytest.mark.parametrize(
+    ("settings", "choices"),
+    [
+        ({}, CHOICES),
+        ({"detector": "dab"}, CHOICES),
+        ({"iou_head": False}, CHOICES[3:4]),
+        ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
+    ],
+)
 def test_trials_equal_the_model(
     data: MomentDataset, settings: dict[str, Any], choices: list[PostprocessConfig]
 ) -> None:
