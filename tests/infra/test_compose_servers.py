@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from flows.provision import POOLS
 from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
+from infra.local.postgres_programs import programs_for
 from infra.local.process import Program
 from infra.local.seaweedfs import INNER_PORTS
 from mrmodel.tune.storage import open_storage
@@ -88,9 +89,10 @@ def answer_of(url: str, host: str | None = None) -> int:
 
 
 def make_databases(server: Postgres, secrets: dict[str, str]) -> None:
-    """Run the script as PostgreSQL's image does."""
+    """Run the script as PostgreSQL's image does, with the psql of the server's version."""
+    programs = programs_for(server.home() / "data", None)
     environment = {
-        "PATH": os.environ["PATH"],
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PGHOST": "127.0.0.1",
         "PGPORT": str(server.port),
         "PGDATABASE": "postgres",
