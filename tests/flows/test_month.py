@@ -244,7 +244,7 @@ def test_better_data_make_a_champion(month: Month) -> None:
 def test_the_champion_answers_as_mrmodel_predict_does(month: Month, tmp_path: Path) -> None:
     """By its alias, in a fresh process and behind a server, from the artifacts in S3."""
     folder, environment = month.site.project.folder, month.site.environment
-    pull = ["dvc", "pull", "models/finetuned/moment_detr"]
+    pull = ["dvc", "pull", "models/served/moment_detr"]
     subprocess.run(pull, cwd=folder, env=environment, check=True, capture_output=True)
     test = month.material.rows("test")[0]
     video = str(month.material.folder / f"videos/{test['vid']}.mp4")

@@ -231,10 +231,10 @@ def under_other_wheel(
     server: Postgres, public: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, str]:
     """Make data, then install a wheel of another version: the data's programs, their version."""
-    programs = reachable(public) / "pginstall/bin"
+    programs, major = reachable(public) / "pginstall/bin", release_here().partition(".")[0]
     serve(server, "CREATE TABLE kept AS SELECT 42 AS value")
     install(monkeypatch, public / "other", programs.parents[1], "9.9.1")
-    return programs, release_here().partition(".")[0]
+    return programs, major
 
 
 def in_debian(programs: Path, major: str, public: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
