@@ -15,6 +15,7 @@ from mrmodel.losses.modal_alignment import (
     video_text_contrast,
 )
 from mrmodel.models.sa_detr_settings import CtmSettings
+from tests.rounding import rounding
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 NOBODY = torch.zeros(2, 2, dtype=torch.bool)
@@ -71,33 +72,37 @@ def losses_of(
     return {name: float(v) for name, v in loss(clips, SENTENCE, truth, same).items()}
 
 
+# A loss is the difference of logits of up to 4, two or three in a sum.
+LOGITS = rounding(3, magnitude=4.0)
+
+
 def test_every_term_by_hand() -> None:
     found = losses_of(truth_of(LABELS, [0, 2], [2, 3]))
     # Logits are cosines / 0.5. local: (2 relevant, 0 not), (2 relevant, 0 not, 0 relevant).
     local = (2 * softplus(-2.0) + 3 * math.log(2.0)) / 5
-    assert found["local"] == pytest.approx(local)
+    assert found["local"] == pytest.approx(local, abs=LOGITS)
     # intra: sample 0, clip 0 against clip 1; sample 1, clip 2 (label 1) against clip 1 (label 0);
     # clip 0 has a higher label and stays out.
-    assert found["intra"] == pytest.approx((softplus(-2.0) + math.log(2.0)) / 2)
+    assert found["intra"] == pytest.approx((softplus(-2.0) + math.log(2.0)) / 2, abs=LOGITS)
     # inter: drawn clips are east and -east. Cosines with the sentences: [[1, 0], [-1, 0]].
     clip_to_text = (softplus(-2.0) + softplus(-2.0)) / 2
     text_to_clip = (softplus(-4.0) + math.log(2.0)) / 2
-    assert found["inter"] == pytest.approx(clip_to_text + text_to_clip)
+    assert found["inter"] == pytest.approx(clip_to_text + text_to_clip, abs=LOGITS)
 
 
 def test_clips_of_equal_label_are_no_negatives() -> None:
     """Sample 0 has no clip of a lower label: nothing to learn; sample 1 as before."""
     found = losses_of(truth_of([[3.0, 3.0, 0.0], LABELS[1]], [0, 2], [2, 3]))
-    assert found["intra"] == pytest.approx(math.log(2.0) / 2)
+    assert found["intra"] == pytest.approx(math.log(2.0) / 2, abs=LOGITS)
 
 
 def test_a_sample_without_relevant_clip_counts_in_nothing_but_as_a_negative_sentence() -> None:
     labels = [LABELS[0], [0.0, 0.0, 0.0]]
     found = losses_of(truth_of(labels, [0, 2], [2, 3]))
-    assert found["local"] == pytest.approx((softplus(-2.0) + math.log(2.0)) / 2)
-    assert found["intra"] == pytest.approx(softplus(-2.0))
+    assert found["local"] == pytest.approx((softplus(-2.0) + math.log(2.0)) / 2, abs=LOGITS)
+    assert found["intra"] == pytest.approx(softplus(-2.0), abs=LOGITS)
     # Its sentence is one more answer for the clip; it has no clip that could be an answer.
-    assert found["inter"] == pytest.approx(softplus(-2.0) + 0.0)
+    assert found["inter"] == pytest.approx(softplus(-2.0) + 0.0, abs=LOGITS)
 
 
 def test_nothing_relevant_gives_zeros() -> None:
