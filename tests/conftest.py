@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mrmodel.files import one_at_a_time
 from mrmodel.track.server import open_experiment
@@ -21,6 +22,12 @@ __all__ = [
     "s3",
     "s3_env",
 ]
+
+# On a busy machine a property takes longer and holds all the same: no limit of seconds to it.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # A test that asks for one of these has the marker `services`. Where a fixture asks for one by name
 # (`getfixturevalue`), its parameter has the marker. `prefect` is a temporary server.
