@@ -1,16 +1,13 @@
 """Fixtures of more than one folder of tests."""
 
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mrmodel.files import one_at_a_time
 from mrmodel.track.server import open_experiment
-from tests.project import Project
+from tests.project import Project, made_once
 from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
 
 __all__ = [
@@ -42,7 +39,7 @@ REPRODUCED = {"tracking": {"enabled": True}}
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest deselects by markers.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need servers, and note what `make test` leaves out for its needs."""
+    """Mark the tests that need servers, note what `make test` leaves out, and order the files."""
     for item in items:
         if isinstance(item, pytest.Function) and SERVERS.intersection(item.fixturenames):
             item.add_marker("services")
@@ -51,19 +48,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.stash[OUTSIDE] = {item.nodeid for item in marked}
     config.stash[COLLECTED] = {item.nodeid.partition("::")[0] for item in items}
+    items[:] = _nobody_waits_for_reproduced(items)
 
 
-def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that all processes of a test run share; the first one that needs it fills it."""
-    base = factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = shared / name, shared / f"{name}.done"
-    with one_at_a_time(shared / f"{name}.lock"):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            make(folder)
-            done.touch()
-    return folder
+def _nobody_waits_for_reproduced(items: list[pytest.Item]) -> list[pytest.Item]:
+    """One file that needs `reproduced` first, which makes it for all, and the others half-way.
+
+    Side by side, one process of the test run would make it while the others wait for a minute.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    needs = {
+        name
+        for name, tests in files.items()
+        if any("reproduced" in getattr(test, "fixturenames", ()) for test in tests)
+    }
+    first, *others = [name for name in files if name in needs] or [""]
+    without = [name for name in files if name not in needs]
+    half = len(without) // 2
+    order = [first, *without[:half], *others, *without[half:]]
+    return [item for name in order for item in files.get(name, [])]
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +81,7 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir()
             open_experiment("another", folder)
 
-    return _made_once(tmp_path_factory, "empty-mlflow", make) / "mlflow.db"
+    return made_once(tmp_path_factory, "empty-mlflow", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -94,5 +99,5 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> 
         shutil.copy(empty_mlflow, folder / ".mrmodel")
         project.run("dvc", "repro", patience_s=3600)  # All of a test run wait for it.
 
-    folder = _made_once(tmp_path_factory, "reproduced", make)
+    folder = made_once(tmp_path_factory, "reproduced", make)
     return Project.at(folder).copy(tmp_path_factory.mktemp("project") / "clone")

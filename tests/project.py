@@ -12,17 +12,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import networkx as nx
+import pytest
 from dvc.repo import Repo
 
 from mrmodel import presets
 from mrmodel.cli.main import main
 from mrmodel.config import load_config
+from mrmodel.files import one_at_a_time
 from mrmodel.progress import NullReporter
 
 ROOT = Path(__file__).parents[1]
@@ -181,3 +183,16 @@ def own_logging() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all processes of a test run share; the first one that needs it fills it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with one_at_a_time(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            make(folder)
+            done.touch()
+    return folder

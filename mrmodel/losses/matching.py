@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mrmodel.spans import aligned_giou, cxw_to_xx
@@ -134,6 +133,8 @@ def _cheapest_pairs(
     cost: NDArray[np.float32], layer: int, sample: int, first_window: int
 ) -> NDArray[np.int64]:
     """(Q, windows of the sample) costs -> (4, pairs), the rows of a `Matching`."""
+    from scipy.optimize import linear_sum_assignment  # Half a second; only training matches.
+
     query, window = linear_sum_assignment(cost)
     constant = np.full_like(query, layer), np.full_like(query, sample)
     return np.stack((*constant, query, first_window + window))

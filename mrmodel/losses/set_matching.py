@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -116,6 +115,8 @@ def match_layers(cost: Tensor, windows: PaddedWindows, used: Tensor | None = Non
 
 def _assign(cost: NDArray[np.float32]) -> NDArray[np.int64]:
     """(K, B, Q, Gmax) costs, infinite at padding -> (K, B, Q) window of each query, or -1."""
+    from scipy.optimize import linear_sum_assignment  # Half a second; only training matches.
+
     broken = int((cost == np.float32(BROKEN_COST)).sum())
     if broken:
         log.warning("matching: %d of %d costs are not finite, or too large", broken, cost.size)

@@ -54,6 +54,7 @@ def test_every_name_in_the_table_is_in_the_record(names: set[str]) -> None:
     assert missing == []
 
 
+@pytest.mark.services
 def test_the_command_shows_the_record(reproduced: Project) -> None:
     (command,) = commands_of(PAGE)
     (port,) = free_ports(1)

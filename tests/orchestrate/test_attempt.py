@@ -149,6 +149,7 @@ def test_a_stage_runs_in_a_clone_and_comes_back(bench: Bench) -> None:
     assert again.steps == ["clone"], "what is pushed is not made twice"
 
 
+@pytest.mark.services
 def test_locks_of_other_stages_are_used(bench: Bench) -> None:
     """A stage is given what those before it made, which no commit holds yet."""
     lock = (bench.folder / "dvc.lock").read_text()
@@ -177,6 +178,7 @@ def test_an_unknown_revision(bench: Bench) -> None:
         run_stage(StageOrder("evaluate", "nowhere"), Listener())
 
 
+@pytest.mark.services
 def test_a_killed_stage_may_be_tried_again(bench: Bench) -> None:
     bench.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 151")
     killer = Recorder("Running stage", lambda: kill_stage(bench, "mrmodel.pipeline.evaluate"))
@@ -209,6 +211,7 @@ def test_no_secret_is_heard(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     assert "planted" not in "\n".join([*recorder.lines, str(failure.value)])
 
 
+@pytest.mark.services
 def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench) -> None:
     """SIGKILL of the process that wanted the stage; nothing of it can clean up."""
     bench.commit("params.yaml", "checkpoint_every_steps: 5", "checkpoint_every_steps: 2")

@@ -53,6 +53,7 @@ def finish(walk: Walk) -> list[Dispatch]:
     return started
 
 
+@pytest.mark.services
 def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowClient) -> None:
     change = {"evaluate.bootstrap_resamples": 123}
     with workspace(tracked.places, "HEAD") as clone:
@@ -90,6 +91,7 @@ def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowCli
     assert rows["evaluate"]["attempts"] == 1
 
 
+@pytest.mark.services
 def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
     tracked: Bench, client: MlflowClient
 ) -> None:
@@ -129,6 +131,7 @@ def test_the_parent_decides_nothing(tracked: Bench) -> None:
     assert locks == same
 
 
+@pytest.mark.services
 def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
     tracked: Bench, client: MlflowClient
 ) -> None:

@@ -43,6 +43,7 @@ def test_every_stage_comes_before_what_it_needs(record: ModelRecord) -> None:
     assert order[-1] == "corpus"
 
 
+@pytest.mark.services
 def test_a_model_is_made_again_to_the_last_bit(record: ModelRecord, project: Project) -> None:
     """Nothing is there to take it from: no data, no cache, no lock file."""
     folder = project.folder

@@ -24,7 +24,7 @@ from mrmodel.retrain.reference import Reference
 from mrmodel.retrain.tracked import TrackedFolder
 from mrmodel.storage import Store, open_store
 from tests.corpus.conftest import CLIP_LEN_S, read_rows, settings_of
-from tests.project import Project
+from tests.project import Project, made_once
 from tests.services import Service
 
 FOLDER = "clips"
@@ -54,16 +54,20 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Its folder is tracked by DVC, and its training data have a profile."""
-    project = Project(tmp_path_factory.mktemp("retrain") / "clone")
-    project.apply("own_videos", SMALL)
-    project.commit()
-    corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)
-    (corpus / "corpus.json").unlink()
-    project.run("dvc", "add", FOLDER)
-    project.run("dvc", "repro", "profile")
-    project.git("add", "-A")
-    project.git("commit", "-q", "-m", "data")
-    return project
+
+    def make(folder: Path) -> None:
+        project = Project(folder)
+        project.apply("own_videos", SMALL)
+        project.commit()
+        corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)
+        (corpus / "corpus.json").unlink()
+        project.run("dvc", "add", FOLDER)
+        project.run("dvc", "repro", "profile")
+        project.git("add", "-A")
+        project.git("commit", "-q", "-m", "data")
+
+    folder = made_once(tmp_path_factory, "retrain-repository", make)
+    return Project.at(folder).copy(tmp_path_factory.mktemp("retrain") / "clone")
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ def test_an_outage_is_ridden_out(own_s3: Service, end: str, tmp_path: Path) -> N
     assert last.content == b"%d" % (len(written) - 1)
 
 
+@pytest.mark.services
 def test_an_outage_without_end_is_an_error_that_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

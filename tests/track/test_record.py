@@ -238,6 +238,7 @@ def test_a_full_disk_costs_the_record_and_not_the_stage(
     assert "the record of this run ends here" in capfd.readouterr().err
 
 
+@pytest.mark.services
 def test_a_server_that_is_not_there_costs_seconds_and_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

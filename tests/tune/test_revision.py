@@ -119,6 +119,7 @@ def assert_published(found: Found, project: Project) -> None:
         parse_config(yaml.safe_load(text))
 
 
+@pytest.mark.services
 def test_workers_in_clones_search_and_confirm(places: Places, project: Project) -> None:
     crews = []
 
