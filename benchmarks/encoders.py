@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mrmodel.corpus.annotate import draw_queries
-from mrmodel.corpus.film import PictureFormat, render_video
-from mrmodel.corpus.plan import VideoPlan, plan_video
-from mrmodel.corpus.sprites import sprite, subjects
-from mrmodel.corpus.vocabulary import ACTIONS
 from mrmodel.encoders.base import VideoEncoder
-from mrmodel.encoders.embedded import AlignedTextEncoder, AlignedVideoEncoder
+from mrmodel.encoders.builtin import AlignedTextEncoder, AlignedVideoEncoder
 from mrmodel.encoders.motion import MotionEncoder
+from mrmodel.synthetic.annotations import draw_queries
+from mrmodel.synthetic.script import VideoPlan, plan_video
+from mrmodel.synthetic.sprites import sprite, subjects
+from mrmodel.synthetic.video_writer import PictureFormat, render_video
+from mrmodel.synthetic.vocabulary import ACTIONS
 from mrmodel.video.frames import FrameSource
 from mrmodel.video.sampling import FrameSampling
 

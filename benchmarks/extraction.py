@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.decoding import write_video
 from benchmarks.gpu_bench import ENCODERS, Bench, EncoderCase, say
-from mrmodel.features.feed import EncoderFeed
-from mrmodel.features.jobs import Done, VideoJob
-from mrmodel.features.pieces import PieceFolder
+from mrmodel.features.extraction.gpu_batcher import EncoderFeed
+from mrmodel.features.extraction.jobs import Done, VideoJob
+from mrmodel.features.extraction.partial_results import PieceFolder
 from mrmodel.video.decoder import VideoLimits
 
 CLIP_LEN_S = 2.0

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from mrmodel.features.importing import ImportRequest, import_archive
+from mrmodel.features.importers.importer import ImportRequest, import_archive
 from mrmodel.types import Annotation
 
 

@@ -47,11 +47,11 @@ from benchmarks.gpu_bench import (
 from benchmarks.gpu_equality import determinism_items, invariance_items
 from benchmarks.gpu_training import FEWEST_STEPS, WARM_STEPS, EnoughSteps, WatchedData, train
 from mrmodel.components import MODELS
-from mrmodel.encoders.brought import BroughtVideoEncoder
-from mrmodel.postprocess_settings import VALIDATION
+from mrmodel.config.postprocess import VALIDATION
+from mrmodel.encoders.torch_base import BroughtVideoEncoder
 from mrmodel.predict.inference import predict_set, seconds_of_answers
 from mrmodel.predict.postprocess import Postprocess
-from mrmodel.train.precision import autocast
+from mrmodel.train.optim import autocast
 
 MOST_STEPS = 30
 

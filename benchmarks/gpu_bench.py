@@ -19,20 +19,20 @@ from torch import nn
 from benchmarks.common import Sizes, build_data
 from mrmodel import presets
 from mrmodel.components import MODELS
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.data.loader import MomentDataset
-from mrmodel.encoders.brought import BroughtVideoEncoder
 from mrmodel.encoders.clip import ClipVideoEncoder
-from mrmodel.encoders.clip_tower import ClipConfig, ClipVision
 from mrmodel.encoders.internvideo2 import (
     InternVideo2Config,
     InternVideo2VideoEncoder,
     ProjectedVision,
 )
-from mrmodel.encoders.internvideo2_vision import VisionSizes
+from mrmodel.encoders.networks.clip import ClipConfig, ClipVision
+from mrmodel.encoders.networks.internvideo2 import VisionSizes
+from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.encoders.slowfast import SlowFastVideoEncoder
-from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
-from mrmodel.encoders.weight_sets import SetConfig, TransformerSizes
+from mrmodel.encoders.torch_base import BroughtVideoEncoder
+from mrmodel.encoders.user_weights import SetConfig, TransformerSizes
 from mrmodel.models import MomentModel, build_model
 
 Figures = dict[str, Any]

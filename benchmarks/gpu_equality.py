@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu_bench import ENCODERS, PRECISIONS, Bench, EncoderCase, Figures, Item
 from benchmarks.gpu_training import train
-from mrmodel.train.precision import autocast
+from mrmodel.train.optim import autocast
 from mrmodel.types import ModelOutput
 
 EQUAL_STEPS = 20  # of each of two trainings that are compared

@@ -24,7 +24,7 @@ from benchmarks.common import (
     report,
     sizes_of,
 )
-from mrmodel.train.precision import autocast
+from mrmodel.train.optim import autocast
 from mrmodel.types import Batch, ModelOutput
 
 PARTS = ("load", "forward")

@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import yaml
 
+from mrmodel.config.intervid import IntervidSettings
 from mrmodel.files import write_jsonl
-from mrmodel.generate.caption_table import filter_captions
-from mrmodel.generate.labelling import Similarities, cosine, label_in_blocks
-from mrmodel.intervid_settings import IntervidSettings
+from mrmodel.pretraining.intervid.caption_table import filter_captions
+from mrmodel.pretraining.intervid.labelling import Similarities, cosine, label_in_blocks
 from mrmodel.progress import NullReporter
 
 CLIPS, DIM, BLOCK = 75, 512, 13_000

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mrmodel.orchestrate.clone import fresh_clone
-from mrmodel.orchestrate.graph import StageGraph
-from mrmodel.orchestrate.order import StageOrder
-from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.runner import Listener, run_stage
-from mrmodel.orchestrate.workspace import set_parameters
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import StageOrder
+from mrmodel.orchestrate.run_branch import set_parameters
+from mrmodel.orchestrate.stage_process import Listener, run_stage
 
 STAGE = "evaluate"
 

@@ -19,17 +19,16 @@ from optuna.pruners import BasePruner, NopPruner
 
 from benchmarks.common import report
 from mrmodel import presets
-from mrmodel.config import Config, load_config, parse_config
-from mrmodel.pipeline.layout import Layout
-from mrmodel.track.record import current_record
-from mrmodel.tune.crew import LocalCrew, follow
-from mrmodel.tune.here import open_search_record
-from mrmodel.tune.plans import training_plan
+from mrmodel.config.schema import Config, load_config, parse_config
+from mrmodel.stages.paths import Layout
+from mrmodel.tracking.run import current_record
+from mrmodel.tune.local import open_search_record
 from mrmodel.tune.search import Desk, open_search
-from mrmodel.tune.space import changed_config
+from mrmodel.tune.space import changed_config, training_plan
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Facts, TicketStudy
 from mrmodel.tune.worker import Result, Ticket
+from mrmodel.tune.worker_pool import LocalCrew, follow
 
 # Below a second a trial would be mostly machinery, and most of a search's trials take minutes.
 SLEEP_S = 1.0

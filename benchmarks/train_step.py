@@ -33,8 +33,7 @@ from benchmarks.common import (
 )
 from mrmodel.data.loader import MomentDataset
 from mrmodel.models.sg_detr.model import SgDetr
-from mrmodel.train.optim import build_optimizer
-from mrmodel.train.precision import autocast
+from mrmodel.train.optim import autocast, build_optimizer
 from mrmodel.types import Batch, ModelOutput, Targets
 
 PARTS = ("load", "forward", "loss", "backward", "update")

@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.common import CLIP_LEN_S, Clock, peak_rss_mb, report
 from benchmarks.evaluator import N_CLIPS, write_submission
+from mrmodel.config.postprocess import VALIDATION
 from mrmodel.evaluate.qvhighlights import QVHighlights
 from mrmodel.evaluate.rows import RowFile, read_rows
 from mrmodel.models.sg_detr.output import RawDetections
-from mrmodel.postprocess_settings import VALIDATION
+from mrmodel.predict.post_hoc import CachedDetections, predict_cached
 from mrmodel.predict.postprocess import Postprocess
-from mrmodel.predict.tuning import CachedDetections, predict_cached
 
 N_QUERIES, N_ANCHORS = 25, 147
 

@@ -1,22 +1,77 @@
-"""Two ways to have a stage run: on a worker of its pool, or below this process."""
+"""Two ways to run a stage: on a worker of its pool, or below this process."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from itertools import count
 from typing import Any
+from uuid import UUID
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
+from prefect.states import Crashed
 
 from flows.stages import run_stage
-from flows.watch import Watch
-from mrmodel.orchestrate.results import Handover, StageResult
-from mrmodel.orchestrate.walk import Dispatch, Ending
+from mrmodel.orchestrate.result_store import Handover, StageResult
+from mrmodel.orchestrate.scheduler import Dispatch, Ending
+
+POLL_S = 2.0
+_LATE_S = 60.0
+
+
+class Watch:
+    """Waits for the end of a flow run, one look at a time.
+
+    A run that a worker took and did not begin is declared crashed; that no worker takes one is
+    told.
+
+    Args:
+        flow_run: its id.
+        client: of the server.
+        pool: its work pool, for the message.
+        start_timeout_s: so long may a worker take to begin.
+    """
+
+    def __init__(
+        self, flow_run: UUID, client: SyncPrefectClient, pool: str, start_timeout_s: float
+    ) -> None:
+        self.flow_run = flow_run
+        self._client, self._pool, self._start_timeout_s = client, pool, start_timeout_s
+        self._began, self._told = time.monotonic(), False
+        self._pending_since: float | None = None
+
+    def look(self) -> State[Any] | None:
+        """The final state; None: it has none yet."""
+        state = self._client.read_flow_run(self.flow_run).state
+        assert state is not None
+        if state.is_final():
+            return state
+        now = time.monotonic()
+        self._pending_since = (self._pending_since or now) if state.is_pending() else None
+        pending_s = now - (self._pending_since or now)
+        if pending_s > self._start_timeout_s:
+            lost: State[Any] = Crashed(
+                message=f"taken by a worker, but not begun in {self._start_timeout_s:g} s"
+            )
+            self._client.set_flow_run_state(self.flow_run, lost, force=True)
+        elif state.is_scheduled() and not self._told and now - self._began > _LATE_S:
+            pool = self._pool
+            get_run_logger().warning(
+                "no worker has taken it yet: prefect worker start --pool %s", pool
+            )
+            self._told = True
+        return None
+
+    def wait(self) -> State[Any]:
+        """The final state."""
+        while (state := self.look()) is None:
+            time.sleep(POLL_S)
+        return state
 
 
 @task(cache_policy=NO_CACHE)

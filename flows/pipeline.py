@@ -18,14 +18,14 @@ from prefect.states import Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.dispatch import run_stage_here, run_stage_on_pool
-from mrmodel.orchestrate.clone import REMOTE
-from mrmodel.orchestrate.graph import StageGraph
-from mrmodel.orchestrate.pipeline_record import open_pipeline_record, record_walk, run_id_of
-from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.results import Handover
-from mrmodel.orchestrate.summary import walk_markdown
-from mrmodel.orchestrate.walk import Dispatch, Ending, Walk
-from mrmodel.orchestrate.workspace import workspace
+from mrmodel.orchestrate.checkout import REMOTE
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.markdown import walk_markdown
+from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.run_branch import workspace
+from mrmodel.orchestrate.scheduler import Dispatch, Ending, Walk
+from mrmodel.orchestrate.tracking import open_pipeline_record, record_walk, run_id_of
 
 # Stages at the same time; on workers the pools' limits decide, and waiting costs nothing.
 _AT_ONCE = 64

@@ -10,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from mrmodel.orchestrate.places import Places
-from mrmodel.promotion.decisions import Decision
-from mrmodel.promotion.revision import decision_markdown, promote_revision
-from mrmodel.retrain.summary import summarize_decision
+from mrmodel.orchestrate.environment import Places
+from mrmodel.registry.decision import Decision
+from mrmodel.registry.remote_task import decision_markdown, promote_revision
+from mrmodel.retrain.finish import summarize_decision
 
 
 @flow(flow_run_name="promote {rev}")

@@ -25,8 +25,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
 from mrmodel.errors import ConfigError, MrModelError
-from mrmodel.retrain.summary import ENDS
-from mrmodel.tune.ends import ENDS as SEARCH_ENDS
+from mrmodel.retrain.finish import ENDS
+from mrmodel.tune.result import ENDS as SEARCH_ENDS
 
 # Work pool -> its base job template. Flows that only wait for others have a pool of their own:
 # in the pool of the stages, a worker with a limit could hold the place that they wait for.

@@ -16,11 +16,10 @@ from prefect.states import Completed, Failed
 
 from flows.pipeline import orchestrate
 from flows.promote import register_and_decide
-from mrmodel.orchestrate.places import Places
-from mrmodel.retrain.intake import Intake, take_in
-from mrmodel.retrain.ledger import Ledger
-from mrmodel.retrain.settle import open_incoming, open_ledger, settle
-from mrmodel.retrain.summary import Summary, summarize_intake
+from mrmodel.orchestrate.environment import Places
+from mrmodel.retrain.finish import Summary, open_incoming, open_ledger, settle, summarize_intake
+from mrmodel.retrain.ingest import Intake, take_in
+from mrmodel.retrain.outcomes import Ledger
 
 
 @flow(flow_run_name="retrain {rev}")

@@ -17,14 +17,13 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.states import Crashed, Failed
 
-from mrmodel.config import ShardSettings
-from mrmodel.orchestrate.order import StageOrder
-from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.results import StageResult
-from mrmodel.orchestrate.runner import Listener, StageFailed, StageKilled
-from mrmodel.orchestrate.runner import run_stage as run_attempt
-from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed, ShardInterrupted
-from mrmodel.orchestrate.summary import stage_markdown
+from mrmodel.config.schema import ShardSettings
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.markdown import stage_markdown
+from mrmodel.orchestrate.result_store import StageOrder, StageResult
+from mrmodel.orchestrate.sharding import ShardedStream, ShardFailed, ShardInterrupted
+from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled
+from mrmodel.orchestrate.stage_process import run_stage as run_attempt
 
 # A killed flow cannot give its slot back; so long the GPU waits for it. Prefect's least value.
 _LEASE_S = 60.0
@@ -39,7 +38,7 @@ def run_stage(
     shards: dict[str, Any] | None = None,
     parent_run: str | None = None,
 ) -> StageResult | State[Any]:
-    """Run a stage in a fresh clone on this machine; see `mrmodel.orchestrate.attempt`.
+    """Run a stage in a fresh clone on this machine; see `mrmodel.orchestrate.stage_runner`.
 
     Args:
         stage: e.g. ``finetune@sg_detr``.

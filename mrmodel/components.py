@@ -49,9 +49,9 @@ MODELS = Registry(
     {
         "moment_detr": "mrmodel.models.moment_detr:MomentDetr",
         "qd_detr": "mrmodel.models.qd_detr:QdDetr",
-        "sa_detr": "mrmodel.models.sa_detr:SaDetr",
+        "sa_detr": "mrmodel.models.sa_detr.model:SaDetr",
         "sg_detr": "mrmodel.models.sg_detr.model:SgDetr",
-        "video_lights": "mrmodel.models.video_lights:VideoLights",
+        "video_lights": "mrmodel.models.video_lights.model:VideoLights",
     },
 )
 
@@ -59,9 +59,9 @@ MODELS = Registry(
 ENCODERS = Registry(
     "encoder",
     {
-        "embedded.video": "mrmodel.encoders.embedded:AlignedVideoEncoder",
+        "embedded.video": "mrmodel.encoders.builtin:AlignedVideoEncoder",
         "embedded.motion": "mrmodel.encoders.motion:MotionEncoder",
-        "embedded.text": "mrmodel.encoders.embedded:AlignedTextEncoder",
+        "embedded.text": "mrmodel.encoders.builtin:AlignedTextEncoder",
         "clip_b32.video512": "mrmodel.encoders.clip:ClipVideoEncoder",
         "clip_b32.text512": "mrmodel.encoders.clip:ClipTextEncoder",
         "clip_b32.joint_text512": "mrmodel.encoders.clip:ClipJointTextEncoder",
@@ -102,19 +102,19 @@ DATASETS = Registry(
 LAYOUTS = Registry(
     "feature layout",
     {
-        "moment_detr": "mrmodel.features.layouts.moment_detr:LAYOUT",
-        "moment_detr_audio": "mrmodel.features.layouts.moment_detr_audio:LAYOUT",
-        "video_lights": "mrmodel.features.layouts.video_lights:LAYOUT",
-        "internvideo2_qvhighlights": "mrmodel.features.layouts.internvideo2:QVHIGHLIGHTS",
-        "internvideo2_charades": "mrmodel.features.layouts.internvideo2:CHARADES",
-        "charades_slowfast_clip": "mrmodel.features.layouts.charades:SLOWFAST_CLIP",
-        "charades_vgg": "mrmodel.features.layouts.charades:VGG",
-        "tacos": "mrmodel.features.layouts.tacos:LAYOUT",
-        "tvsum_i3d": "mrmodel.features.layouts.tvsum:I3D",
-        "tvsum_slowfast_clip": "mrmodel.features.layouts.tvsum:SLOWFAST_CLIP",
-        "youtube_hl_slowfast_clip": "mrmodel.features.layouts.youtube_hl:SLOWFAST_CLIP",
-        "youtube_hl_i3d": "mrmodel.features.layouts.youtube_hl:I3D",
-        "lighthouse": "mrmodel.features.layouts.lighthouse:LAYOUT",
-        "univtg": "mrmodel.features.layouts.univtg:LAYOUT",
+        "moment_detr": "mrmodel.features.importers.layouts:MOMENT_DETR",
+        "moment_detr_audio": "mrmodel.features.importers.layouts:MOMENT_DETR_AUDIO",
+        "video_lights": "mrmodel.features.importers.layouts:VIDEO_LIGHTS",
+        "internvideo2_qvhighlights": "mrmodel.features.importers.layouts:INTERNVIDEO2_QVHIGHLIGHTS",
+        "internvideo2_charades": "mrmodel.features.importers.layouts:INTERNVIDEO2_CHARADES",
+        "charades_slowfast_clip": "mrmodel.features.importers.layouts:CHARADES_SLOWFAST_CLIP",
+        "charades_vgg": "mrmodel.features.importers.layouts:CHARADES_VGG",
+        "tacos": "mrmodel.features.importers.layouts:TACOS",
+        "tvsum_i3d": "mrmodel.features.importers.layouts:TVSUM_I3D",
+        "tvsum_slowfast_clip": "mrmodel.features.importers.layouts:TVSUM_SLOWFAST_CLIP",
+        "youtube_hl_slowfast_clip": "mrmodel.features.importers.layouts:YOUTUBE_HL_SLOWFAST_CLIP",
+        "youtube_hl_i3d": "mrmodel.features.importers.layouts:YOUTUBE_HL_I3D",
+        "lighthouse": "mrmodel.features.importers.layouts:LIGHTHOUSE",
+        "univtg": "mrmodel.features.importers.layouts:UNIVTG",
     },
 )

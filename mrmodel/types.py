@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the row types serve torch-free commands, whose start must n
     import torch
     from torch import Tensor
 
-    from mrmodel.postprocess_settings import PostprocessConfig
+    from mrmodel.config.postprocess import PostprocessConfig
 
 QueryId = int | str
 Window = tuple[float, float]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mrmodel.track.server import open_experiment
+from mrmodel.tracking.experiment import open_experiment
 from tests.project import Project, made_once
 from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
 

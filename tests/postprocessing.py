@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mrmodel.postprocess_settings import VALIDATION, PostprocessConfig
-from mrmodel.section import validate_section
+from mrmodel.config.base import validate_section
+from mrmodel.config.postprocess import VALIDATION, PostprocessConfig
 
 
 def postprocess(**changes: Any) -> PostprocessConfig:

@@ -23,7 +23,7 @@ from dvc.repo import Repo
 
 from mrmodel import presets
 from mrmodel.cli.main import main
-from mrmodel.config import load_config
+from mrmodel.config.schema import load_config
 from mrmodel.files import one_at_a_time
 from mrmodel.progress import NullReporter
 
@@ -120,12 +120,13 @@ class Project:
         return output
 
     def stage(self, command: str) -> None:
-        """Run ``python -m mrmodel.pipeline.<stage> --name VALUE`` in this process, unrecorded."""
-        found = re.fullmatch(r"python -m (mrmodel\.pipeline\.(\w+))((?: --\w+ \S+)*)", command)
+        """Run ``python -m mrmodel.stages.<stage> --name VALUE`` in this process, unrecorded."""
+        pattern = r"python -m (mrmodel\.stages\.(\w+))(?: (\w+))?((?: --\w+ \S+)*)"
+        found = re.fullmatch(pattern, command)
         assert found is not None, command
-        module, name, rest = found.groups()
+        module, name, part, rest = found.groups()
         arguments = dict(re.findall(r"--(\w+) (\S+)", rest))
-        run = getattr(importlib.import_module(module), name)
+        run = getattr(importlib.import_module(module), part or name)
         with self.inside():
             config = load_config(Path("params.yaml"))
             run(config, NullReporter(), *([arguments] if arguments else []))

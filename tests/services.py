@@ -16,9 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
-from infra.local.process import Program, Running
+from infra.local.process import Program, Running, free_ports
 from infra.local.seaweedfs import INNER_PORTS, SeaweedFS
 from infra.local.web import MLflow, Prefect
 

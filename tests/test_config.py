@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrmodel.config import load_config, parse_config
+from mrmodel.config.schema import load_config, parse_config
 from mrmodel.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -35,9 +35,9 @@ PLAIN_DECORATORS = {
 CALLED_BY_OTHERS = {
     "mrmodel.cli.main.LazyGroup.*": "click",
     "mrmodel.evaluate.run.evaluate": "people, from Python: metrics of rows by a protocol's name",
-    "mrmodel.official.towers.*Reader.*": "pickle.Unpickler",
-    "mrmodel.track.pyfunc_model.MomentSearch.load_context": "MLflow",
-    "mrmodel.track.recording.Recording._take_*": "getattr in the same class",
+    "mrmodel.convert.encoders.*Reader.*": "pickle.Unpickler",
+    "mrmodel.tracking.pyfunc_model.MomentSearch.load_context": "MLflow",
+    "mrmodel.tracking.mlflow_events.Recording._take_*": "getattr in the same class",
     "mrmodel.tune.storage._JournalLock.acquire": "Optuna",
 }
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from mrmodel import presets
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, UnknownNameError
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 

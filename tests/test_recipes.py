@@ -9,10 +9,10 @@ import yaml
 
 from mrmodel import presets
 from mrmodel.components import MODELS
-from mrmodel.config import Config, RunSettings, parse_config
+from mrmodel.config.schema import Config, RunSettings, parse_config
 from mrmodel.models import build_model
-from mrmodel.models.sa_detr_settings import SaDetrSettings
-from mrmodel.models.video_lights import VideoLightsSettings
+from mrmodel.models.sa_detr.settings import SaDetrSettings
+from mrmodel.models.video_lights.model import VideoLightsSettings
 from tests.project import ROOT
 
 SETS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube_hl")

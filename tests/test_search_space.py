@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from mrmodel.config.search_space import Choice, FloatRange, IntRange, changed_space, full_name
 from mrmodel.errors import ConfigError
-from mrmodel.search_space import Choice, FloatRange, IntRange, changed_space, full_name
 
 DECLARED = {
     "loss.iou": FloatRange(low=0.3, high=5.0, log=True, when={"iou_head": [True]}),

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
-from infra.local.process import Program, Running, ServiceError
+from infra.local.process import Program, Running, ServiceError, free_ports
 from infra.local.seaweedfs import BUCKET, INNER_PORTS, SeaweedFS
 from infra.local.web import MLflow, Prefect
 from mrmodel.files import atomic_path, one_at_a_time

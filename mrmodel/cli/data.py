@@ -1,4 +1,4 @@
-"""`mrmodel data`: check annotation files, convert published ones, link videos in S3."""
+"""``mrmodel data`` and ``mrmodel delivery``: annotation files, videos in S3, new training data."""
 
 from __future__ import annotations
 
@@ -95,9 +95,34 @@ def link(context: click.Context, address: str, folder: Path) -> None:
 
     A video that cannot be linked is listed, and the exit code is 2.
     """
-    from mrmodel.corpus.linking import format_report, link_videos
+    from mrmodel.data.ingest.s3_links import format_report, link_videos
 
     report = link_videos(address, folder)
     click.echo(format_report(report))
     if report.problems:
+        context.exit(2)
+
+
+@click.group()
+def delivery_group() -> None:
+    """Deliveries of new training data."""
+
+
+@delivery_group.command(name="check")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--rev", default="HEAD", show_default=True, help="Revision with the data to compare.")
+@click.pass_context
+def check_delivery(context: click.Context, folder: Path, rev: str) -> None:
+    """Say whether the data in FOLDER would be taken, and why not.
+
+    Compares them with the data of this repository, or of the one in MRMODEL_GIT_URL, as the
+    scheduled retraining does. Nothing is changed or sent. The exit code is 2 where the delivery
+    would be quarantined.
+    """
+    from mrmodel.orchestrate.environment import Places
+    from mrmodel.retrain.ingest import check_sent
+
+    report = check_sent(folder, Places.from_environment(), rev)
+    click.echo(report.markdown(), nl=False)
+    if report.state == "quarantined":
         context.exit(2)

@@ -26,7 +26,7 @@ def verify(context: click.Context, folder: Path, annotations: Path | None) -> No
 
     Lists everything that is wrong; the exit code is 2 where there is something.
     """
-    from mrmodel.features.verify import verify_store
+    from mrmodel.data.feature_check import verify_store
 
     findings = verify_store(folder, annotations)
     for finding in findings:
@@ -40,7 +40,7 @@ def verify(context: click.Context, folder: Path, annotations: Path | None) -> No
 @click.argument("folder", metavar="DIR", type=FOLDER)
 def info(folder: Path) -> None:
     """Show what the feature store DIR holds and how it was made."""
-    from mrmodel.features.verify import describe_store
+    from mrmodel.data.feature_check import describe_store
 
     for name, value in describe_store(folder).items():
         click.echo(f"{name}: {value}")
@@ -87,7 +87,7 @@ def import_command(
     Videos and sentences of the corpus are looked for; every id that gives no rows is named.
     """
     from mrmodel.data.corpus_rows import corpus_clip_len, corpus_rows
-    from mrmodel.features.importing import ImportRequest, format_report, import_archive
+    from mrmodel.features.importers.importer import ImportRequest, format_report, import_archive
     from mrmodel.progress import RichReporter
 
     request = ImportRequest(

@@ -16,14 +16,14 @@ COMMANDS = {
     "predict": ("predict", "command", "Find the moments that sentences describe in a video file."),
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
     "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),
-    "delivery": ("delivery", "group", "Check new training data before they are sent."),
+    "delivery": ("data", "delivery_group", "Check new training data before they are sent."),
     "features": ("features", "group", "Inspect and verify features, import published archives."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
     "weights": ("weights", "group", "Published models and encoder weights."),
     "tune": ("tune", "group", "Search for better loss weights, noise scales and schedules."),
     "registry": ("registry", "group", "Register, promote and roll back models."),
-    "lineage": ("lineage", "group", "Where a registered model came from; make it again."),
-    "config": ("config", "group", "Check params.yaml."),
+    "lineage": ("registry", "lineage_group", "Where a registered model came from; make it again."),
+    "config": ("preset", "config_group", "Check params.yaml."),
 }
 
 

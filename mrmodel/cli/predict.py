@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mrmodel.errors import CheckpointError
-from mrmodel.sparkline import sparkline
+from mrmodel.text import sparkline
 
 
 @click.command(name="predict")
@@ -57,7 +57,7 @@ def default_model() -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    from mrmodel.config import load_config
+    from mrmodel.config.schema import load_config
 
     folders = sorted(path.parent for path in Path("models/served").glob("*/config.json"))
     if Path("params.yaml").exists():

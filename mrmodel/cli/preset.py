@@ -1,4 +1,4 @@
-"""``mrmodel preset``: parameter files for known situations."""
+"""``mrmodel preset`` and ``mrmodel config``: parameter files for known situations, and checks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mrmodel import presets
+from mrmodel.config.schema import load_config
 
 FEATURES = click.option(
     "--features",
@@ -49,9 +50,9 @@ def show(name: str, features: str | None) -> None:
 )
 def apply(name: str, features: str | None, output: Path) -> None:
     """Write a preset over params.yaml, and say which of its inputs are missing."""
-    from mrmodel.config import load_config
-    from mrmodel.pipeline.inputs import missing_inputs
-    from mrmodel.pipeline.layout import Layout
+    from mrmodel.config.schema import load_config
+    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.required_inputs import missing_inputs
 
     presets.apply(name, output, features)
     config = load_config(output)
@@ -60,3 +61,21 @@ def apply(name: str, features: str | None, output: Path) -> None:
         click.echo(f"missing: {line}")
     first = "bring these in, then" if missing else "next:"
     click.echo(f"{output} is now preset {name}; {first} dvc repro")
+
+
+@click.group(name="config")
+def config_group() -> None:
+    """Check params.yaml."""
+
+
+@config_group.command()
+@click.argument(
+    "path", type=click.Path(path_type=Path, dir_okay=False), default=Path("params.yaml")
+)
+def check(path: Path) -> None:
+    """Check every value of a parameter file; a mistake is named and gives exit code 2."""
+    config = load_config(path)
+    models = ", ".join(config.train.models)
+    click.echo(
+        f"{path}: good. Corpus {config.corpus.name} ({config.corpus.source}), model {models}"
+    )

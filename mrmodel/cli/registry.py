@@ -1,4 +1,4 @@
-"""``mrmodel registry``: which model serves, and how it got there."""
+"""``mrmodel registry`` and ``mrmodel lineage``: which model serves, and where it came from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mrmodel.config import Config
+    from mrmodel.config.schema import Config
     from mrmodel.progress import Reporter
-    from mrmodel.promotion.decisions import Decision
-    from mrmodel.promotion.registry import Registry
+    from mrmodel.registry.champion import Registry
+    from mrmodel.registry.decision import Decision
+    from mrmodel.registry.model_record import ModelRecord
+
 
 _MARKS = {True: "passed", False: "FAILED", None: "-"}
 
@@ -44,7 +46,7 @@ def list_command() -> None:
 @click.argument("version", type=int)
 def show(version: int) -> None:
     """Print the model card of VERSION."""
-    from mrmodel.promotion.cards import render_card
+    from mrmodel.registry.model_card import render_card
 
     registry, _ = _open()
     click.echo(render_card(registry.versions.record(version), registry.name), nl=False)
@@ -63,8 +65,8 @@ def register(model: str | None, kind: str) -> None:
     """Make a trained and evaluated model of this repository a version: the new challenger."""
     registry, config, reporter = _open_for_long()
     # Not before the first line of progress: these imports take seconds.
-    from mrmodel.pipeline.layout import Layout
-    from mrmodel.promotion.register import register as run
+    from mrmodel.registry.promote import register as run
+    from mrmodel.stages.paths import Layout
 
     name = model or config.train.models[0]
     version, new = run(registry, config, Layout(config), name, kind, reporter)
@@ -87,7 +89,7 @@ def promote(version: int | None, new_line: str) -> None:
     """
     registry, config, reporter = _open_for_long()
     # Not before the first line of progress: these imports take seconds.
-    from mrmodel.promotion.promote import promote as run
+    from mrmodel.registry.promote import promote as run
 
     _print_decision(run(registry, config, version, new_line, reporter))
 
@@ -97,7 +99,7 @@ def promote(version: int | None, new_line: str) -> None:
 @click.option("--to", "version", type=int, help="A champion of before [default: the last one].")
 def rollback(reason: str, version: int | None) -> None:
     """Let an earlier champion serve again, at once and without gates."""
-    from mrmodel.promotion.promote import rollback as run
+    from mrmodel.registry.promote import rollback as run
 
     registry, _ = _open()
     _print_decision(run(registry, reason, version))
@@ -128,9 +130,9 @@ def reconcile() -> None:
 
 
 def _open() -> tuple[Registry, Config]:
-    from mrmodel.config import load_config
-    from mrmodel.pipeline.layout import Layout
-    from mrmodel.promotion.registry import open_registry
+    from mrmodel.config.schema import load_config
+    from mrmodel.registry.champion import open_registry
+    from mrmodel.stages.paths import Layout
 
     config = load_config(Path("params.yaml"))
     return open_registry(config, Layout(config)), config
@@ -152,3 +154,47 @@ def _print_decision(decision: Decision) -> None:
     click.echo(f"{decision.model} champion: version {decision.version} (before: {before})")
     for gate in decision.gates:
         click.echo(f"  {gate.name:<28} {_MARKS[gate.passed]:<7} {gate.detail}")
+
+
+@click.group()
+def lineage_group() -> None:
+    """Where a registered model came from, and the same model made again."""
+
+
+@lineage_group.command(name="show")
+@click.argument("version", type=int)
+def show_lineage(version: int) -> None:
+    """Print revision, inputs and stages of VERSION, with the hash of everything."""
+    from mrmodel.registry.lineage import describe
+
+    for line in describe(_record(version)):
+        click.echo(line)
+
+
+@lineage_group.command()
+@click.argument("version", type=int)
+@click.pass_context
+def reproduce(context: click.Context, version: int) -> None:
+    """Make VERSION again in a temporary clone of its revision, and compare every output.
+
+    Takes as long as the pipeline up to the training. The exit code is 2 where a byte differs.
+    """
+    from mrmodel.orchestrate.environment import Places
+    from mrmodel.registry.lineage import reproduce as run
+
+    found = run(_record(version), Places.from_environment())
+    for line in found.differences:
+        click.echo(line)
+    if found.differences:
+        click.echo(f"{len(found.differences)} differences in {found.outputs} outputs")
+        context.exit(2)
+    click.echo(f"equal to the last bit: {found.outputs} outputs and the model folder")
+
+
+def _record(version: int) -> ModelRecord:
+    from mrmodel.config.schema import load_config
+    from mrmodel.registry.champion import open_registry
+    from mrmodel.stages.paths import Layout
+
+    config = load_config(Path("params.yaml"))
+    return open_registry(config, Layout(config)).versions.record(version)

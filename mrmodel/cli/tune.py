@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from mrmodel.config import Config
-    from mrmodel.pipeline.layout import Layout
+    from mrmodel.config.schema import Config
+    from mrmodel.stages.paths import Layout
+    from mrmodel.tune.result import Verdict
     from mrmodel.tune.study import TicketStudy
-    from mrmodel.tune.verdict import Verdict
 
 PARAMS = Path("params.yaml")
 F = TypeVar("F", bound=Callable[..., object])
@@ -42,7 +42,7 @@ def extent_options(function: F) -> F:
 @group.command()
 def space() -> None:
     """Print what is searched: range, condition and starting value of each dimension."""
-    from mrmodel.tune.plans import post_hoc_plan, training_plan
+    from mrmodel.tune.space import post_hoc_plan, training_plan
 
     config, _ = _here()
     for title, plan in (("in training", training_plan(config)), ("after", post_hoc_plan(config))):
@@ -62,7 +62,7 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
 
     The trained data must be there (dvc repro). Ctrl-C loses nothing: `mrmodel tune resume`.
     """
-    from mrmodel.tune.here import with_extent
+    from mrmodel.tune.local import with_extent
     from mrmodel.tune.storage import open_storage, storage_address
     from mrmodel.tune.study import TicketStudy
 
@@ -84,7 +84,7 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
 
     It goes on with the parameters that it was begun with, whatever params.yaml says by now.
     """
-    from mrmodel.tune.here import resumed_config
+    from mrmodel.tune.local import resumed_config
     from mrmodel.tune.storage import open_storage, storage_address
 
     config, layout = _here()
@@ -96,7 +96,7 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
 @study_option
 def status(name: str | None) -> None:
     """Print how far a search is."""
-    from mrmodel.tune.status import lines
+    from mrmodel.tune.report import lines
 
     for line in lines(_study(name)):
         click.echo(line)
@@ -107,7 +107,7 @@ def status(name: str | None) -> None:
 @click.option("--top", default=5, show_default=True, help="So many trials are shown.")
 def best(name: str | None, top: int) -> None:
     """Print the best trials, the confirmation, and what `apply` would write."""
-    from mrmodel.tune.status import best_lines
+    from mrmodel.tune.report import best_lines
 
     for line in best_lines(_study(name), top):
         click.echo(line)
@@ -141,8 +141,8 @@ def apply(name: str | None, unconfirmed: bool) -> None:
 
 
 def _here() -> tuple[Config, Layout]:
-    from mrmodel.config import load_config
-    from mrmodel.pipeline.layout import Layout
+    from mrmodel.config.schema import load_config
+    from mrmodel.stages.paths import Layout
 
     config = load_config(PARAMS)
     return config, Layout(config)
@@ -159,8 +159,8 @@ def _study(name: str | None) -> TicketStudy:
 
 def _search(config: Config, layout: Layout) -> Verdict:
     from mrmodel.progress import RichReporter
-    from mrmodel.tune.here import search_here
-    from mrmodel.tune.views import sentence
+    from mrmodel.tune.local import search_here
+    from mrmodel.tune.report import sentence
 
     verdict = search_here(config, layout, RichReporter())
     click.echo(f"{config.tune.study}: {sentence(verdict)}")

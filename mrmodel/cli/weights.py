@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrmodel.encoders.published_sets import PUBLISHED
-from mrmodel.official.settings import FORMATS
+from mrmodel.convert.settings import FORMATS
+from mrmodel.encoders.user_weights import PUBLISHED
 
 if TYPE_CHECKING:
-    from mrmodel.encoders.weight_sets import SetLock
+    from mrmodel.encoders.user_weights import SetLock
 
 _PATH = click.Path(path_type=Path)
 
@@ -64,9 +64,8 @@ def import_command(
     Sizes are read off the tensors, the rest off the options that FILE holds; an option here wins.
     Where a tensor does not fit, nothing is written and the exit code is 2.
     """
-    from mrmodel.official.convert import ImportRequest, import_checkpoint
-    from mrmodel.official.report import format_report
-    from mrmodel.official.streams import parse_streams
+    from mrmodel.convert.checkpoint import ImportRequest, format_report, import_checkpoint
+    from mrmodel.convert.streams import parse_streams
 
     request = ImportRequest(
         file=file,
@@ -104,8 +103,8 @@ def convert(
 
     It is written below the folder that MRMODEL_WEIGHTS_DIR names, and locked by SHA-256.
     """
-    from mrmodel.official.towers.convert import Conversion, parse_options
-    from mrmodel.official.towers.convert import convert as convert_set
+    from mrmodel.convert.encoders.convert import Conversion, parse_options
+    from mrmodel.convert.encoders.convert import convert as convert_set
 
     chosen = parse_options(options)
     _show(name, convert_set(Conversion(name, weights, vocabulary, chosen, replace=force)))
@@ -118,7 +117,7 @@ def lock(name: str) -> None:
 
     Features that were made before keep their fingerprint and no longer fit.
     """
-    from mrmodel.official.towers.convert import lock_again
+    from mrmodel.convert.encoders.convert import lock_again
 
     _show(name, lock_again(name))
 
@@ -131,7 +130,7 @@ def verify(context: click.Context, names: tuple[str, ...]) -> None:
 
     Without a name all sets that are there. The exit code is 2 where something is wrong.
     """
-    from mrmodel.official.towers.verify import verify_weights
+    from mrmodel.convert.encoders.verify import verify_weights
 
     findings = verify_weights(names)
     for finding in findings:
@@ -147,8 +146,8 @@ def pin(names: tuple[str, ...]) -> None:
 
     Without a name all sets that are there. Run it in the root of the repository.
     """
-    from mrmodel.pipeline.layout import PIN_FILE
-    from mrmodel.pipeline.weight_pins import pin_sets
+    from mrmodel.encoders.weights_lock import pin_sets
+    from mrmodel.stages.paths import PIN_FILE
 
     for name in pin_sets(Path(PIN_FILE), names):
         click.echo(f"{name}: pinned in {PIN_FILE}")
@@ -162,7 +161,7 @@ def push(store: str, names: tuple[str, ...]) -> None:
 
     Without a name all sets that are there.
     """
-    from mrmodel.pipeline.weight_store import push_sets
+    from mrmodel.encoders.weights_lock import push_sets
     from mrmodel.storage import open_store
 
     for name in push_sets(open_store(store), names):
@@ -177,8 +176,8 @@ def pull(store: str, names: tuple[str, ...]) -> None:
 
     Without a name all pinned ones. Run it in the root of the repository.
     """
-    from mrmodel.pipeline.layout import PIN_FILE
-    from mrmodel.pipeline.weight_store import pull_sets
+    from mrmodel.encoders.weights_lock import pull_sets
+    from mrmodel.stages.paths import PIN_FILE
     from mrmodel.storage import open_store
 
     brought = pull_sets(open_store(store), Path(PIN_FILE), names)
@@ -186,7 +185,7 @@ def pull(store: str, names: tuple[str, ...]) -> None:
 
 
 def _show(name: str, lock: SetLock) -> None:
-    from mrmodel.encoders.weight_sets import WeightSet
+    from mrmodel.encoders.user_weights import WeightSet
 
     for source in lock.sources:
         click.echo(f"{source.sha256}  made of {source.file}")

@@ -20,16 +20,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mrmodel.encoders.efficientnet_lite import (
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.encoders.minilm import WIDTH, SentenceModel
+from mrmodel.encoders.networks.efficientnet_lite import (
     FEATURE_DIM,
     N_CLASSES,
     EfficientNetLite0,
     load_efficientnet_lite0,
     normalise,
 )
-from mrmodel.encoders.minilm import WIDTH
-from mrmodel.encoders.sentences import SentenceModel
-from mrmodel.encoders.weights import WeightsLock
 from mrmodel.files import derive_seed
 
 # Chosen on rendered videos that no stage of the pipeline uses (benchmarks/encoders.py).

@@ -16,9 +16,14 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mrmodel.encoders.base import RowLayout
-from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
-from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD, normalise_pixels
-from mrmodel.encoders.weight_sets import (
+from mrmodel.encoders.torch_base import (
+    CLIP_MEAN,
+    CLIP_SPREAD,
+    BroughtTextEncoder,
+    BroughtVideoEncoder,
+    normalise_pixels,
+)
+from mrmodel.encoders.user_weights import (
     Count,
     SetConfig,
     TransformerSizes,

@@ -16,9 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.encoders.base import RowLayout, Rows
-from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
-from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
-from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD, normalise_pixels
+from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
+from mrmodel.encoders.torch_base import (
+    CLIP_MEAN,
+    CLIP_SPREAD,
+    BroughtTextEncoder,
+    BroughtVideoEncoder,
+    normalise_pixels,
+)
 from mrmodel.video.sampling import FrameSampling
 
 # The extractors add this to the spread.

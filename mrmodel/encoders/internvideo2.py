@@ -13,11 +13,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mrmodel.encoders.base import RowLayout
-from mrmodel.encoders.bert_tower import Bert, BertSizes
-from mrmodel.encoders.brought import BroughtTextEncoder, BroughtVideoEncoder
-from mrmodel.encoders.internvideo2_vision import Gelu, InternVideo2Vision, VisionSizes
-from mrmodel.encoders.pixels import IMAGENET_MEAN, IMAGENET_SPREAD, normalise_pixels
-from mrmodel.encoders.weight_sets import Count, SetConfig, WeightSet, require_whole_patches
+from mrmodel.encoders.networks.bert import Bert, BertSizes
+from mrmodel.encoders.networks.internvideo2 import Gelu, InternVideo2Vision, VisionSizes
+from mrmodel.encoders.torch_base import (
+    IMAGENET_MEAN,
+    IMAGENET_SPREAD,
+    BroughtTextEncoder,
+    BroughtVideoEncoder,
+    normalise_pixels,
+)
+from mrmodel.encoders.user_weights import Count, SetConfig, WeightSet, require_whole_patches
 from mrmodel.video.sampling import FrameSampling
 
 

@@ -1,12 +1,13 @@
 """MiniLM-L6: the six-layer BERT sentence encoder (Wang et al. 2020; Reimers and Gurevych 2019).
 
 Post-norm BERT with 384 channels, 12 heads and a 1536-wide GELU layer. A batch holds texts of one
-length: there is no padding, so no mask is needed and no text can look at its neighbours.
+length: there is no padding, so no mask is needed and no text can see its neighbours. The shape of
+a batch does not depend on what is requested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from mrmodel.encoders.weights import WeightsLock
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.encoders.torch_base import run_on_tokens
 
 WIDTH, HEADS, HIDDEN, DEPTH = 384, 12, 1536, 6
 VOCABULARY, POSITIONS = 30522, 512
@@ -113,3 +115,30 @@ _LAYER_NAMES = {
     "contract": "output.dense",
     "output_norm": "output.LayerNorm",
 }
+
+
+class SentenceModel:
+    """MiniLM and its tokenizer.
+
+    Args:
+        lock: where the weights are.
+
+    Raises:
+        WeightsError: a file is missing or is not the pinned one.
+    """
+
+    def __init__(self, lock: WeightsLock) -> None:
+        self._model, self._tokenizer = load_minilm(lock)
+
+    def token_states(self, texts: Sequence[str]) -> list[Tensor]:
+        """One (n_tokens, 384) tensor a text, [CLS] and [SEP] included."""
+        return run_on_tokens(self._model, [self._tokenizer.encode(text).ids for text in texts])
+
+    def sentence_vectors(self, texts: Sequence[str]) -> Tensor:
+        """(n, 384) of unit length: the mean of all token states, as MiniLM was trained."""
+        return torch.stack([sentence_vector(states) for states in self.token_states(texts)])
+
+
+def sentence_vector(states: Tensor) -> Tensor:
+    """(n_tokens, 384) -> (384,) of unit length."""
+    return F.normalize(states.mean(dim=0), dim=-1)

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mrmodel.encoders.brought import BroughtVideoEncoder
-from mrmodel.encoders.pixels import normalise_pixels
-from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig
+from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig
+from mrmodel.encoders.torch_base import BroughtVideoEncoder, normalise_pixels
 from mrmodel.video.sampling import FrameSampling, SamplingRule
 
 # Of all three colours; the extractor adds 1e-8 to the spread.

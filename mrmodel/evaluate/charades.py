@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mrmodel.evaluate import moment
-from mrmodel.evaluate.columns import Mode
+from mrmodel.evaluate import moment_retrieval
 from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, percent
+from mrmodel.evaluate.ragged import Mode
 from mrmodel.evaluate.rows import Pairing
-from mrmodel.evaluate.window_scores import moment_arrays, precision_block, threshold_block
+from mrmodel.evaluate.threshold_metrics import moment_arrays, precision_block, threshold_block
 from mrmodel.predict.postprocess import PostprocessSettings
 
 
@@ -40,22 +40,22 @@ class Charades(Protocol):
 
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
         arrays = moment_arrays(pairing, mode)
-        ap = moment.average_precision(arrays, moment.AP_THRESHOLDS)
-        iou = moment.best_iou(arrays.listed[:, :5], arrays.truth, arrays.truth_valid)
-        levels = np.array(moment.RECALL_THRESHOLDS)
+        ap = moment_retrieval.average_precision(arrays, moment_retrieval.AP_THRESHOLDS)
+        iou = moment_retrieval.best_iou(arrays.listed[:, :5], arrays.truth, arrays.truth_valid)
+        levels = np.array(moment_retrieval.RECALL_THRESHOLDS)
         first, five = iou[:, :1] >= levels, iou.max(axis=1, keepdims=True) >= levels
         per_query = empty_per_query(pairing)
         values = per_query.values
         values["mIoU"], values["mAP"] = 100.0 * iou[:, 0], 100.0 * ap.mean(axis=1)
-        for column, level in enumerate(moment.RECALL_THRESHOLDS):
+        for column, level in enumerate(moment_retrieval.RECALL_THRESHOLDS):
             values[f"R1@{level}"] = np.where(first[:, column], 100.0, 0.0)
             values[f"R5@{level}"] = np.where(five[:, column], 100.0, 0.0)
         per_query.details.update(ap=ap, top1_iou=iou[:, 0], top5_iou=iou.max(axis=1))
         metrics = {
-            "R1": threshold_block(first, moment.RECALL_THRESHOLDS),
+            "R1": threshold_block(first, moment_retrieval.RECALL_THRESHOLDS),
             "mIoU": percent(iou[:, 0].mean()),
             "mAP": precision_block(ap),
-            "R5": threshold_block(five, moment.RECALL_THRESHOLDS),
+            "R5": threshold_block(five, moment_retrieval.RECALL_THRESHOLDS),
             "top1_iou": iou[:, 0].tolist(),
         }
         return Scores(metrics, per_query)

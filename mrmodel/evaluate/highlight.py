@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.evaluate.columns import Floats, Integers, Ragged
+from mrmodel.evaluate.ragged import Floats, Integers, Ragged
 
 RATING_THRESHOLDS = {"Fair": 2.0, "Good": 3.0, "VeryGood": 4.0}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mrmodel.evaluate import columns, highlight
-from mrmodel.evaluate.columns import Floats, Mode, Ragged
+from mrmodel.evaluate import highlight, ragged
 from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, saliency_lists
+from mrmodel.evaluate.ragged import Floats, Mode, Ragged
 from mrmodel.evaluate.rows import Pairing, RowFile, show
 from mrmodel.predict.postprocess import PostprocessSettings
 
@@ -60,7 +60,7 @@ class TVSum(Protocol):
         return float(highlight.tvsum_ap(scores, ratings).mean())
 
     def _ratings(self, rows: RowFile) -> Ragged:
-        ratings = columns.rating_lists(rows)
+        ratings = ragged.rating_lists(rows)
         for index in np.flatnonzero(ratings.counts == 0)[:1].tolist():
             raise rows.error(index, "'saliency_scores' is empty; every clip needs its ratings")
         for index, row in enumerate(rows):
@@ -71,7 +71,7 @@ class TVSum(Protocol):
         return ratings
 
     def _by_domain(self, rows: RowFile, per_video: Floats) -> dict[str, Any]:
-        if not columns.has_field(rows, "domain"):
+        if not ragged.has_field(rows, "domain"):
             return {}
         for index, row in enumerate(rows):
             if not isinstance(row["domain"], str):

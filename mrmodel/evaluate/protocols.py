@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mrmodel.evaluate import columns
-from mrmodel.evaluate.columns import Mode, Ragged
-from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate import ragged
+from mrmodel.evaluate.ragged import Mode, Ragged
 from mrmodel.evaluate.rows import Pairing, Row, as_row_file, pair_rows
+from mrmodel.evaluate.significance import PerQuery
 from mrmodel.predict.postprocess import PostprocessSettings
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def saliency_lists(pairing: Pairing, mode: Mode) -> Ragged:
         DataError: a list that is missing or holds anything but finite numbers; in `official` mode,
             where no value is defined for it, also an empty one.
     """
-    scores = columns.number_lists(pairing.predictions, "pred_saliency_scores")
+    scores = ragged.number_lists(pairing.predictions, "pred_saliency_scores")
     empty = np.flatnonzero(scores.counts == 0)
     if len(empty) and mode == "official":
         rule = "'pred_saliency_scores' is empty, which only mode 'clean' scores (as a miss)"
@@ -140,7 +140,7 @@ def saliency_lists(pairing: Pairing, mode: Mode) -> Ragged:
 def empty_per_query(pairing: Pairing) -> PerQuery:
     """The queries of an evaluation, without figures so far."""
     rows = pairing.annotations
-    return PerQuery([row["qid"] for row in rows], columns.video_ids(rows), {})
+    return PerQuery([row["qid"] for row in rows], ragged.video_ids(rows), {})
 
 
 def percent(value: float) -> float | None:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mrmodel.evaluate import columns, highlight, moment
-from mrmodel.evaluate.columns import Mode
-from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate import highlight, moment_retrieval, ragged
 from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, percent, saliency_lists
+from mrmodel.evaluate.ragged import Mode
 from mrmodel.evaluate.rows import Pairing
-from mrmodel.evaluate.window_scores import moment_arrays, precision_block, threshold_block
+from mrmodel.evaluate.significance import PerQuery
+from mrmodel.evaluate.threshold_metrics import moment_arrays, precision_block, threshold_block
 from mrmodel.predict.postprocess import PostprocessSettings
 
 
@@ -54,8 +54,8 @@ class QVHighlights(Protocol):
 
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
         rows = pairing.predictions
-        has_windows = columns.has_field(rows, "pred_relevant_windows")
-        has_saliency = columns.has_field(rows, "pred_saliency_scores")
+        has_windows = ragged.has_field(rows, "pred_relevant_windows")
+        has_saliency = ragged.has_field(rows, "pred_saliency_scores")
         if not has_windows and not has_saliency:
             raise rows.error(0, "has neither 'pred_relevant_windows' nor 'pred_saliency_scores'")
         blocks: dict[str, Any] = {}
@@ -76,12 +76,12 @@ class QVHighlights(Protocol):
             open_ended = mode == "clean" and length == "long"
             parts[length] = arrays.within(shortest, np.inf if open_ended else longest)
         for length, (queries, part) in parts.items():
-            ap = moment.average_precision(part, moment.AP_THRESHOLDS)
-            iou = moment.best_iou(part.listed[:, :1], part.truth, part.truth_valid)[:, 0]
-            hits = iou[:, None] >= np.array(moment.AP_THRESHOLDS)
+            ap = moment_retrieval.average_precision(part, moment_retrieval.AP_THRESHOLDS)
+            iou = moment_retrieval.best_iou(part.listed[:, :1], part.truth, part.truth_valid)[:, 0]
+            hits = iou[:, None] >= np.array(moment_retrieval.AP_THRESHOLDS)
             blocks[length] = {
                 "MR-mAP": precision_block(ap),
-                "MR-R1": threshold_block(hits, moment.AP_THRESHOLDS),
+                "MR-R1": threshold_block(hits, moment_retrieval.AP_THRESHOLDS),
             }
             for name, values in (
                 (f"MR-{length}-mAP", ap.mean(axis=1)),
@@ -112,8 +112,8 @@ class QVHighlights(Protocol):
 
     def _highlight_arrays(self, pairing: Pairing, mode: Mode) -> highlight.HighlightArrays:
         rows = pairing.annotations
-        clip_ids, ratings = columns.clip_ratings(rows)
-        n_clips = np.floor_divide(columns.durations(rows), self.clip_len_s).astype(np.int64)
+        clip_ids, ratings = ragged.clip_ratings(rows)
+        n_clips = np.floor_divide(ragged.durations(rows), self.clip_len_s).astype(np.int64)
         for query in np.flatnonzero(n_clips == 0)[:1].tolist():
             raise rows.error(query, f"the video is shorter than a clip of {self.clip_len_s:g} s")
         beyond = np.flatnonzero(clip_ids.values >= n_clips[clip_ids.owners()])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.components import PROTOCOLS
-from mrmodel.evaluate.columns import Mode
 from mrmodel.evaluate.protocols import Protocol, Scores
+from mrmodel.evaluate.ragged import Mode
 from mrmodel.evaluate.rows import Row, read_rows
 
 

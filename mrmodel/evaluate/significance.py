@@ -1,21 +1,47 @@
-"""Is one system better than another? Bootstrap over videos of per-query figures.
+"""Significance tests: a bootstrap over videos of per-query metrics.
 
-Queries of one video are not independent, so whole videos are drawn with replacement and all their
-queries come along; the resampled figure is the mean over those queries.
+Queries of one video are not independent. So whole videos are drawn with replacement, with all
+their queries; the resampled metric is the mean over those queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import DataError
-from mrmodel.evaluate.columns import Floats
-from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate.ragged import Floats
 from mrmodel.files import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class PerQuery:
+    """Figures of each query, in the order of the annotation file.
+
+    Attributes:
+        qids: n query ids.
+        vids: n video ids; queries of one video are not independent.
+        values: figure name -> (n,) values whose mean is the figure in the metrics (before
+            rounding); NaN where a query does not enter that mean.
+        details: the parts behind them, e.g. ``ap`` (n, thresholds).
+    """
+
+    qids: list[int | str]
+    vids: list[str]
+    values: dict[str, Floats]
+    details: dict[str, Floats] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, dict[str, object]]:
+        """The details by ``str(qid)``, as plain lists."""
+        plain = {name: table.tolist() for name, table in self.details.items()}
+        return {
+            str(qid): {name: rows[query] for name, rows in plain.items()}
+            for query, qid in enumerate(self.qids)
+        }
+
 
 # Draws handled at once, so that memory does not grow with the number of resamples.
 _BLOCK = 4_000_000

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.models.settings import ClipScoreSettings
+from mrmodel.config.base import NonNegative, Positive, Section
 from mrmodel.types import Targets
 
 HIGHEST_THRESHOLD = 11
 TWELVE = 12.0  # the published divisor of the eleven thresholds
+
+
+class ClipScoreSettings(Section):
+    """Losses of clip scores (sg_detr.md, section 5.2)."""
+
+    margin: NonNegative = 0.2
+    tau: Positive = 0.5
+    rctl_norm: Literal["twelve", "active"] = "twelve"
+    neg_reduction: Literal["sum", "mean"] = "sum"
 
 
 class HighlightLoss:

@@ -1,4 +1,4 @@
-"""Losses of matched windows (baselines.md, section 7.1)."""
+"""Losses of matched windows, and their element-wise terms."""
 
 from __future__ import annotations
 
@@ -69,3 +69,51 @@ class LabelLoss:
             "label": -weighted.mean((1, 2)),
             "class_error": 100.0 * missed.sum(1) / max(missed.shape[1], 1),
         }
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Binary cross entropy times how wrong the answer is (Lin et al. 2017).
+
+    Args:
+        logits: (...) of the foreground.
+        targets: (...) 0 or 1.
+        alpha: weight of the foreground; the background has 1 - alpha.
+        gamma: exponent of the probability that was given to the wrong answer, at least 1.
+
+    Returns:
+        (...) float32.
+    """
+    logits, targets = logits.float(), targets.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability + targets - 2.0 * probability * targets
+    weight = (1.0 - alpha) + (2.0 * alpha - 1.0) * targets
+    return weight * wrong.pow(gamma) * entropy
+
+
+def smooth_l1(predicted: Tensor, true: Tensor, beta: float) -> Tensor:
+    """Absolute error, quadratic below `beta`: (...) -> (...) float32; `beta` 0 is the plain one."""
+    return F.smooth_l1_loss(predicted.float(), true.float(), reduction="none", beta=beta)
+
+
+class ContrastiveLoss:
+    """``contrastive``: noise-contrastive estimate over the queries of a sample.
+
+    E(q) = <query q, sum of the token vectors> / temperature; the loss is the batch mean of
+    logsumexp(E) - mean of E over the matched queries. A sample without windows counts as 0.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(
+        self, layers: LayerOutput, matching: Matching, inputs: LossInputs
+    ) -> dict[str, Tensor]:
+        """Named losses (K,) of K decoder layers."""
+        queries, text = layers.extras["contrastive_query"], inputs.output.extras["contrastive_text"]
+        energy = (queries @ text.unsqueeze(-1)).squeeze(-1).float() / self.temperature
+        matched = torch.zeros_like(energy)
+        matched[matching.queries] = 1.0
+        count = matched.sum(-1)
+        loss = energy.logsumexp(-1) - (energy * matched).sum(-1) / count.clamp(min=1.0)
+        return {"contrastive": (loss * (count > 0)).mean(1)}

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mrmodel.components import MODELS
+from mrmodel.config.base import Section, validate_section
+from mrmodel.config.postprocess import VALIDATION, PostprocessConfig
+from mrmodel.config.search_space import SearchSpace
 from mrmodel.losses.criterion import Criterion
 from mrmodel.models.settings import SUPPRESSION
-from mrmodel.postprocess_settings import VALIDATION, PostprocessConfig
-from mrmodel.search_space import SearchSpace
-from mrmodel.section import Section, validate_section
 from mrmodel.types import Batch, ModelOutput, Targets
 
 
@@ -29,7 +29,7 @@ class MomentModel(nn.Module, ABC):
 
     Attributes:
         search_space: what a search may change of its training; short names, see
-            `mrmodel.search_space`.
+            `mrmodel.config.search_space`.
         post_hoc_space: what a search may change after training, on stored detections.
         validation: how validation in training finishes windows, whatever params.yaml says.
         progress: share of the training that is done, in [0, 1]; the loop sets it before each step.

@@ -10,22 +10,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mrmodel.config.base import Count
+from mrmodel.config.search_space import SearchSpace
 from mrmodel.losses.criterion import DetrCriterion
-from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import SaliencyMarginLoss
 from mrmodel.losses.span import ClipIndexLoss
 from mrmodel.models.base import MomentModel
+from mrmodel.models.detr_criterion import detr_criterion
 from mrmodel.models.layers.decoder import DecoderLayer, Memory
 from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.functional import Stack, key_mask, xavier_matrices
 from mrmodel.models.layers.heads import DecoderHeads, detr_output
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import key_mask
 from mrmodel.models.layers.position import clip_positions
 from mrmodel.models.layers.projection import InputProjections
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DETR_SPACE, DetrSettings
-from mrmodel.search_space import SearchSpace
-from mrmodel.section import Count
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 

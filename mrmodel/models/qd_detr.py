@@ -10,20 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mrmodel.config.search_space import SearchSpace
 from mrmodel.losses.criterion import DetrCriterion
-from mrmodel.losses.detr import detr_criterion
 from mrmodel.losses.saliency import QueryDependentSaliencyLoss
 from mrmodel.models.base import MomentModel
+from mrmodel.models.detr_criterion import detr_criterion
 from mrmodel.models.layers.encoder import TextToVideoLayer
+from mrmodel.models.layers.functional import Stack, cross_mask, next_sample, with_next_sample
 from mrmodel.models.layers.heads import detr_output
-from mrmodel.models.layers.masks import cross_mask
-from mrmodel.models.layers.negative_pairs import next_sample, with_next_sample
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.layers.token_detr import TokenDetr
 from mrmodel.models.settings import DETR_SPACE, DetrSettings
-from mrmodel.search_space import SearchSpace
 from mrmodel.types import Batch, ModelOutput, Targets
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from mrmodel.search_space import Choice, FloatRange, SearchSpace, Value
-from mrmodel.section import Count, NonNegative, Positive, Section
+from mrmodel.config.base import Count, NonNegative, Positive, Section
+from mrmodel.config.search_space import Choice, FloatRange, SearchSpace, Value
 
 DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -69,15 +69,6 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(base[key], Mapping) and isinstance(given[key], Mapping):
             merged[key] = _merged(base[key], given[key])
     return merged
-
-
-class ClipScoreSettings(Section):
-    """Losses of clip scores (sg_detr.md, section 5.2)."""
-
-    margin: NonNegative = 0.2
-    tau: Positive = 0.5
-    rctl_norm: Literal["twelve", "active"] = "twelve"
-    neg_reduction: Literal["sum", "mean"] = "sum"
 
 
 class MatcherWeights(Section):

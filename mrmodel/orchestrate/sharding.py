@@ -1,22 +1,276 @@
-"""An extraction over several workers: each shard in a clone of its own, with its own videos."""
+"""One extraction spread over workers: each shard in its own clone, with its own videos.
+
+Workers leave shards in the result store. The worker that runs the stage ``extract`` merges them
+into its work folder, where the stage finds all of its videos done.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from mrmodel.config import ShardSettings, load_config
-from mrmodel.orchestrate.clone import fresh_clone
-from mrmodel.orchestrate.graph import StageGraph
-from mrmodel.orchestrate.order import StageOrder
-from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.results import Handover
-from mrmodel.orchestrate.sharded import ShardedStream, ShardOrder
-from mrmodel.orchestrate.shards import plan_of
-from mrmodel.orchestrate.transfer import Transfer
-from mrmodel.pipeline.layout import Layout
-from mrmodel.processes import tasks_at_once, worker_count
+from mrmodel.config.schema import ShardSettings, load_config
+from mrmodel.errors import MrModelError, OrchestrationError, StorageError
+from mrmodel.features.extraction.shards import ShardSummary
+from mrmodel.features.keys import shard_of
+from mrmodel.files import digest_of, one_at_a_time, write_json
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.dvc_transfer import Transfer
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import Handover, StageOrder
+from mrmodel.processes import run_python, tasks_at_once, worker_count
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.shards import (
+    EARLIER_FILE,
+    ORDER_FILE,
+    PLAN_FILE,
+    SUMMARY_FILE,
+    TAR_FILE,
+    tar_name,
+)
+from mrmodel.storage import Store
+
+
+class ShardInterrupted(OrchestrationError):
+    """The process of a shard was killed, or the store was away; trying again may help."""
+
+
+class ShardFailed(OrchestrationError):
+    """A shard ended with an error of its own; trying again gives the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOrder:
+    """One shard to make.
+
+    Attributes:
+        stream: name of the encoder.
+        plan: see `mrmodel.features.extraction.job_runner.piece_plan`.
+        digest: names the extraction in the store.
+        index, count: which shard (from 0) of how many.
+        files: names of its videos, in the folder of videos.
+        workers: processes; 0: as params.yaml says.
+    """
+
+    stream: str
+    plan: dict[str, Any]
+    digest: str
+    index: int
+    count: int
+    files: tuple[str, ...]
+    workers: int = 0
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count} of {self.stream}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedStream:
+    """A stream that is extracted in shards.
+
+    Attributes:
+        stream: name of the encoder.
+        plan: what decides its pieces; `plan_of` asks a clone.
+        content: path -> hash, as DVC recorded it, of all that the stage depends on: the videos and
+            the code. Shards of other content are never taken for these.
+        files: names of all videos, in the folder of videos.
+        count: shards.
+        workers: processes of each shard; 0: as params.yaml says.
+    """
+
+    stream: str
+    plan: dict[str, Any]
+    content: dict[str, str]
+    files: tuple[str, ...]
+    count: int
+    workers: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Names the extraction in the store: equal for equal inputs, on every machine."""
+        return digest_of({"plan": self.plan, "content": self.content})
+
+    def orders(self) -> list[ShardOrder]:
+        """All shards."""
+        names = {Path(name).stem: name for name in sorted(self.files)}
+        return [
+            ShardOrder(
+                self.stream,
+                self.plan,
+                self.digest,
+                index,
+                self.count,
+                tuple(names[key] for key in shard_of(names, index, self.count)),
+                self.workers,
+            )
+            for index in range(self.count)
+        ]
+
+
+_SHOWN_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """A shard that is in the store: which, who made it, and what became of its videos."""
+
+    index: int
+    count: int
+    worker: str
+    summary: ShardSummary
+
+
+def shard_key(digest: str, index: int, count: int) -> str:
+    """Key of a shard in the store; its report has ``.json`` for ``.tar``."""
+    return f"pieces/{digest}/{tar_name(index, count)}"
+
+
+def plan_of(clone: Path, stream: str) -> dict[str, Any]:
+    """What decides the pieces of a stream, by the code of a clone and the libraries here.
+
+    Raises:
+        ShardFailed: the clone cannot say, for example because it does not know the encoder.
+    """
+    with _exchange(clone) as folder:
+        _run_step(clone, stream, "plan", folder, stream)
+        plan: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    return plan
+
+
+def find_report(order: ShardOrder, store: Store) -> ShardReport | None:
+    """The report of a shard that is in the store."""
+    key = shard_key(order.digest, order.index, order.count)
+    found = store.get(_report_key(key))
+    if found is None or not store.exists(key):
+        return None
+    try:
+        raw = json.loads(found.content)
+        return ShardReport(**(raw | {"summary": ShardSummary(**raw["summary"])}))
+    except (ValueError, TypeError, KeyError):
+        return None  # Of another release: the shard is made again, which replaces it.
+
+
+def make_shard(order: ShardOrder, clone: Path, store: Store) -> ShardReport:
+    """Make a shard and store it, unless it is there; a worker's whole task.
+
+    A shard that is there but for videos whose failure may have passed is made again from its
+    pieces. What a killed attempt on this machine has finished is found in the clone's ``.mrmodel``.
+
+    Args:
+        order: the shard.
+        clone: folder with the code and params.yaml of the revision, and with the videos of this
+            shard (others may be missing).
+        store: takes the shard.
+
+    Raises:
+        ShardInterrupted: another try may help.
+        ShardFailed: it would not. Both survive the way back from another process.
+    """
+    state = clone.resolve() / ".mrmodel"
+    name = f"shard-{order.digest[:16]}-{order.index}-of-{order.count}"
+    try:
+        # Two attempts at one shard would share its resume state.
+        with one_at_a_time(state / "attempts" / f"{name}.lock"):
+            found = find_report(order, store)
+            if found is not None and not found.summary.passing:
+                return found
+            return _make(order, clone, store, state / "resume" / name, again=found is not None)
+    except (ShardInterrupted, ShardFailed):
+        raise
+    except StorageError as error:
+        raise ShardInterrupted(f"{order}: {error}") from None
+    except MrModelError as error:
+        raise ShardFailed(f"{order}: {error}") from None
+
+
+def gather_shards(sharded: ShardedStream, clone: Path, store: Store) -> None:
+    """Lay all shards into the work folder of the stage ``extract`` of a clone.
+
+    Args:
+        sharded: the stream.
+        clone: folder with the code of the revision and all videos, in which the stage runs next.
+        store: where the shards are.
+
+    Raises:
+        ShardInterrupted: a shard is not in the store, or a process was killed.
+        ShardFailed: a shard is refused; the message says which and why.
+    """
+    with _exchange(clone) as folder:
+        write_json(folder / ORDER_FILE, {"count": sharded.count})
+        for index in range(sharded.count):
+            key = shard_key(sharded.digest, index, sharded.count)
+            try:
+                store.download(key, folder / tar_name(index, sharded.count))
+            except StorageError as error:
+                raise ShardInterrupted(str(error)) from None
+        try:
+            _run_step(clone, sharded.stream, "lay", folder, sharded.stream)
+        except ShardFailed as error:
+            where = f"{store.url}/pieces/{sharded.digest}/"
+            hint = "delete what is named below it to have it made again"
+            raise ShardFailed(f"{error}\n  from {where}: {hint}") from None
+
+
+def forget_shards(sharded: ShardedStream, store: Store) -> None:
+    """Remove the shards of a stream whose features are stored elsewhere now."""
+    for key in store.keys(f"pieces/{sharded.digest}/"):
+        store.delete(key)
+
+
+def _make(
+    order: ShardOrder, clone: Path, store: Store, work_dir: Path, *, again: bool
+) -> ShardReport:
+    key = shard_key(order.digest, order.index, order.count)
+    with _exchange(clone) as folder:
+        if again:
+            store.download(key, folder / EARLIER_FILE)
+        told = {"plan": order.plan, "files": order.files, "workers": order.workers}
+        write_json(folder / ORDER_FILE, {**told, "work_dir": str(work_dir)})
+        _run_step(clone, order.stream, "make", folder, str(order))
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        store.upload(key, folder / TAR_FILE)
+    report = ShardReport(order.index, order.count, socket.gethostname(), ShardSummary(**summary))
+    # Last, since it says that the shard is there.
+    store.put(_report_key(key), json.dumps(asdict(report), indent=2).encode())
+    shutil.rmtree(work_dir)
+    return report
+
+
+def _report_key(key: str) -> str:
+    return key.removesuffix(".tar") + ".json"
+
+
+@contextmanager
+def _exchange(clone: Path) -> Iterator[Path]:
+    """A folder for what goes to and from a step; git ignores it, and it goes with the clone."""
+    parent = clone.resolve() / ".dvc" / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="shards-", dir=parent) as name:
+        yield Path(name)
+
+
+def _run_step(clone: Path, stream: str, step: str, folder: Path, whose: str) -> None:
+    """Run `mrmodel.stages.shards` with the clone's code; it dies with this process."""
+    arguments = ("--stream", stream, "--step", step, "--folder", str(folder))
+    ended = run_python(
+        "mrmodel.stages.shards", *arguments, folder=clone, variables={"NO_COLOR": "1"}
+    )
+    if ended.code:
+        last = "\n".join(f"  {line}" for line in ended.last)
+        if ended.code < 0:
+            how = f"its process was killed (signal {-ended.code})"
+            raise ShardInterrupted(f"{whose}: {step}: {how}\n{last}")
+        raise ShardFailed(f"{whose}: {step} failed\n{last}")
+
 
 PARAMS = "params.yaml"
 
@@ -86,3 +340,82 @@ def processes_each(settings: ShardSettings, workers: int) -> int:
 def _videos(folder: Path) -> Path:
     """Folder of the videos, relative to the clone."""
     return Layout(load_config(folder / PARAMS)).videos
+
+
+log = logging.getLogger(__name__)
+
+_SHOWN_PROBLEMS = 100
+
+
+class ShardRounds:
+    """Each round is a fresh pool of workers: a pool whose process was killed is of no more use.
+
+    Args:
+        sharded: the stream.
+        store: where the shards are.
+        attempts: rounds that may begin, at least one.
+
+    Attributes:
+        reports: index -> report, of the shards that are in the store.
+    """
+
+    def __init__(self, sharded: ShardedStream, store: Store, attempts: int) -> None:
+        self.reports: dict[int, ShardReport] = {}
+        self._attempts = attempts
+        self._left: dict[int, ShardOrder] = {}
+        self._interrupted: dict[int, str] = {}
+        self._failed: dict[int, str] = {}
+        for order in sharded.orders():
+            found = find_report(order, store)
+            if found is not None:
+                self.reports[order.index] = found
+            if found is None or found.summary.passing:
+                self._left[order.index] = order
+
+    def next(self) -> list[ShardOrder]:
+        """Shards to make now; none when all are made.
+
+        Raises:
+            ShardFailed: one ended with an error of its own.
+            ShardInterrupted: there is no attempt left.
+        """
+        if self._failed:
+            raise ShardFailed("\n".join(self._failed.values()))
+        if self._left and not self._attempts:
+            raise ShardInterrupted("\n".join(self._interrupted.values()))
+        self._attempts -= 1
+        return list(self._left.values())
+
+    def made(self, order: ShardOrder, report: ShardReport) -> None:
+        """A shard is in the store."""
+        self.reports[order.index] = report
+        del self._left[order.index]
+        self._interrupted.pop(order.index, None)
+
+    def broke(self, order: ShardOrder, error: BaseException) -> None:
+        """A shard ended with an error; only `ShardFailed` says that trying again is of no use."""
+        if isinstance(error, ShardFailed):
+            self._failed[order.index] = str(error)
+            return
+        known = isinstance(error, ShardInterrupted)
+        reason = str(error) if known else f"{order}: {type(error).__name__}: {error}"
+        log.warning(reason)
+        self._interrupted[order.index] = reason
+
+
+def shards_markdown(reports: list[ShardReport]) -> str:
+    """A table of shards, and the videos that gave less than all, for a person."""
+    rows = [
+        "| shard | worker | videos | ok | partial | failed | resumed | rows | seconds |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    problems: list[str] = []
+    for report in reports:
+        one = report.summary
+        counts = (one.n_items, one.n_ok, one.n_partial, one.n_failed, one.n_resumed, one.n_rows)
+        figures = " | ".join(map(str, counts))
+        rows.append(f"| {report.index} | {report.worker} | {figures} | {one.wall_s:.1f} |")
+        problems += [f"* `{key}`: {reason}" for key, reason in sorted(one.problems.items())]
+    if len(problems) > _SHOWN_PROBLEMS:
+        problems[_SHOWN_PROBLEMS:] = [f"* and {len(problems) - _SHOWN_PROBLEMS} more"]
+    return "\n".join([*rows, "", *problems]).rstrip() + "\n"

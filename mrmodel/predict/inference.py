@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import MomentDataset
 from mrmodel.models.base import MomentModel
-from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.predict.postprocess import Decoded, Postprocess, RawPredictions, decode
 from mrmodel.types import Batch, ModelOutput, Prediction
 

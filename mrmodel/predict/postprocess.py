@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.postprocess_settings import PostprocessConfig
+from mrmodel.config.postprocess import PostprocessConfig
 
 Reals = NDArray[np.floating[Any]]
 Move = Literal["left", "right", "center"]

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 from mrmodel.components import ENCODERS
+from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
-from mrmodel.features.encode import encode_texts, encode_video
+from mrmodel.features.extraction.encode import encode_texts, encode_video
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import MemoryStore
 from mrmodel.files import digest_of
 from mrmodel.models.base import MomentModel
-from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.predict.inference import decode_output
+from mrmodel.predict.long_video import Stretch, merge_stretches, stretches
 from mrmodel.predict.postprocess import Decoded, Postprocess
 from mrmodel.predict.serving import read_serving
-from mrmodel.predict.windows import Stretch, merge_stretches, stretches
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
-from mrmodel.train.precision import pick_device
+from mrmodel.train.optim import pick_device
 from mrmodel.types import Annotation, Prediction
 from mrmodel.video.frames import DecodeReport
 

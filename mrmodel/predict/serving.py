@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrmodel.config.base import validate_section
+from mrmodel.config.postprocess import VALIDATION, PostprocessConfig
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import write_json
-from mrmodel.postprocess_settings import VALIDATION, PostprocessConfig
-from mrmodel.section import validate_section
 from mrmodel.train.checkpoint import CONFIG
 
 log = logging.getLogger(__name__)

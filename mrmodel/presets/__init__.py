@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from ruamel.yaml import YAML
 
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, UnknownNameError
 from mrmodel.files import write_text
 

@@ -1,4 +1,4 @@
-"""Fill the report's template: figures in, one self-contained HTML file out."""
+"""Fill the report's template: metrics in, one self-contained HTML file out."""
 
 from __future__ import annotations
 

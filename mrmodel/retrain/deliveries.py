@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrmodel.corpus.video_library import VIDEO_SUFFIXES
+from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
 from mrmodel.errors import StorageError
 from mrmodel.files import digest_of
 from mrmodel.storage import Store, open_store

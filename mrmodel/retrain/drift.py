@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp, norm
 
-from mrmodel.config import Config
+from mrmodel.config.schema import Config
 from mrmodel.encoders.base import VideoEncoder, build_encoder
 from mrmodel.errors import DeliveryError, FeatureMismatch, VideoError
-from mrmodel.features.encode import encode_video
+from mrmodel.features.extraction.encode import encode_video
+from mrmodel.features.extraction.job_runner import describe_stream
 from mrmodel.features.manifest import require_fingerprint
-from mrmodel.features.work import describe_stream
 from mrmodel.files import derive_seed
-from mrmodel.pipeline.profile import (
+from mrmodel.retrain.report import Figure
+from mrmodel.stages.profile import (
     Profile,
     Sample,
     StreamProfile,
@@ -30,7 +31,6 @@ from mrmodel.pipeline.profile import (
     stream_profile,
     words_of,
 )
-from mrmodel.retrain.report import Figure
 from mrmodel.types import Annotation
 from mrmodel.video.decoder import VideoLimits
 

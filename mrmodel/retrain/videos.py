@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mrmodel.corpus.video_library import VIDEO_SUFFIXES, VideoLibrary
+from mrmodel.data.ingest.videos import VIDEO_SUFFIXES, VideoLibrary
 from mrmodel.errors import nearest_names
-from mrmodel.generate.leak import base_video
-from mrmodel.retrain.reference import Reference
+from mrmodel.pretraining.intervid.decontaminate import base_video
+from mrmodel.retrain.baseline import Reference
 
 
 class DeliveredVideos:

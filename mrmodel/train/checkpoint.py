@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mrmodel import __version__
 from mrmodel.components import MODELS
+from mrmodel.config.base import validate_section
 from mrmodel.errors import CheckpointError, FeatureMismatch, UnknownNameError
 from mrmodel.files import atomic_path, write_json
 from mrmodel.models.base import MomentModel, build_model
-from mrmodel.section import validate_section
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

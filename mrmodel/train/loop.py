@@ -17,14 +17,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mrmodel.config import RunSettings, TrainSettings
+from mrmodel.config.schema import RunSettings, TrainSettings
 from mrmodel.errors import TrainingError
 from mrmodel.files import derive_seed
 from mrmodel.models.base import MomentModel
 from mrmodel.progress import Reporter
 from mrmodel.train.checkpoint import load_resume_state, save_resume_state
-from mrmodel.train.optim import build_optimizer, learning_rate, set_learning_rate
-from mrmodel.train.precision import autocast, pick_device, set_threads
+from mrmodel.train.optim import (
+    autocast,
+    build_optimizer,
+    learning_rate,
+    pick_device,
+    set_learning_rate,
+    set_threads,
+)
 from mrmodel.types import Batch, Targets
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""AdamW and its learning-rate schedules, as functions of the step alone.
+"""AdamW, learning-rate schedules as functions of the step alone, and device and precision of a run.
 
 The published baselines use one parameter group with weight decay on everything (baselines: 8.1),
 SG-DETR decays matrices only (its design, section 7). The schedule is a pure function, so a resumed
@@ -8,13 +8,16 @@ run needs no scheduler state.
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from mrmodel.config import RunSettings
+from mrmodel.config.schema import RunSettings
+from mrmodel.errors import ConfigError
 
 # Share of the rate with which the warm-up of `multistep` begins.
 _FIRST_SHARE = 1e-3
@@ -90,3 +93,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def pick_device(wish: str) -> torch.device:
+    """``auto`` is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ConfigError: a CUDA device was asked for and none is there.
+    """
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("train.device", wish, "no CUDA device here; use 'auto' or 'cpu'")
+    return torch.device(wish)
+
+
+def set_threads(wish: int) -> None:
+    """Threads of one tensor operation; 0 means one a core.
+
+    The number of threads changes the order of float sums, so it is part of what gives equal bytes.
+    """
+    torch.set_num_threads(wish or os.cpu_count() or 1)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of the forward pass: bfloat16 matrix products, or nothing for ``fp32``."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

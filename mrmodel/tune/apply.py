@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.errors import TuningError
 from mrmodel.files import write_text
-from mrmodel.orchestrate.workspace import set_parameters
+from mrmodel.orchestrate.run_branch import set_parameters
+from mrmodel.tune.result import Verdict, read_verdict
 from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.verdict import Verdict, read_verdict
 
 
 def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:

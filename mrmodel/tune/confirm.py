@@ -20,19 +20,22 @@ from typing import Any
 import numpy as np
 from optuna.pruners import BasePruner, NopPruner
 
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import TuningError, nearest_names, suggestion
-from mrmodel.evaluate.per_query import PerQuery
-from mrmodel.evaluate.significance import BootstrapSettings, Comparison, bootstrap_over_seeds
-from mrmodel.pipeline.layout import Layout
-from mrmodel.pipeline.study import JudgedRows
-from mrmodel.pipeline.training import Job, train_model
-from mrmodel.predict.tuning import CachedDetections, cache_detections
+from mrmodel.evaluate.significance import (
+    BootstrapSettings,
+    Comparison,
+    PerQuery,
+    bootstrap_over_seeds,
+)
+from mrmodel.experiments.control_run import JudgedRows
+from mrmodel.predict.post_hoc import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.trainer import Job, train_model
 from mrmodel.storage import Store, open_store
 from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
-from mrmodel.tune.plans import figures_of, target_of, threads_of
-from mrmodel.tune.space import changed_config
+from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import Result, Ticket
 

@@ -1,4 +1,4 @@
-"""First level: a trial trains the model with other values, judged on validation data alone."""
+"""First level: a trial trains the model with other values, scored on validation data only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.trial import FrozenTrial
 
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
-from mrmodel.pipeline.layout import Layout
-from mrmodel.pipeline.study import JudgedRows
-from mrmodel.pipeline.training import Job, run_settings, train_model, validation_of
+from mrmodel.experiments.control_run import JudgedRows
 from mrmodel.progress import NullReporter
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.trainer import Job, run_settings, train_model, validation_of
 from mrmodel.train.loop import Progress
-from mrmodel.tune.plans import figures_of, target_of, threads_of, training_plan
-from mrmodel.tune.pruner import StalledPruner
-from mrmodel.tune.space import SearchPlan, changed_config
+from mrmodel.tune.space import (
+    SearchPlan,
+    changed_config,
+    figures_of,
+    target_of,
+    threads_of,
+    training_plan,
+)
 from mrmodel.tune.study import START, Facts
 from mrmodel.tune.worker import Result, SmallerBatch, Ticket
+
+
+class StalledPruner(BasePruner):
+    """Prunes a trial that another pruner would prune and that has not gained for a while.
+
+    Optuna's PatientPruner asks the inner pruner of stalled trials only, so that Hyperband would
+    compare these among themselves; and it takes an even curve for a gain. Here every trial enters
+    the comparison. Figures are maximised.
+
+    Args:
+        inner: says whether the others are better; asked at each report.
+        patience: so many reports without a gain make a trial a stalled one; 0: every one is.
+        min_delta: a gain is larger than this.
+    """
+
+    def __init__(self, inner: BasePruner, patience: int, min_delta: float) -> None:
+        self.inner, self.patience, self.min_delta = inner, patience, min_delta
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to give `trial` up at its last report."""
+        falls_behind = self.inner.prune(study, trial)
+        return falls_behind and self._has_stalled(trial)
+
+    def _has_stalled(self, trial: FrozenTrial) -> bool:
+        if not self.patience:
+            return True
+        values = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+        before, lately = values[: -self.patience], values[-self.patience :]
+        return bool(before) and max(lately) <= max(before) + self.min_delta
+
 
 log = logging.getLogger(__name__)
 

@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 from optuna.pruners import BasePruner, NopPruner
 
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.data.annotations import read_annotations
-from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.protocols import Scores
-from mrmodel.evaluate.significance import BootstrapSettings, Comparison, paired_bootstrap
-from mrmodel.pipeline.scoring import Judge
-from mrmodel.predict.tuning import predict_cached
+from mrmodel.evaluate.significance import BootstrapSettings, Comparison, PerQuery, paired_bootstrap
+from mrmodel.predict.post_hoc import predict_cached
+from mrmodel.stages.scorer import Judge
 from mrmodel.storage import open_store
 from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
-from mrmodel.tune.plans import figures_of, post_hoc_plan
-from mrmodel.tune.space import changed_config
+from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import Result, Ticket
 

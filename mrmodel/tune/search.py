@@ -17,19 +17,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel import presets
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import DataError, TuningError
 from mrmodel.evaluate.significance import Comparison
 from mrmodel.files import digest_of, sha256_of
-from mrmodel.pipeline.training import run_settings
+from mrmodel.stages.trainer import run_settings
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
 from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
-from mrmodel.tune.crew import Crew, follow
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
-from mrmodel.tune.plans import figures_of, post_hoc_plan, target_of, training_plan
 from mrmodel.tune.post_hoc import ConfirmedRuns, post_hoc_facts
-from mrmodel.tune.space import changed_config
+from mrmodel.tune.result import Chosen, Confirmed, Gain, Verdict, forget_verdict, keep_verdict
+from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan, target_of, training_plan
 from mrmodel.tune.study import (
     PAPER,
     REASON,
@@ -40,7 +39,7 @@ from mrmodel.tune.study import (
     TicketStudy,
     is_feasible,
 )
-from mrmodel.tune.verdict import Chosen, Confirmed, Gain, Verdict, forget_verdict, keep_verdict
+from mrmodel.tune.worker_pool import Crew, follow
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,14 @@
-"""A model's search space made concrete for one params.yaml: where it starts, what a trial changes.
+"""A model's search space for one params.yaml: starting point, objective, changes of a trial.
 
-All names here are the short ones of `mrmodel.search_space`; `SearchPlan.changes` turns a trial's
-values into dotted paths of params.yaml.
+All names here are the short ones of `mrmodel.config.search_space`; `SearchPlan.changes` turns a
+trial's values into dotted paths of params.yaml.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,19 @@ import optuna
 from pydantic import BaseModel
 
 from mrmodel.components import MODELS
-from mrmodel.config import Config, parse_config
+from mrmodel.config.base import validate_section
+from mrmodel.config.schema import Config, parse_config
+from mrmodel.config.search_space import (
+    Choice,
+    Dimension,
+    FloatRange,
+    IntRange,
+    Value,
+    changed_space,
+    full_name,
+)
 from mrmodel.errors import ConfigError, nearest_names
-from mrmodel.search_space import Choice, Dimension, FloatRange, IntRange, Value, full_name
-from mrmodel.section import validate_section
+from mrmodel.evaluate.run import get_protocol
 
 log = logging.getLogger(__name__)
 
@@ -235,3 +245,46 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Value:
         return trial.suggest_int(name, low, high, step=dimension.step, log=dimension.log)
     chosen: Value = trial.suggest_categorical(name, dimension.choices)
     return chosen
+
+
+# Set for workers that share one machine.
+THREADS = "MRMODEL_TUNE_THREADS"
+
+
+def target_of(config: Config) -> Target:
+    """What ``tune`` is about."""
+    return Target(config.tune.model or config.train.models[0], config.tune.run)
+
+
+def figures_of(config: Config) -> list[str]:
+    """The figures that are maximised, the one that prunes first."""
+    return config.tune.figures or [get_protocol(config.evaluate.protocol).headline]
+
+
+def threads_of() -> dict[str, Any]:
+    """Changes that hold a worker to its share of the cores, where whoever started it says so."""
+    threads = os.environ.get(THREADS)
+    return {"train.threads": int(threads)} if threads else {}
+
+
+def training_plan(config: Config) -> SearchPlan:
+    """First level: loss weights, noise scales, schedule.
+
+    Raises:
+        ConfigError: ``tune.space`` names an unknown dimension, or breaks a rule.
+    """
+    target = target_of(config)
+    declared = MODELS.get(target.model).search_space
+    return SearchPlan(config, target, changed_space(declared, config.tune.space, "tune.space"))
+
+
+def post_hoc_plan(config: Config) -> SearchPlan:
+    """Second level: what follows the heads of a trained model.
+
+    Raises:
+        ConfigError: ``tune.post_hoc.space`` names an unknown dimension, or breaks a rule.
+    """
+    target = target_of(config)
+    declared = MODELS.get(target.model).post_hoc_space
+    changes = config.tune.post_hoc.space
+    return SearchPlan(config, target, changed_space(declared, changes, "tune.post_hoc.space"))

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from mrmodel.errors import ConfigError, StorageError
-from mrmodel.redact import hide_user
+from mrmodel.processes import hide_user
 
 VARIABLE = "OPTUNA_STORAGE"
 _JOURNAL = "journal.log"

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel.errors import TuningError
 from mrmodel.files import derive_seed, digest_of
-from mrmodel.track.mlflow_log import flatten
+from mrmodel.tracking.mlflow_client import flatten
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Owner:
 
     Attributes:
         label: what its starter calls it; no two are alike.
-        machine, process: see `mrmodel.track.environment.process_tags`.
+        machine, process: see `mrmodel.tracking.provenance.process_tags`.
     """
 
     label: str

@@ -1,7 +1,8 @@
-"""``python -m mrmodel.tune.worker STUDY --owner LABEL``: work on a study until nothing waits.
+"""``python -m mrmodel.tune.worker STUDY --owner LABEL``: run trials of a study until none waits.
 
-The current folder is a repository with the data of the training. Whatever starts such a process
-sees to it that the trial of one that was killed is tried again (`mrmodel.tune.crew`).
+The current folder is a repository with the training data. With ``--fetch`` it is a clone of the
+tuned revision, and the worker first pulls what its trials read. Whatever starts such a process has
+the trial of a killed worker tried again (`mrmodel.tune.worker_pool`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +21,16 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, MrModelError, StoppedEarly, TrainingError
-from mrmodel.pipeline.layout import Layout
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import Handover
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import announce
-from mrmodel.track.environment import process_tags
-from mrmodel.track.record import PARENT, open_record
-from mrmodel.track.spool import Opening
+from mrmodel.stages.paths import Layout
+from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.provenance import process_tags
+from mrmodel.tracking.run import PARENT, open_record
 from mrmodel.tune.storage import open_storage, storage_address
 from mrmodel.tune.study import (
     BATCH_SIZE,
@@ -40,6 +43,9 @@ from mrmodel.tune.study import (
 )
 
 log = logging.getLogger(__name__)
+
+# Each tells of every credential it looks for, and of every file that it moves.
+_TALKATIVE = ("dvc", "dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +172,39 @@ def recorded_work(study: TicketStudy, owner: Owner) -> int:
         return work(study, owner)
 
 
-def main(prepare: Callable[[TicketStudy], None] | None = None) -> int:
-    """Work on the study named by the argument; exit code 1 and one line on a mistake.
+def fetch_data(study: TicketStudy) -> None:
+    """Bring what the trials of a study read into the current clone.
 
-    Args:
-        prepare: what is to be done before the first trial.
+    Raises:
+        OrchestrationError: something is not there.
     """
+    from dvc.repo import Repo  # A second and more; workers beside their data do without.
+
+    from mrmodel.orchestrate.dvc_transfer import Transfer
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    places = Places.from_environment()
+    paths = [str(path) for path in objective_of(study.facts).needs(study.facts)]
+    log.info("%s: pull %s", study.name, " ".join(paths))
+    Transfer(places, Handover(places.handover, places.endpoint)).fetch(Repo(), paths)
+
+
+def main() -> int:
+    """Work on the study named by the argument; exit code 1 and one line on a mistake."""
     die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--owner", required=True)
+    parser.add_argument("--fetch", action="store_true", help="pull what the trials read first")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         storage = open_storage(storage_address(Path(".mrmodel")))
         owner = Owner(options.owner, **process_tags())
         study = TicketStudy(storage, options.study)
-        if prepare is not None:
-            prepare(study)
+        if options.fetch:
+            fetch_data(study)
         count = recorded_work(study, owner)
     except MrModelError as error:
         log.error("error: %s", error)

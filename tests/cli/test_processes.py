@@ -14,7 +14,7 @@ import pytest
 
 from mrmodel import presets
 from mrmodel.cli.main import COMMANDS
-from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
+from mrmodel.encoders.user_weights import WEIGHTS_VARIABLE
 from mrmodel.features.index import Entry
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import write_jsonl
@@ -67,7 +67,7 @@ GROUPS = {
     ),
 }
 # A trained model, a registry or a git repository is needed: tests/smoke/test_predict.py,
-# tests/promotion and tests/retrain run these as processes.
+# tests.registry and tests/retrain run these as processes.
 ELSEWHERE = {"predict", "registry", "lineage", "delivery"}
 
 

@@ -238,9 +238,10 @@ def rows_of(folder: Path) -> dict[str, Any]:
 
 def study() -> dict[str, Any]:
     """Trials of each level of the search, its best trial, and what it would write."""
+    from mrmodel.tune.verdict import read_verdict
+
     from mrmodel.tune.storage import open_storage
     from mrmodel.tune.study import TicketStudy
-    from mrmodel.tune.verdict import read_verdict
 
     first = TicketStudy(open_storage(".mrmodel/tune/journal.log"), "main")
     trials = {
@@ -276,14 +277,15 @@ def runs() -> dict[str, Any]:
 
 def take_deliveries(work: Path) -> None:
     """One delivery is promoted, one is quarantined, one is taken and its model refused."""
-    from mrmodel.config import CorpusVideos, load_config
     from mrmodel.corpus.render import render_corpus
     from mrmodel.orchestrate.places import Places
-    from mrmodel.progress import NullReporter
     from mrmodel.promotion.decisions import Decision, Gate
     from mrmodel.retrain.intake import take_in
     from mrmodel.retrain.ledger import Ledger
     from mrmodel.retrain.settle import settle
+
+    from mrmodel.config import CorpusVideos, load_config
+    from mrmodel.progress import NullReporter
     from mrmodel.storage import open_store
 
     def render(out: Path, seed: int, **videos: int) -> None:

@@ -28,7 +28,7 @@ from click.testing import CliRunner
 
 from mrmodel import presets
 from mrmodel.cli.main import cli
-from mrmodel.config import load_config
+from mrmodel.config.schema import load_config
 from mrmodel.errors import MrModelError, PromotionRefused
 from tests.project import ROOT
 
@@ -173,12 +173,12 @@ def read_store(name: str) -> None:
 
 
 def open_registry() -> Any:
-    from mrmodel.pipeline.layout import Layout
-    from mrmodel.promotion import registry
+    from mrmodel.registry import champion
+    from mrmodel.stages.paths import Layout
 
     unpack_database()
     config = load_config(Path("params.yaml"))
-    return registry.open_registry(config, Layout(config))
+    return champion.open_registry(config, Layout(config))
 
 
 def unpack_database() -> None:
@@ -286,8 +286,8 @@ def judge_version() -> None:
 
 
 def read_deliveries() -> None:
-    from mrmodel.orchestrate.places import Places
-    from mrmodel.retrain.tracked import TrackedFolder
+    from mrmodel.orchestrate.environment import Places
+    from mrmodel.retrain.dvc_dataset import TrackedFolder
 
     written, here = HERE / "deliveries", Path.cwd()
     listing = (written / "listing.json").read_bytes()
@@ -311,7 +311,7 @@ def read_deliveries() -> None:
 
 
 def read_ledger() -> None:
-    from mrmodel.retrain.ledger import Ledger
+    from mrmodel.retrain.outcomes import Ledger
     from mrmodel.storage import open_store
 
     files = (STORE / "deliveries").rglob("*.json")
@@ -337,8 +337,8 @@ def open_journal() -> Any:
 
 
 def read_study() -> None:
+    from mrmodel.tune.result import read_verdict
     from mrmodel.tune.study import TicketStudy
-    from mrmodel.tune.verdict import read_verdict
 
     expected = EXPECTED["study"]
     study = TicketStudy(open_journal(), "main")
@@ -358,7 +358,7 @@ def read_study() -> None:
 
 def resume_study() -> None:
     """A search goes on with the parameters that it was begun with."""
-    from mrmodel.tune.here import resumed_config
+    from mrmodel.tune.local import resumed_config
 
     config = resumed_config(open_journal(), "main", 9, None)
     assert (config.tune.trials, config.tune.model, config.tune.run) == (9, "moment_detr", "scratch")
@@ -378,7 +378,7 @@ def apply_study() -> None:
 
 
 def read_runs() -> None:
-    from mrmodel.track.server import open_experiment
+    from mrmodel.tracking.experiment import open_experiment
 
     unpack_database()
     client, experiment = open_experiment("mrmodel", STATE)

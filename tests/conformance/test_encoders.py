@@ -7,7 +7,7 @@ import pytest
 
 from mrmodel.components import ENCODERS
 from mrmodel.encoders.base import TextEncoder, VideoEncoder, build_encoder
-from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
+from mrmodel.encoders.user_weights import WEIGHTS_VARIABLE
 from mrmodel.files import digest_of
 from tests.encoders.tiny_sets import make_all
 from tests.rounding import rounding

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mrmodel.components import LAYOUTS
-from mrmodel.features.importing import ImportRequest, StreamReport, import_archive
+from mrmodel.data.feature_check import verify_store
+from mrmodel.features.importers.importer import ImportRequest, StreamReport, import_archive
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import FeatureStore
-from mrmodel.features.verify import verify_store
 from mrmodel.files import sha256_of
 from tests.features.archives import ARCHIVES, QUERIES, ROWS, Expected
 

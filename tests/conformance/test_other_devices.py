@@ -14,9 +14,9 @@ import yaml
 from torch import Tensor
 
 from mrmodel.components import MODELS
-from mrmodel.config import RunSettings, TrainSettings
+from mrmodel.config.postprocess import VALIDATION
+from mrmodel.config.schema import RunSettings, TrainSettings
 from mrmodel.models import MomentModel
-from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.inference import decode_output
 from mrmodel.predict.postprocess import Postprocess
 from mrmodel.presets import render

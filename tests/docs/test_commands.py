@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from mrmodel.presets import overlay
+from tests.convert.published import save_official, with_widths
 from tests.golden_parity.test_models import GOLDEN, Case
-from tests.official.published import save_official, with_widths
 from tests.project import ROOT, Project
 
 # What makes a run of the preset small enough for a test; everything else is as the reader has it.

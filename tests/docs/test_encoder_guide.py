@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from mrmodel.cli.weights import group
 from mrmodel.components import ENCODERS
-from mrmodel.encoders.published_sets import PUBLISHED
-from mrmodel.encoders.weight_sets import WEIGHTS_VARIABLE
+from mrmodel.encoders.user_weights import PUBLISHED, WEIGHTS_VARIABLE
 from tests.docs.test_commands import blocks_of, commands_of
 from tests.encoders.tiny_sets import make_all
 from tests.project import ROOT
@@ -37,7 +36,7 @@ def test_the_commands_of_the_guide(published, tmp_path, tmp_path_factory, monkey
     store = tmp_path_factory.mktemp("store")
     monkeypatch.chdir(published)
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
-    # The import and the search after it are in tests/official/test_search.py.
+    # The import and the search after it are in tests/convert/test_search.py.
     names = ("convert", "lock", "verify", "pin", "push", "pull")
     ours = tuple(f"mrmodel weights {command}" for command in names)
     commands = [line for line in commands_of(GUIDE) if line.startswith(ours)]

@@ -1,6 +1,6 @@
 """The commands of the guides about promotion run as they stand there, one after another.
 
-What they do is tested in tests/promotion/test_promote.py, which always runs.
+What they do is tested in tests/registry/test_promote.py, which always runs.
 """
 
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.test_commands import blocks_of, commands_of
 from tests.project import Project
-from tests.promotion.evaluations import forget_a_query
+from tests.registry.evaluations import forget_a_query
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def project(
 def test_promote(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A whole training: tests/promotion/test_lineage.py has seen it.
+    # A whole training: tests/registry/test_lineage.py has seen it.
     lines = [one for one in commands_of("howto/promote.md") if "lineage reproduce" not in one]
     output = [project.run("sh", "-c", line) for line in lines]
     assert "champion: version 1" in "".join(output)

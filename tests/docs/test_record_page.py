@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from infra.local.ports import free_ports
+from infra.local.process import free_ports
 from tests.docs.test_commands import commands_of
 from tests.project import ROOT, Project
 

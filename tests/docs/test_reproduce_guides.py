@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from mrmodel import presets
 from mrmodel.cli.main import cli
 from mrmodel.components import DATASETS, LAYOUTS
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.presets import feature_sets
-from tests.pipeline.test_imported import MINIATURES, corpus_rows, qvhighlights_archive
 from tests.project import ROOT
+from tests.stages.test_imported import MINIATURES, corpus_rows, qvhighlights_archive
 
 PAGES = sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("own_features/*/README.md"))
 GUIDES = ("reproduce_the_papers", "import_features")

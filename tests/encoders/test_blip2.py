@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mrmodel.convert.encoders.blip2 import convert as convert_names
+from mrmodel.convert.encoders.convert import read_tensors
 from mrmodel.encoders.blip2 import Blip2SetConfig, Blip2Text, Blip2TextEncoder, Blip2Vision
 from mrmodel.encoders.blip2 import Blip2VideoEncoder as VideoEncoder
-from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD
-from mrmodel.encoders.weight_sets import WeightSet
+from mrmodel.encoders.torch_base import CLIP_MEAN, CLIP_SPREAD
+from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.errors import CheckpointError, WeightsError
-from mrmodel.official.towers.blip2 import convert as convert_names
-from mrmodel.official.towers.convert import read_tensors
 
 from .tiny_sets import BLIP2, make_blip2, random_state
 

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from mrmodel.convert.encoders.clip import convert
+from mrmodel.convert.encoders.torchscript import read_torchscript
+from mrmodel.convert.encoders.vocabulary import clip_tokenizer
 from mrmodel.encoders.clip import ClipJointTextEncoder, ClipTextEncoder, ClipVideoEncoder
-from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
-from mrmodel.encoders.pixels import CLIP_MEAN, CLIP_SPREAD
-from mrmodel.encoders.weight_sets import WeightSet
+from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
+from mrmodel.encoders.torch_base import CLIP_MEAN, CLIP_SPREAD
+from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.errors import CheckpointError
-from mrmodel.official.towers.clip import convert
-from mrmodel.official.towers.torchscript import read_torchscript
-from mrmodel.official.towers.vocabulary import clip_tokenizer
 
 from .tiny_sets import CLIP, MERGES, make_clip, random_state, write_merges
 

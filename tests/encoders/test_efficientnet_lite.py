@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from mrmodel.encoders.efficientnet_lite import (
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.encoders.networks.efficientnet_lite import (
     EfficientNetLite0,
     SameConv2d,
     load_efficientnet_lite0,
     normalise,
 )
-from mrmodel.encoders.weights import WeightsLock
 
 
 @pytest.mark.parametrize(("side", "kernel", "stride"), [(7, 3, 2), (8, 3, 2), (8, 5, 2), (9, 5, 1)])

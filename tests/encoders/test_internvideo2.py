@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mrmodel.encoders import internvideo2_vision as tower
-from mrmodel.encoders.bert_tower import Bert, BertSizes
+from mrmodel.convert.encoders.convert import Conversion, convert
+from mrmodel.convert.encoders.internvideo2 import convert as convert_names
+from mrmodel.convert.encoders.vocabulary import bert_tokenizer
 from mrmodel.encoders.internvideo2 import (
     InternVideo2Config,
     InternVideo2TextEncoder,
@@ -17,14 +18,17 @@ from mrmodel.encoders.internvideo2 import (
     ProjectedText,
     ProjectedVision,
 )
-from mrmodel.encoders.internvideo2_vision import InternVideo2Vision, VisionSizes, stretch_positions
-from mrmodel.encoders.pixels import IMAGENET_MEAN, IMAGENET_SPREAD
-from mrmodel.encoders.weight_sets import WeightSet
+from mrmodel.encoders.networks import internvideo2 as tower
+from mrmodel.encoders.networks.bert import Bert, BertSizes
+from mrmodel.encoders.networks.internvideo2 import (
+    InternVideo2Vision,
+    VisionSizes,
+    stretch_positions,
+)
+from mrmodel.encoders.torch_base import IMAGENET_MEAN, IMAGENET_SPREAD
+from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.errors import CheckpointError, WeightsError
 from mrmodel.files import derive_seed
-from mrmodel.official.towers.convert import Conversion, convert
-from mrmodel.official.towers.internvideo2 import convert as convert_names
-from mrmodel.official.towers.vocabulary import bert_tokenizer
 
 from .tiny_sets import (
     INTERNVIDEO2,

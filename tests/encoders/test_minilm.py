@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from mrmodel.encoders.minilm import MAX_TOKENS, convert_checkpoint
-from mrmodel.encoders.running import TEXT_BATCH as BATCH
-from mrmodel.encoders.sentences import SentenceModel
-from mrmodel.encoders.weights import WeightsLock
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.encoders.minilm import MAX_TOKENS, SentenceModel, convert_checkpoint
+from mrmodel.encoders.torch_base import TEXT_BATCH as BATCH
 from tests.rounding import rounding
 
 

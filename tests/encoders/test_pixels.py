@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mrmodel.encoders.pixels import embed_patches
+from mrmodel.encoders.torch_base import embed_patches
 from tests.rounding import rounding
 
 

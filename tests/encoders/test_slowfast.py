@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mrmodel.convert.encoders.convert import Conversion, convert, lock_again, read_tensors
+from mrmodel.convert.encoders.slowfast import convert as convert_names
+from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.encoders.slowfast import SlowFastVideoEncoder
-from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
-from mrmodel.encoders.weight_sets import WeightSet
+from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.errors import CheckpointError
 from mrmodel.files import derive_seed
-from mrmodel.official.towers.convert import Conversion, convert, lock_again, read_tensors
-from mrmodel.official.towers.slowfast import convert as convert_names
 
 from .tiny_sets import SLOWFAST, make_slowfast, random_state
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mrmodel.encoders.bert_tower import BertSizes
+from mrmodel.convert.encoders.convert import Conversion, convert
 from mrmodel.encoders.blip2 import (
     Blip2SetConfig,
     Blip2Text,
@@ -21,13 +21,13 @@ from mrmodel.encoders.blip2 import (
     Blip2VisionSizes,
     QFormerSizes,
 )
-from mrmodel.encoders.clip_tower import ClipConfig, ClipText, ClipVision
 from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
-from mrmodel.encoders.internvideo2_vision import VisionSizes
-from mrmodel.encoders.slowfast_tower import SlowFast, SlowFastConfig, SlowFastStage
-from mrmodel.encoders.weight_sets import TransformerSizes
+from mrmodel.encoders.networks.bert import BertSizes
+from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
+from mrmodel.encoders.networks.internvideo2 import VisionSizes
+from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
+from mrmodel.encoders.user_weights import TransformerSizes
 from mrmodel.files import derive_seed
-from mrmodel.official.towers.convert import Conversion, convert
 
 MERGES = [("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>")]
 CLIP = ClipConfig(

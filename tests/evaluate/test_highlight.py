@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrmodel.evaluate import highlight
-from mrmodel.evaluate.columns import Ragged
 from mrmodel.evaluate.highlight import (
     HighlightArrays,
     interpolated_ap,
@@ -17,6 +16,7 @@ from mrmodel.evaluate.highlight import (
     tvsum_ap,
     youtube_ap,
 )
+from mrmodel.evaluate.ragged import Ragged
 
 
 def plain_interpolated_ap(scores: list[float], positive: list[bool]) -> float:

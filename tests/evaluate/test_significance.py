@@ -7,9 +7,9 @@ import pytest
 
 from mrmodel.errors import DataError
 from mrmodel.evaluate import significance
-from mrmodel.evaluate.per_query import PerQuery
 from mrmodel.evaluate.significance import (
     BootstrapSettings,
+    PerQuery,
     bootstrap_over_seeds,
     confidence_interval,
     paired_bootstrap,

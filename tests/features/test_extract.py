@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mrmodel.data.feature_check import verify_store
 from mrmodel.encoders.base import build_encoder
 from mrmodel.errors import FeatureError, FeatureMismatch, UnknownNameError
-from mrmodel.features.encode import encode_texts, encode_video
-from mrmodel.features.extract import extract_texts, extract_videos
+from mrmodel.features.extraction.encode import encode_texts, encode_video
+from mrmodel.features.extraction.extract import extract_texts, extract_videos
+from mrmodel.features.extraction.job_runner import ExtractionSettings
 from mrmodel.features.index import read_index
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import FeatureStore, MemoryStore
-from mrmodel.features.verify import verify_store
-from mrmodel.features.work import ExtractionSettings
 from tests.features.encoders import FrameNumbers, WordLengths, register_all
 from tests.reporters import RecordingReporter
 from tests.video.fixtures import write_audio, write_video
@@ -78,8 +78,8 @@ def test_bytes_do_not_depend_on_workers_or_order(videos, undisturbed, tmp_path):
 SCRIPT = """
 import sys, json
 from pathlib import Path
-from mrmodel.features.extract import extract_videos
-from mrmodel.features.work import ExtractionSettings
+from mrmodel.features.extraction.extract import extract_videos
+from mrmodel.features.extraction.job_runner import ExtractionSettings
 from tests.features.encoders import register_all
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import yaml
 
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.errors import FeatureError
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import StreamInfo, has_sentence_row
 from mrmodel.features.store import FeatureStore
 from mrmodel.features.writer import FeatureWriter
-from mrmodel.pipeline.evaluate import zero_shot_answers
-from mrmodel.pipeline.intervid_mr import open_aligned
-from mrmodel.pipeline.layout import Layout
 from mrmodel.presets import render
+from mrmodel.stages.evaluate import zero_shot_answers
+from mrmodel.stages.intervid_mr import open_aligned
+from mrmodel.stages.paths import Layout
 from mrmodel.types import Annotation
 
 QUERY = "a dog"

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mrmodel.data.feature_check import verify_store
 from mrmodel.errors import FeatureError, FeatureMismatch
-from mrmodel.features.extract import extract_videos
+from mrmodel.features.extraction.extract import extract_videos
+from mrmodel.features.extraction.job_runner import ExtractionSettings, describe_stream, piece_plan
+from mrmodel.features.extraction.partial_results import PieceFolder
+from mrmodel.features.extraction.shards import extract_shard, lay_shard, read_tar
 from mrmodel.features.keys import shard_of
-from mrmodel.features.pieces import PieceFolder
-from mrmodel.features.shards import extract_shard, lay_shard
-from mrmodel.features.tars import read_tar
-from mrmodel.features.verify import verify_store
-from mrmodel.features.work import ExtractionSettings, describe_stream, piece_plan
 from mrmodel.files import digest_of
 from tests.features.encoders import register_all
 from tests.video.fixtures import write_audio, write_video
@@ -187,8 +186,8 @@ def test_a_shard_tries_again_what_may_pass_and_replaces_the_failure(videos, tmp_
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from mrmodel.features.shards import extract_shard
-from mrmodel.features.work import ExtractionSettings
+from mrmodel.features.extraction.shards import extract_shard
+from mrmodel.features.extraction.job_runner import ExtractionSettings
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

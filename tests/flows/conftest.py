@@ -26,7 +26,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 
-from mrmodel.orchestrate.results import StageResult
+from mrmodel.orchestrate.result_store import StageResult
 from mrmodel.storage import open_store
 from tests.project import Project
 from tests.services import PostgresService, Service
@@ -162,7 +162,7 @@ class Site:
         for process in psutil.process_iter(["cwd", "cmdline"]):
             command = " ".join(process.info["cmdline"] or [])
             inside = str(self.folder / "worker-") in str(process.info["cwd"])
-            ours = inside or ("mrmodel.orchestrate.guard" in command and self.is_ours(process))
+            ours = inside or ("mrmodel.processes" in command and self.is_ours(process))
             if command and ours and word in command:
                 found.append(process)
         return found

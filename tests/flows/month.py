@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mrmodel.config import CorpusSettings, CorpusVideos
-from mrmodel.corpus.render import render_corpus
+from mrmodel.config.schema import CorpusSettings, CorpusVideos
 from mrmodel.files import write_jsonl
 from mrmodel.progress import NullReporter
+from mrmodel.synthetic.render import render_corpus
 
 CLIP_LEN_S = 2.0
 # Videos of the train split: what the repository starts with, and what arrives each week.

@@ -10,17 +10,17 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Cancelled, Crashed, Failed
 
-from flows.crew import ending_of as worker_ending_of
 from flows.dispatch import ending_of
 from flows.provision import POOLS, lost_workers
 from flows.stages import artifact_key
-from flows.tune_worker import state_of
-from mrmodel.config import load_config
-from mrmodel.orchestrate.module import Ended
-from mrmodel.orchestrate.walk import Ending
-from mrmodel.tune.crew import Ending as WorkerEnding
-from mrmodel.tune.ends import ENDS
-from mrmodel.tune_settings import TuneSettings
+from flows.tune import ending_of as worker_ending_of
+from flows.tune import state_of
+from mrmodel.config.schema import load_config
+from mrmodel.config.tune import TuneSettings
+from mrmodel.orchestrate.scheduler import Ending
+from mrmodel.processes import Ended
+from mrmodel.tune.result import ENDS
+from mrmodel.tune.worker_pool import Ending as WorkerEnding
 from tests.project import ROOT
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
@@ -60,7 +60,7 @@ def test_every_pool_that_trains_has_workers_of_searches() -> None:
     deployed = {
         deployment["name"]: deployment["work_pool"]["name"]
         for deployment in DEPLOYMENTS
-        if deployment["entrypoint"] == "flows.tune_worker.tune_worker"
+        if deployment["entrypoint"] == "flows.tune.tune_worker"
     }
     for run in get_args(TuneSettings.model_fields["run"].annotation):
         pool = settings.pools.get(run, settings.default_pool)

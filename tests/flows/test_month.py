@@ -21,14 +21,14 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from mrmodel.promotion.decisions import Decision
-from mrmodel.retrain.ledger import Entry, Ledger
+from mrmodel.registry.decision import Decision
+from mrmodel.retrain.outcomes import Entry, Ledger
 from mrmodel.storage import open_store
 from tests.flows.conftest import Site, open_site, wait_until
 from tests.flows.month import GOOD, ROUGH, START, Material, Row, rough
 from tests.project import Project
 from tests.services import Service
-from tests.track.serving import invoke, serving
+from tests.tracking.serving import invoke, serving
 
 CLIPS = "clips"
 MAIN = "main"

@@ -17,16 +17,16 @@ import psutil
 import pytest
 import yaml
 
-from mrmodel.orchestrate.results import StageResult
+from mrmodel.orchestrate.result_store import StageResult
 from mrmodel.storage import open_store
+from mrmodel.tune.result import read_verdict
 from mrmodel.tune.study import owner_of
-from mrmodel.tune.verdict import read_verdict
 from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
 from tests.flows.searches import assert_right_end, open_study, states_of, working
 from tests.project import Project
 from tests.services import Service
 
-EVALUATE = "mrmodel.pipeline.evaluate"
+EVALUATE = "mrmodel.stages.evaluate"
 GPU_STAGES = (
     "extract@tiny.video",
     "extract_text@tiny.text",
@@ -357,7 +357,7 @@ def ancestors(process: psutil.Process) -> list[int]:
 def flow_of(stage: psutil.Process) -> psutil.Process:
     """The process of the flow run: the one above the guard."""
     for parent in stage.parents():
-        if "mrmodel.orchestrate.guard" in parent.cmdline():
+        if "mrmodel.processes" in parent.cmdline():
             flow = parent.parent()
             assert flow is not None
             return flow

@@ -20,10 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mrmodel.convert.parameter_names import fit_state, our_name
 from mrmodel.losses.criterion import Criterion, stack_layers
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.models import MomentModel, build_model
-from mrmodel.models.official import fit_state, our_name
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 from tests.rounding import rounding
 

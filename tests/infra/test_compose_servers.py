@@ -19,10 +19,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from flows.provision import POOLS
-from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
 from infra.local.postgres_programs import programs_for
-from infra.local.process import Program
+from infra.local.process import Program, free_ports
 from infra.local.seaweedfs import INNER_PORTS
 from mrmodel.tune.storage import open_storage
 from tests.infra.test_compose import DATABASES, compose, filled, planted

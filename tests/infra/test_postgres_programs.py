@@ -18,10 +18,9 @@ import pytest
 
 from infra.local import postgres as postgres_module
 from infra.local import postgres_programs as programs_module
-from infra.local.ports import free_ports
 from infra.local.postgres import Postgres
 from infra.local.postgres_programs import account_of, as_account, programs_for
-from infra.local.process import ServiceError
+from infra.local.process import ServiceError, free_ports
 
 pytestmark = pytest.mark.services
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives the server to an account")

@@ -13,9 +13,8 @@ import psutil
 import psycopg2
 import pytest
 
-from infra.local.ports import free_ports, is_free
 from infra.local.postgres import Postgres
-from infra.local.process import Program, Running, ServiceError
+from infra.local.process import Program, Running, ServiceError, free_ports, is_free
 from tests.project import ROOT
 from tests.services import SESSION, PostgresService, postgres_server
 

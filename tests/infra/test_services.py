@@ -22,8 +22,8 @@ import psutil
 import psycopg2
 import pytest
 
-from infra.local.ports import is_free
 from infra.local.postgres import Postgres
+from infra.local.process import is_free
 from infra.local.services import PORTS
 from mrmodel.storage import open_store
 from mrmodel.tune.storage import open_storage

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.losses.contrastive import ContrastiveLoss
 from mrmodel.losses.criterion import DetrCriterion, LayerLoss, LossInputs, stack_layers
 from mrmodel.losses.matching import HungarianMatcher, Matching, first_and_last_clip
 from mrmodel.losses.saliency import (
@@ -17,7 +16,7 @@ from mrmodel.losses.saliency import (
     negative_pair_loss,
     rank_contrastive_loss,
 )
-from mrmodel.losses.span import ClipIndexLoss, LabelLoss, SpanLoss
+from mrmodel.losses.span import ClipIndexLoss, ContrastiveLoss, LabelLoss, SpanLoss
 from mrmodel.spans import aligned_giou, cxw_to_xx
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 

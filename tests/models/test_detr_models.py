@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from mrmodel.convert.parameter_names import fit_state, our_name
 from mrmodel.errors import ConfigError, UnknownNameError
 from mrmodel.models import build_model
-from mrmodel.models.official import fit_state, our_name
 from mrmodel.types import Batch
 from tests.conformance.test_models import (
     SAME_ANSWERS,

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
+from mrmodel.models.layers.functional import key_mask, legacy_tiled_mask, xavier_matrices
 from mrmodel.models.layers.heads import SaliencyHead
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import key_mask, legacy_tiled_mask
 from mrmodel.models.layers.position import clip_positions, sine_code, span_positions
 from tests.rounding import rounding
 

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from mrmodel.errors import ConfigError
 from mrmodel.models import build_model
 from mrmodel.models.layers.attention import attend
-from mrmodel.models.layers.bi_directional_fusion import (
+from mrmodel.models.settings import DetrSettings
+from mrmodel.models.video_lights.bi_directional_fusion import (
     BiDirectionalFusionLayer,
     CrossMasks,
     FusionSettings,
     Text,
 )
-from mrmodel.models.layers.feature_refinement import FeatureRefinement, clip_cosine
-from mrmodel.models.layers.moment_to_highlight import MomentToHighlight
-from mrmodel.models.settings import DetrSettings
-from mrmodel.models.video_lights import VideoLights
+from mrmodel.models.video_lights.feature_refinement import FeatureRefinement, clip_cosine
+from mrmodel.models.video_lights.model import VideoLights
+from mrmodel.models.video_lights.moment_to_highlight import MomentToHighlight
 from mrmodel.types import LayerOutput
 from tests.conformance.test_models import (
     SMALL,

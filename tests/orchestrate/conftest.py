@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mrmodel.orchestrate.clone import fresh_clone
-from mrmodel.orchestrate.graph import StageGraph
-from mrmodel.orchestrate.places import Places
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.environment import Places
 from tests.project import Project
 
 OpenGraph = Callable[..., AbstractContextManager[StageGraph]]

@@ -5,13 +5,12 @@ import os
 import pytest
 import yaml
 
-from mrmodel.config import ShardSettings
-from mrmodel.orchestrate.clone import fresh_clone
-from mrmodel.orchestrate.graph import StageGraph
-from mrmodel.orchestrate.order import StageOrder
-from mrmodel.orchestrate.places import Places
-from mrmodel.orchestrate.sharding import processes_each, shard_folder, sharded_stream
-from mrmodel.orchestrate.shards import plan_of
+from mrmodel.config.schema import ShardSettings
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import StageOrder
+from mrmodel.orchestrate.sharding import plan_of, processes_each, shard_folder, sharded_stream
 from tests.project import Project
 
 STAGE, STREAM = "extract@tiny.video", "tiny.video"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from mrmodel.config.postprocess import VALIDATION
 from mrmodel.errors import CheckpointError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.models import build_model
-from mrmodel.postprocess_settings import VALIDATION
 from mrmodel.predict.serving import SERVING, read_serving, write_serving
 from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, load_model, save_model
 from tests.postprocessing import postprocess

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
-from mrmodel.config import Config, CorpusVideos, load_config
-from mrmodel.corpus.render import render_corpus
-from mrmodel.orchestrate.clone import fresh_clone
-from mrmodel.orchestrate.places import Places
+from mrmodel.config.schema import Config, CorpusVideos, load_config
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.environment import Places
 from mrmodel.progress import NullReporter
-from mrmodel.retrain.intake import Intake, take_in
-from mrmodel.retrain.ledger import Ledger
-from mrmodel.retrain.reference import Reference
-from mrmodel.retrain.tracked import TrackedFolder
+from mrmodel.retrain.baseline import Reference
+from mrmodel.retrain.dvc_dataset import TrackedFolder
+from mrmodel.retrain.ingest import Intake, take_in
+from mrmodel.retrain.outcomes import Ledger
 from mrmodel.storage import Store, open_store
-from tests.corpus.conftest import CLIP_LEN_S, read_rows, settings_of
+from mrmodel.synthetic.render import render_corpus
 from tests.project import Project, made_once
 from tests.services import Service
+from tests.synthetic.conftest import CLIP_LEN_S, read_rows, settings_of
 
 FOLDER = "clips"
 MODEL = "moments"

@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 
-from mrmodel.config import Config, DriftSettings
+from mrmodel.config.schema import Config, DriftSettings
 from mrmodel.errors import DeliveryError
-from mrmodel.pipeline.profile import Profile, profile_of
+from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.drift import Drift
-from mrmodel.retrain.reference import Reference
 from mrmodel.retrain.report import Figure
+from mrmodel.stages.profile import Profile, profile_of
 from mrmodel.types import Annotation
 from tests.project import Project
 from tests.retrain.conftest import FOLDER

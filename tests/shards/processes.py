@@ -23,7 +23,7 @@ def shard_steps() -> list[psutil.Process]:
             line = process.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if "mrmodel.pipeline.shards" in line and "make" in line:
+        if "mrmodel.stages.shards" in line and "make" in line:
             found.append(process)
     return found
 

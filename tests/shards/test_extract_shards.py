@@ -11,9 +11,14 @@ import psutil
 import pytest
 
 from flows.shards import extract_shards
-from mrmodel.config import ShardSettings
-from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed
-from mrmodel.orchestrate.shards import gather_shards, plan_of, shard_key
+from mrmodel.config.schema import ShardSettings
+from mrmodel.orchestrate.sharding import (
+    ShardedStream,
+    ShardFailed,
+    gather_shards,
+    plan_of,
+    shard_key,
+)
 from mrmodel.storage import open_store
 from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 

@@ -15,19 +15,22 @@ import psutil
 import pytest
 
 from mrmodel.errors import ConfigError
-from mrmodel.features.pieces import Failure, PieceFolder
-from mrmodel.features.tars import read_tar, write_tar
-from mrmodel.orchestrate.rounds import ShardRounds, shards_markdown
-from mrmodel.orchestrate.sharded import ShardedStream, ShardFailed, ShardInterrupted
-from mrmodel.orchestrate.shards import (
+from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.shards import read_tar, write_tar
+from mrmodel.orchestrate.sharding import (
+    ShardedStream,
+    ShardFailed,
+    ShardInterrupted,
+    ShardRounds,
     find_report,
     forget_shards,
     gather_shards,
     make_shard,
     plan_of,
     shard_key,
+    shards_markdown,
 )
-from mrmodel.pipeline.shards import step
+from mrmodel.stages.shards import step
 from mrmodel.storage import open_store
 from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 
@@ -75,7 +78,7 @@ def test_the_stage_puts_together_what_the_shard_made(clone, sharded, made):
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
-from mrmodel.orchestrate.shards import make_shard
+from mrmodel.orchestrate.sharding import make_shard
 from mrmodel.storage import open_store
 
 order, clone, store = pickle.loads(bytes.fromhex(sys.argv[1]))

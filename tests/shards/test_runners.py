@@ -7,8 +7,8 @@ import sys
 import pytest
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.runners import task_runner
-from mrmodel.config import ShardSettings
+from flows.shards import task_runner
+from mrmodel.config.schema import ShardSettings
 from mrmodel.errors import ConfigError
 
 

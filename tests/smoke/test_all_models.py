@@ -8,14 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from mrmodel.components import MODELS
-from mrmodel.config import Config, load_config
-from mrmodel.pipeline.evaluate import evaluate
-from mrmodel.pipeline.finetune import finetune
-from mrmodel.pipeline.package import package
-from mrmodel.pipeline.pretrain import pretrain
-from mrmodel.pipeline.report import WAYS, report
-from mrmodel.pipeline.scratch import scratch
+from mrmodel.config.schema import Config, load_config
 from mrmodel.progress import NullReporter
+from mrmodel.stages.evaluate import evaluate
+from mrmodel.stages.package import package
+from mrmodel.stages.report import WAYS, report
+from mrmodel.stages.train import finetune, pretrain, scratch
 from tests.project import Project
 
 NAMES = ["sg_detr", *(name for name in sorted(MODELS) if name != "sg_detr")]

@@ -76,7 +76,7 @@ def test_git_sees_the_tables_and_not_the_runs(studied: Project) -> None:
 
 @pytest.mark.slow
 def test_the_report_of_the_main_job_shows_the_tables(studied: Project) -> None:
-    studied.run("python", "-m", "mrmodel.pipeline.report")
+    studied.run("python", "-m", "mrmodel.stages.report")
     page = studied.read("reports/report.html").decode()
     assert "SG-DETR, part by part" in page
     assert "<td>moment_detr</td>" in page

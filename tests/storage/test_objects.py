@@ -140,7 +140,7 @@ def test_a_server_that_ignores_what_it_is_asked(simple_server: None) -> None:
 
 def test_local_videos_need_no_client() -> None:
     code = (
-        "import sys, mrmodel.video.frames, mrmodel.data.check, mrmodel.corpus.linking; "
+        "import sys, mrmodel.video.frames, mrmodel.data.check, mrmodel.data.ingest.s3_links; "
         "print([name for name in ('boto3', 'botocore') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from mrmodel.config import RunSettings, TrainSettings, parse_config
+from mrmodel.config.schema import RunSettings, TrainSettings, parse_config
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.features.keys import text_key

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrmodel.config import RunSettings, TrainSettings
+from mrmodel.config.schema import RunSettings, TrainSettings
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import TrainingError
 from mrmodel.models.base import MomentModel, build_model

@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from mrmodel.config import RunSettings
+from mrmodel.config.schema import RunSettings
 from mrmodel.models.layers.attention import MultiheadAttention
 from mrmodel.train.optim import build_optimizer, learning_rate, split_parameters
 from tests.train.conftest import make_model

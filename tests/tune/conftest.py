@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mrmodel import presets
-from mrmodel.config import parse_config
+from mrmodel.config.schema import parse_config
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Facts, TicketStudy
 from tests.project import ROOT

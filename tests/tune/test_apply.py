@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrmodel.config import load_config
+from mrmodel.config.schema import load_config
 from mrmodel.errors import TuningError
 from mrmodel.tune.apply import apply_changes, changes_to_apply
-from mrmodel.tune.crew import LocalCrew
-from mrmodel.tune.here import resumed_config
+from mrmodel.tune.local import resumed_config
+from mrmodel.tune.result import Chosen, Confirmed, Gain, Verdict, keep_verdict
 from mrmodel.tune.search import Desk, open_search
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.verdict import Chosen, Confirmed, Gain, Verdict, keep_verdict
+from mrmodel.tune.worker_pool import LocalCrew
 from tests.project import Project
 
 CLEAR = Gain(difference=4.0, low=1.5, high=6.0)

@@ -11,16 +11,16 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from mrmodel import presets
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import TuningError
-from mrmodel.evaluate.per_query import PerQuery
+from mrmodel.evaluate.significance import PerQuery
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
 from mrmodel.tune.confirm import Candidate, Plan
+from mrmodel.tune.result import Verdict
 from mrmodel.tune.search import confirmed_candidates
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Facts, Owner, TicketStudy
-from mrmodel.tune.verdict import Verdict
 
 FIRST, SECOND = "MR-full-mAP", "HL-min-VeryGood-Hit1"
 QUERIES = 60

@@ -10,18 +10,17 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, ThresholdPrun
 from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel import presets
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import DataError, TuningError
-from mrmodel.pipeline.training import train_model
+from mrmodel.stages.trainer import train_model
 from mrmodel.tune import objective as objective_module
 from mrmodel.tune.confirm import touches_pretraining
-from mrmodel.tune.crew import LocalCrew
-from mrmodel.tune.objective import BATCH, TrainingObjective
-from mrmodel.tune.pruner import StalledPruner
+from mrmodel.tune.objective import BATCH, StalledPruner, TrainingObjective
 from mrmodel.tune.search import Desk, candidates, epochs_of, open_search, start_of
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Owner, TicketStudy, origin_of
 from mrmodel.tune.worker import run_trial
+from mrmodel.tune.worker_pool import LocalCrew
 from tests.project import Project
 
 ME = Owner("me", "here", "1:1.00")

@@ -6,7 +6,7 @@ import optuna
 from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState
 
-from mrmodel.tune.pruner import StalledPruner
+from mrmodel.tune.objective import StalledPruner
 
 EPOCHS = 20
 Curve = Callable[[int], float]

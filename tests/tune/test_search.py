@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mrmodel.report.studies import REPORTS
 
-from mrmodel.config import load_config
-from mrmodel.pipeline.report import search_sections
-from mrmodel.pipeline.study_tables import REPORTS
+from mrmodel.config.schema import load_config
+from mrmodel.stages.report import search_sections
+from mrmodel.tune.result import Verdict, read_verdict
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.verdict import Verdict, read_verdict
 from tests.docs.test_commands import commands_of
 from tests.project import Project
 

@@ -8,11 +8,19 @@ import yaml
 
 from mrmodel import presets
 from mrmodel.components import MODELS
-from mrmodel.config import Config, parse_config
+from mrmodel.config.schema import Config, parse_config
+from mrmodel.config.search_space import Choice, FloatRange, IntRange
 from mrmodel.errors import ConfigError
-from mrmodel.search_space import Choice, FloatRange, IntRange
-from mrmodel.tune.plans import THREADS, figures_of, post_hoc_plan, threads_of, training_plan
-from mrmodel.tune.space import SearchPlan, Target, changed_config
+from mrmodel.tune.space import (
+    THREADS,
+    SearchPlan,
+    Target,
+    changed_config,
+    figures_of,
+    post_hoc_plan,
+    threads_of,
+    training_plan,
+)
 
 
 def config_of(preset: str = "sample", **changes: Any) -> Config:

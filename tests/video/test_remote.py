@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from mrmodel.errors import FeatureError, VideoError
-from mrmodel.features.extract import ExtractionSummary, extract_videos
+from mrmodel.features.extraction.extract import ExtractionSummary, extract_videos
+from mrmodel.features.extraction.job_runner import ExtractionSettings
 from mrmodel.features.index import read_index
 from mrmodel.features.store import FeatureStore
-from mrmodel.features.work import ExtractionSettings
 from mrmodel.files import sha256_of
 from mrmodel.storage import ENDPOINT_VARIABLE, Listed, open_object
 from mrmodel.storage.s3 import S3Object

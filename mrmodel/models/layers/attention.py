@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.layers import fused
+from mrmodel.models.layers import cpu_kernels
 from mrmodel.models.layers.dropout import branch_dropout, dropout
-from mrmodel.models.layers.feed_forward import Drop
-from mrmodel.models.layers.residual import add_projected
+from mrmodel.models.layers.feed_forward import Drop, add_projected
 
 
 class Inputs(NamedTuple):
@@ -40,8 +39,8 @@ def attend(
     Returns:
         (B, S, V).
     """
-    if fused.usable(query, training=p > 0.0):
-        return fused.attend(query, key, value, heads, allowed, p)
+    if cpu_kernels.usable(query, training=p > 0.0):
+        return cpu_kernels.attend(query, key, value, heads, allowed, p)
     query, key, value = (_split(tensor, heads) for tensor in (query, key, value))
     if p == 0.0 or query.device.type != "cpu":
         mixed = F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=p)

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import attend, beside
 from mrmodel.models.layers.dropout import branch_dropout
-from mrmodel.models.layers.feed_forward import FeedForward, Mlp
+from mrmodel.models.layers.feed_forward import FeedForward, Mlp, add_projected
+from mrmodel.models.layers.functional import Stack
 from mrmodel.models.layers.position import span_positions
-from mrmodel.models.layers.residual import add_projected
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import DetrSettings, LayerSettings
 from mrmodel.spans import inverse_sigmoid
 

@@ -1,4 +1,4 @@
-"""Position-wise networks."""
+"""Position-wise networks, and the residual step that ends every branch of a transformer layer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mrmodel.models.layers import fused
-from mrmodel.models.layers.dropout import Dropout, branch_dropout
+from mrmodel.models.layers import cpu_kernels
+from mrmodel.models.layers.dropout import BranchDropout, Dropout, branch_dropout
 
 Activation = Literal["relu", "prelu"]
 Drop = Literal["path", "unit"]
@@ -34,19 +34,19 @@ class FeedForward(nn.Module):
     def forward(self, source: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         """norm(residual + dropout(block(source))), (B, ..., d); without `norm` the sum itself."""
         layers = (self.expand, self.activation, self.contract)
-        if norm is not None and fused.usable(residual, self.training):
-            return fused.feed_forward(source, residual, layers, norm, self.branch)
-        if norm is not None and fused.usable_at_rest(residual, self.training):
-            return fused.feed_forward_at_rest(source, residual, layers, norm)
+        if norm is not None and cpu_kernels.usable(residual, self.training):
+            return cpu_kernels.feed_forward(source, residual, layers, norm, self.branch)
+        if norm is not None and cpu_kernels.usable_at_rest(residual, self.training):
+            return cpu_kernels.feed_forward_at_rest(source, residual, layers, norm)
         hidden = self.dropout(self.activation(self.expand(source)))
         total: Tensor = residual + self.branch(self.contract(hidden))
         return total if norm is None else norm(total)
 
     def doubled(self, source: Tensor, norm: nn.LayerNorm) -> Tensor:
         """norm(y + dropout(y)) of y = block(source), (B, ..., d): nothing of `source` is added."""
-        if fused.usable(source, self.training):
+        if cpu_kernels.usable(source, self.training):
             layers = (self.expand, self.activation, self.contract)
-            return fused.feed_forward_doubled(source, layers, norm, self.branch)
+            return cpu_kernels.feed_forward_doubled(source, layers, norm, self.branch)
         block = self.contract(self.dropout(self.activation(self.expand(source))))
         normed: Tensor = norm(block + self.branch(block))
         return normed
@@ -61,3 +61,17 @@ class Mlp(nn.Sequential):
         for left, right in pairwise(widths):
             blocks += [nn.Linear(left, right), nn.ReLU()]
         super().__init__(*blocks[:-1])
+
+
+def add_projected(
+    source: Tensor,
+    residual: Tensor,
+    linear: nn.Linear,
+    dropout: BranchDropout,
+    norm: nn.LayerNorm | None,
+) -> Tensor:
+    """norm(residual + dropout(linear(source))), (B, ..., d); without `norm` the sum itself."""
+    if cpu_kernels.usable(residual, dropout.training):
+        return cpu_kernels.add_projected(source, residual, linear, norm, dropout)
+    total: Tensor = residual + dropout(linear(source))
+    return total if norm is None else norm(total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.full_precision import full_precision
+from mrmodel.models.layers.functional import full_precision
 
 
 class AttentionPool(nn.Module):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mrmodel.models.layers import fused
+from mrmodel.models.layers import cpu_kernels
 from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.functional import Stack
 from mrmodel.models.layers.position import TextPositions
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import ProjectionSettings
 
 
@@ -37,8 +37,8 @@ class ProjectionLayer(nn.Module):
             rows = self.dropout(self.norm(features))
             rows = rows if mask is None else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
             projected: Tensor = self.linear(rows.transpose(1, 2)).transpose(1, 2)
-        elif fused.usable(features, self.training):
-            projected = fused.project(features, self.norm, self.linear, self.dropout.p)
+        elif cpu_kernels.usable(features, self.training):
+            projected = cpu_kernels.project(features, self.norm, self.linear, self.dropout.p)
         else:
             projected = self.linear(self.dropout(self.norm(features)))
         return projected.relu() if self.relu else projected

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.dab_decoder import DabDecoder
+from mrmodel.models.layers.functional import key_mask, xavier_matrices
 from mrmodel.models.layers.heads import DecoderHeads, SaliencyHead
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import key_mask
 from mrmodel.models.layers.token_encoder import LearnedToken, Located, TokenEncoder
 from mrmodel.models.settings import DetrSettings
 from mrmodel.types import LayerOutput

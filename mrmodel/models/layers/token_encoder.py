@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.encoder import EncoderLayer
-from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.functional import Stack, key_mask
 from mrmodel.models.layers.position import repeat_positions
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.settings import LayerSettings
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.layers import fused
+from mrmodel.models.layers import cpu_kernels
 
 TAPS = 3
 PIECE = 1 << 18  # elements: 1 MiB, so that a piece stays in the cache between its steps
@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
         slope = None if self.activation is None else self.activation.weight
         norm = self.norm
         # No dropout in here: the fused form is the same function in eval mode.
-        if fused.usable(rows, training=True):
+        if cpu_kernels.usable(rows, training=True):
             output: Tensor = _ConvNorm.apply(  # type: ignore[no-untyped-call]
                 rows, keep, self.linear.weight, self.linear.bias, norm.weight, norm.bias,
                 norm.eps, slope, self.stride,

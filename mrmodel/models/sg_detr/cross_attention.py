@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import attend, attend_by
 from mrmodel.models.layers.dropout import branch_dropout
-from mrmodel.models.layers.feed_forward import FeedForward
-from mrmodel.models.layers.residual import add_projected
+from mrmodel.models.layers.feed_forward import FeedForward, add_projected
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.dab_decoder import DabDecoderLayer
 from mrmodel.models.layers.feed_forward import Mlp
-from mrmodel.models.layers.full_precision import full_precision
-from mrmodel.models.layers.initialise import xavier_matrices
+from mrmodel.models.layers.functional import Stack, full_precision, xavier_matrices
 from mrmodel.models.layers.position import span_positions
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import inverse_sigmoid

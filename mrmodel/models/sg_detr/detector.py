@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.losses.windows import PaddedWindows, pad_windows
-from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.functional import key_mask
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.query_groups import (
     KnownQueries,

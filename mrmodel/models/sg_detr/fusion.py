@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mrmodel.postprocess_settings import AnchorSelection, FusionSettings, PostprocessConfig
+from mrmodel.config.postprocess import AnchorSelection, FusionSettings, PostprocessConfig
 from mrmodel.spans import EPS, cxw_to_xx, xx_to_cxw
 
 if TYPE_CHECKING:

@@ -12,30 +12,35 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mrmodel.config.base import validate_section
+from mrmodel.config.search_space import SearchSpace
 from mrmodel.errors import ConfigError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.losses.negatives import negative_sentences
-from mrmodel.losses.sg_detr import SgDetrCriterion
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.functional import Stack, key_mask, with_negatives, xavier_matrices
 from mrmodel.models.layers.heads import no_windows
-from mrmodel.models.layers.initialise import xavier_matrices
-from mrmodel.models.layers.masks import key_mask
-from mrmodel.models.layers.negative_pairs import with_negatives
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
-from mrmodel.models.layers.similarity import pairwise_cosine
-from mrmodel.models.layers.stack import Stack
+from mrmodel.models.sg_detr.criterion import SgDetrCriterion
 from mrmodel.models.sg_detr.cross_attention import Gate, SaliencyGuidedLayer
 from mrmodel.models.sg_detr.detector import Detector, SeenClips
 from mrmodel.models.sg_detr.moment_encoder import MomentEncoder
 from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
-from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, ScaledCosine
-from mrmodel.models.sg_detr.search import POST_HOC_SPACE, SEARCH_SPACE
-from mrmodel.models.sg_detr.settings import PAPER_VALIDATION, SgDetrSettings
-from mrmodel.search_space import SearchSpace
-from mrmodel.section import validate_section
+from mrmodel.models.sg_detr.saliency import (
+    GlobalSaliency,
+    LocalSaliency,
+    ScaledCosine,
+    pairwise_cosine,
+)
+from mrmodel.models.sg_detr.settings import (
+    PAPER_VALIDATION,
+    POST_HOC_SPACE,
+    SEARCH_SPACE,
+    SgDetrSettings,
+)
 from mrmodel.types import Batch, Targets
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.models.layers.query_groups import KnownQueries
 from mrmodel.models.sg_detr.fusion import combine
-from mrmodel.postprocess_settings import PostprocessConfig
 from mrmodel.types import ModelOutput
 
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention
 from mrmodel.models.layers.feed_forward import FeedForward
-from mrmodel.models.layers.masks import key_mask
+from mrmodel.models.layers.functional import Stack, key_mask
 from mrmodel.models.layers.pooling import masked_mean
-from mrmodel.models.layers.stack import Stack
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 FFN_RATIO = 4

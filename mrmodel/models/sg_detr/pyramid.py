@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.layers.full_precision import full_precision
-from mrmodel.models.layers.stack import Stack
+from mrmodel.models.layers.functional import Stack, full_precision
 from mrmodel.models.sg_detr.anchors import AnchorGrid, anchor_grid, decode
 from mrmodel.models.sg_detr.conv import ConvNorm, NarrowConv
 from mrmodel.models.sg_detr.output import AnchorHeads

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.feed_forward import Mlp
-from mrmodel.models.layers.full_precision import full_precision
+from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import inverse_sigmoid

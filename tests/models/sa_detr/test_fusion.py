@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.pooling import AttentionPool
-from mrmodel.models.layers.shared_fusion import FusionEncoder, Stream
-from mrmodel.models.sa_detr_settings import FusionSettings, SaDetrSettings
+from mrmodel.models.sa_detr.settings import FusionSettings, SaDetrSettings
+from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from tests.rounding import rounding
 
 SETTINGS = SaDetrSettings(hidden=16, heads=2, ffn=24, dropout=0.0)
@@ -146,7 +146,7 @@ def test_fused_layers_compute_what_the_plain_ones_do(monkeypatch: pytest.MonkeyP
     for is_fused in (True, False):
         model = encoder().train()
         if not is_fused:
-            monkeypatch.setattr("mrmodel.models.layers.fused.usable", lambda *_, **__: False)
+            monkeypatch.setattr("mrmodel.models.layers.cpu_kernels.usable", lambda *_, **__: False)
         video, text = model(*streams(), torch.tensor([1, 0]))
         (video.square().sum() + text.sum()).backward()
         results.append([video, text, *(_gradient(p) for p in model.parameters())])

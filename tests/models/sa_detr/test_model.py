@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.losses.sa_detr import SaDetrCriterion
 from mrmodel.models import build_model
 from mrmodel.models.layers.query_groups import KnownQueries
-from mrmodel.models.layers.span_refiner import RefinedQueries
-from mrmodel.models.sa_detr_output import SaDetrOutput, SaDetrTraining
-from mrmodel.models.sa_detr_settings import SaDetrSettings
+from mrmodel.models.sa_detr.criterion import SaDetrCriterion
+from mrmodel.models.sa_detr.output import SaDetrOutput, SaDetrTraining
+from mrmodel.models.sa_detr.settings import SaDetrSettings
+from mrmodel.models.sa_detr.span_refiner import RefinedQueries
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 from tests.conformance.test_models import evaluate, make_batch, make_targets, total_loss
 from tests.models.sa_detr.whole import small_model

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from mrmodel.losses import negatives
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models import sa_detr
 from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
-from mrmodel.models.layers.query_initialiser import (
+from mrmodel.models.sa_detr import model as sa_detr_model
+from mrmodel.models.sa_detr.model import Encoded
+from mrmodel.models.sa_detr.query_initialiser import (
     DirectQueries,
     even_spans,
     noise_queries,
     noise_sizes,
 )
-from mrmodel.models.sa_detr import Encoded
-from mrmodel.models.sa_detr_settings import InitSettings, NoiseSettings
+from mrmodel.models.sa_detr.settings import InitSettings, NoiseSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
@@ -158,7 +158,7 @@ def test_fuller_batch_mate_changes_no_copy() -> None:
 def test_answering_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """No noise queries, no negative sentences: neither is made, nor walks through the encoder."""
     calls: list[str] = []
-    places = ((sa_detr, "noise_queries"), (negatives, "negative_rows"))
+    places = ((sa_detr_model, "noise_queries"), (negatives, "negative_rows"))
 
     def counted(name: str, original: Any) -> Any:
         def call(*arguments: Any) -> Any:

@@ -9,19 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.models.layers.gaussian import gaussian_mask
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.query_groups import JoinedQueries, KnownQueries
-from mrmodel.models.layers.span_enhance import SpanEnhance
-from mrmodel.models.layers.span_refiner import (
+from mrmodel.models.sa_detr.gaussian import gaussian_mask
+from mrmodel.models.sa_detr.settings import SaDetrSettings
+from mrmodel.models.sa_detr.span_enhance import SpanEnhance, hat_weights, sample_points
+from mrmodel.models.sa_detr.span_refiner import (
     RefinedQueries,
     RefinerLayer,
     SeenVideo,
     SpanRefiner,
     move_spans,
 )
-from mrmodel.models.layers.temporal_align import hat_weights, sample_points
-from mrmodel.models.sa_detr_settings import SaDetrSettings
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
 from tests.models.small import train_pass

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mrmodel.models.layers.attention import attend, attend_by
-from mrmodel.models.layers.gaussian import gaussian_mask, gaussian_weights
-from mrmodel.models.layers.local_block import LocalBlock
-from mrmodel.models.layers.temporal_align import hat_weights, sample_points
+from mrmodel.models.sa_detr.gaussian import gaussian_mask, gaussian_weights
+from mrmodel.models.sa_detr.local_block import LocalBlock
+from mrmodel.models.sa_detr.span_enhance import hat_weights, sample_points
 from tests.rounding import rounding
 
 LENGTH, CLIPS = 9, (7, 9)

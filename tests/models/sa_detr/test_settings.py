@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mrmodel.config.base import validate_section
 from mrmodel.errors import ConfigError
-from mrmodel.models.sa_detr_settings import SaDetrSettings
-from mrmodel.section import validate_section
+from mrmodel.models.sa_detr.settings import SaDetrSettings
 
 
 def settings_of(**given: Any) -> SaDetrSettings:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.query_groups import JoinedQueries
-from mrmodel.models.layers.span_refiner import SeenVideo
-from mrmodel.models.sa_detr import MomentFinder, SaDetr
+from mrmodel.models.sa_detr.model import MomentFinder, SaDetr
+from mrmodel.models.sa_detr.span_refiner import SeenVideo
 from tests.conformance.test_models import TEXT_DIM, VIDEO_DIM
 from tests.models.small import away_from_the_start, merged
 

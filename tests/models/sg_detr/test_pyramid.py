@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.models.layers import fused
+from mrmodel.models.layers import cpu_kernels
 from mrmodel.models.sg_detr import conv
 from mrmodel.models.sg_detr.anchors import anchor_grid, decode
 from mrmodel.models.sg_detr.conv import ConvNorm
@@ -90,7 +90,7 @@ def test_head_equals_plain_convolutions(
 ) -> None:
     monkeypatch.setattr(conv, "PIECE", 5 * D)
     if not is_fused:
-        monkeypatch.setattr(fused, "usable", lambda tensor, training: False)
+        monkeypatch.setattr(cpu_kernels, "usable", lambda tensor, training: False)
     head = head_of(**atss)
     lengths = [11, 4, 1, 6]
     memory, mask = inputs_of(lengths, padding=2)
@@ -134,7 +134,7 @@ def test_written_gradients_equal_autograd(
     head = head_of(**atss)
     memory, mask = inputs_of([9, 5, 1])
     found = gradients(head, memory, mask)
-    monkeypatch.setattr(fused, "usable", lambda tensor, training: False)
+    monkeypatch.setattr(cpu_kernels, "usable", lambda tensor, training: False)
     for ours, theirs in zip(found, gradients(head, memory, mask), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert bool((found[0][~mask] == 0).all())
@@ -210,7 +210,7 @@ def test_autocast_gives_float32_near_the_exact_numbers() -> None:
 @pytest.mark.parametrize("is_fused", [True, False])
 def test_every_parameter_learns(is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_fused:
-        monkeypatch.setattr(fused, "usable", lambda tensor, training: False)
+        monkeypatch.setattr(cpu_kernels, "usable", lambda tensor, training: False)
     found = gradients(head_of(), *inputs_of([20]))
     assert all(bool(gradient.any()) for gradient in found)
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers.pooling import masked_mean
-from mrmodel.models.layers.similarity import pairwise_cosine
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
 from mrmodel.models.sg_detr.saliency import (
     GlobalSaliency,
     LocalSaliency,
     amplify,
+    pairwise_cosine,
 )
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mrmodel.config.base import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.models.sg_detr.settings import SgDetrSettings
-from mrmodel.section import validate_section
 
 
 def settings_of(**given: Any) -> SgDetrSettings:

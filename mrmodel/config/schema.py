@@ -1,0 +1,388 @@
+"""params.yaml as frozen, typed, ranged settings; one class a section.
+
+Nothing here has a default: the file says everything, so that what DVC hashes is what runs.
+A mistake becomes a `ConfigError` with the dotted path, the value, the rule and the nearest key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
+from mrmodel.config.base import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    validate_section,
+)
+from mrmodel.config.intervid import IntervidSettings
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.tune import TuneSettings
+from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
+
+
+class CorpusVideos(Section):
+    """How many videos the sample corpus has, by what they are for."""
+
+    pretrain: CountOrZero
+    train: Count
+    val: Count
+    test: Count
+
+
+class CorpusSettings(Section):
+    """Where videos and annotations come from."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    source: Literal["sample", "folder"]
+    folder: Annotated[str, Field(min_length=1)]
+    seed: Seed
+    videos: CorpusVideos
+    queries_per_video: Count
+    captions_per_video: Count
+    duration_s: Annotated[int, Field(ge=10, le=600)]
+    fps: Annotated[int, Field(ge=2, le=30)]
+    width: Annotated[int, Field(ge=64, le=1920, multiple_of=16)]
+    height: Annotated[int, Field(ge=64, le=1080, multiple_of=16)]
+    crf: Annotated[int, Field(ge=0, le=51)]
+
+
+# Last part of `features.imports` where there are none.
+NO_IMPORTS = "none"
+
+
+class FeatureSettings(Section):
+    """What is extracted, and how much may fail.
+
+    `imports` is a folder of stores that `mrmodel features import` wrote, by name of the stream;
+    one that is there is taken, and the encoder of that name is not asked.
+    """
+
+    clip_len_s: Positive
+    video_streams: Annotated[list[str], Field(min_length=1)]
+    text_streams: Annotated[list[str], Field(min_length=1)]
+    imports: Annotated[str, Field(min_length=1)]
+    max_clips: Count | None
+    max_tokens: Count
+    max_failed_share: Share
+    max_duration_s: Positive
+    workers: CountOrZero
+
+    @property
+    def has_imports(self) -> bool:
+        """Whether streams may be of published features."""
+        return PurePath(self.imports).name != NO_IMPORTS
+
+
+class RunSettings(Section):
+    """One training run: how long, how fast.
+
+    Attributes:
+        epochs, steps: its length, in one of the two.
+        lr: the highest learning rate.
+        schedule: its course, see `mrmodel.train.optim.learning_rate`.
+        drop_every_epochs: of the schedule ``step``.
+        milestones, gamma: of the schedule ``multistep``: at each of these epochs the rate is
+            multiplied by gamma. The schedule ``linear`` has one milestone, where the fall begins.
+        warmup, warmup_unit: how long the rate climbs at the start, in steps or epochs.
+        select: the final weights, or those of the best validation.
+    """
+
+    epochs: Count | None
+    steps: Count | None
+    lr: Positive
+    schedule: Literal["constant", "step", "cosine", "linear", "multistep"]
+    drop_every_epochs: Count
+    milestones: list[Count]
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)]
+    warmup: CountOrZero
+    warmup_unit: Literal["step", "epoch"]
+    select: Literal["best", "last"]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps` (the other one null)")
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> RunSettings:
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise, each epoch named once")
+        if self.schedule == "linear" and len(self.milestones) != 1:
+            raise ValueError(
+                f"milestones {self.milestones}: the schedule `linear` needs one, the epoch after "
+                "which the rate falls"
+            )
+        return self
+
+
+class TrainSettings(Section):
+    """Training of every model; the three runs differ in data, length and speed.
+
+    `start` says which weights fine-tuning goes on from: ``pretrained``, or ``imported`` ones
+    (`mrmodel weights import`) in ``models/imported/<model>``. `decay` says what `weight_decay`
+    pulls at, see `mrmodel.train.optim.build_optimizer`.
+    """
+
+    models: Annotated[list[str], Field(min_length=1)]
+    start: Literal["pretrained", "imported"]
+    batch_size: Count
+    eval_batch_size: Count
+    weight_decay: NonNegative
+    decay: Literal["all", "matrices"]
+    clip_norm: Positive
+    precision: Literal["fp32", "bf16"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    threads: CountOrZero
+    max_windows: Count
+    validate_every_epochs: Count
+    checkpoint_every_steps: Count
+    pretrain: RunSettings
+    finetune: RunSettings
+    scratch: RunSettings
+
+    @model_validator(mode="after")
+    def _scratch_is_a_fair_control(self) -> TrainSettings:
+        steps = (self.pretrain.steps, self.finetune.steps, self.scratch.steps)
+        if None not in steps and steps[0] + steps[1] != steps[2]:  # type: ignore[operator]
+            raise ValueError(
+                f"scratch.steps = {steps[2]} must equal pretrain.steps + finetune.steps = "
+                f"{steps[0]} + {steps[1]}, or the comparison is not one of equal steps"
+            )
+        return self
+
+
+class EvaluateSettings(Section):
+    """How predictions are scored; what makes them is the section `postprocess`."""
+
+    protocol: str
+    mode: Literal["official", "clean"]
+    zero_shot_sd: float
+    bootstrap_resamples: Count
+
+
+class TrackingSettings(Section):
+    """The MLflow record; without a server it is a SQLite file below .mrmodel/."""
+
+    enabled: bool
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class ShardSettings(Section):
+    """How one extraction is spread over workers; never changes its bytes."""
+
+    count: Count
+    runner: Literal["processes", "dask", "ray"]
+    address: str | None
+
+    @model_validator(mode="after")
+    def _address_is_of_a_cluster(self) -> ShardSettings:
+        if self.runner == "processes" and self.address is not None:
+            raise ValueError("address: a pool of processes has none; runner must be dask or ray")
+        return self
+
+
+class OrchestrateSettings(Section):
+    """Which worker runs which stage, and what happens when it dies; DVC does not watch these."""
+
+    pools: dict[str, Annotated[str, Field(min_length=1)]]
+    default_pool: Annotated[str, Field(min_length=1)]
+    attempts: Annotated[int, Field(ge=1, le=20)]
+    stage_timeout_s: Positive
+    start_timeout_s: Positive
+    extract_shards: ShardSettings
+
+
+class CardSettings(Section):
+    """What the model card says and no figure shows; the sample corpus has texts of its own."""
+
+    data_licence: Annotated[str, Field(min_length=1)] | None
+    limits: list[Annotated[str, Field(min_length=1)]]
+
+
+class PromotionSettings(Section):
+    """When a registered model becomes the champion; docs/explanation/gates.md explains the gates.
+
+    Attributes:
+        registered_model: its name in MLflow, and the folder of its pointer and audit objects.
+        resamples, confidence: of the bootstrap over videos.
+        min_gain: the lower end of the interval of (candidate - champion) in the protocol's
+            headline must lie above this, in points of the figure.
+        slices: figures that may not fall; None: those of the protocol.
+        max_slice_loss: by how many points each of them may fall.
+        max_latency_s: median seconds for one query about the model's example video.
+        max_size_mb: of all files of the registered model.
+        smoke_timeout_s: a fresh process that has not answered by then has failed.
+        card: see `CardSettings`.
+    """
+
+    registered_model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    resamples: Annotated[int, Field(ge=1000)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)]
+    min_gain: Annotated[float, Field(allow_inf_nan=False)]
+    slices: list[str] | None
+    max_slice_loss: NonNegative
+    max_latency_s: Positive
+    max_size_mb: Positive
+    smoke_timeout_s: Positive
+    card: CardSettings
+
+
+class DriftSettings(Section):
+    """How far new data may lie from the training data, beyond what chance explains.
+
+    A limit that is None is not judged; its figure is shown all the same.
+
+    Attributes:
+        chance: how often data like the training data may seem different by mere chance; the
+            allowance for it shrinks with the size of the delivery and is added to each limit.
+        duration_s, window_s, windows_per_query, words_per_query: Kolmogorov-Smirnov distances, from
+            0 (equal distributions) to 1.
+        unknown_words: share of the words that no training query has, beyond what a further video
+            of the same kind would bring.
+        features: shift of the mean features, in standard deviations between training videos.
+        videos: so many of the new videos are encoded for it.
+    """
+
+    chance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    duration_s: Share | None
+    window_s: Share | None
+    windows_per_query: Share | None
+    words_per_query: Share | None
+    unknown_words: Share | None
+    features: NonNegative | None
+    videos: Count
+
+
+class RetrainSettings(Section):
+    """When new data are taken in; `max_bad_share` is of the rows of a delivery."""
+
+    max_bad_share: Share
+    drift: DriftSettings
+
+
+class Config(Section):
+    """params.yaml."""
+
+    seed: Seed
+    corpus: CorpusSettings
+    features: FeatureSettings
+    intervid: IntervidSettings
+    models: dict[str, dict[str, Any]]
+    train: TrainSettings
+    postprocess: PostprocessConfig
+    evaluate: EvaluateSettings
+    tracking: TrackingSettings
+    orchestrate: OrchestrateSettings
+    promotion: PromotionSettings
+    retrain: RetrainSettings
+    tune: TuneSettings
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a parameter file.
+
+    Raises:
+        ConfigError: the first mistake found, with its dotted path.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        rule = "no such file; run from the repository root or `mrmodel preset apply sample`"
+        raise ConfigError(str(path), None, rule) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), None, f"not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(str(path), raw, "expected a mapping of sections")
+    return parse_config(raw)
+
+
+# Keys of earlier versions that are in the section `postprocess` now.
+_MOVED = (
+    "evaluate.round_to_clips",
+    "evaluate.nms_iou",
+    "evaluate.max_windows",
+    "models.sg_detr.infer",
+)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Check a parameter tree; see `load_config`."""
+    moved = [path for path in _MOVED if _has(raw, path.split("."))]
+    if moved:
+        rule = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
+        raise ConfigError(", ".join(moved), {}, rule)
+    config = validate_section(Config, raw)
+    _check_names(config)
+    _check_intervid(config)
+    return config
+
+
+def _has(tree: Any, path: list[str]) -> bool:
+    for part in path:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _check_names(config: Config) -> None:
+    for name in config.train.models:
+        if name not in config.models:
+            near = nearest_names(name, config.models)
+            raise ConfigError("train.models", name, "has no section under `models`", near)
+    for name, settings in config.models.items():
+        _known(f"models.{name}", MODELS, name)
+        model = validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
+        _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
+    if not config.features.has_imports:
+        for field in ("video_streams", "text_streams"):
+            for name in getattr(config.features, field):
+                _known(f"features.{field}", ENCODERS, name)
+    elif config.orchestrate.extract_shards.count > 1:
+        rule = "imported features are not extracted, so there is nothing to spread: set it to 1"
+        count = config.orchestrate.extract_shards.count
+        raise ConfigError("orchestrate.extract_shards.count", count, rule)
+    _known("evaluate.protocol", PROTOCOLS, config.evaluate.protocol)
+    tuned = config.tune.model
+    if tuned is not None and tuned not in config.models:
+        near = nearest_names(tuned, config.models)
+        raise ConfigError("tune.model", tuned, "has no section under `models`", near)
+
+
+def _check_token_positions(tokens: int, model: Any, path: str) -> None:
+    """A model with learned positions must have one for every token that it is given."""
+    positions = getattr(model, "max_tokens", tokens)
+    if getattr(model, "text_positions", False) and tokens > positions:
+        rule = f"text_positions needs at least features.max_tokens of them, which is {tokens}"
+        raise ConfigError(path, positions, rule)
+
+
+def _check_intervid(config: Config) -> None:
+    settings, clip_len_s = config.intervid, config.features.clip_len_s
+    for path, value, promised in settings.broken_promises():
+        rule = f"preset {settings.preset!r} has {promised!r}; set it so, or say `preset: custom`"
+        raise ConfigError(f"intervid.{path}", value, rule)
+    # Segments are named with one decimal and cut on the clip grid, so both must fit exactly.
+    if abs(clip_len_s * 10 - round(clip_len_s * 10)) > 1e-6:
+        rule = "InterVid-MR names segments with one decimal: give a multiple of 0.1 s"
+        raise ConfigError("features.clip_len_s", clip_len_s, rule)
+    if round(settings.segment.length_s * 1000) % round(clip_len_s * 1000):
+        rule = f"must be a whole number of clips of {clip_len_s:g} s"
+        raise ConfigError("intervid.segment.length_s", settings.segment.length_s, rule)
+
+
+def _known(path: str, registry: Any, name: str) -> None:
+    if name not in registry:
+        error = UnknownNameError(registry.kind, name, registry)
+        rule = f"is not a known {registry.kind} (known: {', '.join(sorted(registry))})"
+        raise ConfigError(path, name, rule, error.nearest)

@@ -1,0 +1,275 @@
+"""A published checkpoint becomes a model folder: ``mrmodel weights import``."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mrmodel.components import MODELS
+from mrmodel.convert.features import check_features, end_points_last, notes, text_width, video_width
+from mrmodel.convert.parameter_names import Fit, fit_state
+from mrmodel.convert.safe_unpickle import PublishedFile, read_published
+from mrmodel.convert.settings import (
+    MARKS,
+    Setting,
+    default_of,
+    infer_settings,
+    legacy_switches,
+    nested,
+    recognise,
+)
+from mrmodel.convert.streams import Modality, StreamName, model_streams, published_streams
+from mrmodel.errors import CheckpointError, ConfigError
+from mrmodel.files import sha256_of
+from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_model
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import found; the model folder was written only if `fit.misfits` is empty.
+
+    Attributes:
+        config: of the model folder.
+        settings: of the model, with their sources.
+        limits: ``clip_len_s``, ``max_clips`` and ``max_tokens``, with their sources.
+        fit: tensors that fit, are not used, or do not fit.
+        notes: what the user should know about the file.
+    """
+
+    config: ModelConfig
+    settings: tuple[Setting, ...]
+    limits: tuple[Setting, ...]
+    fit: Fit
+    notes: tuple[str, ...]
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """``models.<model>`` of params.yaml for this model: the values that are not published."""
+        kind = MODELS.get(self.config.model).Settings
+        return nested([s for s in self.settings if s.value != default_of(kind, s.name)])
+
+
+def format_report(report: ImportReport) -> str:
+    """The report as lines: sizes and their sources, streams, what was left out or does not fit."""
+    config, fit = report.config, report.fit
+    params = {"features": nested(list(report.limits)), "models": {config.model: report.section}}
+    settings = [*report.settings, *(replace(s, name=f"features.{s.name}") for s in report.limits)]
+    lines = [
+        f"{config.model}: {len(fit.state)} tensors fit",
+        *_table(("setting", "value", "from"), ((s.name, s.value, s.source) for s in settings)),
+        f"video streams: {_streams(config.video_streams)}",
+        f"text streams: {_streams(config.text_streams)}",
+        f"params.yaml: {yaml.safe_dump(params, default_flow_style=True, width=10_000).strip()}",
+    ]
+    if fit.unused:
+        lines.append(f"left out, no result depends on it: {_by_module(fit.unused)}")
+    lines += [f"note: {note}" for note in report.notes]
+    if fit.misfits:
+        rows = [(misfit.name, misfit.found, misfit.expected) for misfit in fit.misfits]
+        lines += _table(("tensor that does not fit", "in the file", "in the model"), rows)
+        lines.append(f"{len(rows)} tensors do not fit: nothing is written")
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    cells = [list(head), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = [map(str.ljust, row, widths) for row in cells]
+    return [f"  {'  '.join(row).rstrip()}" for row in padded]
+
+
+def _streams(streams: Iterable[ModelStream]) -> str:
+    return ", ".join(f"{stream.name} ({stream.dim}, {_maker(stream)})" for stream in streams)
+
+
+def _maker(stream: ModelStream) -> str:
+    return "of another program" if stream.fingerprint is None else "registered encoder"
+
+
+def _by_module(names: Iterable[str]) -> str:
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{module} ({count} tensors)" for module, count in counts.items())
+
+
+# Names of the data sets in the published options -> the protocol that scores them.
+_PROTOCOLS = {
+    "charades": "charades",
+    "charadesSTA": "charades",
+    "tacos": "tacos",
+    "tvsum": "tvsum",
+    "youtube_highlight": "youtube_hl",
+    "youtube_uni": "youtube_hl",
+}
+# What -1 means to lighthouse.
+_NO_LIMIT = {"max_clips": None, "max_tokens": 100}
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What to import, and what the file cannot say.
+
+    Attributes:
+        file: the published checkpoint.
+        output: model folder to write.
+        format: one of `FORMATS`; ``auto`` takes what the names of the tensors say.
+        video_streams, text_streams: feature streams in order; empty: the published ones.
+        given: values that win over the file's options: ``heads``, ``clip_len_s``, ``max_clips``,
+            ``max_tokens``.
+        legacy: switch on everything that reproduces published quirks.
+        replace: write over a model that `output` holds.
+    """
+
+    file: Path
+    output: Path
+    format: str = "auto"
+    video_streams: tuple[StreamName, ...] = ()
+    text_streams: tuple[StreamName, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    legacy: bool = False
+    replace: bool = False
+
+
+def import_checkpoint(request: ImportRequest) -> ImportReport:
+    """Read, check and convert a published checkpoint; write the model folder if everything fits.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another model, has a setting out of range,
+            or reads features in a way that is not known here; or the streams do not add up; or
+            `output` holds a model or cannot be written.
+    """
+    if (request.output / CONFIG).exists() and not request.replace:
+        raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
+    file = read_published(request.file)
+    try:
+        settings, limits, config = _describe(request, file)
+        # Shapes are compared before anything is allocated: sizes are only what the file claims.
+        with torch.device("meta"):
+            model = config.build()
+        fit = fit_state(config.model, end_points_last(file), model)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{request.file}: {error}") from None
+    if not fit.misfits:
+        model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
+        try:
+            (request.output / CONFIG).unlink(missing_ok=True)
+            save_model(request.output, model, config)
+        except OSError as error:
+            rule = f"cannot be written ({error.strerror})"
+            raise CheckpointError(f"{request.output}: {rule}") from error
+    return ImportReport(config, settings, limits, fit, notes(file.options))
+
+
+def _describe(
+    request: ImportRequest, file: PublishedFile
+) -> tuple[tuple[Setting, ...], tuple[Setting, ...], ModelConfig]:
+    """Settings of the model, limits of its input, and config.json of the model folder."""
+    name = _model_of(file, request.format)
+    check_features(name, file)
+    settings = _settings(name, request, file)
+    tree = nested(settings)
+    limits = _limits(request, file, tree.get("max_tokens", 32))
+    limit = nested(limits)
+    _check_tables(tree, limit)
+    clip_len_s = float(limit["clip_len_s"])
+    widths: dict[Modality, int] = {"video": video_width(file), "text": text_width(file)}
+    named = {"video": request.video_streams, "text": request.text_streams}
+    video_streams, text_streams = (
+        model_streams(named[modality], modality, width, clip_len_s)
+        if named[modality]
+        else published_streams(modality, width, file.options)
+        for modality, width in widths.items()
+    )
+    config = ModelConfig(
+        model=name,
+        settings=tree,
+        video_streams=video_streams,
+        text_streams=text_streams,
+        clip_len_s=clip_len_s,
+        max_clips=limit["max_clips"],
+        max_tokens=limit["max_tokens"],
+        protocol=_PROTOCOLS.get(str(file.options.get("dset_name")), "qvhighlights"),
+        training={"run": "import", "file": request.file.name, "sha256": sha256_of(request.file)},
+    )
+    return tuple(settings), tuple(limits), config
+
+
+def _model_of(file: PublishedFile, wanted: str) -> str:
+    named = file.options.get("model_name")
+    if named is not None and str(named) not in MARKS:
+        known = ", ".join(sorted(MARKS))
+        raise CheckpointError(f"holds a {named}, which is not known here (known: {known})")
+    found = recognise(file.shapes)
+    if wanted in MARKS and wanted != found:
+        raise CheckpointError(f"has the tensors of {found}, not of {wanted}: --format {found}")
+    if wanted == "lighthouse" and not file.lighthouse:
+        raise CheckpointError(
+            "has no options of lighthouse; a file without them is read with --format auto"
+        )
+    return found
+
+
+def _settings(name: str, request: ImportRequest, file: PublishedFile) -> list[Setting]:
+    settings = infer_settings(name, file.shapes, file.options)
+    if "heads" in request.given:
+        settings = [setting for setting in settings if setting.name != "heads"]
+        settings.append(_given(request, "heads"))
+    return settings + (legacy_switches(name) if request.legacy else [])
+
+
+def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> list[Setting]:
+    """Clip length, most clips and most tokens."""
+    usual: dict[str, tuple[str, Any]] = {
+        "clip_len_s": ("clip_length", 2.0),
+        "max_clips": ("max_v_l", 75),
+        "max_tokens": ("max_q_l", max_tokens),
+    }
+    limits = []
+    for name, (option, published) in usual.items():
+        if name in request.given:
+            given = _given(request, name)
+            _check_limit(given.source, given.value, whole=name != "clip_len_s")
+            limits.append(given)
+        elif file.options.get(option) is None:
+            limits.append(Setting(name, published, "published value"))
+        else:
+            value = _NO_LIMIT.get(name) if file.options[option] == -1 else file.options[option]
+            _check_limit(option, value, whole=name != "clip_len_s")
+            limits.append(Setting(name, value, f"option {option}"))
+    return limits
+
+
+def _check_limit(option: str, value: object, *, whole: bool) -> None:
+    numbers = int if whole else (int, float)
+    if value is None and whole:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
+        kind = "a whole number" if whole else "a number"
+        raise CheckpointError(f"{option} is {value!r}; expected {kind} above 0")
+
+
+def _check_tables(tree: Mapping[str, Any], limit: Mapping[str, Any]) -> None:
+    """Token positions and window classes, where the model has them, must do for its input."""
+    used = {
+        "max_tokens": ("token positions", bool(tree.get("text_positions"))),
+        "max_clips": ("window classes", tree.get("span_loss") == "ce"),
+    }
+    for name, (table, is_used) in used.items():
+        wanted, rows = limit[name], tree.get(name, math.inf)
+        if is_used and (wanted is None or wanted > rows):
+            option = name.replace("_", "-")
+            raise CheckpointError(
+                f"{name} is {'unlimited' if wanted is None else wanted}, and the model has {rows} "
+                f"{table}: --{option} {rows}"
+            )
+
+
+def _given(request: ImportRequest, name: str) -> Setting:
+    option = name.removesuffix("_s").replace("_", "-")
+    return Setting(name, request.given[name], f"--{option}")

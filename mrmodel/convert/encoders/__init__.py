@@ -1,0 +1,1 @@
+"""Published encoder weights, converted to ours."""

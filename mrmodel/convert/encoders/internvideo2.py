@@ -1,0 +1,104 @@
+"""InternVideo2's published stage-2 checkpoint as the set ``internvideo2_1b``: names stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mrmodel.convert.encoders.recipe import Recipe, TextReading, count_layers, size_of
+from mrmodel.convert.encoders.vocabulary import bert_tokenizer
+from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
+from mrmodel.encoders.networks.bert import BertSizes
+from mrmodel.encoders.networks.internvideo2 import VisionSizes
+
+# Heads of distillation, matching and masked words, and what follows from sizes.
+_LEFT_OUT = re.compile(
+    r"(vision_encoder\.(clip_decoder|final_clip_decoder)\..*"
+    r"|vision_encoder\.clip_(img_)?pos_embed"
+    r"|itm_head\..*|temp|text_encoder\.cls\..*|.*\.position_ids)$"
+)
+_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
+# Not to be seen in shapes: 16 heads in every tower of 1B.
+_HEADS = 16
+
+
+def networks(config: InternVideo2Config) -> tuple[nn.Module, ...]:
+    """All networks of the set."""
+    return ProjectedVision(config), ProjectedText(config)
+
+
+def convert(tensors: Mapping[str, Tensor]) -> tuple[InternVideo2Config, dict[str, Tensor]]:
+    """What the two towers need, and the sizes.
+
+    Text layers from the first that attends to the video on are left out.
+
+    Raises:
+        CheckpointError: a tensor that says a size is missing.
+    """
+    mixing = [
+        int(found[1])
+        for name in tensors
+        if (found := _LAYER.match(name)) and ".crossattention." in name
+    ]
+    depth = min(mixing, default=None)
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not _LEFT_OUT.match(name) and not _is_beyond(name, depth)
+    }
+    return _config(kept), kept
+
+
+def _is_beyond(name: str, depth: int | None) -> bool:
+    found = _LAYER.match(name)
+    return found is not None and depth is not None and int(found[1]) >= depth
+
+
+def _config(tensors: Mapping[str, Tensor]) -> InternVideo2Config:
+    vision = _vision(tensors)
+    return InternVideo2Config(
+        vision=vision,
+        text=_text(tensors),
+        projection=size_of(tensors, "vision_proj.weight", 0),
+        frames=vision.table_frames,
+        image_size=vision.grid * vision.patch,
+    )
+
+
+def _vision(tensors: Mapping[str, Tensor]) -> VisionSizes:
+    prefix = "vision_encoder."
+    patches = size_of(tensors, f"{prefix}img_pos_embed", 1) - 1
+    width = size_of(tensors, f"{prefix}patch_embed.proj.weight", 0)
+    return VisionSizes(
+        width=width,
+        layers=count_layers(tensors, f"{prefix}blocks."),
+        heads=_HEADS,
+        mlp=size_of(tensors, f"{prefix}blocks.0.mlp.fc1.weight", 0),
+        pool_heads=_HEADS,
+        pooled=size_of(tensors, f"{prefix}clip_projector.cross_attn.proj.weight", 0),
+        patch=size_of(tensors, f"{prefix}patch_embed.proj.weight", 3),
+        grid=round(patches**0.5),
+        table_frames=(size_of(tensors, f"{prefix}pos_embed", 1) - 1) // patches,
+    )
+
+
+def _text(tensors: Mapping[str, Tensor]) -> BertSizes:
+    prefix = "text_encoder.bert."
+    return BertSizes(
+        width=size_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 1),
+        layers=count_layers(tensors, f"{prefix}encoder.layer."),
+        heads=_HEADS,
+        mlp=size_of(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
+        vocabulary=size_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 0),
+        positions=size_of(tensors, f"{prefix}embeddings.position_embeddings.weight", 0),
+    )
+
+
+RECIPE = Recipe(
+    InternVideo2Config,
+    networks,
+    convert,
+    TextReading(bert_tokenizer, lambda config: (config.text.vocabulary,)),
+)

@@ -1,0 +1,104 @@
+"""What the features behind a published checkpoint were, against what `features.prepare` makes.
+
+Both divide each stream's rows by their norm + 1e-5, concatenate, and append the temporal end-points
+(baselines.md, section 1.1). Files that were trained otherwise are put right or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrmodel.convert.safe_unpickle import PublishedFile
+from mrmodel.errors import CheckpointError
+from mrmodel.features.prepare import TEF_DIM
+
+_VIDEO, _TEXT = "input_vid_proj.0.", "input_txt_proj.0."
+
+
+def video_width(file: PublishedFile) -> int:
+    """Channels of all video streams together, without the temporal end-points."""
+    return _width(file, _VIDEO) - TEF_DIM
+
+
+def text_width(file: PublishedFile) -> int:
+    """Channels of all text streams together."""
+    return _width(file, _TEXT)
+
+
+def check_features(model_name: str, file: PublishedFile) -> None:
+    """Refuse a file whose input is not made here.
+
+    Raises:
+        CheckpointError: naming the option that says so.
+    """
+    options = file.options
+    code = options.get("position_embedding", "sine")
+    if code != "sine":
+        raise CheckpointError(f"position_embedding is {code!r}; only sine codes are known here")
+    mode = options.get("ctx_mode", "video_tef")
+    if "tef" not in str(mode):
+        rule = "mrmodel always gives the two temporal end-points to a model"
+        raise CheckpointError(f"ctx_mode is {mode!r}: the model reads no end-points; {rule}")
+    if options.get("no_norm_vfeat"):
+        rule = "mrmodel always normalises the rows of each stream"
+        raise CheckpointError(f"no_norm_vfeat is set: the model reads rows as they are; {rule}")
+    if model_name == "qd_detr" and not file.lighthouse and options.get("a_feat_dir"):
+        rule = "twice, behind the video and behind the audio channels; mrmodel has them once"
+        raise CheckpointError(f"a_feat_dir is set: the model reads the temporal end-points {rule}")
+
+
+def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
+    """The tensors with the channels of the first projection in our order.
+
+    With audio, lighthouse and VideoLights concatenate [video; end-points; audio], here the
+    end-points come last. The first LayerNorm looks at all channels alike, so its weights and the
+    columns of the Linear after it can be moved without changing a result.
+
+    Raises:
+        CheckpointError: the file says more audio channels than it has channels.
+    """
+    audio = file.options.get("a_feat_dim") or 0
+    if not audio:
+        return file.tensors
+    width = _width(file, _VIDEO)
+    if not isinstance(audio, int) or not 0 < audio <= width - TEF_DIM:
+        rule = f"expected a number of channels within the {width} of the first projection"
+        raise CheckpointError(f"a_feat_dim is {audio!r}; {rule}")
+    video = width - audio - TEF_DIM
+    channels = torch.arange(width)
+    end_points = channels[video : video + TEF_DIM]
+    order = torch.cat((channels[:video], channels[video + TEF_DIM :], end_points))
+    moved = {
+        f"{_VIDEO}LayerNorm.weight": 0,
+        f"{_VIDEO}LayerNorm.bias": 0,
+        f"{_VIDEO}net.1.weight": 1,
+        f"{_VIDEO}net.1.conv1d.weight": 1,
+    }
+    return {
+        name: tensor.index_select(moved[name], order) if name in moved else tensor
+        for name, tensor in file.tensors.items()
+    }
+
+
+def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the user should know about the file."""
+    found = []
+    if not options:
+        found.append("the file has no options: what shapes cannot tell has its published value")
+    if options.get("no_norm_tfeat") or options.get("dset_name") == "tvsum":
+        found.append(
+            "trained on text rows that were not normalised; here they are, which the LayerNorm "
+            "behind them all but undoes"
+        )
+    return tuple(found)
+
+
+def _width(file: PublishedFile, projection: str) -> int:
+    name = f"{projection}LayerNorm.weight"
+    if len(file.shapes.get(name, ())) != 1:
+        raise CheckpointError(f"{name} is missing, and the width of the features follows from it")
+    return file.shapes[name][0]

@@ -1,0 +1,205 @@
+"""Published checkpoints: the settings behind the weights.
+
+Sizes follow from the shapes of the tensors. What shapes cannot tell (heads, dropout, weights of the
+losses) stands in the options that the published trainers save beside the weights; what is in
+neither has its published value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from mrmodel.components import MODELS
+from mrmodel.config.base import Section
+from mrmodel.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# A tensor that only this model has, the most particular model first.
+MARKS = {
+    "video_lights": "feature_refinement.sim_w",
+    "qd_detr": "transformer.t2v_encoder.layers.0.self_attn.in_proj_weight",
+    "moment_detr": "transformer.decoder.layers.0.multihead_attn.in_proj_weight",
+}
+FORMATS = ("auto", *sorted(MARKS), "lighthouse")
+
+# Path of a setting -> the published option that it comes from, or those whose product it is:
+# VideoLights adds several losses into the one on clip scores before that is weighed.
+OPTIONS = {
+    "heads": ("nheads",),
+    "dropout": ("dropout",),
+    "input_dropout": ("input_dropout",),
+    "text_positions": ("use_txt_pos",),
+    "aux_loss": ("aux_loss",),
+    "background_weight": ("eos_coef",),
+    "saliency_margin": ("saliency_margin",),
+    "contrastive_temperature": ("temperature",),
+    "matcher.span": ("set_cost_span",),
+    "matcher.giou": ("set_cost_giou",),
+    "matcher.foreground": ("set_cost_class",),
+    "loss.span": ("span_loss_coef",),
+    "loss.giou": ("giou_loss_coef",),
+    "loss.label": ("label_loss_coef",),
+    "loss.saliency": ("lw_saliency",),
+    "loss.contrastive": ("contrastive_align_loss_coef",),
+    "loss.video_text": ("contrastive_align_loss_coef",),
+    "loss.task_specific": ("lw_saliency", "cos_sim_loss_coef"),
+    "loss.task_coupled": ("lw_saliency", "mr_to_hd_loss_coef"),
+    "loss.hard_negative": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
+    "loss.hard_positive": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
+}
+# Projections of VideoLights are convolutions.
+_CONVOLUTION = "input_vid_proj.0.net.1.conv1d.weight"
+
+# Options that the trainers save although the loss behind them is off.
+_CONTRASTIVE = ("contrastive_temperature", "loss.contrastive", "loss.video_text")
+
+# Sets whose models are trained without windows, under the names of the published trainers.
+_HIGHLIGHT_SETS = ("tvsum", "youtube_highlight", "youtube_uni")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value found for an imported model, and where: shapes, an option, or the published value.
+
+    `name` is the path below ``models.<model>``.
+    """
+
+    name: str
+    value: Any
+    source: str
+
+
+def recognise(shapes: Shapes) -> str:
+    """The model whose published code wrote tensors of these names.
+
+    Raises:
+        CheckpointError: none that is known here.
+    """
+    for model, mark in MARKS.items():
+        if mark in shapes:
+            return model
+    shown = ", ".join(list(shapes)[:3])
+    raise CheckpointError(
+        f"no published layout that is known here ({', '.join(sorted(MARKS))}) has these tensors: "
+        f"{shown} ..."
+    )
+
+
+def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> list[Setting]:
+    """Settings of a published model, each with its source; what is left out is as published.
+
+    Args:
+        model: a name of `MARKS`.
+        shapes: published names of the tensors and their shapes.
+        options: what the published trainer saved beside the weights; may be empty.
+
+    Raises:
+        CheckpointError: a tensor that tells a size is missing, or an option that is multiplied
+            with another is no number.
+    """
+    section: type[Section] = MODELS.get(model).Settings
+    found = {name: Setting(name, value, "shapes") for name, value in _sizes(shapes).items()}
+    for name, factors in OPTIONS.items():
+        if name not in found and all(option in options for option in factors):
+            value = _product(factors, options) if len(factors) > 1 else options[factors[0]]
+            found[name] = Setting(name, value, f"option {' x '.join(factors)}")
+    if not found["contrastive"].value:
+        found = {name: setting for name, setting in found.items() if name not in _CONTRASTIVE}
+    if options.get("dset_name") in _HIGHLIGHT_SETS:
+        found["highlights_only"] = Setting("highlights_only", True, "option dset_name")
+    if found.get("dropout") and found["dropout"].value != default_of(section, "dropout"):
+        name, value = "refinement.dropout", default_of(section, "dropout")
+        found[name] = Setting(name, value, "published value")  # whatever the option is
+    found.setdefault("heads", Setting("heads", default_of(section, "heads"), "published value"))
+    return [setting for name, setting in found.items() if _has(section, name)]
+
+
+def _product(factors: tuple[str, ...], options: Mapping[str, Any]) -> float:
+    product = 1.0
+    for option in factors:
+        if not isinstance(options[option], (int, float)):
+            raise CheckpointError(f"{option} is {options[option]!r}; expected a number")
+        product *= options[option]
+    return product
+
+
+def nested(settings: list[Setting]) -> dict[str, Any]:
+    """Settings as the mapping ``models.<model>`` of params.yaml."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        *above, last = setting.name.split(".")
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[last] = setting.value
+    return tree
+
+
+def default_of(section: type[BaseModel], path: str) -> Any:
+    """The published value of the setting `path`."""
+    value: Any = section()
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def legacy_switches(model: str) -> list[Setting]:
+    """All switches of the model that reproduce published quirks, on."""
+    fields = MODELS.get(model).Settings.model_fields
+    return [Setting(name, True, "--legacy") for name in fields if name.startswith("legacy_")]
+
+
+def _sizes(shapes: Shapes) -> dict[str, Any]:
+    span_outputs = _size(shapes, "span_embed.layers.2.weight", 0)
+    sizes: dict[str, Any] = {
+        "hidden": _size(shapes, "class_embed.weight", 1),
+        "ffn": _size(shapes, "transformer.encoder.layers.0.linear1.weight", 0),
+        "encoder_layers": _count(shapes, "transformer.encoder.layers."),
+        "decoder_layers": _count(shapes, "transformer.decoder.layers."),
+        "queries": _size(shapes, "query_embed.weight", 0),
+        "projection_layers": _count(shapes, "input_vid_proj."),
+        "pre_norm": "transformer.encoder.norm.weight" in shapes,
+        "span_loss": "l1" if span_outputs == 2 else "ce",
+        "contrastive": "contrastive_align_projection_query.weight" in shapes,
+        "fusion.layers": _count(shapes, "transformer.t2v_encoder.layers."),
+        "moment_to_highlight": "saliency_proj_mr.weight" in shapes,
+    }
+    if span_outputs != 2:
+        sizes["max_clips"] = span_outputs // 2
+    if _CONVOLUTION in shapes:
+        sizes["kernel"] = _size(shapes, _CONVOLUTION, 2)
+    if sizes["contrastive"]:
+        sizes["contrastive_width"] = _size(shapes, "contrastive_align_projection_query.weight", 0)
+    if "txt_position_embed.position_embeddings.weight" in shapes:
+        sizes["max_tokens"] = _size(shapes, "txt_position_embed.position_embeddings.weight", 0)
+    return sizes
+
+
+def _size(shapes: Shapes, name: str, axis: int) -> int:
+    if name not in shapes:
+        raise CheckpointError(f"{name} is missing, and a size of the model follows from it")
+    if len(shapes[name]) <= axis:
+        raise CheckpointError(f"{name} is {shapes[name]}, expected {axis + 1} axes or more")
+    return shapes[name][axis]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered layers there are below `prefix`."""
+    numbers = {
+        name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
+    }
+    return sum(number.isdigit() for number in numbers)
+
+
+def _has(section: type[BaseModel], path: str) -> bool:
+    first, _, rest = path.partition(".")
+    field = section.model_fields.get(first)
+    if field is None or not rest:
+        return field is not None
+    kind = field.annotation
+    return isinstance(kind, type) and issubclass(kind, BaseModel) and _has(kind, rest)

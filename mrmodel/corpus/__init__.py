@@ -1,1 +1,0 @@
-"""The sample corpus, rendered from pictograms, and folders of people's own videos in its layout."""

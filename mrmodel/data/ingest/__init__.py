@@ -1,0 +1,1 @@
+"""Brings people's own videos and annotations into the corpus."""

@@ -1,0 +1,258 @@
+"""A person's own videos (or imported features) and annotations, in the layout of the sample corpus.
+
+Bad records and bad videos are left out and listed in corpus.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from mrmodel.data.annotations import scan_annotations
+from mrmodel.data.ingest.summary import SPLITS, CorpusSummary, refuse_foreign_videos
+from mrmodel.data.ingest.videos import VideoLibrary
+from mrmodel.errors import DataError
+from mrmodel.features.keys import text_key
+from mrmodel.features.manifest import MANIFEST_FILE
+from mrmodel.features.store import FeatureStore
+from mrmodel.files import write_jsonl, write_text
+from mrmodel.progress import Reporter, track
+from mrmodel.types import Annotation
+
+
+class FeatureLibrary:
+    """All stores of a folder.
+
+    Args:
+        folder: holds one store a stream; without any, every row is fine.
+
+    Raises:
+        FeatureError: a store is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifests = sorted(folder.glob(f"*/{MANIFEST_FILE}"))
+        self._stores = [FeatureStore(path.parent) for path in manifests]
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether there are features of videos, so that the videos themselves are not needed."""
+        return any(store.info.modality == "video" for store in self._stores)
+
+    def problem(self, row: Annotation) -> str | None:
+        """Why a row cannot be used: its video or its query has no features in a store."""
+        for store in self._stores:
+            if store.info.modality == "video":
+                if row.vid not in store:
+                    return f"no features of its video {row.vid!r} in {store.folder}"
+            elif text_key(row.query) not in store:
+                return f"no features of its query in {store.folder}"
+        return None
+
+
+CAPTIONS = "captions.jsonl"
+REQUIRED_SPLITS = ("train", "val")
+NO_VIDEOS = ".none"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Table:
+    """What is kept of one file: its rows as they were, and the stems of their videos."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    videos: set[str] = field(default_factory=set)
+    rejected: list[DataError] = field(default_factory=list)
+    warnings: list[DataError] = field(default_factory=list)
+
+
+def import_folder(
+    folder: Path,
+    clip_len_s: float,
+    out: Path,
+    reporter: Reporter,
+    imports: Path | None = None,
+) -> CorpusSummary:
+    """Bring ``folder`` into `out`: the same files as `render.render_corpus` writes.
+
+    The folder holds ``videos/``, ``train.jsonl``, ``val.jsonl`` and, if wanted, ``test.jsonl`` and
+    ``captions.jsonl`` (the table of InternVid, its ids being file names). Of these two, the one
+    that is missing is written empty. Without a test split, figures are reported on val. Where all
+    features are imported, ``videos/`` may be missing; captions are left out then.
+
+    Args:
+        folder: the person's folder; it is only read.
+        clip_len_s: seconds of one clip, the unit of ``relevant_clip_ids``.
+        out: where the corpus goes; its videos folder must not hold other videos.
+        reporter: told of every row that is checked and every video that is copied.
+        imports: folder of imported feature stores, in each of which a row must have features.
+
+    Raises:
+        DataError: no videos folder, no train or val split, a split without a usable row, or `out`
+            holds the videos of another corpus.
+    """
+    features = FeatureLibrary(imports) if imports is not None else None
+    spared = features is not None and features.has_videos and not (folder / "videos").is_dir()
+    library = None if spared else VideoLibrary(folder / "videos")
+    tables = {"pretrain": _read_captions(folder / CAPTIONS, library, reporter)}
+    for split in SPLITS:
+        path = folder / f"{split}.jsonl"
+        if path.exists():
+            tables[split] = _read_split(path, clip_len_s, _Usable(library, features), reporter)
+        elif split in REQUIRED_SPLITS:
+            raise DataError("is missing; a folder needs train.jsonl and val.jsonl", file=path)
+    names = set[str]().union(*(table.videos for table in tables.values()))
+    video_bytes = _bring_videos(library, names, out, reporter)
+    for split in SPLITS:
+        write_jsonl(out / f"{split}.jsonl", tables.get(split, Table()).rows)
+    write_jsonl(out / CAPTIONS, tables["pretrain"].rows)
+    summary = _summary(tables, video_bytes)
+    summary.write(out, _details(tables, library, names))
+    if summary.rejected:
+        logger.warning("%d rows left out, see %s", summary.rejected, out / "corpus.json")
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """What a row needs: a video, features, or both; None: it needs none."""
+
+    library: VideoLibrary | None
+    features: FeatureLibrary | None
+
+    def problem(self, row: Annotation, clip_len_s: float) -> str | None:
+        """Why a row cannot be used; None if it can."""
+        if not row.relevant_windows and not row.saliency_scores:
+            rule = "training and evaluation need one of them"
+            return f"no relevant_windows and no saliency_scores; {rule}"
+        if self.library is not None:
+            # Durations are often rounded up to whole clips.
+            found = self.library.problem(row.vid, row.duration - clip_len_s)
+            if found is not None:
+                return found
+        return self.features.problem(row) if self.features else None
+
+    def name_of(self, vid: str) -> str:
+        """What counts as the video of a row."""
+        return vid if self.library is None else self.library.name_of(vid)
+
+
+def _bring_videos(
+    library: VideoLibrary | None, names: set[str], out: Path, reporter: Reporter
+) -> int:
+    """Copy the videos; their size in bytes."""
+    refuse_foreign_videos(out, [] if library is None else library.file_names(names))
+    if library is not None:
+        return library.copy(names, out / "videos", reporter)
+    # The folder is what later stages depend on, and DVC keeps no empty ones.
+    write_text(out / "videos" / NO_VIDEOS, "")
+    return 0
+
+
+def _read_split(path: Path, clip_len_s: float, usable: _Usable, reporter: Reporter) -> Table:
+    scan = scan_annotations(path, clip_len_s)
+    table = Table(rejected=scan.errors, warnings=scan.warnings)
+    lines = path.read_bytes().split(b"\n")
+    pairs = list(zip(scan.lines, scan.rows, strict=True))
+    for line, row in track(pairs, reporter, f"check {path.name}", len(pairs)):
+        problem = usable.problem(row, clip_len_s)
+        if problem is not None:
+            table.rejected.append(DataError(problem, file=path, line=line, qid=row.qid))
+            continue
+        table.rows.append(json.loads(lines[line - 1]))
+        table.videos.add(usable.name_of(row.vid))
+    if not table.rows:
+        first = table.rejected[0]
+        rule = f"no usable row; the first is refused because: {first.rule}"
+        raise DataError(rule, file=path, line=first.line, qid=first.qid)
+    table.rejected.sort(key=lambda error: error.line or 0)
+    return table
+
+
+def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter) -> Table:
+    """The rows whose video is there; the InterVid-MR stage checks everything else in them."""
+    table = Table()
+    if not path.exists():
+        return table
+    if library is None:
+        rule = "left out: captions need videos, of which features are extracted"
+        table.rejected.append(DataError(rule, file=path))
+        return table
+    lines = path.read_bytes().split(b"\n")
+    for line, text in track(enumerate(lines, 1), reporter, f"check {path.name}", len(lines)):
+        if not text.strip():
+            continue
+        row = _object(text)
+        vid = row.get("YoutubeID") if row else None
+        if row is None or not isinstance(vid, str):
+            rule = "expected a JSON object with the video's name as 'YoutubeID'"
+            table.rejected.append(DataError(rule, file=path, line=line))
+            continue
+        problem = library.problem(vid, 0.0)
+        if problem is not None:
+            table.rejected.append(DataError(problem, file=path, line=line, qid=vid))
+            continue
+        table.rows.append(row)
+        table.videos.add(library.name_of(vid))
+    return table
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _summary(tables: dict[str, Table], video_bytes: int) -> CorpusSummary:
+    return CorpusSummary(
+        source="folder",
+        reported_split="test" if "test" in tables else "val",
+        videos={name: len(table.videos) for name, table in tables.items()},
+        queries={split: len(tables[split].rows) for split in SPLITS if split in tables},
+        captions=len(tables["pretrain"].rows),
+        rejected=sum(len(table.rejected) for table in tables.values()),
+        video_bytes=video_bytes,
+    )
+
+
+def _details(
+    tables: dict[str, Table], library: VideoLibrary | None, names: set[str]
+) -> dict[str, Any]:
+    failures = {} if library is None else library.failures
+    shared = {
+        f"{first}, {second}": sorted(tables[first].videos & tables[second].videos)
+        for first, second in combinations(tables, 2)
+    }
+    return {
+        "rejected_rows": _as_json(tables, "rejected"),
+        "warnings": _as_json(tables, "warnings"),
+        "rejected_videos": {
+            name: f"{error.code}: {error.detail}" for name, error in failures.items()
+        },
+        "unused_videos": [] if library is None else library.unused(names),
+        "videos_in_two_splits": {pair: vids for pair, vids in shared.items() if vids},
+    }
+
+
+def _as_json(tables: dict[str, Table], kind: str) -> list[dict[str, object]]:
+    return [
+        {
+            "file": Path(error.file).name if error.file else None,
+            "line": error.line,
+            "id": error.qid,
+            "rule": error.rule,
+        }
+        for table in tables.values()
+        for error in getattr(table, kind)
+    ]

@@ -1,0 +1,59 @@
+"""What a finished corpus folder says of itself: corpus.json, and the check before it is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mrmodel.errors import DataError
+from mrmodel.files import write_json
+
+Split = Literal["pretrain", "train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSummary:
+    """Counts of a corpus.
+
+    Attributes:
+        source: rendered, or brought in from a folder.
+        reported_split: the split whose figures are reported: val where there is no test split.
+        videos: how many video files, by what they are for.
+        queries: annotated queries a split.
+        captions: rows of the caption table.
+        rejected: rows and videos that were left out; corpus.json lists them.
+        video_bytes: size of all video files.
+    """
+
+    source: Literal["sample", "folder"]
+    reported_split: Literal["val", "test"]
+    videos: dict[str, int]
+    queries: dict[str, int]
+    captions: int
+    rejected: int
+    video_bytes: int
+
+    def write(self, out: Path, details: dict[str, Any]) -> None:
+        """Write ``corpus.json``: these counts, then `details`."""
+        write_json(out / "corpus.json", asdict(self) | details)
+
+
+def refuse_foreign_videos(out: Path, expected: Collection[str]) -> None:
+    """Stop when ``out/videos`` holds files of another corpus, which later stages would read.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    folder = out / "videos"
+    if not folder.is_dir():
+        return
+    # What starts with a dot is the rest of a killed write; nothing reads it.
+    present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    foreign = sorted(present - set(expected))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
+        rule = f"holds {len(foreign)} files that are not of this corpus ({shown})"
+        raise DataError(f"{rule}; move them away, or choose another `corpus.name`", file=folder)

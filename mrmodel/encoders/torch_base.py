@@ -1,0 +1,254 @@
+"""What all encoders with user weights share: preprocessing, batching, running the network.
+
+The shape of a matrix product decides how its sums are rounded. On a CPU clips go through one by
+one; on a GPU, and for sentences, batches are padded to one size. So a clip or sentence has the same
+bits alone and in a batch: on a CPU always, on a GPU where the kernels do not depend on the position
+in the batch (benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe
+from mrmodel.encoders.user_weights import SetConfig, WeightSet
+from mrmodel.errors import ConfigError
+from mrmodel.video.sampling import FrameSampling
+
+DEVICE_VARIABLE = "MRMODEL_ENCODER_DEVICE"
+# 8 sentences take less than half the time of 8 single ones; 32 would save little more.
+TEXT_BATCH = 8
+
+
+def encoder_device() -> torch.device:
+    """Where encoders run: MRMODEL_ENCODER_DEVICE, else a GPU where there is one.
+
+    Raises:
+        ConfigError: the variable names no device, or one that is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    named = os.environ.get(DEVICE_VARIABLE)
+    if not named:
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        device = torch.device(named)
+    except RuntimeError:
+        raise ConfigError(DEVICE_VARIABLE, named, "is no device of PyTorch") from None
+    if device.type == "cuda" and not has_gpu:
+        raise ConfigError(DEVICE_VARIABLE, named, "there is no GPU that PyTorch can use")
+    return device
+
+
+@torch.inference_mode()
+def run_on_clips(
+    run: Callable[[Tensor], Tensor], frames: Frames, device: torch.device, size: int
+) -> list[Rows]:
+    """One float32 row a clip.
+
+    Args:
+        run: (B, T, H, W, 3) uint8 on the device -> (B, dim).
+        frames: (n, T, H, W, 3) uint8.
+        device: where `run` computes.
+        size: B; a smaller rest is filled up to it.
+    """
+    rows: list[Rows] = []
+    for start in range(0, len(frames), size):
+        part = frames[start : start + size]
+        if len(part) < size:
+            part = np.concatenate([part, *[part[:1]] * (size - len(part))])
+        # PyTorch refuses read-only and reversed arrays: those are copied.
+        batch = torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
+        with _exact_convolutions():
+            rows.extend(run(batch)[: len(frames) - start].float().cpu().numpy())
+    return rows
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """Convolutions without TF32, and with nothing but kernels that repeat their results.
+
+    A row made on a GPU is then as near to the CPU's as float32 allows.
+    """
+    exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return exact
+
+
+@torch.inference_mode()
+def run_on_tokens(
+    run: Callable[[Tensor], Tensor],
+    token_ids: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """One (n_tokens, width) tensor a text, on the CPU.
+
+    Texts of one length go through together: there is no padding, so no mask is needed and no text
+    can look at its neighbours.
+
+    Args:
+        run: (B, N) int64 on the device -> (B, N, width).
+        token_ids: of each text.
+        device: where `run` computes.
+    """
+    by_length: defaultdict[int, list[int]] = defaultdict(list)
+    for index, ids in enumerate(token_ids):
+        by_length[len(ids)].append(index)
+    states: list[Tensor] = [torch.empty(0)] * len(token_ids)
+    for members in by_length.values():
+        for start in range(0, len(members), TEXT_BATCH):
+            part = members[start : start + TEXT_BATCH]
+            filled = part + part[:1] * (TEXT_BATCH - len(part))
+            batch = torch.tensor([token_ids[index] for index in filled], device=device)
+            for index, row in zip(part, run(batch).float().cpu(), strict=False):
+                states[index] = row
+    return states
+
+
+# 2: patches by a matrix product, convolutions without TF32.
+_CLIPS_SCHEMA = 2
+
+
+class _Brought(ABC):
+    """An encoder of the weight set `set_name`.
+
+    Args:
+        weights: another set than the user's.
+    """
+
+    name: ClassVar[str]
+    set_name: ClassVar[str]
+    dim: ClassVar[int]
+    # Their major versions count in the fingerprint.
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+
+    def __init__(self, weights: WeightSet | None = None) -> None:
+        self.weights = weights or WeightSet(self.set_name)
+        self.device = encoder_device()
+
+    @property
+    @abstractmethod
+    def config(self) -> SetConfig:
+        """config.json of the set, checked to fit `dim`.
+
+        Raises:
+            WeightsError: the set is not there, or is another one.
+        """
+
+    @abstractmethod
+    def _run(self, batch: Tensor) -> Tensor:
+        """The network on a batch that lies on the device."""
+
+    def _recipe(self) -> dict[str, object]:
+        """The part of a fingerprint that the set decides; reads no weights."""
+        return {"config": self.config.model_dump(mode="json"), "weights": self.weights.digests()}
+
+
+class BroughtVideoEncoder(_Brought):
+    """A network over the frames of a clip."""
+
+    modality: ClassVar[Modality] = "video"
+    # Clips at a time on a GPU: where more of them are hardly faster (benchmarks/RESULTS.md).
+    gpu_batch: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def sampling(self) -> FrameSampling:
+        """Which frames of a clip, and at what size."""
+
+    @property
+    def batch_clips(self) -> int:
+        """Clips at a time."""
+        return 1 if self.device.type == "cpu" else self.gpu_batch
+
+    def encode_clips(self, frames: Frames) -> Rows:
+        """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim) float32."""
+        check_frames(frames, self.sampling)
+        rows = run_on_clips(self._run, frames, self.device, self.batch_clips)
+        return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows."""
+        shared = describe(
+            self.name, self.dim, self.libraries, sampling=self.sampling, schema=_CLIPS_SCHEMA
+        )
+        return shared | self._recipe()
+
+
+class BroughtTextEncoder(_Brought):
+    """A network over the tokens of a sentence."""
+
+    modality: ClassVar[Modality] = "text"
+    layout: ClassVar[RowLayout]
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """Longer texts are cut; marks at the start and the end count."""
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
+        """One (n_rows, dim) float32 array a text, rows in the order of `layout`."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [self._arrange(states) for states in run_on_tokens(self._run, ids, self.device)]
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that decides the rows."""
+        shared = describe(self.name, self.dim, (*self.libraries, "tokenizers"))
+        return shared | {"layout": self.layout, "max_tokens": self.max_tokens} | self._recipe()
+
+    def _arrange(self, states: Tensor) -> Rows:
+        """From the states of all tokens, marks included, to the rows that are stored."""
+        rows: Rows = states.numpy()
+        return rows
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = self.weights.tokenizer()
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_tokens)
+        return tokenizer
+
+
+Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_SPREAD: Colour = (0.229, 0.224, 0.225)
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_SPREAD: Colour = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise_pixels(
+    frames: Tensor, mean: Sequence[float], spread: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W): (x / 255 - mean) / spread, in float32, then cast."""
+    centre = torch.tensor(mean, device=frames.device)
+    scale = torch.tensor(spread, device=frames.device)
+    return ((frames.float() / 255.0 - centre) / scale).movedim(-1, -3).to(dtype)
+
+
+def embed_patches(pictures: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution whose patches do not overlap, as the matrix product that it is.
+
+    cuDNN's convolutions round to TF32 unless told otherwise, and need not repeat their results.
+
+    Args:
+        pictures: (B, 3, H, W); what lies beyond the last whole patch is not seen.
+        weight: (width, 3, patch, patch), or with an axis of one frame behind the colours.
+        bias: (width,).
+
+    Returns:
+        (B, patches, width), row by row.
+    """
+    size = weight.shape[-1]
+    cut = pictures.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, size, size)
+    rows = cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.linear(rows, weight.flatten(1), bias)

@@ -1,0 +1,208 @@
+"""Pins a project's weight sets in ``encoder_weights.lock``, and shares sets through a store.
+
+Weight sets lie outside of the repository, where DVC sees no change. The lock file holds the
+SHA-256 of their files, and the extraction stages depend on it: other weights are extracted anew,
+and a machine whose weights differ from the project's refuses to start.
+
+A file in a store (S3 or a folder) lies under its SHA-256, so versions of a set coexist and share
+what is equal::
+
+    <set>/files/<SHA-256>           config.json, model.safetensors, tokenizer.json
+    <set>/locks/<digest>.json       weights.lock; the digest is of the files and their SHA-256
+
+Only ``mrmodel weights pull`` reads a store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrmodel.components import ENCODERS
+from mrmodel.encoders.user_weights import FILES, LOCK, PUBLISHED, WeightSet
+from mrmodel.errors import UnknownNameError, WeightsError
+from mrmodel.files import digest_of, write_json
+from mrmodel.storage import Store
+
+log = logging.getLogger(__name__)
+
+# Set -> file -> SHA-256.
+Pins = dict[str, dict[str, str]]
+
+
+def read_pins(path: Path) -> Pins:
+    """The pinned sets.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    try:
+        sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        pins = {name: dict(files) for name, files in sets.items()}
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; run from the root of the repository") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(f'{path}: expected {{"sets": {{set: {{file: SHA-256}}}}}}') from None
+    for name, files in pins.items():
+        # They become paths: nothing else than these names may.
+        if name not in PUBLISHED or not files.keys() <= set(FILES):
+            listed = ", ".join(files)
+            raise WeightsError(
+                f"{path}: {name} ({listed}) is no weight set with {', '.join(FILES)}"
+            )
+    return pins
+
+
+def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins:
+    """Pin weight sets as they are locked now; other pins stay.
+
+    Args:
+        path: the file; it must exist.
+        names: sets; empty: all that the weights folder holds.
+        root: another weights folder than the user's.
+
+    Raises:
+        UnknownNameError: no such set.
+        WeightsError: a set is missing or changed.
+    """
+    from mrmodel.encoders.user_weights import WeightSet
+
+    for name in names:
+        if name not in PUBLISHED:
+            raise UnknownNameError("weight set", name, PUBLISHED)
+    pins = read_pins(path)
+    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
+    for name in names or present:
+        weights = WeightSet(name, root)
+        weights.verify()
+        pins[name] = weights.lock().files
+    write_json(path, {"sets": dict(sorted(pins.items()))})
+    return pins
+
+
+def require_pinned(path: Path, stream: str) -> None:
+    """Check that the weights of a stream, if it has some of its own, are the project's.
+
+    Weights that nobody has pinned are taken, with a warning.
+
+    Raises:
+        WeightsError: the set is missing, or another one is pinned.
+    """
+    name = getattr(ENCODERS.get(stream), "set_name", None)
+    if name is None:
+        return
+    # It loads torch, which most encoders' stages start without.
+    from mrmodel.encoders.user_weights import WeightSet
+
+    found, pinned = WeightSet(name).lock().files, read_pins(path).get(name)
+    if pinned is None:
+        text = "%s: weights are not pinned, so DVC will see no change of them: mrmodel weights pin"
+        log.warning(text, name)
+    elif found != pinned:
+        other = sorted(
+            file for file in found.keys() | pinned if found.get(file) != pinned.get(file)
+        )
+        raise WeightsError(
+            f"{name}: {', '.join(other)} in {WeightSet(name).folder} differ from what {path} pins; "
+            f"bring the pinned ones, or run `mrmodel weights pin {name}` and extract anew"
+        )
+
+
+def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> list[str]:
+    """Bring weight sets into a store; what is there already is not sent again.
+
+    Args:
+        store: where to.
+        names: sets; empty: all that the weights folder holds.
+        root: another weights folder than the user's.
+
+    Returns:
+        The sets.
+
+    Raises:
+        UnknownNameError: no such set.
+        WeightsError: a set is missing or changed.
+        StorageError: the store cannot be reached or refuses.
+    """
+    _require_known(names)
+    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
+    for name in names or present:
+        weights = WeightSet(name, root)
+        weights.verify()
+        files = weights.lock().files
+        for file, digest in files.items():
+            if not store.exists(_file_key(name, digest)):
+                store.upload(_file_key(name, digest), weights.folder / file)
+        # Last: a set whose lock is there is whole.
+        store.upload(_lock_key(name, files), weights.folder / LOCK)
+    return list(names or present)
+
+
+def pull_sets(
+    store: Store, pin_file: Path, names: Sequence[str], root: Path | None = None
+) -> list[str]:
+    """Bring the pinned versions of weight sets into the weights folder.
+
+    Args:
+        store: where from.
+        pin_file: ``encoder_weights.lock`` of the project.
+        names: sets; empty: all that are pinned.
+        root: another weights folder than the user's.
+
+    Returns:
+        The sets that were brought; those that are there already are left alone.
+
+    Raises:
+        UnknownNameError: no such set.
+        WeightsError: a set is not pinned, or the store lacks the pinned version.
+        StorageError: the store cannot be reached, or holds other bytes than were sent.
+    """
+    _require_known(names)
+    pins, brought = read_pins(pin_file), []
+    for name in names or pins:
+        if name not in pins:
+            raise WeightsError(f"{name}: not pinned in {pin_file}; known: {', '.join(pins)}")
+        weights = WeightSet(name, root)
+        if not _holds(weights, pins[name]):
+            _pull(store, weights, pins[name])
+            brought.append(name)
+    return brought
+
+
+def _pull(store: Store, weights: WeightSet, files: dict[str, str]) -> None:
+    lock_key = _lock_key(weights.name, files)
+    if not store.exists(lock_key):
+        hint = f"where it is, run `mrmodel weights push {store.url} {weights.name}`"
+        raise WeightsError(f"{weights.name}: {store.url} lacks the pinned version; {hint}")
+    weights.folder.mkdir(parents=True, exist_ok=True)
+    (weights.folder / LOCK).unlink(missing_ok=True)
+    for file, digest in files.items():
+        store.download(_file_key(weights.name, digest), weights.folder / file)
+    store.download(lock_key, weights.folder / LOCK)
+    weights.verify()
+    log.info("%s: pulled into %s", weights.name, weights.folder)
+
+
+def _holds(weights: WeightSet, files: dict[str, str]) -> bool:
+    """True where the weights folder holds that version, unchanged."""
+    try:
+        weights.verify()
+    except WeightsError:
+        return False
+    return weights.lock().files == files
+
+
+def _require_known(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in PUBLISHED:
+            raise UnknownNameError("weight set", name, PUBLISHED)
+
+
+def _file_key(name: str, digest: str) -> str:
+    return f"{name}/files/{digest}"
+
+
+def _lock_key(name: str, files: dict[str, str]) -> str:
+    return f"{name}/locks/{digest_of(files)}.json"

@@ -1,0 +1,136 @@
+"""Moment-retrieval metrics: average precision over IoU thresholds and recall at k, vectorised.
+
+All queries of a file are scored at once; nothing loops over queries or thresholds. Shapes: ``n``
+queries, ``K`` ranked predictions and ``G`` ground-truth windows (both padded), ``T`` thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrmodel.evaluate.ragged import Floats, Ragged
+
+Flags = NDArray[np.bool_]
+
+AP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+RECALL_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(14))
+
+
+@dataclass(frozen=True, slots=True)
+class MomentArrays:
+    """Windows of n queries in seconds; lists that are shorter are filled up with [0, 0].
+
+    A window without length overlaps nothing, so filled places can never be hits.
+
+    Attributes:
+        ranked: (n, K, 2) the windows that enter average precision, best first.
+        listed: (n, k, 2) the windows that enter recall at 1..k, in their order.
+        truth: (n, G, 2) ground truth.
+        truth_valid: (n, G) bool.
+    """
+
+    ranked: Floats
+    listed: Floats
+    truth: Floats
+    truth_valid: Flags
+
+    def within(self, shortest: float, longest: float) -> tuple[NDArray[np.int64], MomentArrays]:
+        """Keep ground truth with a length in (shortest, longest]; queries without any drop out.
+
+        Predictions are not filtered, so a right answer outside of the range is a false positive.
+        """
+        length = self.truth[..., 1] - self.truth[..., 0]
+        valid = self.truth_valid & (length > shortest) & (length <= longest)
+        rows = np.flatnonzero(valid.any(axis=1))
+        part = MomentArrays(
+            self.ranked[rows],
+            self.listed[rows],
+            self.truth[rows],
+            valid[rows],
+        )
+        return rows, part
+
+
+def by_score(windows: Ragged) -> Ragged:
+    """Each list of (start, end, score) in descending score; equal scores keep their order."""
+    order = np.lexsort((-windows.values[:, 2], windows.owners()))
+    ranked: Floats = windows.values[order]
+    return Ragged(ranked, windows.counts)
+
+
+def pairwise_iou(first: Floats, second: Floats) -> Floats:
+    """IoU of every window with every other: (n, K, 2) and (n, G, 2) -> (n, K, G).
+
+    Windows without length, and windows that end before they start, have IoU 0 with everything.
+    """
+    start, end, other_start, other_end = _pairs(first, second)
+    overlap = np.maximum(0.0, np.minimum(end, other_end) - np.maximum(start, other_start))
+    union = (end - start) + (other_end - other_start) - overlap
+    iou: Floats = np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0.0)
+    return iou
+
+
+def best_iou(listed: Floats, truth: Floats, truth_valid: Flags) -> Floats:
+    """Each window's IoU with the ground truth it overlaps most: (n, k, 2) -> (n, k).
+
+    The union is taken as the hull, as published: equal for windows that overlap, but rounded in
+    another way than in `pairwise_iou`, which decides hits that lie exactly on a threshold.
+    """
+    start, end, other_start, other_end = _pairs(listed, truth)
+    overlap = np.maximum(0.0, np.minimum(end, other_end) - np.maximum(start, other_start))
+    hull = np.maximum(end, other_end) - np.minimum(start, other_start)
+    iou = np.divide(overlap, hull, out=np.zeros_like(overlap), where=overlap > 0.0)
+    best: Floats = np.where(truth_valid[:, None, :], iou, 0.0).max(axis=2)
+    return best
+
+
+def average_precision(arrays: MomentArrays, thresholds: tuple[float, ...]) -> Floats:
+    """Interpolated (VOC 2011) average precision of each query and IoU threshold: (n, T).
+
+    Going down the ranking, a prediction takes the free ground-truth window with which it has the
+    highest IoU (the later one when equal), and is a true positive when that IoU reaches the
+    threshold. No prediction, or no ground truth, gives 0.
+    """
+    iou = np.where(arrays.truth_valid[:, None, :], pairwise_iou(arrays.ranked, arrays.truth), -1.0)
+    found = _match(iou, np.array(thresholds))
+    true_count = np.cumsum(found, axis=2, dtype=np.float64)
+    precision = true_count / np.arange(1, found.shape[2] + 1)
+    precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    recall = true_count / np.maximum(arrays.truth_valid.sum(axis=1), 1)[:, None, None]
+    gain = np.diff(recall, axis=2, prepend=0.0) * precision
+    # In rank order, so that the sum has the rounding of one that walks down the ranking.
+    total = np.zeros(gain.shape[:2])
+    for rank in range(gain.shape[2]):
+        total += gain[:, :, rank]
+    return total
+
+
+def _pairs(first: Floats, second: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    return (
+        first[:, :, None, 0],
+        first[:, :, None, 1],
+        second[:, None, :, 0],
+        second[:, None, :, 1],
+    )
+
+
+def _match(iou: Floats, thresholds: Floats) -> Flags:
+    """(n, K, G) IoU, -1 where there is no ground truth -> (n, T, K) true positives."""
+    n, ranks, n_truth = iou.shape
+    # Reversed, so that arg-max (first of equals) finds the later ground truth.
+    iou = iou[:, :, ::-1]
+    taken = np.zeros((n, len(thresholds), n_truth), dtype=bool)
+    found = np.zeros((n, len(thresholds), ranks), dtype=bool)
+    for rank in range(ranks):
+        # Most guesses miss everything; the rest of the loop is for those that may hit.
+        rows = np.flatnonzero(iou[:, rank].max(axis=1) >= thresholds.min())
+        occupied = taken[rows]
+        free_iou = np.where(occupied, -1.0, iou[rows, rank][:, None, :])
+        choice = free_iou.argmax(axis=2)[..., None]
+        hit = np.take_along_axis(free_iou, choice, axis=2) >= thresholds[:, None]
+        taken[rows] = occupied | (hit & (np.arange(n_truth) == choice))
+        found[rows, :, rank] = hit[..., 0]
+    return found

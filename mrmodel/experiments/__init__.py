@@ -1,0 +1,1 @@
+"""Studies over the main job: seeds, ablation, comparison of models."""

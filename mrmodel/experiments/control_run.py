@@ -1,0 +1,162 @@
+"""What the runs of studies share: folders of their models, the control run, test figures.
+
+The models and curves of a run go below ``.mrmodel/studies/``, so that DVC caches figures only; for
+the files of figures see `study_tables`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrmodel.config.schema import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.models.base import MomentModel
+from mrmodel.predict.inference import predict_set, seconds_of_answers
+from mrmodel.progress import Reporter
+from mrmodel.report.studies import REPORTS
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.stages.trainer import Job, open_features, open_set, train_model
+from mrmodel.train.checkpoint import load_model
+from mrmodel.train.optim import pick_device
+from mrmodel.types import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """Where the models and curves of one run of a study go."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, layout: Layout, study: str, name: str) -> StudyFolder:
+        """The folder of the run `name` of a study."""
+        return cls(layout.state / "studies" / study / name)
+
+    def model(self, kind: str) -> Path:
+        """Model folder."""
+        return self.root / kind
+
+    def figures(self, run: str) -> Path:
+        """Stem of the results and curves of a training."""
+        return self.root / "training" / run
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRun:
+    """A training from fresh weights on the annotated queries alone, as `scratch` of the main job.
+
+    `name` is what the study calls the run, its seed included.
+    """
+
+    study: str
+    name: str
+    model: str
+    seed: int
+
+    def result(self) -> Path:
+        """The file that takes what the study keeps of the run."""
+        return REPORTS / self.study / f"{self.name}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model: its folder, facts for the result file, and the seconds of its steps."""
+
+    folder: Path
+    facts: dict[str, Any]
+    seconds: float
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    """`config` whose control run takes `steps`, whatever length its section has."""
+    # Nothing is pre-trained for it, so the rule of equal steps for the control does not apply.
+    scratch = config.train.scratch.model_copy(update={"steps": steps, "epochs": None})
+    train = config.train.model_copy(update={"scratch": scratch})
+    return config.model_copy(update={"train": train})
+
+
+def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Trained:
+    """Train the model of a run; continue if interrupted."""
+    layout = Layout(config)
+    folder = StudyFolder.of(layout, run.study, run.name)
+    job = Job(
+        run="scratch",
+        model=run.model,
+        seed=run.seed,
+        train=layout.split("train"),
+        val=layout.split("val"),
+        start=None,
+        out=folder.model("scratch"),
+        figures=folder.figures("scratch"),
+        label=f"{run.study}-{run.name}",
+    )
+    progress = train_model(config, job, reporter)
+    training = json.loads(job.figures.with_suffix(".json").read_text(encoding="utf-8"))
+    facts = {
+        "model": run.model,
+        "corpus": config.corpus.name,
+        "steps": training["steps"],
+        "parameters": training["parameters"],
+    }
+    return Trained(job.out, facts, progress.seconds)
+
+
+class JudgedRows:
+    """Annotated rows with their features (`data`) and their judge.
+
+    `headline` is the figure by which models are chosen.
+
+    Args:
+        config: all settings.
+        layout: where the features are.
+        file: the annotations.
+    """
+
+    def __init__(self, config: Config, layout: Layout, file: Path) -> None:
+        self._device, self._judge = pick_device(config.train.device), Judge(config)
+        self._batch_size = config.train.eval_batch_size
+        self._postprocess = self._judge.postprocess(config.postprocess)
+        truth = read_annotations(file, config.features.clip_len_s)
+        self._truth = [row.as_row() for row in truth]
+        self.headline = self._judge.protocol.headline
+        self.data = open_set(
+            config, truth, open_features(config, layout, self._device), config.seed
+        )
+
+    def model(self, folder: Path) -> MomentModel:
+        """The model of a model folder, on the device of the split's features."""
+        model, _ = load_model(folder, self._device)
+        return model
+
+    def answers(self, model: MomentModel) -> list[Prediction]:
+        """What a model predicts for its rows."""
+        return predict_set(model, self.data, self._batch_size, self._postprocess)
+
+    def seconds(self, model: MomentModel) -> float:
+        """Seconds of forward pass and decoding for all its rows, see `seconds_of_answers`."""
+        return seconds_of_answers(model, self.data, self._batch_size, self._postprocess)
+
+    def score(self, predictions: Sequence[Prediction]) -> Scores:
+        """All metrics of predictions for its rows, and the queries behind them."""
+        return self._judge.score(self._truth, [prediction.as_row() for prediction in predictions])
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """The few figures to show, the headline first."""
+        return self._judge.figures(scores)
+
+    def figures_of(self, folder: Path) -> dict[str, float]:
+        """Figures of the model in a model folder."""
+        return self.figures(self.score(self.answers(self.model(folder))))
+
+
+class ReportedSplit(JudgedRows):
+    """The split that figures are reported on."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__(config, layout, layout.split(reported_split(layout)))

@@ -1,0 +1,67 @@
+"""What the summaries of studies share: runs from their files, means over seeds, tables as text.
+
+A run of a study is one JSON file ``<what>-<seed>.json`` below ``studies/reports/<study>/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrmodel.errors import DataError
+from mrmodel.report.studies import REPORTS
+from mrmodel.tracking.mlflow_client import code_tags
+
+# {figure: {"mean": ..., "sd": ...}}
+Summary = dict[str, dict[str, float]]
+# {what: results of its seeds}
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
+    """The finished runs of a study: ``{what: [content of its file of each seed]}``, by name."""
+    runs: dict[str, list[Any]] = defaultdict(list)
+    for path in sorted((reports / study).glob("*.json")):
+        runs[path.stem.rpartition("-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
+    return dict(runs)
+
+
+def shared_values(study: str, runs: Runs, keys: Sequence[str]) -> dict[str, Any]:
+    """The values that all runs of a study must have in common.
+
+    Raises:
+        DataError: there are no runs, or they differ in one of `keys`.
+    """
+    shared = {}
+    for key in keys:
+        found = {name: {run[key] for run in of_seeds} for name, of_seeds in runs.items()}
+        values = set().union(*found.values())
+        if len(values) != 1:
+            rule = f"rows of one table need one {key}, found {found}; delete the runs of old ones"
+            raise DataError(rule, file=REPORTS / study)
+        shared[key] = values.pop()
+    return shared
+
+
+def mean_and_sd(runs: Sequence[Mapping[str, float]]) -> Summary:
+    """Mean and standard deviation over runs, of the figures that all of them have.
+
+    The standard deviation is that of a sample (n - 1); one run has none, which is written as 0.
+    """
+    summary = {}
+    for name in (name for name in runs[0] if all(name in run for run in runs)):
+        values = np.array([run[name] for run in runs], dtype=np.float64)
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        summary[name] = {"mean": float(values.mean()), "sd": spread}
+    return summary
+
+
+def made_with() -> dict[str, str]:
+    """The commit that a study is of, as a part of its result; empty outside of git."""
+    revision = code_tags().get("git.revision")
+    return {} if revision is None else {"commit": revision[:12]}

@@ -1,0 +1,1 @@
+"""Extraction of features: jobs, processes, GPU batches, shards."""

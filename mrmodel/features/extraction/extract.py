@@ -1,0 +1,183 @@
+"""Extraction: videos or texts through an encoder into a feature store, resumable.
+
+Worker processes, or shards on other machines (`shards`), leave finished pieces in a work folder; at
+the end they are put together in key order. So the bytes of a store depend neither on the number of
+workers and shards nor on interruptions, but for what a GPU's encoder makes of the order in which
+clips come (benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrmodel.components import ENCODERS
+from mrmodel.errors import FeatureError
+from mrmodel.features.extraction.job_runner import (
+    ExtractionSettings,
+    Work,
+    describe_stream,
+    video_work,
+)
+from mrmodel.features.extraction.jobs import Done, TextJob, text_handler
+from mrmodel.features.extraction.partial_results import PieceFolder
+from mrmodel.features.extraction.worker_pool import Crash, run_jobs
+from mrmodel.features.index import Entry
+from mrmodel.features.keys import normalise_query, text_key
+from mrmodel.features.writer import FeatureWriter
+from mrmodel.files import digest_of
+from mrmodel.progress import Reporter
+
+_TEXTS_A_PIECE = 256
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionSummary:
+    """What an extraction did.
+
+    Attributes:
+        stream: name of the stream.
+        n_items, n_ok, n_partial, n_failed: videos (or texts), by how they went.
+        n_resumed: pieces (a video, or some texts) found finished, of an interrupted run or a shard.
+        n_rows: rows stored.
+        wall_s: seconds of this run.
+        rows_per_s: rows (clips, or tokens) made in this run a second, all workers together.
+        decode_wait_ratio: share of the encoder's time (of all encoders) in which it waited for
+            frames.
+        problems: key -> reason, of every partial and failed item.
+    """
+
+    stream: str
+    n_items: int
+    n_ok: int
+    n_partial: int
+    n_failed: int
+    n_resumed: int
+    n_rows: int
+    wall_s: float
+    rows_per_s: float
+    decode_wait_ratio: float
+    problems: dict[str, str]
+
+
+def extract_videos(
+    videos: Mapping[str, Path],
+    encoder_name: str,
+    clip_len_s: float,
+    out_dir: Path,
+    settings: ExtractionSettings,
+    reporter: Reporter | None = None,
+) -> ExtractionSummary:
+    """Extract one stream of features from video files.
+
+    Args:
+        videos: video id -> file.
+        encoder_name: entry of `components.ENCODERS`, a video encoder.
+        clip_len_s: seconds of one row.
+        out_dir: the feature store to write.
+        settings: see `ExtractionSettings`.
+        reporter: told of every finished video.
+
+    Raises:
+        FeatureError: more videos failed than allowed; lists them with their reasons.
+    """
+    return _extract(video_work(videos, encoder_name, clip_len_s, settings, reporter), out_dir)
+
+
+def extract_texts(
+    texts: Iterable[str],
+    encoder_name: str,
+    out_dir: Path,
+    settings: ExtractionSettings,
+    reporter: Reporter | None = None,
+) -> ExtractionSummary:
+    """Extract one stream of token features from texts; equal texts are stored once.
+
+    Raises:
+        FeatureError: a text is empty or cannot be encoded.
+    """
+    info = describe_stream(encoder_name, "text", None)
+    by_key = {text_key(text): normalise_query(text) for text in texts}
+    unique = [by_key[key] for key in sorted(by_key)]
+    jobs = []
+    for first in range(0, len(unique), _TEXTS_A_PIECE):
+        piece = tuple(unique[first : first + _TEXTS_A_PIECE])
+        jobs.append(TextJob(digest_of(piece), piece))
+    folder = PieceFolder(settings.work_dir)
+    handler = partial(text_handler, ENCODERS.get(encoder_name), folder)
+
+    def run(left: list[TextJob], count: int) -> Iterator[tuple[TextJob, Done | Crash]]:
+        return run_jobs(handler, left, count, settings.timeout_s)
+
+    return _extract(Work(info, jobs, run, settings, reporter), out_dir)
+
+
+def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
+    """Do what is left, then write the store."""
+    started = time.perf_counter()
+    work.run()
+    _judge(work)
+    entries = _assemble(work, out_dir)
+    work.folder.remove()
+    statuses = [entry.status for entry in entries]
+    return ExtractionSummary(
+        stream=work.info.stream,
+        n_items=len(entries),
+        n_ok=statuses.count("ok"),
+        n_partial=statuses.count("partial"),
+        n_failed=statuses.count("failed"),
+        n_resumed=work.n_resumed,
+        n_rows=sum(entry.n_rows for entry in entries),
+        wall_s=time.perf_counter() - started,
+        rows_per_s=work.rows_made / work.working_s if work.working_s else 0.0,
+        decode_wait_ratio=work.decode_wait_ratio,
+        problems={entry.key: entry.reason for entry in entries if entry.reason},
+    )
+
+
+def _judge(work: Work) -> None:
+    failed, total = len(work.failures), len(work.jobs)
+    if failed <= work.settings.max_failed_share * total:
+        return
+    for name, failure in work.failures.items():
+        if not failure.lasting:  # The next run tries again, also what a shard has failed at.
+            work.folder.forget(name)
+    shown = [f"{key}: {failure.reason}" for key, failure in sorted(work.failures.items())]
+    rest = f"; and {failed - _SHOWN_FAILURES} more" if failed > _SHOWN_FAILURES else ""
+    allowed = f"more than the allowed share {work.settings.max_failed_share}"
+    listed = "; ".join(shown[:_SHOWN_FAILURES])
+    raise FeatureError(
+        f"{work.info.stream}: {failed} of {total} videos gave no features, {allowed}: "
+        f"{listed}{rest}"
+    )
+
+
+def _assemble(work: Work, out_dir: Path) -> list[Entry]:
+    entries = []
+    with FeatureWriter(out_dir, work.info, work.settings.shard_bytes) as writer:
+        for entry, rows in _pieces(work):
+            writer.add(entry, rows)
+            entries.append(entry)
+    return entries
+
+
+def _pieces(work: Work) -> Iterator[tuple[Entry, Any]]:
+    """Entries and rows of all jobs, which come in key order."""
+    nothing = np.zeros((0, work.info.dim), dtype=np.float16)
+    for job in work.jobs:
+        if job.name in work.failures:
+            reason = work.failures[job.name].reason
+            yield Entry(job.name, n_rows=0, status="failed", reason=reason), nothing
+            continue
+        piece = work.folder.load(job.name)
+        first = 0
+        for entry in piece.entries:
+            yield entry, piece.rows[first : first + entry.n_rows]
+            first += entry.n_rows

@@ -1,0 +1,269 @@
+"""Many processes that decode, one encoder: what extraction does where batches pay, on a GPU.
+
+Clips of different videos share a batch, so the encoder works on full ones whatever the videos'
+lengths. What waits between the two sides is bounded: the slots of each worker and two batches. The
+encoder runs in a thread beside this one, which fills the next batch meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from mrmodel.encoders.base import Frames, Rows, VideoEncoder
+from mrmodel.errors import MrModelError
+from mrmodel.features.extraction.jobs import (
+    Done,
+    VideoJob,
+    clip_shape,
+    failure_of,
+    frames_handler,
+    save_video,
+)
+from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.worker_pool import Crash, Event, Finished, Part, WorkerPool
+from mrmodel.features.index import Entry
+from mrmodel.features.store import to_stored
+from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
+
+# Of one of a worker's two slots: what it may decode ahead of the encoder.
+_SLOT_BYTES = 8 << 20
+
+
+@dataclass(eq=False)
+class _Video:
+    """A try at a video: its rows so far, and how its decoding ended."""
+
+    job: VideoJob
+    rows: list[Rows] = field(default_factory=list)
+    is_decoded: bool = False
+    entry: Entry | None = None
+    failure: Failure | None = None
+
+    def end(self, result: Entry | Failure | Crash) -> None:
+        """Take note of how the decoding went."""
+        self.is_decoded = True
+        if isinstance(result, Entry):
+            self.entry = result
+        else:
+            lasting = isinstance(result, Failure) and result.lasting
+            self.failure = Failure(result.reason, lasting)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing more will come."""
+        if not self.is_decoded or self.failure is not None:
+            return self.is_decoded
+        return self.entry is not None and self.entry.n_rows == sum(map(len, self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Rows, or a failure, of each span of a batch, and the encoder's times by `perf_counter`."""
+
+    results: list[Rows | Failure]
+    started_s: float
+    ended_s: float
+
+
+class _Batch:
+    """Clips for one call of the encoder, and whose they are."""
+
+    def __init__(self, size: int, shape: tuple[int, ...]) -> None:
+        self._clips = np.empty((size, *shape), np.uint8)
+        self.spans: list[tuple[_Video, int]] = []  # clips of a video, in order
+        self.count = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == len(self._clips)
+
+    @property
+    def clips(self) -> Frames:
+        """(count, T, H, W, 3) uint8."""
+        return self._clips[: self.count]
+
+    def fill(self, video: _Video, clips: Frames) -> int:
+        """Copy as many clips as there is room for; their number."""
+        taken = min(len(clips), len(self._clips) - self.count)
+        self._clips[self.count : self.count + taken] = clips[:taken]
+        self.spans.append((video, taken))
+        self.count += taken
+        return taken
+
+    def clear(self) -> None:
+        self.spans, self.count = [], 0
+
+
+class EncoderFeed:
+    """The extraction of some videos through one encoder in this process.
+
+    Args:
+        encoder: its `batch_clips` is the size of a batch; it asks for pictures of one size.
+        clip_len_s: seconds of one row.
+        limits: videos beyond them are refused.
+        folder: takes the finished pieces.
+        count: decoding processes.
+        timeout_s: wall-clock limit of one video's decoding.
+    """
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        clip_len_s: float,
+        limits: VideoLimits,
+        folder: PieceFolder,
+        count: int,
+        timeout_s: float,
+    ) -> None:
+        self._encoder, self._folder = encoder, folder
+        self._shape = clip_shape(encoder.sampling)
+        self._handler = partial(frames_handler, encoder.sampling, clip_len_s, limits)
+        self._count, self._timeout_s = count, timeout_s
+        self._filling, self._spare = (_Batch(encoder.batch_clips, self._shape) for _ in range(2))
+        self._running: Future[_Encoded] | None = None
+        self._videos: dict[VideoJob, _Video] = {}
+        self._news: deque[Event[VideoJob]] = deque()
+        self._first = 0  # clip of the next part that is not in a batch yet
+        # Of the encoder, since the last video that was told of; and when it ended its last batch.
+        self._idle_s = self._busy_s = 0.0
+        self._ended_s = 0.0
+
+    def run(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoJob, Done | Crash]]:
+        """Yield what became of each video, in the order of completion.
+
+        `decode_s` and `encode_s` of the results tell how long the encoder waited, and worked, since
+        the result before.
+
+        Raises:
+            MrModelError: something that concerns all videos, such as missing weights.
+            RuntimeError: a defect in a worker process; the message holds its traceback.
+        """
+        slot_bytes = max(_SLOT_BYTES, math.prod(self._shape))
+        pool = WorkerPool(self._handler, jobs, self._count, self._timeout_s, slot_bytes)
+        ended, tell_end = multiprocessing.Pipe(duplex=False)
+        self._ended_s = time.perf_counter()
+        with ended, tell_end, ThreadPoolExecutor(1, "encoder") as thread:
+            try:
+                while self._videos or not pool.is_done:
+                    if self._running is None and self._is_due(pool):
+                        self._running = thread.submit(self._encode, self._filling)
+                        self._running.add_done_callback(lambda _: tell_end.send_bytes(b"."))
+                        self._filling, self._spare = self._spare, self._filling
+                    elif not self._digest():
+                        self._news.extend(pool.events(ended))
+                        if ended.poll():
+                            ended.recv_bytes()
+                            self._collect()
+                    yield from self._whole_videos()
+            finally:
+                pool.close()
+
+    def _is_due(self, pool: WorkerPool[VideoJob]) -> bool:
+        """Whether to encode what is there: a full batch, or the last clips of all."""
+        return self._filling.is_full or bool(
+            self._filling.count and pool.is_done and not self._news
+        )
+
+    def _digest(self) -> bool:
+        """Deal with what workers said, as far as there is room; whether anything was done."""
+        if not self._news:
+            return False
+        event = self._news[0]
+        if isinstance(event, Part):
+            if self._filling.is_full:
+                return False
+            video = self._videos.setdefault(event.job, _Video(event.job))
+            slot, count = event.value
+            clips = event.slots.array(slot, (count, *self._shape))
+            self._first += self._filling.fill(video, clips[self._first :])
+            if self._first < count:
+                return True
+            self._first = 0
+            event.taken()
+        elif isinstance(event, Finished):
+            self._videos.setdefault(event.job, _Video(event.job)).end(event.result)
+        else:
+            # Its rows that are still to come find a video that nobody waits for.
+            self._videos.pop(event.job, None)
+        self._news.popleft()
+        return True
+
+    def _encode(self, batch: _Batch) -> _Encoded:
+        """Run the encoder; in its thread."""
+        started_s = time.perf_counter()
+        results: list[Rows | Failure]
+        try:
+            rows = self._rows(batch.clips)
+            results = list(np.split(rows, np.cumsum([count for _, count in batch.spans])[:-1]))
+        except MrModelError:
+            raise
+        except Exception as error:
+            # One of the videos may be to blame: only that one shall pay.
+            log.warning(
+                "%s: %d clips: %r; one video at a time", self._encoder.name, batch.count, error
+            )
+            results = self._encode_singly(batch)
+        return _Encoded(results, started_s, time.perf_counter())
+
+    def _encode_singly(self, batch: _Batch) -> list[Rows | Failure]:
+        found: list[Rows | Failure] = []
+        first = 0
+        for video, count in batch.spans:
+            try:
+                found.append(self._rows(batch.clips[first : first + count]))
+            except Exception as error:
+                found.append(failure_of(video.job, error))
+            first += count
+        return found
+
+    def _rows(self, clips: Frames) -> Rows:
+        rows = self._encoder.encode_clips(clips)
+        if len(rows) != len(clips):
+            name = self._encoder.name
+            raise RuntimeError(f"{name} gave {len(rows)} rows of {len(clips)} clips, not one each")
+        return rows
+
+    def _collect(self) -> None:
+        """Give the rows of the batch that was encoded to its videos."""
+        assert self._running is not None
+        encoded, self._running = self._running.result(), None
+        self._idle_s += encoded.started_s - self._ended_s
+        self._busy_s += encoded.ended_s - encoded.started_s
+        self._ended_s = encoded.ended_s
+        for (video, _), result in zip(self._spare.spans, encoded.results, strict=True):
+            if isinstance(result, Failure):
+                video.failure = video.failure or result
+            else:
+                video.rows.append(result)
+        self._spare.clear()
+
+    def _whole_videos(self) -> Iterator[tuple[VideoJob, Done]]:
+        whole = [video for video in self._videos.values() if video.is_whole]
+        for video in whole:
+            del self._videos[video.job]
+            failure = video.failure or self._save(video)
+            n_rows = 0 if failure else sum(map(len, video.rows))
+            done = Done(n_rows, self._idle_s, self._busy_s, failure)
+            self._idle_s = self._busy_s = 0.0
+            yield video.job, done
+
+    def _save(self, video: _Video) -> Failure | None:
+        assert video.entry is not None
+        try:
+            rows = to_stored(np.concatenate(video.rows))
+        except MrModelError as error:
+            return failure_of(video.job, error)
+        save_video(self._folder, video.job, video.entry, rows)
+        return None

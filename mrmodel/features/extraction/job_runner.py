@@ -1,0 +1,221 @@
+"""The work of an extraction: jobs become finished pieces, some of which are there already."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mrmodel.components import ENCODERS
+from mrmodel.errors import FeatureError
+from mrmodel.features.extraction.gpu_batcher import EncoderFeed
+from mrmodel.features.extraction.jobs import Done, Job, TextJob, VideoJob, video_handler
+from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.worker_pool import Crash, run_jobs
+from mrmodel.features.manifest import StreamInfo, require_fingerprint, stream_fingerprint
+from mrmodel.features.writer import SHARD_BYTES
+from mrmodel.processes import worker_count
+from mrmodel.progress import NullReporter, Reporter
+from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
+
+# Raised when pieces of an earlier release can no longer be read.
+_PIECES_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionSettings:
+    """How to extract.
+
+    Attributes:
+        work_dir: keeps finished pieces until the store is whole; not below the store.
+        workers: processes; 0 = one a core.
+        max_failed_share: of the videos; more failures than this stop the extraction.
+        limits: videos beyond them are refused.
+        timeout_s: wall-clock limit of one video.
+        shard_bytes: largest file of the store.
+    """
+
+    work_dir: Path
+    workers: int = 0
+    max_failed_share: float = 0.01
+    limits: VideoLimits = field(default_factory=VideoLimits)
+    timeout_s: float = 3600.0
+    shard_bytes: int = SHARD_BYTES
+
+
+class Work:
+    """Jobs of one stream, and what has come of them so far.
+
+    Args:
+        info: the stream.
+        jobs: in key order.
+        run_jobs: does some of the jobs in so many processes; what became of each.
+        settings: see `ExtractionSettings`.
+        reporter: told of every finished job.
+
+    Attributes:
+        folder: the pieces.
+        failures: name -> failure, of all jobs, those of shards included.
+        n_resumed: jobs that were finished before this run.
+        rows_made, working_s, decode_s, encode_s: of this run; the last two are the time in which
+            encoders waited for frames and worked, over all encoders.
+    """
+
+    def __init__(
+        self,
+        info: StreamInfo,
+        jobs: Sequence[Job],
+        run_jobs: Callable[[list[Any], int], Iterator[tuple[Any, Done | Crash]]],
+        settings: ExtractionSettings,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.info, self.jobs, self.settings = info, jobs, settings
+        self.folder = PieceFolder(settings.work_dir)
+        self.failures: dict[str, Failure] = {}
+        self.n_resumed = self.rows_made = 0
+        self.working_s = self.decode_s = self.encode_s = 0.0
+        self._run_jobs, self._reporter = run_jobs, reporter or NullReporter()
+
+    def run(self, *, passing_again: bool = False) -> None:
+        """Do the jobs that have no finished piece.
+
+        Args:
+            passing_again: also those that a shard failed at for a reason that may have passed.
+        """
+        self.folder.open(piece_plan(self.info, self.settings.limits))
+        left = []
+        for job in self.jobs:
+            path = job.path if isinstance(job, VideoJob) else None
+            note = self.folder.find(job.name, dict(job.source), path)
+            if note is None or (passing_again and note.failure and not note.failure.lasting):
+                left.append(job)
+            elif note.failure:
+                self._fail(job, note.failure)
+        self.n_resumed = len(self.jobs) - len(left)
+        if self.n_resumed:
+            log.info("%s: %d pieces are done already", self.info.stream, self.n_resumed)
+        self._do(left)
+
+    def _do(self, left: list[Job]) -> None:
+        count = min(worker_count(self.settings.workers), max(len(left), 1))
+        started = time.perf_counter()
+        n_jobs = len(self.jobs)
+        self._reporter.start(f"extract {self.info.stream}", n_jobs, n_jobs - len(left))
+        try:
+            for job, done in self._run_jobs(left, count):
+                self._take(job, done)
+                self.working_s = time.perf_counter() - started
+                self._reporter.advance(**self._figures(), failed=len(self.failures))
+        finally:
+            self._reporter.finish()
+
+    def _figures(self) -> dict[str, Any]:
+        speed = self.rows_made / self.working_s
+        if self.info.modality == "text":
+            return {"rows_per_s": speed}
+        return {"clips_per_s": speed, "decode_wait_ratio": self.decode_wait_ratio}
+
+    @property
+    def decode_wait_ratio(self) -> float:
+        """Share of the encoder's time, of all encoders, in which it waited for frames."""
+        spent_s = self.decode_s + self.encode_s
+        return self.decode_s / spent_s if spent_s else 0.0
+
+    def _take(self, job: Job, done: Done | Crash) -> None:
+        if isinstance(done, Crash):
+            self._fail(job, Failure(done.reason, lasting=False))
+            return
+        self.rows_made += done.n_rows
+        self.decode_s += done.decode_s
+        self.encode_s += done.encode_s
+        if done.failure:
+            self._fail(job, done.failure)
+
+    def _fail(self, job: Job, failure: Failure) -> None:
+        if isinstance(job, TextJob):
+            raise FeatureError(
+                f"{self.info.stream}: texts from {job.texts[0]!r} on: {failure.reason}"
+            )
+        log.warning("%s: %s: %s", self.info.stream, job.path, failure.reason)
+        self.failures[job.name] = failure
+
+
+def video_work(
+    videos: Mapping[str, Path],
+    encoder_name: str,
+    clip_len_s: float,
+    settings: ExtractionSettings,
+    reporter: Reporter | None = None,
+) -> Work:
+    """The work on a stream of videos: id -> file.
+
+    An encoder that wants batches of clips (on a GPU) runs once, in this process, and the workers
+    decode for it; any other runs in each worker.
+    """
+    info = describe_stream(encoder_name, "video", clip_len_s)
+    jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
+    folder, limits = PieceFolder(settings.work_dir), settings.limits
+    make_encoder = ENCODERS.get(encoder_name)
+
+    def run(left: list[VideoJob], count: int) -> Iterator[tuple[VideoJob, Done | Crash]]:
+        encoder = make_encoder()
+        if encoder.batch_clips > 1 and encoder.sampling.size is not None:
+            feed = EncoderFeed(encoder, clip_len_s, limits, folder, count, settings.timeout_s)
+            return feed.run(left)
+        handler = partial(video_handler, make_encoder, clip_len_s, limits, folder)
+        return run_jobs(handler, left, count, settings.timeout_s)
+
+    return Work(info, jobs, run, settings, reporter)
+
+
+def piece_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:
+    """What decides the pieces of a stream, as JSON: those of two plans are never mixed."""
+    shown = info.model_dump(mode="json")
+    return {"version": _PIECES_VERSION, "info": shown, "limits": asdict(limits)}
+
+
+def require_plan(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Check that pieces were, or would be, made as expected.
+
+    Raises:
+        FeatureMismatch: with each part of the plan that differs.
+    """
+    require_fingerprint(name, _flat(found), _flat(expected))
+
+
+def describe_stream(
+    encoder_name: str, modality: Literal["video", "text"], clip_len_s: float | None
+) -> StreamInfo:
+    """What the rows of an encoder are; reads no weights.
+
+    Raises:
+        FeatureError: the encoder is for the other modality.
+    """
+    encoder = ENCODERS.get(encoder_name)()
+    if encoder.modality != modality:
+        raise FeatureError(f"{encoder_name} encodes {encoder.modality}, not {modality}")
+    return StreamInfo(
+        stream=encoder_name,
+        dim=encoder.dim,
+        modality=modality,
+        keyed_by="vid" if modality == "video" else "text",
+        clip_len_s=clip_len_s,
+        fingerprint=stream_fingerprint(encoder.fingerprint(), clip_len_s),
+    )
+
+
+def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a plan side by side, so that a difference is named and not its section."""
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

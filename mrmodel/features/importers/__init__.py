@@ -1,0 +1,1 @@
+"""Published feature archives become feature stores."""

@@ -1,0 +1,377 @@
+"""`mrmodel features import`: a published archive becomes feature stores, file by file.
+
+One file is in memory at a time, and an item without rows does not stop the others. A killed import
+leaves no manifest and hence no store; the next one starts over and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrmodel.components import LAYOUTS
+from mrmodel.errors import FeatureError, FeatureMismatch
+from mrmodel.features.importers.archive import Contents, find_folder, list_contents, read_rows
+from mrmodel.features.importers.glove import WordVectors
+from mrmodel.features.importers.layouts import ImportedStream, Layout
+from mrmodel.features.importers.readers import Array, UnusableFile
+from mrmodel.features.index import INDEX_FILE, Entry
+from mrmodel.features.keys import normalise_query, text_key
+from mrmodel.features.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    StreamInfo,
+    read_manifest,
+    stream_fingerprint,
+)
+from mrmodel.features.store import Half, to_stored
+from mrmodel.features.writer import SHARD_BYTES, FeatureWriter
+from mrmodel.files import atomic_path, sha256_of, write_json
+from mrmodel.progress import NullReporter, Reporter
+from mrmodel.types import Annotation
+
+log = logging.getLogger(__name__)
+
+RECORD = "import.json"
+_SHOWN = 20
+# Rows of one sentence under two ids may differ by what float16 rounds.
+_SAME = 2e-2
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What to import.
+
+    Attributes:
+        layout: entry of `components.LAYOUTS`.
+        source: the unpacked archive.
+        output: folder that takes a store for each stream.
+        streams: only these; empty: all that the archive holds.
+        clip_len_s: seconds of a row; None: the layout's.
+        word_vectors: file with word vectors, for layouts whose archive has no text.
+        max_failed_share: of the wanted ids; more of them without rows stop the import.
+        strict: files of unknown ids stop it, too.
+        shard_bytes: largest file of a store.
+    """
+
+    layout: str
+    source: Path
+    output: Path
+    streams: tuple[str, ...] = ()
+    clip_len_s: float | None = None
+    word_vectors: Path | None = None
+    max_failed_share: float = 0.0
+    strict: bool = False
+    shard_bytes: int = SHARD_BYTES
+
+
+@dataclass(slots=True)
+class StreamReport:
+    """What came of one stream.
+
+    Attributes:
+        stream: its name.
+        store: the folder that was written.
+        n_items, n_rows: stored.
+        problems: id -> (code, detail) of every wanted id without rows.
+        unknown: files whose id nobody asked for.
+        dtypes: how many items came in which type.
+        differing: sentences whose rows differ between the ids that have them.
+    """
+
+    stream: str
+    store: Path
+    n_items: int = 0
+    n_rows: int = 0
+    problems: dict[str, tuple[str, str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    dtypes: Counter[str] = field(default_factory=Counter)
+    differing: list[str] = field(default_factory=list)
+
+
+def import_archive(
+    request: ImportRequest, rows: Sequence[Annotation], reporter: Reporter | None = None
+) -> list[StreamReport]:
+    """Import every stream of an archive, or those asked for.
+
+    Args:
+        request: see `ImportRequest`.
+        rows: the annotated queries whose videos and sentences need features.
+        reporter: told of every item.
+
+    Raises:
+        UnknownNameError: no such layout.
+        FeatureError: the archive lacks a stream, or too many ids have no rows; lists them.
+    """
+    layout: Layout = LAYOUTS.get(request.layout)
+    if not request.source.is_dir():
+        raise FeatureError(f"{request.source}: not a folder; unpack the archive first (tar -xf)")
+    reports = []
+    for stream in _chosen(layout, request):
+        clip_len_s = _clip_length(layout, request) if stream.modality == "video" else None
+        reports.append(_import(stream, clip_len_s, request, rows, reporter or NullReporter()))
+    return reports
+
+
+def _chosen(layout: Layout, request: ImportRequest) -> list[ImportedStream]:
+    known = {stream.name: stream for stream in layout.streams}
+    for name in request.streams:
+        if name not in known:
+            rule = f"the layout {request.layout} has no stream {name!r}"
+            raise FeatureError(f"{rule} (it has {', '.join(known)})")
+        if known[name].words and request.word_vectors is None:
+            raise FeatureError(f"{name} needs a file of word vectors: --word-vectors FILE")
+    wanted = [known[name] for name in request.streams] or list(layout.streams)
+    there = [stream for stream in wanted if request.streams or _is_there(stream, request)]
+    if not there:
+        places = ", ".join(folder for stream in wanted for folder in stream.folders)
+        rule = f"holds none of the folders of the layout {request.layout}"
+        raise FeatureError(f"{request.source}: {rule}: {places}")
+    return there
+
+
+def _is_there(stream: ImportedStream, request: ImportRequest) -> bool:
+    if stream.words:
+        return request.word_vectors is not None
+    there = find_folder(stream, request.source) is not None
+    if not there:
+        log.warning("%s: no %s, %s left out", request.source, stream.folders[0], stream.name)
+    return there
+
+
+def _clip_length(layout: Layout, request: ImportRequest) -> float:
+    found = request.clip_len_s or layout.clip_len_s
+    if found is None:
+        rule = "does not say how many seconds a row stands for; give --clip-len"
+        raise FeatureError(f"the layout {request.layout} {rule}")
+    return found
+
+
+def _import(
+    stream: ImportedStream,
+    clip_len_s: float | None,
+    request: ImportRequest,
+    rows: Sequence[Annotation],
+    reporter: Reporter,
+) -> StreamReport:
+    report = StreamReport(stream.name, request.output / stream.name)
+    wanted = _wanted(stream, rows)
+    source = _Words(stream, request, rows) if stream.words else _Files(stream, request, wanted)
+    report.unknown = sorted(str(place) for place in source.contents.unknown)
+    info = StreamInfo(
+        stream=stream.name,
+        dim=stream.dim,
+        modality=stream.modality,
+        keyed_by="vid" if stream.modality == "video" else "text",
+        clip_len_s=clip_len_s,
+        normalised=source.contents.normalised,
+        fingerprint=stream_fingerprint(
+            {"imported": stream.name, "normalised": source.contents.normalised}, clip_len_s
+        ),
+    )
+    with FeatureWriter(report.store, info, request.shard_bytes) as writer:
+        for entry, stored in _stored(wanted, source, report, reporter):
+            writer.add(entry, stored)
+        _judge(report, request, len(wanted))
+        write_json(report.store / RECORD, _record(report, request))
+    return report
+
+
+def _wanted(stream: ImportedStream, rows: Sequence[Annotation]) -> dict[str, list[str]]:
+    """Key of the store -> ids of the archive that have its rows, sorted."""
+    if stream.modality == "video":
+        return {vid: [vid] for vid in sorted({row.vid for row in rows})}
+    ids: dict[str, set[str]] = {}
+    for row in rows:
+        ids.setdefault(text_key(row.query), set()).add(str(row.qid))
+    return {key: sorted(ids[key]) for key in sorted(ids)}
+
+
+class _Files:
+    """Rows of the archive's files."""
+
+    def __init__(
+        self, stream: ImportedStream, request: ImportRequest, wanted: Mapping[str, list[str]]
+    ) -> None:
+        self._stream, self.nothing = stream, np.zeros((0, stream.dim), np.float16)
+        known = {name for ids in wanted.values() for name in ids}
+        self.contents = list_contents(stream, request.source, known)
+        if not self.contents.places:
+            example = next(iter(sorted(map(str, self.contents.unknown))), "no file")
+            rule = f"none of the {len(known)} ids of the annotations is in the archive"
+            raise FeatureError(f"{stream.name}: unknown_id: {rule}, which has e.g. {example}")
+
+    def rows_of(self, name: str) -> Array:
+        if name in self.contents.repeated:
+            rule = f"{self.contents.repeated[name]} is there beside another file of this id"
+            raise UnusableFile("duplicate_id", rule)
+        if name not in self.contents.places:
+            raise UnusableFile("missing_id", "the archive has no file of this id")
+        return read_rows(self._stream, self.contents.places[name])
+
+
+class _Words:
+    """Rows looked up word by word."""
+
+    def __init__(
+        self, stream: ImportedStream, request: ImportRequest, rows: Sequence[Annotation]
+    ) -> None:
+        self.contents, self.nothing = Contents(), np.zeros((0, stream.dim), np.float16)
+        self._queries = {str(row.qid): normalise_query(row.query) for row in rows}
+        if request.word_vectors is None:
+            raise FeatureError(f"{stream.name} needs a file of word vectors: --word-vectors FILE")
+        queries = list(self._queries.values())
+        self._vectors = WordVectors.read(request.word_vectors, stream.dim, queries)
+
+    def rows_of(self, name: str) -> Array:
+        return self._vectors.rows(self._queries[name])
+
+
+def _stored(
+    wanted: Mapping[str, list[str]],
+    source: _Files | _Words,
+    report: StreamReport,
+    reporter: Reporter,
+) -> Iterator[tuple[Entry, Half]]:
+    """Entries and rows in key order; problems go into the report."""
+    reporter.start(f"import {report.stream}", len(wanted))
+    try:
+        for key, ids in wanted.items():
+            reporter.advance()
+            try:
+                rows = _rows_of_any(ids, source, report)
+                stored = _to_half(rows)
+            except UnusableFile as error:
+                report.problems[ids[0]] = (error.code, error.detail)
+                yield Entry(key, 0, status="failed", reason=str(error)), source.nothing
+                continue
+            report.n_items += 1
+            report.n_rows += len(stored)
+            report.dtypes[str(rows.dtype)] += 1
+            yield Entry(key, len(stored)), stored
+    finally:
+        reporter.finish()
+
+
+def _rows_of_any(ids: list[str], source: _Files | _Words, report: StreamReport) -> Array:
+    """Rows of the first id that has some; where others differ from them, the report says so."""
+    first: Array | None = None
+    problem: UnusableFile | None = None
+    for name in ids:
+        try:
+            rows = source.rows_of(name)
+        except UnusableFile as error:
+            # One sentence may have many ids, of which an archive needs to hold one.
+            if problem is None or problem.code == "missing_id":
+                problem = error
+            continue
+        if first is None:
+            first = rows
+        elif rows.shape != first.shape or not np.allclose(rows, first, rtol=_SAME, atol=_SAME):
+            report.differing.append(name)
+    if first is None:
+        raise problem or UnusableFile("missing_id", "the archive has no file of this id")
+    return first
+
+
+def _to_half(rows: Array) -> Half:
+    try:
+        return to_stored(rows)
+    except FeatureError as error:
+        code = "beyond_float16" if np.isfinite(rows).all() else "not_finite"
+        raise UnusableFile(code, str(error)) from None
+
+
+def _judge(report: StreamReport, request: ImportRequest, total: int) -> None:
+    allowed = request.max_failed_share * total
+    if len(report.problems) > allowed:
+        shown = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
+        rest = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        rule = f"more than the allowed share {request.max_failed_share}"
+        raise FeatureError(
+            f"{report.stream}: {len(shown)} of {total} items give no rows, {rule}: "
+            f"{'; '.join(shown[:_SHOWN])}{rest}"
+        )
+    if request.strict and report.unknown:
+        rule = f"unknown_id: {len(report.unknown)} files are of no annotated id"
+        raise FeatureError(f"{report.stream}: {rule}, e.g. {report.unknown[0]}")
+
+
+def _record(report: StreamReport, request: ImportRequest) -> dict[str, Any]:
+    """import.json of a store: what a person may want to know of it later."""
+    return {
+        "layout": request.layout,
+        "items": report.n_items,
+        "rows": report.n_rows,
+        "dtypes": dict(sorted(report.dtypes.items())),
+        "unknown_files": len(report.unknown),
+        "differing": report.differing,
+        "problems": {
+            name: {"code": code, "detail": detail}
+            for name, (code, detail) in report.problems.items()
+        },
+    }
+
+
+def format_report(report: StreamReport) -> str:
+    """What came of a stream, as text for a person."""
+    lines = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
+    types = ", ".join(f"{count} {name}" for name, count in sorted(report.dtypes.items()))
+    lines.append(f"{report.store}: {report.n_rows} rows of {report.n_items} items ({types})")
+    if report.unknown:
+        rule = f"unknown_id: {len(report.unknown)} files are of no annotated id"
+        lines.append(f"  {rule}, e.g. {report.unknown[0]}")
+    if report.differing:
+        shown = ", ".join(report.differing[:3])
+        rule = f"{len(report.differing)} queries have other rows than an equal sentence"
+        lines.append(f"  {rule}, which were left out: {shown}")
+    return "\n".join(lines)
+
+
+def copy_store(source: Path, target: Path, stream: str, clip_len_s: float) -> Manifest:
+    """Copy a store file by file, the manifest last.
+
+    Copied and not linked: DVC deletes a stage's outputs, and makes files that it tracks read-only.
+
+    Args:
+        source: the store.
+        target: takes its files.
+        stream: what it must hold.
+        clip_len_s: seconds that a row of a video stream must stand for.
+
+    Raises:
+        FeatureError: it is no finished store, or a shard is damaged.
+        FeatureMismatch: it holds another stream, or rows of another length.
+    """
+    manifest = read_manifest(source)
+    info = manifest.info
+    if info.stream != stream:
+        raise FeatureMismatch(f"{source}: holds the stream {info.stream}, not {stream}")
+    if info.clip_len_s is not None and abs(info.clip_len_s - clip_len_s) > 1e-6:
+        rule = f"a row stands for {info.clip_len_s:g} s, features.clip_len_s is {clip_len_s:g}"
+        raise FeatureMismatch(f"{source}: {rule}")
+    (target / MANIFEST_FILE).unlink(missing_ok=True)
+    for shard in manifest.shards:
+        _copy(source / shard.file, target / shard.file)
+        if sha256_of(target / shard.file) != shard.sha256:
+            rule = f"SHA-256 differs from the manifest's {shard.sha256}; import it again"
+            raise FeatureError(f"{source / shard.file}: {rule}")
+    for name in (INDEX_FILE, RECORD, MANIFEST_FILE):
+        if (source / name).exists():
+            _copy(source / name, target / name)
+    return manifest
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+    except FileNotFoundError:
+        raise FeatureError(f"{source}: is missing; import the stream again") from None

@@ -1,1 +1,0 @@
-"""Layouts of published feature archives: one file each, and a line in `components.LAYOUTS`."""

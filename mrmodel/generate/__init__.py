@@ -1,1 +1,0 @@
-"""InterVid-MR: pre-training queries, windows and grades from loosely timed captions."""

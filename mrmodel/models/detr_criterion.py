@@ -1,0 +1,37 @@
+"""The criterion of Moment-DETR and of what descends from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from mrmodel.losses.criterion import ClipLoss, DetrCriterion, LayerLoss
+from mrmodel.losses.matching import HungarianMatcher
+from mrmodel.losses.span import ContrastiveLoss, LabelLoss, SpanLoss
+from mrmodel.models.settings import DetrSettings
+
+
+def detr_criterion(
+    settings: DetrSettings,
+    clip_losses: Sequence[ClipLoss],
+    span_loss: LayerLoss | None = None,
+    growing: Collection[str] = (),
+) -> DetrCriterion:
+    """Span, gIoU and class of matched windows, alignment where it is on, and `clip_losses`.
+
+    Args:
+        settings: weights and switches; with `highlights_only` the `clip_losses` are all there is.
+        clip_losses: the model's losses of clip scores.
+        span_loss: judges the spans; None = `SpanLoss`.
+        growing: see `DetrCriterion`.
+    """
+    layer_losses = [span_loss or SpanLoss(), LabelLoss(settings.background_weight)]
+    if settings.contrastive:
+        layer_losses.append(ContrastiveLoss(settings.contrastive_temperature))
+    matcher = HungarianMatcher.from_weights(settings.matcher)
+    return DetrCriterion(
+        layer_losses=layer_losses,
+        clip_losses=clip_losses,
+        weights=settings.loss.model_dump(),
+        matcher=None if settings.highlights_only else matcher,
+        growing=growing,
+    )

@@ -1,0 +1,105 @@
+"""Small pieces that models share: attention masks, float32 arithmetic, initial weights, stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def key_mask(mask: Tensor) -> Tensor | None:
+    """(B, T) valid keys -> (B, 1, 1, T) for `attend`; None when nothing is padded.
+
+    The shortcut is taken on CPU only: elsewhere looking at the mask would wait for the device.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    return mask[:, None, None, :]
+
+
+def cross_mask(readers: Tensor, keys: Tensor, heads: int, legacy_samples: int) -> Tensor | None:
+    """Which keys of another sequence may be read.
+
+    Args:
+        readers: (B, S) bool.
+        keys: (B, T) bool.
+        heads: attention heads.
+        legacy_samples: size of the published batches, of which there may be several one after the
+            other, for `legacy_tiled_mask`; 0 = hide padding only.
+
+    Returns:
+        As `key_mask`, or (B, heads, S, T).
+    """
+    if not legacy_samples:
+        return key_mask(keys)
+    batches = zip(
+        torch.split(readers, legacy_samples), torch.split(keys, legacy_samples), strict=True
+    )
+    return torch.cat([legacy_tiled_mask(reader, key, heads) for reader, key in batches])
+
+
+def legacy_tiled_mask(readers: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """The published cross-modal mask, in which a sample is hidden tokens by its batch mates.
+
+    The extra mask (reader and key both padding) is laid out head by head, yet read sample by
+    sample: row ``b * heads + h`` gets the mask of sample ``(b * heads + h) mod B`` (baselines.md,
+    section 4.3). For parity with published numbers only.
+
+    Args:
+        readers: (B, S) bool.
+        keys: (B, T) bool.
+        heads: attention heads.
+
+    Returns:
+        (B, heads, S, T) bool, True = may be read.
+    """
+    hidden = ~readers[:, :, None] & ~keys[:, None, :]
+    misread = hidden.repeat(heads, 1, 1).view(len(hidden), heads, *hidden.shape[1:])
+    return keys[:, None, None, :] & ~misread
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which products of float32 tensors are not taken in bfloat16."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def xavier_matrices(*modules: nn.Module) -> None:
+    """Xavier-uniform for every parameter of `modules` with more than one axis.
+
+    As published this includes the last layer of the span refinement, which DAB-DETR sets to zero.
+    Biases, norms and slopes keep what their constructors gave them.
+    """
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+
+LayerType = TypeVar("LayerType", bound=nn.Module)
+
+
+class Stack(nn.ModuleList, Generic[LayerType]):
+    """`nn.ModuleList` whose iteration gives the layer's own class."""
+
+    def __iter__(self) -> Iterator[LayerType]:
+        return cast("Iterator[LayerType]", super().__iter__())
+
+
+def next_sample(rows: Tensor) -> Tensor:
+    """Row i becomes row i + 1, the last one row 0."""
+    return rows.roll(-1, 0)
+
+
+def with_next_sample(rows: Tensor) -> Tensor:
+    """(B, ...) -> (2B, ...): each sample's own rows, then the next sample's."""
+    return torch.cat((rows, next_sample(rows)))
+
+
+def with_negatives(rows: Tensor, negative: Tensor | None) -> Tensor:
+    """(B, ...) and B row numbers -> (2B, ...): the rows, then those of the negative sentences."""
+    return rows if negative is None else torch.cat((rows, rows[negative]))

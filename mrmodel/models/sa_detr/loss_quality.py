@@ -1,0 +1,65 @@
+"""Losses of the quality that a query gives its own span (SA-DETR eqs 8, 9; BAM-DETR)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mrmodel.losses.windows import PaddedWindows, best_iou
+from mrmodel.models.sa_detr.settings import QualitySettings
+from mrmodel.models.sa_detr.span_refiner import RefinedQueries
+
+# IoUs above the first, between the two, and up to the second are judged alike with `bins`.
+BIN_EDGES = (0.7, 0.3)
+
+
+def quality_loss(
+    found: RefinedQueries,
+    windows: PaddedWindows,
+    matched: Tensor,
+    used: Tensor,
+    settings: QualitySettings,
+) -> Tensor:
+    """|q - IoU with the best true window|, weighted; the span gets no gradient.
+
+    Args:
+        found: K layers of S queries.
+        windows: the truth; a sample without any asks for quality 0.
+        matched: (K or 1, B, S) bool, these count `w_matched` times.
+        used: (B, S) bool, the others are not judged.
+        settings: ``matched``: the weighted mean over used queries (or their sum, mean over
+            samples); ``bins``: the mean over three ranges of IoU of the mean within each, 0 for a
+            range that nothing falls into.
+
+    Returns:
+        (K,).
+    """
+    target = best_iou(found.spans_cxw, windows)
+    error = (found.quality_logits.sigmoid() - target).abs()
+    if settings.weighting == "bins":
+        high, low = BIN_EDGES
+        bins = (target > high, (target <= high) & (target > low), target <= low)
+        means = [_mean(error, (part & used).float()) for part in bins]
+        return (means[0] + means[1] + means[2]) / len(bins)
+    weight = 1.0 + (settings.w_matched - 1.0) * matched.float()
+    total = (error * weight * used).sum((1, 2))
+    return total / (used.sum().clamp(min=1) if settings.norm == "mean" else max(len(used), 1))
+
+
+def quality_margin(quality: Tensor, used: Tensor, margin: float) -> Tensor:
+    """relu(q_far - q_near + margin) summed over the pairs of copies of one window in one group.
+
+    Args:
+        quality: (K, B, groups, 2, Gmax), the near copies first.
+        used: of the same shape without K, bool.
+        margin: by how much the near copy must lead.
+
+    Returns:
+        (K,).
+    """
+    near, far = quality.unbind(3)
+    return ((far - near + margin).relu() * used[:, :, 0]).sum((1, 2, 3))
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """(K, B, S) -> (K,) weighted mean of each layer, 0 without weight."""
+    return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1.0)

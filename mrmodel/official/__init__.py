@@ -1,1 +1,0 @@
-"""Published checkpoints as model folders (``mrmodel weights import``)."""

@@ -1,1 +1,0 @@
-"""Published encoder weights become weight sets: names converted, sizes read off the tensors."""

@@ -1,0 +1,124 @@
+"""A fresh clone of one revision, in which one attempt at a stage runs and leaves no trace."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from mrmodel.errors import OrchestrationError
+from mrmodel.orchestrate.environment import Places
+from mrmodel.processes import hide_user
+
+REMOTE = "workers"
+# Never ask a person, nor read what the machine's user configured.
+_GIT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_AUTHOR_NAME": "mrmodel",
+    "GIT_AUTHOR_EMAIL": "mrmodel@localhost",
+    "GIT_COMMITTER_NAME": "mrmodel",
+    "GIT_COMMITTER_EMAIL": "mrmodel@localhost",
+}
+
+
+@contextmanager
+def fresh_clone(places: Places, rev: str, locks: Mapping[str, str]) -> Iterator[Path]:
+    """Yield a clone at `rev` whose DVC uses the cache and remote of `places`; remove it after.
+
+    Clones that a killed process left are removed first.
+
+    Args:
+        places: where to clone from, and to.
+        rev: anything that git resolves in the clone.
+        locks: path of a lock file -> text; what other stages of this run have made.
+
+    Raises:
+        OrchestrationError: the repository or the revision cannot be had.
+    """
+    places.clones.mkdir(parents=True, exist_ok=True)
+    _sweep(places.clones)
+    folder = places.clones / uuid4().hex
+    guard = folder.with_suffix(".lock")
+    with folder.with_suffix(".new").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # Only now has it a name that a sweep looks at.
+        Path(held.name).rename(guard)
+        try:
+            _clone(places, rev, folder)
+            _configure(places, folder)
+            for path, text in locks.items():
+                (folder / path).write_text(text, encoding="utf-8")
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            guard.unlink(missing_ok=True)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Output of a git command in `folder`.
+
+    Raises:
+        OrchestrationError: it failed; the message holds what git said, without credentials.
+    """
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, **_GIT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = hide_user(done.stderr.strip())
+        raise OrchestrationError(f"git {arguments[0]}: {said}")
+    return done.stdout.strip()
+
+
+def _clone(places: Places, rev: str, folder: Path) -> None:
+    git(places.clones, "clone", "--quiet", "--no-checkout", "--", places.git, str(folder))
+    found = None
+    for name in (f"origin/{rev}", rev):  # A branch of the repository before a name of ours.
+        try:
+            found = git(folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+            break
+        except OrchestrationError:
+            continue
+    if found is None:
+        raise OrchestrationError(f"{places.git_shown} has no revision {rev!r}")
+    git(folder, "checkout", "--quiet", "--detach", found)
+
+
+def _configure(places: Places, folder: Path) -> None:
+    """Settings of this machine, which git ignores; credentials stay in the environment."""
+    settings = ConfigParser(interpolation=None)
+    # Nothing is copied where the file system can share it.
+    settings["core"] = {"autostage": "true"}  # else DVC tells people what to `git add`
+    settings["cache"] = {"dir": str(places.cache), "type": "reflink,hardlink,copy"}
+    if places.remote is not None:
+        settings["core"]["remote"] = REMOTE
+        remote = {"url": places.remote}
+        if places.endpoint is not None and places.remote.startswith("s3://"):
+            remote["endpointurl"] = places.endpoint
+        settings[f"'remote \"{REMOTE}\"'"] = remote
+    with (folder / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
+        settings.write(file)
+    places.state.mkdir(parents=True, exist_ok=True)
+    (folder / ".mrmodel").symlink_to(places.state, target_is_directory=True)
+
+
+def _sweep(clones: Path) -> None:
+    """Remove clones whose process is gone: nobody holds their lock any more."""
+    for guard in clones.glob("*.lock"):
+        try:
+            with guard.open("r+") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(guard.with_suffix(""), ignore_errors=True)
+                guard.unlink(missing_ok=True)
+        except OSError:
+            continue  # In use, or swept by somebody else in this moment.

@@ -1,0 +1,69 @@
+"""Data to and from a clone: through the DVC remote, or the cache that everybody shares."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import OrchestrationError
+from mrmodel.orchestrate.checkout import REMOTE
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import Handover
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
+_PAUSE_S = 2.0
+
+
+class Transfer:
+    """Moves data; what fails while the store does not answer is tried until it does.
+
+    Attributes:
+        remote: name of the DVC remote in clones; None: there is none, the cache holds all.
+    """
+
+    def __init__(self, places: Places, handover: Handover) -> None:
+        self._handover = handover
+        self.remote = REMOTE if places.remote is not None else None
+
+    def fetch(self, repo: Any, paths: Sequence[str]) -> None:
+        """Bring outputs, or files in them, into a clone.
+
+        Args:
+            repo: DVC's repository object of the clone.
+            paths: relative to its root.
+
+        Raises:
+            OrchestrationError: something is not there.
+        """
+        targets = [str(Path(repo.root_dir) / path) for path in paths]
+        if not targets:
+            return
+        if self.remote is None:
+            self._try(lambda: repo.checkout(targets), "read from the cache")
+        else:
+            self._try(lambda: repo.pull(targets), "pulled")
+
+    def push(self, repo: Any, stage: str) -> None:
+        """Store what a stage made where everybody finds it."""
+        if self.remote is not None:
+            self._try(lambda: repo.push([stage]), "pushed")
+
+    def _try(self, move: Callable[[], Any], word: str) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                move()
+            except Exception as error:
+                # What DVC raises depends on the kind of store; what helps does not.
+                self._handover.wait()
+                if not left:
+                    rule = f"data could not be {word}: {error}"
+                    raise OrchestrationError(rule) from error
+                log.warning("not %s yet: %s", word, error)
+                time.sleep(_PAUSE_S)
+            else:
+                return

@@ -1,0 +1,91 @@
+"""Where code, data and results lie for workers and orchestrator, as the environment says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrmodel.errors import ConfigError
+from mrmodel.processes import hide_user
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The surroundings of a worker or an orchestrator.
+
+    Attributes:
+        git: repository that is cloned and that takes the run branches; a URL or a folder.
+        remote: DVC remote, e.g. ``s3://bucket/dvc``; None: everybody shares `cache`.
+        handover: where result records travel: ``s3://bucket/prefix`` or a folder.
+        endpoint: address of the S3 server; None: AWS.
+        cache: DVC's cache on this machine.
+        state: becomes ``.mrmodel`` of every clone: resume states, the default MLflow database.
+        clones: folder of the clones.
+    """
+
+    git: str
+    remote: str | None
+    handover: str
+    endpoint: str | None
+    cache: Path
+    state: Path
+    clones: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Places:
+        """Read ``MRMODEL_*``; without them the repository around the current folder is used.
+
+        Raises:
+            ConfigError: no repository is named, or what is named cannot work together.
+        """
+        env = os.environ if environ is None else environ
+        git = env.get("MRMODEL_GIT_URL") or _repository_here()
+        if git is None:
+            rule = "is not set, and the current folder is in no git repository"
+            raise ConfigError("MRMODEL_GIT_URL", None, rule)
+        remote = env.get("MRMODEL_DVC_REMOTE") or None
+        work = env.get("MRMODEL_WORK_DIR")
+        here = Path(git).resolve() if Path(git).is_dir() else None
+        if work is None and here is None:
+            rule = "is not set; a worker that clones from a URL needs a folder of its own"
+            raise ConfigError("MRMODEL_WORK_DIR", None, rule)
+        if remote is None and here is None:
+            rule = "is not set; results of a clone from a URL would be lost"
+            raise ConfigError("MRMODEL_DVC_REMOTE", None, rule)
+        state = Path(work).resolve() / "state" if work else _own(here) / ".mrmodel"
+        folder = Path(work).resolve() if work else state / "flows"
+        return cls(
+            git=git,
+            remote=remote,
+            handover=env.get("MRMODEL_HANDOVER") or _default_handover(remote, here),
+            endpoint=env.get("MRMODEL_S3_ENDPOINT") or None,
+            cache=folder / "cache" if remote is not None else _own(here) / ".dvc" / "cache",
+            state=state,
+            clones=folder / "clones",
+        )
+
+    @property
+    def git_shown(self) -> str:
+        """`git` without user and password, for messages."""
+        return hide_user(self.git)
+
+
+def _default_handover(remote: str | None, here: Path | None) -> str:
+    """Beside the DVC remote, which all can reach; without one, in the repository."""
+    if remote is not None:
+        return f"{remote.rstrip('/')}-handover"
+    return str(_own(here) / ".mrmodel" / "flows" / "handover")
+
+
+def _own(folder: Path | None) -> Path:
+    assert folder is not None  # from_environment has refused the other case
+    return folder
+
+
+def _repository_here() -> str | None:
+    command = ["git", "rev-parse", "--show-toplevel"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,119 @@
+"""Requests for stages and their results: the lock-file entry and metrics, never the data."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mrmodel.errors import ConflictError, OrchestrationError
+from mrmodel.storage import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A stage that ran and whose outputs are where everybody finds them.
+
+    Attributes:
+        stage: its name.
+        key: digest of what it was made of, see `graph.Verdict`.
+        entry: its record in the lock file.
+        figures: path -> content of its small JSON metrics.
+        curves: path -> values of the column that its plot shows, in order.
+        began: when its command started, seconds since 1970.
+        seconds: step -> duration (clone, pull, run, push).
+        mlflow: address of its MLflow run; empty where there is none.
+        worker: name of the machine.
+    """
+
+    stage: str
+    key: str
+    entry: dict[str, Any]
+    figures: dict[str, Any]
+    curves: dict[str, list[float]]
+    began: float
+    seconds: dict[str, float]
+    mlflow: str
+    worker: str
+
+
+class Handover:
+    """Result records by stage and key; the first one stays, so nothing pushed is ever replaced.
+
+    Attributes:
+        store: holds them, and the shards of extractions.
+    """
+
+    def __init__(self, url: str, endpoint: str | None) -> None:
+        self.store: Store = open_store(url, endpoint)
+
+    def find(self, stage: str, key: str) -> StageResult | None:
+        """The record of a stage that was made of exactly this, if there is one.
+
+        Raises:
+            OrchestrationError: the record is damaged.
+        """
+        name = _name(stage, key)
+        found = self.store.get(name)
+        if found is None:
+            return None
+        try:
+            return StageResult(**json.loads(found.content))
+        except (ValueError, TypeError) as error:
+            rule = f"{self.store.url}/{name}: not a result record ({error}); delete it to run again"
+            raise OrchestrationError(rule) from error
+
+    def keep(self, result: StageResult) -> StageResult:
+        """Store a record; returns the one that is there, another worker's if it was first."""
+        content = json.dumps(asdict(result), indent=2).encode()
+        try:
+            self.store.put(_name(result.stage, result.key), content, if_absent=True)
+        except ConflictError:
+            return self.find(result.stage, result.key) or result
+        return result
+
+    def drop(self, stage: str, key: str) -> None:
+        """Forget a record whose data are gone."""
+        self.store.delete(_name(stage, key))
+
+    def wait(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            StorageError: it did not, for longer than the store's patience.
+        """
+        self.store.exists("results")
+
+
+def _name(stage: str, key: str) -> str:
+    return f"results/{stage.replace('/', '_').replace(':', '_')}/{key}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrder:
+    """One stage to run.
+
+    Attributes:
+        stage: name in the graph, e.g. ``finetune@sg_detr``.
+        rev: revision of the code, of dvc.yaml and of params.yaml.
+        locks: path -> text of the lock files: what the stages before it made.
+        timeout_s: the stage is ended after so many seconds; None: never.
+        shards: how its videos are spread over workers (`config.ShardSettings`); None: not at all.
+        parent_run: MLflow's id of the run of the whole pipeline; decides nothing.
+    """
+
+    stage: str
+    rev: str
+    locks: dict[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
+    shards: dict[str, Any] | None = None
+    parent_run: str | None = None
+
+
+class Outcome(enum.IntEnum):
+    """How an attempt ended."""
+
+    DONE = 0
+    FAILED = 1
+    KILLED = 3

@@ -1,0 +1,126 @@
+"""The orchestrator's clone: changed parameters go in, a run branch with lock files comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from mrmodel import presets
+from mrmodel.config.schema import Config, load_config
+from mrmodel.errors import ConfigError, OrchestrationError
+from mrmodel.files import write_text
+from mrmodel.orchestrate.checkout import fresh_clone, git
+from mrmodel.orchestrate.environment import Places
+
+PARAMS = "params.yaml"
+
+
+class Workspace:
+    """A clone without data, on a branch of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Sorted by time, and never twice.
+        self.branch = f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+        git(folder, "checkout", "--quiet", "-b", self.branch)
+
+    @property
+    def rev(self) -> str:
+        """The commit that workers shall clone."""
+        return git(self.folder, "rev-parse", "HEAD")
+
+    @property
+    def config(self) -> Config:
+        """params.yaml as it is in the clone."""
+        return load_config(self.folder / PARAMS)
+
+    def change(self, params: Mapping[str, Any]) -> None:
+        """Write parameters, checked, and publish them for the workers.
+
+        Args:
+            params: dotted name -> value, e.g. ``{"train.finetune.lr": 0.0005}``.
+
+        Raises:
+            ConfigError: an unknown name, or a value that breaks a rule; nothing is published.
+        """
+        if not params:
+            return
+        file = self.folder / PARAMS
+        write_text(file, set_parameters(file.read_text(encoding="utf-8"), params))
+        self.config  # noqa: B018  # raises before anything is committed
+        said = ", ".join(f"{name} = {value}" for name, value in sorted(params.items()))
+        self.publish([PARAMS], f"Parameters: {said}")
+
+    def publish(self, paths: list[str], message: str) -> bool:
+        """Commit what changed of `paths` and push the branch; False: nothing had changed."""
+        git(self.folder, "add", "--", *paths)
+        if not git(self.folder, "diff", "--cached", "--name-only"):
+            return False
+        git(self.folder, "commit", "--quiet", "--message", message)
+        git(self.folder, "push", "--quiet", "origin", self.branch)
+        return True
+
+
+@contextmanager
+def workspace(places: Places, rev: str) -> Iterator[Workspace]:
+    """Open the orchestrator's clone of `rev`."""
+    with fresh_clone(places, rev, {}) as folder:
+        yield Workspace(folder)
+
+
+def fast_forward(places: Places, rev: str, branch: str) -> str | None:
+    """Let the branch that `rev` names end where a run branch ends, if nothing came in between.
+
+    Args:
+        places: where the repository is.
+        rev: name of a branch, or ``HEAD`` for the one that clones check out.
+        branch: run branch that started from it.
+
+    Returns:
+        Why it was not moved, in words; None when it was.
+    """
+    with fresh_clone(places, branch, {}) as folder:
+        name = rev
+        try:
+            if rev == "HEAD":
+                name = git(folder, "rev-parse", "--abbrev-ref", "origin/HEAD").partition("/")[2]
+            git(folder, "rev-parse", "--verify", "--quiet", f"refs/remotes/origin/{name}")
+        except OrchestrationError:
+            return f"{rev} is no branch"
+        try:
+            git(folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{name}")
+        except OrchestrationError as error:
+            return f"{name} could not be moved: {error}"
+    return None
+
+
+def set_parameters(text: str, params: Mapping[str, Any]) -> str:
+    """params.yaml with some values changed, comments kept.
+
+    Raises:
+        ConfigError: a section that the file does not have.
+    """
+    for name, value in params.items():
+        parts = name.split(".")
+        if parts[0] == "models" and len(parts) > 2:
+            # Settings of a model are optional, so a new key is no mistake of the caller.
+            change: dict[str, Any] = {f"models.{parts[1]}": _nest(parts[2:], value)}
+        else:
+            change = _nest(parts, value)
+        text = presets.overlay(text, change)
+    return text
+
+
+def _nest(parts: list[str], value: Any) -> dict[str, Any]:
+    if not all(parts):
+        raise ConfigError(
+            ".".join(parts), value, "a dotted name such as train.finetune.lr is needed"
+        )
+    for part in reversed(parts):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested

@@ -1,0 +1,177 @@
+"""The walk over the graph: what may start now, and what to do with how it ended.
+
+It starts nothing itself: whoever asks for the next orders runs them, on workers or here, and tells
+how each ended. The graph is asked anew after every merged record, because only then is it known
+whether the stages behind it change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mrmodel.config.schema import OrchestrateSettings
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.result_store import Handover, StageOrder, StageResult
+
+log = logging.getLogger(__name__)
+
+State = Literal["waiting", "running", "unchanged", "restored", "ran", "failed", "blocked"]
+_GOOD = ("unchanged", "restored", "ran")
+_BAD = ("failed", "blocked")
+# The stage whose work can be spread: one video has nothing to do with another.
+_SHARDED = "extract"
+
+
+@dataclass(slots=True)
+class StageRow:
+    """What became of a stage.
+
+    Attributes:
+        stage: its name.
+        pool: the work pool it belongs to.
+        state: ``restored``: an earlier run had made exactly this; ``blocked``: a stage before it
+            failed.
+        reason: why it ran, or why it could not.
+        attempts: how often it was started.
+        result: what came back.
+    """
+
+    stage: str
+    pool: str
+    state: State = "waiting"
+    reason: str = ""
+    attempts: int = 0
+    key: str = ""
+    result: StageResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """An order, the pool that it is for, and the key under which its record will be found."""
+
+    order: StageOrder
+    pool: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a dispatched stage ended: with a result, or with the reason why there is none.
+
+    Attributes:
+        result: what came back.
+        reason: what went wrong.
+        again: whether its process or worker died, so that another try may help.
+    """
+
+    result: StageResult | None = None
+    reason: str = ""
+    again: bool = False
+
+
+@dataclass(slots=True)
+class Walk:
+    """One orchestration of some stages of a clone at `rev`."""
+
+    graph: StageGraph
+    handover: Handover
+    settings: OrchestrateSettings
+    rev: str
+    targets: Iterable[str] = ()
+    parent_run: str | None = None
+    rows: dict[str, StageRow] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = self.graph.names(self.targets)
+        self.rows = {name: StageRow(name, self.pool_of(name)) for name in names}
+
+    def pool_of(self, stage: str) -> str:
+        """Work pool of a stage; all stages of a matrix share the one of its name."""
+        return self.settings.pools.get(_kind(stage), self.settings.default_pool)
+
+    def next(self) -> list[Dispatch]:
+        """Stages that can start now; settles those that need not or cannot."""
+        found = []
+        for row in self.rows.values():
+            if row.state != "waiting":
+                continue
+            before = [self.rows[name].state for name in self.graph.upstream(row.stage)]
+            if any(state in _BAD for state in before):
+                row.state, row.reason = "blocked", "a stage before it failed"
+            elif all(state in _GOOD for state in before) and self._must_run(row):
+                found.append(self._dispatch(row))
+        return found
+
+    def ended(self, dispatch: Dispatch, ending: Ending) -> None:
+        """Merge what came back; what crashed may start again, so often as params.yaml allows.
+
+        Stages that do not need a failed one go on.
+        """
+        row = self.rows[dispatch.order.stage]
+        if ending.result is not None:
+            self._merge(row, ending.result)
+        elif ending.again and row.attempts < self.settings.attempts:
+            log.warning("%s: attempt %d: %s", row.stage, row.attempts, ending.reason)
+            row.state = "waiting"
+        else:
+            tries = f" ({row.attempts} attempts)" if ending.again else ""
+            row.state, row.reason = "failed", ending.reason + tries
+
+    def _merge(self, row: StageRow, result: StageResult) -> None:
+        self.graph.merge(row.stage, result.entry)
+        row.result = result
+        reason = self.graph.verdict(row.stage).reason
+        if reason is None:
+            row.state = "ran"
+        else:
+            row.state, row.reason = "failed", f"ran, but then {reason}"
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every stage is up to date."""
+        return all(row.state in _GOOD for row in self.rows.values())
+
+    def _must_run(self, row: StageRow) -> bool:
+        verdict = self.graph.verdict(row.stage)
+        if verdict.reason is None:
+            row.state = "unchanged"
+            return False
+        row.key = verdict.key
+        if self._restore(row):
+            return False
+        row.reason = row.reason or verdict.reason
+        return True
+
+    def _restore(self, row: StageRow) -> bool:
+        """Take what an earlier run made of exactly the same, if its data are still there."""
+        result = self.handover.find(row.stage, row.key)
+        if result is None:
+            return False
+        self.graph.merge(row.stage, result.entry)
+        if self.graph.verdict(row.stage).reason is not None:
+            self.handover.drop(row.stage, row.key)
+            return False
+        row.state, row.result = "restored", result
+        return True
+
+    def _dispatch(self, row: StageRow) -> Dispatch:
+        row.state, row.attempts = "running", row.attempts + 1
+        shards = self.settings.extract_shards
+        spread = shards.count > 1 and _kind(row.stage) == _SHARDED
+        order = StageOrder(
+            row.stage,
+            self.rev,
+            self.graph.locks(),
+            self.settings.stage_timeout_s,
+            shards.model_dump() if spread else None,
+            self.parent_run,
+        )
+        return Dispatch(order, row.pool, row.key)
+
+
+def _kind(stage: str) -> str:
+    """Name in dvc.yaml, without file and matrix value."""
+    return stage.rpartition(":")[2].partition("@")[0]

@@ -1,0 +1,144 @@
+"""One attempt at a stage, seen from the flow: started, listened to, and ended with the flow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import OrchestrationError
+from mrmodel.files import write_json
+from mrmodel.orchestrate.result_store import Outcome, StageOrder, StageResult
+from mrmodel.orchestrate.sharding import ShardedStream
+from mrmodel.processes import hide_secrets, secrets_of
+from mrmodel.progress import EVENTS
+
+_SHOWN_LINES = 5
+_POLL_S = 0.2
+
+
+class StageKilled(OrchestrationError):
+    """The process of a stage was killed: out of memory, or by somebody; trying again may help."""
+
+
+class StageFailed(OrchestrationError):
+    """A stage ended with an error of its own; trying again gives the same."""
+
+
+class Listener:
+    """What a flow wants to hear; does nothing by itself."""
+
+    def line(self, text: str) -> None:
+        """A line that the stage printed, without secrets."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A step that began, or how far the stage is; see `mrmodel.progress.announce`."""
+
+
+def run_stage(
+    order: StageOrder, listener: Listener, sharded: ShardedStream | None = None
+) -> StageResult:
+    """Run one stage in a process of its own, which dies with this one.
+
+    Args:
+        order: the stage.
+        listener: told of every line and event, in the calling thread.
+        sharded: shards in the hand-over store that the stage puts together.
+
+    Raises:
+        StageKilled: a signal ended it, or its time was up.
+        StageFailed: anything else; the message holds its last lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
+        folder = Path(name)
+        told = {"order": asdict(order), "sharded": asdict(sharded) if sharded else None}
+        write_json(folder / "order.json", told)
+        events = folder / "events.jsonl"
+        events.touch()
+        last: deque[str] = deque(maxlen=_SHOWN_LINES)
+        with _guarded("mrmodel.orchestrate.stage_runner", folder / "order.json", events) as process:
+            code = _listen(process, events, listener, last, order)
+        if code == Outcome.DONE:
+            return StageResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        if code == Outcome.KILLED or code > 128:
+            raise StageKilled(f"{order.stage}: its process was killed")
+        raise StageFailed(_reason(order.stage, folder / "error.json", last))
+
+
+def _listen(
+    process: subprocess.Popen[str],
+    events: Path,
+    listener: Listener,
+    last: deque[str],
+    order: StageOrder,
+) -> int:
+    """Pass on what comes until the process ends; returns its exit code."""
+    lines: deque[str] = deque()
+    reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+    reader.start()
+    secrets, started, unfinished = secrets_of(os.environ), time.monotonic(), ""
+    with events.open(encoding="utf-8") as file:
+        while True:
+            ended = process.poll() is not None
+            if ended:
+                reader.join()
+            *told, unfinished = (unfinished + file.read()).split("\n")
+            for text in told:
+                listener.event(json.loads(text))
+            while lines:
+                last.append(hide_secrets(lines.popleft(), secrets))
+                listener.line(last[-1])
+            if ended:
+                return process.returncode
+            if order.timeout_s is not None and time.monotonic() - started > order.timeout_s:
+                rule = f"ran longer than orchestrate.stage_timeout_s = {order.timeout_s:g}"
+                raise StageFailed(f"{order.stage}: {rule}")
+            time.sleep(_POLL_S)
+
+
+def _read(process: subprocess.Popen[str], lines: deque[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        # A progress bar overwrites its line; what it last showed is what counts.
+        lines.append(line.rstrip("\n").rpartition("\r")[2])
+
+
+@contextmanager
+def _guarded(module: str, argument: Path, events: Path) -> Iterator[subprocess.Popen[str]]:
+    """A Python module below `guard`; leaving the block ends it and all that it started."""
+    process = subprocess.Popen(
+        [*_PYTHON, "mrmodel.processes", *_PYTHON, module, str(argument)],
+        env={**os.environ, EVENTS: str(events), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+_PYTHON = (sys.executable, "-m")
+
+
+def _reason(stage: str, error: Path, last: deque[str]) -> str:
+    said = json.loads(error.read_text(encoding="utf-8"))["message"] if error.exists() else ""
+    hidden = hide_secrets(said, secrets_of(os.environ))
+    return "\n".join([f"{stage}: {hidden}", *(f"  {line}" for line in last)])

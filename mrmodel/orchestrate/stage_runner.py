@@ -1,0 +1,208 @@
+"""``python -m mrmodel.orchestrate.stage_runner ORDER.json``: one stage in a fresh clone, then gone.
+
+Always a process of its own, below `guard`, so that it can be killed as a whole. It tells its steps
+through `mrmodel.progress.announce` and writes the result beside the order; it ends with an
+`Outcome` as its exit code.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.stage.exceptions import StageCmdFailedError
+
+from mrmodel.errors import MrModelError
+from mrmodel.files import one_at_a_time, write_json
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.orchestrate.dvc_transfer import Transfer
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import Handover, Outcome, StageOrder, StageResult
+from mrmodel.orchestrate.sharding import ShardedStream, ShardInterrupted
+from mrmodel.processes import die_with_parent
+from mrmodel.progress import EVENTS, announce
+from mrmodel.tracking.run import PARENT
+
+log = logging.getLogger(__name__)
+
+_LARGEST_FIGURES = 100_000
+_MOST_POINTS = 10_000
+
+
+class Attempt:
+    """The steps of one stage, each timed and announced."""
+
+    def __init__(
+        self, order: StageOrder, places: Places, sharded: ShardedStream | None = None
+    ) -> None:
+        """Prepare an attempt; `sharded`: pieces of its extraction are in the hand-over store."""
+        self._order, self._places, self._sharded = order, places, sharded
+        self._handover = Handover(places.handover, places.endpoint)
+        self._transfer = Transfer(places, self._handover)
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> StageResult:
+        """Clone, pull what the stage reads, run it, push what it made.
+
+        Raises:
+            OrchestrationError: a step failed for good.
+            StageCmdFailedError: the stage's command ended with an error.
+        """
+        order, places = self._order, self._places
+        # Two attempts at one stage would share its resume state.
+        busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
+        with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
+            with self._step("clone"):
+                graph = StageGraph(folder, self._transfer.remote, self._handover.wait)
+                key = graph.verdict(order.stage).key
+            done = self._handover.find(order.stage, key)
+            if done is not None:
+                return done
+            _put_on_path(folder)
+            if order.parent_run is not None:
+                os.environ[PARENT] = order.parent_run
+            with self._step("pull"):
+                self._transfer.fetch(graph.repo, graph.inputs(order.stage))
+                self._gather(folder)
+            began = time.time()
+            with self._step("run"), _inside(folder):
+                graph.repo.reproduce([order.stage], single_item=True)
+            with self._step("push"), _inside(folder):
+                self._transfer.push(graph.repo, order.stage)
+            result = self._handover.keep(self._result(graph, key, began))
+            self._forget()
+            return result
+
+    def _gather(self, folder: Path) -> None:
+        if self._sharded is not None:
+            # Its import of feature extraction takes most stages half a second for nothing.
+            from mrmodel.orchestrate.sharding import gather_shards
+
+            gather_shards(self._sharded, folder, self._handover.store)
+
+    def _forget(self) -> None:
+        if self._sharded is not None:
+            from mrmodel.orchestrate.sharding import forget_shards
+
+            forget_shards(self._sharded, self._handover.store)
+
+    def _result(self, graph: StageGraph, key: str, began: float) -> StageResult:
+        stage, figures, curves = self._order.stage, {}, {}
+        for path in graph.metrics(stage):
+            if path.suffix == ".json" and path.stat().st_size <= _LARGEST_FIGURES:
+                name = str(path.relative_to(graph.folder))
+                figures[name] = json.loads(path.read_text(encoding="utf-8"))
+        for path, column in graph.plots(stage).items():
+            name = str(path.relative_to(graph.folder))
+            with path.open(newline="", encoding="utf-8") as file:
+                values = [row[column] for row in csv.DictReader(file)]
+            curves[name] = [float(value) for value in values if value][:_MOST_POINTS]
+        return StageResult(
+            stage=stage,
+            key=key,
+            entry=graph.entry(stage),
+            figures=figures,
+            curves=curves,
+            began=began,
+            seconds=self._seconds,
+            mlflow=_mlflow_address(),
+            worker=socket.gethostname(),
+        )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        announce("step", name=name)
+        started = time.monotonic()
+        yield
+        self._seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _mlflow_address() -> str:
+    """What the stage announced of its MLflow run."""
+    path = os.environ.get(EVENTS)
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
+    told = [event for line in lines if (event := json.loads(line))["event"] == "mlflow"]
+    return str(told[-1]["address"]) if told else ""
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """DVC looks a stage's name up in the current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _put_on_path(folder: Path) -> None:
+    """The clone's code and this Python's programs come first for the stage's command."""
+    programs = str(Path(sys.executable).parent)
+    os.environ["PATH"] = programs + os.pathsep + os.environ.get("PATH", "")
+    os.environ["PYTHONPATH"] = str(folder)
+
+
+def _file_name(stage: str) -> str:
+    return stage.replace("/", "_").replace(":", "_")
+
+
+def _killed(error: BaseException | None) -> bool:
+    """Whether a command of the chain of errors was ended by a signal, not by itself."""
+    while error is not None:
+        if isinstance(error, StageCmdFailedError):
+            status = str(error).rpartition(" ")[2]
+            return status.lstrip("-").isdigit() and (int(status) < 0 or int(status) > 128)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _explain(error: BaseException) -> str:
+    """The messages of an error and of what caused it; DVC's own ones say little alone."""
+    said = [str(error)]
+    while (error := error.__cause__) is not None:  # type: ignore[assignment]
+        if str(error) not in said[-1]:
+            said.append(str(error))
+    return ": ".join(filter(None, said))
+
+
+def main() -> int:
+    """Run the order in the file named by the argument."""
+    die_with_parent()
+    file = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # DVC shows its messages itself.
+    logging.getLogger("dvc").propagate = False
+    for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    told = json.loads(file.read_text(encoding="utf-8"))
+    order, sharded = StageOrder(**told["order"]), None
+    if told["sharded"] is not None:
+        sharded = ShardedStream(**(told["sharded"] | {"files": tuple(told["sharded"]["files"])}))
+    try:
+        result = Attempt(order, Places.from_environment(), sharded).run()
+    except Exception as error:
+        if _killed(error) or isinstance(error, ShardInterrupted):
+            log.error("%s: its process was killed", order.stage)
+            return Outcome.KILLED
+        if not isinstance(error, MrModelError | DvcException):
+            log.exception("%s", order.stage)
+        write_json(file.with_name("error.json"), {"message": _explain(error)})
+        return Outcome.FAILED
+    write_json(file.with_name("result.json"), asdict(result))
+    return Outcome.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Settings that can be chosen after training, tried out on stored detections (sg_detr.md, 13).
+
+A model runs over a set once (`cache_detections`). Each trial of a search then repeats what follows
+its heads (scores, fusion, suppression, rounding) without a forward pass, in under a second for
+1,550 queries. The windows are bit-equal to those of a model with the same settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.data.loader import MomentDataset
+from mrmodel.errors import DataError
+from mrmodel.files import atomic_path
+from mrmodel.models.base import MomentModel
+from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
+from mrmodel.predict.postprocess import Postprocess, RawPredictions, decode
+from mrmodel.types import Prediction, QueryId
+
+_FORMAT = "mrmodel detections 1"
+_LOWEST = torch.finfo(torch.float32).min
+# What the fields of `RawDetections` are padded with, along their second dimension.
+_FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_cxw": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class CachedDetections:
+    """All that decoding reads of the N rows of a set, on the CPU, in the order of the set.
+
+    Attributes:
+        raw: detections, padded along the anchors; None: the model makes its windows in one way
+            only, and `final` has them.
+        final: spans (N, Q, 2) and scores (N, Q) of the answer, where `raw` is None.
+        saliency, clip_mask: (N, L) clip scores, and which clips exist.
+        duration_s: (N,) float64.
+        clip_len_s: seconds of one clip.
+        qids, queries, vids: of each row.
+    """
+
+    raw: RawDetections | None
+    final: tuple[Tensor, Tensor] | None
+    saliency: Tensor
+    clip_mask: Tensor
+    duration_s: Tensor
+    clip_len_s: float
+    qids: list[QueryId]
+    queries: list[str]
+    vids: list[str]
+
+    def save(self, path: Path) -> None:
+        """Write one file, atomically."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        raw = None if self.raw is None else _tensors(self.raw)
+        parts |= {"raw": raw, "format": _FORMAT}
+        with atomic_path(path) as temporary:
+            torch.save(parts, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> CachedDetections:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file holds something else.
+        """
+        parts = torch.load(path, weights_only=True)
+        if not isinstance(parts, dict) or parts.pop("format", None) != _FORMAT:
+            raise DataError(f"holds no detections of the format {_FORMAT!r}", file=path)
+        raw = None if parts["raw"] is None else RawDetections(**parts["raw"])
+        return cls(**parts | {"raw": raw})
+
+
+def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -> CachedDetections:
+    """Run `model`, in eval mode and on the device of `data`, over all rows of `data`."""
+    order = data.eval_batches(batch_size)
+    raws, clips = [], []
+    with torch.inference_mode():
+        for rows in order:
+            batch, _ = data.batch(rows, epoch=0)
+            output = model(batch)
+            raw = output.raw if isinstance(output, SgDetrOutput) else None
+            final = {"spans": output.spans_cxw.float().cpu(), "scores": output.scores.float().cpu()}
+            raws.append(final if raw is None else _tensors(raw))
+            clips.append((output.saliency.float().cpu(), batch.video_mask.cpu()))
+    place = torch.from_numpy(np.argsort(np.concatenate(order)))
+    saliency, mask = zip(*clips, strict=True)
+    stacked = {
+        name: _stacked([raw[name] for raw in raws], place, _FILL.get(name, 0.0)) for name in raws[0]
+    }
+    has_raw = raw is not None
+    return CachedDetections(
+        raw=RawDetections(**stacked) if has_raw else None,
+        final=None if has_raw else (stacked["spans"], stacked["scores"]),
+        saliency=_stacked(saliency, place),
+        clip_mask=_stacked(mask, place),
+        duration_s=torch.tensor([row.duration for row in data.annotations], dtype=torch.float64),
+        clip_len_s=data.builder.clip_len_s,
+        qids=[row.qid for row in data.annotations],
+        queries=[row.query for row in data.annotations],
+        vids=[row.vid for row in data.annotations],
+    )
+
+
+def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[Prediction]:
+    """What `inference.predict_set` gives for the model and the set behind `cached`."""
+    with torch.inference_mode():
+        spans, scores = _windows(cached, postprocess.candidates)
+    raw = RawPredictions(
+        spans_cxw=spans.numpy(),
+        scores=scores.numpy(),
+        saliency=cached.saliency.numpy(),
+        clip_mask=cached.clip_mask.numpy(),
+        duration_s=cached.duration_s.numpy(),
+        clip_len_s=cached.clip_len_s,
+    )
+    found = decode(raw, postprocess.finish)
+    names = zip(cached.qids, cached.queries, cached.vids, found, strict=True)
+    return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
+
+
+def _windows(cached: CachedDetections, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
+    """Candidate windows (N, n, 2) and their scores (N, n)."""
+    if cached.final is not None:
+        return cached.final
+    assert cached.raw is not None
+    return combine(cached.raw, settings)
+
+
+def _tensors(raw: RawDetections) -> dict[str, Tensor]:
+    """The fields that are there, on the CPU."""
+    fields = {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
+    return {name: value.cpu() for name, value in fields.items() if value is not None}
+
+
+def _stacked(parts: Sequence[Tensor], place: Tensor, fill: float = 0.0) -> Tensor:
+    """Batches (B_i, n_i, ...) as one (N, max n, ...), whose row r is row place[r] of them."""
+    width = max(part.shape[1] for part in parts)
+    padded = [
+        F.pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1]), value=fill)
+        for part in parts
+    ]
+    return torch.cat(padded)[place]

@@ -1,0 +1,1 @@
+"""InterVid-MR: queries for pre-training, made from captioned video segments."""

@@ -1,1 +1,0 @@
-"""Which registered model serves: registration, gates, the champion's pointer, rollback."""

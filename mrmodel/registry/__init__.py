@@ -1,0 +1,1 @@
+"""The model registry: versions, gates, promotion, rollback, lineage."""

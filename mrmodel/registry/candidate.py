@@ -1,0 +1,213 @@
+"""What the repository says of a model that was trained and evaluated here: its record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from mrmodel.components import ENCODERS
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.schema import Config
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.encoders.user_weights import WeightSet
+from mrmodel.errors import CheckpointError, DataError
+from mrmodel.evaluate.rows import read_rows
+from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
+from mrmodel.features.index import INDEX_FILE
+from mrmodel.files import sha256_of
+from mrmodel.predict.serving import read_serving
+from mrmodel.registry.model_record import Figure, ModelRecord, TestSet, find_leaks
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.scorer import Judge
+from mrmodel.stages.test_set import FrozenSet, video_contents
+from mrmodel.tracking.mlflow_client import code_tags
+from mrmodel.train.checkpoint import CONFIG, WEIGHTS
+
+_PACKAGES = ("mrmodel", "torch", "numpy", "av", "mlflow", "dvc")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model to register.
+
+    Attributes:
+        record: see `ModelRecord`.
+        folder: the model folder.
+        predictions: its answers to the test queries.
+        frozen: the test set.
+        postprocess: how the answers were made from the model's output.
+    """
+
+    record: ModelRecord
+    folder: Path
+    predictions: Path
+    frozen: FrozenSet
+    postprocess: PostprocessConfig
+
+
+def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
+    """Collect the record of ``models/<kind>/<model>`` and check that its figures are its own.
+
+    Raises:
+        CheckpointError: there is no such model, or it was not evaluated.
+        DataError: the evaluation is of other weights, or its test set was changed.
+    """
+    way, folder = f"{model}.{kind}", layout.model(kind, model)
+    predictions = layout.evaluation / f"{way}.jsonl"
+    if not (folder / CONFIG).exists() or not predictions.exists():
+        raise CheckpointError(
+            f"{folder}: was not trained and evaluated here ({predictions} is its evaluation); "
+            f"run `dvc repro`, with {model!r} among train.models"
+        )
+    _require_evaluated(layout, way, sha256_of(folder / WEIGHTS))
+    frozen_file = layout.evaluation / "test_set.json"
+    frozen = FrozenSet.from_json(frozen_file.read_text(encoding="utf-8"), str(frozen_file))
+    record = ModelRecord(
+        way=way,
+        model=_json(folder / CONFIG),
+        weights_sha256=sha256_of(folder / WEIGHTS),
+        config_sha256=sha256_of(folder / CONFIG),
+        parameters=_parameters(folder / WEIGHTS),
+        code=code_tags(),
+        params=config.model_dump(mode="json"),
+        lock=_lock(layout.root / "dvc.lock"),
+        corpus=_json(layout.corpus / "corpus.json"),
+        test_set=TestSet(
+            digest=frozen.digest,
+            split=frozen.split,
+            queries=len(frozen.rows),
+            videos=len(frozen.videos),
+            protocol=config.evaluate.protocol,
+            mode=config.evaluate.mode,
+        ),
+        headline=Judge(config).protocol.headline,
+        figures=figures_of(config, frozen, predictions),
+        confidence=config.promotion.confidence,
+        predictions_sha256=sha256_of(predictions),
+        streams=_json(layout.evaluation / "streams.json"),
+        leaks=leaks_of(config, layout, frozen),
+        environment=_environment(),
+        licences=_licences(config),
+        limits=config.promotion.card.limits,
+    )
+    postprocess = read_serving(layout.served(model))
+    return Candidate(record, folder, predictions, frozen, postprocess)
+
+
+def needed_files(config: Config, layout: Layout, model: str, kind: str) -> list[Path]:
+    """What `gather` reads of DVC's outputs: the model and small files, no video and no feature."""
+    files = [layout.corpus / "corpus.json", *(layout.split(split) for split in ("train", "val"))]
+    files += [layout.intervid / f"{split}.jsonl" for split in ("train", "val")]
+    files.append(layout.stream(config.features.video_streams[0]) / INDEX_FILE)
+    folders = [layout.model(kind, model), layout.served(model), layout.evaluation]
+    return [*folders, *files]
+
+
+def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str, Figure]:
+    """Every figure of the protocol that has an interval, the headline first."""
+    judge = Judge(config)
+    scores = judge.score(frozen.rows, read_rows(predictions))
+    settings = BootstrapSettings(
+        config.promotion.resamples, config.seed, config.promotion.confidence
+    )
+    found = {}
+    for name in judge.figures(scores):
+        if name in scores.per_query.values:
+            interval = confidence_interval(scores.per_query, name, settings)
+            found[name] = Figure(
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                queries=interval.queries,
+                videos=interval.videos,
+            )
+    return found
+
+
+def leaks_of(config: Config, layout: Layout, frozen: FrozenSet) -> dict[str, list[str]]:
+    """Sets that training or the choice of weights may have seen, with test videos in them."""
+    files = {split: layout.split(split) for split in ("train", "val") if split != frozen.split}
+    files |= {
+        f"intervid_mr.{split}": layout.intervid / f"{split}.jsonl" for split in ("train", "val")
+    }
+    others = {name: _vids(path) for name, path in files.items()}
+    return find_leaks(
+        frozen, others, video_contents(layout.stream(config.features.video_streams[0]))
+    )
+
+
+def _require_evaluated(layout: Layout, way: str, weights: str) -> None:
+    path = layout.evaluation / "weights.json"
+    known: dict[str, str] = _json(path)
+    if known.get(way) != weights:
+        rule = f"the evaluation of {way} is of weights {known.get(way)}, here are {weights}"
+        raise DataError(f"{rule}; run `dvc repro evaluate`", file=path)
+
+
+def _vids(path: Path) -> set[str]:
+    """Video ids of an annotation file.
+
+    Raises:
+        DataError: it is not here, so nobody knows what training has seen.
+    """
+    if not path.exists():
+        raise DataError("is not there; run `dvc pull`, or `dvc repro`", file=path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {str(json.loads(line)["vid"]) for line in lines if line.strip()}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("is not there; run `dvc repro`", file=path) from None
+
+
+def _lock(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def _parameters(weights: Path) -> int:
+    """Numbers in all tensors, buffers included."""
+    with safe_open(weights, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def _environment() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def _licences(config: Config) -> dict[str, str]:
+    """Of the code, the data, and each file of weights inside the encoders."""
+    licences = {"code": "Apache-2.0"}
+    if config.corpus.source == "sample":
+        licences["data"] = "rendered from Noto Color Emoji artwork, Apache-2.0 (NOTICE)"
+    else:
+        stated = config.promotion.card.data_licence
+        licences["data"] = stated or "not stated (promotion.card.data_licence of params.yaml)"
+    locked = WeightsLock().files
+    if config.features.has_imports:
+        licences["features"] = f"of other programs, as {config.features.imports} has them"
+        return licences
+    for stream in (*config.features.video_streams, *config.features.text_streams):
+        weights: Mapping[str, str] = ENCODERS.get(stream)().fingerprint().get("weights", {})
+        for name in weights:
+            if name not in locked:  # a file of a weight set, which is called <set>/<file>
+                licences[name] = WeightSet(name.partition("/")[0]).lock().licence
+                continue
+            note = f"; {locked[name].note}" if locked[name].note else ""
+            licences[f"{name} ({locked[name].package})"] = f"{locked[name].licence}{note}"
+    return licences

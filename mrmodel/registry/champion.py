@@ -1,0 +1,193 @@
+"""The champion's pointer, moved by compare-and-set, and what follows from it.
+
+MLflow's aliases have no compare-and-set: of several writers the last one wins (mlops.md, section
+3). So the truth is one object of a `Store`, written on the condition that nobody wrote it since it
+was read. Every move goes pointer -> aliases -> audit object, and a process that dies in between
+leaves work that `reconcile` finishes, because the pointer holds all of it. A pointer is replaced
+only after its own move is finished, so no audit object is ever lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrmodel.config.schema import Config
+from mrmodel.errors import ConfigError, ConflictError, DataError, RegistryError
+from mrmodel.processes import hide_user
+from mrmodel.registry.decision import Decision, Pointer, pointer_key, read_decision, read_pointer
+from mrmodel.registry.mlflow_versions import Versions
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.test_set import FrozenSet
+from mrmodel.storage import Store, open_store
+from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+# Aliases are set again when the pointer moved meanwhile; so often only if somebody moves it all
+# the time.
+_ALIAS_ROUNDS = 20
+STORE_VARIABLE = "MRMODEL_REGISTRY"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointed:
+    """The pointer as it was read: None before the first promotion; `tag` guards the next write."""
+
+    pointer: Pointer | None
+    tag: str | None
+
+
+class Registry:
+    """One registered model: its versions in MLflow, its pointer and audit objects in a store.
+
+    Args:
+        versions: in MLflow.
+        store: takes ``<model>/champion.json``, ``<model>/audit/`` and ``<model>/test_sets/``.
+    """
+
+    def __init__(self, versions: Versions, store: Store) -> None:
+        self.versions, self.store, self.name = versions, store, versions.name
+
+    def read(self) -> Pointed:
+        """The pointer at this moment."""
+        found = self.store.get(pointer_key(self.name))
+        if found is None:
+            return Pointed(None, None)
+        return Pointed(read_pointer(found.content, self._where(pointer_key(self.name))), found.tag)
+
+    def move(self, seen: Pointed, pointer: Pointer) -> None:
+        """Let `pointer` take the place of the one that was `seen`, then finish what follows.
+
+        Raises:
+            ConflictError: another process moved it since; nothing was changed.
+            RegistryError: the pointer moved, but MLflow failed; `reconcile` finishes the move.
+        """
+        content = pointer.model_dump_json(indent=2).encode()
+        if seen.pointer is not None:
+            # Whoever wrote it may have died before its audit object; soon it can be read no more.
+            self.note(seen.pointer.decision)
+        if seen.tag is None:
+            self.store.put(pointer_key(self.name), content, if_absent=True)
+        else:
+            self.store.put(pointer_key(self.name), content, if_match=seen.tag)
+        self.reconcile()
+
+    def reconcile(self) -> list[str]:
+        """Make aliases and audit objects agree with the pointer; what was done, in words.
+
+        Raises:
+            RegistryError: MLflow cannot be reached, or the pointer moved all the time.
+        """
+        done: list[str] = []
+        for _ in range(_ALIAS_ROUNDS):
+            seen = self.read()
+            done += self._set_aliases(seen.pointer)
+            if seen.pointer is not None and self.note(seen.pointer.decision):
+                done.append(f"wrote the audit object {seen.pointer.decision.id}")
+            # Whoever set aliases last has seen that the pointer is still theirs.
+            if self.read().tag == seen.tag:
+                return done
+        raise RegistryError(f"{self.name}: the pointer moved {_ALIAS_ROUNDS} times meanwhile")
+
+    def note(self, decision: Decision) -> bool:
+        """Write the audit object of a decision; False when it was there already."""
+        content = decision.model_dump_json(indent=2).encode()
+        key = f"{self.name}/audit/{decision.id}.json"
+        try:
+            self.store.put(key, content, if_absent=True)
+        except ConflictError:
+            found = self.store.get(key)
+            if found is None or found.content != content:
+                rule = (
+                    "differs from the decision that the pointer holds; audit objects never change"
+                )
+                raise RegistryError(f"{self._where(key)}: {rule}") from None
+            return False
+        return True
+
+    def history(self) -> list[Decision]:
+        """All decisions, the oldest first."""
+        found = []
+        for key in self.store.keys(f"{self.name}/audit/"):
+            stored = self.store.get(key)
+            if stored is not None:
+                found.append(read_decision(stored.content, self._where(key)))
+        return found
+
+    def keep(self, frozen: FrozenSet) -> None:
+        """Keep a test set under its digest; one that is there is left as it is."""
+        content = json.dumps(frozen.as_json()).encode()
+        try:
+            self.store.put(self._set_key(frozen.digest), content, if_absent=True)
+        except ConflictError:
+            self.test_set(frozen.digest)
+
+    def test_set(self, digest: str) -> FrozenSet:
+        """The test set of that digest, checked.
+
+        Raises:
+            RegistryError: it is not there.
+            DataError: it was changed.
+        """
+        key = self._set_key(digest)
+        found = self.store.get(key)
+        if found is None:
+            raise RegistryError(f"{self._where(key)}: there is no such test set")
+        frozen = FrozenSet.from_json(found.content.decode(), self._where(key))
+        if frozen.digest != digest:
+            raise DataError(f"has digest {frozen.digest}", file=self._where(key))
+        return frozen
+
+    def _set_aliases(self, pointer: Pointer | None) -> list[str]:
+        """Set what differs; the challenger is the newest version, unless it was champion once."""
+        newest = max((int(version.version) for version in self.versions.all()), default=None)
+        champions = pointer.champions if pointer else []
+        wanted = {
+            CHAMPION: pointer.version if pointer else None,
+            PREVIOUS: pointer.previous if pointer else None,
+            CHALLENGER: None if newest in champions else newest,
+        }
+        found, done = self.versions.aliases(), []
+        if pointer is None and CHAMPION in found:
+            # The pointer is written before the alias, so this is another registry's alias.
+            raise RegistryError(
+                f"{self._where(pointer_key(self.name))}: there is no pointer, but in MLflow "
+                f"version {found[CHAMPION]} is champion; does {STORE_VARIABLE} name another store?"
+            )
+        for alias, version in wanted.items():
+            if found.get(alias) != version:
+                self.versions.set_alias(alias, version)
+                done.append(f"alias {alias}: {found.get(alias)} -> {version}")
+        return done
+
+    def _set_key(self, digest: str) -> str:
+        return f"{self.name}/test_sets/{digest}.json"
+
+    def _where(self, key: str) -> str:
+        return f"{self.store.url}/{key}"
+
+
+def open_registry(config: Config, layout: Layout) -> Registry:
+    """The registry that the environment names.
+
+    Versions are in the MLflow of ``MLFLOW_TRACKING_URI``, pointer and audit objects in the store of
+    ``MRMODEL_REGISTRY``; without them both are in ``.mrmodel``.
+    """
+    client, experiment = open_experiment(config.tracking.experiment, layout.state)
+    versions = Versions(client, experiment, config.promotion.registered_model)
+    return Registry(versions, registry_store(layout.state))
+
+
+def registry_store(state: Path) -> Store:
+    """The store of ``MRMODEL_REGISTRY``; without it, a folder below `state` (``.mrmodel``).
+
+    Raises:
+        ConfigError: versions are on a server, and the variable is not set.
+    """
+    url, server = os.environ.get(STORE_VARIABLE), os.environ.get(ADDRESS_VARIABLE, "")
+    if not url and server.startswith("http"):
+        rule = f"is not set; versions at {hide_user(server)} need a pointer that all can see"
+        raise ConfigError(STORE_VARIABLE, None, rule)
+    return open_store(url or str(state / "registry"))

@@ -1,0 +1,206 @@
+"""The conditions of a promotion, as functions of what was measured; docs/explanation/gates.md.
+
+Nothing here reads a file or asks a server, so every gate can be tested with made-up figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrmodel.config.schema import PromotionSettings
+from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bootstrap
+from mrmodel.registry.decision import Gate
+from mrmodel.registry.model_record import TAG, ModelRecord
+
+# Figures that may not fall, where `promotion.slices` is null; a protocol without any has none.
+SLICES = {
+    "qvhighlights": (
+        "MR-short-mAP",
+        "MR-middle-mAP",
+        "MR-long-mAP",
+        "HL-min-VeryGood-mAP",
+        "HL-min-VeryGood-Hit1",
+    )
+}
+_MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Smoke:
+    """What a fresh process said when it loaded the model and answered its example.
+
+    Attributes:
+        fault: empty when the answers are those of the registration.
+        latency_s: median seconds for one query; None when there was no answer.
+    """
+
+    fault: str
+    latency_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models that are compared.
+
+    Attributes:
+        version: in the registry.
+        record: its record.
+        per_query: figures of each query of its test set.
+        signature: of inputs and outputs, as canonical JSON.
+        size_bytes: of all files of the registered model.
+        tags: of the version.
+    """
+
+    version: int
+    record: ModelRecord
+    per_query: PerQuery
+    signature: str
+    size_bytes: int
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the gates ask for.
+
+    Attributes:
+        settings: the section `promotion`.
+        new_line: do not compare with the champion, whose test set is another one.
+        withdrawn: SHA-256 of the weights of versions that were rolled back. The same weights may
+            come as another version, with other answers to another test set.
+    """
+
+    settings: PromotionSettings
+    new_line: bool = False
+    withdrawn: Collection[str] = ()
+
+
+def judge(candidate: Side, champion: Side | None, smoke: Smoke, rules: Rules) -> list[Gate]:
+    """All gates of one promotion, those about the comparison first."""
+    return [
+        *_compared(candidate, champion, rules),
+        _signature(candidate, champion),
+        _smoke(smoke),
+        _latency(smoke, rules.settings.max_latency_s),
+        _size(candidate, rules.settings.max_size_mb),
+        _leakage(candidate),
+        _withdrawn(candidate, rules.withdrawn),
+    ]
+
+
+def _compared(candidate: Side, champion: Side | None, rules: Rules) -> list[Gate]:
+    if champion is None:
+        detail = "there is no champion to compare with"
+        return [Gate(name=name, passed=None, detail=detail) for name in ("test_set", "better")]
+    ours, theirs = candidate.record.test_set.digest, champion.record.test_set.digest
+    if ours != theirs:
+        detail = f"{ours[:12]}, that of version {champion.version} is {theirs[:12]}"
+        if rules.new_line:
+            detail += "; a new line of comparison was asked for"
+            return [Gate(name="test_set", passed=None, detail=detail)]
+        detail += "; figures of two test sets cannot be compared (`--new-line` starts anew)"
+        return [Gate(name="test_set", passed=False, detail=detail)]
+    same = Gate(name="test_set", passed=True, detail=f"{ours[:12]}, as version {champion.version}")
+    settings = rules.settings
+    slices = settings.slices
+    if slices is None:
+        slices = list(SLICES.get(candidate.record.test_set.protocol, ()))
+    worst = -settings.max_slice_loss
+    return [
+        same,
+        _better(candidate, champion, settings),
+        *(_slice(candidate, champion, figure, worst) for figure in slices),
+    ]
+
+
+def _better(candidate: Side, champion: Side, settings: PromotionSettings) -> Gate:
+    figure = candidate.record.headline
+    bootstrap = BootstrapSettings(settings.resamples, confidence=settings.confidence)
+    found = paired_bootstrap(champion.per_query, candidate.per_query, figure, bootstrap)
+    gain = found.difference
+    detail = (
+        f"{figure} {gain.value:+.2f}, interval {gain.low:+.2f} to {gain.high:+.2f} over "
+        f"{gain.queries} queries of {gain.videos} videos; its lower end must be above "
+        f"{settings.min_gain:+.2f}"
+    )
+    return Gate(
+        name="better",
+        passed=gain.low > settings.min_gain,
+        detail=detail,
+        figures=found.as_json() | {"min_gain": settings.min_gain},
+    )
+
+
+def _slice(candidate: Side, champion: Side, figure: str, worst: float) -> Gate:
+    name = f"slice {figure}"
+    known = [side.per_query.values.get(figure) for side in (champion, candidate)]
+    if known[0] is None or known[1] is None:
+        return Gate(name=name, passed=False, detail="the evaluation has no such figure")
+    before, after = (_mean(values) for values in known if values is not None)
+    if math.isnan(before) and math.isnan(after):
+        return Gate(name=name, passed=None, detail="no query of the test set is in it")
+    change = after - before
+    # A figure that only one of the two has would be a change of the test set; it fails.
+    passed = change >= worst
+    return Gate(
+        name=name,
+        passed=passed,
+        detail=f"{after:.2f} after {before:.2f}, {change:+.2f}; may not fall below {worst:+.2f}",
+        figures={"change": change, "min_change": worst} if math.isfinite(change) else {},
+    )
+
+
+def _signature(candidate: Side, champion: Side | None) -> Gate:
+    if champion is None:
+        return Gate(name="signature", passed=None, detail="there is no champion to compare with")
+    same = candidate.signature == champion.signature
+    word = "equal to that" if same else f"{candidate.signature}, unlike {champion.signature}"
+    return Gate(name="signature", passed=same, detail=f"{word} of version {champion.version}")
+
+
+def _smoke(smoke: Smoke) -> Gate:
+    detail = smoke.fault or "a fresh process gives the answers of the registration"
+    return Gate(name="smoke", passed=not smoke.fault, detail=detail)
+
+
+def _latency(smoke: Smoke, limit_s: float) -> Gate:
+    if smoke.latency_s is None:
+        return Gate(name="latency", passed=False, detail="no answer, so no time")
+    return Gate(
+        name="latency",
+        passed=smoke.latency_s <= limit_s,
+        detail=f"{smoke.latency_s:.2f} s for a query; at most {limit_s:g} s",
+        figures={"latency_s": smoke.latency_s, "max_latency_s": limit_s},
+    )
+
+
+def _size(candidate: Side, limit_mb: float) -> Gate:
+    size_mb = candidate.size_bytes / _MB
+    return Gate(
+        name="size",
+        passed=size_mb <= limit_mb,
+        detail=f"{size_mb:.1f} MB; at most {limit_mb:g} MB",
+        figures={"size_mb": size_mb, "max_size_mb": limit_mb},
+    )
+
+
+def _leakage(candidate: Side) -> Gate:
+    tags = {name: value for name, value in candidate.tags.items() if name.startswith(TAG)}
+    found = "; ".join(f"{name} = {value}" for name, value in sorted(tags.items()))
+    detail = found or "no test video is in a set that training may see"
+    return Gate(name="leakage", passed=not tags, detail=detail)
+
+
+def _withdrawn(candidate: Side, withdrawn: Collection[str]) -> Gate:
+    was = candidate.record.weights_sha256 in withdrawn
+    word = "were" if was else "were not"
+    return Gate(name="withdrawn", passed=not was, detail=f"these weights {word} rolled back")
+
+
+def _mean(values: np.ndarray) -> float:
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if len(counted) else math.nan

@@ -1,0 +1,232 @@
+"""Registered versions in MLflow: what they hold, and the aliases that point at them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from mrmodel.errors import RegistryError
+from mrmodel.files import sha256_of, write_json, write_text
+from mrmodel.registry.model_card import CARD_FILE, render_card
+from mrmodel.registry.model_record import RECORD_FILE, TAG, ModelRecord, read_record
+from mrmodel.tracking.mlflow_client import flatten
+
+if TYPE_CHECKING:  # reading versions needs no torch
+    from mrmodel.registry.candidate import Candidate
+
+MODEL_FOLDER = "model"
+PREDICTIONS_FILE = "predictions.jsonl"
+ANSWERS_FILE = "answers.json"
+_DIGEST_TAG = "record.sha256"
+_WEIGHTS_TAG = "weights.sha256"
+_SAME = (_WEIGHTS_TAG, "predictions.sha256", "test_set")
+_LONGEST_TAG = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A version on this machine, every file checked against its record.
+
+    Attributes:
+        record: see `ModelRecord`.
+        model: folder of the MLflow model.
+        predictions: answers to the test queries.
+        answers: to the model's example, at registration.
+        signature: of inputs and outputs, as canonical JSON.
+        tags: of the version.
+    """
+
+    record: ModelRecord
+    model: Path
+    predictions: Path
+    answers: list[dict[str, Any]]
+    signature: str
+    tags: Mapping[str, str]
+
+
+class Versions:
+    """The versions of one registered model.
+
+    Args:
+        client: an `MlflowClient`.
+        experiment: id of the experiment that takes the runs of registrations.
+        name: of the registered model.
+    """
+
+    def __init__(self, client: Any, experiment: str, name: str) -> None:
+        self._client, self._experiment, self.name = client, experiment, name
+
+    def all(self) -> list[ModelVersion]:
+        """Every version, the oldest first."""
+        found: list[ModelVersion] = []
+        token = None
+        while True:
+            page = self._ask(
+                "search_model_versions", f"name='{self.name}'", max_results=1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: int(version.version))
+
+    def find_same(self, candidate: Candidate) -> int | None:
+        """The version that holds the same weights with the same answers to the same test set."""
+        wanted = _tags(candidate.record)
+        for version in self.all():
+            if all(version.tags.get(tag) == wanted[tag] for tag in _SAME):
+                return int(version.version)
+        return None
+
+    def add(self, candidate: Candidate, model: Path, answers: list[dict[str, Any]]) -> int:
+        """Upload a model with its record, card and answers, and make it a version.
+
+        A process that dies before the end leaves a run, and no version.
+        """
+        record = candidate.record
+        tags = {"mlflow.runName": f"register {record.way}", "stage": "register", **record.code}
+        run = self._ask("create_run", self._experiment, tags=tags)
+        run_id = run.info.run_id
+        with tempfile.TemporaryDirectory(prefix="mrmodel-register-") as name:
+            folder = Path(name)
+            write_text(folder / RECORD_FILE, record.model_dump_json(indent=2))
+            write_text(folder / CARD_FILE, render_card(record, self.name))
+            write_json(folder / ANSWERS_FILE, answers)
+            (folder / PREDICTIONS_FILE).write_bytes(candidate.predictions.read_bytes())
+            digest = sha256_of(folder / RECORD_FILE)
+            self._ask("log_artifacts", run_id, str(folder))
+        self._ask("log_artifacts", run_id, str(model), MODEL_FOLDER)
+        self._log_figures(run_id, record)
+        self._ask("set_terminated", run_id, "FINISHED")
+        self._require_model()
+        version = self._ask(
+            "create_model_version",
+            self.name,
+            f"{run.info.artifact_uri}/{MODEL_FOLDER}",
+            run_id,
+            tags={**_tags(record), _DIGEST_TAG: digest},
+            description=_summary(record),
+        )
+        return int(version.version)
+
+    def files(self, version: int, folder: Path) -> Files:
+        """Download a version and check it.
+
+        Raises:
+            RegistryError: there is no such version, or a file is not the one that was registered.
+        """
+        found = self.get(version)
+        record_file = self._download(found, RECORD_FILE, folder)
+        if sha256_of(record_file) != found.tags.get(_DIGEST_TAG):
+            raise RegistryError(f"{self.name} version {version}: {RECORD_FILE} was changed")
+        record = read_record(record_file.read_text(encoding="utf-8"), f"{self.name} {version}")
+        predictions = self._download(found, PREDICTIONS_FILE, folder)
+        model = self._download(found, MODEL_FOLDER, folder)
+        weights = model / "artifacts" / "model" / "model.safetensors"
+        for path, expected in (
+            (predictions, record.predictions_sha256),
+            (weights, record.weights_sha256),
+        ):
+            if sha256_of(path) != expected:
+                raise RegistryError(f"{self.name} version {version}: {path.name} was changed")
+        answers = json.loads(self._download(found, ANSWERS_FILE, folder).read_text("utf-8"))
+        return Files(record, model, predictions, answers, _signature(model), dict(found.tags))
+
+    def record(self, version: int) -> ModelRecord:
+        """The record of a version, without its files."""
+        with tempfile.TemporaryDirectory(prefix="mrmodel-record-") as folder:
+            path = self._download(self.get(version), RECORD_FILE, Path(folder))
+            return read_record(path.read_text(encoding="utf-8"), f"{self.name} {version}")
+
+    def get(self, version: int) -> ModelVersion:
+        """A version; raises RegistryError when there is none."""
+        try:
+            return self._client.get_model_version(self.name, str(version))
+        except MlflowException as error:
+            raise RegistryError(f"{self.name} has no version {version}: {error.message}") from None
+
+    def weights(self, versions: Iterable[int]) -> set[str]:
+        """SHA-256 of the weights of some versions."""
+        return {self.get(version).tags[_WEIGHTS_TAG] for version in versions}
+
+    def aliases(self) -> dict[str, int]:
+        """Version of each alias; none where there is no such model yet."""
+        try:
+            found = self._client.get_registered_model(self.name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise RegistryError(f"{self.name}: MLflow: {error.message}") from None
+        return {alias: int(version) for alias, version in found.items()}
+
+    def set_alias(self, alias: str, version: int | None) -> None:
+        """Let an alias point at a version; None removes it."""
+        if version is None:
+            self._ask("delete_registered_model_alias", self.name, alias)
+        else:
+            self._ask("set_registered_model_alias", self.name, alias, str(version))
+
+    def _require_model(self) -> None:
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise RegistryError(f"{self.name}: MLflow: {error.message}") from None
+
+    def _log_figures(self, run_id: str, record: ModelRecord) -> None:
+        at, values = int(time.time() * 1000), {"parameters": float(record.parameters)}
+        for name, figure in record.figures.items():
+            values |= {name: figure.value, f"{name}/low": figure.low, f"{name}/high": figure.high}
+        params = flatten({"way": record.way, "model": record.model["settings"]})
+        self._ask(
+            "log_batch",
+            run_id,
+            metrics=[
+                Metric(key.replace("@", "_at_"), value, at, 0) for key, value in values.items()
+            ],
+            params=[Param(key, str(value)) for key, value in params.items()],
+        )
+
+    def _download(self, version: ModelVersion, path: str, folder: Path) -> Path:
+        return Path(self._ask("download_artifacts", version.run_id, path, str(folder)))
+
+    def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        try:
+            return getattr(self._client, method)(*arguments, **named)
+        except MlflowException as error:
+            raise RegistryError(f"{self.name}: MLflow: {error.message}") from error
+
+
+def _tags(record: ModelRecord) -> dict[str, str]:
+    tags = {
+        "way": record.way,
+        "test_set": record.test_set.digest,
+        _WEIGHTS_TAG: record.weights_sha256,
+        "predictions.sha256": record.predictions_sha256,
+        "git.revision": record.code.get("git.revision", "unknown"),
+    }
+    leaks = {f"{TAG}{name}": ", ".join(vids) for name, vids in record.leaks.items()}
+    return {name: value[:_LONGEST_TAG] for name, value in {**tags, **leaks}.items()}
+
+
+def _summary(record: ModelRecord) -> str:
+    figure = record.figures[record.headline]
+    return (
+        f"{record.way}: {record.headline} {figure.value:.2f} ({figure.low:.2f} to "
+        f"{figure.high:.2f}) on test set {record.test_set.digest[:12]}; its card is the artifact "
+        f"{CARD_FILE} of the run."
+    )
+
+
+def _signature(model: Path) -> str:
+    signature = Model.load(str(model)).signature
+    return json.dumps(signature.to_dict() if signature else None, sort_keys=True)

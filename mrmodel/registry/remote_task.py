@@ -1,0 +1,148 @@
+"""Registration and decision for a revision's model, in a clone of that revision.
+
+``python -m mrmodel.registry.remote_task ORDER.json`` runs in the clone with the clone's own code,
+because that code becomes part of the registered model. Data come from the DVC remote: the model,
+its evaluation, a few small files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from mrmodel.config.schema import load_config
+from mrmodel.errors import AlreadyChampion, MrModelError, OrchestrationError, RegistryError
+from mrmodel.files import write_json, write_text
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_transfer import Transfer
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.result_store import Handover
+from mrmodel.processes import die_with_parent, hide_secrets, run_python, secrets_of
+from mrmodel.progress import RichReporter
+from mrmodel.registry.candidate import needed_files
+from mrmodel.registry.champion import open_registry
+from mrmodel.registry.decision import Decision, read_decision
+from mrmodel.registry.promote import decide, register
+from mrmodel.stages.paths import Layout
+from mrmodel.text import table
+
+# Against the new champion, when a promotion of somebody else came in between.
+_ROUNDS = 5
+
+
+def register_and_decide(places: Places, model: str | None, kind: str, new_line: str) -> Decision:
+    """Register the model of the clone in the current folder and let the gates judge it.
+
+    Doing it twice is harmless: the same model is the same version, and of the champion the
+    decision is returned that made it so.
+
+    Args:
+        places: where the data are.
+        model: name below `models`; None: the first of `train.models`.
+        kind: as of `register.register`.
+        new_line: as of `promote.promote`.
+
+    Raises:
+        MrModelError: see `register.register`, `promote.decide`.
+    """
+    config = load_config(Path("params.yaml"))
+    layout, name = Layout(config), model or config.train.models[0]
+    transfer = Transfer(places, Handover(places.handover, places.endpoint))
+    transfer.fetch(Repo(), [str(path) for path in needed_files(config, layout, name, kind)])
+    registry = open_registry(config, layout)
+    reporter = RichReporter(with_eta=False)
+    version, _ = register(registry, config, layout, name, kind, reporter)
+    for _ in range(_ROUNDS):
+        pointer = registry.read().pointer
+        if pointer is not None and pointer.version == version:
+            registry.reconcile()
+            return pointer.decision
+        try:
+            decision = decide(registry, config, version, new_line, reporter)
+        except AlreadyChampion:  # Another process decided the same in this moment.
+            continue
+        if decision.kind != "conflict":
+            break
+    return decision
+
+
+def main() -> int:
+    """Carry out the order in the file named by the argument; the answer is written beside it."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    file = Path(sys.argv[1])
+    order = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        decision = register_and_decide(Places.from_environment(), **order)
+    except MrModelError as error:
+        write_json(file.with_name("error.json"), {"message": str(error)})
+        return 1
+    write_text(file.with_name("decision.json"), decision.model_dump_json())
+    return 0
+
+
+_MODULE = "mrmodel.registry.remote_task"
+
+
+def promote_revision(
+    places: Places,
+    rev: str,
+    say: Callable[[str], None],
+    model: str | None = None,
+    kind: str = "finetuned",
+    new_line: str = "",
+) -> Decision:
+    """Register the model that a revision made, and let the gates judge it; see `main`.
+
+    Args:
+        places: where repository and data are.
+        rev: e.g. a run branch.
+        say: told of every line of the process.
+        model: name below `models`; None: the first of `train.models`.
+        kind: as of `register.register`.
+        new_line: as of `promote.promote`.
+
+    Raises:
+        OrchestrationError: the revision or its data cannot be had.
+        RegistryError: the model cannot be registered or judged.
+    """
+    order = {"model": model, "kind": kind, "new_line": new_line}
+    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
+        beside = Path(name)
+        write_json(beside / "order.json", order)
+        ended = run_python(_MODULE, str(beside / "order.json"), folder=to, on_line=say)
+        answer, error = beside / "decision.json", beside / "error.json"
+        if answer.exists():
+            return read_decision(answer.read_bytes(), _MODULE)
+        if error.exists():
+            message = json.loads(error.read_text(encoding="utf-8"))["message"]
+            raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
+    said = [f"{_MODULE} at {rev} ended without an answer:", *ended.last]
+    raise OrchestrationError("\n  ".join(said))
+
+
+def decision_markdown(decision: Decision) -> str:
+    """A decision for people: what was decided, and each gate with its figures."""
+    before = "none" if decision.before is None else f"version {decision.before}"
+    words = {True: "passed", False: "**failed**", None: "nothing to judge"}
+    gates = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]
+    lines = [
+        f"**{decision.model} version {decision.version}: {decision.kind}**",
+        "",
+        f"Champion before: {before}. Test set {decision.test_set[:12]}.",
+        f"Audit object {decision.id}.",
+        "",
+        table(("gate", "verdict", "found"), gates),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Results of studies as sentences and tables, for the HTML report and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrmodel.report.build import Table
+from mrmodel.text import table
+
+REPORTS = Path("studies") / "reports"
+ABLATION = REPORTS / "ablation.json"
+COMPARISON = REPORTS / "compare.json"
+# Headings of `difference_cells`.
+DIFFERENCE = ("difference", "95 % interval", "resamples above 0")
+ROW_PREFIX = "sg_detr_ablation_"
+# Settings by which the rows differ (sg_detr.md, section 8; the last two belong to the detector).
+SWITCHES = (
+    "sgca.gate",
+    "iou_head",
+    "match.cls",
+    "gsm.enabled",
+    "detector",
+    "queries",
+    "decoder.look_forward",
+)
+# Table 2 of the paper: QVHighlights val, features of InternVideo2.
+PAPER_METRICS: dict[str, dict[str, float]] = {
+    "MR-full-mAP": {"a": 48.3, "b": 50.1, "c": 51.1, "d": 52.2, "e": 55.6},
+    "HL-min-VeryGood-Hit1": {"a": 68.6, "b": 70.1, "c": 69.9, "d": 71.1, "e": 71.4},
+}
+# The figures of the first table and their names there, in percent with one decimal, which is what
+# the deviations allow; of another protocol, its first five.
+SHOWN = {
+    "MR-full-mAP": "mAP",
+    "MR-full-R1@0.5": "R1@0.5",
+    "MR-full-R1@0.7": "R1@0.7",
+    "HL-min-VeryGood-mAP": "HL mAP",
+    "HL-min-VeryGood-Hit1": "HL Hit@1",
+}
+COSTS = ("training_seconds", "queries_per_second")
+
+
+def ablation_sentences(table: Mapping[str, Any]) -> list[str]:
+    """What was run, the order of the rows, and which of the two sets of values measures better."""
+    rows, headline = table["rows"], table["headline"]
+    means = {short(name): row["figures"][headline]["mean"] for name, row in rows.items()}
+    order = sorted(means, key=lambda name: -means[name])
+    words = [
+        f"Corpus {table['corpus']}, {table['steps']} steps from fresh weights on the annotated "
+        f"queries, scored on the reported split; mean ± standard deviation over "
+        f"{number_of_seeds(rows)} seeds.",
+        f"Order by {headline}: {', '.join(order)}.",
+    ]
+    words += commit_sentences(table)
+    values = {
+        rows[name]["values"]: name
+        for name in (f"{ROW_PREFIX}e", f"{ROW_PREFIX}e_paper")
+        if name in rows
+    }
+    if len(values) == 2:
+        best = max(values, key=lambda value: means[short(values[value])])
+        shown = [
+            f"{value} {cell(rows[name]['figures'][headline])}" for value, name in values.items()
+        ]
+        words.append(
+            f"Where the paper's values and ours differ, {best} measures better "
+            f"({headline}: {', '.join(shown)})."
+        )
+    return words
+
+
+def ablation_tables(table: Mapping[str, Any]) -> list[Table]:
+    """Our figures beside those of the paper; the switches of the rows; all figures."""
+    rows, headline = table["rows"], table["headline"]
+    figures = all_figures(rows)
+    compared = [headline, *(name for name in PAPER_METRICS if name in figures and name != headline)]
+    paper = [name for name in compared if name in PAPER_METRICS]
+    strong = max(range(len(rows)), key=lambda i: mean_of(list(rows.values())[i], headline))
+    beside = Table(
+        "Rows of table 2 of the paper, and other models, percent. The paper's figures are of "
+        "QVHighlights and show what each part gave there.",
+        ["", *compared, *(f"{name}, paper" for name in paper), "parameters"],
+        [
+            [
+                short(name),
+                *(cell(row["figures"].get(figure)) for figure in compared),
+                *(_text(PAPER_METRICS[figure].get(short(name))) for figure in paper),
+                f"{row['parameters']:,}",
+            ]
+            for name, row in rows.items()
+        ],
+        strong,
+    )
+    switched = {name: row for name, row in rows.items() if row["switches"]}
+    switches = Table(
+        "The switches of the rows.",
+        ["", "values", *SWITCHES],
+        [
+            [
+                short(name),
+                _text(row["values"]),
+                *(_text(row["switches"].get(switch)) for switch in SWITCHES),
+            ]
+            for name, row in switched.items()
+        ],
+    )
+    named = {short(name): row for name, row in rows.items()}
+    return [beside, switches, table_of_figures(named, strong)]
+
+
+def short(name: str) -> str:
+    """The name of a row in the table: `a` for ``sg_detr_ablation_a``."""
+    return name.removeprefix(ROW_PREFIX)
+
+
+def setting_at(settings: Any, path: str) -> Any:
+    """Value at a dotted path; None where it has no such key."""
+    for part in path.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def comparison_sentences(table: Mapping[str, Any]) -> list[str]:
+    """What was run, the order of the models, and which of them differ from the default model."""
+    rows, headline, default = table["rows"], table["headline"], table["default"]
+    words = [
+        f"Corpus {table['corpus']}, {table['steps']} steps from fresh weights on the annotated "
+        f"queries, each model at its size in params.yaml, scored on the reported split; mean ± "
+        f"standard deviation over {number_of_seeds(rows)} seeds.",
+        f"Order by {headline}: {', '.join(rows)}.",
+    ]
+    words += commit_sentences(table)
+    verdicts: dict[str, list[str]] = {}
+    for name, found in table["differences"].items():
+        clear = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else None
+        verdicts.setdefault(clear or "no clear difference", []).append(name)
+    if verdicts:
+        shown = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+        words.append(f"Beside {default}, by the 95 % interval of the difference: {shown}.")
+    return words
+
+
+def comparison_tables(table: Mapping[str, Any]) -> list[Table]:
+    """Figures and costs; differences to the default model; all figures."""
+    strong = list(table["rows"]).index(table["default"])
+    first = _figures_and_costs(table, strong)
+    return [first, _differences(table), table_of_figures(table["rows"], strong)]
+
+
+def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Table:
+    figures = all_figures(table["rows"])
+    shown, decimals = {name: SHOWN[name] for name in figures if name in SHOWN}, 1
+    if not shown:
+        shown, decimals = {name: name for name in figures[:5]}, 2
+    rows = [
+        [
+            name,
+            *(cell(row["figures"].get(figure), decimals) for figure in shown),
+            f"{row['parameters']:,}",
+            *(cell(row["costs"][cost], 0) for cost in COSTS),
+        ]
+        for name, row in table["rows"].items()
+    ]
+    caption = (
+        "Figures in percent, and what they cost. Training: seconds of the steps alone, without "
+        "loading and validation. Queries a second: forward pass and decoding of windows, without "
+        f"loading. Both are of the machine that ran the study ({_machine(table)}) and compare "
+        "within this table only."
+    )
+    columns = ["", *shown.values(), "parameters", "training s", "queries/s"]
+    return Table(caption, columns, rows, strong)
+
+
+def _differences(table: Mapping[str, Any]) -> Table:
+    default = table["default"]
+    rows = [
+        [f"{name} − {default}", *difference_cells(found)]
+        for name, found in table["differences"].items()
+    ]
+    caption = (
+        f"Difference in {table['headline']} to {default}: {table['resamples']:,} bootstrap "
+        "resamples of whole videos, the same for both models, and of each model's seeds."
+    )
+    return Table(caption, ["", *DIFFERENCE], rows)
+
+
+def _machine(table: Mapping[str, Any]) -> str:
+    threads = table["threads"]
+    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    return count if table["device"] == "cpu" else f"{table['device']}, {count}"
+
+
+def mean_of(row: Mapping[str, Any], figure: str) -> float:
+    """Mean over the seeds of a row."""
+    return float(row["figures"][figure]["mean"])
+
+
+def number_of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many seeds the rows of a table have: ``3``, or ``1 to 3`` where they differ."""
+    counts = sorted({row["seeds"] for row in rows.values()})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+def all_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of the figures of all rows, in the order in which they appear."""
+    return list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
+
+
+def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Table:
+    """All figures of all rows, by the names that the rows shall have."""
+    figures = all_figures(rows)
+    cells = [
+        [name, *(cell(row["figures"].get(figure)) for figure in figures)]
+        for name, row in rows.items()
+    ]
+    return Table("All figures, percent.", ["", *figures], cells, strong)
+
+
+def commit_sentences(table: Mapping[str, Any]) -> list[str]:
+    """Which commit a study is of: later ones may train, or make windows, in another way."""
+    return [f"Made with commit {table['commit']}."] if "commit" in table else []
+
+
+def cell(figure: Mapping[str, float] | None, decimals: int = 2) -> str:
+    """``mean ± standard deviation``, or a dash."""
+    if figure is None:
+        return "–"
+    return f"{figure['mean']:,.{decimals}f} ± {figure['sd']:,.{decimals}f}"
+
+
+def difference_cells(found: Mapping[str, float]) -> list[str]:
+    """Difference, 95 % interval and share of resamples above 0, of `Comparison.as_json`."""
+    return [
+        f"{found['difference']:+.2f}",
+        f"{found['low']:+.2f} to {found['high']:+.2f}",
+        f"{100 * found['share_above_zero']:.1f} %",
+    ]
+
+
+def markdown_page(sentences: Sequence[str], tables: Sequence[Table]) -> str:
+    """Sentences, each a line, and then each table below its caption."""
+    lines = [*sentences, ""]
+    for grid in tables:
+        lines += [grid.caption, "", table(grid.columns, grid.rows), ""]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""What the data hold already, as far as new rows and videos are compared with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mrmodel.data.annotations import scan_annotations
+from mrmodel.features.keys import normalise_query, split_segment
+from mrmodel.files import digest_of
+from mrmodel.pretraining.intervid.decontaminate import base_video
+from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST
+from mrmodel.stages.profile import Profile
+from mrmodel.types import Annotation, QueryId
+
+Moment = tuple[str, str, tuple[tuple[float, float], ...]]
+
+
+@dataclass(slots=True)
+class Reference:
+    """The data of the repository, without its videos.
+
+    Attributes:
+        profile: the training split in figures.
+        videos: file name without ending -> (file name, MD5), of all videos.
+        contents: MD5 -> file name.
+        qids: table -> qid -> digest of the row.
+        moments: video, query and windows -> (table, qid).
+        captions: digests of all captions.
+        lengths_s: video -> seconds that rows say it lasts.
+        frozen: the table that figures are reported on: no delivery may touch it.
+        protected: videos of that table, and those that they are segments of.
+    """
+
+    profile: Profile
+    videos: dict[str, tuple[str, str]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    qids: dict[str, dict[QueryId, str]] = field(default_factory=dict)
+    moments: dict[Moment, tuple[str, QueryId]] = field(default_factory=dict)
+    captions: set[str] = field(default_factory=set)
+    lengths_s: dict[str, float] = field(default_factory=dict)
+    frozen: str = TEST
+    protected: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(
+        cls, folder: Path, videos: Mapping[str, str], profile: Profile, clip_len_s: float
+    ) -> Reference:
+        """Read the tables that are in `folder`.
+
+        Rows that break a rule are passed over, as the corpus stage leaves them out.
+
+        Args:
+            folder: holds the tables; the videos need not be there.
+            videos: file name -> MD5.
+            profile: of the training split.
+            clip_len_s: seconds of one clip.
+        """
+        found = cls(profile)
+        for name, md5 in videos.items():
+            found.add_video(name, md5)
+        if not (folder / TEST).exists():
+            found.frozen = "val.jsonl"
+        for table in (*ANNOTATIONS, TEST):
+            path = folder / table
+            if path.exists():
+                found.add_annotations(table, scan_annotations(path, clip_len_s).rows)
+        if (folder / CAPTIONS).exists():
+            found.add_captions((folder / CAPTIONS).read_bytes().splitlines())
+        return found
+
+    def add_video(self, name: str, md5: str) -> None:
+        """Remember a video file."""
+        self.videos[Path(name).stem] = (name, md5)
+        self.contents.setdefault(md5, name)
+
+    def add_annotations(self, table: str, rows: Iterable[Annotation]) -> None:
+        """Remember annotated rows."""
+        qids = self.qids.setdefault(table, {})
+        for row in rows:
+            qids[row.qid] = digest_of(row.as_row())
+            self.moments.setdefault(moment_of(row), (table, row.qid))
+            length_s = self.lengths_s.get(row.vid, 0.0)
+            self.lengths_s[row.vid] = max(length_s, row.duration)
+            if table == self.frozen:
+                self.protected |= {row.vid, self.name_of(row.vid), base_video(row.vid)}
+
+    def add_captions(self, lines: Iterable[bytes]) -> None:
+        """Remember captions; a line that is no JSON is passed over."""
+        for line in lines:
+            digest = caption_digest(line)
+            if digest is not None:
+                self.captions.add(digest)
+
+    def protected_contents(self) -> dict[str, str]:
+        """MD5 -> file name, of the videos in `protected`."""
+        return {
+            md5: name
+            for stem, (name, md5) in self.videos.items()
+            if {stem, base_video(stem)} & self.protected
+        }
+
+    def name_of(self, vid: str) -> str:
+        """The video that `vid` is, or is a segment of."""
+        segment = split_segment(vid)
+        return vid if segment is None or vid in self.videos else segment.base
+
+
+def moment_of(row: Annotation) -> Moment:
+    """What a row says, whatever its qid and its ratings."""
+    return row.vid, normalise_query(row.query).casefold(), row.relevant_windows
+
+
+def caption_digest(line: bytes) -> str | None:
+    """Digest of a caption row, whatever the order of its keys; None where it is none."""
+    try:
+        return digest_of(json.loads(line))
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,145 @@
+"""What follows from the decision about a retrained model: outcomes, and the base branch moves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mrmodel.errors import ConfigError
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.run_branch import fast_forward, workspace
+from mrmodel.registry.champion import registry_store
+from mrmodel.registry.decision import Decision
+from mrmodel.retrain.ingest import Intake
+from mrmodel.retrain.outcomes import Entry, Ledger
+from mrmodel.retrain.report import Report
+from mrmodel.storage import Store, open_store
+
+# Flow runs of retraining end in states of these names, for which automations can wait.
+ENDS = ("Promoted", "Refused", "Conflict", "Quarantined", "Waiting", "Unchanged")
+END_OF = {
+    "promote": "Promoted",
+    "rollback": "Promoted",  # what was decided about was the champion already, by a rollback
+    "refuse": "Refused",
+    "conflict": "Conflict",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a retraining ended.
+
+    Attributes:
+        name: one of `ENDS`.
+        text: in words, with the reasons.
+    """
+
+    name: str
+    text: str
+
+
+def summarize_intake(reports: Iterable[Report]) -> Summary:
+    """The end of a retraining that had nothing to train on."""
+    found = list(reports)
+    states = {report.state for report in found}
+    text = "\n".join(map(_line, found)) or "no new delivery"
+    if "quarantined" in states:
+        return Summary("Quarantined", text)
+    return Summary("Waiting" if "waiting" in states else "Unchanged", text)
+
+
+def summarize_decision(decision: Decision, moved: str, reports: Iterable[Report]) -> Summary:
+    """The end of a retraining whose model was judged.
+
+    Args:
+        decision: about the model.
+        moved: what became of the branch; empty: nothing.
+        reports: of all deliveries that were looked at.
+    """
+    said = [f"{decision.model} version {decision.version} {explain(decision)}", moved]
+    return Summary(END_OF[decision.kind], "\n".join(filter(None, [*said, *map(_line, reports)])))
+
+
+def explain(decision: Decision) -> str:
+    """What was decided and why: the gates that failed, or the gain."""
+    if decision.kind == "conflict":
+        return "was not decided about: other promotions were faster, again and again"
+    if decision.kind == "rollback":
+        return f"is champion already, by a rollback ({decision.reason})"
+    gates = decision.failed or [gate for gate in decision.gates if gate.name == "better"]
+    found = "; ".join(f"{gate.name}: {gate.detail}" for gate in gates)
+    return f"is {'refused' if decision.failed else 'champion'} ({found})"
+
+
+def _line(report: Report) -> str:
+    reasons = f" ({'; '.join(report.reasons)})" if report.reasons else ""
+    return f"delivery {report.name}: {report.state}{reasons}"
+
+
+log = logging.getLogger(__name__)
+
+INCOMING_VARIABLE = "MRMODEL_INCOMING"
+
+
+def open_incoming(places: Places) -> Store:
+    """The store of the deliveries.
+
+    Raises:
+        ConfigError: ``MRMODEL_INCOMING`` does not name one.
+    """
+    url = os.environ.get(INCOMING_VARIABLE)
+    if not url:
+        rule = "is not set: where deliveries arrive, e.g. s3://bucket/incoming"
+        raise ConfigError(INCOMING_VARIABLE, None, rule)
+    return open_store(url, places.endpoint)
+
+
+def open_ledger(places: Places, rev: str) -> Ledger:
+    """The outcomes of deliveries for the model that a revision registers."""
+    with workspace(places, rev) as space:
+        name = space.config.promotion.registered_model
+    return Ledger(registry_store(places.state), name)
+
+
+def settle(
+    places: Places, rev: str, ledger: Ledger, intake: Intake, branch: str, decision: Decision
+) -> Summary:
+    """Write down what became of the deliveries; after a promotion, their data become the base.
+
+    A process that dies in here leaves either deliveries without an outcome, of which the next
+    retraining makes the same model and settles them; or a branch that has not moved, which the next
+    one moves first (`intake.take_in`).
+
+    Args:
+        places: where the repository is.
+        rev: branch that the retraining started from, and that moves after a promotion.
+        ledger: takes the outcomes; a conflict is none, its deliveries are looked at again.
+        intake: the deliveries.
+        branch: run branch with their data and the model trained on them.
+        decision: about that model.
+    """
+    moved = ""
+    if decision.kind in ("promote", "rollback"):
+        _note(ledger, intake, branch, decision)
+        left = fast_forward(places, rev, branch)
+        moved = f"{left}; merge {branch} before the next retraining" if left else f"{rev} has moved"
+    elif decision.kind == "refuse":
+        _note(ledger, intake, branch, decision)
+    return summarize_decision(decision, moved, intake.reports)
+
+
+def _note(ledger: Ledger, intake: Intake, branch: str, decision: Decision) -> None:
+    for report in intake.taken:
+        entry = Entry(
+            delivery=report.name,
+            digest=report.digest,
+            outcome="refused" if decision.kind == "refuse" else "promoted",
+            reasons=[f"{gate.name}: {gate.detail}" for gate in decision.failed],
+            branch=branch,
+            version=decision.version,
+        )
+        found = ledger.note(entry)
+        if found.outcome != entry.outcome:
+            log.warning("delivery %s is %s already", report.name, found.outcome)

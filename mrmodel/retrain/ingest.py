@@ -1,0 +1,274 @@
+"""New deliveries: found, checked, and brought into DVC on a run branch."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Collection, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mrmodel.config.schema import Config, load_config
+from mrmodel.errors import DeliveryError, MrModelError, StorageError
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.run_branch import PARAMS, Workspace, fast_forward, workspace
+from mrmodel.retrain.baseline import Reference
+from mrmodel.retrain.deliveries import (
+    MARKER,
+    Delivery,
+    delivery_in,
+    download,
+    list_deliveries,
+)
+from mrmodel.retrain.dvc_dataset import Taken, TrackedFolder
+from mrmodel.retrain.outcomes import Entry, Ledger
+from mrmodel.retrain.report import Report
+from mrmodel.retrain.validate import Checked, check_folder
+from mrmodel.storage import Store
+
+log = logging.getLogger(__name__)
+
+# In the clone, so that what a killed process downloaded goes with it.
+_DOWNLOADS = "incoming"
+
+
+@dataclass(slots=True)
+class Intake:
+    """What an intake found and did.
+
+    Attributes:
+        reports: of every delivery that was looked at, by name; those that have an outcome, or are
+            in the data, are not.
+        branch: run branch with the new data; None: nothing was taken.
+    """
+
+    reports: list[Report] = field(default_factory=list)
+    branch: str | None = None
+
+    @property
+    def taken(self) -> list[Report]:
+        """Deliveries whose data are on the branch."""
+        return [report for report in self.reports if report.state == "taken"]
+
+
+def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake:
+    """Bring every new delivery into the data of `rev`, on a run branch, or quarantine it.
+
+    Deliveries are taken in the order of their names; each is compared with the data and with those
+    taken before it. A bad one never stops the others. Without a new one nothing is written.
+
+    Where a promotion was killed before `rev` had moved to its data, it moves now.
+
+    Args:
+        incoming: holds the deliveries; it is only read.
+        ledger: outcomes so far; takes those of quarantined deliveries.
+        places: where code and data lie.
+        rev: what the branch starts from.
+
+    Raises:
+        DeliveryError: the repository is not made for it, or lacks data that were promoted.
+        ConfigError: the corpus is not made from a folder.
+        StorageError: a store cannot be reached.
+        OrchestrationError: data or revision cannot be had, or not be stored.
+    """
+    listed = list_deliveries(incoming)
+    intake = Intake()
+    entries = ledger.entries()
+    if not listed and not entries:
+        return intake
+    with workspace(places, rev) as space:
+        folder = TrackedFolder(space.folder, space.config, places)
+        present = folder.deliveries()
+        lost = _unmerged(entries, present, ledger.withdrawn())
+        if lost is not None:
+            _merge(places, rev, lost)
+            return take_in(incoming, ledger, places, rev)
+        pending = _pending(listed, entries, present)
+        intake.reports = [_incomplete(one) for one in pending if not one.complete]
+        complete = [one for one in pending if one.complete]
+        if complete:
+            _Intaking(incoming, ledger, space, folder, intake).take(complete)
+    intake.reports.sort(key=lambda report: report.name)
+    return intake
+
+
+def check_sent(folder: Path, places: Places, rev: str) -> Report:
+    """The verdict on a folder that somebody is about to send; nothing is written.
+
+    Args:
+        folder: as it would lie in the incoming store.
+        places: where code and data lie.
+        rev: whose data it is compared with.
+
+    Raises:
+        DeliveryError, ConfigError: the repository is not made for deliveries.
+        OrchestrationError: data or revision cannot be had.
+    """
+    with fresh_clone(places, rev, {}) as clone:
+        config = load_config(clone / PARAMS)
+        reference = TrackedFolder(clone, config, places).reference()
+        return check_folder(folder, delivery_in(folder), reference, config).report
+
+
+class _Intaking:
+    """One intake in its clone."""
+
+    def __init__(
+        self,
+        incoming: Store,
+        ledger: Ledger,
+        space: Workspace,
+        folder: TrackedFolder,
+        intake: Intake,
+    ) -> None:
+        self._incoming, self._ledger, self._space = incoming, ledger, space
+        self._folder, self._intake = folder, intake
+        self._config: Config = space.config
+        # As the data are, and as they will be with what is taken.
+        self._before: Reference = folder.reference()
+        self._reference = deepcopy(self._before)
+        self._taken: list[Taken] = []
+
+    def take(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            report = self._look(delivery)
+            log.info("delivery %s: %s%s", report.name, report.state, _because(report))
+            self._intake.reports.append(report)
+        if self._taken:
+            files = self._folder.commit(self._taken)
+            names = ", ".join(one.name for one in self._taken)
+            self._space.publish(files, f"Deliveries: {names}")
+            self._intake.branch = self._space.branch
+
+    def _look(self, delivery: Delivery) -> Report:
+        folder = self._space.folder / _DOWNLOADS / delivery.name
+        try:
+            if not download(self._incoming, delivery, folder):
+                return _left(delivery, "it changed while it was read")
+            checked = self._check(folder, delivery)
+        except StorageError as error:
+            return _left(delivery, f"it cannot be read: {error}")
+        except BrokenProcessPool:
+            # Twice, see `_apart`: it would do so every night.
+            reason = "the process that checks it dies: a damaged video, or too little memory"
+            checked = Checked(
+                Report(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
+            )
+        if checked.report.state == "quarantined":
+            self._quarantine(checked.report)
+        elif checked.report.state == "taken":
+            self._merge(checked)
+        return checked.report
+
+    def _check(self, folder: Path, delivery: Delivery) -> Checked:
+        """The verdict; what only data of this very intake speak against is left for later.
+
+        Nobody knows yet whether these data will stay.
+        """
+        checked = _apart(folder, delivery, self._reference, self._config)
+        if checked.report.state == "quarantined" and self._taken:
+            alone = _apart(folder, delivery, self._before, self._config)
+            if alone.report.state == "taken":
+                names = ", ".join(one.name for one in self._taken)
+                checked.report.state = "waiting"
+                checked.report.reasons.append(f"so beside what was taken before it: {names}")
+        return checked
+
+    def _quarantine(self, report: Report) -> None:
+        self._ledger.note(
+            Entry(
+                delivery=report.name,
+                digest=report.digest,
+                outcome="quarantined",
+                reasons=report.reasons,
+            )
+        )
+
+    def _merge(self, checked: Checked) -> None:
+        report = checked.report
+        self._folder.append(checked.lines(), checked.videos)
+        checked.teach(self._reference)
+        self._taken.append(Taken(report.name, report.digest, report.videos, report.rows))
+
+
+def _unmerged(
+    entries: Iterable[Entry], present: Iterable[Taken], withdrawn: Collection[int]
+) -> Entry | None:
+    """The last promotion, but of withdrawn models, whose data are not in the folder."""
+    known = {(one.name, one.digest) for one in present}
+    lost = [
+        entry
+        for entry in entries
+        if entry.outcome == "promoted"
+        and (entry.delivery, entry.digest) not in known
+        and entry.version not in withdrawn
+    ]
+    return lost[-1] if lost else None
+
+
+def _merge(places: Places, rev: str, entry: Entry) -> None:
+    """Let `rev` end where the run branch of a promotion ends.
+
+    Raises:
+        DeliveryError: it cannot, so people must.
+    """
+    left = fast_forward(places, rev, str(entry.branch))
+    if left is not None:
+        rule = f"was promoted but is not merged into {rev} ({left}); merge it first"
+        raise DeliveryError(f"delivery {entry.delivery!r}: its branch {entry.branch} {rule}")
+
+
+def _pending(
+    listed: Iterable[Delivery], entries: Iterable[Entry], present: Iterable[Taken]
+) -> list[Delivery]:
+    """Deliveries without an outcome that are not in the data."""
+    done = {(entry.delivery, entry.digest) for entry in entries}
+    done |= {(one.name, one.digest) for one in present}
+    return [one for one in listed if (one.name, one.digest) not in done]
+
+
+def _apart(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
+    """Check in a process of its own, which a damaged video may take with it; tried twice.
+
+    Raises:
+        BrokenProcessPool: the second one died as well.
+    """
+    context = multiprocessing.get_context("spawn")
+    for tries_left in (1, 0):
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                return pool.submit(_check, folder, delivery, reference, config).result()
+        except BrokenProcessPool:
+            if not tries_left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _check(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
+    try:
+        return check_folder(folder, delivery, reference, config)
+    except DeliveryError:
+        raise
+    except MrModelError as error:
+        report = Report(delivery.name, delivery.digest, "quarantined", [str(error)])
+        return Checked(report, [], {})
+    except Exception as error:  # A defect of ours must not hold up the others.
+        log.exception("delivery %s", delivery.name)
+        return Checked(_left(delivery, f"the check failed: {error!r}"), [], {})
+
+
+def _incomplete(delivery: Delivery) -> Report:
+    reason = f"not complete yet: it has no object {MARKER}"
+    return Report(delivery.name, delivery.digest, "incomplete", [reason])
+
+
+def _left(delivery: Delivery, reason: str) -> Report:
+    return Report(delivery.name, delivery.digest, "waiting", [reason])
+
+
+def _because(report: Report) -> str:
+    return f" ({'; '.join(report.reasons)})" if report.reasons else ""

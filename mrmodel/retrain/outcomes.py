@@ -1,0 +1,95 @@
+"""What became of each delivery: one object for each, written once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrmodel.errors import ConflictError, DataError
+from mrmodel.registry.decision import pointer_key, read_pointer
+from mrmodel.storage import Store
+
+
+class Entry(BaseModel):
+    """The outcome of one delivery.
+
+    Attributes:
+        delivery, digest: which one; a corrected delivery of the same name has another digest.
+        outcome: ``quarantined``: its data were not taken; ``promoted`` and ``refused``: they were,
+            and so was the model that was trained on them.
+        reasons: why, in words.
+        branch: run branch that holds the data; None of a quarantined delivery.
+        version: registered model that was trained on it.
+        at: UTC, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    delivery: str
+    digest: str
+    outcome: Literal["quarantined", "promoted", "refused"]
+    reasons: list[str]
+    branch: str | None = None
+    version: int | None = None
+    at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat())
+
+
+class Ledger:
+    """Outcomes of deliveries for one registered model.
+
+    Args:
+        store: takes ``<model>/deliveries/<delivery>/<digest>.json``.
+        model: name of the registered model.
+    """
+
+    def __init__(self, store: Store, model: str) -> None:
+        self._store, self._model, self._folder = store, model, f"{model}/deliveries"
+
+    def note(self, entry: Entry) -> Entry:
+        """Write an outcome; returns the one that is there, another process's if it was first.
+
+        Raises:
+            StorageError: the store cannot be written.
+        """
+        key = f"{self._folder}/{entry.delivery}/{entry.digest}.json"
+        content = entry.model_dump_json(indent=2).encode()
+        try:
+            self._store.put(key, content, if_absent=True)
+        except ConflictError:
+            return self._read(key) or entry
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """All outcomes, the oldest first.
+
+        Raises:
+            DataError: an object is no outcome.
+            StorageError: the store cannot be read.
+        """
+        read = [self._read(key) for key in self._store.keys(f"{self._folder}/")]
+        return sorted((entry for entry in read if entry is not None), key=lambda entry: entry.at)
+
+    def withdrawn(self) -> list[int]:
+        """Versions of the model that were rolled back; their data are not missed.
+
+        Raises:
+            DataError: the champion's pointer is damaged.
+            StorageError: the store cannot be read.
+        """
+        key = pointer_key(self._model)
+        found = self._store.get(key)
+        if found is None:
+            return []
+        return read_pointer(found.content, f"{self._store.url}/{key}").withdrawn
+
+    def _read(self, key: str) -> Entry | None:
+        found = self._store.get(key)
+        if found is None:
+            return None
+        try:
+            return Entry.model_validate_json(found.content)
+        except ValidationError as error:
+            rule = f"holds no outcome of a delivery: {error.errors()[0]['msg']}"
+            raise DataError(rule, file=f"{self._store.url}/{key}") from None

@@ -1,0 +1,166 @@
+"""The rows of a delivered folder: read, and each of them judged."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mrmodel.config.schema import Config
+from mrmodel.data.annotations import scan_annotations
+from mrmodel.files import digest_of
+from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
+from mrmodel.retrain.baseline import Moment, Reference, caption_digest, moment_of
+from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS
+from mrmodel.retrain.report import BadRow
+from mrmodel.retrain.videos import DeliveredVideos
+from mrmodel.types import Annotation, QueryId
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that keeps the format.
+
+    Attributes:
+        table: name of its file.
+        line: counted from 1.
+        raw: the line as it was.
+        vid: the video that it is about.
+        annotation: what it says; None of a caption.
+    """
+
+    table: str
+    line: int
+    raw: bytes
+    vid: str
+    annotation: Annotation | None
+
+    @property
+    def id(self) -> object:
+        """What people find it by."""
+        return self.vid if self.annotation is None else self.annotation.qid
+
+
+@dataclass(slots=True)
+class Judged:
+    """All rows of a delivery.
+
+    Attributes:
+        good: those that are new and keep every rule, in order.
+        known: how many the data hold already.
+        bad: the others, each with the rule that it breaks.
+    """
+
+    good: list[Row] = field(default_factory=list)
+    known: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+
+    @property
+    def bad_share(self) -> float:
+        """Bad rows of all rows."""
+        total = len(self.good) + self.known + len(self.bad)
+        return len(self.bad) / total if total else 0.0
+
+    def counts(self) -> dict[str, int]:
+        """Table -> good rows."""
+        return dict(Counter(row.table for row in self.good))
+
+
+def judge_rows(
+    folder: Path, reference: Reference, videos: DeliveredVideos, config: Config
+) -> Judged:
+    """Read the tables of a delivered folder and compare every row with the data and each other.
+
+    Args:
+        folder: the delivery.
+        reference: what the data hold.
+        videos: of the delivery.
+        config: says how long a clip is, and how captions are read.
+    """
+    judged = Judged()
+    seen = _Seen(reference)
+    for row in _read(folder, config, judged.bad):
+        rule = videos.leak(row.vid)
+        if rule is None:
+            # The table of captions says nothing of a video's length.
+            duration_s = row.annotation.duration if row.annotation else 0.0
+            rule = videos.problem(row.vid, duration_s)
+        again, repeated = seen.look(row)
+        if again and rule is None:
+            judged.known += 1
+        elif rule or repeated:
+            judged.bad.append(BadRow(row.table, row.line, row.id, rule or repeated))
+        else:
+            judged.good.append(row)
+    judged.bad.sort(key=lambda bad: (bad.file, bad.line or 0))
+    return judged
+
+
+class _Seen:
+    """Rows of the data, then those of the delivery one after another."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+        self._moments: dict[Moment, tuple[str, QueryId]] = {}
+        self._captions: set[str] = set()
+
+    def look(self, row: Row) -> tuple[bool, str]:
+        """Whether the data hold this row, and which rule about repetitions it breaks."""
+        if row.annotation is None:
+            return self._caption(row)
+        return self._annotation(row.table, row.annotation)
+
+    def _caption(self, row: Row) -> tuple[bool, str]:
+        digest = caption_digest(row.raw) or ""
+        if digest in self._reference.captions:
+            return True, ""
+        if digest in self._captions:
+            return False, "the same caption stands in the table already"
+        self._captions.add(digest)
+        return False, ""
+
+    def _annotation(self, table: str, row: Annotation) -> tuple[bool, str]:
+        there = self._reference.qids.get(table, {}).get(row.qid)
+        if there is not None:
+            same = there == digest_of(row.as_row())
+            return same, "" if same else f"the data hold another row of this qid in {table}"
+        moment = moment_of(row)
+        found = self._reference.moments.get(moment) or self._moments.get(moment)
+        if found is not None:
+            where = f"qid {found[1]!r} of {found[0]}"
+            return False, f"says the same of the same video as {where}"
+        self._moments[moment] = (table, row.qid)
+        return False, ""
+
+
+def _read(folder: Path, config: Config, bad: list[BadRow]) -> Iterator[Row]:
+    for table in ANNOTATIONS:
+        if (folder / table).exists():
+            yield from _read_annotations(folder / table, config.features.clip_len_s, bad)
+    if (folder / CAPTIONS).exists():
+        yield from _read_captions(folder / CAPTIONS, config, bad)
+
+
+def _read_annotations(path: Path, clip_len_s: float, bad: list[BadRow]) -> Iterator[Row]:
+    scan = scan_annotations(path, clip_len_s)
+    bad += [BadRow(path.name, error.line, error.qid, error.rule) for error in scan.errors]
+    lines = path.read_bytes().split(b"\n")
+    for line, row in zip(scan.lines, scan.rows, strict=True):
+        if row.relevant_windows:
+            yield Row(path.name, line, lines[line - 1].strip(), row.vid, row)
+        else:
+            rule = "no relevant_windows; training needs at least one"
+            bad.append(BadRow(path.name, line, row.qid, rule))
+
+
+def _read_captions(path: Path, config: Config, bad: list[BadRow]) -> Iterator[Row]:
+    lines = path.read_bytes().split(b"\n")
+    parsed = parse_chunk(Chunk(1, lines), config.intervid)
+    bad += [
+        BadRow(path.name, row.line, None, f"{row.reason}: {row.detail}") for row in parsed.bad_rows
+    ]
+    for line in parsed.frame["line"].tolist():
+        raw = lines[line - 1].strip()
+        yield Row(path.name, line, raw, json.loads(raw)["YoutubeID"], None)

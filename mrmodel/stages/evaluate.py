@@ -1,0 +1,185 @@
+"""Stage ``evaluate``: every way of answering the test queries, scored and compared.
+
+``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query (``imported``, where
+`train.start` says so, what its authors had); ``scratch`` has seen nothing else than those of this
+corpus; ``finetuned`` has seen both. Fine-tuned models are compared with the other ways, and the
+first with those of other models, by a paired bootstrap over videos.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mrmodel.config.schema import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.data.loader import MomentDataset
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.evaluate.significance import (
+    BootstrapSettings,
+    confidence_interval,
+    paired_bootstrap,
+)
+from mrmodel.features.manifest import has_sentence_row
+from mrmodel.features.store import FeatureStore
+from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl
+from mrmodel.predict.inference import predict_set
+from mrmodel.predict.serving import read_serving
+from mrmodel.predict.zero_shot import predict_zero_shot
+from mrmodel.progress import Reporter
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.runner import run_stage
+from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.stages.test_set import freeze
+from mrmodel.stages.trainer import open_features, open_set
+from mrmodel.tracking.run import current_record
+from mrmodel.tracking.stage_metrics import record_evaluation
+from mrmodel.train.checkpoint import WEIGHTS, load_model
+from mrmodel.train.optim import pick_device, set_threads
+from mrmodel.types import Annotation, Prediction
+
+log = logging.getLogger(__name__)
+
+ZERO_SHOT = "zero_shot"
+TRAINED = ("pretrained", "scratch", "finetuned")
+IMPORTED = "imported"
+
+
+def evaluate(config: Config, reporter: Reporter) -> None:
+    """Write ``reports/evaluation``, ``metrics.json``, ``metrics/`` and ``recall.csv`` there.
+
+    Fine-tuned models answer as they are served, other weights of a model in the same way.
+    """
+    layout = Layout(config)
+    set_threads(config.train.threads)
+    judge = Judge(config)
+    split = reported_split(layout)
+    truth = read_annotations(layout.split(split), config.features.clip_len_s)
+    results: dict[str, Scores] = {}
+    answers = _answers(config, layout, truth, judge, reporter)
+    for name, predictions in answers.items():
+        rows = [prediction.as_row() for prediction in predictions]
+        results[name] = judge.score([row.as_row() for row in truth], rows)
+        write_jsonl(layout.evaluation / f"{name}.jsonl", rows)
+    write_json(
+        layout.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
+    )
+    write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
+    write_json(layout.evaluation / "streams.json", stream_digests(config, layout))
+    write_json(layout.evaluation / "weights.json", weight_digests(config, layout))
+    frozen = freeze(split, truth, layout.stream(config.features.video_streams[0]))
+    write_json(layout.evaluation / "test_set.json", frozen.as_json())
+    figures = {name: judge.figures(found) for name, found in results.items()}
+    write_json(layout.reports / "metrics.json", figures)
+    for name, found in figures.items():
+        write_json(layout.metrics / f"{name}.json", judge.protocol.shown(found))
+    _write_recall(layout.reports / "recall.csv", results)
+    record_evaluation(current_record(), layout.reports)
+
+
+def _answers(
+    config: Config, layout: Layout, truth: list[Annotation], judge: Judge, reporter: Reporter
+) -> dict[str, list[Prediction]]:
+    """Predictions of each way, by name: ``zero_shot``, ``<model>.pretrained`` ..."""
+    device = pick_device(config.train.device)
+    builder = open_features(config, layout, device)
+    data = open_set(config, truth, builder, config.seed)
+    answers = zero_shot_answers(config, data)
+    kinds = trained_kinds(config)
+    reporter.start("evaluate", len(config.train.models) * len(kinds))
+    for name in config.train.models:
+        postprocess = judge.postprocess(read_serving(layout.served(name)))
+        for kind in kinds:
+            model, _ = load_model(model_folder(layout, kind, name), device)
+            batch_size = config.train.eval_batch_size
+            answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, postprocess)
+            reporter.advance(model=name, weights=kind)
+    reporter.finish()
+    return answers
+
+
+def stream_digests(config: Config, layout: Layout) -> dict[str, str]:
+    """Fingerprint of each feature stream that the figures rest on, as a digest."""
+    names = (*config.features.video_streams, *config.features.text_streams)
+    return {name: digest_of(FeatureStore(layout.stream(name)).info.fingerprint) for name in names}
+
+
+def weight_digests(config: Config, layout: Layout) -> dict[str, str]:
+    """SHA-256 of the weights behind each way of answering that has some."""
+    return {
+        f"{name}.{kind}": sha256_of(model_folder(layout, kind, name) / WEIGHTS)
+        for name in config.train.models
+        for kind in trained_kinds(config)
+    }
+
+
+def model_folder(layout: Layout, kind: str, name: str) -> Path:
+    """Where a model's weights of one kind are scored: the fine-tuned ones where they are served."""
+    return layout.served(name) if kind == "finetuned" else layout.model(kind, name)
+
+
+def trained_kinds(config: Config) -> tuple[str, ...]:
+    """What is scored of each model: the start of fine-tuning, the control, the result."""
+    return (config.train.start, *TRAINED[1:])
+
+
+def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
+    """Predictions by similarity alone; nothing where clips and sentences share no space."""
+    video, text = data.builder.video[0], data.builder.text[0]
+    apart = isinstance(text, FeatureStore) and not has_sentence_row(text.info)
+    if apart or video.dim != text.dim:
+        return {}
+    threshold = config.evaluate.zero_shot_sd
+    return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}
+
+
+def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[str, Any]:
+    """Intervals of the headline figure, and of the differences between `pairs`."""
+    figure = judge.protocol.headline
+    settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
+    intervals, differences = {}, {}
+    for name, scores in results.items():
+        found = confidence_interval(scores.per_query, figure, settings)
+        intervals[name] = {"value": found.value, "low": found.low, "high": found.high}
+    for better, other in pairs(config.train.models, results):
+        found_pair = paired_bootstrap(
+            results[other].per_query, results[better].per_query, figure, settings
+        )
+        differences[f"{better} - {other}"] = found_pair.as_json()
+    return {"figure": figure, "intervals": intervals, "differences": differences}
+
+
+def pairs(models: Sequence[str], ways: Container[str]) -> list[tuple[str, str]]:
+    """Which ways of answering are compared: (fine-tuned model, other way).
+
+    Each fine-tuned model with zero-shot and with its own other weights, and the first one with the
+    other fine-tuned models; all pairs of five models would be too many to read. A way that was not
+    scored is left out.
+    """
+    found = []
+    for model in models:
+        tuned = f"{model}.finetuned"
+        others = [ZERO_SHOT, *(f"{model}.{kind}" for kind in (IMPORTED, *TRAINED))]
+        if model == models[0]:
+            others += [f"{other}.finetuned" for other in models]
+        found += [(tuned, other) for other in others if other in ways and other != tuned]
+    return found
+
+
+def _write_recall(path: Path, results: dict[str, Scores]) -> None:
+    """R1 over IoU thresholds, one row a way and threshold, for ``dvc plots``."""
+    rows = []
+    for name, scores in results.items():
+        block = scores.metrics.get("full", scores.metrics)
+        recall = block.get("MR-R1", block.get("R1", {}))
+        rows += [{"way": name, "iou": float(iou), "R1": value} for iou, value in recall.items()]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows, columns=["way", "iou", "R1"]).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

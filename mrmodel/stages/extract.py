@@ -1,0 +1,103 @@
+"""Stage ``extract``: one feature stream of the corpus, of its videos or of its sentences."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from mrmodel.components import ENCODERS
+from mrmodel.config.schema import Config
+from mrmodel.encoders.weights_lock import require_pinned
+from mrmodel.errors import DataError
+from mrmodel.features.extraction.extract import ExtractionSummary, extract_texts, extract_videos
+from mrmodel.features.extraction.job_runner import ExtractionSettings
+from mrmodel.features.importers.importer import copy_store
+from mrmodel.progress import Reporter
+from mrmodel.stages.paths import SPLITS, Layout
+from mrmodel.stages.required_inputs import missing_streams
+from mrmodel.stages.runner import run_stage_with
+from mrmodel.stages.scorer import read_rows_if_any
+from mrmodel.tracking.run import current_record
+from mrmodel.video.decoder import VideoLimits
+
+log = logging.getLogger(__name__)
+
+
+def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
+    layout, stream = Layout(config), arguments["stream"]
+    if layout.imported(stream).is_dir():
+        _bring_in(config, layout, stream)
+        return
+    if stream not in ENCODERS:
+        raise DataError("\n".join(missing_streams(config, layout, (stream,))))
+    require_pinned(layout.weight_pins, stream)
+    # The pieces in there know what they were made of; other inputs start anew.
+    settings = extraction_settings(config, work_folder(config, stream))
+    out = layout.stream(stream)
+    if ENCODERS.get(stream).modality == "video":
+        clip_len_s = config.features.clip_len_s
+        summary = extract_videos(videos_in(layout), stream, clip_len_s, out, settings, reporter)
+    else:
+        texts = corpus_texts(layout, config.features.clip_len_s)
+        summary = extract_texts(texts, stream, out, settings, reporter)
+    for key, reason in summary.problems.items():
+        log.warning("%s: %s", key, reason)
+    log.info(
+        "%s: %d rows of %d items (%d partial, %d failed), %.0f rows/s, waiting for frames %.0f %%",
+        *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
+        *(summary.rows_per_s, 100 * summary.decode_wait_ratio),
+    )
+    current_record().log(_figures(summary, ENCODERS.get(stream).modality), 0)
+
+
+def _figures(summary: ExtractionSummary, modality: str) -> dict[str, float]:
+    """For the record: all counts, and how fast it went."""
+    counts = {name: value for name, value in asdict(summary).items() if isinstance(value, int)}
+    if modality == "text":
+        return counts | {"rows_per_s": summary.rows_per_s}
+    speed = {"clips_per_s": summary.rows_per_s, "decode_wait_ratio": summary.decode_wait_ratio}
+    return counts | speed
+
+
+def _bring_in(config: Config, layout: Layout, stream: str) -> None:
+    source, out = layout.imported(stream), layout.stream(stream)
+    manifest = copy_store(source, out, stream, config.features.clip_len_s)
+    rows = sum(shard.rows for shard in manifest.shards)
+    log.info("%s: %d rows of %s", stream, rows, source)
+    current_record().log({"n_rows": rows}, 0)
+
+
+def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
+    """How params.yaml wants a stream extracted."""
+    return ExtractionSettings(
+        work_dir=work_dir,
+        workers=config.features.workers,
+        max_failed_share=config.features.max_failed_share,
+        limits=VideoLimits(max_duration_s=config.features.max_duration_s),
+    )
+
+
+def work_folder(config: Config, stream: str) -> Path:
+    """Where a stream's finished pieces wait, its own and those that shards have made."""
+    return Layout(config).state / "resume" / f"extract-{config.corpus.name}-{stream}"
+
+
+def videos_in(layout: Layout) -> dict[str, Path]:
+    """Video id -> file, of all videos of the corpus."""
+    paths = sorted(layout.videos.iterdir())
+    return {path.stem: path for path in paths if not path.name.startswith(".")}
+
+
+def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:
+    """Every sentence that any stage will look up: queries of all splits, and captions."""
+    # It imports pandas, which each worker process of a stream of videos would do in vain.
+    from mrmodel.pretraining.intervid.captions import caption_texts
+
+    rows = [row for name in SPLITS for row in read_rows_if_any(layout.split(name), clip_len_s)]
+    return [row.query for row in rows] + caption_texts(layout.captions)
+
+
+if __name__ == "__main__":
+    run_stage_with(extract, ("stream",))

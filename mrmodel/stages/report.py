@@ -1,0 +1,326 @@
+"""Stage ``report``: one HTML page that says what the run gave, in tables, curves and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mrmodel.config.schema import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.protocols import Scores
+from mrmodel.evaluate.rows import Row, read_rows
+from mrmodel.files import write_text
+from mrmodel.progress import Reporter
+from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
+from mrmodel.report.charts import Timeline, bar_chart, line_chart
+from mrmodel.report.studies import (
+    ABLATION,
+    COMPARISON,
+    DIFFERENCE,
+    REPORTS,
+    ablation_sentences,
+    ablation_tables,
+    comparison_sentences,
+    comparison_tables,
+    difference_cells,
+)
+from mrmodel.stages.evaluate import ZERO_SHOT, trained_kinds
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.runner import run_stage
+from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.types import Annotation
+
+WAYS = {
+    ZERO_SHOT: "zero-shot similarity",
+    "pretrained": "pre-trained only",
+    "imported": "published weights",
+    "scratch": "from scratch, equal steps",
+    "finetuned": "fine-tuned",
+}
+TOY = (
+    "The sample corpus is a toy domain, pictograms over drawn scenes: its numbers prove that the "
+    "pipeline works and say nothing of video understanding."
+)
+N_EXAMPLES = 9
+
+
+def report(config: Config, reporter: Reporter) -> None:
+    """Write ``reports/report.html``."""
+    layout = Layout(config)
+    model = config.train.models[0]
+    metrics = _json(layout.reports / "metrics.json")
+    comparison = _json(layout.evaluation / "comparison.json")
+    reporter.start("report", 3)
+    sections = [results_section(config, metrics, comparison)]
+    reporter.advance()
+    sections += [training_section(config, layout), intervid_section(layout)]
+    reporter.advance()
+    examples = choose_examples(config, layout, f"{model}.finetuned")
+    sections.insert(1, examples_section(examples))
+    sections += compare_sections(config, layout.root / COMPARISON)
+    sections += ablation_sections(config, layout.root / ABLATION)
+    sections += search_sections(config, layout.root / REPORTS)
+    page = Report(
+        title=f"Moment retrieval on the corpus “{config.corpus.name}”",
+        lead=(TOY + " " if config.corpus.source == "sample" else "")
+        + "All figures are of the test split; the weights were chosen on the validation split.",
+        headline=headline(metrics, comparison, model),
+        sections=sections,
+        provenance=provenance(config, layout),
+    )
+    write_text(layout.reports / "report.html", render(page))
+    reporter.advance()
+    reporter.finish()
+
+
+def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) -> dict[str, str]:
+    """The cards on top of the page."""
+    best = metrics[f"{model}.finetuned"]
+    gains = comparison["differences"]
+    cards = {
+        f"{name} of {model}, fine-tuned": f"{value:.1f}" for name, value in list(best.items())[:3]
+    }
+    for other, words in ((ZERO_SHOT, "over zero-shot"), (f"{model}.scratch", "over from scratch")):
+        gain = gains.get(f"{model}.finetuned - {other}")
+        if gain is not None:
+            cards[f"{comparison['figure']} gained {words}"] = f"{gain['difference']:+.1f}"
+    return cards
+
+
+def results_section(
+    config: Config, metrics: dict[str, dict[str, float]], comparison: dict[str, Any]
+) -> Section:
+    """All ways of answering, the interval of the headline figure, and the paired differences."""
+    figures = list(dict.fromkeys(name for row in metrics.values() for name in row))
+    clips = [name for name in figures if name.startswith("HL-")]
+    windows = [name for name in figures if name not in clips]
+    strong = list(metrics).index(f"{config.train.models[0]}.finetuned")
+
+    def table(caption: str, shown: Sequence[str], with_interval: bool) -> Table:
+        last = [f"95 % interval of {comparison['figure']}"] if with_interval else []
+        rows = [
+            [_way(name), *(_cell(row.get(figure)) for figure in shown)]
+            + ([_interval(comparison, name)] if with_interval else [])
+            for name, row in metrics.items()
+        ]
+        return Table(caption, ["", *shown, *last], rows, strong)
+
+    tables = [table("Windows, percent: means over the test queries.", windows, True)]
+    if clips:
+        tables.append(table("Clip scores, percent.", clips, False))
+    gains = Table(
+        caption=f"Difference in {comparison['figure']}: paired bootstrap, whole videos resampled.",
+        columns=["", *DIFFERENCE],
+        rows=[
+            [" − ".join(_way(part) for part in name.split(" - ")), *difference_cells(row)]
+            for name, row in comparison["differences"].items()
+        ],
+    )
+    return Section("Results", tables=[*tables, gains])
+
+
+def training_section(config: Config, layout: Layout) -> Section:
+    """Loss and validation curves of every run; of several models, a chart a run."""
+    models, runs = config.train.models, ("pretrain", "finetune", "scratch")
+    charts = []
+    for shown in [runs] if len(models) == 1 else [(run,) for run in runs]:
+        losses: dict[str, list[tuple[float, float]]] = {}
+        scores: dict[str, list[tuple[float, float]]] = {}
+        for name, path in _curves(layout, models, shown).items():
+            curve = pd.read_csv(path)
+            losses[name] = _points(curve, "train/loss")
+            validated = [column for column in curve.columns if column.startswith("val/")]
+            scores[name] = _points(curve, validated[0]) if validated else []
+        charts += [line_chart(losses, "training loss"), line_chart(scores, "validation mAP")]
+    return Section(
+        "Training",
+        "Mean loss of each epoch, and the figure that chooses the weights on validation data "
+        "(for pre-training these are generated queries, so the curves do not compare).",
+        charts=charts,
+    )
+
+
+def _curves(layout: Layout, models: Sequence[str], runs: Sequence[str]) -> dict[str, Path]:
+    """Name of each curve and its file."""
+    return {
+        f"{run} {model}": layout.training / f"{run}-{model}.csv" for model in models for run in runs
+    }
+
+
+def intervid_section(layout: Layout) -> Section:
+    """What became of the captions."""
+    found = _json(layout.intervid / "report.json")
+    if found["state"] == "empty":
+        return Section("Pre-training data", f"No generated queries: {found['reason']}.")
+    counts = found["counts"]
+    rows = [["captions read", str(counts["rows"]["read"])]]
+    rows += [[f"removed by rule “{name}”", str(count)] for name, count in counts["rules"].items()]
+    rows += [[f"queries for {name}", str(count)] for name, count in counts["samples"].items()]
+    tables = found["distributions"]
+    grades = {f"grade {row['grade']:g}": float(row["clips"]) for row in tables["grades"]}
+    windows = {f"{row['windows']:g}": float(row["queries"]) for row in tables["windows_per_query"]}
+    return Section(
+        "Pre-training data (InterVid-MR)",
+        "Captions of loose intervals become queries with windows and grades, by the similarity of "
+        "clips and caption (SG-DETR, section 4.3.2). " + " ".join(found["warnings"]),
+        tables=[Table("Captions and what became of them", ["", "count"], rows)],
+        charts=[bar_chart(grades, "clips by grade"), bar_chart(windows, "queries by windows")],
+    )
+
+
+def ablation_sections(config: Config, result: Path) -> list[Section]:
+    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus."""
+    table = _table_of_study(config, result)
+    if table is None:
+        return []
+    words, grids = ablation_sentences(table), ablation_tables(table)
+    return [_study_section("SG-DETR, part by part", words, grids)]
+
+
+def compare_sections(config: Config, result: Path) -> list[Section]:
+    """All models beside each other, where the study (studies/dvc.yaml) has them on this corpus."""
+    table = _table_of_study(config, result)
+    if table is None:
+        return []
+    return [_study_section("All models", comparison_sentences(table), comparison_tables(table))]
+
+
+def search_sections(config: Config, folder: Path) -> list[Section]:
+    """Searches for better values on this corpus (`mrmodel tune`), one section each."""
+    found = [_table_of_study(config, path) for path in sorted(folder.glob("tune-*.json"))]
+    return [
+        Section(
+            f"Search “{one['study']}”",
+            f"On validation data: {one['sentence']}.",
+            tables=[Table(**table) for table in one["tables"]],
+            charts=[line_chart({"best so far": one["history"]}, one["figure"], "trial")],
+        )
+        for one in found
+        if one is not None
+    ]
+
+
+def _table_of_study(config: Config, result: Path) -> Any:
+    if not result.exists():
+        return None
+    table = _json(result)
+    return table if table["corpus"] == config.corpus.name else None
+
+
+def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> Section:
+    """The last grid, all figures, is too wide for a page and stands beside the study's JSON."""
+    return Section(title, " ".join(words), tables=grids[:-1])
+
+
+def examples_section(examples: Sequence[Example]) -> Section:
+    """What the model found, seen."""
+    return Section(
+        "What the model finds",
+        "Test queries at the top, in the middle and at the bottom of the ranking by average "
+        "precision, evenly drawn: good and bad answers as they come.",
+        examples=examples,
+    )
+
+
+def choose_examples(config: Config, layout: Layout, way: str) -> list[Example]:
+    """`N_EXAMPLES` test queries spread evenly over the ranking by headline figure."""
+    judge = Judge(config)
+    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
+    predictions = {row["qid"]: row for row in read_rows(layout.evaluation / f"{way}.jsonl")}
+    scores = judge.score([row.as_row() for row in truth], list(predictions.values()))
+    values = np.nan_to_num(_values(scores, judge), nan=-1.0)
+    order = np.argsort(-values, kind="stable")
+    answered = [index for index in order.tolist() if truth[index].qid in predictions]
+    places = np.linspace(0, len(answered) - 1, min(N_EXAMPLES, len(answered))).round().astype(int)
+    return [
+        _example(config, layout, truth[answered[place]], predictions, rank=int(place) + 1)
+        for place in dict.fromkeys(places.tolist())
+    ]
+
+
+def _example(
+    config: Config,
+    layout: Layout,
+    row: Annotation,
+    predictions: Mapping[Any, Row],
+    rank: int,
+) -> Example:
+    found = predictions[row.qid]
+    windows = [tuple(window) for window in found["pred_relevant_windows"]]
+    ratings = [0.0] * len(found["pred_saliency_scores"])
+    for clip, votes in zip(row.relevant_clip_ids, row.saliency_scores, strict=False):
+        if clip < len(ratings):
+            ratings[clip] = float(np.mean(votes))
+    timeline = Timeline(
+        duration_s=row.duration,
+        clip_len_s=config.features.clip_len_s,
+        truth=row.relevant_windows,
+        found=windows[:3],
+        saliency=found["pred_saliency_scores"],
+        ratings=ratings,
+    )
+    video = next(layout.videos.glob(f"{row.vid}.*"), layout.videos / row.vid)
+    return Example(
+        title=f"rank {rank}",
+        qid=str(row.qid),
+        query=row.query,
+        vid=row.vid,
+        iou=_best_iou(windows[:1], row.relevant_windows),
+        timeline=timeline,
+        frames=film_strip(video, row.duration),
+    )
+
+
+def provenance(config: Config, layout: Layout) -> dict[str, str]:
+    """Which features and models the page is about; of declared dependencies alone."""
+    streams = _json(layout.evaluation / "streams.json")
+    kinds = ", ".join(trained_kinds(config))
+    return {
+        **{f"features {name}": digest[:12] for name, digest in streams.items()},
+        "models": ", ".join(f"{name} ({kinds})" for name in config.train.models),
+    }
+
+
+def _values(scores: Scores, judge: Judge) -> np.ndarray[Any, Any]:
+    return scores.per_query.values[judge.protocol.headline]
+
+
+def _best_iou(found: Sequence[Sequence[float]], truth: Sequence[tuple[float, float]]) -> float:
+    best = 0.0
+    for start, end, *_ in found:
+        for low, high in truth:
+            overlap = max(0.0, min(end, high) - max(start, low))
+            best = max(best, overlap / max((end - start) + (high - low) - overlap, 1e-8))
+    return best
+
+
+def _points(curve: pd.DataFrame, column: str) -> list[tuple[float, float]]:
+    kept = curve[["step", column]].dropna()
+    return [(float(step), float(value)) for step, value in kept.itertuples(index=False)]
+
+
+def _way(name: str) -> str:
+    model, _, kind = name.rpartition(".")
+    return f"{model}, {WAYS[kind]}" if model else WAYS[kind]
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _interval(comparison: dict[str, Any], name: str) -> str:
+    row = comparison["intervals"][name]
+    return f"{row['low']:.1f} to {row['high']:.1f}"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_stage(report)

@@ -1,0 +1,130 @@
+"""What a person must bring before the pipeline can run, and what of it is missing.
+
+DVC would name a missing path and no more. The stage ``corpus``, which runs before all others, says
+which file is meant, where it goes, and which command brings it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrmodel.components import DATASETS, ENCODERS, LAYOUTS
+from mrmodel.config.schema import Config
+from mrmodel.data.datasets.base import PublishedDataset
+from mrmodel.errors import DataError
+from mrmodel.features.importers.layouts import Layout as ArchiveLayout
+from mrmodel.stages.paths import Layout
+
+_GUIDE = "docs/howto/your_own_videos.md"
+
+
+def require_inputs(config: Config, layout: Layout) -> None:
+    """Stop where inputs are missing.
+
+    Raises:
+        DataError: one line for each of them.
+    """
+    missing = missing_inputs(config, layout)
+    if missing:
+        raise DataError("\n  ".join(["these inputs are missing:", *missing]))
+
+
+def missing_inputs(config: Config, layout: Layout) -> list[str]:
+    """What is missing, where it goes, and how it gets there; empty for the sample corpus."""
+    if config.corpus.source == "sample":
+        return []
+    features = config.features
+    streams = (*features.video_streams, *features.text_streams)
+    return _missing_annotations(config, layout) + missing_streams(config, layout, streams)
+
+
+def missing_streams(config: Config, layout: Layout, streams: Sequence[str]) -> list[str]:
+    """The streams that have neither a store nor what their encoder needs.
+
+    Weights of an encoder are not looked for: it names them itself when it is asked for rows.
+    """
+    has_videos = (layout.root / config.corpus.folder / "videos").is_dir()
+    unstored = [stream for stream in streams if not layout.imported(stream).is_dir()]
+    # An encoder of text needs no more than the annotations.
+    ready = [
+        stream
+        for stream in unstored
+        if stream in ENCODERS and (has_videos or stream in config.features.text_streams)
+    ]
+    absent = [stream for stream in unstored if stream not in ready]
+    if not absent:
+        return []
+    # Whoever brings an archive for the others takes texts from it, too.
+    wanted = absent if has_videos else unstored
+    archived = _by_archive(wanted, config.corpus.name) if config.features.has_imports else {}
+    lines = [_archive_line(config, layout, name, found) for name, found in archived.items()]
+    held = {stream for found in archived.values() for stream in found}
+    return lines + _unarchived(config, layout, [s for s in absent if s not in held])
+
+
+def _unarchived(config: Config, layout: Layout, streams: Sequence[str]) -> list[str]:
+    """Lines about streams that no archive has."""
+    lines = [
+        f"features {stream}: no store in {layout.imports}, no encoder of that name, and no archive "
+        f"of {config.corpus.name} has it"
+        for stream in streams
+        if stream not in ENCODERS
+    ]
+    encoded = [stream for stream in streams if stream in ENCODERS]
+    if encoded:
+        folder = layout.root / config.corpus.folder / "videos"
+        lines.append(f"videos {folder}/<vid>.mp4, from which {', '.join(encoded)} is extracted")
+    return lines
+
+
+def _missing_annotations(config: Config, layout: Layout) -> list[str]:
+    folder = layout.root / config.corpus.folder
+    absent = [folder / f"{split}.jsonl" for split in ("train", "val")]
+    absent = [path for path in absent if not path.is_file()]
+    if not absent:
+        return []
+    shown = f"annotations {', '.join(map(str, absent))}"
+    if config.corpus.name not in DATASETS:
+        return [f"{shown}: see {_GUIDE}"]
+    dataset: PublishedDataset = DATASETS.get(config.corpus.name)()
+    names = ", ".join(file.names[0] for file in dataset.files)
+    domain = " --domain DOMAIN" if dataset.domains else ""
+    command = f"mrmodel data convert {dataset.name} FOLDER{domain} --output {folder}"
+    return [f"{shown}: `{command}`, where FOLDER holds {names}"]
+
+
+def _archive_line(config: Config, layout: Layout, name: str, streams: Sequence[str]) -> str:
+    """Where the stores of some streams go, and the command that makes them of an archive."""
+    folder = layout.root / config.corpus.folder
+    options = f"--corpus {folder} --output {layout.imports}"
+    line = (
+        f"features {', '.join(streams)} in {layout.imports}: "
+        f"`mrmodel features import ARCHIVE --layout {name} {options}`, "
+        f"where ARCHIVE is {LAYOUTS.get(name).title}"
+    )
+    if all(stream in ENCODERS for stream in streams):
+        line += f"; or videos {folder / 'videos'}/<vid>.mp4, as there are encoders of these"
+    return line
+
+
+def _by_archive(streams: Sequence[str], dataset: str) -> dict[str, list[str]]:
+    """Layout -> the streams to take from it: one that has them all, or else as few as do."""
+    layouts: dict[str, ArchiveLayout] = {name: LAYOUTS.get(name) for name in LAYOUTS}
+    # Archives of this very data set before those that look alike for all sets.
+    known = sorted(layouts, key=lambda name: dataset not in layouts[name].datasets)
+    known = [
+        name for name in known if dataset in layouts[name].datasets or not layouts[name].datasets
+    ]
+    chosen: dict[str, list[str]] = {}
+    left = list(streams)
+    while left and known:
+        held = {
+            name: [s for s in left if s in {found.name for found in layouts[name].streams}]
+            for name in known
+        }
+        best = max(known, key=lambda name: len(held[name]))  # the first of equals
+        if not held[best]:
+            break
+        chosen[best] = held[best]
+        left = [stream for stream in left if stream not in held[best]]
+    return chosen

@@ -1,0 +1,99 @@
+"""What all stage commands share: logging, the parameter file, the record, errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mrmodel.config.schema import Config, load_config
+from mrmodel.errors import MrModelError
+from mrmodel.processes import die_with_parent
+from mrmodel.progress import EventReporter, Reporter, RichReporter
+from mrmodel.stages.paths import Layout
+from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.run import PARENT, RunRecord, open_record
+
+# Of the settings, the progress and the command-line arguments.
+Stage = Callable[[Config, Reporter, dict[str, str]], None]
+
+PARAMS = Path("params.yaml")
+# DVC sets it for the command of a stage.
+_DVC_STAGE = "DVC_STAGE"
+
+
+def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
+    """Run `stage` as a process of its own: exit code 1 and one line on a mistake of the input."""
+    run_stage_with(lambda config, reporter, _: stage(config, reporter), ())
+
+
+def run_stage_with(stage: Stage, arguments: tuple[str, ...], recorded: bool = True) -> None:
+    """Like `run_stage`, with required command-line arguments ``--name VALUE`` for the stage.
+
+    With `recorded` it is a run in MLflow, see `mrmodel.tracking.run.current_record`.
+    """
+    parser = argparse.ArgumentParser()
+    for name in arguments:
+        parser.add_argument(f"--{name}", required=True)
+    _run(stage, vars(parser.parse_args()), recorded)
+
+
+def run_command(commands: Mapping[str, tuple[Stage, tuple[str, ...]]]) -> None:
+    """Like `run_stage_with`, for a module of several stages: ``python -m module NAME --x VALUE``.
+
+    Args:
+        commands: name -> a stage and its arguments.
+    """
+    parser = argparse.ArgumentParser()
+    choices = parser.add_subparsers(dest="command", required=True)
+    for command, (_, arguments) in commands.items():
+        below = choices.add_parser(command)
+        for name in arguments:
+            below.add_argument(f"--{name}", required=True)
+    values = vars(parser.parse_args())
+    command = values.pop("command")
+    _run(commands[command][0], values, command=command)
+
+
+def _run(
+    stage: Stage, values: dict[str, str], recorded: bool = True, command: str | None = None
+) -> None:
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        config = load_config(PARAMS)
+        tracking = config.tracking
+        if not recorded:
+            tracking = tracking.model_copy(update={"enabled": False})
+        with open_record(tracking, _opening(config, values, command)) as record:
+            stage(config, EventReporter(RichReporter()), values)
+            _name_device(record)
+    except MrModelError as error:
+        sys.exit(f"error: {error}")
+
+
+def _opening(config: Config, values: dict[str, str], command: str | None) -> Opening:
+    """What the record is of: DVC's stage, or, run by hand, the module and its arguments."""
+    module = sys.modules["__main__"].__spec__
+    path = module.name if module is not None else Path(sys.argv[0]).stem
+    name = command or path.rpartition(".")[2]
+    return Opening(
+        experiment=config.tracking.experiment,
+        state=str(Layout(config).state.resolve()),
+        name=f"{name}@{'-'.join(values.values())}" if values else name,
+        code=str(Path.cwd()),
+        parent=os.environ.get(PARENT),
+        stage=os.environ.get(_DVC_STAGE),
+        command=" ".join(["python", "-m", path, *sys.argv[1:]]),
+    )
+
+
+def _name_device(record: RunRecord) -> None:
+    """Which processor did the work, for stages that loaded torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        cuda = torch.cuda.is_initialized()
+        record.tags({"device": torch.cuda.get_device_name() if cuda else "cpu"})

@@ -1,0 +1,77 @@
+"""How every stage post-processes and scores predictions, by the section `evaluate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.schema import Config
+from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.protocols import Protocol, Scores
+from mrmodel.evaluate.rows import Row
+from mrmodel.evaluate.run import get_protocol
+from mrmodel.predict.postprocess import Postprocess
+from mrmodel.stages.paths import Layout
+from mrmodel.types import Annotation
+
+log = logging.getLogger(__name__)
+
+
+class Judge:
+    """Post-processing and metrics of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.settings = config.evaluate
+        self.clip_len_s = config.features.clip_len_s
+        self.protocol: Protocol = get_protocol(self.settings.protocol)
+
+    def postprocess(self, config: PostprocessConfig) -> Postprocess:
+        """How the windows of a model become predictions.
+
+        Args:
+            config: which windows, and in ``clean`` mode also how they are finished; ``official``
+                mode finishes them as published for the data set.
+        """
+        if self.settings.mode == "official":
+            return Postprocess(config, self.protocol.official_postprocess(self.clip_len_s))
+        return Postprocess.of(config, self.clip_len_s)
+
+    def score(self, truth: Sequence[Row], predictions: Sequence[Row]) -> Scores:
+        """All metrics.
+
+        A query without a prediction (its video has no features) is a miss in clean mode; official
+        mode, which knows no misses, scores the others and says so.
+        """
+        rows = list(predictions)
+        missing = {row["qid"] for row in truth} - {row["qid"] for row in rows}
+        if missing:
+            log.warning("%d of %d queries have no prediction", len(missing), len(truth))
+        if self.settings.mode == "official":
+            return self.protocol.score(truth, rows, "official", allow_missing=True)
+        empty: Row = {"pred_relevant_windows": [], "pred_saliency_scores": []}
+        rows += [{"qid": row["qid"], **empty} for row in truth if row["qid"] in missing]
+        return self.protocol.score(truth, rows, "clean")
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """The few figures to show, the one that chooses a model first; undefined ones left out."""
+        found = self.protocol.figures(scores.metrics)
+        first = self.protocol.headline
+        ordered = {first: found.get(first), **found}
+        return {name: value for name, value in ordered.items() if value is not None}
+
+
+def read_rows_if_any(path: Path, clip_len_s: float) -> list[Annotation]:
+    """The rows of an annotation file; none where a stage wrote it empty on purpose."""
+    if path.stat().st_size == 0:
+        return []
+    return read_annotations(path, clip_len_s)
+
+
+def reported_split(layout: Layout) -> str:
+    """The split that figures are reported on: ``test``, or ``val`` where a folder has no test."""
+    summary = json.loads((layout.corpus / "corpus.json").read_text(encoding="utf-8"))
+    split: str = summary["reported_split"]
+    return split

@@ -1,0 +1,123 @@
+"""Steps of an extraction in shards, each a command in a clone of the revision that is extracted.
+
+``python -m mrmodel.stages.shards --stream S --step plan|make|lay --folder DIR``; see
+`mrmodel.orchestrate.sharding`, which runs them. They are no stages: `extract` is, and it finds what
+``lay`` has put into its work folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mrmodel.config.schema import Config
+from mrmodel.errors import ConfigError, FeatureError
+from mrmodel.features.extraction.job_runner import (
+    ExtractionSettings,
+    describe_stream,
+    piece_plan,
+    require_plan,
+)
+from mrmodel.features.extraction.partial_results import PieceFolder
+from mrmodel.features.extraction.shards import extract_shard, lay_shard
+from mrmodel.features.keys import shard_of
+from mrmodel.files import write_json
+from mrmodel.progress import Reporter
+from mrmodel.stages.extract import extraction_settings, videos_in, work_folder
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.runner import run_stage_with
+
+log = logging.getLogger(__name__)
+
+PLAN_FILE = "plan.json"
+ORDER_FILE = "order.json"
+SUMMARY_FILE = "summary.json"
+TAR_FILE = "shard.tar"
+EARLIER_FILE = "earlier.tar"
+
+
+def step(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Run one step; what it reads and writes lies in ``--folder``.
+
+    Raises:
+        ConfigError: no such step.
+    """
+    stream, folder = arguments["stream"], Path(arguments["folder"])
+    match arguments["step"]:
+        case "plan":
+            write_json(folder / PLAN_FILE, stream_plan(config, stream))
+        case "make":
+            make(config, reporter, stream, folder)
+        case "lay":
+            lay(config, stream, folder)
+        case other:
+            raise ConfigError("--step", other, "must be plan, make or lay")
+
+
+def stream_plan(config: Config, stream: str) -> dict[str, Any]:
+    """What decides the pieces of a stream of videos, here and now; see `piece_plan`."""
+    info = describe_stream(stream, "video", config.features.clip_len_s)
+    return piece_plan(info, extraction_settings(config, Path()).limits)
+
+
+def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
+    """Make the shard that ``order.json`` describes: ``shard.tar`` and ``summary.json``.
+
+    ``earlier.tar`` is the same shard with failures that may have passed; its pieces are kept.
+
+    Raises:
+        FeatureMismatch: this machine would make other rows than the order asks for.
+    """
+    order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
+    require_plan(f"{stream} on this machine", stream_plan(config, stream), order["plan"])
+    root = Layout(config).videos
+    videos = {Path(name).stem: root / name for name in order["files"]}
+    settings = extraction_settings(config, Path(order["work_dir"]))
+    settings = replace(settings, workers=order["workers"] or settings.workers)
+    if (folder / EARLIER_FILE).exists():
+        _keep(folder / EARLIER_FILE, videos, order["plan"], settings)
+    clip_len_s = config.features.clip_len_s
+    summary = extract_shard(videos, stream, clip_len_s, folder / TAR_FILE, settings, reporter)
+    write_json(folder / SUMMARY_FILE, asdict(summary))
+
+
+def lay(config: Config, stream: str, folder: Path) -> None:
+    """Put the pieces of ``<index>-of-<count>.tar`` into the work folder of the stage ``extract``.
+
+    Raises:
+        FeatureError: a shard is refused, see `lay_shard`.
+    """
+    count = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))["count"]
+    videos, plan = videos_in(Layout(config)), stream_plan(config, stream)
+    pieces = PieceFolder(work_folder(config, stream))
+    pieces.open(plan)
+    for index in range(count):
+        tar = folder / tar_name(index, count)
+        laid = lay_shard(
+            tar, {key: videos[key] for key in shard_of(videos, index, count)}, plan, pieces
+        )
+        log.info("%s: shard %d of %d: %d videos", stream, index, count, laid.n_items)
+
+
+def tar_name(index: int, count: int) -> str:
+    """Name of a shard's file."""
+    return f"{index}-of-{count}.tar"
+
+
+def _keep(
+    earlier: Path, videos: dict[str, Path], plan: dict[str, Any], settings: ExtractionSettings
+) -> None:
+    folder = PieceFolder(settings.work_dir)
+    folder.open(plan)
+    try:
+        lay_shard(earlier, videos, plan, folder)
+    except FeatureError as error:
+        log.warning("made anew: %s", error)
+
+
+if __name__ == "__main__":
+    # The stage whose shards these are has the record.
+    run_stage_with(step, ("stream", "step", "folder"), recorded=False)

@@ -1,0 +1,61 @@
+"""Stages ``pretrain``, ``finetune`` and ``scratch``: the three trainings of the main job."""
+
+from __future__ import annotations
+
+from mrmodel.config.schema import Config
+from mrmodel.progress import Reporter
+from mrmodel.stages.paths import Layout
+from mrmodel.stages.runner import run_command
+from mrmodel.stages.trainer import Job, train_model
+
+
+def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Write ``models/finetuned/<model>``; ``--model`` names one of ``train.models``."""
+    layout, model = Layout(config), arguments["model"]
+    job = Job(
+        run="finetune",
+        model=model,
+        seed=config.seed,
+        train=layout.split("train"),
+        val=layout.split("val"),
+        start=layout.model(config.train.start, model),
+        out=layout.model("finetuned", model),
+        figures=layout.training / f"finetune-{model}",
+    )
+    train_model(config, job, reporter)
+
+
+def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Write ``models/pretrained/<model>``; ``--model`` names one of ``train.models``."""
+    layout, model = Layout(config), arguments["model"]
+    job = Job(
+        run="pretrain",
+        model=model,
+        seed=config.seed,
+        train=layout.intervid / "train.jsonl",
+        val=layout.intervid / "val.jsonl",
+        start=None,
+        out=layout.model("pretrained", model),
+        figures=layout.training / f"pretrain-{model}",
+    )
+    train_model(config, job, reporter)
+
+
+def scratch(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Write ``models/scratch/<model>``; ``--model`` names one of ``train.models``."""
+    layout, model = Layout(config), arguments["model"]
+    job = Job(
+        run="scratch",
+        model=model,
+        seed=config.seed,
+        train=layout.split("train"),
+        val=layout.split("val"),
+        start=None,
+        out=layout.model("scratch", model),
+        figures=layout.training / f"scratch-{model}",
+    )
+    train_model(config, job, reporter)
+
+
+if __name__ == "__main__":
+    run_command({stage.__name__: (stage, ("model",)) for stage in (pretrain, finetune, scratch)})

@@ -1,0 +1,183 @@
+"""The sample corpus: plan all videos, write their annotations, render them in parallel.
+
+The same settings and seed give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from mrmodel.config.schema import CorpusSettings
+from mrmodel.data.ingest.summary import SPLITS, CorpusSummary, Split, refuse_foreign_videos
+from mrmodel.files import derive_seed, write_jsonl
+from mrmodel.progress import Reporter, track
+from mrmodel.synthetic.annotations import Query, comparable, draw_queries
+from mrmodel.synthetic.captions import draw_captions
+from mrmodel.synthetic.script import VideoPlan, plan_video
+from mrmodel.synthetic.sprites import subjects
+from mrmodel.synthetic.statistics import describe_queries, describe_split_hygiene
+from mrmodel.synthetic.video_writer import PictureFormat, render_video
+from mrmodel.synthetic.vocabulary import held_out_partners, held_out_subjects
+
+logger = logging.getLogger(__name__)
+
+
+def render_corpus(
+    settings: CorpusSettings, clip_len_s: float, out: Path, workers: int, reporter: Reporter
+) -> CorpusSummary:
+    """Render the sample corpus into `out`.
+
+    Writes ``videos/<vid>.mp4``, ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, ``captions.jsonl``
+    and ``corpus.json``.
+
+    Args:
+        settings: the section ``corpus`` of params.yaml.
+        clip_len_s: the grid of the annotated windows, seconds.
+        out: the folder; its videos folder must not hold other videos.
+        workers: processes; 0 = one a core.
+        reporter: told of every video.
+
+    Raises:
+        DataError: `out` holds the videos of another corpus.
+    """
+    plans = plan_corpus(settings)
+    everything = [plan for split in plans.values() for plan in split]
+    refuse_foreign_videos(out, {f"{plan.vid}.mp4" for plan in everything})
+    captions = [
+        row
+        for plan in plans["pretrain"]
+        for row in draw_captions(plan, settings.captions_per_video)
+    ]
+    queries = annotate_corpus(plans, captions, settings.queries_per_video, clip_len_s)
+    jobs = _render_all(everything, _picture(settings), out / "videos", workers)
+    video_bytes = sum(track(jobs, reporter, "render", len(everything)))
+    for split in SPLITS:
+        write_jsonl(out / f"{split}.jsonl", (query.row for query in queries[split]))
+    write_jsonl(out / "captions.jsonl", captions)
+    summary = CorpusSummary(
+        source="sample",
+        reported_split="test",
+        videos={split: len(of_split) for split, of_split in plans.items()},
+        queries={split: len(queries[split]) for split in SPLITS},
+        captions=len(captions),
+        rejected=0,
+        video_bytes=video_bytes,
+    )
+    summary.write(out, _details(settings, clip_len_s, queries, captions))
+    return summary
+
+
+def plan_corpus(settings: CorpusSettings) -> dict[Split, list[VideoPlan]]:
+    """The scripts of all videos; one video's script does not depend on how many others there are.
+
+    Pretrain videos are named like YouTube videos, because the caption table names them so.
+    """
+    seed = settings.seed
+    counts: dict[Split, int] = {
+        "pretrain": settings.videos.pretrain,
+        "train": settings.videos.train,
+        "val": settings.videos.val,
+        "test": settings.videos.test,
+    }
+    return {
+        split: [
+            plan_video(_video_id(split, index, seed), split, seed, settings.duration_s)
+            for index in range(count)
+        ]
+        for split, count in counts.items()
+    }
+
+
+def annotate_corpus(
+    plans: dict[Split, list[VideoPlan]],
+    captions: list[dict[str, Any]],
+    per_video: int,
+    clip_len_s: float,
+) -> dict[str, list[Query]]:
+    """The queries of train, val and test, qids counted through all of them.
+
+    No sentence of val or test is a caption or a train query, and none of test is one of val.
+    """
+    taken: set[str] = set()
+    queries: dict[str, list[Query]] = {}
+    qid = 0
+    for split in SPLITS:
+        queries[split] = []
+        for plan in plans[split]:
+            for query in draw_queries(plan, per_video, clip_len_s, taken):
+                qid += 1
+                queries[split].append(Query(query.topic, {"qid": qid, **query.row}))
+        taken |= {comparable(query.row["query"]) for query in queries[split]}
+        if split == "train":
+            taken |= {comparable(row["Caption"]) for row in captions}
+    return queries
+
+
+def _video_id(split: Split, index: int, seed: int) -> str:
+    if split != "pretrain":
+        return f"{split}-{index:04d}"
+    for attempt in range(100):
+        bits = derive_seed(seed, "video id", index, attempt).to_bytes(8, "big")
+        name = urlsafe_b64encode(bits).decode()[:11]
+        # Command lines would take a leading hyphen for an option.
+        if not name.startswith("-"):
+            return name
+    raise AssertionError("a hundred draws began with a hyphen")
+
+
+def _picture(settings: CorpusSettings) -> PictureFormat:
+    return PictureFormat(settings.width, settings.height, settings.fps, settings.crf)
+
+
+def _render_all(
+    plans: list[VideoPlan], picture: PictureFormat, folder: Path, workers: int
+) -> Iterator[int]:
+    """Render every plan; yields file sizes in the order in which files are done."""
+    workers = min(workers or os.cpu_count() or 1, len(plans))
+    if workers == 1:
+        for plan in plans:
+            yield _render_one(plan, picture, folder)
+        return
+    # Spawned, not forked: the parent may hold threads (torch, a progress bar) that do not survive.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_render_one, plan, picture, folder) for plan in plans]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_one(plan: VideoPlan, picture: PictureFormat, folder: Path) -> int:
+    return render_video(plan, picture, folder / f"{plan.vid}.mp4")
+
+
+def _details(
+    settings: CorpusSettings,
+    clip_len_s: float,
+    queries: dict[str, list[Query]],
+    captions: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "seed": settings.seed,
+        "settings": settings.model_dump(exclude={"name", "source", "folder", "seed"}),
+        "clip_len_s": clip_len_s,
+        "query_statistics": {
+            split: describe_queries(queries[split], clip_len_s) for split in SPLITS
+        },
+        "hygiene": describe_split_hygiene(queries, captions),
+        "held_out": {
+            "subjects": sorted(held_out_subjects()),
+            "combinations": {
+                subject.name: list(held_out_partners(subject.name)) for subject in subjects()
+            },
+        },
+    }

@@ -1,1 +1,0 @@
-"""The record of what ran: MLflow is imported here and nowhere else."""

@@ -1,0 +1,149 @@
+"""One MLflow run: parameters, figures, files, and where the code came from."""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrmodel.files import sha256_of
+from mrmodel.tracking.provenance import StageInput
+
+# MLflow refuses longer batches and values.
+_METRICS, _PARAMS = 1000, 100
+_LONGEST_TAG = 4000
+_LONGEST_PARAM = 6000
+# Its digest is a tag of its own, and every stage changes it.
+_LOCK = "dvc.lock"
+_CODE = ("mrmodel", "dvc.yaml", "params.yaml")
+
+
+class MlflowRun:
+    """One MLflow run; every call raises what MLflow raises.
+
+    Args:
+        client: of the server.
+        run_id: of the run.
+        hide: takes secrets out of a text.
+    """
+
+    def __init__(self, client: Any, run_id: str, hide: Callable[[str], str]) -> None:
+        self._client, self.run_id, self._hide = client, run_id, hide
+
+    def log(self, figures: Mapping[str, float], step: int, at: int) -> None:
+        """Send `figures` in one call; MLflow needs 30 times longer for as many single ones."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(_safe(name), value, at, step) for name, value in figures.items()]
+        for start in range(0, len(metrics), _METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS])
+
+    def params(self, tree: Mapping[str, Any]) -> None:
+        """Send parameters under dotted names; a value that is too long is cut."""
+        from mlflow.entities import Param
+
+        params = [
+            Param(_safe(name), self._hide(str(value))[:_LONGEST_PARAM])
+            for name, value in flatten(tree).items()
+        ]
+        for start in range(0, len(params), _PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS])
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Send tags."""
+        from mlflow.entities import RunTag
+
+        sent = [RunTag(key, self._hide(value)[:_LONGEST_TAG]) for key, value in tags.items()]
+        self._client.log_batch(self.run_id, tags=sent)
+
+    def inputs(self, inputs: Sequence[StageInput]) -> None:
+        """Send what the stage reads as data sets: path, MD5, and where the bytes lie."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        found = []
+        # That a path on this machine may be read in two ways, which are the same.
+        warnings.filterwarnings("ignore", "The specified dataset source", module="mlflow")
+        for one in inputs:
+            try:
+                source = resolve_dataset_source(self._hide(one.source))
+            except MlflowException:  # A kind of remote that it does not know.
+                source = resolve_dataset_source(one.path)
+            dataset = MetaDataset(source, name=one.path, digest=one.digest)
+            tags = [InputTag("mlflow.data.context", "dependency")]
+            found.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        self._client.log_inputs(self.run_id, found)
+
+    def file(self, path: Path) -> None:
+        """Upload a file; it keeps its folder."""
+        folder = None if path.is_absolute() or path.parent == Path() else path.parent.as_posix()
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def text(self, name: str, content: str) -> None:
+        """Upload a text."""
+        self._client.log_text(self.run_id, self._hide(content), name)
+
+    def table(self, name: str, columns: dict[str, list[Any]]) -> None:
+        """Upload a table."""
+        shown = {
+            key: [self._hide(cell) if isinstance(cell, str) else cell for cell in cells]
+            for key, cells in columns.items()
+        }
+        self._client.log_table(self.run_id, shown, name)
+
+    def end(self, status: str, at: int) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status, at)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def code_tags(folder: Path = Path()) -> dict[str, str]:
+    """Git revision, whether and where the tree differs from it, and the digest of dvc.lock.
+
+    Args:
+        folder: of the repository.
+    """
+    tags = {}
+    revision = _git(folder, "rev-parse", "HEAD")
+    if revision is not None:
+        tags["git.revision"] = revision
+        changed = (_git(folder, "diff", "--name-only", "HEAD") or "").split("\n")
+        # New files that nobody has added decide a result as well.
+        new = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *_CODE) or ""
+        changed = [name for name in [*changed, *new.split("\n")] if name not in ("", _LOCK)]
+        tags["git.dirty"] = str(bool(changed)).lower()
+        if changed:
+            # MLflow takes no longer value.
+            tags["git.changed"] = " ".join(changed)[:_LONGEST_TAG]
+    lock = folder / _LOCK
+    if lock.exists():
+        tags["dvc.lock.sha256"] = sha256_of(lock)
+    return tags
+
+
+def _safe(name: str) -> str:
+    # MLflow allows letters, digits and _ - . / : and space in names.
+    return name.replace("@", "_at_")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,350 @@
+"""Turns each line that a process reports of its run into requests to MLflow.
+
+They are sent in order, and kept while the server is away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mrmodel.errors import FeatureError
+from mrmodel.features.manifest import read_manifest
+from mrmodel.files import digest_of
+from mrmodel.processes import hide_secrets, hide_user, secrets_of
+from mrmodel.progress import announce
+from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.experiment import open_experiment
+from mrmodel.tracking.mlflow_client import MlflowRun, code_tags
+from mrmodel.tracking.provenance import StageFacts, environment, is_alive, process_tags, stage_facts
+from mrmodel.tracking.system_metrics import SystemMetrics
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+# Of HTTP: the request itself is wrong, and will be so the next time; but for these two.
+_WRONG, _BROKEN = 400, 500
+_PASSING = (408, 429)
+# MLflow passes on what these raise when the other side does not answer.
+_LIBRARIES = ("boto3", "botocore", "sqlalchemy", "urllib3")
+
+
+class Refused(Exception):
+    """The server wants nothing of this record."""
+
+
+class Outbox:
+    """Messages in order; `push` never waits for a server longer than for one request."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, Callable[[], None]]] = deque()
+        self._pause_s, self._next_try = 0.0, 0.0
+        self._failing_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def failing_s(self) -> float:
+        """Seconds since which every try has failed."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
+
+    def put(self, what: str, send: Callable[[], None]) -> None:
+        """Add a message.
+
+        Args:
+            what: for the log.
+            send: sends it; may be called again when it raised.
+        """
+        self._waiting.append((what, send))
+
+    def push(self) -> None:
+        """Send what is waiting, unless the server did not answer a moment ago.
+
+        Raises:
+            Refused: a message said that no other will be taken either.
+        """
+        while self._waiting and time.monotonic() >= self._next_try:
+            what, send = self._waiting[0]
+            try:
+                send()
+            except Refused:
+                raise
+            except Exception as error:
+                if not may_pass(error):
+                    log.warning("not in MLflow: %s: %s", what, error)
+                    self._waiting.popleft()
+                    continue
+                self._failed(what, error)
+            else:
+                self._waiting.popleft()
+                self._pause_s, self._failing_since = 0.0, None
+
+    def hurry(self) -> None:
+        """Let the next `push` try at once."""
+        self._next_try = 0.0
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            log.warning("MLflow does not take %s: %s", what, error)
+        self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        self._next_try = time.monotonic() + self._pause_s
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same message may be taken later: the server or the way to it is at fault."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+        return status in _PASSING or not _WRONG <= status < _BROKEN
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
+log = logging.getLogger(__name__)
+
+# Versions that are tags, so that runs can be found by them.
+_SEARCHED = ("python", "torch", "mlflow", "dvc", "numpy", "system")
+# Files of a stage that tell people of its result; data are DVC's.
+_SHOWN = {".json", ".csv", ".html", ".md", ".svg", ".png"}
+_LARGEST_FILE = 10_000_000
+
+
+class Recording:
+    """The runs of one process.
+
+    Args:
+        opening: what the run is of.
+        tell: file descriptor that takes the id of the run.
+    """
+
+    def __init__(self, opening: Opening, tell: int) -> None:
+        self.outbox = Outbox()
+        self._opening, self._tell = opening, tell
+        self._secrets = secrets_of(os.environ)
+        self._facts = self._ask_dvc()
+        self._code = code_tags(Path(opening.code))
+        self._client: Any = None
+        self._experiment = ""
+        self._runs: dict[int, MlflowRun] = {}
+        self._files: dict[int, list[Path]] = {0: []}
+        self._metrics: SystemMetrics | None = None
+        self.ended = False
+        self.outbox.put("the run", self._create)
+        if opening.join is None:
+            self.outbox.put("code and command", self._describe_code)
+            self.outbox.put("the environment", self._describe_environment)
+        if self._facts is not None:
+            self._describe_stage(self._facts)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Put what a line says into the outbox."""
+        kind, key = message["kind"], message["run"]
+        if kind == "part" or key in self._files:  # else the run has ended
+            getattr(self, f"_take_{kind}")(key, message["at"], message)
+
+    def sample(self) -> None:
+        """Add system metrics where it is time for them."""
+        if self._metrics is not None and self._metrics.due:
+            figures, number = self._metrics.sample()
+            at = int(time.time() * 1000)
+            self.outbox.put("system metrics", lambda: self._runs[0].log(figures, number, at))
+
+    def killed(self) -> None:
+        """Mark all runs as killed that have not ended."""
+        now = int(time.time() * 1000)
+        for key in sorted(self._files, reverse=True):
+            self._take_end(key, now, {"status": "KILLED"})
+
+    def _take_log(self, key: int, at: int, message: dict[str, Any]) -> None:
+        figures, step = message["figures"], message["step"]
+        self.outbox.put("figures", lambda: self._runs[key].log(figures, step, at))
+
+    def _take_params(self, key: int, at: int, message: dict[str, Any]) -> None:
+        self.outbox.put("parameters", lambda: self._runs[key].params(message["tree"]))
+
+    def _take_tags(self, key: int, at: int, message: dict[str, Any]) -> None:
+        self.outbox.put("tags", lambda: self._runs[key].tags(message["tags"]))
+
+    def _take_text(self, key: int, at: int, message: dict[str, Any]) -> None:
+        name, content = message["name"], message["content"]
+        self.outbox.put(name, lambda: self._runs[key].text(name, content))
+
+    def _take_table(self, key: int, at: int, message: dict[str, Any]) -> None:
+        name, columns = message["name"], message["columns"]
+        self.outbox.put(name, lambda: self._runs[key].table(name, columns))
+
+    def _take_file(self, key: int, at: int, message: dict[str, Any]) -> None:
+        self._files[key].append(Path(message["path"]))
+
+    def _take_part(self, key: int, at: int, message: dict[str, Any]) -> None:
+        self._files[key] = []
+        self.outbox.put(message["name"], lambda: self._create_part(key, at, message))
+
+    def _take_end(self, key: int, at: int, message: dict[str, Any]) -> None:
+        status, files = message["status"], self._files.pop(key)
+        if status != "KILLED":
+            for path in dict.fromkeys([*files, *(self._results() if key == 0 else [])]):
+                self.outbox.put(str(path), partial(self._send_file, key, path))
+        if key == 0:
+            self._finish(at)
+            if self._opening.join is not None:  # Whose run it is ends it.
+                return
+        self.outbox.put("the end of the run", lambda: self._runs[key].end(status, at))
+
+    def _send_file(self, key: int, path: Path) -> None:
+        self._runs[key].file(path)
+
+    def _finish(self, at: int) -> None:
+        """What can be told at the end only; a short stage has no other sample of the load."""
+        self.ended = True
+        if self._opening.join is not None:
+            self.outbox.hurry()
+            return
+        if self._facts is not None:
+            self._put_streams(self._facts.outs)
+        seconds = {"seconds": (at - self._opening.began) / 1000}
+        self.outbox.put("seconds", lambda: self._runs[0].log(seconds, 0, at))
+        self.outbox.put("system metrics", lambda: self._last_sample(at))
+        self.outbox.put("runs of lost workers", self._end_parts)
+        self.outbox.hurry()
+
+    def _last_sample(self, at: int) -> None:
+        if self._metrics is not None:
+            self._runs[0].log(*self._metrics.sample(), at)
+
+    def _end_parts(self) -> None:
+        """Runs below this one have ended, but for those of workers that died."""
+        for run in self._open_runs(f"tags.`mlflow.parentRunId` = '{self._runs[0].run_id}'"):
+            self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _ask_dvc(self) -> StageFacts | None:
+        opening = self._opening
+        if opening.command is None:
+            return None
+        try:
+            return stage_facts(opening.stage, opening.command)
+        except Exception as error:  # DVC's errors have no common ground.
+            log.warning("the record knows nothing from DVC: %s", error)
+            return None
+
+    def _create(self) -> None:
+        """Open the run.
+
+        Raises:
+            Refused: the server takes no run of this experiment.
+        """
+        opening = self._opening
+        name = self._facts.name if self._facts else opening.name
+        try:
+            state = Path(opening.state)
+            self._client, self._experiment = open_experiment(opening.experiment, state)
+            if opening.join is None:
+                self._end_lost(name)
+                self._runs[0] = self._run(name, opening.began, opening.parent, opening.title)
+            else:
+                self._runs[0] = MlflowRun(self._client, opening.join, self._hide)
+        except Exception as error:
+            if may_pass(error):
+                raise
+            raise Refused(f"no record of {name}: {error}") from error
+        run_id = self._runs[0].run_id
+        os.write(self._tell, run_id.encode())
+        announce("mlflow", address=self._address(run_id))
+        if opening.command is not None:
+            address = str(self._client.tracking_uri)
+            self._metrics = SystemMetrics(run_id, address, opening.pid)
+
+    def _create_part(self, key: int, at: int, message: dict[str, Any]) -> None:
+        above = self._runs[message["above"]].run_id
+        self._runs[key] = self._run(message["name"], at, above)
+
+    def _run(
+        self, name: str, began: int, parent: str | None, title: str | None = None
+    ) -> MlflowRun:
+        tags = {"mlflow.runName": title or name, "stage": name, **process_tags()}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        created = self._client.create_run(self._experiment, start_time=began, tags=tags)
+        return MlflowRun(self._client, created.info.run_id, self._hide)
+
+    def _end_lost(self, name: str) -> None:
+        """Runs of this stage whose recorder was killed on this machine are still open."""
+        here = f"tags.stage = '{name}' and tags.machine = '{process_tags()['machine']}'"
+        for run in self._open_runs(here):
+            if not is_alive(run.data.tags.get("process", "")):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _open_runs(self, which: str) -> list[Any]:
+        where = f"attributes.status = 'RUNNING' and {which}"
+        return list(self._client.search_runs([self._experiment], where))
+
+    def _describe_code(self) -> None:
+        tags = {**self._code, "mlflow.source.git.commit": self._code.get("git.revision", "")}
+        if self._opening.command is not None:
+            tags["mlflow.source.name"] = self._opening.command
+        self._runs[0].tags(tags)
+
+    def _describe_environment(self) -> None:
+        found = environment()
+        self._runs[0].tags({f"env.{name}": found[name] for name in _SEARCHED})
+        self._runs[0].text("environment.json", _pretty(found))
+
+    def _describe_stage(self, facts: StageFacts) -> None:
+        put = self.outbox.put
+        put("parameters", lambda: self._runs[0].params(facts.params))
+        put("params.json", lambda: self._runs[0].text("params.json", _pretty(facts.params)))
+        put("inputs", lambda: self._runs[0].inputs(facts.inputs))
+        self._put_streams([Path(one.path) for one in facts.inputs])
+
+    def _put_streams(self, paths: list[Path]) -> None:
+        """Fingerprints of the feature stores among what the stage reads, or has written."""
+        found = fingerprints(paths)
+        if found:
+            digests = {f"features.{name}": digest_of(tree) for name, tree in found.items()}
+            self.outbox.put("fingerprints", lambda: self._runs[0].tags(digests))
+            text = _pretty(found)
+            self.outbox.put("features.json", lambda: self._runs[0].text("features.json", text))
+
+    def _results(self) -> list[Path]:
+        outs = self._facts.outs if self._facts else []
+        found = [one for out in outs for one in ([out] if out.is_file() else sorted(out.glob("*")))]
+        return [
+            path
+            for path in found
+            if path.suffix in _SHOWN and path.is_file() and path.stat().st_size <= _LARGEST_FILE
+        ]
+
+    def _address(self, run_id: str) -> str:
+        """Page of a run; empty where no server shows it."""
+        server = hide_user(str(self._client.tracking_uri)).rstrip("/")
+        page = f"{server}/#/experiments/{self._experiment}/runs/{run_id}"
+        return self._hide(page) if server.startswith("http") else ""
+
+    def _hide(self, text: str) -> str:
+        return hide_secrets(text, self._secrets)
+
+
+def fingerprints(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Stream -> fingerprint, of the feature stores that are one of `paths` or lie in one."""
+    found = {}
+    for folder in [one for path in paths for one in (path, *sorted(path.glob("*/")))]:
+        try:
+            info = read_manifest(folder).info
+        except (FeatureError, OSError):
+            continue  # Something else than a feature store.
+        found[info.stream] = info.fingerprint
+    return found
+
+
+def _pretty(tree: object) -> str:
+    return json.dumps(tree, indent=2, default=str) + "\n"

@@ -1,0 +1,160 @@
+"""A model folder as an MLflow model: its own code, safetensors weights, signature and example.
+
+What is written loads in a process that has no `mrmodel`: the modules that serving needs are copied
+into it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+import mrmodel
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.encoders.bundled_weights import WeightsLock
+from mrmodel.predict.serving import write_serving
+from mrmodel.synthetic.annotations import draw_queries
+from mrmodel.synthetic.script import plan_video
+from mrmodel.synthetic.video_writer import PictureFormat, render_video
+from mrmodel.tracking.experiment import prepare_mlflow
+from mrmodel.tracking.inputs import EXAMPLE
+from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_config
+
+
+def model_signature() -> Any:
+    """Input columns as `video_rows.Source` explains them, and the answer's fields."""
+    texts = ("video", "features", "vid")
+    inputs = [ColSpec(DataType.string, "query")]
+    inputs += [ColSpec(DataType.string, name, required=False) for name in texts]
+    outputs = [
+        ColSpec(DataType.long, "qid"),
+        ColSpec(DataType.string, "query"),
+        ColSpec(DataType.string, "vid"),
+        ColSpec(Array(Array(DataType.double)), "pred_relevant_windows"),
+        ColSpec(Array(DataType.double), "pred_saliency_scores"),
+        ColSpec(DataType.double, "duration"),
+    ]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
+# The packages and modules that `pyfunc_model` imports, encoders and models of the registries
+# included; a test loads the model where nothing else of `mrmodel` is.
+_CODE = (
+    "__init__.py",
+    "components.py",
+    "config.py",
+    "data",
+    "encoders",
+    "errors.py",
+    "features",
+    "files.py",
+    "intervid_settings.py",
+    "losses",
+    "models",
+    "postprocess_settings.py",
+    "predict",
+    "progress.py",
+    "search_space.py",
+    "section.py",
+    "spans.py",
+    "storage",
+    "track",
+    "train",
+    "tune_settings.py",
+    "types.py",
+    "video",
+)
+_REQUIRED = (
+    "av",
+    "boto3",
+    "mlflow",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+)
+_EXAMPLE_FILE = "example.mp4"
+_EXAMPLE_S, _EXAMPLE_SEED, _EXAMPLE_QUERIES = 20.0, 2026, 2
+
+
+def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfig) -> None:
+    """Write the model folder `folder` as an MLflow model to the new folder `target`.
+
+    It answers with windows made as `postprocess` says.
+
+    Raises:
+        CheckpointError: `folder` is no model folder.
+    """
+    prepare_mlflow()
+    import mlflow.pyfunc
+
+    pass  # EMPTY
+
+    config = load_config(folder)
+    with tempfile.TemporaryDirectory(prefix="mrmodel-log-") as name:
+        workshop = Path(name)
+        example = workshop / _EXAMPLE_FILE
+        queries = write_example(example, config.clip_len_s)
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            code_paths=[str(_copy_code(workshop / "mrmodel"))],
+            artifacts={
+                "model": str(_copy_model(folder, workshop / "model", postprocess)),
+                "example": str(example),
+            },
+            signature=model_signature(),
+            input_example=[{"query": query, "video": EXAMPLE} for query in queries],
+            pip_requirements=requirements(),
+            model_config={"device": "auto"},
+        )
+
+
+def write_example(target: Path, clip_len_s: float) -> list[str]:
+    """Render a short video of the sample corpus' kind; the sentences that describe parts of it."""
+    plan = plan_video("example", "test", _EXAMPLE_SEED, _EXAMPLE_S)
+    render_video(plan, PictureFormat(width=128, height=96, fps=5, crf=26), target)
+    queries = draw_queries(plan, _EXAMPLE_QUERIES, clip_len_s, taken=())
+    return [str(query.row["query"]) for query in queries]
+
+
+def requirements() -> list[str]:
+    """What the model's process needs, at the versions installed here (without build labels)."""
+    names = {*_REQUIRED, *(file.package for file in WeightsLock().files.values())}
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in sorted(names)]
+
+
+def _copy_code(target: Path) -> Path:
+    source = Path(mrmodel.__file__).parent
+    for name in _CODE:
+        if (source / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source / name, target / name, ignore=ignored)
+        else:
+            target.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+    return target
+
+
+def _copy_model(folder: Path, target: Path, postprocess: PostprocessConfig) -> Path:
+    """The files of a model folder; what else a person keeps there does not travel."""
+    target.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(folder / name, target / name)
+    write_serving(target, postprocess)
+    return target

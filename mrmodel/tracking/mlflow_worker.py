@@ -1,0 +1,98 @@
+"""``python -m mrmodel.tracking.mlflow_worker FD``: sends what a stage reports to MLflow.
+
+Standard input is the stage's file of lines (`mrmodel.tracking.event_log`), whose first one is the
+`Opening`; the id of the run is written to the file descriptor FD. While the server is away all is
+kept and tried again. It ends soon after the stage: when everything is sent; after seconds of
+nothing but failures; and in any case seconds after a stage that was killed, whose run is marked so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+from mrmodel.processes import die_with_parent
+from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.mlflow_events import Recording, Refused
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+# A server that has not answered for so long by the end of the stage is not waited for.
+_PATIENCE_S = 15.0
+# After a stage that was killed.
+_LAST_S = 5
+_SHORT = {
+    # The outbox tries again by itself; one request must not block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "AWS_MAX_ATTEMPTS": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class _Lines:
+    """Whole lines of a file that grows."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._rest = file, ""
+
+    def new(self) -> list[dict[str, Any]]:
+        """Messages that came since the last call."""
+        *whole, self._rest = (self._rest + self._file.read()).split("\n")
+        return [json.loads(line) for line in whole]
+
+
+def _follow(recording: Recording, lines: _Lines, opening: Opening) -> None:
+    """Until the stage has ended and all is sent, or cannot be."""
+    while True:
+        orphan = os.getppid() != opening.pid
+        for message in lines.new():
+            recording.take(message)
+        if orphan and not recording.ended:
+            signal.alarm(_LAST_S)
+            recording.killed()
+        recording.sample()
+        recording.outbox.push()
+        if recording.ended:
+            if not recording.outbox:
+                return
+            if recording.outbox.failing_s > _PATIENCE_S:
+                log.warning("MLflow does not answer; this run's record is incomplete")
+                return
+        time.sleep(_POLL_S)
+
+
+def main() -> int:
+    """Follow the stage to its end."""
+    stage = os.getppid()
+
+    def hurry(*_: object) -> None:
+        """The kernel also signals when only the thread has ended that started this process."""
+        if os.getppid() != stage:
+            signal.alarm(_LAST_S)
+
+    signal.signal(signal.SIGUSR1, hurry)
+    die_with_parent(signal.SIGUSR1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.update(_SHORT)
+    lines = _Lines(sys.stdin)
+    first, *rest = lines.new()
+    opening = Opening(**first)
+    recording = Recording(opening, int(sys.argv[1]))
+    for message in rest:
+        recording.take(message)
+    try:
+        _follow(recording, lines, opening)
+    except Refused as error:
+        log.warning("%s", error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The model as MLflow loads it, by "models from code": MLflow runs this file, and no pickle.
+
+`model_files.write_mlflow_model` puts it into every logged model, with the parts of `mrmodel` that
+it needs, the model folder (safetensors) and a short example video.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from mrmodel.predict.predictor import Predictor
+from mrmodel.tracking.inputs import Source, VideoRows
+
+
+class MomentSearch(PythonModel):  # type: ignore[misc]
+    """Answers rows of a query and a video with windows and clip scores."""
+
+    # MLflow asks for the name `context`.
+    def load_context(self, context: Any) -> None:
+        """Load the model folder and its encoders; ``device`` of the model config: auto, cpu ..."""
+        device = (context.model_config or {}).get("device", "auto")
+        self._predictor = Predictor.from_folder(Path(context.artifacts["model"]), device)
+        self._rows = VideoRows(self._predictor, Path(context.artifacts["example"]))
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """One answer a row, in the order of the rows; a video is decoded once, however often asked.
+
+        Args:
+            context: not read, everything was loaded before.
+            model_input: the columns ``query`` and ``video``, or ``query``, ``features`` and
+                ``vid`` (`video_rows.Source`).
+            params: there are none.
+
+        Returns:
+            What ``mrmodel predict --json`` prints, all windows included; ``qid`` counts the rows.
+
+        Raises:
+            MrModelError: a row is incomplete, or its video cannot be read.
+        """
+        table = model_input.astype(object).where(model_input.notna(), None)
+        records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+        rows_of: dict[Source, list[int]] = {}
+        for number, row in enumerate(records):
+            rows_of.setdefault(Source.of_row(row, number + 1), []).append(number)
+        answers: dict[int, dict[str, Any]] = {}
+        for source, numbers in rows_of.items():
+            video = self._rows.load(source)
+            queries = [str(records[number]["query"]) for number in numbers]
+            for number, found in zip(numbers, self._predictor.search(video, queries), strict=True):
+                fields = {"qid": number, "duration": video.duration_s}
+                answers[number] = found.as_row() | fields
+        return [answers[number] for number in range(len(records))]
+
+
+set_model(MomentSearch())

@@ -1,0 +1,106 @@
+"""What trainings and evaluations leave in the record beside their files: curves, tables, plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrmodel.report.charts import Point, bar_chart, line_chart, standalone
+from mrmodel.tracking.run import RunRecord
+
+# A legend holds no more.
+_LINES = 6
+_TOTAL, _TRAIN, _VALIDATION, _RATE = "train/loss", "train/", "val/", "lr"
+
+
+def record_training(record: RunRecord, figures: Path) -> None:
+    """Keep the results and the learning curves of a training.
+
+    Args:
+        record: takes them.
+        figures: stem of the files that the training wrote, ``<figures>.json`` and ``.csv``.
+    """
+    for suffix in (".json", ".csv"):
+        record.file(figures.with_suffix(suffix))
+    for name, picture in learning_curves(figures.with_suffix(".csv")).items():
+        record.text(f"curves/{name}.svg", picture)
+
+
+def learning_curves(history: Path) -> dict[str, str]:
+    """Name -> SVG file: the loss, its named parts, the validation figures, the learning rate."""
+    with history.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0]) if rows else []
+    parts = [name for name in columns if name.startswith(_TRAIN) and name != _TOTAL]
+    groups = {
+        "loss": [name for name in columns if name == _TOTAL],
+        **_numbered("losses", parts),
+        **_numbered("validation", [name for name in columns if name.startswith(_VALIDATION)]),
+        "learning_rate": [name for name in columns if name == _RATE],
+    }
+    drawn = {
+        name: line_chart({column: _points(rows, column) for column in group}, name)
+        for name, group in groups.items()
+    }
+    return {name: standalone(chart) for name, chart in drawn.items() if chart}
+
+
+def record_evaluation(record: RunRecord, reports: Path) -> None:
+    """Keep the figures of every way of answering, as metrics, tables and plots.
+
+    Args:
+        record: takes them.
+        reports: holds metrics.json, recall.csv and evaluation/comparison.json.
+    """
+    figures = _json(reports / "metrics.json")
+    flat = {f"{way}/{name}": value for way, row in figures.items() for name, value in row.items()}
+    record.log({name: value for name, value in flat.items() if value is not None}, 0)
+    record.table("tables/figures.json", _columns("way", figures))
+    comparison = _json(reports / "evaluation" / "comparison.json")
+    record.table("tables/intervals.json", _columns("way", comparison["intervals"]))
+    record.table("tables/differences.json", _columns("pair", comparison["differences"]))
+    with (reports / "recall.csv").open(newline="", encoding="utf-8") as file:
+        recall = list(csv.DictReader(file))
+    record.table("tables/recall.json", _columns_of_recall(recall))
+    curves: dict[str, list[Point]] = {}
+    for row in recall:
+        curves.setdefault(row["way"], []).append((float(row["iou"]), float(row["R1"])))
+    headline = {way: float(row["value"]) for way, row in comparison["intervals"].items()}
+    charts = {
+        "recall": line_chart(curves, "R1, percent", "IoU"),
+        "headline": bar_chart(headline, comparison["figure"]),
+    }
+    for name, chart in charts.items():
+        if chart:
+            record.text(f"plots/{name}.svg", standalone(chart))
+
+
+def _numbered(name: str, columns: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Groups that fit a legend: ``losses``, ``losses-2`` ..."""
+    starts = range(0, len(columns), _LINES)
+    return {
+        f"{name}-{number}" if number > 1 else name: columns[start : start + _LINES]
+        for number, start in enumerate(starts, start=1)
+    }
+
+
+def _points(rows: Sequence[Mapping[str, str]], column: str) -> list[Point]:
+    return [(float(row["step"]), float(row[column])) for row in rows if row[column]]
+
+
+def _columns(first: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A row a key, a column a name that any row has."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {first: list(rows), **{name: [row.get(name) for row in rows.values()] for name in names}}
+
+
+def _columns_of_recall(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Any]]:
+    numbers = {name: [float(row[name]) for row in rows] for name in ("iou", "R1")}
+    return {"way": [row["way"] for row in rows], **numbers}
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

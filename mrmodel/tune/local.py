@@ -1,0 +1,133 @@
+"""A search by processes of this machine, in the repository of the current folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from mrmodel.config.schema import Config, parse_config
+from mrmodel.errors import ConfigError, TuningError
+from mrmodel.progress import Reporter
+from mrmodel.stages.paths import Layout
+from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.run import PARENT, RunRecord, open_record
+from mrmodel.tune.report import record_search
+from mrmodel.tune.result import Verdict
+from mrmodel.tune.search import Desk, search
+from mrmodel.tune.space import changed_config
+from mrmodel.tune.storage import open_storage, storage_address
+from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.worker_pool import LocalCrew
+
+# MLflow's import and a new database take seconds; without a run of the search trials have none.
+PATIENCE_S = 30.0
+
+
+def search_here(config: Config, layout: Layout, reporter: Reporter) -> Verdict:
+    """Begin or go on; errors as of `search.search`, and one when another process is at it."""
+    address, folder = storage_address(layout.state), layout.state / "tune" / config.tune.study
+    with alone(folder), open_search_record(config, layout) as record:
+        run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
+        crew = LocalCrew(address, folder / "workers", run_id, workers)
+        storage = open_storage(address)
+        store = str((layout.state / "tune").resolve())
+        try:
+            verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
+        finally:
+            reporter.finish()
+        record_search(record, TicketStudy(storage, config.tune.study), verdict, layout)
+    return verdict
+
+
+def resumed_config(
+    storage: BaseStorage, name: str, trials: int | None, workers: int | None
+) -> Config:
+    """The configuration that a study was begun with, with another extent where one is given.
+
+    Raises:
+        TuningError: there is no such study, or an earlier version began it.
+    """
+    study = TicketStudy(storage, name)
+    try:
+        config = parse_config(study.facts.config)
+    except ConfigError as error:
+        rule = f"an earlier version began it, with parameters that are refused now ({error.path})"
+        what_now = "begin another: mrmodel tune run --study NAME"
+        raise TuningError(f"the search {name!r} cannot go on: {rule}; {what_now}") from None
+    # It may have been prolonged since it was begun.
+    trials = trials or max(config.tune.trials, study.live())
+    return with_extent(config, trials=trials, workers=workers)
+
+
+def with_extent(config: Config, **extent: str | int | None) -> Config:
+    """`config` with other values in its section `tune`; None: as it is.
+
+    Raises:
+        ConfigError: a value breaks a rule.
+    """
+    changes = {f"tune.{key}": value for key, value in extent.items() if value is not None}
+    return changed_config(config.model_dump(), changes)
+
+
+@contextmanager
+def open_search_record(config: Config, layout: Layout) -> Iterator[RunRecord]:
+    """The MLflow run of a search; its trials are runs below it."""
+    opening = Opening(
+        experiment=config.tracking.experiment,
+        state=str(layout.state.resolve()),
+        name="tune",
+        title=f"tune {config.tune.study}",
+        code=str(layout.root.resolve()),
+        parent=os.environ.get(PARENT),
+    )
+    with open_record(config.tracking, opening) as record:
+        record.params({"tune": config.tune.model_dump()})
+        yield record
+
+
+class Progress:
+    """Tells reporter and record how far the studies of a search are."""
+
+    def __init__(self, record: RunRecord, reporter: Reporter) -> None:
+        self._record, self._reporter = record, reporter
+        self._study, self._done = "", 0
+
+    def __call__(self, study: TicketStudy) -> None:
+        """Look at a study."""
+        done = len(study.done())
+        if study.name != self._study:
+            if self._study:
+                self._reporter.finish()
+            self._study, self._done = study.name, 0
+            self._reporter.start(study.name, study.live())
+        if done == self._done:
+            return
+        best = study.best_value()
+        shown = {} if best is None else {"best": best}
+        self._reporter.advance(done - self._done, **shown)
+        self._done = done
+        if best is not None:
+            level = study.name.split(".")[1:2] or ["search"]
+            self._record.log({f"best/{level[0]}": best}, done)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process of this machine that carries out the search of a folder.
+
+    Raises:
+        TuningError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            rule = "is being carried out by another process of this machine"
+            raise TuningError(f"the search {folder.name!r} {rule}") from None
+        yield

@@ -1,0 +1,130 @@
+"""The result of a search, kept with its study: `mrmodel tune best` shows it, `apply` writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mrmodel.config.base import Section
+from mrmodel.errors import TuningError
+from mrmodel.tune.study import TicketStudy
+
+_VERDICT = "verdict"
+
+
+class Gain(Section):
+    """Mean difference to the starting point, in points, and its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Another validation set and other seeds would show a gain as well."""
+        return self.low > 0.0
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+class Confirmed(Section):
+    """A candidate after its runs.
+
+    Attributes:
+        trial: number in the search; None: the starting point.
+        changes: dotted path -> value.
+        values: the first figure with each seed.
+        gain: None for the starting point.
+        others: figure -> gain, of the second figure.
+    """
+
+    trial: int | None
+    changes: dict[str, Any]
+    values: list[float]
+    gain: Gain | None
+    others: dict[str, Gain] = Field(default={})
+
+    @property
+    def is_better(self) -> bool:
+        """A clear gain, and no clear loss of another figure."""
+        if self.gain is None or not self.gain.is_clear:
+            return False
+        return all(other.high >= 0.0 for other in self.others.values())
+
+
+class Chosen(Section):
+    """The best choice after training, and its gain over the configured one, on the same runs."""
+
+    trial: int
+    changes: dict[str, Any]
+    gain: Gain
+
+
+class Verdict(Section):
+    """The end of a search.
+
+    Attributes:
+        figure: what all numbers are of, on validation data; of two figures the first.
+        start: of the search, value of its starting point with the seed of the main job.
+        best: the best value that a trial had.
+        trials: so many had a result.
+        seeds: of the confirmation.
+        candidates: the starting point first, alone where no trial was above it; empty where nothing
+            was to be chosen after training either.
+        dropped: candidates that could not be trained with every seed, and why.
+        after_training: None: not searched, or nothing better was found.
+    """
+
+    figure: str
+    start: float | None
+    best: float | None
+    trials: int
+    seeds: list[int]
+    candidates: list[Confirmed]
+    dropped: list[str] = Field(default=[])
+    after_training: Chosen | None
+
+    @property
+    def winner(self) -> Confirmed | None:
+        """The candidate of the highest mean, if it is better for certain."""
+        others = [one for one in self.candidates if one.gain is not None]
+        best = max(others, key=lambda one: sum(one.values), default=None)
+        return best if best is not None and best.is_better else None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What to write into params.yaml: dotted path -> value; empty: nothing is better."""
+        found = dict(self.winner.changes) if self.winner is not None else {}
+        if self.after_training is not None and self.after_training.gain.is_clear:
+            found |= self.after_training.changes
+        return found
+
+
+def keep_verdict(study: TicketStudy, verdict: Verdict) -> None:
+    """Write it to the study."""
+    study.handle.set_user_attr(_VERDICT, verdict.model_dump())
+
+
+def forget_verdict(study: TicketStudy) -> None:
+    """The search goes on, so what was found before no longer holds."""
+    study.handle.set_user_attr(_VERDICT, None)
+
+
+def read_verdict(study: TicketStudy) -> Verdict:
+    """The verdict of a study.
+
+    Raises:
+        TuningError: the search has not come to its end.
+    """
+    raw = study.handle.user_attrs.get(_VERDICT)
+    if raw is None:
+        rule = "has not come to its end; `mrmodel tune status` shows how far it is"
+        raise TuningError(f"the search {study.name!r} {rule}")
+    return Verdict.model_validate(raw)
+
+
+BETTER, NOT_BETTER = "Better", "NotBetter"
+# Flow runs of searches end in states of these names, for which automations can wait.
+ENDS = (BETTER, NOT_BETTER)

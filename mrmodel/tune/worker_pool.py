@@ -1,0 +1,221 @@
+"""Workers of a study, from outside: started while tickets wait, replaced when they die.
+
+`follow` does not care what a worker is; `LocalCrew` starts processes on this machine, and
+flows/tune.py flow runs on a work pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+from optuna.trial import TrialState
+
+from mrmodel.errors import TuningError
+from mrmodel.processes import die_with_parent, hide_secrets, secrets_of
+from mrmodel.tracking.provenance import is_alive, process_tags
+from mrmodel.tracking.run import PARENT
+from mrmodel.tune.space import THREADS
+from mrmodel.tune.storage import VARIABLE
+from mrmodel.tune.study import Lost, Owner, TicketStudy, owner_of
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_SHOWN_LINES = 8
+# A flow that is cancelled itself has half a minute to end.
+_STOP_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker ended; `failed`: it said why itself, and another one would fail too."""
+
+    reason: str = ""
+    failed: bool = False
+
+
+class Hand(Protocol):
+    """A worker that was started."""
+
+    @property
+    def label(self) -> str:
+        """What `Owner.label` is in its trials."""
+
+    def ending(self) -> Ending | None:
+        """How it ended; None: it works."""
+
+    def stop(self) -> None:
+        """Have it ended; `ending` says when it has."""
+
+
+class Crew(Protocol):
+    """Starts workers."""
+
+    def earlier(self, study: str) -> Sequence[Hand]:
+        """Workers that an earlier crew, which was killed, started for a study, and that still work.
+
+        They are followed like one's own.
+        """
+
+    def start(self, study: str) -> Hand:
+        """A further worker for a study."""
+
+    def is_lost(self, owner: Owner) -> bool:
+        """Whether a worker of another crew, an earlier one, is gone for certain."""
+
+
+def is_gone_from_here(owner: Owner) -> bool:
+    """Whether the owner was a process of this machine, and is no more."""
+    return owner.machine == process_tags()["machine"] and not is_alive(owner.process)
+
+
+def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None]) -> None:
+    """Have all tickets of a study worked off.
+
+    Args:
+        study: with waiting trials.
+        crew: starts the workers.
+        workers: so many at once, as long as there are tickets for them.
+        told: called after each look at the workers.
+
+    Raises:
+        TuningError: a worker failed in a way that others would too, or died again and again
+            without having done anything; all that was done is kept.
+    """
+    hands = list(crew.earlier(study.name))
+    done, idle_deaths = len(study.done()), 0
+    # Trials of workers of an earlier search that died with it. One that still works may have
+    # claimed a trial in this moment, and not have written who it is.
+    study.sweep(lambda owner: not hands if owner is None else crew.is_lost(owner))
+    try:
+        while True:
+            wanted = min(workers - len(hands), _unattended(study, hands))
+            hands.extend(crew.start(study.name) for _ in range(wanted))
+            for hand in list(hands):
+                ending = hand.ending()
+                if ending is None:
+                    continue
+                hands.remove(hand)
+                study.sweep(_owned_by({hand.label}))
+                if ending.failed:
+                    raise TuningError(f"{study.name}: {ending.reason}")
+                if ending.reason:
+                    now = len(study.done())
+                    idle_deaths = idle_deaths + 1 if now == done else 0
+                    done = now
+                    log.warning("%s: a worker died: %s", study.name, ending.reason)
+                if idle_deaths > study.facts.attempts * workers:
+                    raise TuningError(f"{study.name}: workers die: {ending.reason}")
+            told()
+            if not hands:
+                # One that was killed right after its claim has not written who it is.
+                study.sweep(lambda owner: owner is None)
+                if not study.trials(TrialState.WAITING):
+                    return
+            time.sleep(_POLL_S)
+    finally:
+        study.sweep(_owned_by({hand.label for hand in _stop(hands)}))
+
+
+def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
+    """How many tickets wait for which no worker is on its way."""
+    owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
+    busy = {owner.label for owner in owners if owner is not None}
+    coming = sum(hand.label not in busy for hand in hands)
+    return len(study.trials(TrialState.WAITING)) - coming
+
+
+def _stop(hands: Sequence[Hand]) -> list[Hand]:
+    """End workers; returns those that have ended. A later search finds the others lost."""
+    for hand in hands:
+        hand.stop()
+    until = time.monotonic() + _STOP_S
+    while any(hand.ending() is None for hand in hands) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return [hand for hand in hands if hand.ending() is not None]
+
+
+def _owned_by(labels: set[str]) -> Lost:
+    return lambda owner: owner is not None and owner.label in labels
+
+
+class LocalCrew:
+    """Processes on this machine, in the current folder.
+
+    Args:
+        address: of the storage.
+        folder: takes what they print, a file each.
+        parent_run: MLflow's id of the run of the search; None: it has none.
+        workers: at once; each has its share of the cores.
+    """
+
+    def __init__(
+        self, address: str, folder: Path, parent_run: str | None, workers: int = 1
+    ) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, VARIABLE: address, "PYTHONUNBUFFERED": "1"}
+        self._environment.pop(PARENT, None)
+        if parent_run is not None:
+            self._environment[PARENT] = parent_run
+        if workers > 1:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            self._environment[THREADS] = str(threads)
+
+    def earlier(self, study: str) -> Sequence[Hand]:
+        """None: they die with the process that started them."""
+        return ()
+
+    def start(self, study: str) -> Hand:
+        """Start a process that dies with this one."""
+        return _LocalHand(study, self._folder, self._environment)
+
+    def is_lost(self, owner: Owner) -> bool:
+        """Whether the owner ran on this machine and does no more."""
+        return is_gone_from_here(owner)
+
+
+class _LocalHand:
+    def __init__(self, study: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self._label = uuid4().hex[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / f"{study}.{self._label}.log"
+        command = [sys.executable, "-m", "mrmodel.tune.worker", study, "--owner", self._label]
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
+
+    @property
+    def label(self) -> str:
+        return self._label
+
+    def ending(self) -> Ending | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code == 0:
+            self._log.unlink(missing_ok=True)
+            return Ending()
+        text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        last = hide_secrets("\n".join(text.splitlines()[-_SHOWN_LINES:]), secrets_of(os.environ))
+        if code < 0:
+            return Ending(f"signal {-code} ({self._log})")
+        return Ending(f"{last} ({self._log})", failed=True)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()

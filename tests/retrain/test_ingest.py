@@ -1,0 +1,346 @@
+"""Deliveries come in, whole or not at all; the data of the repository grow as by `dvc add`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from mrmodel.errors import ConfigError, DeliveryError
+from mrmodel.orchestrate.checkout import fresh_clone
+from mrmodel.orchestrate.dvc_graph import StageGraph
+from mrmodel.presets import overlay
+from mrmodel.registry.champion import Pointed
+from mrmodel.registry.decision import pointer_key
+from mrmodel.retrain import ingest as intake_module
+from mrmodel.retrain.deliveries import Delivery
+from mrmodel.retrain.ingest import Intake
+from mrmodel.retrain.outcomes import Entry
+from mrmodel.retrain.report import Report, State
+from tests.project import Project
+from tests.registry.trial import promotion_of
+from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
+
+Make = Callable[..., Parcel]
+
+
+def reports_in(intake: Intake, state: State) -> list[Report]:
+    """Deliveries with this verdict."""
+    return [report for report in intake.reports if report.state == state]
+
+
+def md5_of(text: str) -> str:
+    return str(yaml.safe_load(text)["outs"][0]["md5"])
+
+
+def added_by_hand(project: Project, parcels: list[Path], target: Path) -> str:
+    """Hash of the whole folder with the deliveries, by a plain `dvc add`."""
+    copied = project.copy(target)
+    folder = copied.folder / FOLDER
+    for parcel in parcels:
+        for path in (parcel / "videos").iterdir():
+            shutil.copyfile(path, folder / "videos" / path.name)
+        for table in TABLES:
+            content = (folder / table).read_bytes() + (parcel / table).read_bytes()
+            (folder / table).unlink()
+            (folder / table).write_bytes(content)
+    copied.run("dvc", "add", FOLDER)
+    return md5_of((copied.folder / f"{FOLDER}.dvc").read_text())
+
+
+def test_a_good_delivery_is_taken(site: Site, parcel: Make, tmp_path: Path) -> None:
+    sent = parcel()
+    site.send("monday", sent)
+    intake = site.take()
+    assert [report.name for report in intake.taken] == ["monday"]
+    (report,) = intake.reports
+    assert report.rows == {table: len(sent.rows(table)) for table in TABLES}
+    assert min(report.rows.values()) > 5
+    assert len(report.videos) == 6
+    assert report.bad == []
+    assert intake.branch is not None
+    taken = site.show(intake.branch, f"{FOLDER}.dvc")
+    by_hand = added_by_hand(site.project, [sent.folder], tmp_path / "by_hand")
+    assert md5_of(taken) == by_hand
+    (listed,) = json.loads(site.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    assert listed["name"] == "monday"
+    assert listed["rows"] == report.rows
+    changed = site.project.git("diff", "--name-only", "HEAD", intake.branch).split()
+    assert changed == [f"{FOLDER}.deliveries.json", f"{FOLDER}.dvc"]
+    with fresh_clone(site.places, intake.branch, {}) as clone:
+        videos = clone / FOLDER / "videos"
+        assert not videos.exists(), "no old video was needed"
+        remote = None if site.places.remote is None else "workers"
+        verdicts = {name: StageGraph(clone, remote).verdict(name) for name in ("corpus", "report")}
+    assert verdicts["corpus"].reason == f"{FOLDER} changed"
+
+
+def test_the_new_data_can_be_pulled(site: Site, parcel: Make, rendered: Path) -> None:
+    site.send("monday", parcel())
+    branch = site.take().branch
+    assert branch is not None
+    with fresh_clone(site.places, branch, {}) as clone:
+        repo, target = Repo(str(clone)), str(clone / f"{FOLDER}.dvc")
+        if site.places.remote is None:
+            repo.checkout([target])
+        else:
+            repo.pull([target])
+        videos = clone / FOLDER / "videos"
+        assert len(list(videos.iterdir())) == 19 + 6
+        for path in (rendered / "videos").glob("new-train-*"):
+            assert (videos / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
+    site.send("monday", parcel())
+    first = site.take()
+    assert first.branch is not None
+    before = site.branches()
+    merged = site.take(first.branch)
+    assert (merged.reports, merged.branch) == ([], None)
+    assert site.branches() == before
+
+    # Not merged, but judged: the model that was trained on it was no better.
+    (report,) = first.taken
+    refused = Entry(
+        delivery="monday", digest=report.digest, outcome="refused", reasons=["worse"], version=2
+    )
+    site.ledger.note(refused)
+    assert site.take().reports == []
+
+
+def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
+    plain.send("monday", parcel())
+    intake = plain.take()
+    promoted = Entry(
+        delivery="monday",
+        digest=intake.taken[0].digest,
+        outcome="promoted",
+        reasons=[],
+        branch=intake.branch,
+        version=2,
+    )
+    plain.ledger.note(promoted)
+    with pytest.raises(DeliveryError, match=rf"{intake.branch} was promoted but is not merged"):
+        plain.take()
+    assert intake.branch is not None
+    assert plain.take(intake.branch).reports == []
+
+
+def test_a_branch_that_a_killed_promotion_left_behind_moves(
+    plain: Site, parcel: Make, tmp_path: Path
+) -> None:
+    """It died between the outcome and the branch; data of withdrawn models are not brought back."""
+    copied = plain.project.copy(tmp_path / "hub")
+    copied.git("config", "receive.denyCurrentBranch", "ignore")
+    site = replace(plain, project=copied, places=replace(plain.places, git=str(copied.folder)))
+    start = copied.git("rev-parse", "HEAD")
+    site.send("monday", parcel())
+    intake = site.take()
+    (report,) = intake.taken
+    site.ledger.note(
+        Entry(
+            delivery="monday",
+            digest=report.digest,
+            outcome="promoted",
+            reasons=[],
+            branch=intake.branch,
+            version=2,
+        )
+    )
+    assert site.take().reports == []
+    assert copied.git("rev-parse", "HEAD") == copied.git("rev-parse", str(intake.branch))
+
+    copied.git("update-ref", "HEAD", start.strip())
+    seen = Pointed(promotion_of(1, Pointed(None, None)), None)
+    withdrawn = promotion_of(1, seen).model_copy(update={"withdrawn": [2]})
+    site.store.put(pointer_key(MODEL), withdrawn.model_dump_json().encode())
+    assert site.take().reports == []
+    assert copied.git("rev-parse", "HEAD") == start
+
+
+def test_an_incomplete_delivery_waits(site: Site, parcel: Make) -> None:
+    site.send("monday", parcel(), marked=False)
+    intake = site.take()
+    assert [(one.name, one.state) for one in intake.reports] == [("monday", "incomplete")]
+    assert "not complete yet" in intake.reports[0].reasons[0]
+    assert (intake.branch, site.ledger.entries()) == (None, [])
+    site.incoming.put("monday/COMPLETE", b"")
+    assert [report.name for report in site.take().taken] == ["monday"]
+
+
+def test_one_bad_delivery_does_not_stop_the_others(site: Site, parcel: Make) -> None:
+    """Of two that overlap the first by name is taken, and the other brings what is left."""
+    for name, vid in (("a-good", "new-train-0000"), ("d-more", "new-train-0001")):
+        good = parcel(name)
+        good.keep("new-train-0000", vid)
+        site.send(name, good)
+    broken = parcel("b-broken")
+    broken.keep("new-train-0002")
+    (broken.folder / "videos/new-train-0002.mp4").write_bytes(b"no video at all")
+    site.send("b-broken", broken)
+    site.incoming.put("c-strange/notes.txt", b"hello")
+    site.incoming.put("c-strange/COMPLETE", b"")
+    intake = site.take()
+    assert [report.name for report in intake.taken] == ["a-good", "d-more"]
+    assert [report.name for report in reports_in(intake, "quarantined")] == [
+        "b-broken",
+        "c-strange",
+    ]
+    assert intake.taken[0].videos == ["new-train-0000.mp4"]
+    assert intake.taken[1].videos == ["new-train-0001.mp4"]
+    assert intake.taken[1].known == intake.taken[0].rows["train.jsonl"]
+    reasons = {entry.delivery: entry.reasons[0] for entry in site.ledger.entries()}
+    assert "its video new-train-0002.mp4 cannot be read" in reasons["b-broken"]
+    assert reasons["c-strange"].startswith("brings no new row")
+    assert intake.branch is not None
+    listed = json.loads(site.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    assert [one["name"] for one in listed] == ["a-good", "d-more"]
+    assert site.incoming.exists("b-broken/videos/new-train-0002.mp4"), "it is the sender's"
+
+
+def test_a_repetition_waits_until_the_first_is_decided(plain: Site, parcel: Make) -> None:
+    plain.send("first", parcel("first"))
+    plain.send("second", parcel("second"))
+    intake = plain.take()
+    assert [report.name for report in intake.taken] == ["first"]
+    (left,) = reports_in(intake, "waiting")
+    assert left.reasons[0].startswith("brings no new row")
+    assert left.reasons[1] == "so beside what was taken before it: first"
+    assert plain.ledger.entries() == []
+    assert intake.branch is not None
+    assert [report.name for report in reports_in(plain.take(intake.branch), "quarantined")] == [
+        "second"
+    ]
+
+
+def test_a_corrected_delivery_is_taken(plain: Site, parcel: Make) -> None:
+    sent = parcel()
+    right = (sent.folder / "train.jsonl").read_bytes()
+    sent.change("train.jsonl", lambda rows: [row | {"duration": -1} for row in rows])
+    plain.send("monday", sent)
+    (report,) = reports_in(plain.take(), "quarantined")
+    assert report.reasons[0].startswith("bad rows: ")
+    assert plain.take().reports == [], "it was judged"
+    (sent.folder / "train.jsonl").write_bytes(right)
+    plain.send("monday", sent)
+    intake = plain.take()
+    assert [one.name for one in intake.taken] == ["monday"]
+    assert intake.taken[0].digest != report.digest
+
+
+def test_a_second_delivery_goes_behind_the_first(plain: Site, parcel: Make) -> None:
+    first, second = parcel("first"), parcel("second")
+    first.keep("new-train-0000")
+    second.keep("new-train-0001")
+    plain.send("first", first)
+    rev = plain.take().branch
+    assert rev is not None
+    plain.send("second", second)
+    intake = plain.take(rev)
+    assert [report.name for report in intake.reports] == ["second"]
+    assert intake.branch is not None
+    listed = json.loads(plain.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    assert [one["name"] for one in listed] == ["first", "second"]
+
+
+def test_a_delivery_that_changes_while_it_is_read_waits(
+    plain: Site, parcel: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.send("monday", parcel())
+    download = plain.incoming.download
+
+    def and_change(key: str, path: Path) -> None:
+        download(key, path)
+        plain.incoming.put("monday/train.jsonl", b"")
+
+    monkeypatch.setattr(plain.incoming, "download", and_change)
+    intake = plain.take()
+    assert reports_in(intake, "waiting")[0].reasons == ["it changed while it was read"]
+    assert plain.ledger.entries() == []
+
+
+def test_a_check_that_takes_its_process_with_it_stops_nobody(
+    plain: Site, parcel: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a video can that finds a mistake in a decoder."""
+    plain.send("monday", parcel())
+    monkeypatch.setattr(intake_module, "_check", die)
+    (report,) = reports_in(plain.take(), "quarantined")
+    assert report.reasons[0].startswith("the process that checks it dies")
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_defect_of_ours_leaves_the_delivery_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(intake_module, "check_folder", fail)
+    delivery, nothing = Delivery("monday", "1" * 64, (), True), Path()
+    found = intake_module._check(nothing, delivery, None, None)  # type: ignore[arg-type]
+    assert found.report.state == "waiting"
+    assert "ValueError('a defect')" in found.report.reasons[0]
+
+
+@pytest.fixture
+def edited(plain: Site, tmp_path: Path) -> Callable[..., Site]:
+    """A site whose repository is a copy in which something is missing or different."""
+
+    def edit(*removed: str, **corpus: str) -> Site:
+        copied = plain.project.copy(tmp_path / "copy")
+        for name in removed:
+            copied.git("rm", "-q", name)
+        text = (copied.folder / "params.yaml").read_text()
+        (copied.folder / "params.yaml").write_text(overlay(text, {"corpus": corpus}))
+        copied.git("add", "-A")
+        copied.git("commit", "-q", "-m", "edited")
+        places = replace(plain.places, git=str(copied.folder))
+        return Site(copied, places, plain.incoming, plain.store)
+
+    return edit
+
+
+def test_a_repository_that_is_not_ready_says_what_to_do(
+    edited: Callable[..., Site], parcel: Make
+) -> None:
+    site = edited(f"{FOLDER}.dvc")
+    site.send("monday", parcel())
+    with pytest.raises(DeliveryError, match=rf"{FOLDER}\.dvc is missing: `dvc add {FOLDER}`"):
+        site.take()
+
+
+def test_a_rendered_corpus_takes_no_deliveries(edited: Callable[..., Site], parcel: Make) -> None:
+    site = edited(source="sample")
+    site.send("monday", parcel())
+    with pytest.raises(ConfigError, match="deliveries go into a folder of your own"):
+        site.take()
+
+
+def test_without_a_profile_there_is_nothing_to_compare_with(
+    edited: Callable[..., Site], parcel: Make
+) -> None:
+    site = edited("dvc.lock")
+    site.send("monday", parcel())
+    with pytest.raises(DeliveryError, match="run `dvc repro profile`"):
+        site.take()
+
+
+def test_the_sender_can_see_the_verdict_beforehand(plain: Site, parcel: Make) -> None:
+    sent = parcel("monday")
+    told = plain.project.run("mrmodel", "delivery", "check", str(sent.folder))
+    assert "### Delivery `monday`: taken" in told
+    (sent.folder / "test.jsonl").write_text("")
+    told = plain.project.run("mrmodel", "delivery", "check", str(sent.folder), code=2)
+    assert "### Delivery `monday`: quarantined" in told
+    assert "the test set is frozen" in told
