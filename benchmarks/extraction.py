@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.decoding import write_video
 from benchmarks.gpu_bench import ENCODERS, Bench, EncoderCase, say
-from mrmodel.features.extraction.gpu_batcher import EncoderFeed
+from mrmodel.features.extraction.gpu_batcher import BatchingEncoder
 from mrmodel.features.extraction.jobs import Done, VideoJob
-from mrmodel.features.extraction.partial_results import PieceFolder
+from mrmodel.features.extraction.partial_results import PartialResults
 from mrmodel.video.decoder import VideoLimits
 
 CLIP_LEN_S = 2.0
@@ -68,9 +68,9 @@ def extracted(
     if bench.device.type == "cpu":
         encoder = in_batches(encoder)
     encoder.encode_clips(bench.frames(encoder, encoder.batch_clips))  # kernels are chosen now
-    pieces = PieceFolder(bench.folder / "pieces")
+    pieces = PartialResults(bench.folder / "pieces")
     pieces.open({"benchmark": "extraction"})
-    feed = EncoderFeed(encoder, CLIP_LEN_S, VideoLimits(), pieces, workers, 600.0)
+    feed = BatchingEncoder(encoder, CLIP_LEN_S, VideoLimits(), pieces, workers, 600.0)
     jobs = [VideoJob.of(f"video{number:04d}", path) for number in range(videos)]
     began = time.perf_counter()
     ended, rows, start_s, wait_s, work_s = began, 0, 0.0, 0.0, 0.0

@@ -48,8 +48,8 @@ from benchmarks.gpu_equality import determinism_items, invariance_items
 from benchmarks.gpu_training import FEWEST_STEPS, WARM_STEPS, EnoughSteps, WatchedData, train
 from mrmodel.components import MODELS
 from mrmodel.config.postprocess import VALIDATION
-from mrmodel.encoders.torch_base import BroughtVideoEncoder
-from mrmodel.predict.inference import predict_set, seconds_of_answers
+from mrmodel.encoders.torch_base import UserWeightsVideoEncoder
+from mrmodel.predict.inference import predict_set, seconds_of_predictions
 from mrmodel.predict.postprocess import Postprocess
 from mrmodel.train.optim import autocast
 
@@ -102,7 +102,7 @@ def inference_items(bench: Bench) -> Iterator[Item]:
         model = bench.model(name)
         with autocast(bench.device, precision):
             whole = bench.seconds_of(lambda: predict_set(model, data, batch, settings), budget / 3)
-            answers = [seconds_of_answers(model, data, batch, settings) for _ in range(2)][-1]
+            answers = [seconds_of_predictions(model, data, batch, settings) for _ in range(2)][-1]
         return {
             "queries_per_s": len(data) / whole,
             "answers_per_s": len(data) / answers,
@@ -153,7 +153,7 @@ def encoder_items(bench: Bench) -> Iterator[Item]:
                 yield about, partial(measure, case, precision, factor)
 
 
-def _flops_of_a_clip(bench: Bench, encoder: BroughtVideoEncoder) -> int:
+def _flops_of_a_clip(bench: Bench, encoder: UserWeightsVideoEncoder) -> int:
     clip = torch.from_numpy(bench.frames(encoder, 1)).to(bench.device)
     with torch.inference_mode():
         return count_flops(lambda: encoder._run(clip))

@@ -31,7 +31,7 @@ from mrmodel.encoders.networks.clip import ClipConfig, ClipVision
 from mrmodel.encoders.networks.internvideo2 import VisionSizes
 from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.encoders.slowfast import SlowFastVideoEncoder
-from mrmodel.encoders.torch_base import BroughtVideoEncoder
+from mrmodel.encoders.torch_base import UserWeightsVideoEncoder
 from mrmodel.encoders.user_weights import SetConfig, TransformerSizes
 from mrmodel.models import MomentModel, build_model
 
@@ -50,7 +50,7 @@ class EncoderCase:
     `precision` is the one that its users choose on a GPU.
     """
 
-    encoder: type[BroughtVideoEncoder]
+    encoder: type[UserWeightsVideoEncoder]
     network: Callable[[Any], nn.Module]
     full: SetConfig
     small: SetConfig
@@ -143,7 +143,7 @@ class Bench:
         model = build_model(name, sizes.video_dim, sizes.text_dim, settings)
         return model.to(self.device).eval()
 
-    def encoder(self, case: EncoderCase, precision: str) -> BroughtVideoEncoder:
+    def encoder(self, case: EncoderCase, precision: str) -> UserWeightsVideoEncoder:
         """An encoder whose weights are random, and never were in a file."""
         config = case.small if self.small else case.full
         config = config.model_copy(update={"compute_dtype": DTYPES[precision]})
@@ -160,7 +160,7 @@ class Bench:
         vars(encoder)["_model"] = network.to(config.dtype).eval().requires_grad_(False)
         return encoder
 
-    def frames(self, encoder: BroughtVideoEncoder, clips: int) -> np.ndarray:
+    def frames(self, encoder: UserWeightsVideoEncoder, clips: int) -> np.ndarray:
         """Random clips as the encoder asks for them."""
         sampling = encoder.sampling
         width, height = sampling.size or (0, 0)

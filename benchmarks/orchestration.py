@@ -18,8 +18,8 @@ from typing import Any
 
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import StageOrder
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import StageRequest
 from mrmodel.orchestrate.run_branch import set_parameters
 from mrmodel.orchestrate.stage_process import Listener, run_stage
 
@@ -49,14 +49,14 @@ class Watch(Listener):
             raise Stop
 
 
-def ask_graph(places: Places, rev: str) -> dict[str, float]:
+def ask_graph(places: RuntimeEnvironment, rev: str) -> dict[str, float]:
     """Seconds to clone, to open the graph, and to ask every stage of the main pipeline."""
     started = time.perf_counter()
     with fresh_clone(places, rev, {}) as folder:
         cloned = time.perf_counter()
         graph = StageGraph(folder, None)
         opened = time.perf_counter()
-        reasons = [graph.verdict(name).reason for name in graph.names()]
+        reasons = [graph.status(name).reason for name in graph.names()]
         asked = time.perf_counter()
     return {
         "clone_s": round(cloned - started, 3),
@@ -71,11 +71,11 @@ def order_to_command(rev: str) -> dict[str, float]:
     """Seconds from the call to each step of a stage; its command is stopped as it begins."""
     watch = Watch()
     with contextlib.suppress(Stop):
-        run_stage(StageOrder(STAGE, rev), watch)
+        run_stage(StageRequest(STAGE, rev), watch)
     return {f"{name}_at_s": round(at, 2) for name, at in watch.steps.items()}
 
 
-def with_change(places: Places, folder: Path) -> str:
+def with_change(places: RuntimeEnvironment, folder: Path) -> str:
     """Make a repository of our own in which `STAGE` must run, with the data of the given one."""
     subprocess.run(["git", "clone", "--quiet", places.git, str(folder)], check=True)
     params = folder / "params.yaml"
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     asked = min(
         (ask_graph(places, "HEAD") for _ in range(arguments.rounds)),
         key=lambda found: found["clone_s"] + found["open_s"] + found["ask_s"],

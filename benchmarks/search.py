@@ -20,15 +20,15 @@ from optuna.pruners import BasePruner, NopPruner
 from benchmarks.common import report
 from mrmodel import presets
 from mrmodel.config.schema import Config, load_config, parse_config
-from mrmodel.stages.paths import Layout
-from mrmodel.tracking.run import current_record
+from mrmodel.stages.paths import Paths
+from mrmodel.tracking.run import current_run
 from mrmodel.tune.local import open_search_record
-from mrmodel.tune.search import Desk, open_search
+from mrmodel.tune.search import SearchContext, open_search
 from mrmodel.tune.space import changed_config, training_plan
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Facts, TicketStudy
-from mrmodel.tune.worker import Result, Ticket
-from mrmodel.tune.worker_pool import LocalCrew, follow
+from mrmodel.tune.study import Facts, TrialQueue
+from mrmodel.tune.worker import ClaimedTrial, Result
+from mrmodel.tune.worker_pool import LocalWorkerPool, follow
 
 # Below a second a trial would be mostly machinery, and most of a search's trials take minutes.
 SLEEP_S = 1.0
@@ -46,13 +46,13 @@ class Sleeping:
         """None is given up."""
         return NopPruner()
 
-    def __call__(self, ticket: Ticket) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> Result:
         """Report a curve, then sleep."""
-        values = [ticket.trial.suggest_float(f"x{number}", 0.0, 1.0) for number in range(12)]
-        with current_record().part(f"trial-{ticket.origin}") as record:
+        values = [claimed.trial.suggest_float(f"x{number}", 0.0, 1.0) for number in range(12)]
+        with current_run().part(f"trial-{claimed.origin}") as record:
             record.params({"x": values})
             for epoch in range(1, EPOCHS + 1):
-                ticket.trial.report(values[0] * epoch, epoch)
+                claimed.trial.report(values[0] * epoch, epoch)
                 record.log({"val/figure": values[0] * epoch}, epoch)
             time.sleep(self._seconds)
         return Result([values[0]])
@@ -93,11 +93,11 @@ def sleep_search(trials: int, workers: int, seconds: float) -> float:
         place = f"{__spec__.name if __spec__ else __name__}:{Sleeping.__name__}"
         facts = Facts(place, config.model_dump(), {"seconds": seconds}, name, "benchmark", 3)
         address = str(folder / "journal.log")
-        study = TicketStudy.create(open_storage(address), "sleep", facts, 1, 0)
+        study = TrialQueue.create(open_storage(address), "sleep", facts, 1, 0)
         study.fill(trials)
-        layout = Layout(config, folder)
-        with open_search_record(config, layout) as record:
-            crew = LocalCrew(address, folder / "workers", record.run_id(60.0))
+        paths = Paths(config, folder)
+        with open_search_record(config, paths) as record:
+            crew = LocalWorkerPool(address, folder / "workers", record.run_id(60.0))
             started = time.perf_counter()
             follow(study, crew, workers, lambda: None)
             return time.perf_counter() - started
@@ -125,11 +125,11 @@ def real_search(config: Config, workers: int) -> float:
     """Seconds of a search without its confirmation; the same draws whatever the workers."""
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         address = str(Path(name) / "journal.log")
-        crew = LocalCrew(address, Path(name) / "workers", None)
+        crew = LocalWorkerPool(address, Path(name) / "workers", None)
         storage = open_storage(address)
         # One thread a process in both, which is what two processes have on two cores.
         one_thread = changed_config(config.model_dump(), {"train.threads": 1, "tune.workers": 1})
-        study = open_search(one_thread, Desk(storage, name, crew, lambda _: None))
+        study = open_search(one_thread, SearchContext(storage, name, crew, lambda _: None))
         started = time.perf_counter()
         follow(study, crew, workers, lambda: None)
         return time.perf_counter() - started

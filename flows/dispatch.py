@@ -17,8 +17,8 @@ from prefect.deployments import run_deployment
 from prefect.states import Crashed
 
 from flows.stages import run_stage
-from mrmodel.orchestrate.result_store import Handover, StageResult
-from mrmodel.orchestrate.scheduler import Dispatch, Ending
+from mrmodel.orchestrate.result_store import ResultStore, StageResult
+from mrmodel.orchestrate.scheduler import ScheduledStage, StageOutcome
 
 POLL_S = 2.0
 _LATE_S = 60.0
@@ -75,17 +75,19 @@ class Watch:
 
 
 @task(cache_policy=NO_CACHE)
-def run_stage_here(dispatch: Dispatch) -> Ending:
+def run_stage_here(dispatch: ScheduledStage) -> StageOutcome:
     """Run the stage's flow in this process; the stage itself is a child process all the same."""
     state: State[Any] = run_stage(**asdict(dispatch.order), return_state=True)
     if not state.is_completed():
         return ending_of(state)
     result: StageResult = state.result()
-    return Ending(result=result)
+    return StageOutcome(result=result)
 
 
 @task(cache_policy=NO_CACHE)
-def run_stage_on_pool(dispatch: Dispatch, handover: Handover, start_timeout_s: float) -> Ending:
+def run_stage_on_pool(
+    dispatch: ScheduledStage, handover: ResultStore, start_timeout_s: float
+) -> StageOutcome:
     """Have a worker of the stage's pool run it; the record comes through the hand-over store.
 
     An equal stage that already runs, started by an orchestration that has died since, is waited
@@ -98,17 +100,17 @@ def run_stage_on_pool(dispatch: Dispatch, handover: Handover, start_timeout_s: f
         return ending_of(state)
     result = handover.find(dispatch.order.stage, dispatch.key)
     if result is None:
-        return Ending(reason="ended without a record in the hand-over store", again=True)
-    return Ending(result=result)
+        return StageOutcome(reason="ended without a record in the hand-over store", retryable=True)
+    return StageOutcome(result=result)
 
 
-def start_flow_run(dispatch: Dispatch) -> FlowRun:
+def start_flow_run(dispatch: ScheduledStage) -> FlowRun:
     """The flow run of a stage in its pool; one for equal inputs, unless it has ended without."""
-    for again in count():
+    for retryable in count():
         flow_run: FlowRun = run_deployment(  # type: ignore[assignment]
             f"run-stage/{dispatch.pool}",
             parameters=asdict(dispatch.order),
-            idempotency_key=f"{dispatch.order.stage}:{dispatch.key}:{again}",
+            idempotency_key=f"{dispatch.order.stage}:{dispatch.key}:{retryable}",
             timeout=0,
         )
         if flow_run.state is None or not flow_run.state.is_final():
@@ -116,6 +118,6 @@ def start_flow_run(dispatch: Dispatch) -> FlowRun:
     raise AssertionError("unreachable")
 
 
-def ending_of(state: State[Any]) -> Ending:
+def ending_of(state: State[Any]) -> StageOutcome:
     """What a final state that is not Completed means for the stage."""
-    return Ending(reason=state.message or state.name or "", again=state.is_crashed())
+    return StageOutcome(reason=state.message or state.name or "", retryable=state.is_crashed())

@@ -20,12 +20,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.dispatch import run_stage_here, run_stage_on_pool
 from mrmodel.orchestrate.checkout import REMOTE
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.markdown import walk_markdown
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.markdown import stages_markdown
+from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.orchestrate.run_branch import workspace
-from mrmodel.orchestrate.scheduler import Dispatch, Ending, Walk
-from mrmodel.orchestrate.tracking import open_pipeline_record, record_walk, run_id_of
+from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
+from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
 
 # Stages at the same time; on workers the pools' limits decide, and waiting costs nothing.
 _AT_ONCE = 64
@@ -47,29 +47,29 @@ def orchestrate(
     """Bring stages up to date; returns the run branch that holds the new dvc.lock, if it changed.
 
     Args:
-        rev: what to run, of the repository that `Places` names.
+        rev: what to run, of the repository that `RuntimeEnvironment` names.
         targets: stages, with all that they need; none: all of dvc.yaml.
         params: dotted name -> value, changes to params.yaml.
         here: run the stages in this process's children, one after another, instead of on workers.
 
     Ends as Failed when a stage did; what succeeded is on the run branch all the same.
     """
-    places = Places.from_environment()
-    handover = Handover(places.handover, places.endpoint)
+    places = RuntimeEnvironment.from_environment()
+    handover = ResultStore(places.handover, places.endpoint)
     with workspace(places, rev) as clone:
         clone.change(params or {})
-        with open_pipeline_record(places, clone, targets, params or {}) as record:
+        with open_pipeline_run(places, clone, targets, params or {}) as record:
             graph = StageGraph(clone.folder, REMOTE if places.remote else None, handover.wait)
-            walk = Walk(graph, handover, clone.config.orchestrate, clone.rev, targets)
+            walk = Scheduler(graph, handover, clone.config.orchestrate, clone.rev, targets)
             walk.parent_run = run_id_of(record)
             follow(walk, here)
-            record_walk(record, walk)
+            record_stages(record, walk)
         said = ", ".join(
             row.stage for row in walk.rows.values() if row.state in ("ran", "restored")
         )
         changed = clone.publish(list(graph.locks()), f"Results of {said}")
         branch = clone.branch if changed or params else None
-        shown = walk_markdown(walk.rows.values(), walk.rev, branch)
+        shown = stages_markdown(walk.rows.values(), walk.rev, branch)
         create_markdown_artifact(shown, "pipeline", "What became of each stage")
         get_run_logger().info("\n%s", shown)
     if not walk.succeeded:
@@ -78,19 +78,19 @@ def orchestrate(
     return branch
 
 
-def follow(walk: Walk, here: bool) -> None:
+def follow(walk: Scheduler, here: bool) -> None:
     """Start what may start, tell the walk how each ended, until nothing is left."""
-    running: dict[PrefectFuture[Ending], Dispatch] = {}
+    running: dict[PrefectFuture[StageOutcome], ScheduledStage] = {}
     while True:
         for dispatch in walk.next():
             running[submit(dispatch, walk, here)] = dispatch
         if not running:
             return
         future = next(as_completed(list(running)))
-        walk.ended(running.pop(future), future.result())
+        walk.mark_finished(running.pop(future), future.result())
 
 
-def submit(dispatch: Dispatch, walk: Walk, here: bool) -> PrefectFuture[Ending]:
+def submit(dispatch: ScheduledStage, walk: Scheduler, here: bool) -> PrefectFuture[StageOutcome]:
     """Start a stage."""
     name = dispatch.order.stage
     if here:

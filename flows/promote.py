@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.registry.decision import Decision
 from mrmodel.registry.remote_task import decision_markdown, promote_revision
 from mrmodel.retrain.finish import summarize_decision
@@ -18,7 +18,7 @@ from mrmodel.retrain.finish import summarize_decision
 
 @flow(flow_run_name="promote {rev}")
 def promote(
-    rev: str = "HEAD", model: str | None = None, kind: str = "finetuned", new_line: str = ""
+    rev: str = "HEAD", model: str | None = None, kind: str = "finetuned", reset_baseline: str = ""
 ) -> State[Any]:
     """Register the model that a revision made, and promote it if it passes every gate.
 
@@ -26,19 +26,21 @@ def promote(
         rev: e.g. a run branch of the pipeline; its data are pulled.
         model: name below `models`; None: the first of `train.models`.
         kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
-        new_line: why a version of another test set than the champion's may pass uncompared.
+        reset_baseline: why a version of another test set than the champion's may pass uncompared.
 
     Ends as Promoted, Refused or Conflict; all of them are ends that were meant to be possible.
     """
-    end = summarize_decision(register_and_decide(rev, model, kind, new_line), "", [])
+    end = summarize_decision(register_and_decide(rev, model, kind, reset_baseline), "", [])
     state: State[Any] = Completed(name=end.name, message=end.text)
     return state
 
 
 @task(cache_policy=NO_CACHE)
-def register_and_decide(rev: str, model: str | None, kind: str, new_line: str) -> Decision:
+def register_and_decide(rev: str, model: str | None, kind: str, reset_baseline: str) -> Decision:
     """Have it registered and judged in a clone; show every gate."""
     say = get_run_logger().info
-    decision = promote_revision(Places.from_environment(), rev, say, model, kind, new_line)
+    decision = promote_revision(
+        RuntimeEnvironment.from_environment(), rev, say, model, kind, reset_baseline
+    )
     create_markdown_artifact(decision_markdown(decision), "promotion", "What every gate found")
     return decision

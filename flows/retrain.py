@@ -16,9 +16,9 @@ from prefect.states import Completed, Failed
 
 from flows.pipeline import orchestrate
 from flows.promote import register_and_decide
-from mrmodel.orchestrate.environment import Places
-from mrmodel.retrain.finish import Summary, open_incoming, open_ledger, settle, summarize_intake
-from mrmodel.retrain.ingest import Intake, take_in
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.retrain.finish import Summary, finish, open_incoming, open_ledger, summarize_ingestion
+from mrmodel.retrain.ingest import IngestResult, ingest
 from mrmodel.retrain.outcomes import Ledger
 
 
@@ -34,24 +34,24 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
     Ends as Promoted, Refused, Conflict, Quarantined (all that was new), or Unchanged (nothing was
     new); as Failed when the pipeline did.
     """
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     ledger = open_ledger(places, rev)
-    intake = take_in_deliveries(places, ledger, rev)
+    intake = ingest_deliveries(places, ledger, rev)
     if intake.branch is None:
-        return ended(summarize_intake(intake.reports))
+        return ended(summarize_ingestion(intake.reports))
     trained: State[Any] = orchestrate(rev=intake.branch, here=here, return_state=True)
     if not trained.is_completed():
         failed: State[Any] = Failed(message=f"the pipeline failed: {trained.message}")
         return failed
     branch = trained.result() or intake.branch
     decision = register_and_decide(branch, model, "finetuned", "")
-    return ended(settle(places, rev, ledger, intake, branch, decision))
+    return ended(finish(places, rev, ledger, intake, branch, decision))
 
 
 @task(cache_policy=NO_CACHE)
-def take_in_deliveries(places: Places, ledger: Ledger, rev: str) -> Intake:
+def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> IngestResult:
     """Check what is new, bring it into the data or quarantine it, and show why."""
-    intake = take_in(open_incoming(places), ledger, places, rev)
+    intake = ingest(open_incoming(places), ledger, places, rev)
     if intake.reports:
         pages = "\n".join(report.markdown() for report in intake.reports)
         create_markdown_artifact(pages, "deliveries", "What was found in each delivery")

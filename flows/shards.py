@@ -13,12 +13,12 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from mrmodel.config.schema import ShardSettings
 from mrmodel.errors import ConfigError
-from mrmodel.orchestrate.result_store import StageOrder
+from mrmodel.orchestrate.result_store import StageRequest
 from mrmodel.orchestrate.sharding import (
     ShardedStream,
     ShardInterrupted,
-    ShardOrder,
     ShardReport,
+    ShardRequest,
     ShardRounds,
     make_shard,
     shards_markdown,
@@ -78,7 +78,7 @@ def may_help(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=may_help, retry_delay_seconds=_PAUSE_S)
 def make(
-    order: ShardOrder, where: Path | StageOrder, handover: str, endpoint: str | None
+    order: ShardRequest, where: Path | StageRequest, handover: str, endpoint: str | None
 ) -> ShardReport:
     """Make one shard; see `make_shard`."""
     from mrmodel.orchestrate.sharding import shard_folder  # DVC's import takes a second.
@@ -90,7 +90,7 @@ def make(
 @flow(flow_run_name="extract {sharded.stream} in {sharded.count} shards")
 def extract_shards(
     sharded: ShardedStream,
-    where: Path | StageOrder,
+    where: Path | StageRequest,
     handover: str,
     settings: ShardSettings,
     attempts: int = 3,

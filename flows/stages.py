@@ -18,9 +18,9 @@ from prefect.concurrency.sync import concurrency
 from prefect.states import Crashed, Failed
 
 from mrmodel.config.schema import ShardSettings
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.markdown import stage_markdown
-from mrmodel.orchestrate.result_store import StageOrder, StageResult
+from mrmodel.orchestrate.result_store import StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled
 from mrmodel.orchestrate.stage_process import run_stage as run_attempt
@@ -48,7 +48,7 @@ def run_stage(
         shards: `ShardSettings` by which an extraction is spread first; None: it is not.
         parent_run: MLflow's id of the run of the whole pipeline.
     """
-    order = StageOrder(stage, rev, locks or {}, timeout_s, shards, parent_run)
+    order = StageRequest(stage, rev, locks or {}, timeout_s, shards, parent_run)
     with gpu_slot():
         try:
             sharded = spread(order) if shards else None
@@ -61,14 +61,14 @@ def run_stage(
     return result
 
 
-def spread(order: StageOrder) -> ShardedStream:
+def spread(order: StageRequest) -> ShardedStream:
     """Have the shards of an extraction made by other workers, or other processes of this one."""
     # Most stages have no shards, and these imports (DVC, feature extraction) take seconds.
     from flows.shards import extract_shards
     from mrmodel.orchestrate.sharding import sharded_stream
 
     settings = ShardSettings(**(order.shards or {}))
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     sharded = sharded_stream(order, settings)
     extract_shards(sharded, order, places.handover, settings, endpoint=places.endpoint)
     return sharded

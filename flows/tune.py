@@ -31,17 +31,17 @@ from flows.dispatch import POLL_S, Watch
 from flows.stages import gpu_slot
 from mrmodel.files import digest_of
 from mrmodel.orchestrate.checkout import fresh_clone
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import Ended, run_python
 from mrmodel.tracking.run import PARENT
-from mrmodel.tune.remote import Found, Wish, Work, search_revision
+from mrmodel.tune.remote import RevisionSearch, SearchOutcome, SearchOverrides, search_revision
 from mrmodel.tune.report import sentence
 from mrmodel.tune.result import BETTER, NOT_BETTER
 from mrmodel.tune.study import Owner
-from mrmodel.tune.worker_pool import Ending, Hand, is_gone_from_here
+from mrmodel.tune.worker_pool import WorkerHandle, WorkerOutcome, is_gone_from_here
 
 
-class FlowCrew:
+class PrefectWorkerPool:
     """Flow runs of ``tune-worker/<pool>``, each with its worker's label as its name.
 
     Args:
@@ -53,13 +53,13 @@ class FlowCrew:
     """
 
     def __init__(
-        self, client: SyncPrefectClient, work: Work, pool: str | None, handover: str
+        self, client: SyncPrefectClient, work: RevisionSearch, pool: str | None, handover: str
     ) -> None:
         settings = work.config.orchestrate
         self._client, self._work, self._handover = client, work, handover
         self._pool = pool or settings.pools.get(work.config.tune.run, settings.default_pool)
 
-    def earlier(self, study: str) -> Sequence[Hand]:
+    def earlier(self, study: str) -> Sequence[WorkerHandle]:
         """Flow runs for a study that have not ended: their orchestration has."""
         living = [kind for kind in StateType if kind not in TERMINAL_STATES]
         wanted = FlowRunFilter(
@@ -68,7 +68,7 @@ class FlowCrew:
         )
         return [self._hand(found) for found in self._client.read_flow_runs(flow_run_filter=wanted)]
 
-    def start(self, study: str) -> Hand:
+    def start(self, study: str) -> WorkerHandle:
         """Ask the pool for one more."""
         label = f"{study}-{uuid4().hex[:12]}"
         order = {
@@ -98,13 +98,13 @@ class FlowCrew:
     def _tag(self, study: str) -> str:
         return f"{study}@{digest_of(self._handover)[:8]}"
 
-    def _hand(self, flow_run: FlowRun) -> Hand:
+    def _hand(self, flow_run: FlowRun) -> WorkerHandle:
         timeout_s = self._work.config.orchestrate.start_timeout_s
         watch = Watch(flow_run.id, self._client, self._pool, timeout_s)
-        return FlowHand(flow_run.name, watch, self._client)
+        return PrefectWorkerHandle(flow_run.name, watch, self._client)
 
 
-class FlowHand:
+class PrefectWorkerHandle:
     """One flow run.
 
     Args:
@@ -116,14 +116,14 @@ class FlowHand:
     def __init__(self, label: str, watch: Watch, client: SyncPrefectClient) -> None:
         self._label, self._watch, self._client = label, watch, client
         self._looked = 0.0
-        self._ending: Ending | None = None
+        self._ending: WorkerOutcome | None = None
 
     @property
     def label(self) -> str:
         """Its name."""
         return self._label
 
-    def ending(self) -> Ending | None:
+    def outcome(self) -> WorkerOutcome | None:
         """How it ended; the server is asked every two seconds."""
         if self._ending is None and time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
@@ -136,11 +136,11 @@ class FlowHand:
         self._client.set_flow_run_state(self._watch.flow_run, Cancelling())
 
 
-def ending_of(state: State[Any]) -> Ending:
+def ending_of(state: State[Any]) -> WorkerOutcome:
     """What a final state means for the search: a worker that crashed is replaced."""
     if state.is_completed():
-        return Ending()
-    return Ending(state.message or state.name or "it ended", failed=state.is_failed())
+        return WorkerOutcome()
+    return WorkerOutcome(state.message or state.name or "it ended", failed=state.is_failed())
 
 
 @flow(flow_run_name="tune {rev}")
@@ -154,7 +154,7 @@ def tune(
     """Search for better values, confirm them, and push them as a branch for review.
 
     Args:
-        rev: what is tuned, of the repository that `Places` names; its dvc.lock names the data.
+        rev: what is tuned, of the repository of `RuntimeEnvironment`; its dvc.lock names the data.
         study: its name; one that exists is gone on with. None: tune.study of params.yaml.
         trials: so many end. None: tune.trials.
         workers: flow runs at once. None: tune.workers.
@@ -162,13 +162,13 @@ def tune(
 
     Ends as Better, with the name of the branch, or as NotBetter.
     """
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     with get_client(sync_client=True) as client:
         found = search_revision(
             places,
             rev,
-            Wish(study, trials, workers),
-            lambda work: FlowCrew(client, work, pool, places.handover),
+            SearchOverrides(study, trials, workers),
+            lambda work: PrefectWorkerPool(client, work, pool, places.handover),
             FlowReporter(),
         )
     create_markdown_artifact(markdown(found), "tuning", "What the search found")
@@ -179,7 +179,7 @@ def tune(
     return state
 
 
-def markdown(found: Found) -> str:
+def markdown(found: SearchOutcome) -> str:
     """The verdict for people, what it changes, and how many trials there were."""
     changes = [f"* `{path}`: {value}" for path, value in found.verdict.changes.items()]
     branch = [f"On the branch `{found.branch}`:", "", *changes, ""] if found.branch else []
@@ -235,7 +235,7 @@ def tune_worker(study: str, rev: str, owner: str, parent_run: str | None = None)
         parent_run: MLflow's id of the run of the search.
     """
     variables = {PARENT: parent_run} if parent_run else {}
-    with gpu_slot(), fresh_clone(Places.from_environment(), rev, {}) as clone:
+    with gpu_slot(), fresh_clone(RuntimeEnvironment.from_environment(), rev, {}) as clone:
         ended = run_python(
             "mrmodel.tune.worker",
             *(study, "--owner", owner, "--fetch"),

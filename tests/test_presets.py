@@ -74,7 +74,7 @@ def test_recipes_of_sg_detr(name: str) -> None:
     assert found == RECIPES[name]
     assert (run.schedule, run.gamma, run.warmup, run.warmup_unit) == ("multistep", 0.5, 45, "step")
     assert train.finetune == run.model_copy(update={"lr": run.lr / 2})
-    assert (train.weight_decay, train.decay, train.clip_norm) == (0.1, "matrices", 0.1)
+    assert (train.weight_decay, train.weight_decay_on, train.clip_norm) == (0.1, "matrices", 0.1)
     assert (config.evaluate.protocol, config.corpus.source) == (name, "folder")
     changed = {"highlights_only": model.highlights_only, "max_tokens": features.max_tokens}
     expected = SgDetrSettings(preset="paper").model_copy(update=changed)

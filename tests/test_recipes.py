@@ -86,7 +86,7 @@ def test_recipes_of_the_baselines(name: str) -> None:
         Recipe(
             train.batch_size,
             run.lr,
-            run.drop_every_epochs,
+            run.step_size,
             run.epochs or 0,
             features.clip_len_s,
             features.max_clips,
@@ -97,13 +97,13 @@ def test_recipes_of_the_baselines(name: str) -> None:
         == recipe
     )
     # Section 8.1: one group, everything decays, gradients clipped, no warm-up, steps of 0.1.
-    assert (train.weight_decay, train.decay, train.clip_norm) == (1e-4, "all", 0.1)
+    assert (train.weight_decay, train.weight_decay_on, train.clip_norm) == (1e-4, "all", 0.1)
     assert (run.schedule, run.warmup, run.select) == ("step", 0, "best")
     assert (train.max_windows, train.precision) == (5, "fp32")
     # The published pre-training; fine-tuning is the same recipe from those weights.
     pretrain = train.pretrain
     epochs = 50 if train.models == ["video_lights"] else 100
-    assert (pretrain.epochs, pretrain.lr, pretrain.drop_every_epochs) == (epochs, 1e-4, 400)
+    assert (pretrain.epochs, pretrain.lr, pretrain.step_size) == (epochs, 1e-4, 400)
     assert (pretrain.schedule, pretrain.warmup) == ("step", 0)
     assert train.finetune == run
     # Section 9: windows of the published systems are multiples of a clip.
@@ -193,8 +193,8 @@ def recipe_cells(config: Config) -> list[str]:
 def course_of(run: RunSettings) -> str:
     """How the rate falls, in words."""
     epochs = run.epochs or 0
-    if run.schedule == "step" and run.drop_every_epochs < epochs:
-        return f"× 0.1 every {run.drop_every_epochs} epochs"
+    if run.schedule == "step" and run.step_size < epochs:
+        return f"× 0.1 every {run.step_size} epochs"
     if run.schedule == "multistep" and run.milestones:
         return f"× {run.gamma:g} at {', '.join(map(str, run.milestones))}"
     if run.schedule == "linear":

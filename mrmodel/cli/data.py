@@ -119,10 +119,10 @@ def check_delivery(context: click.Context, folder: Path, rev: str) -> None:
     scheduled retraining does. Nothing is changed or sent. The exit code is 2 where the delivery
     would be quarantined.
     """
-    from mrmodel.orchestrate.environment import Places
+    from mrmodel.orchestrate.environment import RuntimeEnvironment
     from mrmodel.retrain.ingest import check_sent
 
-    report = check_sent(folder, Places.from_environment(), rev)
+    report = check_sent(folder, RuntimeEnvironment.from_environment(), rev)
     click.echo(report.markdown(), nl=False)
     if report.state == "quarantined":
         context.exit(2)

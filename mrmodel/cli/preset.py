@@ -51,12 +51,12 @@ def show(name: str, features: str | None) -> None:
 def apply(name: str, features: str | None, output: Path) -> None:
     """Write a preset over params.yaml, and say which of its inputs are missing."""
     from mrmodel.config.schema import load_config
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
     from mrmodel.stages.required_inputs import missing_inputs
 
     presets.apply(name, output, features)
     config = load_config(output)
-    missing = missing_inputs(config, Layout(config, output.parent))
+    missing = missing_inputs(config, Paths(config, output.parent))
     for line in missing:
         click.echo(f"missing: {line}")
     first = "bring these in, then" if missing else "next:"

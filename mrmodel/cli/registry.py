@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 
 _MARKS = {True: "passed", False: "FAILED", None: "-"}
+
+
+def _renamed(new: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
+    """Callback of an option that has a new name; the old one goes with the next version."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"{parameter.opts[0]} is called {new} now", context)
+
+    return refuse
 
 
 @click.group()
@@ -66,10 +77,10 @@ def register(model: str | None, kind: str) -> None:
     registry, config, reporter = _open_for_long()
     # Not before the first line of progress: these imports take seconds.
     from mrmodel.registry.promote import register as run
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
 
     name = model or config.train.models[0]
-    version, new = run(registry, config, Layout(config), name, kind, reporter)
+    version, new = run(registry, config, Paths(config), name, kind, reporter)
     note = "" if new else ", which was registered before"
     click.echo(f"{registry.name} version {version}: {name}.{kind}{note}")
 
@@ -77,12 +88,13 @@ def register(model: str | None, kind: str) -> None:
 @group.command()
 @click.argument("version", type=int, required=False)
 @click.option(
-    "--new-line",
+    "--reset-baseline",
     metavar="REASON",
     default="",
     help="The test set has changed on purpose: promote without comparing with the champion.",
 )
-def promote(version: int | None, new_line: str) -> None:
+@click.option("--new-line", hidden=True, expose_value=False, callback=_renamed("--reset-baseline"))
+def promote(version: int | None, reset_baseline: str) -> None:
     """Make VERSION (default: the challenger) the champion, if it passes every gate.
 
     The exit code is 2 when a gate fails or another promotion was faster; nothing changes then.
@@ -91,7 +103,7 @@ def promote(version: int | None, new_line: str) -> None:
     # Not before the first line of progress: these imports take seconds.
     from mrmodel.registry.promote import promote as run
 
-    _print_decision(run(registry, config, version, new_line, reporter))
+    _print_decision(run(registry, config, version, reset_baseline, reporter))
 
 
 @group.command()
@@ -132,10 +144,10 @@ def reconcile() -> None:
 def _open() -> tuple[Registry, Config]:
     from mrmodel.config.schema import load_config
     from mrmodel.registry.champion import open_registry
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
 
     config = load_config(Path("params.yaml"))
-    return open_registry(config, Layout(config)), config
+    return open_registry(config, Paths(config)), config
 
 
 def _open_for_long() -> tuple[Registry, Config, Reporter]:
@@ -179,10 +191,10 @@ def reproduce(context: click.Context, version: int) -> None:
 
     Takes as long as the pipeline up to the training. The exit code is 2 where a byte differs.
     """
-    from mrmodel.orchestrate.environment import Places
+    from mrmodel.orchestrate.environment import RuntimeEnvironment
     from mrmodel.registry.lineage import reproduce as run
 
-    found = run(_record(version), Places.from_environment())
+    found = run(_record(version), RuntimeEnvironment.from_environment())
     for line in found.differences:
         click.echo(line)
     if found.differences:
@@ -194,7 +206,7 @@ def reproduce(context: click.Context, version: int) -> None:
 def _record(version: int) -> ModelRecord:
     from mrmodel.config.schema import load_config
     from mrmodel.registry.champion import open_registry
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
 
     config = load_config(Path("params.yaml"))
-    return open_registry(config, Layout(config)).versions.record(version)
+    return open_registry(config, Paths(config)).versions.record(version)

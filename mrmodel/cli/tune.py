@@ -10,9 +10,9 @@ import click
 
 if TYPE_CHECKING:
     from mrmodel.config.schema import Config
-    from mrmodel.stages.paths import Layout
-    from mrmodel.tune.result import Verdict
-    from mrmodel.tune.study import TicketStudy
+    from mrmodel.stages.paths import Paths
+    from mrmodel.tune.result import SearchResult
+    from mrmodel.tune.study import TrialQueue
 
 PARAMS = Path("params.yaml")
 F = TypeVar("F", bound=Callable[..., object])
@@ -64,16 +64,16 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
     """
     from mrmodel.tune.local import with_extent
     from mrmodel.tune.storage import open_storage, storage_address
-    from mrmodel.tune.study import TicketStudy
+    from mrmodel.tune.study import TrialQueue
 
-    config, layout = _here()
+    config, paths = _here()
     config = with_extent(config, study=name, trials=trials, workers=workers)
-    if TicketStudy.exists(open_storage(storage_address(layout.state)), config.tune.study):
+    if TrialQueue.exists(open_storage(storage_address(paths.state)), config.tune.study):
         raise click.ClickException(
             f"there is a study {config.tune.study!r} already: `mrmodel tune resume` goes on with "
             "it, --study NAME begins another one"
         )
-    _search(config, layout)
+    _search(config, paths)
 
 
 @group.command()
@@ -87,9 +87,9 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
     from mrmodel.tune.local import resumed_config
     from mrmodel.tune.storage import open_storage, storage_address
 
-    config, layout = _here()
-    storage = open_storage(storage_address(layout.state))
-    _search(resumed_config(storage, name or config.tune.study, trials, workers), layout)
+    config, paths = _here()
+    storage = open_storage(storage_address(paths.state))
+    _search(resumed_config(storage, name or config.tune.study, trials, workers), paths)
 
 
 @group.command()
@@ -140,29 +140,29 @@ def apply(name: str | None, unconfirmed: bool) -> None:
     )
 
 
-def _here() -> tuple[Config, Layout]:
+def _here() -> tuple[Config, Paths]:
     from mrmodel.config.schema import load_config
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
 
     config = load_config(PARAMS)
-    return config, Layout(config)
+    return config, Paths(config)
 
 
-def _study(name: str | None) -> TicketStudy:
+def _study(name: str | None) -> TrialQueue:
     from mrmodel.tune.storage import open_storage, storage_address
-    from mrmodel.tune.study import TicketStudy
+    from mrmodel.tune.study import TrialQueue
 
-    config, layout = _here()
-    storage = open_storage(storage_address(layout.state))
-    return TicketStudy(storage, name or config.tune.study)
+    config, paths = _here()
+    storage = open_storage(storage_address(paths.state))
+    return TrialQueue(storage, name or config.tune.study)
 
 
-def _search(config: Config, layout: Layout) -> Verdict:
+def _search(config: Config, paths: Paths) -> SearchResult:
     from mrmodel.progress import RichReporter
     from mrmodel.tune.local import search_here
     from mrmodel.tune.report import sentence
 
-    verdict = search_here(config, layout, RichReporter())
+    verdict = search_here(config, paths, RichReporter())
     click.echo(f"{config.tune.study}: {sentence(verdict)}")
-    click.echo(f"page: {layout.reports / 'tuning' / config.tune.study}.html")
+    click.echo(f"page: {paths.reports / 'tuning' / config.tune.study}.html")
     return verdict

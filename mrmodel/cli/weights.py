@@ -79,7 +79,7 @@ def import_command(
     )
     report = import_checkpoint(request)
     click.echo(format_report(report))
-    if report.fit.misfits:
+    if report.fit.mismatches:
         click.get_current_context().exit(2)
     click.echo(f"written: {output}")
 

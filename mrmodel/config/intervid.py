@@ -67,7 +67,7 @@ class LabelSettings(Section):
     """From similarities to positive clips, windows and grades (SG-DETR eq. 16-18)."""
 
     max_invalid_share: Share
-    threshold_sd: Annotated[float, Field(ge=-3.0, le=6.0)]
+    threshold_std: Annotated[float, Field(ge=-3.0, le=6.0)]
     sd_floor_quantile: Share | None
     keep_original: bool
     grade_stats: Literal["original", "new"]
@@ -123,7 +123,7 @@ INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
     "paper": {
         ("captions", "min_umt_score"): None,
         ("captions", "min_interval_s"): 4.0,
-        ("labels", "threshold_sd"): 3.0,
+        ("labels", "threshold_std"): 3.0,
         ("labels", "sd_floor_quantile"): None,
         ("labels", "keep_original"): False,
         ("labels", "grade_stats"): "original",
@@ -136,7 +136,7 @@ INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
     "robust": {
         ("captions", "min_umt_score"): 0.4,
         ("captions", "min_interval_s"): 8.0,
-        ("labels", "threshold_sd"): 3.0,
+        ("labels", "threshold_std"): 3.0,
         ("labels", "sd_floor_quantile"): 0.1,
         ("labels", "keep_original"): False,
         ("labels", "grade_stats"): "new",

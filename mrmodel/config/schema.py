@@ -89,7 +89,7 @@ class RunSettings(Section):
         epochs, steps: its length, in one of the two.
         lr: the highest learning rate.
         schedule: its course, see `mrmodel.train.optim.learning_rate`.
-        drop_every_epochs: of the schedule ``step``.
+        step_size: of the schedule ``step``.
         milestones, gamma: of the schedule ``multistep``: at each of these epochs the rate is
             multiplied by gamma. The schedule ``linear`` has one milestone, where the fall begins.
         warmup, warmup_unit: how long the rate climbs at the start, in steps or epochs.
@@ -100,7 +100,7 @@ class RunSettings(Section):
     steps: Count | None
     lr: Positive
     schedule: Literal["constant", "step", "cosine", "linear", "multistep"]
-    drop_every_epochs: Count
+    step_size: Count
     milestones: list[Count]
     gamma: Annotated[float, Field(gt=0.0, le=1.0)]
     warmup: CountOrZero
@@ -129,7 +129,7 @@ class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
     `start` says which weights fine-tuning goes on from: ``pretrained``, or ``imported`` ones
-    (`mrmodel weights import`) in ``models/imported/<model>``. `decay` says what `weight_decay`
+    (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on` says what `weight_decay`
     pulls at, see `mrmodel.train.optim.build_optimizer`.
     """
 
@@ -138,7 +138,7 @@ class TrainSettings(Section):
     batch_size: Count
     eval_batch_size: Count
     weight_decay: NonNegative
-    decay: Literal["all", "matrices"]
+    weight_decay_on: Literal["all", "matrices"]
     clip_norm: Positive
     precision: Literal["fp32", "bf16"]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -166,7 +166,7 @@ class EvaluateSettings(Section):
 
     protocol: str
     mode: Literal["official", "clean"]
-    zero_shot_sd: float
+    zero_shot_std: float
     bootstrap_resamples: Count
 
 
@@ -243,7 +243,7 @@ class DriftSettings(Section):
     A limit that is None is not judged; its figure is shown all the same.
 
     Attributes:
-        chance: how often data like the training data may seem different by mere chance; the
+        significance_level: how often data like the training data may seem different by mere chance; the
             allowance for it shrinks with the size of the delivery and is added to each limit.
         duration_s, window_s, windows_per_query, words_per_query: Kolmogorov-Smirnov distances, from
             0 (equal distributions) to 1.
@@ -253,7 +253,7 @@ class DriftSettings(Section):
         videos: so many of the new videos are encoded for it.
     """
 
-    chance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    significance_level: Annotated[float, Field(gt=0.0, lt=1.0)]
     duration_s: Share | None
     window_s: Share | None
     windows_per_query: Share | None
@@ -315,8 +315,21 @@ _MOVED = (
 )
 
 
+# Old name -> new name; `*` is any one key.
+_RENAMED = {
+    "train.decay": "train.weight_decay_on",
+    "train.*.drop_every_epochs": "train.*.step_size",
+    "evaluate.zero_shot_sd": "evaluate.zero_shot_std",
+    "intervid.labels.threshold_sd": "intervid.labels.threshold_std",
+    "retrain.drift.chance": "retrain.drift.significance_level",
+}
+
+
 def parse_config(raw: dict[str, Any]) -> Config:
     """Check a parameter tree; see `load_config`."""
+    for old, new in _RENAMED.items():
+        if _has(raw, old.split(".")):
+            raise ConfigError(old, {}, f"is called {new} now")
     moved = [path for path in _MOVED if _has(raw, path.split("."))]
     if moved:
         rule = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
@@ -328,8 +341,12 @@ def parse_config(raw: dict[str, Any]) -> Config:
 
 
 def _has(tree: Any, path: list[str]) -> bool:
-    for part in path:
-        if not isinstance(tree, dict) or part not in tree:
+    for index, part in enumerate(path):
+        if not isinstance(tree, dict):
+            return False
+        if part == "*":
+            return any(_has(below, path[index + 1 :]) for below in tree.values())
+        if part not in tree:
             return False
         tree = tree[part]
     return True

@@ -14,10 +14,10 @@ import yaml
 
 from mrmodel.components import MODELS
 from mrmodel.convert.features import check_features, end_points_last, notes, text_width, video_width
-from mrmodel.convert.parameter_names import Fit, fit_state
+from mrmodel.convert.parameter_names import MatchResult, match_state
 from mrmodel.convert.safe_unpickle import PublishedFile, read_published
 from mrmodel.convert.settings import (
-    MARKS,
+    SIGNATURE_KEYS,
     Setting,
     default_of,
     infer_settings,
@@ -33,7 +33,7 @@ from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_mode
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import found; the model folder was written only if `fit.misfits` is empty.
+    """What an import found; the model folder was written only if `fit.mismatches` is empty.
 
     Attributes:
         config: of the model folder.
@@ -46,7 +46,7 @@ class ImportReport:
     config: ModelConfig
     settings: tuple[Setting, ...]
     limits: tuple[Setting, ...]
-    fit: Fit
+    fit: MatchResult
     notes: tuple[str, ...]
 
     @property
@@ -71,8 +71,8 @@ def format_report(report: ImportReport) -> str:
     if fit.unused:
         lines.append(f"left out, no result depends on it: {_by_module(fit.unused)}")
     lines += [f"note: {note}" for note in report.notes]
-    if fit.misfits:
-        rows = [(misfit.name, misfit.found, misfit.expected) for misfit in fit.misfits]
+    if fit.mismatches:
+        rows = [(misfit.name, misfit.found, misfit.expected) for misfit in fit.mismatches]
         lines += _table(("tensor that does not fit", "in the file", "in the model"), rows)
         lines.append(f"{len(rows)} tensors do not fit: nothing is written")
     return "\n".join(lines)
@@ -152,10 +152,10 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
         # Shapes are compared before anything is allocated: sizes are only what the file claims.
         with torch.device("meta"):
             model = config.build()
-        fit = fit_state(config.model, end_points_last(file), model)
+        fit = match_state(config.model, end_points_last(file), model)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{request.file}: {error}") from None
-    if not fit.misfits:
+    if not fit.mismatches:
         model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
         try:
             (request.output / CONFIG).unlink(missing_ok=True)
@@ -202,11 +202,11 @@ def _describe(
 
 def _model_of(file: PublishedFile, wanted: str) -> str:
     named = file.options.get("model_name")
-    if named is not None and str(named) not in MARKS:
-        known = ", ".join(sorted(MARKS))
+    if named is not None and str(named) not in SIGNATURE_KEYS:
+        known = ", ".join(sorted(SIGNATURE_KEYS))
         raise CheckpointError(f"holds a {named}, which is not known here (known: {known})")
     found = recognise(file.shapes)
-    if wanted in MARKS and wanted != found:
+    if wanted in SIGNATURE_KEYS and wanted != found:
         raise CheckpointError(f"has the tensors of {found}, not of {wanted}: --format {found}")
     if wanted == "lighthouse" and not file.lighthouse:
         raise CheckpointError(

@@ -130,7 +130,7 @@ def our_name(model_name: str, published: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
+class Mismatch:
     """A tensor that only the file has, only the model has, or both in different shapes.
 
     `name` is the published one; where the file has no such tensor, it is ours.
@@ -149,7 +149,7 @@ class Misfit:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class MatchResult:
     """A published state dict held against a model of ours.
 
     Attributes:
@@ -160,13 +160,13 @@ class Fit:
 
     state: dict[str, Tensor]
     unused: tuple[str, ...]
-    misfits: tuple[Misfit, ...]
+    mismatches: tuple[Mismatch, ...]
 
 
-def fit_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module) -> Fit:
+def match_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module) -> MatchResult:
     """Hold a published state dict against `model`, name by name and shape by shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    state, unused, misfits = {}, [], []
+    state, unused, mismatches = {}, [], []
     for name, tensor in published.items():
         ours = our_name(model_name, name)
         if ours in expected and tuple(tensor.shape) == (*expected[ours], 1):
@@ -177,7 +177,9 @@ def fit_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module
         elif ours not in expected and UNUSED.match(ours):
             unused.append(name)
         else:
-            misfits.append(Misfit(name, shape, expected.get(ours)))
+            mismatches.append(Mismatch(name, shape, expected.get(ours)))
         expected.pop(ours, None)
-    misfits += [Misfit(name, None, shape) for name, shape in expected.items()]
-    return Fit(state, tuple(unused), tuple(sorted(misfits, key=lambda misfit: misfit.name)))
+    mismatches += [Mismatch(name, None, shape) for name, shape in expected.items()]
+    return MatchResult(
+        state, tuple(unused), tuple(sorted(mismatches, key=lambda misfit: misfit.name))
+    )

@@ -20,12 +20,12 @@ from mrmodel.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 
 # A tensor that only this model has, the most particular model first.
-MARKS = {
+SIGNATURE_KEYS = {
     "video_lights": "feature_refinement.sim_w",
     "qd_detr": "transformer.t2v_encoder.layers.0.self_attn.in_proj_weight",
     "moment_detr": "transformer.decoder.layers.0.multihead_attn.in_proj_weight",
 }
-FORMATS = ("auto", *sorted(MARKS), "lighthouse")
+FORMATS = ("auto", *sorted(SIGNATURE_KEYS), "lighthouse")
 
 # Path of a setting -> the published option that it comes from, or those whose product it is:
 # VideoLights adds several losses into the one on clip scores before that is weighed.
@@ -80,12 +80,12 @@ def recognise(shapes: Shapes) -> str:
     Raises:
         CheckpointError: none that is known here.
     """
-    for model, mark in MARKS.items():
+    for model, mark in SIGNATURE_KEYS.items():
         if mark in shapes:
             return model
     shown = ", ".join(list(shapes)[:3])
     raise CheckpointError(
-        f"no published layout that is known here ({', '.join(sorted(MARKS))}) has these tensors: "
+        f"no known published layout ({', '.join(sorted(SIGNATURE_KEYS))}) has these tensors: "
         f"{shown} ..."
     )
 
@@ -94,7 +94,7 @@ def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> li
     """Settings of a published model, each with its source; what is left out is as published.
 
     Args:
-        model: a name of `MARKS`.
+        model: a name of `SIGNATURE_KEYS`.
         shapes: published names of the tensors and their shapes.
         options: what the published trainer saved beside the weights; may be empty.
 

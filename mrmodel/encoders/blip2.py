@@ -19,8 +19,8 @@ from mrmodel.encoders.base import RowLayout
 from mrmodel.encoders.torch_base import (
     CLIP_MEAN,
     CLIP_SPREAD,
-    BroughtTextEncoder,
-    BroughtVideoEncoder,
+    UserWeightsTextEncoder,
+    UserWeightsVideoEncoder,
     normalise_pixels,
 )
 from mrmodel.encoders.user_weights import (
@@ -134,7 +134,7 @@ class Blip2Vision(nn.Module):
         return state
 
 
-class Blip2VideoEncoder(BroughtVideoEncoder):
+class Blip2VideoEncoder(UserWeightsVideoEncoder):
     """The state of the first query token, for one frame a clip."""
 
     name: ClassVar[str] = "blip2.video768"
@@ -169,7 +169,7 @@ class Blip2VideoEncoder(BroughtVideoEncoder):
         return rows
 
 
-class Blip2TextEncoder(BroughtTextEncoder):
+class Blip2TextEncoder(UserWeightsTextEncoder):
     """States of [CLS], of the tokens and of [SEP], in this order."""
 
     name: ClassVar[str] = "blip2.text768"

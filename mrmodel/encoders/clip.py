@@ -20,8 +20,8 @@ from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
 from mrmodel.encoders.torch_base import (
     CLIP_MEAN,
     CLIP_SPREAD,
-    BroughtTextEncoder,
-    BroughtVideoEncoder,
+    UserWeightsTextEncoder,
+    UserWeightsVideoEncoder,
     normalise_pixels,
 )
 from mrmodel.video.sampling import FrameSampling
@@ -30,7 +30,7 @@ from mrmodel.video.sampling import FrameSampling
 _SPREAD = tuple(value + 1e-8 for value in CLIP_SPREAD)
 
 
-class ClipVideoEncoder(BroughtVideoEncoder):
+class ClipVideoEncoder(UserWeightsVideoEncoder):
     """The projected image vector of one frame a clip, not of unit length."""
 
     name: ClassVar[str] = "clip_b32.video512"
@@ -61,7 +61,7 @@ class ClipVideoEncoder(BroughtVideoEncoder):
         return rows
 
 
-class ClipTextEncoder(BroughtTextEncoder):
+class ClipTextEncoder(UserWeightsTextEncoder):
     """Token states before the projection, start and end mark included: the published features.
 
     They are 512 channels wide, as the clips' vectors are, but lie in a space of their own.

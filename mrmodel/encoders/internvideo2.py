@@ -18,8 +18,8 @@ from mrmodel.encoders.networks.internvideo2 import Gelu, InternVideo2Vision, Vis
 from mrmodel.encoders.torch_base import (
     IMAGENET_MEAN,
     IMAGENET_SPREAD,
-    BroughtTextEncoder,
-    BroughtVideoEncoder,
+    UserWeightsTextEncoder,
+    UserWeightsVideoEncoder,
     normalise_pixels,
 )
 from mrmodel.encoders.user_weights import Count, SetConfig, WeightSet, require_whole_patches
@@ -90,7 +90,7 @@ class ProjectedText(nn.Module):
         return projected
 
 
-class InternVideo2VideoEncoder(BroughtVideoEncoder):
+class InternVideo2VideoEncoder(UserWeightsVideoEncoder):
     """One vector a clip, from the middle frames of its four quarters."""
 
     name: ClassVar[str] = "internvideo2_1b.video512"
@@ -120,7 +120,7 @@ class InternVideo2VideoEncoder(BroughtVideoEncoder):
         return rows
 
 
-class InternVideo2TextEncoder(BroughtTextEncoder):
+class InternVideo2TextEncoder(UserWeightsTextEncoder):
     """The projected states of [CLS], of the tokens and of [SEP], in this order."""
 
     name: ClassVar[str] = "internvideo2_1b.text512"

@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig
-from mrmodel.encoders.torch_base import BroughtVideoEncoder, normalise_pixels
+from mrmodel.encoders.torch_base import UserWeightsVideoEncoder, normalise_pixels
 from mrmodel.video.sampling import FrameSampling, SamplingRule
 
 # Of all three colours; the extractor adds 1e-8 to the spread.
 _MEAN, _SPREAD = (0.45,) * 3, (0.225 + 1e-8,) * 3
 
 
-class SlowFastVideoEncoder(BroughtVideoEncoder):
+class SlowFastVideoEncoder(UserWeightsVideoEncoder):
     """Pooled features of both paths, slow before fast, none below 0."""
 
     name: ClassVar[str] = "slowfast.video2304"

@@ -119,7 +119,7 @@ def run_on_tokens(
 _CLIPS_SCHEMA = 2
 
 
-class _Brought(ABC):
+class _UserWeightsEncoder(ABC):
     """An encoder of the weight set `set_name`.
 
     Args:
@@ -154,7 +154,7 @@ class _Brought(ABC):
         return {"config": self.config.model_dump(mode="json"), "weights": self.weights.digests()}
 
 
-class BroughtVideoEncoder(_Brought):
+class UserWeightsVideoEncoder(_UserWeightsEncoder):
     """A network over the frames of a clip."""
 
     modality: ClassVar[Modality] = "video"
@@ -185,7 +185,7 @@ class BroughtVideoEncoder(_Brought):
         return shared | self._recipe()
 
 
-class BroughtTextEncoder(_Brought):
+class UserWeightsTextEncoder(_UserWeightsEncoder):
     """A network over the tokens of a sentence."""
 
     modality: ClassVar[Modality] = "text"

@@ -29,7 +29,7 @@ from mrmodel.report.studies import (
     markdown_page,
     setting_at,
 )
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
 
 
@@ -77,7 +77,7 @@ def ablation_run(config: Config, reporter: Reporter, arguments: dict[str, str]) 
     model = config.train.models[0]
     run = ControlRun("ablation", f"{preset}-{seed}", model, seed)
     trained = train_control(config, run, reporter)
-    test = ReportedSplit(config, Layout(config))
+    test = ReportedSplit(config, Paths(config))
     result = {
         **trained.facts,
         "settings": config.models[model],

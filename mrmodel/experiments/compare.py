@@ -36,7 +36,7 @@ from mrmodel.report.studies import (
     markdown_page,
     mean_of,
 )
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
 from mrmodel.train.optim import pick_device
 
@@ -120,7 +120,7 @@ def compare_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -
     config = with_steps(config, int(arguments["steps"]))
     run = ControlRun("compare", f"{model}-{seed}", model, seed)
     trained = train_control(config, run, reporter)
-    test = ReportedSplit(config, Layout(config))
+    test = ReportedSplit(config, Paths(config))
     network = test.model(trained.folder)
     scores = test.score(test.answers(network))
     result = {

@@ -16,11 +16,11 @@ from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.models.base import MomentModel
-from mrmodel.predict.inference import predict_set, seconds_of_answers
+from mrmodel.predict.inference import predict_set, seconds_of_predictions
 from mrmodel.progress import Reporter
 from mrmodel.report.studies import REPORTS
-from mrmodel.stages.paths import Layout
-from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.stages.paths import Paths
+from mrmodel.stages.scorer import Scorer, reported_split
 from mrmodel.stages.trainer import Job, open_features, open_set, train_model
 from mrmodel.train.checkpoint import load_model
 from mrmodel.train.optim import pick_device
@@ -34,9 +34,9 @@ class StudyFolder:
     root: Path
 
     @classmethod
-    def of(cls, layout: Layout, study: str, name: str) -> StudyFolder:
+    def of(cls, paths: Paths, study: str, name: str) -> StudyFolder:
         """The folder of the run `name` of a study."""
-        return cls(layout.state / "studies" / study / name)
+        return cls(paths.state / "studies" / study / name)
 
     def model(self, kind: str) -> Path:
         """Model folder."""
@@ -83,14 +83,14 @@ def with_steps(config: Config, steps: int) -> Config:
 
 def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Trained:
     """Train the model of a run; continue if interrupted."""
-    layout = Layout(config)
-    folder = StudyFolder.of(layout, run.study, run.name)
+    paths = Paths(config)
+    folder = StudyFolder.of(paths, run.study, run.name)
     job = Job(
         run="scratch",
         model=run.model,
         seed=run.seed,
-        train=layout.split("train"),
-        val=layout.split("val"),
+        train=paths.split("train"),
+        val=paths.split("val"),
         start=None,
         out=folder.model("scratch"),
         figures=folder.figures("scratch"),
@@ -107,27 +107,25 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
     return Trained(job.out, facts, progress.seconds)
 
 
-class JudgedRows:
+class EvaluationSet:
     """Annotated rows with their features (`data`) and their judge.
 
     `headline` is the figure by which models are chosen.
 
     Args:
         config: all settings.
-        layout: where the features are.
+        paths: where the features are.
         file: the annotations.
     """
 
-    def __init__(self, config: Config, layout: Layout, file: Path) -> None:
-        self._device, self._judge = pick_device(config.train.device), Judge(config)
+    def __init__(self, config: Config, paths: Paths, file: Path) -> None:
+        self._device, self._judge = pick_device(config.train.device), Scorer(config)
         self._batch_size = config.train.eval_batch_size
         self._postprocess = self._judge.postprocess(config.postprocess)
         truth = read_annotations(file, config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
         self.headline = self._judge.protocol.headline
-        self.data = open_set(
-            config, truth, open_features(config, layout, self._device), config.seed
-        )
+        self.data = open_set(config, truth, open_features(config, paths, self._device), config.seed)
 
     def model(self, folder: Path) -> MomentModel:
         """The model of a model folder, on the device of the split's features."""
@@ -139,8 +137,8 @@ class JudgedRows:
         return predict_set(model, self.data, self._batch_size, self._postprocess)
 
     def seconds(self, model: MomentModel) -> float:
-        """Seconds of forward pass and decoding for all its rows, see `seconds_of_answers`."""
-        return seconds_of_answers(model, self.data, self._batch_size, self._postprocess)
+        """Seconds of forward pass and decoding for all its rows, see `seconds_of_predictions`."""
+        return seconds_of_predictions(model, self.data, self._batch_size, self._postprocess)
 
     def score(self, predictions: Sequence[Prediction]) -> Scores:
         """All metrics of predictions for its rows, and the queries behind them."""
@@ -155,8 +153,8 @@ class JudgedRows:
         return self.figures(self.score(self.answers(self.model(folder))))
 
 
-class ReportedSplit(JudgedRows):
+class ReportedSplit(EvaluationSet):
     """The split that figures are reported on."""
 
-    def __init__(self, config: Config, layout: Layout) -> None:
-        super().__init__(config, layout, layout.split(reported_split(layout)))
+    def __init__(self, config: Config, paths: Paths) -> None:
+        super().__init__(config, paths, paths.split(reported_split(paths)))

@@ -10,8 +10,8 @@ from mrmodel.experiments.tables import Summary, mean_and_sd, runs_of
 from mrmodel.files import write_json, write_text
 from mrmodel.progress import Reporter
 from mrmodel.report.studies import REPORTS, cell
-from mrmodel.stages.evaluate import TRAINED, zero_shot_answers
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.evaluate import TRAINED, zero_shot_predictions
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
 from mrmodel.stages.trainer import Job, train_model
 from mrmodel.text import table as markdown_table
@@ -44,21 +44,21 @@ def as_markdown(table: Mapping[str, Mapping[str, Summary]], counts: Mapping[str,
 
 def seed_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``studies/reports/seeds/<model>-<seed>.json``: figures of each kind of weights."""
-    layout, model, seed = Layout(config), arguments["model"], int(arguments["seed"])
-    folder = StudyFolder.of(layout, "seeds", f"{model}-{seed}")
-    for job in jobs(layout, folder, model, seed):
+    paths, model, seed = Paths(config), arguments["model"], int(arguments["seed"])
+    folder = StudyFolder.of(paths, "seeds", f"{model}-{seed}")
+    for job in jobs(paths, folder, model, seed):
         train_model(config, job, reporter)
-    test = ReportedSplit(config, layout)
-    zero_shot = zero_shot_answers(config, test.data)
+    test = ReportedSplit(config, paths)
+    zero_shot = zero_shot_predictions(config, test.data)
     figures = {way: test.figures(test.score(found)) for way, found in zero_shot.items()}
     figures |= {kind: test.figures_of(folder.model(kind)) for kind in TRAINED}
     write_json(REPORTS / "seeds" / f"{model}-{seed}.json", figures)
 
 
-def jobs(layout: Layout, folder: StudyFolder, model: str, seed: int) -> list[Job]:
+def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[Job]:
     """The same three trainings as in the main job, in its order."""
-    generated = (layout.intervid / "train.jsonl", layout.intervid / "val.jsonl")
-    annotated = (layout.split("train"), layout.split("val"))
+    generated = (paths.intervid / "train.jsonl", paths.intervid / "val.jsonl")
+    annotated = (paths.split("train"), paths.split("val"))
     plans = [
         ("pretrain", generated, None, "pretrained"),
         ("finetune", annotated, folder.model("pretrained"), "finetuned"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from mrmodel.errors import OrchestrationError
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_user
 
 REMOTE = "workers"
@@ -28,7 +28,7 @@ _GIT = {
 
 
 @contextmanager
-def fresh_clone(places: Places, rev: str, locks: Mapping[str, str]) -> Iterator[Path]:
+def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) -> Iterator[Path]:
     """Yield a clone at `rev` whose DVC uses the cache and remote of `places`; remove it after.
 
     Clones that a killed process left are removed first.
@@ -80,7 +80,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _clone(places: Places, rev: str, folder: Path) -> None:
+def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
     git(places.clones, "clone", "--quiet", "--no-checkout", "--", places.git, str(folder))
     found = None
     for name in (f"origin/{rev}", rev):  # A branch of the repository before a name of ours.
@@ -94,7 +94,7 @@ def _clone(places: Places, rev: str, folder: Path) -> None:
     git(folder, "checkout", "--quiet", "--detach", found)
 
 
-def _configure(places: Places, folder: Path) -> None:
+def _configure(places: RuntimeEnvironment, folder: Path) -> None:
     """Settings of this machine, which git ignores; credentials stay in the environment."""
     settings = ConfigParser(interpolation=None)
     # Nothing is copied where the file system can share it.

@@ -29,7 +29,7 @@ MAIN = "dvc.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StageStatus:
     """What is known of a stage before it runs.
 
     Attributes:
@@ -81,7 +81,7 @@ class StageGraph:
         direct = self._graph.successors(self._stages[name])
         return {_name(stage) for stage in direct if stage.cmd}
 
-    def verdict(self, name: str) -> Verdict:
+    def status(self, name: str) -> StageStatus:
         """Whether a stage must run, given what the lock files say of all before it."""
         if self._stale:
             self._open()
@@ -95,7 +95,7 @@ class StageGraph:
                 "outs": sorted(str(out.def_path) for out in stage.outs),
             }
         )
-        return Verdict(self._reason(stage, hashes), key)
+        return StageStatus(self._reason(stage, hashes), key)
 
     def contents(self, name: str) -> dict[str, str | None]:
         """Path -> hash of what a stage depends on; None: a stage before it has yet to make it."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from mrmodel.errors import OrchestrationError
 from mrmodel.orchestrate.checkout import REMOTE
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Transfer:
         remote: name of the DVC remote in clones; None: there is none, the cache holds all.
     """
 
-    def __init__(self, places: Places, handover: Handover) -> None:
+    def __init__(self, places: RuntimeEnvironment, handover: ResultStore) -> None:
         self._handover = handover
         self.remote = REMOTE if places.remote is not None else None
 

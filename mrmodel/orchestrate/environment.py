@@ -13,7 +13,7 @@ from mrmodel.processes import hide_user
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class RuntimeEnvironment:
     """The surroundings of a worker or an orchestrator.
 
     Attributes:
@@ -35,7 +35,7 @@ class Places:
     clones: Path
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Places:
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> RuntimeEnvironment:
         """Read ``MRMODEL_*``; without them the repository around the current folder is used.
 
         Raises:

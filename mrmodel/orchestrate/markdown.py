@@ -16,7 +16,7 @@ _WIDTH = 40
 _MOST_FIGURES = 60
 
 
-def walk_markdown(rows: Iterable[StageRow], rev: str, branch: str | None) -> str:
+def stages_markdown(rows: Iterable[StageRow], rev: str, branch: str | None) -> str:
     """One line a stage: what became of it, why, where and how long."""
     head = ("stage", "state", "why", "pool", "attempts", "seconds", "worker", "record")
     lines: list[tuple[object, ...]] = []

@@ -17,7 +17,7 @@ class StageResult:
 
     Attributes:
         stage: its name.
-        key: digest of what it was made of, see `graph.Verdict`.
+        key: digest of what it was made of, see `graph.StageStatus`.
         entry: its record in the lock file.
         figures: path -> content of its small JSON metrics.
         curves: path -> values of the column that its plot shows, in order.
@@ -38,7 +38,7 @@ class StageResult:
     worker: str
 
 
-class Handover:
+class ResultStore:
     """Result records by stage and key; the first one stays, so nothing pushed is ever replaced.
 
     Attributes:
@@ -91,7 +91,7 @@ def _name(stage: str, key: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class StageOrder:
+class StageRequest:
     """One stage to run.
 
     Attributes:

@@ -14,12 +14,12 @@ from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import ConfigError, OrchestrationError
 from mrmodel.files import write_text
 from mrmodel.orchestrate.checkout import fresh_clone, git
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 
 PARAMS = "params.yaml"
 
 
-class Workspace:
+class RunBranch:
     """A clone without data, on a branch of its own."""
 
     def __init__(self, folder: Path) -> None:
@@ -66,13 +66,13 @@ class Workspace:
 
 
 @contextmanager
-def workspace(places: Places, rev: str) -> Iterator[Workspace]:
+def workspace(places: RuntimeEnvironment, rev: str) -> Iterator[RunBranch]:
     """Open the orchestrator's clone of `rev`."""
     with fresh_clone(places, rev, {}) as folder:
-        yield Workspace(folder)
+        yield RunBranch(folder)
 
 
-def fast_forward(places: Places, rev: str, branch: str) -> str | None:
+def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | None:
     """Let the branch that `rev` names end where a run branch ends, if nothing came in between.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from mrmodel.config.schema import OrchestrateSettings
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.result_store import Handover, StageOrder, StageResult
+from mrmodel.orchestrate.result_store import ResultStore, StageRequest, StageResult
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +49,16 @@ class StageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class ScheduledStage:
     """An order, the pool that it is for, and the key under which its record will be found."""
 
-    order: StageOrder
+    order: StageRequest
     pool: str
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class StageOutcome:
     """How a dispatched stage ended: with a result, or with the reason why there is none.
 
     Attributes:
@@ -69,15 +69,15 @@ class Ending:
 
     result: StageResult | None = None
     reason: str = ""
-    again: bool = False
+    retryable: bool = False
 
 
 @dataclass(slots=True)
-class Walk:
+class Scheduler:
     """One orchestration of some stages of a clone at `rev`."""
 
     graph: StageGraph
-    handover: Handover
+    handover: ResultStore
     settings: OrchestrateSettings
     rev: str
     targets: Iterable[str] = ()
@@ -92,7 +92,7 @@ class Walk:
         """Work pool of a stage; all stages of a matrix share the one of its name."""
         return self.settings.pools.get(_kind(stage), self.settings.default_pool)
 
-    def next(self) -> list[Dispatch]:
+    def next(self) -> list[ScheduledStage]:
         """Stages that can start now; settles those that need not or cannot."""
         found = []
         for row in self.rows.values():
@@ -105,7 +105,7 @@ class Walk:
                 found.append(self._dispatch(row))
         return found
 
-    def ended(self, dispatch: Dispatch, ending: Ending) -> None:
+    def mark_finished(self, dispatch: ScheduledStage, ending: StageOutcome) -> None:
         """Merge what came back; what crashed may start again, so often as params.yaml allows.
 
         Stages that do not need a failed one go on.
@@ -113,17 +113,17 @@ class Walk:
         row = self.rows[dispatch.order.stage]
         if ending.result is not None:
             self._merge(row, ending.result)
-        elif ending.again and row.attempts < self.settings.attempts:
+        elif ending.retryable and row.attempts < self.settings.attempts:
             log.warning("%s: attempt %d: %s", row.stage, row.attempts, ending.reason)
             row.state = "waiting"
         else:
-            tries = f" ({row.attempts} attempts)" if ending.again else ""
+            tries = f" ({row.attempts} attempts)" if ending.retryable else ""
             row.state, row.reason = "failed", ending.reason + tries
 
     def _merge(self, row: StageRow, result: StageResult) -> None:
         self.graph.merge(row.stage, result.entry)
         row.result = result
-        reason = self.graph.verdict(row.stage).reason
+        reason = self.graph.status(row.stage).reason
         if reason is None:
             row.state = "ran"
         else:
@@ -135,14 +135,14 @@ class Walk:
         return all(row.state in _GOOD for row in self.rows.values())
 
     def _must_run(self, row: StageRow) -> bool:
-        verdict = self.graph.verdict(row.stage)
-        if verdict.reason is None:
+        status = self.graph.status(row.stage)
+        if status.reason is None:
             row.state = "unchanged"
             return False
-        row.key = verdict.key
+        row.key = status.key
         if self._restore(row):
             return False
-        row.reason = row.reason or verdict.reason
+        row.reason = row.reason or status.reason
         return True
 
     def _restore(self, row: StageRow) -> bool:
@@ -151,17 +151,17 @@ class Walk:
         if result is None:
             return False
         self.graph.merge(row.stage, result.entry)
-        if self.graph.verdict(row.stage).reason is not None:
+        if self.graph.status(row.stage).reason is not None:
             self.handover.drop(row.stage, row.key)
             return False
         row.state, row.result = "restored", result
         return True
 
-    def _dispatch(self, row: StageRow) -> Dispatch:
+    def _dispatch(self, row: StageRow) -> ScheduledStage:
         row.state, row.attempts = "running", row.attempts + 1
         shards = self.settings.extract_shards
         spread = shards.count > 1 and _kind(row.stage) == _SHARDED
-        order = StageOrder(
+        order = StageRequest(
             row.stage,
             self.rev,
             self.graph.locks(),
@@ -169,7 +169,7 @@ class Walk:
             shards.model_dump() if spread else None,
             self.parent_run,
         )
-        return Dispatch(order, row.pool, row.key)
+        return ScheduledStage(order, row.pool, row.key)
 
 
 def _kind(stage: str) -> str:

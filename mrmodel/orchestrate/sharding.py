@@ -25,10 +25,10 @@ from mrmodel.files import digest_of, one_at_a_time, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover, StageOrder
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore, StageRequest
 from mrmodel.processes import run_python, tasks_at_once, worker_count
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.shards import (
     EARLIER_FILE,
     ORDER_FILE,
@@ -49,7 +49,7 @@ class ShardFailed(OrchestrationError):
 
 
 @dataclass(frozen=True, slots=True)
-class ShardOrder:
+class ShardRequest:
     """One shard to make.
 
     Attributes:
@@ -99,11 +99,11 @@ class ShardedStream:
         """Names the extraction in the store: equal for equal inputs, on every machine."""
         return digest_of({"plan": self.plan, "content": self.content})
 
-    def orders(self) -> list[ShardOrder]:
+    def orders(self) -> list[ShardRequest]:
         """All shards."""
         names = {Path(name).stem: name for name in sorted(self.files)}
         return [
-            ShardOrder(
+            ShardRequest(
                 self.stream,
                 self.plan,
                 self.digest,
@@ -146,7 +146,7 @@ def plan_of(clone: Path, stream: str) -> dict[str, Any]:
     return plan
 
 
-def find_report(order: ShardOrder, store: Store) -> ShardReport | None:
+def find_report(order: ShardRequest, store: Store) -> ShardReport | None:
     """The report of a shard that is in the store."""
     key = shard_key(order.digest, order.index, order.count)
     found = store.get(_report_key(key))
@@ -159,7 +159,7 @@ def find_report(order: ShardOrder, store: Store) -> ShardReport | None:
         return None  # Of another release: the shard is made again, which replaces it.
 
 
-def make_shard(order: ShardOrder, clone: Path, store: Store) -> ShardReport:
+def make_shard(order: ShardRequest, clone: Path, store: Store) -> ShardReport:
     """Make a shard and store it, unless it is there; a worker's whole task.
 
     A shard that is there but for videos whose failure may have passed is made again from its
@@ -227,7 +227,7 @@ def forget_shards(sharded: ShardedStream, store: Store) -> None:
 
 
 def _make(
-    order: ShardOrder, clone: Path, store: Store, work_dir: Path, *, again: bool
+    order: ShardRequest, clone: Path, store: Store, work_dir: Path, *, again: bool
 ) -> ShardReport:
     key = shard_key(order.digest, order.index, order.count)
     with _exchange(clone) as folder:
@@ -275,7 +275,7 @@ def _run_step(clone: Path, stream: str, step: str, folder: Path, whose: str) -> 
 PARAMS = "params.yaml"
 
 
-def sharded_stream(order: StageOrder, settings: ShardSettings) -> ShardedStream:
+def sharded_stream(order: StageRequest, settings: ShardSettings) -> ShardedStream:
     """What the shards of a stage ``extract@<stream>`` are about; needs no video.
 
     Raises:
@@ -290,14 +290,14 @@ def sharded_stream(order: StageOrder, settings: ShardSettings) -> ShardedStream:
             stream,
             plan_of(folder, stream),
             contents,
-            tuple(graph.listing(str(Layout(config).videos))),
+            tuple(graph.listing(str(Paths(config).videos))),
             settings.count,
-            processes_each(settings, config.features.workers),
+            processes_per_shard(settings, config.features.workers),
         )
 
 
 @contextmanager
-def shard_folder(where: Path | StageOrder, shard: ShardOrder) -> Iterator[Path]:
+def shard_folder(where: Path | StageRequest, shard: ShardRequest) -> Iterator[Path]:
     """A folder with the code and the videos of one shard.
 
     Args:
@@ -314,15 +314,15 @@ def shard_folder(where: Path | StageOrder, shard: ShardOrder) -> Iterator[Path]:
 
 
 @contextmanager
-def _clone(order: StageOrder) -> Iterator[tuple[Path, StageGraph, Transfer]]:
-    places = Places.from_environment()
-    handover = Handover(places.handover, places.endpoint)
+def _clone(order: StageRequest) -> Iterator[tuple[Path, StageGraph, Transfer]]:
+    places = RuntimeEnvironment.from_environment()
+    handover = ResultStore(places.handover, places.endpoint)
     transfer = Transfer(places, handover)
     with fresh_clone(places, order.rev, order.locks) as folder:
         yield folder, StageGraph(folder, transfer.remote, handover.wait), transfer
 
 
-def processes_each(settings: ShardSettings, workers: int) -> int:
+def processes_per_shard(settings: ShardSettings, workers: int) -> int:
     """Worker processes of one shard; 0: one a core of the machine that makes it.
 
     Shards that this machine makes at the same time share what ``features.workers`` allows (0: its
@@ -339,7 +339,7 @@ def processes_each(settings: ShardSettings, workers: int) -> int:
 
 def _videos(folder: Path) -> Path:
     """Folder of the videos, relative to the clone."""
-    return Layout(load_config(folder / PARAMS)).videos
+    return Paths(load_config(folder / PARAMS)).videos
 
 
 log = logging.getLogger(__name__)
@@ -362,7 +362,7 @@ class ShardRounds:
     def __init__(self, sharded: ShardedStream, store: Store, attempts: int) -> None:
         self.reports: dict[int, ShardReport] = {}
         self._attempts = attempts
-        self._left: dict[int, ShardOrder] = {}
+        self._left: dict[int, ShardRequest] = {}
         self._interrupted: dict[int, str] = {}
         self._failed: dict[int, str] = {}
         for order in sharded.orders():
@@ -372,7 +372,7 @@ class ShardRounds:
             if found is None or found.summary.passing:
                 self._left[order.index] = order
 
-    def next(self) -> list[ShardOrder]:
+    def next(self) -> list[ShardRequest]:
         """Shards to make now; none when all are made.
 
         Raises:
@@ -386,13 +386,13 @@ class ShardRounds:
         self._attempts -= 1
         return list(self._left.values())
 
-    def made(self, order: ShardOrder, report: ShardReport) -> None:
+    def made(self, order: ShardRequest, report: ShardReport) -> None:
         """A shard is in the store."""
         self.reports[order.index] = report
         del self._left[order.index]
         self._interrupted.pop(order.index, None)
 
-    def broke(self, order: ShardOrder, error: BaseException) -> None:
+    def broke(self, order: ShardRequest, error: BaseException) -> None:
         """A shard ended with an error; only `ShardFailed` says that trying again is of no use."""
         if isinstance(error, ShardFailed):
             self._failed[order.index] = str(error)

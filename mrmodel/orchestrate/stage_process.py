@@ -18,7 +18,7 @@ from typing import Any
 
 from mrmodel.errors import OrchestrationError
 from mrmodel.files import write_json
-from mrmodel.orchestrate.result_store import Outcome, StageOrder, StageResult
+from mrmodel.orchestrate.result_store import Outcome, StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream
 from mrmodel.processes import hide_secrets, secrets_of
 from mrmodel.progress import EVENTS
@@ -46,7 +46,7 @@ class Listener:
 
 
 def run_stage(
-    order: StageOrder, listener: Listener, sharded: ShardedStream | None = None
+    order: StageRequest, listener: Listener, sharded: ShardedStream | None = None
 ) -> StageResult:
     """Run one stage in a process of its own, which dies with this one.
 
@@ -80,7 +80,7 @@ def _listen(
     events: Path,
     listener: Listener,
     last: deque[str],
-    order: StageOrder,
+    order: StageRequest,
 ) -> int:
     """Pass on what comes until the process ends; returns its exit code."""
     lines: deque[str] = deque()

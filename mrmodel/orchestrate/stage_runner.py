@@ -27,8 +27,8 @@ from mrmodel.files import one_at_a_time, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover, Outcome, StageOrder, StageResult
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import Outcome, ResultStore, StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream, ShardInterrupted
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
@@ -40,15 +40,15 @@ _LARGEST_FIGURES = 100_000
 _MOST_POINTS = 10_000
 
 
-class Attempt:
+class StageRunner:
     """The steps of one stage, each timed and announced."""
 
     def __init__(
-        self, order: StageOrder, places: Places, sharded: ShardedStream | None = None
+        self, order: StageRequest, places: RuntimeEnvironment, sharded: ShardedStream | None = None
     ) -> None:
         """Prepare an attempt; `sharded`: pieces of its extraction are in the hand-over store."""
         self._order, self._places, self._sharded = order, places, sharded
-        self._handover = Handover(places.handover, places.endpoint)
+        self._handover = ResultStore(places.handover, places.endpoint)
         self._transfer = Transfer(places, self._handover)
         self._seconds: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ class Attempt:
         with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
             with self._step("clone"):
                 graph = StageGraph(folder, self._transfer.remote, self._handover.wait)
-                key = graph.verdict(order.stage).key
+                key = graph.status(order.stage).key
             done = self._handover.find(order.stage, key)
             if done is not None:
                 return done
@@ -187,11 +187,11 @@ def main() -> int:
     for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     told = json.loads(file.read_text(encoding="utf-8"))
-    order, sharded = StageOrder(**told["order"]), None
+    order, sharded = StageRequest(**told["order"]), None
     if told["sharded"] is not None:
         sharded = ShardedStream(**(told["sharded"] | {"files": tuple(told["sharded"]["files"])}))
     try:
-        result = Attempt(order, Places.from_environment(), sharded).run()
+        result = StageRunner(order, RuntimeEnvironment.from_environment(), sharded).run()
     except Exception as error:
         if _killed(error) or isinstance(error, ShardInterrupted):
             log.error("%s: its process was killed", order.stage)

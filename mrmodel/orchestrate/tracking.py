@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.run_branch import Workspace
-from mrmodel.orchestrate.scheduler import StageRow, Walk
-from mrmodel.tracking.event_log import Opening
-from mrmodel.tracking.run import RunRecord, open_record
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.run_branch import RunBranch
+from mrmodel.orchestrate.scheduler import Scheduler, StageRow
+from mrmodel.tracking.event_log import RunSpec
+from mrmodel.tracking.run import TrackedRun, open_run
 
 # MLflow's import and a new database take seconds; a server that is away gives no parent.
 _PATIENCE_S = 30.0
 
 
 @contextmanager
-def open_pipeline_record(
-    places: Places, clone: Workspace, targets: Sequence[str], params: Mapping[str, Any]
-) -> Iterator[RunRecord]:
+def open_pipeline_run(
+    places: RuntimeEnvironment, clone: RunBranch, targets: Sequence[str], params: Mapping[str, Any]
+) -> Iterator[TrackedRun]:
     """The record of one orchestration, named after its run branch.
 
     Args:
@@ -29,27 +29,27 @@ def open_pipeline_record(
         params: changes to params.yaml.
     """
     settings = clone.config.tracking
-    opening = Opening(
+    spec = RunSpec(
         experiment=settings.experiment,
         state=str(places.state.resolve()),
         name="pipeline",
         title=clone.branch,
         code=str(clone.folder),
     )
-    with open_record(settings, opening) as record:
+    with open_run(settings, spec) as record:
         record.params({"targets": list(targets) or "all", "rev": clone.rev, "changed": params})
         yield record
 
 
-def run_id_of(record: RunRecord) -> str | None:
+def run_id_of(record: TrackedRun) -> str | None:
     """The id that the runs of stages take as their parent's."""
     return record.run_id(_PATIENCE_S)
 
 
-def record_walk(record: RunRecord, walk: Walk) -> None:
+def record_stages(record: TrackedRun, walk: Scheduler) -> None:
     """What became of each stage, as a table; how many ended how, as metrics."""
     rows = list(walk.rows.values())
-    record.table("stages.json", walk_columns(rows))
+    record.table("stages.json", stage_columns(rows))
     states = [row.state for row in rows]
     record.log({f"stages/{state}": states.count(state) for state in dict.fromkeys(states)}, 0)
     bad = [f"{row.stage}: {row.reason}" for row in rows if row.state == "failed"]
@@ -57,7 +57,7 @@ def record_walk(record: RunRecord, walk: Walk) -> None:
         record.fail("\n".join(bad))
 
 
-def walk_columns(rows: Sequence[StageRow]) -> dict[str, list[Any]]:
+def stage_columns(rows: Sequence[StageRow]) -> dict[str, list[Any]]:
     """A row a stage; seconds of each step are those of the run whose result it has."""
     results = [row.result for row in rows]
     steps = dict.fromkeys(step for result in results if result for step in result.seconds)

@@ -35,7 +35,7 @@ def predict_set(
     ]
 
 
-def seconds_of_answers(
+def seconds_of_predictions(
     model: MomentModel, data: MomentDataset, batch_size: int, postprocess: Postprocess
 ) -> float:
     """Seconds that forward pass and decoding of a whole set take; loading is not counted.

@@ -17,7 +17,7 @@ Vector = NDArray[np.float64]
 
 
 def predict_zero_shot(
-    annotations: list[Annotation], video: RowTable, text: RowTable, threshold_sd: float
+    annotations: list[Annotation], video: RowTable, text: RowTable, threshold_std: float
 ) -> list[Prediction]:
     """Predictions from cosine similarity alone.
 
@@ -25,7 +25,7 @@ def predict_zero_shot(
         annotations: the queries; their ground truth is not read.
         video: clip vectors by video id.
         text: rows by text key; row 0 is the sentence vector, in the space of the clip vectors.
-        threshold_sd: a window is a run of clips above mean + this many standard deviations.
+        threshold_std: a window is a run of clips above mean + this many standard deviations.
 
     Raises:
         ValueError: the two stores have different widths, so there is no common space.
@@ -38,7 +38,7 @@ def predict_zero_shot(
         sentence = _unit(text.gather([text_key(annotation.query)], max_rows=1)[0][0])[0]
         similarity = clips @ sentence
         clip_len_s = video.clip_len_s or annotation.duration / len(clips)
-        windows = similarity_windows(similarity, clip_len_s, threshold_sd)
+        windows = similarity_windows(similarity, clip_len_s, threshold_std)
         predictions.append(
             Prediction(
                 qid=annotation.qid,
@@ -52,19 +52,19 @@ def predict_zero_shot(
 
 
 def similarity_windows(
-    similarity: Vector, clip_len_s: float, threshold_sd: float
+    similarity: Vector, clip_len_s: float, threshold_std: float
 ) -> tuple[tuple[float, float, float], ...]:
-    """Runs of clips above mean + `threshold_sd` standard deviations, in seconds, best first.
+    """Runs of clips above mean + `threshold_std` standard deviations, in seconds, best first.
 
     Args:
         similarity: (L,) one number a clip.
         clip_len_s: seconds of a clip.
-        threshold_sd: see above. The most similar clip is always in, so there is a window.
+        threshold_std: see above. The most similar clip is always in, so there is a window.
 
     Returns:
         (start, end, mean similarity of the run), by falling score.
     """
-    above = similarity > similarity.mean() + threshold_sd * similarity.std()
+    above = similarity > similarity.mean() + threshold_std * similarity.std()
     above[similarity.argmax()] = True
     edges = np.flatnonzero(np.diff(above.astype(np.int8), prepend=0, append=0))
     runs = edges.reshape(-1, 2)

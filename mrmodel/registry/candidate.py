@@ -26,9 +26,9 @@ from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import sha256_of
 from mrmodel.predict.serving import read_serving
 from mrmodel.registry.model_record import Figure, ModelRecord, TestSet, find_leaks
-from mrmodel.stages.paths import Layout
-from mrmodel.stages.scorer import Judge
-from mrmodel.stages.test_set import FrozenSet, video_contents
+from mrmodel.stages.paths import Paths
+from mrmodel.stages.scorer import Scorer
+from mrmodel.stages.test_set import TestSetContents, video_contents
 from mrmodel.tracking.mlflow_client import code_tags
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
 
@@ -50,27 +50,27 @@ class Candidate:
     record: ModelRecord
     folder: Path
     predictions: Path
-    frozen: FrozenSet
+    frozen: TestSetContents
     postprocess: PostprocessConfig
 
 
-def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
+def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
     """Collect the record of ``models/<kind>/<model>`` and check that its figures are its own.
 
     Raises:
         CheckpointError: there is no such model, or it was not evaluated.
         DataError: the evaluation is of other weights, or its test set was changed.
     """
-    way, folder = f"{model}.{kind}", layout.model(kind, model)
-    predictions = layout.evaluation / f"{way}.jsonl"
+    way, folder = f"{model}.{kind}", paths.model(kind, model)
+    predictions = paths.evaluation / f"{way}.jsonl"
     if not (folder / CONFIG).exists() or not predictions.exists():
         raise CheckpointError(
             f"{folder}: was not trained and evaluated here ({predictions} is its evaluation); "
             f"run `dvc repro`, with {model!r} among train.models"
         )
-    _require_evaluated(layout, way, sha256_of(folder / WEIGHTS))
-    frozen_file = layout.evaluation / "test_set.json"
-    frozen = FrozenSet.from_json(frozen_file.read_text(encoding="utf-8"), str(frozen_file))
+    _require_evaluated(paths, way, sha256_of(folder / WEIGHTS))
+    frozen_file = paths.evaluation / "test_set.json"
+    frozen = TestSetContents.from_json(frozen_file.read_text(encoding="utf-8"), str(frozen_file))
     record = ModelRecord(
         way=way,
         model=_json(folder / CONFIG),
@@ -79,8 +79,8 @@ def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
         parameters=_parameters(folder / WEIGHTS),
         code=code_tags(),
         params=config.model_dump(mode="json"),
-        lock=_lock(layout.root / "dvc.lock"),
-        corpus=_json(layout.corpus / "corpus.json"),
+        lock=_lock(paths.root / "dvc.lock"),
+        corpus=_json(paths.corpus / "corpus.json"),
         test_set=TestSet(
             digest=frozen.digest,
             split=frozen.split,
@@ -89,38 +89,38 @@ def gather(config: Config, layout: Layout, model: str, kind: str) -> Candidate:
             protocol=config.evaluate.protocol,
             mode=config.evaluate.mode,
         ),
-        headline=Judge(config).protocol.headline,
+        headline=Scorer(config).protocol.headline,
         figures=figures_of(config, frozen, predictions),
         confidence=config.promotion.confidence,
         predictions_sha256=sha256_of(predictions),
-        streams=_json(layout.evaluation / "streams.json"),
-        leaks=leaks_of(config, layout, frozen),
+        streams=_json(paths.evaluation / "streams.json"),
+        leaks=leaks_of(config, paths, frozen),
         environment=_environment(),
         licences=_licences(config),
         limits=config.promotion.card.limits,
     )
-    postprocess = read_serving(layout.served(model))
+    postprocess = read_serving(paths.served(model))
     return Candidate(record, folder, predictions, frozen, postprocess)
 
 
-def needed_files(config: Config, layout: Layout, model: str, kind: str) -> list[Path]:
+def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Path]:
     """What `gather` reads of DVC's outputs: the model and small files, no video and no feature."""
-    files = [layout.corpus / "corpus.json", *(layout.split(split) for split in ("train", "val"))]
-    files += [layout.intervid / f"{split}.jsonl" for split in ("train", "val")]
-    files.append(layout.stream(config.features.video_streams[0]) / INDEX_FILE)
-    folders = [layout.model(kind, model), layout.served(model), layout.evaluation]
+    files = [paths.corpus / "corpus.json", *(paths.split(split) for split in ("train", "val"))]
+    files += [paths.intervid / f"{split}.jsonl" for split in ("train", "val")]
+    files.append(paths.stream(config.features.video_streams[0]) / INDEX_FILE)
+    folders = [paths.model(kind, model), paths.served(model), paths.evaluation]
     return [*folders, *files]
 
 
-def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str, Figure]:
+def figures_of(config: Config, frozen: TestSetContents, predictions: Path) -> dict[str, Figure]:
     """Every figure of the protocol that has an interval, the headline first."""
-    judge = Judge(config)
-    scores = judge.score(frozen.rows, read_rows(predictions))
+    evaluate_gates = Scorer(config)
+    scores = evaluate_gates.score(frozen.rows, read_rows(predictions))
     settings = BootstrapSettings(
         config.promotion.resamples, config.seed, config.promotion.confidence
     )
     found = {}
-    for name in judge.figures(scores):
+    for name in evaluate_gates.figures(scores):
         if name in scores.per_query.values:
             interval = confidence_interval(scores.per_query, name, settings)
             found[name] = Figure(
@@ -133,20 +133,20 @@ def figures_of(config: Config, frozen: FrozenSet, predictions: Path) -> dict[str
     return found
 
 
-def leaks_of(config: Config, layout: Layout, frozen: FrozenSet) -> dict[str, list[str]]:
+def leaks_of(config: Config, paths: Paths, frozen: TestSetContents) -> dict[str, list[str]]:
     """Sets that training or the choice of weights may have seen, with test videos in them."""
-    files = {split: layout.split(split) for split in ("train", "val") if split != frozen.split}
+    files = {split: paths.split(split) for split in ("train", "val") if split != frozen.split}
     files |= {
-        f"intervid_mr.{split}": layout.intervid / f"{split}.jsonl" for split in ("train", "val")
+        f"intervid_mr.{split}": paths.intervid / f"{split}.jsonl" for split in ("train", "val")
     }
     others = {name: _vids(path) for name, path in files.items()}
     return find_leaks(
-        frozen, others, video_contents(layout.stream(config.features.video_streams[0]))
+        frozen, others, video_contents(paths.stream(config.features.video_streams[0]))
     )
 
 
-def _require_evaluated(layout: Layout, way: str, weights: str) -> None:
-    path = layout.evaluation / "weights.json"
+def _require_evaluated(paths: Paths, way: str, weights: str) -> None:
+    path = paths.evaluation / "weights.json"
     known: dict[str, str] = _json(path)
     if known.get(way) != weights:
         rule = f"the evaluation of {way} is of weights {known.get(way)}, here are {weights}"

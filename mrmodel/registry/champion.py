@@ -19,8 +19,8 @@ from mrmodel.errors import ConfigError, ConflictError, DataError, RegistryError
 from mrmodel.processes import hide_user
 from mrmodel.registry.decision import Decision, Pointer, pointer_key, read_decision, read_pointer
 from mrmodel.registry.mlflow_versions import Versions
-from mrmodel.stages.paths import Layout
-from mrmodel.stages.test_set import FrozenSet
+from mrmodel.stages.paths import Paths
+from mrmodel.stages.test_set import TestSetContents
 from mrmodel.storage import Store, open_store
 from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment
 
@@ -32,7 +32,7 @@ STORE_VARIABLE = "MRMODEL_REGISTRY"
 
 
 @dataclass(frozen=True, slots=True)
-class Pointed:
+class PointerSnapshot:
     """The pointer as it was read: None before the first promotion; `tag` guards the next write."""
 
     pointer: Pointer | None
@@ -50,14 +50,16 @@ class Registry:
     def __init__(self, versions: Versions, store: Store) -> None:
         self.versions, self.store, self.name = versions, store, versions.name
 
-    def read(self) -> Pointed:
+    def read(self) -> PointerSnapshot:
         """The pointer at this moment."""
         found = self.store.get(pointer_key(self.name))
         if found is None:
-            return Pointed(None, None)
-        return Pointed(read_pointer(found.content, self._where(pointer_key(self.name))), found.tag)
+            return PointerSnapshot(None, None)
+        return PointerSnapshot(
+            read_pointer(found.content, self._where(pointer_key(self.name))), found.tag
+        )
 
-    def move(self, seen: Pointed, pointer: Pointer) -> None:
+    def move(self, seen: PointerSnapshot, pointer: Pointer) -> None:
         """Let `pointer` take the place of the one that was `seen`, then finish what follows.
 
         Raises:
@@ -116,7 +118,7 @@ class Registry:
                 found.append(read_decision(stored.content, self._where(key)))
         return found
 
-    def keep(self, frozen: FrozenSet) -> None:
+    def keep(self, frozen: TestSetContents) -> None:
         """Keep a test set under its digest; one that is there is left as it is."""
         content = json.dumps(frozen.as_json()).encode()
         try:
@@ -124,7 +126,7 @@ class Registry:
         except ConflictError:
             self.test_set(frozen.digest)
 
-    def test_set(self, digest: str) -> FrozenSet:
+    def test_set(self, digest: str) -> TestSetContents:
         """The test set of that digest, checked.
 
         Raises:
@@ -135,7 +137,7 @@ class Registry:
         found = self.store.get(key)
         if found is None:
             raise RegistryError(f"{self._where(key)}: there is no such test set")
-        frozen = FrozenSet.from_json(found.content.decode(), self._where(key))
+        frozen = TestSetContents.from_json(found.content.decode(), self._where(key))
         if frozen.digest != digest:
             raise DataError(f"has digest {frozen.digest}", file=self._where(key))
         return frozen
@@ -169,15 +171,15 @@ class Registry:
         return f"{self.store.url}/{key}"
 
 
-def open_registry(config: Config, layout: Layout) -> Registry:
+def open_registry(config: Config, paths: Paths) -> Registry:
     """The registry that the environment names.
 
     Versions are in the MLflow of ``MLFLOW_TRACKING_URI``, pointer and audit objects in the store of
     ``MRMODEL_REGISTRY``; without them both are in ``.mrmodel``.
     """
-    client, experiment = open_experiment(config.tracking.experiment, layout.state)
+    client, experiment = open_experiment(config.tracking.experiment, paths.state)
     versions = Versions(client, experiment, config.promotion.registered_model)
-    return Registry(versions, registry_store(layout.state))
+    return Registry(versions, registry_store(paths.state))
 
 
 def registry_store(state: Path) -> Store:

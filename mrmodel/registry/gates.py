@@ -43,7 +43,7 @@ class Smoke:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class ModelUnderTest:
     """One of the two models that are compared.
 
     Attributes:
@@ -69,17 +69,19 @@ class Rules:
 
     Attributes:
         settings: the section `promotion`.
-        new_line: do not compare with the champion, whose test set is another one.
+        reset_baseline: do not compare with the champion, whose test set is another one.
         withdrawn: SHA-256 of the weights of versions that were rolled back. The same weights may
             come as another version, with other answers to another test set.
     """
 
     settings: PromotionSettings
-    new_line: bool = False
+    reset_baseline: bool = False
     withdrawn: Collection[str] = ()
 
 
-def judge(candidate: Side, champion: Side | None, smoke: Smoke, rules: Rules) -> list[Gate]:
+def evaluate_gates(
+    candidate: ModelUnderTest, champion: ModelUnderTest | None, smoke: Smoke, rules: Rules
+) -> list[Gate]:
     """All gates of one promotion, those about the comparison first."""
     return [
         *_compared(candidate, champion, rules),
@@ -92,17 +94,19 @@ def judge(candidate: Side, champion: Side | None, smoke: Smoke, rules: Rules) ->
     ]
 
 
-def _compared(candidate: Side, champion: Side | None, rules: Rules) -> list[Gate]:
+def _compared(
+    candidate: ModelUnderTest, champion: ModelUnderTest | None, rules: Rules
+) -> list[Gate]:
     if champion is None:
         detail = "there is no champion to compare with"
         return [Gate(name=name, passed=None, detail=detail) for name in ("test_set", "better")]
     ours, theirs = candidate.record.test_set.digest, champion.record.test_set.digest
     if ours != theirs:
         detail = f"{ours[:12]}, that of version {champion.version} is {theirs[:12]}"
-        if rules.new_line:
-            detail += "; a new line of comparison was asked for"
+        if rules.reset_baseline:
+            detail += "; the baseline was reset"
             return [Gate(name="test_set", passed=None, detail=detail)]
-        detail += "; figures of two test sets cannot be compared (`--new-line` starts anew)"
+        detail += "; figures of two test sets cannot be compared (`--reset-baseline` promotes without a comparison)"
         return [Gate(name="test_set", passed=False, detail=detail)]
     same = Gate(name="test_set", passed=True, detail=f"{ours[:12]}, as version {champion.version}")
     settings = rules.settings
@@ -117,7 +121,9 @@ def _compared(candidate: Side, champion: Side | None, rules: Rules) -> list[Gate
     ]
 
 
-def _better(candidate: Side, champion: Side, settings: PromotionSettings) -> Gate:
+def _better(
+    candidate: ModelUnderTest, champion: ModelUnderTest, settings: PromotionSettings
+) -> Gate:
     figure = candidate.record.headline
     bootstrap = BootstrapSettings(settings.resamples, confidence=settings.confidence)
     found = paired_bootstrap(champion.per_query, candidate.per_query, figure, bootstrap)
@@ -135,7 +141,7 @@ def _better(candidate: Side, champion: Side, settings: PromotionSettings) -> Gat
     )
 
 
-def _slice(candidate: Side, champion: Side, figure: str, worst: float) -> Gate:
+def _slice(candidate: ModelUnderTest, champion: ModelUnderTest, figure: str, worst: float) -> Gate:
     name = f"slice {figure}"
     known = [side.per_query.values.get(figure) for side in (champion, candidate)]
     if known[0] is None or known[1] is None:
@@ -154,7 +160,7 @@ def _slice(candidate: Side, champion: Side, figure: str, worst: float) -> Gate:
     )
 
 
-def _signature(candidate: Side, champion: Side | None) -> Gate:
+def _signature(candidate: ModelUnderTest, champion: ModelUnderTest | None) -> Gate:
     if champion is None:
         return Gate(name="signature", passed=None, detail="there is no champion to compare with")
     same = candidate.signature == champion.signature
@@ -178,7 +184,7 @@ def _latency(smoke: Smoke, limit_s: float) -> Gate:
     )
 
 
-def _size(candidate: Side, limit_mb: float) -> Gate:
+def _size(candidate: ModelUnderTest, limit_mb: float) -> Gate:
     size_mb = candidate.size_bytes / _MB
     return Gate(
         name="size",
@@ -188,14 +194,14 @@ def _size(candidate: Side, limit_mb: float) -> Gate:
     )
 
 
-def _leakage(candidate: Side) -> Gate:
+def _leakage(candidate: ModelUnderTest) -> Gate:
     tags = {name: value for name, value in candidate.tags.items() if name.startswith(TAG)}
     found = "; ".join(f"{name} = {value}" for name, value in sorted(tags.items()))
     detail = found or "no test video is in a set that training may see"
     return Gate(name="leakage", passed=not tags, detail=detail)
 
 
-def _withdrawn(candidate: Side, withdrawn: Collection[str]) -> Gate:
+def _withdrawn(candidate: ModelUnderTest, withdrawn: Collection[str]) -> Gate:
     was = candidate.record.weights_sha256 in withdrawn
     word = "were" if was else "were not"
     return Gate(name="withdrawn", passed=not was, detail=f"these weights {word} rolled back")

@@ -18,8 +18,8 @@ from mrmodel.errors import RegistryError
 from mrmodel.files import sha256_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.processes import run_python
 from mrmodel.registry.model_record import ModelRecord
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
@@ -87,7 +87,7 @@ def describe(record: ModelRecord) -> Iterator[str]:
                 yield f"  {word} {entry['path']}  md5 {entry['md5']}"
 
 
-def reproduce(record: ModelRecord, places: Places) -> Reproduction:
+def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
     """Make a model again in a temporary clone of its revision, with no cache to take it from.
 
     The parameters are those of the record. Videos of one's own are those of the revision where DVC
@@ -158,7 +158,7 @@ def _feeds(giver: Mapping[str, Any], taker: Mapping[str, Any]) -> bool:
     )
 
 
-def _bring_own_videos(record: ModelRecord, places: Places, folder: Path) -> None:
+def _bring_own_videos(record: ModelRecord, places: RuntimeEnvironment, folder: Path) -> None:
     """The videos of the revision where DVC tracks them, else those of the repository here."""
     if record.params["corpus"]["source"] != "folder":
         return
@@ -166,7 +166,7 @@ def _bring_own_videos(record: ModelRecord, places: Places, folder: Path) -> None
     target = folder / name
     if target.with_name(f"{target.name}.dvc").exists():
         with fresh_clone(places, record.code["git.revision"], {}) as clone:
-            transfer = Transfer(places, Handover(places.handover, places.endpoint))
+            transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
             transfer.fetch(Repo(str(clone)), [name])
             shutil.copytree(clone / name, target, dirs_exist_ok=True)
         return

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrmodel.errors import DataError
 from mrmodel.pretraining.intervid.decontaminate import base_video
-from mrmodel.stages.test_set import FrozenSet
+from mrmodel.stages.test_set import TestSetContents
 
 RECORD_FILE = "record.json"
 # What these say is in the record itself.
@@ -115,7 +115,7 @@ TAG = "leakage."
 
 
 def find_leaks(
-    test: FrozenSet, others: Mapping[str, Collection[str]], contents: Mapping[str, str]
+    test: TestSetContents, others: Mapping[str, Collection[str]], contents: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Test videos that other sets hold too.
 

@@ -11,13 +11,13 @@ from mrmodel.evaluate.rows import read_rows
 from mrmodel.files import folder_bytes
 from mrmodel.progress import Reporter, Steps
 from mrmodel.registry.candidate import Candidate, gather
-from mrmodel.registry.champion import CHALLENGER, Pointed, Registry
+from mrmodel.registry.champion import CHALLENGER, PointerSnapshot, Registry
 from mrmodel.registry.decision import Decision, Gate, Pointer, actor, decision_id, now
-from mrmodel.registry.gates import Rules, Side, judge
+from mrmodel.registry.gates import ModelUnderTest, Rules, evaluate_gates
 from mrmodel.registry.mlflow_versions import Files, Versions
 from mrmodel.registry.smoke_test import run_smoke
-from mrmodel.stages.paths import Layout
-from mrmodel.stages.scorer import Judge
+from mrmodel.stages.paths import Paths
+from mrmodel.stages.scorer import Scorer
 from mrmodel.tracking.mlflow_model import write_mlflow_model
 
 
@@ -25,7 +25,7 @@ def promote(
     registry: Registry,
     config: Config,
     version: int | None = None,
-    new_line: str = "",
+    reset_baseline: str = "",
     reporter: Reporter | None = None,
 ) -> Decision:
     """Make a version the champion if it passes every gate.
@@ -34,7 +34,7 @@ def promote(
         registry: see `registry.open_registry`.
         config: its section `promotion` has the rules, `evaluate` says how answers are scored.
         version: None means the challenger.
-        new_line: why a version of another test set than the champion's may pass uncompared.
+        reset_baseline: why a version of another test set than the champion's may pass uncompared.
         reporter: shows the steps; None: nobody.
 
     Raises:
@@ -42,7 +42,7 @@ def promote(
         RegistryError: there is no such version, it is the champion, or another promotion was
             faster; of the last the decision was recorded.
     """
-    decision = decide(registry, config, version or _challenger(registry), new_line, reporter)
+    decision = decide(registry, config, version or _challenger(registry), reset_baseline, reporter)
     if decision.kind == "refuse":
         listed = "".join(f"\n  {gate.name}: {gate.detail}" for gate in decision.failed)
         raise PromotionRefused(f"{registry.name} version {decision.version} is refused:{listed}")
@@ -56,7 +56,7 @@ def decide(
     registry: Registry,
     config: Config,
     version: int,
-    new_line: str = "",
+    reset_baseline: str = "",
     reporter: Reporter | None = None,
 ) -> Decision:
     """Judge a version and make it the champion if it passes; the decision is recorded.
@@ -65,7 +65,7 @@ def decide(
         registry: see `registry.open_registry`.
         config: as of `promote`.
         version: to judge.
-        new_line: as of `promote`.
+        reset_baseline: as of `promote`.
         reporter: as of `promote`.
 
     Returns:
@@ -80,8 +80,10 @@ def decide(
     if seen.pointer is not None and seen.pointer.version == version:
         raise AlreadyChampion(f"{registry.name} version {version} is the champion already")
     with Steps(reporter, "promote", 4 if seen.pointer is None else 5) as steps:
-        gates, test_set = _judged(registry, config, seen.pointer, version, bool(new_line), steps)
-    decision = _decision(registry, seen, version, test_set, new_line)
+        gates, test_set = _judged(
+            registry, config, seen.pointer, version, bool(reset_baseline), steps
+        )
+    decision = _decision(registry, seen, version, test_set, reset_baseline)
     decision = decision.model_copy(update={"gates": gates})
     if decision.failed:
         decision = decision.model_copy(update={"kind": "refuse"})
@@ -180,12 +182,12 @@ def _judged(
     config: Config,
     pointer: Pointer | None,
     version: int,
-    new_line: bool,
+    reset_baseline: bool,
     steps: Steps,
 ) -> tuple[list[Gate], str]:
     """All gates, and the digest of the version's test set."""
     withdrawn = pointer.withdrawn if pointer else []
-    rules = Rules(config.promotion, new_line, registry.versions.weights(withdrawn))
+    rules = Rules(config.promotion, reset_baseline, registry.versions.weights(withdrawn))
     with tempfile.TemporaryDirectory(prefix="mrmodel-promote-") as folder:
         steps.begin(f"fetching version {version}")
         files = registry.versions.files(version, Path(folder) / "candidate")
@@ -199,10 +201,10 @@ def _judged(
             theirs = registry.versions.files(pointer.version, Path(folder) / "champion")
             champion = _side(registry, config, pointer.version, theirs)
         steps.begin("comparing by the gates")
-        return judge(candidate, champion, smoke, rules), candidate.record.test_set.digest
+        return evaluate_gates(candidate, champion, smoke, rules), candidate.record.test_set.digest
 
 
-def _side(registry: Registry, config: Config, version: int, files: Files) -> Side:
+def _side(registry: Registry, config: Config, version: int, files: Files) -> ModelUnderTest:
     """A version scored on its own frozen test set, by the rules of today."""
     test_set = files.record.test_set
     if test_set.protocol != config.evaluate.protocol:
@@ -211,8 +213,8 @@ def _side(registry: Registry, config: Config, version: int, files: Files) -> Sid
             f"evaluate.protocol is {config.evaluate.protocol}"
         )
     frozen = registry.test_set(test_set.digest)
-    scores = Judge(config).score(frozen.rows, read_rows(files.predictions))
-    return Side(
+    scores = Scorer(config).score(frozen.rows, read_rows(files.predictions))
+    return ModelUnderTest(
         version=version,
         record=files.record,
         per_query=scores.per_query,
@@ -223,7 +225,7 @@ def _side(registry: Registry, config: Config, version: int, files: Files) -> Sid
 
 
 def _decision(
-    registry: Registry, seen: Pointed, version: int, test_set: str, reason: str
+    registry: Registry, seen: PointerSnapshot, version: int, test_set: str, reason: str
 ) -> Decision:
     at = now()
     return Decision(
@@ -242,7 +244,7 @@ def _decision(
 def register(
     registry: Registry,
     config: Config,
-    layout: Layout,
+    paths: Paths,
     model: str,
     kind: str,
     reporter: Reporter | None = None,
@@ -254,7 +256,7 @@ def register(
     Args:
         registry: see `registry.open_registry`.
         config: the parameter file.
-        layout: where the model and its evaluation are.
+        paths: where the model and its evaluation are.
         model: name below `models`.
         kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
         reporter: shows the steps; None: nobody.
@@ -268,7 +270,7 @@ def register(
     """
     with Steps(reporter, "register", 4) as steps:
         steps.begin("scoring the predictions")
-        candidate = gather(config, layout, model, kind)
+        candidate = gather(config, paths, model, kind)
         steps.begin("looking for the same version")
         registry.keep(candidate.frozen)
         known = registry.versions.find_same(candidate)

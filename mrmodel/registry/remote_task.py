@@ -22,22 +22,24 @@ from mrmodel.errors import AlreadyChampion, MrModelError, OrchestrationError, Re
 from mrmodel.files import write_json, write_text
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.processes import die_with_parent, hide_secrets, run_python, secrets_of
 from mrmodel.progress import RichReporter
 from mrmodel.registry.candidate import needed_files
 from mrmodel.registry.champion import open_registry
 from mrmodel.registry.decision import Decision, read_decision
 from mrmodel.registry.promote import decide, register
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.text import table
 
 # Against the new champion, when a promotion of somebody else came in between.
 _ROUNDS = 5
 
 
-def register_and_decide(places: Places, model: str | None, kind: str, new_line: str) -> Decision:
+def register_and_decide(
+    places: RuntimeEnvironment, model: str | None, kind: str, reset_baseline: str
+) -> Decision:
     """Register the model of the clone in the current folder and let the gates judge it.
 
     Doing it twice is harmless: the same model is the same version, and of the champion the
@@ -47,25 +49,25 @@ def register_and_decide(places: Places, model: str | None, kind: str, new_line: 
         places: where the data are.
         model: name below `models`; None: the first of `train.models`.
         kind: as of `register.register`.
-        new_line: as of `promote.promote`.
+        reset_baseline: as of `promote.promote`.
 
     Raises:
         MrModelError: see `register.register`, `promote.decide`.
     """
     config = load_config(Path("params.yaml"))
-    layout, name = Layout(config), model or config.train.models[0]
-    transfer = Transfer(places, Handover(places.handover, places.endpoint))
-    transfer.fetch(Repo(), [str(path) for path in needed_files(config, layout, name, kind)])
-    registry = open_registry(config, layout)
+    paths, name = Paths(config), model or config.train.models[0]
+    transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
+    transfer.fetch(Repo(), [str(path) for path in needed_files(config, paths, name, kind)])
+    registry = open_registry(config, paths)
     reporter = RichReporter(with_eta=False)
-    version, _ = register(registry, config, layout, name, kind, reporter)
+    version, _ = register(registry, config, paths, name, kind, reporter)
     for _ in range(_ROUNDS):
         pointer = registry.read().pointer
         if pointer is not None and pointer.version == version:
             registry.reconcile()
             return pointer.decision
         try:
-            decision = decide(registry, config, version, new_line, reporter)
+            decision = decide(registry, config, version, reset_baseline, reporter)
         except AlreadyChampion:  # Another process decided the same in this moment.
             continue
         if decision.kind != "conflict":
@@ -80,7 +82,7 @@ def main() -> int:
     file = Path(sys.argv[1])
     order = json.loads(file.read_text(encoding="utf-8"))
     try:
-        decision = register_and_decide(Places.from_environment(), **order)
+        decision = register_and_decide(RuntimeEnvironment.from_environment(), **order)
     except MrModelError as error:
         write_json(file.with_name("error.json"), {"message": str(error)})
         return 1
@@ -92,12 +94,12 @@ _MODULE = "mrmodel.registry.remote_task"
 
 
 def promote_revision(
-    places: Places,
+    places: RuntimeEnvironment,
     rev: str,
     say: Callable[[str], None],
     model: str | None = None,
     kind: str = "finetuned",
-    new_line: str = "",
+    reset_baseline: str = "",
 ) -> Decision:
     """Register the model that a revision made, and let the gates judge it; see `main`.
 
@@ -107,13 +109,13 @@ def promote_revision(
         say: told of every line of the process.
         model: name below `models`; None: the first of `train.models`.
         kind: as of `register.register`.
-        new_line: as of `promote.promote`.
+        reset_baseline: as of `promote.promote`.
 
     Raises:
         OrchestrationError: the revision or its data cannot be had.
         RegistryError: the model cannot be registered or judged.
     """
-    order = {"model": model, "kind": kind, "new_line": new_line}
+    order = {"model": model, "kind": kind, "reset_baseline": reset_baseline}
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
         beside = Path(name)
         write_json(beside / "order.json", order)

@@ -133,7 +133,7 @@ class Drift:
         limit = limits.features if old.videos > 1 else None
         if limit is not None:
             # As if all channels were one: they move together, and nobody knows how much.
-            chance = float(norm.isf(limits.chance / 2))
+            chance = float(norm.isf(limits.significance_level / 2))
             limit += chance * math.sqrt(1 / new.videos + 1 / old.videos)
         return Figure(f"features {name}, shift in sd", value, limit, new.videos)
 
@@ -141,5 +141,5 @@ class Drift:
         """`limit` and the critical value of a two-sample Kolmogorov-Smirnov test."""
         if limit is None:
             return None
-        chance = self.config.retrain.drift.chance
+        chance = self.config.retrain.drift.significance_level
         return limit + math.sqrt(-math.log(chance / 2) / 2 * (1 / new + 1 / old))

@@ -15,16 +15,16 @@ from mrmodel.config.schema import Config
 from mrmodel.errors import ConfigError, DataError, DeliveryError
 from mrmodel.files import atomic_path, write_json
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VIDEOS
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class IngestedDelivery:
     """A delivery whose data are in the folder.
 
     Attributes:
@@ -39,7 +39,7 @@ class Taken:
     rows: dict[str, int]
 
 
-class TrackedFolder:
+class DvcDataset:
     """The folder ``corpus.folder`` of a clone; its tables are pulled, its videos are not.
 
     DVC adds files to a folder that is only partly there, by its recorded listing; the result is
@@ -56,14 +56,14 @@ class TrackedFolder:
         OrchestrationError: its tables cannot be had.
     """
 
-    def __init__(self, clone: Path, config: Config, places: Places) -> None:
+    def __init__(self, clone: Path, config: Config, places: RuntimeEnvironment) -> None:
         if config.corpus.source != "folder":
             rule = "deliveries go into a folder of your own: docs/howto/deliver_data.md"
             raise ConfigError("corpus.source", config.corpus.source, rule)
         self._clone, self._config, self._name = clone, config, config.corpus.folder.rstrip("/")
         self.folder = clone / self._name
         self._repo = Repo(str(clone))
-        self._transfer = Transfer(places, Handover(places.handover, places.endpoint))
+        self._transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
         self._out = self._find(self.folder)
         if self._out is None or not (clone / self.dvc_file).exists():
             rule = f"is missing: `dvc add {self._name}` first, see docs/howto/deliver_data.md"
@@ -80,7 +80,7 @@ class TrackedFolder:
         """The file in git that says which deliveries are in the folder."""
         return f"{self._name}.deliveries.json"
 
-    def deliveries(self) -> list[Taken]:
+    def deliveries(self) -> list[IngestedDelivery]:
         """The deliveries that are in the folder, in the order in which they came.
 
         Raises:
@@ -90,7 +90,7 @@ class TrackedFolder:
         if not path.exists():
             return []
         try:
-            return [Taken(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+            return [IngestedDelivery(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError) as error:
             raise DataError(f"holds no list of deliveries: {error}", file=path) from None
 
@@ -101,13 +101,13 @@ class TrackedFolder:
             DeliveryError: there is no profile yet.
             OrchestrationError: something cannot be pulled.
         """
-        layout = Layout(self._config, self._clone)
-        out = self._find(layout.profile)
+        paths = Paths(self._config, self._clone)
+        out = self._find(paths.profile)
         if out is None or not out.hash_info:
             rule = "no training data to compare with: run `dvc repro profile` and commit dvc.lock"
-            raise DeliveryError(f"{layout.profile.relative_to(self._clone)}: {rule}")
+            raise DeliveryError(f"{paths.profile.relative_to(self._clone)}: {rule}")
         tables = [name for name in (*ANNOTATIONS, TEST, CAPTIONS) if name in self._contents]
-        wanted = [self.folder / name for name in tables] + [layout.profile]
+        wanted = [self.folder / name for name in tables] + [paths.profile]
         self._transfer.fetch(self._repo, [str(path.relative_to(self._clone)) for path in wanted])
         prefix = f"{VIDEOS}/"
         videos = {
@@ -115,7 +115,7 @@ class TrackedFolder:
             for path, md5 in self._contents.items()
             if path.startswith(prefix) and "/" not in path.removeprefix(prefix)
         }
-        profile = Profile.read(layout.profile)
+        profile = Profile.read(paths.profile)
         return Reference.read(self.folder, videos, profile, self._config.features.clip_len_s)
 
     def append(self, lines: Mapping[str, Iterable[bytes]], videos: Iterable[Path]) -> None:
@@ -133,7 +133,7 @@ class TrackedFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target)
 
-    def commit(self, taken: Iterable[Taken]) -> list[str]:
+    def commit(self, taken: Iterable[IngestedDelivery]) -> list[str]:
         """Give what was appended to DVC, store it where everybody finds it, and list deliveries.
 
         Returns:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mrmodel.errors import ConfigError
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import fast_forward, workspace
 from mrmodel.registry.champion import registry_store
 from mrmodel.registry.decision import Decision
-from mrmodel.retrain.ingest import Intake
+from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import Entry, Ledger
 from mrmodel.retrain.report import Report
 from mrmodel.storage import Store, open_store
@@ -40,7 +40,7 @@ class Summary:
     text: str
 
 
-def summarize_intake(reports: Iterable[Report]) -> Summary:
+def summarize_ingestion(reports: Iterable[Report]) -> Summary:
     """The end of a retraining that had nothing to train on."""
     found = list(reports)
     states = {report.state for report in found}
@@ -83,7 +83,7 @@ log = logging.getLogger(__name__)
 INCOMING_VARIABLE = "MRMODEL_INCOMING"
 
 
-def open_incoming(places: Places) -> Store:
+def open_incoming(places: RuntimeEnvironment) -> Store:
     """The store of the deliveries.
 
     Raises:
@@ -96,21 +96,26 @@ def open_incoming(places: Places) -> Store:
     return open_store(url, places.endpoint)
 
 
-def open_ledger(places: Places, rev: str) -> Ledger:
+def open_ledger(places: RuntimeEnvironment, rev: str) -> Ledger:
     """The outcomes of deliveries for the model that a revision registers."""
     with workspace(places, rev) as space:
         name = space.config.promotion.registered_model
     return Ledger(registry_store(places.state), name)
 
 
-def settle(
-    places: Places, rev: str, ledger: Ledger, intake: Intake, branch: str, decision: Decision
+def finish(
+    places: RuntimeEnvironment,
+    rev: str,
+    ledger: Ledger,
+    intake: IngestResult,
+    branch: str,
+    decision: Decision,
 ) -> Summary:
     """Write down what became of the deliveries; after a promotion, their data become the base.
 
     A process that dies in here leaves either deliveries without an outcome, of which the next
     retraining makes the same model and settles them; or a branch that has not moved, which the next
-    one moves first (`intake.take_in`).
+    one moves first (`intake.ingest`).
 
     Args:
         places: where the repository is.
@@ -130,7 +135,7 @@ def settle(
     return summarize_decision(decision, moved, intake.reports)
 
 
-def _note(ledger: Ledger, intake: Intake, branch: str, decision: Decision) -> None:
+def _note(ledger: Ledger, intake: IngestResult, branch: str, decision: Decision) -> None:
     for report in intake.taken:
         entry = Entry(
             delivery=report.name,

@@ -14,8 +14,8 @@ from pathlib import Path
 from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import DeliveryError, MrModelError, StorageError
 from mrmodel.orchestrate.checkout import fresh_clone
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.run_branch import PARAMS, Workspace, fast_forward, workspace
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.run_branch import PARAMS, RunBranch, fast_forward, workspace
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import (
     MARKER,
@@ -24,10 +24,10 @@ from mrmodel.retrain.deliveries import (
     download,
     list_deliveries,
 )
-from mrmodel.retrain.dvc_dataset import Taken, TrackedFolder
+from mrmodel.retrain.dvc_dataset import DvcDataset, IngestedDelivery
 from mrmodel.retrain.outcomes import Entry, Ledger
 from mrmodel.retrain.report import Report
-from mrmodel.retrain.validate import Checked, check_folder
+from mrmodel.retrain.validate import ValidatedDelivery, check_folder
 from mrmodel.storage import Store
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _DOWNLOADS = "incoming"
 
 
 @dataclass(slots=True)
-class Intake:
+class IngestResult:
     """What an intake found and did.
 
     Attributes:
@@ -55,7 +55,7 @@ class Intake:
         return [report for report in self.reports if report.state == "taken"]
 
 
-def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake:
+def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str) -> IngestResult:
     """Bring every new delivery into the data of `rev`, on a run branch, or quarantine it.
 
     Deliveries are taken in the order of their names; each is compared with the data and with those
@@ -76,27 +76,27 @@ def take_in(incoming: Store, ledger: Ledger, places: Places, rev: str) -> Intake
         OrchestrationError: data or revision cannot be had, or not be stored.
     """
     listed = list_deliveries(incoming)
-    intake = Intake()
+    intake = IngestResult()
     entries = ledger.entries()
     if not listed and not entries:
         return intake
     with workspace(places, rev) as space:
-        folder = TrackedFolder(space.folder, space.config, places)
+        folder = DvcDataset(space.folder, space.config, places)
         present = folder.deliveries()
         lost = _unmerged(entries, present, ledger.withdrawn())
         if lost is not None:
             _merge(places, rev, lost)
-            return take_in(incoming, ledger, places, rev)
+            return ingest(incoming, ledger, places, rev)
         pending = _pending(listed, entries, present)
         intake.reports = [_incomplete(one) for one in pending if not one.complete]
         complete = [one for one in pending if one.complete]
         if complete:
-            _Intaking(incoming, ledger, space, folder, intake).take(complete)
+            _Ingestion(incoming, ledger, space, folder, intake).take(complete)
     intake.reports.sort(key=lambda report: report.name)
     return intake
 
 
-def check_sent(folder: Path, places: Places, rev: str) -> Report:
+def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> Report:
     """The verdict on a folder that somebody is about to send; nothing is written.
 
     Args:
@@ -110,20 +110,20 @@ def check_sent(folder: Path, places: Places, rev: str) -> Report:
     """
     with fresh_clone(places, rev, {}) as clone:
         config = load_config(clone / PARAMS)
-        reference = TrackedFolder(clone, config, places).reference()
+        reference = DvcDataset(clone, config, places).reference()
         return check_folder(folder, delivery_in(folder), reference, config).report
 
 
-class _Intaking:
+class _Ingestion:
     """One intake in its clone."""
 
     def __init__(
         self,
         incoming: Store,
         ledger: Ledger,
-        space: Workspace,
-        folder: TrackedFolder,
-        intake: Intake,
+        space: RunBranch,
+        folder: DvcDataset,
+        intake: IngestResult,
     ) -> None:
         self._incoming, self._ledger, self._space = incoming, ledger, space
         self._folder, self._intake = folder, intake
@@ -131,7 +131,7 @@ class _Intaking:
         # As the data are, and as they will be with what is taken.
         self._before: Reference = folder.reference()
         self._reference = deepcopy(self._before)
-        self._taken: list[Taken] = []
+        self._taken: list[IngestedDelivery] = []
 
     def take(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
@@ -155,7 +155,7 @@ class _Intaking:
         except BrokenProcessPool:
             # Twice, see `_apart`: it would do so every night.
             reason = "the process that checks it dies: a damaged video, or too little memory"
-            checked = Checked(
+            checked = ValidatedDelivery(
                 Report(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
             )
         if checked.report.state == "quarantined":
@@ -164,7 +164,7 @@ class _Intaking:
             self._merge(checked)
         return checked.report
 
-    def _check(self, folder: Path, delivery: Delivery) -> Checked:
+    def _check(self, folder: Path, delivery: Delivery) -> ValidatedDelivery:
         """The verdict; what only data of this very intake speak against is left for later.
 
         Nobody knows yet whether these data will stay.
@@ -188,15 +188,15 @@ class _Intaking:
             )
         )
 
-    def _merge(self, checked: Checked) -> None:
+    def _merge(self, checked: ValidatedDelivery) -> None:
         report = checked.report
         self._folder.append(checked.lines(), checked.videos)
-        checked.teach(self._reference)
-        self._taken.append(Taken(report.name, report.digest, report.videos, report.rows))
+        checked.extend(self._reference)
+        self._taken.append(IngestedDelivery(report.name, report.digest, report.videos, report.rows))
 
 
 def _unmerged(
-    entries: Iterable[Entry], present: Iterable[Taken], withdrawn: Collection[int]
+    entries: Iterable[Entry], present: Iterable[IngestedDelivery], withdrawn: Collection[int]
 ) -> Entry | None:
     """The last promotion, but of withdrawn models, whose data are not in the folder."""
     known = {(one.name, one.digest) for one in present}
@@ -210,7 +210,7 @@ def _unmerged(
     return lost[-1] if lost else None
 
 
-def _merge(places: Places, rev: str, entry: Entry) -> None:
+def _merge(places: RuntimeEnvironment, rev: str, entry: Entry) -> None:
     """Let `rev` end where the run branch of a promotion ends.
 
     Raises:
@@ -223,7 +223,7 @@ def _merge(places: Places, rev: str, entry: Entry) -> None:
 
 
 def _pending(
-    listed: Iterable[Delivery], entries: Iterable[Entry], present: Iterable[Taken]
+    listed: Iterable[Delivery], entries: Iterable[Entry], present: Iterable[IngestedDelivery]
 ) -> list[Delivery]:
     """Deliveries without an outcome that are not in the data."""
     done = {(entry.delivery, entry.digest) for entry in entries}
@@ -231,7 +231,9 @@ def _pending(
     return [one for one in listed if (one.name, one.digest) not in done]
 
 
-def _apart(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
+def _apart(
+    folder: Path, delivery: Delivery, reference: Reference, config: Config
+) -> ValidatedDelivery:
     """Check in a process of its own, which a damaged video may take with it; tried twice.
 
     Raises:
@@ -248,17 +250,19 @@ def _apart(folder: Path, delivery: Delivery, reference: Reference, config: Confi
     raise AssertionError("unreachable")
 
 
-def _check(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
+def _check(
+    folder: Path, delivery: Delivery, reference: Reference, config: Config
+) -> ValidatedDelivery:
     try:
         return check_folder(folder, delivery, reference, config)
     except DeliveryError:
         raise
     except MrModelError as error:
         report = Report(delivery.name, delivery.digest, "quarantined", [str(error)])
-        return Checked(report, [], {})
+        return ValidatedDelivery(report, [], {})
     except Exception as error:  # A defect of ours must not hold up the others.
         log.exception("delivery %s", delivery.name)
-        return Checked(_left(delivery, f"the check failed: {error!r}"), [], {})
+        return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
 
 
 def _incomplete(delivery: Delivery) -> Report:

@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Judged:
+class CheckedRecords:
     """All rows of a delivery.
 
     Attributes:
@@ -68,9 +68,9 @@ class Judged:
         return dict(Counter(row.table for row in self.good))
 
 
-def judge_rows(
+def check_records(
     folder: Path, reference: Reference, videos: DeliveredVideos, config: Config
-) -> Judged:
+) -> CheckedRecords:
     """Read the tables of a delivered folder and compare every row with the data and each other.
 
     Args:
@@ -79,7 +79,7 @@ def judge_rows(
         videos: of the delivery.
         config: says how long a clip is, and how captions are read.
     """
-    judged = Judged()
+    judged = CheckedRecords()
     seen = _Seen(reference)
     for row in _read(folder, config, judged.bad):
         rule = videos.leak(row.vid)

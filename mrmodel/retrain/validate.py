@@ -12,12 +12,12 @@ from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VIDEOS, Delivery
 from mrmodel.retrain.drift import Drift
 from mrmodel.retrain.report import Report
-from mrmodel.retrain.row_checks import Judged, Row, judge_rows
+from mrmodel.retrain.row_checks import CheckedRecords, Row, check_records
 from mrmodel.retrain.videos import DeliveredVideos
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ValidatedDelivery:
     """A delivery that was looked at.
 
     Attributes:
@@ -37,7 +37,7 @@ class Checked:
             found[row.table].append(row.raw)
         return dict(found)
 
-    def teach(self, reference: Reference) -> None:
+    def extend(self, reference: Reference) -> None:
         """Let the reference know what is taken, for the deliveries that are checked later."""
         for path, md5 in self.videos.items():
             reference.add_video(path.name, md5)
@@ -48,7 +48,9 @@ class Checked:
                 reference.add_annotations(row.table, [row.annotation])
 
 
-def check_folder(folder: Path, delivery: Delivery, reference: Reference, config: Config) -> Checked:
+def check_folder(
+    folder: Path, delivery: Delivery, reference: Reference, config: Config
+) -> ValidatedDelivery:
     """Judge a delivered folder; nothing is changed.
 
     Args:
@@ -67,7 +69,7 @@ def check_folder(folder: Path, delivery: Delivery, reference: Reference, config:
     if frozen is not None:
         report.reasons.append(frozen)
     videos = DeliveredVideos(folder / VIDEOS, reference, config.features.clip_len_s)
-    judged = judge_rows(folder, reference, videos, config)
+    judged = check_records(folder, reference, videos, config)
     used = {videos.name_of(row.vid) for row in judged.good}
     new = {videos.files[stem]: videos.md5s[stem] for stem in sorted(used) if videos.is_new(stem)}
     _tell(report, judged, new, config.retrain.max_bad_share)
@@ -83,7 +85,7 @@ def check_folder(folder: Path, delivery: Delivery, reference: Reference, config:
         report.reasons += [str(one) for one in report.figures if one.passed is False]
     if report.reasons:
         report.state = "quarantined"
-    return Checked(report, judged.good, new)
+    return ValidatedDelivery(report, judged.good, new)
 
 
 def _frozen_table(folder: Path, reference: Reference) -> str | None:
@@ -96,7 +98,9 @@ def _frozen_table(folder: Path, reference: Reference) -> str | None:
     return None
 
 
-def _tell(report: Report, judged: Judged, new: Iterable[Path], max_bad_share: float) -> None:
+def _tell(
+    report: Report, judged: CheckedRecords, new: Iterable[Path], max_bad_share: float
+) -> None:
     report.rows, report.known, report.bad = judged.counts(), judged.known, judged.bad
     report.videos = [path.name for path in new]
     if judged.bad_share > max_bad_share:

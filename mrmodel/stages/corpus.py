@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mrmodel.config.schema import Config
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
 
 
@@ -12,20 +12,20 @@ def corpus(config: Config, reporter: Reporter) -> None:
     """Make ``data/<corpus>``."""
     from pathlib import Path
 
-    layout = Layout(config)
+    paths = Paths(config)
     clip_len_s = config.features.clip_len_s
     if config.corpus.source == "folder":
         from mrmodel.data.ingest.folder import import_folder
         from mrmodel.stages.required_inputs import require_inputs
 
-        require_inputs(config, layout)
+        require_inputs(config, paths)
         folder = Path(config.corpus.folder)
-        import_folder(folder, clip_len_s, layout.corpus, reporter, layout.imports)
+        import_folder(folder, clip_len_s, paths.corpus, reporter, paths.imports)
     else:
         from mrmodel.synthetic.render import render_corpus
 
         workers = config.features.workers
-        render_corpus(config.corpus, clip_len_s, layout.corpus, workers, reporter)
+        render_corpus(config.corpus, clip_len_s, paths.corpus, workers, reporter)
 
 
 if __name__ == "__main__":

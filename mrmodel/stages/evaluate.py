@@ -31,12 +31,12 @@ from mrmodel.predict.inference import predict_set
 from mrmodel.predict.serving import read_serving
 from mrmodel.predict.zero_shot import predict_zero_shot
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
-from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.stages.scorer import Scorer, reported_split
 from mrmodel.stages.test_set import freeze
 from mrmodel.stages.trainer import open_features, open_set
-from mrmodel.tracking.run import current_record
+from mrmodel.tracking.run import current_run
 from mrmodel.tracking.stage_metrics import record_evaluation
 from mrmodel.train.checkpoint import WEIGHTS, load_model
 from mrmodel.train.optim import pick_device, set_threads
@@ -54,47 +54,47 @@ def evaluate(config: Config, reporter: Reporter) -> None:
 
     Fine-tuned models answer as they are served, other weights of a model in the same way.
     """
-    layout = Layout(config)
+    paths = Paths(config)
     set_threads(config.train.threads)
-    judge = Judge(config)
-    split = reported_split(layout)
-    truth = read_annotations(layout.split(split), config.features.clip_len_s)
+    judge = Scorer(config)
+    split = reported_split(paths)
+    truth = read_annotations(paths.split(split), config.features.clip_len_s)
     results: dict[str, Scores] = {}
-    answers = _answers(config, layout, truth, judge, reporter)
+    answers = _answers(config, paths, truth, judge, reporter)
     for name, predictions in answers.items():
         rows = [prediction.as_row() for prediction in predictions]
         results[name] = judge.score([row.as_row() for row in truth], rows)
-        write_jsonl(layout.evaluation / f"{name}.jsonl", rows)
+        write_jsonl(paths.evaluation / f"{name}.jsonl", rows)
     write_json(
-        layout.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
+        paths.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
     )
-    write_json(layout.evaluation / "comparison.json", compare(config, judge, results))
-    write_json(layout.evaluation / "streams.json", stream_digests(config, layout))
-    write_json(layout.evaluation / "weights.json", weight_digests(config, layout))
-    frozen = freeze(split, truth, layout.stream(config.features.video_streams[0]))
-    write_json(layout.evaluation / "test_set.json", frozen.as_json())
+    write_json(paths.evaluation / "comparison.json", compare(config, judge, results))
+    write_json(paths.evaluation / "streams.json", stream_digests(config, paths))
+    write_json(paths.evaluation / "weights.json", weight_digests(config, paths))
+    frozen = freeze(split, truth, paths.stream(config.features.video_streams[0]))
+    write_json(paths.evaluation / "test_set.json", frozen.as_json())
     figures = {name: judge.figures(found) for name, found in results.items()}
-    write_json(layout.reports / "metrics.json", figures)
+    write_json(paths.reports / "metrics.json", figures)
     for name, found in figures.items():
-        write_json(layout.metrics / f"{name}.json", judge.protocol.shown(found))
-    _write_recall(layout.reports / "recall.csv", results)
-    record_evaluation(current_record(), layout.reports)
+        write_json(paths.metrics / f"{name}.json", judge.protocol.shown(found))
+    _write_recall(paths.reports / "recall.csv", results)
+    record_evaluation(current_run(), paths.reports)
 
 
 def _answers(
-    config: Config, layout: Layout, truth: list[Annotation], judge: Judge, reporter: Reporter
+    config: Config, paths: Paths, truth: list[Annotation], judge: Scorer, reporter: Reporter
 ) -> dict[str, list[Prediction]]:
     """Predictions of each way, by name: ``zero_shot``, ``<model>.pretrained`` ..."""
     device = pick_device(config.train.device)
-    builder = open_features(config, layout, device)
+    builder = open_features(config, paths, device)
     data = open_set(config, truth, builder, config.seed)
-    answers = zero_shot_answers(config, data)
+    answers = zero_shot_predictions(config, data)
     kinds = trained_kinds(config)
     reporter.start("evaluate", len(config.train.models) * len(kinds))
     for name in config.train.models:
-        postprocess = judge.postprocess(read_serving(layout.served(name)))
+        postprocess = judge.postprocess(read_serving(paths.served(name)))
         for kind in kinds:
-            model, _ = load_model(model_folder(layout, kind, name), device)
+            model, _ = load_model(model_folder(paths, kind, name), device)
             batch_size = config.train.eval_batch_size
             answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, postprocess)
             reporter.advance(model=name, weights=kind)
@@ -102,24 +102,24 @@ def _answers(
     return answers
 
 
-def stream_digests(config: Config, layout: Layout) -> dict[str, str]:
+def stream_digests(config: Config, paths: Paths) -> dict[str, str]:
     """Fingerprint of each feature stream that the figures rest on, as a digest."""
     names = (*config.features.video_streams, *config.features.text_streams)
-    return {name: digest_of(FeatureStore(layout.stream(name)).info.fingerprint) for name in names}
+    return {name: digest_of(FeatureStore(paths.stream(name)).info.fingerprint) for name in names}
 
 
-def weight_digests(config: Config, layout: Layout) -> dict[str, str]:
+def weight_digests(config: Config, paths: Paths) -> dict[str, str]:
     """SHA-256 of the weights behind each way of answering that has some."""
     return {
-        f"{name}.{kind}": sha256_of(model_folder(layout, kind, name) / WEIGHTS)
+        f"{name}.{kind}": sha256_of(model_folder(paths, kind, name) / WEIGHTS)
         for name in config.train.models
         for kind in trained_kinds(config)
     }
 
 
-def model_folder(layout: Layout, kind: str, name: str) -> Path:
+def model_folder(paths: Paths, kind: str, name: str) -> Path:
     """Where a model's weights of one kind are scored: the fine-tuned ones where they are served."""
-    return layout.served(name) if kind == "finetuned" else layout.model(kind, name)
+    return paths.served(name) if kind == "finetuned" else paths.model(kind, name)
 
 
 def trained_kinds(config: Config) -> tuple[str, ...]:
@@ -127,17 +127,17 @@ def trained_kinds(config: Config) -> tuple[str, ...]:
     return (config.train.start, *TRAINED[1:])
 
 
-def zero_shot_answers(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
+def zero_shot_predictions(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
     """Predictions by similarity alone; nothing where clips and sentences share no space."""
     video, text = data.builder.video[0], data.builder.text[0]
     apart = isinstance(text, FeatureStore) and not has_sentence_row(text.info)
     if apart or video.dim != text.dim:
         return {}
-    threshold = config.evaluate.zero_shot_sd
+    threshold = config.evaluate.zero_shot_std
     return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}
 
 
-def compare(config: Config, judge: Judge, results: dict[str, Scores]) -> dict[str, Any]:
+def compare(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
     """Intervals of the headline figure, and of the differences between `pairs`."""
     figure = judge.protocol.headline
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)

@@ -14,11 +14,11 @@ from mrmodel.features.extraction.extract import ExtractionSummary, extract_texts
 from mrmodel.features.extraction.job_runner import ExtractionSettings
 from mrmodel.features.importers.importer import copy_store
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import SPLITS, Layout
+from mrmodel.stages.paths import SPLITS, Paths
 from mrmodel.stages.required_inputs import missing_streams
 from mrmodel.stages.runner import run_stage_with
 from mrmodel.stages.scorer import read_rows_if_any
-from mrmodel.tracking.run import current_record
+from mrmodel.tracking.run import current_run
 from mrmodel.video.decoder import VideoLimits
 
 log = logging.getLogger(__name__)
@@ -26,21 +26,21 @@ log = logging.getLogger(__name__)
 
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
-    layout, stream = Layout(config), arguments["stream"]
-    if layout.imported(stream).is_dir():
-        _bring_in(config, layout, stream)
+    paths, stream = Paths(config), arguments["stream"]
+    if paths.imported(stream).is_dir():
+        _bring_in(config, paths, stream)
         return
     if stream not in ENCODERS:
-        raise DataError("\n".join(missing_streams(config, layout, (stream,))))
-    require_pinned(layout.weight_pins, stream)
+        raise DataError("\n".join(missing_streams(config, paths, (stream,))))
+    require_pinned(paths.weight_pins, stream)
     # The pieces in there know what they were made of; other inputs start anew.
     settings = extraction_settings(config, work_folder(config, stream))
-    out = layout.stream(stream)
+    out = paths.stream(stream)
     if ENCODERS.get(stream).modality == "video":
         clip_len_s = config.features.clip_len_s
-        summary = extract_videos(videos_in(layout), stream, clip_len_s, out, settings, reporter)
+        summary = extract_videos(videos_in(paths), stream, clip_len_s, out, settings, reporter)
     else:
-        texts = corpus_texts(layout, config.features.clip_len_s)
+        texts = corpus_texts(paths, config.features.clip_len_s)
         summary = extract_texts(texts, stream, out, settings, reporter)
     for key, reason in summary.problems.items():
         log.warning("%s: %s", key, reason)
@@ -49,7 +49,7 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
         *(stream, summary.n_rows, summary.n_items, summary.n_partial, summary.n_failed),
         *(summary.rows_per_s, 100 * summary.decode_wait_ratio),
     )
-    current_record().log(_figures(summary, ENCODERS.get(stream).modality), 0)
+    current_run().log(_figures(summary, ENCODERS.get(stream).modality), 0)
 
 
 def _figures(summary: ExtractionSummary, modality: str) -> dict[str, float]:
@@ -61,12 +61,12 @@ def _figures(summary: ExtractionSummary, modality: str) -> dict[str, float]:
     return counts | speed
 
 
-def _bring_in(config: Config, layout: Layout, stream: str) -> None:
-    source, out = layout.imported(stream), layout.stream(stream)
+def _bring_in(config: Config, paths: Paths, stream: str) -> None:
+    source, out = paths.imported(stream), paths.stream(stream)
     manifest = copy_store(source, out, stream, config.features.clip_len_s)
     rows = sum(shard.rows for shard in manifest.shards)
     log.info("%s: %d rows of %s", stream, rows, source)
-    current_record().log({"n_rows": rows}, 0)
+    current_run().log({"n_rows": rows}, 0)
 
 
 def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
@@ -81,22 +81,22 @@ def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
 
 def work_folder(config: Config, stream: str) -> Path:
     """Where a stream's finished pieces wait, its own and those that shards have made."""
-    return Layout(config).state / "resume" / f"extract-{config.corpus.name}-{stream}"
+    return Paths(config).state / "resume" / f"extract-{config.corpus.name}-{stream}"
 
 
-def videos_in(layout: Layout) -> dict[str, Path]:
+def videos_in(paths: Paths) -> dict[str, Path]:
     """Video id -> file, of all videos of the corpus."""
-    paths = sorted(layout.videos.iterdir())
-    return {path.stem: path for path in paths if not path.name.startswith(".")}
+    files = sorted(paths.videos.iterdir())
+    return {path.stem: path for path in files if not path.name.startswith(".")}
 
 
-def corpus_texts(layout: Layout, clip_len_s: float) -> list[str]:
+def corpus_texts(paths: Paths, clip_len_s: float) -> list[str]:
     """Every sentence that any stage will look up: queries of all splits, and captions."""
     # It imports pandas, which each worker process of a stream of videos would do in vain.
     from mrmodel.pretraining.intervid.captions import caption_texts
 
-    rows = [row for name in SPLITS for row in read_rows_if_any(layout.split(name), clip_len_s)]
-    return [row.query for row in rows] + caption_texts(layout.captions)
+    rows = [row for name in SPLITS for row in read_rows_if_any(paths.split(name), clip_len_s)]
+    return [row.query for row in rows] + caption_texts(paths.captions)
 
 
 if __name__ == "__main__":

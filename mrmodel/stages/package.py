@@ -9,15 +9,15 @@ from mrmodel.config.schema import Config
 from mrmodel.files import atomic_path
 from mrmodel.predict.serving import write_serving
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage_with
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
 
 
 def package(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/served/<model>``; ``--model`` names one of ``train.models``."""
-    layout, name = Layout(config), arguments["model"]
-    source, target = layout.model("finetuned", name), layout.served(name)
+    paths, name = Paths(config), arguments["model"]
+    source, target = paths.model("finetuned", name), paths.served(name)
     with atomic_path(target / WEIGHTS) as temporary:
         temporary.unlink()
         try:

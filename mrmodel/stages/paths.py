@@ -10,7 +10,7 @@ PIN_FILE = "encoder_weights.lock"
 SPLITS = ("train", "val", "test")
 
 
-class Layout:
+class Paths:
     """Folders of one configuration, relative to the current folder."""
 
     def __init__(self, config: Config, root: Path = Path()) -> None:

@@ -22,7 +22,7 @@ from mrmodel.features.keys import normalise_query
 from mrmodel.features.store import FeatureStore, Half
 from mrmodel.files import write_json
 from mrmodel.progress import Reporter, track
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
 from mrmodel.stages.scorer import read_rows_if_any
 from mrmodel.types import Annotation
@@ -108,13 +108,13 @@ class Profile(_Frozen):
 
 def profile(config: Config, reporter: Reporter) -> None:
     """Write ``reports/profile.json``."""
-    layout = Layout(config)
-    rows = read_rows_if_any(layout.split("train"), config.features.clip_len_s)
+    paths = Paths(config)
+    rows = read_rows_if_any(paths.split("train"), config.features.clip_len_s)
     streams = {
-        name: _of_store(FeatureStore(layout.stream(name)), rows, reporter)
+        name: _of_store(FeatureStore(paths.stream(name)), rows, reporter)
         for name in config.features.video_streams
     }
-    write_json(layout.profile, profile_of(rows, streams).model_dump())
+    write_json(paths.profile, profile_of(rows, streams).model_dump())
 
 
 def profile_of(rows: Sequence[Annotation], streams: dict[str, StreamProfile]) -> Profile:

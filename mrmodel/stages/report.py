@@ -30,9 +30,9 @@ from mrmodel.report.studies import (
     difference_cells,
 )
 from mrmodel.stages.evaluate import ZERO_SHOT, trained_kinds
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
-from mrmodel.stages.scorer import Judge, reported_split
+from mrmodel.stages.scorer import Scorer, reported_split
 from mrmodel.types import Annotation
 
 WAYS = {
@@ -51,29 +51,29 @@ N_EXAMPLES = 9
 
 def report(config: Config, reporter: Reporter) -> None:
     """Write ``reports/report.html``."""
-    layout = Layout(config)
+    paths = Paths(config)
     model = config.train.models[0]
-    metrics = _json(layout.reports / "metrics.json")
-    comparison = _json(layout.evaluation / "comparison.json")
+    metrics = _json(paths.reports / "metrics.json")
+    comparison = _json(paths.evaluation / "comparison.json")
     reporter.start("report", 3)
     sections = [results_section(config, metrics, comparison)]
     reporter.advance()
-    sections += [training_section(config, layout), intervid_section(layout)]
+    sections += [training_section(config, paths), intervid_section(paths)]
     reporter.advance()
-    examples = choose_examples(config, layout, f"{model}.finetuned")
+    examples = choose_examples(config, paths, f"{model}.finetuned")
     sections.insert(1, examples_section(examples))
-    sections += compare_sections(config, layout.root / COMPARISON)
-    sections += ablation_sections(config, layout.root / ABLATION)
-    sections += search_sections(config, layout.root / REPORTS)
+    sections += compare_sections(config, paths.root / COMPARISON)
+    sections += ablation_sections(config, paths.root / ABLATION)
+    sections += search_sections(config, paths.root / REPORTS)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
         lead=(TOY + " " if config.corpus.source == "sample" else "")
         + "All figures are of the test split; the weights were chosen on the validation split.",
         headline=headline(metrics, comparison, model),
         sections=sections,
-        provenance=provenance(config, layout),
+        provenance=provenance(config, paths),
     )
-    write_text(layout.reports / "report.html", render(page))
+    write_text(paths.reports / "report.html", render(page))
     reporter.advance()
     reporter.finish()
 
@@ -117,21 +117,21 @@ def results_section(
         caption=f"Difference in {comparison['figure']}: paired bootstrap, whole videos resampled.",
         columns=["", *DIFFERENCE],
         rows=[
-            [" − ".join(_way(part) for part in name.split(" - ")), *difference_cells(row)]
+            [" − ".join(_way(child_run) for child_run in name.split(" - ")), *difference_cells(row)]
             for name, row in comparison["differences"].items()
         ],
     )
     return Section("Results", tables=[*tables, gains])
 
 
-def training_section(config: Config, layout: Layout) -> Section:
+def training_section(config: Config, paths: Paths) -> Section:
     """Loss and validation curves of every run; of several models, a chart a run."""
     models, runs = config.train.models, ("pretrain", "finetune", "scratch")
     charts = []
     for shown in [runs] if len(models) == 1 else [(run,) for run in runs]:
         losses: dict[str, list[tuple[float, float]]] = {}
         scores: dict[str, list[tuple[float, float]]] = {}
-        for name, path in _curves(layout, models, shown).items():
+        for name, path in _curves(paths, models, shown).items():
             curve = pd.read_csv(path)
             losses[name] = _points(curve, "train/loss")
             validated = [column for column in curve.columns if column.startswith("val/")]
@@ -145,16 +145,16 @@ def training_section(config: Config, layout: Layout) -> Section:
     )
 
 
-def _curves(layout: Layout, models: Sequence[str], runs: Sequence[str]) -> dict[str, Path]:
+def _curves(paths: Paths, models: Sequence[str], runs: Sequence[str]) -> dict[str, Path]:
     """Name of each curve and its file."""
     return {
-        f"{run} {model}": layout.training / f"{run}-{model}.csv" for model in models for run in runs
+        f"{run} {model}": paths.training / f"{run}-{model}.csv" for model in models for run in runs
     }
 
 
-def intervid_section(layout: Layout) -> Section:
+def intervid_section(paths: Paths) -> Section:
     """What became of the captions."""
-    found = _json(layout.intervid / "report.json")
+    found = _json(paths.intervid / "report.json")
     if found["state"] == "empty":
         return Section("Pre-training data", f"No generated queries: {found['reason']}.")
     counts = found["counts"]
@@ -227,25 +227,25 @@ def examples_section(examples: Sequence[Example]) -> Section:
     )
 
 
-def choose_examples(config: Config, layout: Layout, way: str) -> list[Example]:
+def choose_examples(config: Config, paths: Paths, way: str) -> list[Example]:
     """`N_EXAMPLES` test queries spread evenly over the ranking by headline figure."""
-    judge = Judge(config)
-    truth = read_annotations(layout.split(reported_split(layout)), config.features.clip_len_s)
-    predictions = {row["qid"]: row for row in read_rows(layout.evaluation / f"{way}.jsonl")}
+    judge = Scorer(config)
+    truth = read_annotations(paths.split(reported_split(paths)), config.features.clip_len_s)
+    predictions = {row["qid"]: row for row in read_rows(paths.evaluation / f"{way}.jsonl")}
     scores = judge.score([row.as_row() for row in truth], list(predictions.values()))
     values = np.nan_to_num(_values(scores, judge), nan=-1.0)
     order = np.argsort(-values, kind="stable")
     answered = [index for index in order.tolist() if truth[index].qid in predictions]
     places = np.linspace(0, len(answered) - 1, min(N_EXAMPLES, len(answered))).round().astype(int)
     return [
-        _example(config, layout, truth[answered[place]], predictions, rank=int(place) + 1)
+        _example(config, paths, truth[answered[place]], predictions, rank=int(place) + 1)
         for place in dict.fromkeys(places.tolist())
     ]
 
 
 def _example(
     config: Config,
-    layout: Layout,
+    paths: Paths,
     row: Annotation,
     predictions: Mapping[Any, Row],
     rank: int,
@@ -264,7 +264,7 @@ def _example(
         saliency=found["pred_saliency_scores"],
         ratings=ratings,
     )
-    video = next(layout.videos.glob(f"{row.vid}.*"), layout.videos / row.vid)
+    video = next(paths.videos.glob(f"{row.vid}.*"), paths.videos / row.vid)
     return Example(
         title=f"rank {rank}",
         qid=str(row.qid),
@@ -276,9 +276,9 @@ def _example(
     )
 
 
-def provenance(config: Config, layout: Layout) -> dict[str, str]:
+def provenance(config: Config, paths: Paths) -> dict[str, str]:
     """Which features and models the page is about; of declared dependencies alone."""
-    streams = _json(layout.evaluation / "streams.json")
+    streams = _json(paths.evaluation / "streams.json")
     kinds = ", ".join(trained_kinds(config))
     return {
         **{f"features {name}": digest[:12] for name, digest in streams.items()},
@@ -286,7 +286,7 @@ def provenance(config: Config, layout: Layout) -> dict[str, str]:
     }
 
 
-def _values(scores: Scores, judge: Judge) -> np.ndarray[Any, Any]:
+def _values(scores: Scores, judge: Scorer) -> np.ndarray[Any, Any]:
     return scores.per_query.values[judge.protocol.headline]
 
 

@@ -13,38 +13,38 @@ from mrmodel.config.schema import Config
 from mrmodel.data.datasets.base import PublishedDataset
 from mrmodel.errors import DataError
 from mrmodel.features.importers.layouts import Layout as ArchiveLayout
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 
 _GUIDE = "docs/howto/your_own_videos.md"
 
 
-def require_inputs(config: Config, layout: Layout) -> None:
+def require_inputs(config: Config, paths: Paths) -> None:
     """Stop where inputs are missing.
 
     Raises:
         DataError: one line for each of them.
     """
-    missing = missing_inputs(config, layout)
+    missing = missing_inputs(config, paths)
     if missing:
         raise DataError("\n  ".join(["these inputs are missing:", *missing]))
 
 
-def missing_inputs(config: Config, layout: Layout) -> list[str]:
+def missing_inputs(config: Config, paths: Paths) -> list[str]:
     """What is missing, where it goes, and how it gets there; empty for the sample corpus."""
     if config.corpus.source == "sample":
         return []
     features = config.features
     streams = (*features.video_streams, *features.text_streams)
-    return _missing_annotations(config, layout) + missing_streams(config, layout, streams)
+    return _missing_annotations(config, paths) + missing_streams(config, paths, streams)
 
 
-def missing_streams(config: Config, layout: Layout, streams: Sequence[str]) -> list[str]:
+def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
     """The streams that have neither a store nor what their encoder needs.
 
     Weights of an encoder are not looked for: it names them itself when it is asked for rows.
     """
-    has_videos = (layout.root / config.corpus.folder / "videos").is_dir()
-    unstored = [stream for stream in streams if not layout.imported(stream).is_dir()]
+    has_videos = (paths.root / config.corpus.folder / "videos").is_dir()
+    unstored = [stream for stream in streams if not paths.imported(stream).is_dir()]
     # An encoder of text needs no more than the annotations.
     ready = [
         stream
@@ -57,28 +57,28 @@ def missing_streams(config: Config, layout: Layout, streams: Sequence[str]) -> l
     # Whoever brings an archive for the others takes texts from it, too.
     wanted = absent if has_videos else unstored
     archived = _by_archive(wanted, config.corpus.name) if config.features.has_imports else {}
-    lines = [_archive_line(config, layout, name, found) for name, found in archived.items()]
+    lines = [_archive_line(config, paths, name, found) for name, found in archived.items()]
     held = {stream for found in archived.values() for stream in found}
-    return lines + _unarchived(config, layout, [s for s in absent if s not in held])
+    return lines + _unarchived(config, paths, [s for s in absent if s not in held])
 
 
-def _unarchived(config: Config, layout: Layout, streams: Sequence[str]) -> list[str]:
+def _unarchived(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
     """Lines about streams that no archive has."""
     lines = [
-        f"features {stream}: no store in {layout.imports}, no encoder of that name, and no archive "
+        f"features {stream}: no store in {paths.imports}, no encoder of that name, and no archive "
         f"of {config.corpus.name} has it"
         for stream in streams
         if stream not in ENCODERS
     ]
     encoded = [stream for stream in streams if stream in ENCODERS]
     if encoded:
-        folder = layout.root / config.corpus.folder / "videos"
+        folder = paths.root / config.corpus.folder / "videos"
         lines.append(f"videos {folder}/<vid>.mp4, from which {', '.join(encoded)} is extracted")
     return lines
 
 
-def _missing_annotations(config: Config, layout: Layout) -> list[str]:
-    folder = layout.root / config.corpus.folder
+def _missing_annotations(config: Config, paths: Paths) -> list[str]:
+    folder = paths.root / config.corpus.folder
     absent = [folder / f"{split}.jsonl" for split in ("train", "val")]
     absent = [path for path in absent if not path.is_file()]
     if not absent:
@@ -93,12 +93,12 @@ def _missing_annotations(config: Config, layout: Layout) -> list[str]:
     return [f"{shown}: `{command}`, where FOLDER holds {names}"]
 
 
-def _archive_line(config: Config, layout: Layout, name: str, streams: Sequence[str]) -> str:
+def _archive_line(config: Config, paths: Paths, name: str, streams: Sequence[str]) -> str:
     """Where the stores of some streams go, and the command that makes them of an archive."""
-    folder = layout.root / config.corpus.folder
-    options = f"--corpus {folder} --output {layout.imports}"
+    folder = paths.root / config.corpus.folder
+    options = f"--corpus {folder} --output {paths.imports}"
     line = (
-        f"features {', '.join(streams)} in {layout.imports}: "
+        f"features {', '.join(streams)} in {paths.imports}: "
         f"`mrmodel features import ARCHIVE --layout {name} {options}`, "
         f"where ARCHIVE is {LAYOUTS.get(name).title}"
     )

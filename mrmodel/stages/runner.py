@@ -13,9 +13,9 @@ from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import MrModelError
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
-from mrmodel.stages.paths import Layout
-from mrmodel.tracking.event_log import Opening
-from mrmodel.tracking.run import PARENT, RunRecord, open_record
+from mrmodel.stages.paths import Paths
+from mrmodel.tracking.event_log import RunSpec
+from mrmodel.tracking.run import PARENT, TrackedRun, open_run
 
 # Of the settings, the progress and the command-line arguments.
 Stage = Callable[[Config, Reporter, dict[str, str]], None]
@@ -33,7 +33,7 @@ def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
 def run_stage_with(stage: Stage, arguments: tuple[str, ...], recorded: bool = True) -> None:
     """Like `run_stage`, with required command-line arguments ``--name VALUE`` for the stage.
 
-    With `recorded` it is a run in MLflow, see `mrmodel.tracking.run.current_record`.
+    With `recorded` it is a run in MLflow, see `mrmodel.tracking.run.current_run`.
     """
     parser = argparse.ArgumentParser()
     for name in arguments:
@@ -68,21 +68,21 @@ def _run(
         tracking = config.tracking
         if not recorded:
             tracking = tracking.model_copy(update={"enabled": False})
-        with open_record(tracking, _opening(config, values, command)) as record:
+        with open_run(tracking, _opening(config, values, command)) as record:
             stage(config, EventReporter(RichReporter()), values)
             _name_device(record)
     except MrModelError as error:
         sys.exit(f"error: {error}")
 
 
-def _opening(config: Config, values: dict[str, str], command: str | None) -> Opening:
+def _opening(config: Config, values: dict[str, str], command: str | None) -> RunSpec:
     """What the record is of: DVC's stage, or, run by hand, the module and its arguments."""
     module = sys.modules["__main__"].__spec__
     path = module.name if module is not None else Path(sys.argv[0]).stem
     name = command or path.rpartition(".")[2]
-    return Opening(
+    return RunSpec(
         experiment=config.tracking.experiment,
-        state=str(Layout(config).state.resolve()),
+        state=str(Paths(config).state.resolve()),
         name=f"{name}@{'-'.join(values.values())}" if values else name,
         code=str(Path.cwd()),
         parent=os.environ.get(PARENT),
@@ -91,7 +91,7 @@ def _opening(config: Config, values: dict[str, str], command: str | None) -> Ope
     )
 
 
-def _name_device(record: RunRecord) -> None:
+def _name_device(record: TrackedRun) -> None:
     """Which processor did the work, for stages that loaded torch."""
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -14,13 +14,13 @@ from mrmodel.evaluate.protocols import Protocol, Scores
 from mrmodel.evaluate.rows import Row
 from mrmodel.evaluate.run import get_protocol
 from mrmodel.predict.postprocess import Postprocess
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.types import Annotation
 
 log = logging.getLogger(__name__)
 
 
-class Judge:
+class Scorer:
     """Post-processing and metrics of one configuration."""
 
     def __init__(self, config: Config) -> None:
@@ -70,8 +70,8 @@ def read_rows_if_any(path: Path, clip_len_s: float) -> list[Annotation]:
     return read_annotations(path, clip_len_s)
 
 
-def reported_split(layout: Layout) -> str:
+def reported_split(paths: Paths) -> str:
     """The split that figures are reported on: ``test``, or ``val`` where a folder has no test."""
-    summary = json.loads((layout.corpus / "corpus.json").read_text(encoding="utf-8"))
+    summary = json.loads((paths.corpus / "corpus.json").read_text(encoding="utf-8"))
     split: str = summary["reported_split"]
     return split

@@ -2,7 +2,7 @@
 
 ``python -m mrmodel.stages.shards --stream S --step plan|make|lay --folder DIR``; see
 `mrmodel.orchestrate.sharding`, which runs them. They are no stages: `extract` is, and it finds what
-``lay`` has put into its work folder.
+``merge`` has put into its work folder.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mrmodel.features.extraction.job_runner import (
     piece_plan,
     require_plan,
 )
-from mrmodel.features.extraction.partial_results import PieceFolder
-from mrmodel.features.extraction.shards import extract_shard, lay_shard
+from mrmodel.features.extraction.partial_results import PartialResults
+from mrmodel.features.extraction.shards import extract_shard, merge_shard
 from mrmodel.features.keys import shard_of
 from mrmodel.files import write_json
 from mrmodel.progress import Reporter
 from mrmodel.stages.extract import extraction_settings, videos_in, work_folder
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage_with
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def step(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
         case "make":
             make(config, reporter, stream, folder)
         case "lay":
-            lay(config, stream, folder)
+            merge(config, stream, folder)
         case other:
             raise ConfigError("--step", other, "must be plan, make or lay")
 
@@ -73,7 +73,7 @@ def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
     """
     order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
     require_plan(f"{stream} on this machine", stream_plan(config, stream), order["plan"])
-    root = Layout(config).videos
+    root = Paths(config).videos
     videos = {Path(name).stem: root / name for name in order["files"]}
     settings = extraction_settings(config, Path(order["work_dir"]))
     settings = replace(settings, workers=order["workers"] or settings.workers)
@@ -84,19 +84,19 @@ def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
     write_json(folder / SUMMARY_FILE, asdict(summary))
 
 
-def lay(config: Config, stream: str, folder: Path) -> None:
+def merge(config: Config, stream: str, folder: Path) -> None:
     """Put the pieces of ``<index>-of-<count>.tar`` into the work folder of the stage ``extract``.
 
     Raises:
-        FeatureError: a shard is refused, see `lay_shard`.
+        FeatureError: a shard is refused, see `merge_shard`.
     """
     count = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))["count"]
-    videos, plan = videos_in(Layout(config)), stream_plan(config, stream)
-    pieces = PieceFolder(work_folder(config, stream))
+    videos, plan = videos_in(Paths(config)), stream_plan(config, stream)
+    pieces = PartialResults(work_folder(config, stream))
     pieces.open(plan)
     for index in range(count):
         tar = folder / tar_name(index, count)
-        laid = lay_shard(
+        laid = merge_shard(
             tar, {key: videos[key] for key in shard_of(videos, index, count)}, plan, pieces
         )
         log.info("%s: shard %d of %d: %d videos", stream, index, count, laid.n_items)
@@ -110,10 +110,10 @@ def tar_name(index: int, count: int) -> str:
 def _keep(
     earlier: Path, videos: dict[str, Path], plan: dict[str, Any], settings: ExtractionSettings
 ) -> None:
-    folder = PieceFolder(settings.work_dir)
+    folder = PartialResults(settings.work_dir)
     folder.open(plan)
     try:
-        lay_shard(earlier, videos, plan, folder)
+        merge_shard(earlier, videos, plan, folder)
     except FeatureError as error:
         log.warning("made anew: %s", error)
 

@@ -21,7 +21,7 @@ from mrmodel.types import Annotation
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenSet:
+class TestSetContents:
     """Annotated queries and the videos that they are about.
 
     Attributes:
@@ -50,7 +50,7 @@ class FrozenSet:
         }
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> FrozenSet:
+    def from_json(cls, text: str, where: str) -> TestSetContents:
         """Read a frozen set and check it against its own digest.
 
         Args:
@@ -72,12 +72,12 @@ class FrozenSet:
         return found
 
 
-def freeze(split: str, truth: Iterable[Annotation], stream: Path) -> FrozenSet:
+def freeze(split: str, truth: Iterable[Annotation], stream: Path) -> TestSetContents:
     """The rows of a split with the contents of their videos, as the feature folder records them."""
     rows = tuple(row.as_row() for row in truth)
     contents = video_contents(stream)
     bases = {_whole(str(row["vid"]), contents) for row in rows}
-    return FrozenSet(split, rows, {base: contents.get(base, "") for base in sorted(bases)})
+    return TestSetContents(split, rows, {base: contents.get(base, "") for base in sorted(bases)})
 
 
 def video_contents(stream: Path) -> dict[str, str]:

@@ -4,55 +4,55 @@ from __future__ import annotations
 
 from mrmodel.config.schema import Config
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
 from mrmodel.stages.trainer import Job, train_model
 
 
 def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/finetuned/<model>``; ``--model`` names one of ``train.models``."""
-    layout, model = Layout(config), arguments["model"]
+    paths, model = Paths(config), arguments["model"]
     job = Job(
         run="finetune",
         model=model,
         seed=config.seed,
-        train=layout.split("train"),
-        val=layout.split("val"),
-        start=layout.model(config.train.start, model),
-        out=layout.model("finetuned", model),
-        figures=layout.training / f"finetune-{model}",
+        train=paths.split("train"),
+        val=paths.split("val"),
+        start=paths.model(config.train.start, model),
+        out=paths.model("finetuned", model),
+        figures=paths.training / f"finetune-{model}",
     )
     train_model(config, job, reporter)
 
 
 def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/pretrained/<model>``; ``--model`` names one of ``train.models``."""
-    layout, model = Layout(config), arguments["model"]
+    paths, model = Paths(config), arguments["model"]
     job = Job(
         run="pretrain",
         model=model,
         seed=config.seed,
-        train=layout.intervid / "train.jsonl",
-        val=layout.intervid / "val.jsonl",
+        train=paths.intervid / "train.jsonl",
+        val=paths.intervid / "val.jsonl",
         start=None,
-        out=layout.model("pretrained", model),
-        figures=layout.training / f"pretrain-{model}",
+        out=paths.model("pretrained", model),
+        figures=paths.training / f"pretrain-{model}",
     )
     train_model(config, job, reporter)
 
 
 def scratch(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/scratch/<model>``; ``--model`` names one of ``train.models``."""
-    layout, model = Layout(config), arguments["model"]
+    paths, model = Paths(config), arguments["model"]
     job = Job(
         run="scratch",
         model=model,
         seed=config.seed,
-        train=layout.split("train"),
-        val=layout.split("val"),
+        train=paths.split("train"),
+        val=paths.split("val"),
         start=None,
-        out=layout.model("scratch", model),
-        figures=layout.training / f"scratch-{model}",
+        out=paths.model("scratch", model),
+        figures=paths.training / f"scratch-{model}",
     )
     train_model(config, job, reporter)
 

@@ -22,9 +22,9 @@ from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
-from mrmodel.stages.scorer import Judge, read_rows_if_any
-from mrmodel.tracking.run import RunRecord, current_record
+from mrmodel.stages.paths import Paths
+from mrmodel.stages.scorer import Scorer, read_rows_if_any
+from mrmodel.tracking.run import TrackedRun, current_run
 from mrmodel.tracking.stage_metrics import record_training
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
 from mrmodel.train.loop import Plan, Progress, Recorder, fit
@@ -81,9 +81,9 @@ def train_model(
         reporter: told of every step.
         watch: told of every epoch, after the record; it may raise `StoppedEarly`.
     """
-    layout = Layout(config)
+    paths = Paths(config)
     device = pick_device(config.train.device)
-    builder = open_features(config, layout, device)
+    builder = open_features(config, paths, device)
     model_config = describe_model(config, job, builder)
     torch.manual_seed(derive_seed(job.seed, "weights", job.model))
     model = model_config.build()
@@ -99,9 +99,9 @@ def train_model(
         return progress
 
     data = open_set(config, train_rows, builder, job.seed)
-    resume = layout.resume(job.name, _digest_of_inputs(config, job, model_config))
+    resume = paths.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
-    with current_record().part(job.name) as record:
+    with current_run().child_run(job.name) as record:
         _record_settings(record, config, job)
         validate = Validation(config, val_rows, builder) if val_rows else None
         recorder = record if watch is None else _Both(record, watch)
@@ -130,11 +130,11 @@ def run_settings(config: Config, run: str) -> RunSettings:
     return settings
 
 
-def open_features(config: Config, layout: Layout, device: torch.device) -> BatchBuilder:
+def open_features(config: Config, paths: Paths, device: torch.device) -> BatchBuilder:
     """The corpus' feature stores as a source of batches."""
     return BatchBuilder(
-        [FeatureStore(layout.stream(name)) for name in config.features.video_streams],
-        [FeatureStore(layout.stream(name)) for name in config.features.text_streams],
+        [FeatureStore(paths.stream(name)) for name in config.features.video_streams],
+        [FeatureStore(paths.stream(name)) for name in config.features.text_streams],
         RowLimits(config.features.max_clips, config.features.max_tokens),
         device,
     )
@@ -176,7 +176,7 @@ class Validation:
     """Figures of a model on annotated rows, the one that chooses first."""
 
     def __init__(self, config: Config, rows: Sequence[Annotation], builder: BatchBuilder) -> None:
-        self._judge = Judge(config)
+        self._judge = Scorer(config)
         self._batch_size = config.train.eval_batch_size
         self._truth = [row.as_row() for row in rows]
         self._data = open_set(config, rows, builder, seed=0)
@@ -199,7 +199,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
     if job.start is not None:
         files.append(job.start / "model.safetensors")
     package = Path(mrmodel.__file__).parent
-    files += sorted(file for part in _CODE for file in (package / part).rglob("*.py"))
+    files += sorted(file for child_run in _CODE for file in (package / child_run).rglob("*.py"))
     settings = config.train.model_dump(exclude={"models", "pretrain", "finetune", "scratch"})
     streams = (*model.video_streams, *model.text_streams)
     return digest_of(
@@ -215,7 +215,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
     )
 
 
-def _record_settings(record: RunRecord, config: Config, job: Job) -> None:
+def _record_settings(record: TrackedRun, config: Config, job: Job) -> None:
     """What decides the training, with every value that params.yaml leaves to a preset."""
     settings = MODELS.get(job.model).Settings
     model = validate_section(settings, config.models[job.model], f"models.{job.model}")

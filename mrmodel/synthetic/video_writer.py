@@ -39,7 +39,7 @@ class PictureFormat:
     crf: int
 
 
-class Stage:
+class SceneRenderer:
     """Draws the frames of one video; backgrounds and sprites are prepared once."""
 
     def __init__(self, plan: VideoPlan, size: tuple[int, int]) -> None:
@@ -116,7 +116,7 @@ class Stage:
 
 def draw_frames(plan: VideoPlan, picture: PictureFormat) -> Iterator[Image.Image]:
     """The RGB frames of a video, in order: duration x fps of them."""
-    stage = Stage(plan, (picture.width, picture.height))
+    stage = SceneRenderer(plan, (picture.width, picture.height))
     for index in range(round(plan.duration_s * picture.fps)):
         yield stage.frame(index / picture.fps)
 

@@ -24,7 +24,7 @@ _END_PATIENCE_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class RunSpec:
     """What the recorder is told first.
 
     Attributes:
@@ -54,7 +54,7 @@ class Opening:
     pid: int = field(default_factory=os.getpid)
 
 
-class Spool:
+class EventLog:
     """A file without a name, and the process that reads it.
 
     Args:
@@ -64,12 +64,12 @@ class Spool:
         OSError: no file, or no process, can be had.
     """
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, spec: RunSpec) -> None:
         self._keys, self._id, self._broken = 0, b"", False
         with tempfile.NamedTemporaryFile(prefix="mrmodel-record-", suffix=".jsonl") as named:
             # Two handles, so that each has a place of its own; the name goes at once.
             self._lines = os.open(named.name, os.O_WRONLY | os.O_APPEND)
-            self.say(asdict(opening))
+            self.emit(asdict(spec))
             self._told, tell = os.pipe()
             try:
                 with Path(named.name).open("rb") as lines:
@@ -90,7 +90,7 @@ class Spool:
         self._keys += 1
         return self._keys
 
-    def say(self, message: Mapping[str, Any]) -> None:
+    def emit(self, message: Mapping[str, Any]) -> None:
         """Append a line; a full disk costs the record, not the stage."""
         if self._broken:
             return

@@ -20,7 +20,7 @@ from mrmodel.features.manifest import read_manifest
 from mrmodel.files import digest_of
 from mrmodel.processes import hide_secrets, hide_user, secrets_of
 from mrmodel.progress import announce
-from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.experiment import open_experiment
 from mrmodel.tracking.mlflow_client import MlflowRun, code_tags
 from mrmodel.tracking.provenance import StageFacts, environment, is_alive, process_tags, stage_facts
@@ -77,7 +77,7 @@ class Outbox:
             except Refused:
                 raise
             except Exception as error:
-                if not may_pass(error):
+                if not is_transient(error):
                     log.warning("not in MLflow: %s: %s", what, error)
                     self._waiting.popleft()
                     continue
@@ -98,7 +98,7 @@ class Outbox:
         self._next_try = time.monotonic() + self._pause_s
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same message may be taken later: the server or the way to it is at fault."""
     from mlflow.exceptions import MlflowException
 
@@ -119,7 +119,7 @@ _SHOWN = {".json", ".csv", ".html", ".md", ".svg", ".png"}
 _LARGEST_FILE = 10_000_000
 
 
-class Recording:
+class EventHandler:
     """The runs of one process.
 
     Args:
@@ -127,12 +127,12 @@ class Recording:
         tell: file descriptor that takes the id of the run.
     """
 
-    def __init__(self, opening: Opening, tell: int) -> None:
+    def __init__(self, spec: RunSpec, tell: int) -> None:
         self.outbox = Outbox()
-        self._opening, self._tell = opening, tell
+        self._opening, self._tell = spec, tell
         self._secrets = secrets_of(os.environ)
         self._facts = self._ask_dvc()
-        self._code = code_tags(Path(opening.code))
+        self._code = code_tags(Path(spec.code))
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[int, MlflowRun] = {}
@@ -140,13 +140,13 @@ class Recording:
         self._metrics: SystemMetrics | None = None
         self.ended = False
         self.outbox.put("the run", self._create)
-        if opening.join is None:
+        if spec.join is None:
             self.outbox.put("code and command", self._describe_code)
             self.outbox.put("the environment", self._describe_environment)
         if self._facts is not None:
             self._describe_stage(self._facts)
 
-    def take(self, message: dict[str, Any]) -> None:
+    def handle(self, message: dict[str, Any]) -> None:
         """Put what a line says into the outbox."""
         kind, key = message["kind"], message["run"]
         if kind == "part" or key in self._files:  # else the run has ended
@@ -228,11 +228,11 @@ class Recording:
             self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _ask_dvc(self) -> StageFacts | None:
-        opening = self._opening
-        if opening.command is None:
+        spec = self._opening
+        if spec.command is None:
             return None
         try:
-            return stage_facts(opening.stage, opening.command)
+            return stage_facts(spec.stage, spec.command)
         except Exception as error:  # DVC's errors have no common ground.
             log.warning("the record knows nothing from DVC: %s", error)
             return None
@@ -243,26 +243,26 @@ class Recording:
         Raises:
             Refused: the server takes no run of this experiment.
         """
-        opening = self._opening
-        name = self._facts.name if self._facts else opening.name
+        spec = self._opening
+        name = self._facts.name if self._facts else spec.name
         try:
-            state = Path(opening.state)
-            self._client, self._experiment = open_experiment(opening.experiment, state)
-            if opening.join is None:
+            state = Path(spec.state)
+            self._client, self._experiment = open_experiment(spec.experiment, state)
+            if spec.join is None:
                 self._end_lost(name)
-                self._runs[0] = self._run(name, opening.began, opening.parent, opening.title)
+                self._runs[0] = self._run(name, spec.began, spec.parent, spec.title)
             else:
-                self._runs[0] = MlflowRun(self._client, opening.join, self._hide)
+                self._runs[0] = MlflowRun(self._client, spec.join, self._hide)
         except Exception as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             raise Refused(f"no record of {name}: {error}") from error
         run_id = self._runs[0].run_id
         os.write(self._tell, run_id.encode())
         announce("mlflow", address=self._address(run_id))
-        if opening.command is not None:
+        if spec.command is not None:
             address = str(self._client.tracking_uri)
-            self._metrics = SystemMetrics(run_id, address, opening.pid)
+            self._metrics = SystemMetrics(run_id, address, spec.pid)
 
     def _create_part(self, key: int, at: int, message: dict[str, Any]) -> None:
         above = self._runs[message["above"]].run_id

@@ -1,7 +1,7 @@
 """``python -m mrmodel.tracking.mlflow_worker FD``: sends what a stage reports to MLflow.
 
 Standard input is the stage's file of lines (`mrmodel.tracking.event_log`), whose first one is the
-`Opening`; the id of the run is written to the file descriptor FD. While the server is away all is
+`RunSpec`; the id of the run is written to the file descriptor FD. While the server is away all is
 kept and tried again. It ends soon after the stage: when everything is sent; after seconds of
 nothing but failures; and in any case seconds after a stage that was killed, whose run is marked so.
 """
@@ -17,8 +17,8 @@ import time
 from typing import Any, TextIO
 
 from mrmodel.processes import die_with_parent
-from mrmodel.tracking.event_log import Opening
-from mrmodel.tracking.mlflow_events import Recording, Refused
+from mrmodel.tracking.event_log import RunSpec
+from mrmodel.tracking.mlflow_events import EventHandler, Refused
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ class _Lines:
         return [json.loads(line) for line in whole]
 
 
-def _follow(recording: Recording, lines: _Lines, opening: Opening) -> None:
+def _follow(recording: EventHandler, lines: _Lines, spec: RunSpec) -> None:
     """Until the stage has ended and all is sent, or cannot be."""
     while True:
-        orphan = os.getppid() != opening.pid
+        orphan = os.getppid() != spec.pid
         for message in lines.new():
-            recording.take(message)
+            recording.handle(message)
         if orphan and not recording.ended:
             signal.alarm(_LAST_S)
             recording.killed()
@@ -83,12 +83,12 @@ def main() -> int:
     os.environ.update(_SHORT)
     lines = _Lines(sys.stdin)
     first, *rest = lines.new()
-    opening = Opening(**first)
-    recording = Recording(opening, int(sys.argv[1]))
+    spec = RunSpec(**first)
+    recording = EventHandler(spec, int(sys.argv[1]))
     for message in rest:
-        recording.take(message)
+        recording.handle(message)
     try:
-        _follow(recording, lines, opening)
+        _follow(recording, lines, spec)
     except Refused as error:
         log.warning("%s", error)
     return 0

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from mrmodel.config.schema import TrackingSettings
 from mrmodel.errors import StoppedEarly
-from mrmodel.tracking.event_log import Opening, Spool, now
+from mrmodel.tracking.event_log import EventLog, RunSpec, now
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PARENT = "MRMODEL_PARENT_RUN"
 
 
-class RunRecord(Protocol):
+class TrackedRun(Protocol):
     """An open record; nothing that is said to it waits or fails."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -48,7 +48,7 @@ class RunRecord(Protocol):
     def fail(self, reason: str) -> None:
         """The run shall end as failed although no error was raised."""
 
-    def part(self, name: str) -> AbstractContextManager[RunRecord]:
+    def child_run(self, name: str) -> AbstractContextManager[TrackedRun]:
         """A part of the work with figures of its own: a run below this one.
 
         What has the name of this run is no part of it, but all of it.
@@ -58,7 +58,7 @@ class RunRecord(Protocol):
         """MLflow's id of the run; None: it has none yet after so many seconds."""
 
 
-class NoRecord:
+class NullRun:
     """What a stage gets when tracking is off."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -82,7 +82,7 @@ class NoRecord:
     def fail(self, reason: str) -> None:
         """Ignore."""
 
-    def part(self, name: str) -> AbstractContextManager[RunRecord]:
+    def child_run(self, name: str) -> AbstractContextManager[TrackedRun]:
         """Nothing either."""
         return nullcontext(self)
 
@@ -91,10 +91,10 @@ class NoRecord:
         return None
 
 
-class SpooledRun:
+class EventLogRun:
     """A record on its way to the recorder."""
 
-    def __init__(self, spool: Spool, name: str, key: int) -> None:
+    def __init__(self, spool: EventLog, name: str, key: int) -> None:
         self._spool, self._name, self._key = spool, name, key
         self.failed: str | None = None
 
@@ -127,15 +127,15 @@ class SpooledRun:
         self.failed = reason
 
     @contextmanager
-    def part(self, name: str) -> Iterator[RunRecord]:
+    def child_run(self, name: str) -> Iterator[TrackedRun]:
         """Open a run below this one, or give this one where it has that name."""
         if name == self._name:
             yield self
             return
-        part = SpooledRun(self._spool, name, self._spool.next_key())
-        part._say("part", name=name, above=self._key)
-        with _ending(part):
-            yield part
+        child_run = EventLogRun(self._spool, name, self._spool.next_key())
+        child_run._say("part", name=name, above=self._key)
+        with _ending(child_run):
+            yield child_run
 
     def run_id(self, patience_s: float) -> str | None:
         """Wait for the id."""
@@ -148,30 +148,30 @@ class SpooledRun:
         self._say("end", status=status if self.failed is None else "FAILED")
 
     def _say(self, kind: str, **values: Any) -> None:
-        self._spool.say({"kind": kind, "run": self._key, "at": now(), **values})
+        self._spool.emit({"kind": kind, "run": self._key, "at": now(), **values})
 
 
-_current: ContextVar[RunRecord] = ContextVar("record")
+_current: ContextVar[TrackedRun] = ContextVar("record")
 
 
-def current_record() -> RunRecord:
+def current_run() -> TrackedRun:
     """The record of the stage that runs here; one that keeps nothing where there is none."""
-    return _current.get(NoRecord())
+    return _current.get(NullRun())
 
 
 @contextmanager
-def open_record(settings: TrackingSettings, opening: Opening) -> Iterator[RunRecord]:
+def open_run(settings: TrackingSettings, spec: RunSpec) -> Iterator[TrackedRun]:
     """A record for the block, which ends as FINISHED, or as FAILED when the block raises.
 
     Args:
         settings: the `tracking` section.
-        opening: what the run is of.
+        spec: what the run is of.
     """
-    spool = _start(opening) if settings.enabled else None
+    spool = _start(spec) if settings.enabled else None
     if spool is None:
-        yield NoRecord()
+        yield NullRun()
         return
-    record = SpooledRun(spool, opening.stage or opening.name, 0)
+    record = EventLogRun(spool, spec.stage or spec.name, 0)
     token = _current.set(record)
     try:
         with _ending(record):
@@ -182,7 +182,7 @@ def open_record(settings: TrackingSettings, opening: Opening) -> Iterator[RunRec
 
 
 @contextmanager
-def _ending(record: SpooledRun) -> Iterator[None]:
+def _ending(record: EventLogRun) -> Iterator[None]:
     try:
         yield
     except StoppedEarly as error:
@@ -199,9 +199,9 @@ def _ending(record: SpooledRun) -> Iterator[None]:
         record.end("FINISHED")
 
 
-def _start(opening: Opening) -> Spool | None:
+def _start(spec: RunSpec) -> EventLog | None:
     try:
-        return Spool(opening)
+        return EventLog(spec)
     except OSError as error:
         log.warning("no record of this run: %s", error)
         return None

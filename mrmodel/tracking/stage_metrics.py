@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.report.charts import Point, bar_chart, line_chart, standalone
-from mrmodel.tracking.run import RunRecord
+from mrmodel.tracking.run import TrackedRun
 
 # A legend holds no more.
 _LINES = 6
 _TOTAL, _TRAIN, _VALIDATION, _RATE = "train/loss", "train/", "val/", "lr"
 
 
-def record_training(record: RunRecord, figures: Path) -> None:
+def record_training(record: TrackedRun, figures: Path) -> None:
     """Keep the results and the learning curves of a training.
 
     Args:
@@ -48,7 +48,7 @@ def learning_curves(history: Path) -> dict[str, str]:
     return {name: standalone(chart) for name, chart in drawn.items() if chart}
 
 
-def record_evaluation(record: RunRecord, reports: Path) -> None:
+def record_evaluation(record: TrackedRun, reports: Path) -> None:
     """Keep the figures of every way of answering, as metrics, tables and plots.
 
     Args:

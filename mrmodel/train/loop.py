@@ -109,7 +109,7 @@ def fit(
     model.to(device)
     criterion = model.criterion()
     parameters = list(model.parameters())
-    optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.decay)
+    optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.weight_decay_on)
     progress = resume(plan.resume_file, model, optimizer)
     for row in progress.history:  # Of the interrupted run, whose record is another.
         recorder.log(row, int(row["step"]))

@@ -66,7 +66,7 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of 0-based `step`.
 
-    ``constant``; ``step``: x 0.1 every `drop_every_epochs`; ``cosine``: down to 1 % of `lr` at the
+    ``constant``; ``step``: x 0.1 every `step_size`; ``cosine``: down to 1 % of `lr` at the
     end; ``linear``: constant to the milestone, then down to nothing at the end (SA-DETR's design,
     section 4); `warmup` climbs linearly to `lr` first. ``multistep``: x `gamma` at each milestone,
     times a warm-up from 0.1 % that does not delay the milestones (SG-DETR's design, section 7).
@@ -81,7 +81,7 @@ def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch
     if run.schedule == "constant":
         return run.lr
     if run.schedule == "step":
-        return float(run.lr * 0.1 ** (step // (run.drop_every_epochs * steps_per_epoch)))
+        return float(run.lr * 0.1 ** (step // (run.step_size * steps_per_epoch)))
     if run.schedule == "linear":
         falling = total_steps - run.milestones[0] * steps_per_epoch
         return run.lr * min(1.0, (total_steps - step) / max(falling, 1))

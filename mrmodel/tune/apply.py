@@ -11,11 +11,11 @@ from mrmodel.config.schema import parse_config
 from mrmodel.errors import TuningError
 from mrmodel.files import write_text
 from mrmodel.orchestrate.run_branch import set_parameters
-from mrmodel.tune.result import Verdict, read_verdict
-from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.result import SearchResult, read_result
+from mrmodel.tune.study import TrialQueue
 
 
-def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:
+def changes_to_apply(study: TrialQueue, unconfirmed: bool) -> dict[str, Any]:
     """Dotted path -> value.
 
     Args:
@@ -25,7 +25,7 @@ def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:
     Raises:
         TuningError: nothing was confirmed to be better.
     """
-    verdict = read_verdict(study)
+    verdict = read_result(study)
     found = verdict.changes
     if unconfirmed and verdict.winner is None:
         others = [one for one in verdict.candidates if one.gain is not None]
@@ -36,7 +36,7 @@ def changes_to_apply(study: TicketStudy, unconfirmed: bool) -> dict[str, Any]:
     return found
 
 
-def reason(verdict: Verdict) -> str:
+def reason(verdict: SearchResult) -> str:
     """Why nothing was found to be better."""
     if len(verdict.candidates) < 2 and not verdict.dropped:
         return f"none of {verdict.trials} trials was above the starting point"
@@ -47,7 +47,7 @@ def reason(verdict: Verdict) -> str:
     return f"with {len(verdict.seeds)} seeds no gain is clear ({shown})"
 
 
-def apply_changes(file: Path, study: TicketStudy, changes: dict[str, Any]) -> None:
+def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> None:
     """Write `changes` into a parameter file.
 
     Raises:
@@ -71,8 +71,8 @@ def apply_changes(file: Path, study: TicketStudy, changes: dict[str, Any]) -> No
 def value_at(tree: dict[str, Any], path: str) -> Any:
     """Value at a dotted path; None where nothing is written there."""
     found: Any = tree
-    for part in path.split("."):
+    for child_run in path.split("."):
         if not isinstance(found, dict):
             return None
-        found = found.get(part)
+        found = found.get(child_run)
     return found

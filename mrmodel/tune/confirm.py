@@ -28,16 +28,16 @@ from mrmodel.evaluate.significance import (
     PerQuery,
     bootstrap_over_seeds,
 )
-from mrmodel.experiments.control_run import JudgedRows
+from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.predict.post_hoc import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.trainer import Job, train_model
 from mrmodel.storage import Store, open_store
 from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
 from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import Result, Ticket
+from mrmodel.tune.worker import ClaimedTrial, Result
 
 CANDIDATE, SEED = "candidate", "seed"
 
@@ -125,22 +125,22 @@ class ConfirmObjective:
         """None of these runs is given up."""
         return NopPruner()
 
-    def __call__(self, ticket: Ticket) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> Result:
         """Train, judge on validation data, hand on."""
         plan = self._plan
-        number = ticket.trial.suggest_categorical(CANDIDATE, range(len(plan.candidates)))
-        seed = ticket.trial.suggest_categorical(SEED, plan.seeds)
+        number = claimed.trial.suggest_categorical(CANDIDATE, range(len(plan.candidates)))
+        seed = claimed.trial.suggest_categorical(SEED, plan.seeds)
         config = changed_config(self._raw, plan.candidates[number].changes)
-        layout = Layout(config)
-        folder = layout.state / "tune" / ticket.study / f"{number}-{seed}"
-        job = self._train(config, folder, f"{ticket.study}-{number}-{seed}", seed)
-        rows = JudgedRows(config, layout, job.val)
+        paths = Paths(config)
+        folder = paths.state / "tune" / claimed.study / f"{number}-{seed}"
+        job = self._train(config, folder, f"{claimed.study}-{number}-{seed}", seed)
+        rows = EvaluationSet(config, paths, job.val)
         model = rows.model(job.out)
         scores = rows.score(rows.answers(model))
         figures = rows.figures(scores)
         detections = cache_detections(model, rows.data, config.train.eval_batch_size)
         wanted = figures_of(config)
-        hand_on(self._store, number, seed, only(scores.per_query, wanted), detections)
+        publish_results(self._store, number, seed, only(scores.per_query, wanted), detections)
         shutil.rmtree(folder, ignore_errors=True)  # Not before: a killed run goes on from it.
         return Result([figures[name] for name in wanted], {"figures": figures})
 
@@ -163,13 +163,13 @@ class ConfirmObjective:
 
 def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
     """The pre-training that a fine-tuning in `folder` goes on from."""
-    layout = Layout(config)
+    paths = Paths(config)
     return Job(
         run="pretrain",
         model=target_of(config).model,
         seed=seed,
-        train=layout.intervid / "train.jsonl",
-        val=layout.intervid / "val.jsonl",
+        train=paths.intervid / "train.jsonl",
+        val=paths.intervid / "val.jsonl",
         start=None,
         out=folder / "pretrained",
         figures=folder / "training" / "pretrain",
@@ -190,7 +190,7 @@ def only(found: PerQuery, figures: Sequence[str]) -> PerQuery:
     return PerQuery(found.qids, found.vids, {name: found.values[name] for name in figures})
 
 
-def hand_on(
+def publish_results(
     store: Store, number: int, seed: int, found: PerQuery, cached: CachedDetections
 ) -> None:
     """Put what the next steps need into the store."""

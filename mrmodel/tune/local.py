@@ -13,34 +13,36 @@ from optuna.storages import BaseStorage
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import ConfigError, TuningError
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
-from mrmodel.tracking.event_log import Opening
-from mrmodel.tracking.run import PARENT, RunRecord, open_record
+from mrmodel.stages.paths import Paths
+from mrmodel.tracking.event_log import RunSpec
+from mrmodel.tracking.run import PARENT, TrackedRun, open_run
 from mrmodel.tune.report import record_search
-from mrmodel.tune.result import Verdict
-from mrmodel.tune.search import Desk, search
+from mrmodel.tune.result import SearchResult
+from mrmodel.tune.search import SearchContext, search
 from mrmodel.tune.space import changed_config
 from mrmodel.tune.storage import open_storage, storage_address
-from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.worker_pool import LocalCrew
+from mrmodel.tune.study import TrialQueue
+from mrmodel.tune.worker_pool import LocalWorkerPool
 
 # MLflow's import and a new database take seconds; without a run of the search trials have none.
 PATIENCE_S = 30.0
 
 
-def search_here(config: Config, layout: Layout, reporter: Reporter) -> Verdict:
+def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResult:
     """Begin or go on; errors as of `search.search`, and one when another process is at it."""
-    address, folder = storage_address(layout.state), layout.state / "tune" / config.tune.study
-    with alone(folder), open_search_record(config, layout) as record:
+    address, folder = storage_address(paths.state), paths.state / "tune" / config.tune.study
+    with alone(folder), open_search_record(config, paths) as record:
         run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
-        crew = LocalCrew(address, folder / "workers", run_id, workers)
+        crew = LocalWorkerPool(address, folder / "workers", run_id, workers)
         storage = open_storage(address)
-        store = str((layout.state / "tune").resolve())
+        store = str((paths.state / "tune").resolve())
         try:
-            verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
+            verdict = search(
+                config, SearchContext(storage, store, crew, Progress(record, reporter))
+            )
         finally:
             reporter.finish()
-        record_search(record, TicketStudy(storage, config.tune.study), verdict, layout)
+        record_search(record, TrialQueue(storage, config.tune.study), verdict, paths)
     return verdict
 
 
@@ -52,7 +54,7 @@ def resumed_config(
     Raises:
         TuningError: there is no such study, or an earlier version began it.
     """
-    study = TicketStudy(storage, name)
+    study = TrialQueue(storage, name)
     try:
         config = parse_config(study.facts.config)
     except ConfigError as error:
@@ -75,17 +77,17 @@ def with_extent(config: Config, **extent: str | int | None) -> Config:
 
 
 @contextmanager
-def open_search_record(config: Config, layout: Layout) -> Iterator[RunRecord]:
+def open_search_record(config: Config, paths: Paths) -> Iterator[TrackedRun]:
     """The MLflow run of a search; its trials are runs below it."""
-    opening = Opening(
+    spec = RunSpec(
         experiment=config.tracking.experiment,
-        state=str(layout.state.resolve()),
+        state=str(paths.state.resolve()),
         name="tune",
         title=f"tune {config.tune.study}",
-        code=str(layout.root.resolve()),
+        code=str(paths.root.resolve()),
         parent=os.environ.get(PARENT),
     )
-    with open_record(config.tracking, opening) as record:
+    with open_run(config.tracking, spec) as record:
         record.params({"tune": config.tune.model_dump()})
         yield record
 
@@ -93,11 +95,11 @@ def open_search_record(config: Config, layout: Layout) -> Iterator[RunRecord]:
 class Progress:
     """Tells reporter and record how far the studies of a search are."""
 
-    def __init__(self, record: RunRecord, reporter: Reporter) -> None:
+    def __init__(self, record: TrackedRun, reporter: Reporter) -> None:
         self._record, self._reporter = record, reporter
         self._study, self._done = "", 0
 
-    def __call__(self, study: TicketStudy) -> None:
+    def __call__(self, study: TrialQueue) -> None:
         """Look at a study."""
         done = len(study.done())
         if study.name != self._study:

@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial
 
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
-from mrmodel.experiments.control_run import JudgedRows
+from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.progress import NullReporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.trainer import Job, run_settings, train_model, validation_of
 from mrmodel.train.loop import Progress
 from mrmodel.tune.space import (
@@ -31,7 +31,7 @@ from mrmodel.tune.space import (
     training_plan,
 )
 from mrmodel.tune.study import START, Facts
-from mrmodel.tune.worker import Result, SmallerBatch, Ticket
+from mrmodel.tune.worker import ClaimedTrial, Result, SmallerBatch
 
 
 class StalledPruner(BasePruner):
@@ -97,17 +97,17 @@ class TrainingObjective:
         )
         return StalledPruner(hyperband, tune.prune.patience, tune.prune.min_delta)
 
-    def __call__(self, ticket: Ticket) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> Result:
         """Train.
 
         Raises:
             SmallerBatch: there is too little memory.
         """
-        changes = self._plan.changes(self._plan.suggest(ticket.trial))
-        if ticket.batch is not None:
-            changes[BATCH] = ticket.batch
-        ticket.trial.set_user_attr("changes", changes)
-        result = self._try(ticket, changes)
+        changes = self._plan.changes(self._plan.suggest(claimed.trial))
+        if claimed.batch is not None:
+            changes[BATCH] = claimed.batch
+        claimed.trial.set_user_attr("changes", changes)
+        result = self._try(claimed, changes)
         if result is not None:
             return result
         # Outside of the handler: the error's traceback would keep the memory alive.
@@ -118,28 +118,28 @@ class TrainingObjective:
             raise StoppedEarly("not even a batch of one sample fits into memory")
         raise SmallerBatch(batch // 2)
 
-    def _try(self, ticket: Ticket, changes: Mapping[str, Any]) -> Result | None:
+    def _try(self, claimed: ClaimedTrial, changes: Mapping[str, Any]) -> Result | None:
         """The result; None: it needs more memory than there is."""
         config = changed_config(self._raw, changes)
-        layout, tune = Layout(config), config.tune
-        folder = layout.state / "tune" / ticket.study / f"{ticket.origin:04d}"
-        label = f"{ticket.study}-{ticket.origin:04d}"
+        paths, tune = Paths(config), config.tune
+        folder = paths.state / "tune" / claimed.study / f"{claimed.origin:04d}"
+        label = f"{claimed.study}-{claimed.origin:04d}"
         job = job_of(config, folder, label, config.seed)
         figures = figures_of(config)
         select = run_settings(config, job.run).select
-        watch = _Watch(ticket, figures, select == "best")
+        watch = _Watch(claimed, figures, select == "best")
         try:
             progress = train_model(config, job, NullReporter(), watch)
             latency_s = None
             if tune.max_latency_s is not None:
-                latency_s = _latency_s(config, layout, job)
-                ticket.trial.set_constraint("latency", latency_s - tune.max_latency_s)
+                latency_s = _latency_s(config, paths, job)
+                claimed.trial.set_constraint("latency", latency_s - tune.max_latency_s)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
         finally:  # Not after a SIGKILL: the next attempt goes on from there.
-            for left in (folder, layout.state / "resume" / job.name):
+            for left in (folder, paths.state / "resume" / job.name):
                 shutil.rmtree(left, ignore_errors=True)
         found = chosen_figures(progress, select)
         return Result(
@@ -157,9 +157,9 @@ def for_trials(config: Config) -> Config:
 class _Watch:
     """Tells Optuna of each validation of a trial, and ends it when the pruner says so."""
 
-    def __init__(self, ticket: Ticket, figures: list[str], peak: bool) -> None:
+    def __init__(self, claimed: ClaimedTrial, figures: list[str], peak: bool) -> None:
         """Of a trial that ends with the weights of its best validation (`peak`), or the last."""
-        self._ticket, self._figures, self._peak = ticket, figures, peak
+        self._ticket, self._figures, self._peak = claimed, figures, peak
         self._best = -math.inf
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -193,14 +193,14 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
         seed: of all its draws.
         start: first weights of ``finetune``; None: those that the main job starts from.
     """
-    layout, run = Layout(config), config.tune.run
+    paths, run = Paths(config), config.tune.run
     generated = run == "pretrain"
     splits = {
-        name: layout.intervid / f"{name}.jsonl" if generated else layout.split(name)
+        name: paths.intervid / f"{name}.jsonl" if generated else paths.split(name)
         for name in ("train", "val")
     }
     if run == "finetune":
-        start = start or layout.model(config.train.start, target_of(config).model)
+        start = start or paths.model(config.train.start, target_of(config).model)
     return Job(
         run=run,
         model=target_of(config).model,
@@ -216,10 +216,10 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
 
 def read_by_training(config: Config) -> list[Path]:
     """What of DVC's outputs the training that is tuned reads."""
-    layout, job = Layout(config), job_of(config, Path(), "", config.seed)
+    paths, job = Paths(config), job_of(config, Path(), "", config.seed)
     streams = [*config.features.video_streams, *config.features.text_streams]
     start = [] if job.start is None else [job.start]
-    return [job.train, job.val, *map(layout.stream, streams), *start]
+    return [job.train, job.val, *map(paths.stream, streams), *start]
 
 
 def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
@@ -237,9 +237,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
-def _latency_s(config: Config, layout: Layout, job: Job) -> float:
+def _latency_s(config: Config, paths: Paths, job: Job) -> float:
     """Seconds a query, forward pass and decoding, on the validation data."""
-    rows = JudgedRows(config, layout, job.val)
+    rows = EvaluationSet(config, paths, job.val)
     model = rows.model(job.out)
     seconds = min(rows.seconds(model) for _ in range(_LATENCY_PASSES))
     return seconds / len(rows.data.annotations)

@@ -18,13 +18,13 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.significance import BootstrapSettings, Comparison, PerQuery, paired_bootstrap
 from mrmodel.predict.post_hoc import predict_cached
-from mrmodel.stages.scorer import Judge
+from mrmodel.stages.scorer import Scorer
 from mrmodel.storage import open_store
 from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
 from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import Result, Ticket
+from mrmodel.tune.worker import ClaimedTrial, Result
 
 
 class PostHocObjective:
@@ -38,17 +38,17 @@ class PostHocObjective:
     @staticmethod
     def needs(facts: Facts) -> list[Path]:
         """The annotations; detections come from the store."""
-        return [judged_file(parse_config(facts.config))]
+        return [scored_file(parse_config(facts.config))]
 
     @property
     def pruner(self) -> BasePruner:
         """A trial takes seconds."""
         return NopPruner()
 
-    def __call__(self, ticket: Ticket) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> Result:
         """Decode and judge the detections of every seed."""
-        changes = self._plan.changes(self._plan.suggest(ticket.trial))
-        ticket.trial.set_user_attr("changes", changes)
+        changes = self._plan.changes(self._plan.suggest(claimed.trial))
+        claimed.trial.set_user_attr("changes", changes)
         figures = self._runs.figures(changed_config(self._raw, changes))
         return Result([figures[figures_of(self._config)[0]]], {"figures": figures})
 
@@ -65,9 +65,9 @@ class ConfirmedRuns:
     def __init__(self, config: Config, store: str, about: Mapping[str, Any]) -> None:
         place = open_store(store)
         self._sets = [read_detections(place, about["candidate"], seed) for seed in about["seeds"]]
-        truth = read_annotations(judged_file(config), config.features.clip_len_s)
+        truth = read_annotations(scored_file(config), config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
-        self._judge = Judge(config)
+        self._judge = Scorer(config)
 
     def figures(self, config: Config) -> dict[str, float]:
         """Mean figures over the seeds, decoded as `config` says."""
@@ -85,7 +85,7 @@ class ConfirmedRuns:
         return paired_bootstrap(means[0], means[1], figure, settings)
 
     def _scores(self, config: Config) -> list[Scores]:
-        postprocess = Judge(config).postprocess(config.postprocess)
+        postprocess = Scorer(config).postprocess(config.postprocess)
         found = []
         for cached in self._sets:
             rows = [row.as_row() for row in predict_cached(cached, postprocess)]
@@ -100,7 +100,7 @@ def _mean(runs: list[Scores], figure: str) -> PerQuery:
     return PerQuery(first.qids, first.vids, {figure: values})
 
 
-def judged_file(config: Config) -> Path:
+def scored_file(config: Config) -> Path:
     """The annotations that the run is validated with."""
     return job_of(config, Path(), "", config.seed).val
 

@@ -14,11 +14,11 @@ from optuna.storages import BaseStorage
 from mrmodel.config.schema import Config
 from mrmodel.errors import ConfigError
 from mrmodel.orchestrate.dvc_transfer import Transfer
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
-from mrmodel.orchestrate.run_branch import PARAMS, Workspace, workspace
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
+from mrmodel.orchestrate.run_branch import PARAMS, RunBranch, workspace
 from mrmodel.progress import Reporter
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.tune import report
 from mrmodel.tune.apply import apply_changes
 from mrmodel.tune.local import (
@@ -31,15 +31,15 @@ from mrmodel.tune.local import (
 )
 from mrmodel.tune.objective import job_of
 from mrmodel.tune.report import record_search, report_part
-from mrmodel.tune.result import Verdict
-from mrmodel.tune.search import Desk, search
+from mrmodel.tune.result import SearchResult
+from mrmodel.tune.search import SearchContext, search
 from mrmodel.tune.storage import VARIABLE, open_storage, storage_address
-from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.worker_pool import Crew
+from mrmodel.tune.study import TrialQueue
+from mrmodel.tune.worker_pool import TrialWorkerPool
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SearchOverrides:
     """What may be asked of a search; None: as params.yaml says, or as the study began.
 
     Attributes:
@@ -54,7 +54,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RevisionSearch:
     """What whoever starts workers needs to know.
 
     Attributes:
@@ -69,7 +69,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchOutcome:
     """How a search on workers ended.
 
     Attributes:
@@ -80,20 +80,24 @@ class Found:
     """
 
     study: str
-    verdict: Verdict
+    verdict: SearchResult
     branch: str | None
     lines: list[str]
 
 
 def search_revision(
-    places: Places, rev: str, wish: Wish, hire: Callable[[Work], Crew], reporter: Reporter
-) -> Found:
+    places: RuntimeEnvironment,
+    rev: str,
+    overrides: SearchOverrides,
+    hire: Callable[[RevisionSearch], TrialWorkerPool],
+    reporter: Reporter,
+) -> SearchOutcome:
     """Begin a search, or go on with the one of that name.
 
     Args:
         places: where repository, data and results are.
         rev: what is tuned; its dvc.lock names the data.
-        wish: the extent.
+        overrides: the extent.
         hire: makes the crew.
         reporter: told how far it is.
 
@@ -105,20 +109,22 @@ def search_revision(
     storage = open_storage(shared_storage_address(places))
     # A search reads annotations below the current folder.
     with workspace(places, rev) as clone, chdir(clone.folder):
-        config = config_of(storage, clone.config, wish)
-        layout, name = Layout(config), config.tune.study
-        with alone(places.state / "tune" / name), open_search_record(config, layout) as record:
+        config = config_of(storage, clone.config, overrides)
+        paths, name = Paths(config), config.tune.study
+        with alone(places.state / "tune" / name), open_search_record(config, paths) as record:
             fetch_annotations(places, config)
-            crew = hire(Work(clone.rev, config, record.run_id(PATIENCE_S)))
+            crew = hire(RevisionSearch(clone.rev, config, record.run_id(PATIENCE_S)))
             store = f"{places.handover.rstrip('/')}/tune"
-            verdict = search(config, Desk(storage, store, crew, Progress(record, reporter)))
-            study = TicketStudy(storage, name)
-            record_search(record, study, verdict, layout)
+            verdict = search(
+                config, SearchContext(storage, store, crew, Progress(record, reporter))
+            )
+            study = TrialQueue(storage, name)
+            record_search(record, study, verdict, paths)
         branch = publish(clone, study, verdict)
-        return Found(name, verdict, branch, list(report.lines(study)))
+        return SearchOutcome(name, verdict, branch, list(report.lines(study)))
 
 
-def shared_storage_address(places: Places) -> str:
+def shared_storage_address(places: RuntimeEnvironment) -> str:
     """Address of the storage that all workers reach.
 
     Raises:
@@ -131,22 +137,22 @@ def shared_storage_address(places: Places) -> str:
     return address
 
 
-def config_of(storage: BaseStorage, config: Config, wish: Wish) -> Config:
+def config_of(storage: BaseStorage, config: Config, overrides: SearchOverrides) -> Config:
     """The configuration of the search: that of the study, or of the revision for a new one."""
-    name = wish.study or config.tune.study
-    if TicketStudy.exists(storage, name):
-        return resumed_config(storage, name, wish.trials, wish.workers)
-    return with_extent(config, study=name, trials=wish.trials, workers=wish.workers)
+    name = overrides.study or config.tune.study
+    if TrialQueue.exists(storage, name):
+        return resumed_config(storage, name, overrides.trials, overrides.workers)
+    return with_extent(config, study=name, trials=overrides.trials, workers=overrides.workers)
 
 
-def fetch_annotations(places: Places, config: Config) -> None:
+def fetch_annotations(places: RuntimeEnvironment, config: Config) -> None:
     """What the search itself reads: the rows, of which it counts steps and judges choices."""
     job = job_of(config, Path(), "", config.seed)
-    transfer = Transfer(places, Handover(places.handover, places.endpoint))
+    transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
     transfer.fetch(Repo(), [str(path) for path in (job.train, job.val)])
 
 
-def publish(clone: Workspace, study: TicketStudy, verdict: Verdict) -> str | None:
+def publish(clone: RunBranch, study: TrialQueue, verdict: SearchResult) -> str | None:
     """Push a branch with the better values and the part of the report; None: nothing is better.
 
     Raises:

@@ -18,11 +18,11 @@ from mrmodel.errors import TuningError
 from mrmodel.files import write_json, write_text
 from mrmodel.report.build import Report, Section, Table, render
 from mrmodel.report.studies import REPORTS
-from mrmodel.stages.paths import Layout
-from mrmodel.tracking.run import RunRecord
+from mrmodel.stages.paths import Paths
+from mrmodel.tracking.run import TrackedRun
 from mrmodel.tune.apply import reason
-from mrmodel.tune.result import Verdict, read_verdict
-from mrmodel.tune.study import RETRY_OF, SOURCE, TicketStudy, is_feasible, owner_of
+from mrmodel.tune.result import SearchResult, read_result
+from mrmodel.tune.study import RETRY_OF, SOURCE, TrialQueue, is_feasible, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,18 @@ _WIDE = {
 }
 
 
-def record_search(record: RunRecord, study: TicketStudy, verdict: Verdict, layout: Layout) -> Path:
+def record_search(
+    record: TrackedRun, study: TrialQueue, verdict: SearchResult, paths: Paths
+) -> Path:
     """Write the page of a search, and keep page, pictures, tables and verdict in its record.
 
     Returns:
         The page, ``reports/tuning/<study>.html``; the report's part is in ``studies/reports``.
     """
-    charts = pictures(study)
-    page = layout.reports / "tuning" / f"{study.name}.html"
+    charts = plots(study)
+    page = paths.reports / "tuning" / f"{study.name}.html"
     write_text(page, render(report_of(study, verdict, charts)))
-    write_json(layout.root / report_part(study.name), summary_of(study, verdict))
+    write_json(paths.root / report_part(study.name), summary_of(study, verdict))
     record.text("search.html", page.read_text(encoding="utf-8"))
     for name, svg in charts.items():
         record.text(f"views/{name}.svg", svg)
@@ -64,7 +66,7 @@ def report_part(study: str) -> Path:
     return REPORTS / f"tune-{study}.json"
 
 
-def summary_of(study: TicketStudy, verdict: Verdict) -> dict[str, Any]:
+def summary_of(study: TrialQueue, verdict: SearchResult) -> dict[str, Any]:
     """What the report of the pipeline shows of a search."""
     best, history = None, []
     for trial in study.trials(TrialState.COMPLETE):
@@ -77,11 +79,11 @@ def summary_of(study: TicketStudy, verdict: Verdict) -> dict[str, Any]:
         "figure": verdict.figure,
         "sentence": sentence(verdict),
         "history": history,
-        "tables": [asdict(table) for table in verdict_tables(verdict)],
+        "tables": [asdict(table) for table in result_tables(verdict)],
     }
 
 
-def sentence(verdict: Verdict) -> str:
+def sentence(verdict: SearchResult) -> str:
     """The verdict in words."""
     winner, after = verdict.winner, verdict.after_training
     parts = []
@@ -96,12 +98,12 @@ def sentence(verdict: Verdict) -> str:
     return "; ".join(parts)
 
 
-def report_of(study: TicketStudy, verdict: Verdict, charts: dict[str, str]) -> Report:
+def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) -> Report:
     """The page."""
     facts = study.facts
     started = {"starting point": verdict.start, "best trial": verdict.best}
     shown = {name: f"{value:.2f}" for name, value in started.items() if value is not None}
-    sections = [Section("Verdict", sentence(verdict) + ".", tables=verdict_tables(verdict))]
+    sections = [Section("Verdict", sentence(verdict) + ".", tables=result_tables(verdict))]
     sections.append(Section("Trials", tables=[trial_table(study, verdict.figure)]))
     sections.append(
         Section(
@@ -123,7 +125,7 @@ def report_of(study: TicketStudy, verdict: Verdict, charts: dict[str, str]) -> R
     )
 
 
-def verdict_tables(verdict: Verdict) -> list[Table]:
+def result_tables(verdict: SearchResult) -> list[Table]:
     """The confirmation, and what was chosen, as tables."""
     tables = []
     if verdict.candidates:
@@ -148,7 +150,7 @@ def verdict_tables(verdict: Verdict) -> list[Table]:
     return tables
 
 
-def trial_table(study: TicketStudy, figure: str) -> Table:
+def trial_table(study: TrialQueue, figure: str) -> Table:
     """The best trials and what they changed."""
     complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
     best = sorted(complete, key=lambda one: -one.values[0])[:_SHOWN_TRIALS]
@@ -193,7 +195,7 @@ def trial_columns(trials: list[FrozenTrial]) -> dict[str, list[Any]]:
     }
 
 
-def pictures(study: TicketStudy) -> dict[str, str]:
+def plots(study: TrialQueue) -> dict[str, str]:
     """Name -> SVG of each view that the trials suffice for."""
     from optuna.visualization import matplotlib as views
 
@@ -267,7 +269,7 @@ def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def lines(study: TicketStudy) -> Iterator[str]:
+def lines(study: TrialQueue) -> Iterator[str]:
     """How far each level is, what runs where, and the verdict where there is one."""
     for one in [study, *study.later()]:
         states = [trial.state.name.lower() for trial in one.trials()]
@@ -286,7 +288,7 @@ def lines(study: TicketStudy) -> Iterator[str]:
         yield sentence(verdict)
 
 
-def best_lines(study: TicketStudy, top: int) -> Iterator[str]:
+def best_lines(study: TrialQueue, top: int) -> Iterator[str]:
     """The best trials, the confirmation, and what would be written into params.yaml."""
     complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
     for trial in sorted(complete, key=lambda one: -one.values[0])[:top]:
@@ -305,8 +307,8 @@ def best_lines(study: TicketStudy, top: int) -> Iterator[str]:
         yield f"  {path}: {value}"
 
 
-def _verdict(study: TicketStudy) -> Verdict | None:
+def _verdict(study: TrialQueue) -> SearchResult | None:
     try:
-        return read_verdict(study)
+        return read_result(study)
     except TuningError:
         return None

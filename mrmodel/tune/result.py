@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mrmodel.config.base import Section
 from mrmodel.errors import TuningError
-from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.study import TrialQueue
 
 _VERDICT = "verdict"
 
@@ -54,7 +54,7 @@ class Confirmed(Section):
         return all(other.high >= 0.0 for other in self.others.values())
 
 
-class Chosen(Section):
+class PostHocSelection(Section):
     """The best choice after training, and its gain over the configured one, on the same runs."""
 
     trial: int
@@ -62,7 +62,7 @@ class Chosen(Section):
     gain: Gain
 
 
-class Verdict(Section):
+class SearchResult(Section):
     """The end of a search.
 
     Attributes:
@@ -84,7 +84,7 @@ class Verdict(Section):
     seeds: list[int]
     candidates: list[Confirmed]
     dropped: list[str] = Field(default=[])
-    after_training: Chosen | None
+    after_training: PostHocSelection | None
 
     @property
     def winner(self) -> Confirmed | None:
@@ -102,17 +102,17 @@ class Verdict(Section):
         return found
 
 
-def keep_verdict(study: TicketStudy, verdict: Verdict) -> None:
+def save_result(study: TrialQueue, verdict: SearchResult) -> None:
     """Write it to the study."""
     study.handle.set_user_attr(_VERDICT, verdict.model_dump())
 
 
-def forget_verdict(study: TicketStudy) -> None:
+def discard_result(study: TrialQueue) -> None:
     """The search goes on, so what was found before no longer holds."""
     study.handle.set_user_attr(_VERDICT, None)
 
 
-def read_verdict(study: TicketStudy) -> Verdict:
+def read_result(study: TrialQueue) -> SearchResult:
     """The verdict of a study.
 
     Raises:
@@ -122,7 +122,7 @@ def read_verdict(study: TicketStudy) -> Verdict:
     if raw is None:
         rule = "has not come to its end; `mrmodel tune status` shows how far it is"
         raise TuningError(f"the search {study.name!r} {rule}")
-    return Verdict.model_validate(raw)
+    return SearchResult.model_validate(raw)
 
 
 BETTER, NOT_BETTER = "Better", "NotBetter"

@@ -27,7 +27,14 @@ from mrmodel.tune import confirm
 from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
 from mrmodel.tune.post_hoc import ConfirmedRuns, post_hoc_facts
-from mrmodel.tune.result import Chosen, Confirmed, Gain, Verdict, forget_verdict, keep_verdict
+from mrmodel.tune.result import (
+    Confirmed,
+    Gain,
+    PostHocSelection,
+    SearchResult,
+    discard_result,
+    save_result,
+)
 from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan, target_of, training_plan
 from mrmodel.tune.study import (
     PAPER,
@@ -36,16 +43,16 @@ from mrmodel.tune.study import (
     SOURCE,
     START,
     Facts,
-    TicketStudy,
+    TrialQueue,
     is_feasible,
 )
-from mrmodel.tune.worker_pool import Crew, follow
+from mrmodel.tune.worker_pool import TrialWorkerPool, follow
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class SearchContext:
     """Where a search is carried out.
 
     Attributes:
@@ -57,11 +64,11 @@ class Desk:
 
     storage: BaseStorage
     store: str
-    crew: Crew
-    told: Callable[[TicketStudy], None]
+    crew: TrialWorkerPool
+    told: Callable[[TrialQueue], None]
 
 
-def search(config: Config, desk: Desk) -> Verdict:
+def search(config: Config, context: SearchContext) -> SearchResult:
     """Begin or go on; returns when the last step is done.
 
     Raises:
@@ -69,32 +76,32 @@ def search(config: Config, desk: Desk) -> Verdict:
         TuningError: the study is another one; or trials fail in a way that all would.
         DataError: there are no rows to train with, or to validate with.
     """
-    study = open_search(config, desk)
-    forget_verdict(study)
-    carry_out(study, config, desk)
+    study = open_search(config, context)
+    discard_result(study)
+    carry_out(study, config, context)
     verdict = summary_of(study, config)
     best = candidates(study, config.tune.confirm.best)
     choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
     # What follows training can be chosen for the starting point too, where no trial was better.
     if best or choosing:
-        confirmation, plan = open_confirmation(study, config, best, desk)
-        carry_out(confirmation, config, desk)
+        confirmation, plan = open_confirmation(study, config, best, context)
+        carry_out(confirmation, config, context)
         confirmed, dropped = confirmed_candidates(confirmation, plan, config)
         found = {"seeds": plan.seeds, "candidates": confirmed, "dropped": dropped}
         verdict = verdict.model_copy(update=found)
         if choosing:
-            chosen = choose_after_training(confirmation, plan, verdict, desk)
+            chosen = choose_after_training(confirmation, plan, verdict, context)
             verdict = verdict.model_copy(update={"after_training": chosen})
-    keep_verdict(study, verdict)
+    save_result(study, verdict)
     return verdict
 
 
-def carry_out(study: TicketStudy, config: Config, desk: Desk) -> None:
+def carry_out(study: TrialQueue, config: Config, context: SearchContext) -> None:
     """Have the tickets of a study worked off."""
-    follow(study, desk.crew, config.tune.workers, lambda: desk.told(study))
+    follow(study, context.crew, config.tune.workers, lambda: context.told(study))
 
 
-def open_search(config: Config, desk: Desk) -> TicketStudy:
+def open_search(config: Config, context: SearchContext) -> TrialQueue:
     """The study of the first level, with a ticket for each trial that is not done yet."""
     tune, plan = config.tune, training_plan(config)
     if not plan.starting_values():
@@ -104,12 +111,12 @@ def open_search(config: Config, desk: Desk) -> TicketStudy:
         objective=f"{TrainingObjective.__module__}:{TrainingObjective.__name__}",
         config=config.model_dump(),
         about={"epochs": epochs_of(config), "inputs": inputs_of(config)},
-        store=f"{desk.store.rstrip('/')}/{tune.study}",
+        store=f"{context.store.rstrip('/')}/{tune.study}",
         title=f"tune {tune.study}",
         attempts=tune.attempts,
     )
     count = len(figures_of(config))
-    study = TicketStudy.create(desk.storage, tune.study, facts, count, tune.seed)
+    study = TrialQueue.create(context.storage, tune.study, facts, count, tune.seed)
     given = {START: plan.starting_values()}
     paper = paper_config(config)
     if paper is not None and plan.values_of(paper) != given[START]:
@@ -169,10 +176,10 @@ def paper_config(config: Config) -> Config | None:
     return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
 
 
-def summary_of(study: TicketStudy, config: Config) -> Verdict:
+def summary_of(study: TrialQueue, config: Config) -> SearchResult:
     """The first level in a few numbers."""
     start = start_of(study)
-    return Verdict(
+    return SearchResult(
         figure=figures_of(config)[0],
         start=None if start is None else start.values[0],
         best=study.best_value(),
@@ -183,13 +190,13 @@ def summary_of(study: TicketStudy, config: Config) -> Verdict:
     )
 
 
-def start_of(study: TicketStudy) -> FrozenTrial | None:
+def start_of(study: TrialQueue) -> FrozenTrial | None:
     """The trial of the starting point, if it came to its end."""
     found = study.trials(TrialState.COMPLETE)
     return next((trial for trial in found if trial.user_attrs.get(SOURCE) == START), None)
 
 
-def candidates(study: TicketStudy, count: int) -> list[Candidate]:
+def candidates(study: TrialQueue, count: int) -> list[Candidate]:
     """The best feasible trials above the starting point; of two figures, of their Pareto front."""
     complete = [trial for trial in study.trials(TrialState.COMPLETE) if is_feasible(trial)]
     start = start_of(study)
@@ -207,8 +214,8 @@ def candidates(study: TicketStudy, count: int) -> list[Candidate]:
 
 
 def open_confirmation(
-    study: TicketStudy, config: Config, best: Sequence[Candidate], desk: Desk
-) -> tuple[TicketStudy, Plan]:
+    study: TrialQueue, config: Config, best: Sequence[Candidate], context: SearchContext
+) -> tuple[TrialQueue, Plan]:
     """The study of the confirmation of these candidates, with its tickets."""
     start = start_of(study)
     plan = Plan.of(config, {} if start is None else start.user_attrs["changes"], best)
@@ -216,21 +223,21 @@ def open_confirmation(
     # Other candidates are another confirmation: a search may be prolonged.
     name = f"{study.name}.confirm.{facts.digest[:8]}"
     facts = replace(facts, store=f"{study.facts.store}/{name}")
-    confirmation = TicketStudy.create(
-        desk.storage, name, facts, len(figures_of(config)), config.tune.seed
+    confirmation = TrialQueue.create(
+        context.storage, name, facts, len(figures_of(config)), config.tune.seed
     )
     # What was killed too often gets another try with another search.
     failed = TrialState.FAIL
     live = [trial for trial in confirmation.trials() if trial.state != failed]
     there = [trial.system_attrs["fixed_params"] for trial in live]
-    for ticket in plan.tickets():
-        if ticket not in there:
-            confirmation.enqueue(ticket, **{REQUIRED: True})
+    for claimed in plan.tickets():
+        if claimed not in there:
+            confirmation.enqueue(claimed, **{REQUIRED: True})
     return confirmation, plan
 
 
 def confirmed_candidates(
-    confirmation: TicketStudy, plan: Plan, config: Config
+    confirmation: TrialQueue, plan: Plan, config: Config
 ) -> tuple[list[Confirmed], list[str]]:
     """What the runs of each candidate gave, and which candidates have not all their runs.
 
@@ -270,8 +277,8 @@ def confirmed_candidates(
 
 
 def choose_after_training(
-    confirmation: TicketStudy, plan: Plan, verdict: Verdict, desk: Desk
-) -> Chosen | None:
+    confirmation: TrialQueue, plan: Plan, verdict: SearchResult, context: SearchContext
+) -> PostHocSelection | None:
     """The second level, on the runs of the winner, or of the starting point without one."""
     winner = verdict.winner
     trials = [one.trial for one in plan.candidates]
@@ -282,11 +289,11 @@ def choose_after_training(
         return None
     facts = post_hoc_facts(config, number, plan.seeds, confirmation.facts)
     name = confirmation.name.replace(".confirm.", ".post_hoc.")
-    study = TicketStudy.create(desk.storage, name, facts, 1, config.tune.seed)
+    study = TrialQueue.create(context.storage, name, facts, 1, config.tune.seed)
     if not study.trials():
         study.enqueue(space.starting_values(), **{SOURCE: START})
     study.fill(config.tune.post_hoc.trials)
-    carry_out(study, config, desk)
+    carry_out(study, config, context)
     best = candidates(study, 1)
     if not best:
         return None
@@ -294,7 +301,7 @@ def choose_after_training(
     after = changed_config(config.model_dump(), best[0].changes)
     gain = gain_of(runs.compare(config, after))
     assert best[0].trial is not None
-    return Chosen(trial=best[0].trial, changes=best[0].changes, gain=gain)
+    return PostHocSelection(trial=best[0].trial, changes=best[0].changes, gain=gain)
 
 
 def gain_of(comparison: Comparison) -> Gain:

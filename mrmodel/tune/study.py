@@ -100,7 +100,7 @@ def searched(config: Mapping[str, Any]) -> dict[str, Any]:
 Lost = Callable[[Owner | None], bool]
 
 
-class TicketStudy:
+class TrialQueue:
     """A study of a storage; opened anew by everybody who works on it.
 
     Args:
@@ -126,7 +126,7 @@ class TicketStudy:
     @classmethod
     def create(
         cls, storage: BaseStorage, name: str, facts: Facts, objectives: int, seed: int
-    ) -> TicketStudy:
+    ) -> TrialQueue:
         """A new study that maximises so many figures, or the one of that name and purpose.
 
         Raises:
@@ -156,11 +156,11 @@ class TicketStudy:
         """Whether the storage has a study of that name."""
         return name in optuna.get_all_study_names(storage)
 
-    def later(self) -> list[TicketStudy]:
+    def later(self) -> list[TrialQueue]:
         """The studies of the later steps of this search, by name."""
         names = sorted(optuna.get_all_study_names(self.storage))
         return [
-            TicketStudy(self.storage, name) for name in names if name.startswith(f"{self.name}.")
+            TrialQueue(self.storage, name) for name in names if name.startswith(f"{self.name}.")
         ]
 
     @property

@@ -23,14 +23,14 @@ from optuna.trial import TrialState
 
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, MrModelError, StoppedEarly, TrainingError
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import announce
-from mrmodel.stages.paths import Layout
-from mrmodel.tracking.event_log import Opening
+from mrmodel.stages.paths import Paths
+from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.provenance import process_tags
-from mrmodel.tracking.run import PARENT, open_record
+from mrmodel.tracking.run import PARENT, open_run
 from mrmodel.tune.storage import open_storage, storage_address
 from mrmodel.tune.study import (
     BATCH_SIZE,
@@ -38,7 +38,7 @@ from mrmodel.tune.study import (
     SOURCE,
     Facts,
     Owner,
-    TicketStudy,
+    TrialQueue,
     origin_of,
 )
 
@@ -49,7 +49,7 @@ _TALKATIVE = ("dvc", "dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class ClaimedTrial:
     """A trial as its objective sees it.
 
     Attributes:
@@ -96,7 +96,7 @@ class Objective(Protocol):
     def pruner(self) -> BasePruner:
         """When to give a trial up."""
 
-    def __call__(self, ticket: Ticket) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> Result:
         """Run a trial.
 
         Raises:
@@ -119,7 +119,7 @@ def load_objective(facts: Facts) -> Objective:
     return objective_of(facts)(facts)
 
 
-def work(study: TicketStudy, owner: Owner) -> int:
+def work(study: TrialQueue, owner: Owner) -> int:
     """Take trials until none waits; returns how many.
 
     Raises:
@@ -134,13 +134,15 @@ def work(study: TicketStudy, owner: Owner) -> int:
     return count
 
 
-def run_trial(study: TicketStudy, objective: Objective, trial: optuna.Trial) -> None:
+def run_trial(study: TrialQueue, objective: Objective, trial: optuna.Trial) -> None:
     """Run a claimed trial and tell how it ended."""
     frozen = study.trials()[trial.number]
     told = frozen.user_attrs
-    ticket = Ticket(trial, study.name, origin_of(frozen), told.get(SOURCE), told.get(BATCH_SIZE))
+    claimed = ClaimedTrial(
+        trial, study.name, origin_of(frozen), told.get(SOURCE), told.get(BATCH_SIZE)
+    )
     try:
-        result = objective(ticket)
+        result = objective(claimed)
     except SmallerBatch as again:
         log.warning("%s: trial %d: %s", study.name, trial.number, again)
         study.repeat(trial.number, str(again), **{BATCH_SIZE: again.batch})
@@ -153,26 +155,26 @@ def run_trial(study: TicketStudy, objective: Objective, trial: optuna.Trial) -> 
     study.tell(trial.number, TrialState.COMPLETE, result.values, **attributes)
 
 
-def recorded_work(study: TicketStudy, owner: Owner) -> int:
+def recorded_work(study: TrialQueue, owner: Owner) -> int:
     """`work`, with each trial as a run below the run of the search in MLflow."""
     facts = study.facts
     config = parse_config(facts.config)
-    opening = Opening(
+    spec = RunSpec(
         experiment=config.tracking.experiment,
-        state=str(Layout(config).state.resolve()),
+        state=str(Paths(config).state.resolve()),
         name="tune",
         title=facts.title,
         code=str(Path.cwd()),
         join=os.environ.get(PARENT),
     )
     tracking = config.tracking
-    if opening.join is None:  # The search itself has no record, so its trials have none.
+    if spec.join is None:  # The search itself has no record, so its trials have none.
         tracking = tracking.model_copy(update={"enabled": False})
-    with open_record(tracking, opening):
+    with open_run(tracking, spec):
         return work(study, owner)
 
 
-def fetch_data(study: TicketStudy) -> None:
+def fetch_data(study: TrialQueue) -> None:
     """Bring what the trials of a study read into the current clone.
 
     Raises:
@@ -184,10 +186,10 @@ def fetch_data(study: TicketStudy) -> None:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     paths = [str(path) for path in objective_of(study.facts).needs(study.facts)]
     log.info("%s: pull %s", study.name, " ".join(paths))
-    Transfer(places, Handover(places.handover, places.endpoint)).fetch(Repo(), paths)
+    Transfer(places, ResultStore(places.handover, places.endpoint)).fetch(Repo(), paths)
 
 
 def main() -> int:
@@ -202,7 +204,7 @@ def main() -> int:
     try:
         storage = open_storage(storage_address(Path(".mrmodel")))
         owner = Owner(options.owner, **process_tags())
-        study = TicketStudy(storage, options.study)
+        study = TrialQueue(storage, options.study)
         if options.fetch:
             fetch_data(study)
         count = recorded_work(study, owner)

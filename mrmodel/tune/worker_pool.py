@@ -1,6 +1,6 @@
 """Workers of a study, from outside: started while tickets wait, replaced when they die.
 
-`follow` does not care what a worker is; `LocalCrew` starts processes on this machine, and
+`follow` does not care what a worker is; `LocalWorkerPool` starts processes on this machine, and
 flows/tune.py flow runs on a work pool.
 """
 
@@ -25,7 +25,7 @@ from mrmodel.tracking.provenance import is_alive, process_tags
 from mrmodel.tracking.run import PARENT
 from mrmodel.tune.space import THREADS
 from mrmodel.tune.storage import VARIABLE
-from mrmodel.tune.study import Lost, Owner, TicketStudy, owner_of
+from mrmodel.tune.study import Lost, Owner, TrialQueue, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -36,37 +36,37 @@ _STOP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class WorkerOutcome:
     """How a worker ended; `failed`: it said why itself, and another one would fail too."""
 
     reason: str = ""
     failed: bool = False
 
 
-class Hand(Protocol):
+class WorkerHandle(Protocol):
     """A worker that was started."""
 
     @property
     def label(self) -> str:
         """What `Owner.label` is in its trials."""
 
-    def ending(self) -> Ending | None:
+    def outcome(self) -> WorkerOutcome | None:
         """How it ended; None: it works."""
 
     def stop(self) -> None:
-        """Have it ended; `ending` says when it has."""
+        """Have it ended; `outcome` says when it has."""
 
 
-class Crew(Protocol):
+class TrialWorkerPool(Protocol):
     """Starts workers."""
 
-    def earlier(self, study: str) -> Sequence[Hand]:
+    def earlier(self, study: str) -> Sequence[WorkerHandle]:
         """Workers that an earlier crew, which was killed, started for a study, and that still work.
 
         They are followed like one's own.
         """
 
-    def start(self, study: str) -> Hand:
+    def start(self, study: str) -> WorkerHandle:
         """A further worker for a study."""
 
     def is_lost(self, owner: Owner) -> bool:
@@ -78,7 +78,9 @@ def is_gone_from_here(owner: Owner) -> bool:
     return owner.machine == process_tags()["machine"] and not is_alive(owner.process)
 
 
-def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None]) -> None:
+def follow(
+    study: TrialQueue, crew: TrialWorkerPool, workers: int, told: Callable[[], None]
+) -> None:
     """Have all tickets of a study worked off.
 
     Args:
@@ -101,20 +103,20 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
             wanted = min(workers - len(hands), _unattended(study, hands))
             hands.extend(crew.start(study.name) for _ in range(wanted))
             for hand in list(hands):
-                ending = hand.ending()
-                if ending is None:
+                outcome = hand.outcome()
+                if outcome is None:
                     continue
                 hands.remove(hand)
                 study.sweep(_owned_by({hand.label}))
-                if ending.failed:
-                    raise TuningError(f"{study.name}: {ending.reason}")
-                if ending.reason:
+                if outcome.failed:
+                    raise TuningError(f"{study.name}: {outcome.reason}")
+                if outcome.reason:
                     now = len(study.done())
                     idle_deaths = idle_deaths + 1 if now == done else 0
                     done = now
-                    log.warning("%s: a worker died: %s", study.name, ending.reason)
+                    log.warning("%s: a worker died: %s", study.name, outcome.reason)
                 if idle_deaths > study.facts.attempts * workers:
-                    raise TuningError(f"{study.name}: workers die: {ending.reason}")
+                    raise TuningError(f"{study.name}: workers die: {outcome.reason}")
             told()
             if not hands:
                 # One that was killed right after its claim has not written who it is.
@@ -126,7 +128,7 @@ def follow(study: TicketStudy, crew: Crew, workers: int, told: Callable[[], None
         study.sweep(_owned_by({hand.label for hand in _stop(hands)}))
 
 
-def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
+def _unattended(study: TrialQueue, hands: Sequence[WorkerHandle]) -> int:
     """How many tickets wait for which no worker is on its way."""
     owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
     busy = {owner.label for owner in owners if owner is not None}
@@ -134,21 +136,21 @@ def _unattended(study: TicketStudy, hands: Sequence[Hand]) -> int:
     return len(study.trials(TrialState.WAITING)) - coming
 
 
-def _stop(hands: Sequence[Hand]) -> list[Hand]:
+def _stop(hands: Sequence[WorkerHandle]) -> list[WorkerHandle]:
     """End workers; returns those that have ended. A later search finds the others lost."""
     for hand in hands:
         hand.stop()
     until = time.monotonic() + _STOP_S
-    while any(hand.ending() is None for hand in hands) and time.monotonic() < until:
+    while any(hand.outcome() is None for hand in hands) and time.monotonic() < until:
         time.sleep(_POLL_S)
-    return [hand for hand in hands if hand.ending() is not None]
+    return [hand for hand in hands if hand.outcome() is not None]
 
 
 def _owned_by(labels: set[str]) -> Lost:
     return lambda owner: owner is not None and owner.label in labels
 
 
-class LocalCrew:
+class LocalWorkerPool:
     """Processes on this machine, in the current folder.
 
     Args:
@@ -170,20 +172,20 @@ class LocalCrew:
             threads = max(1, (os.cpu_count() or 1) // workers)
             self._environment[THREADS] = str(threads)
 
-    def earlier(self, study: str) -> Sequence[Hand]:
+    def earlier(self, study: str) -> Sequence[WorkerHandle]:
         """None: they die with the process that started them."""
         return ()
 
-    def start(self, study: str) -> Hand:
+    def start(self, study: str) -> WorkerHandle:
         """Start a process that dies with this one."""
-        return _LocalHand(study, self._folder, self._environment)
+        return _LocalWorker(study, self._folder, self._environment)
 
     def is_lost(self, owner: Owner) -> bool:
         """Whether the owner ran on this machine and does no more."""
         return is_gone_from_here(owner)
 
 
-class _LocalHand:
+class _LocalWorker:
     def __init__(self, study: str, folder: Path, environment: Mapping[str, str]) -> None:
         self._label = uuid4().hex[:12]
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,18 +205,18 @@ class _LocalHand:
     def label(self) -> str:
         return self._label
 
-    def ending(self) -> Ending | None:
+    def outcome(self) -> WorkerOutcome | None:
         code = self._process.poll()
         if code is None:
             return None
         if code == 0:
             self._log.unlink(missing_ok=True)
-            return Ending()
+            return WorkerOutcome()
         text = self._log.read_text(encoding="utf-8", errors="replace").strip()
         last = hide_secrets("\n".join(text.splitlines()[-_SHOWN_LINES:]), secrets_of(os.environ))
         if code < 0:
-            return Ending(f"signal {-code} ({self._log})")
-        return Ending(f"{last} ({self._log})", failed=True)
+            return WorkerOutcome(f"signal {-code} ({self._log})")
+        return WorkerOutcome(f"{last} ({self._log})", failed=True)
 
     def stop(self) -> None:
         self._process.kill()

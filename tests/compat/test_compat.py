@@ -174,11 +174,11 @@ def read_store(name: str) -> None:
 
 def open_registry() -> Any:
     from mrmodel.registry import champion
-    from mrmodel.stages.paths import Layout
+    from mrmodel.stages.paths import Paths
 
     unpack_database()
     config = load_config(Path("params.yaml"))
-    return champion.open_registry(config, Layout(config))
+    return champion.open_registry(config, Paths(config))
 
 
 def unpack_database() -> None:
@@ -286,8 +286,8 @@ def judge_version() -> None:
 
 
 def read_deliveries() -> None:
-    from mrmodel.orchestrate.environment import Places
-    from mrmodel.retrain.dvc_dataset import TrackedFolder
+    from mrmodel.orchestrate.environment import RuntimeEnvironment
+    from mrmodel.retrain.dvc_dataset import DvcDataset
 
     written, here = HERE / "deliveries", Path.cwd()
     listing = (written / "listing.json").read_bytes()
@@ -302,8 +302,8 @@ def read_deliveries() -> None:
     folder_corpus = {"corpus": {"source": "folder", "folder": "clips"}}
     params = presets.overlay(Path("params.yaml").read_text(), folder_corpus)
     Path("params.yaml").write_text(params)
-    places = Places.from_environment({"MRMODEL_GIT_URL": str(here)})
-    folder = TrackedFolder(here, load_config(Path("params.yaml")), places)
+    places = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(here)})
+    folder = DvcDataset(here, load_config(Path("params.yaml")), places)
     (row,) = json.loads((written / "clips.deliveries.json").read_text())
     (found,) = folder.deliveries()
     assert (found.name, found.digest) == ("monday", row["digest"])
@@ -337,11 +337,11 @@ def open_journal() -> Any:
 
 
 def read_study() -> None:
-    from mrmodel.tune.result import read_verdict
-    from mrmodel.tune.study import TicketStudy
+    from mrmodel.tune.result import read_result
+    from mrmodel.tune.study import TrialQueue
 
     expected = EXPECTED["study"]
-    study = TicketStudy(open_journal(), "main")
+    study = TrialQueue(open_journal(), "main")
     found = {
         one.name: [[trial.state.name, trial.values, trial.params] for trial in one.trials()]
         for one in (study, *study.later())
@@ -349,7 +349,7 @@ def read_study() -> None:
     assert found == expected["trials"]
     best = expected["trials"]["main"][expected["best"]]
     assert study.best_value() == best[1][0]
-    verdict = read_verdict(study)
+    verdict = read_result(study)
     assert verdict.model_dump(mode="json") == expected["verdict"]
     assert verdict.changes == expected["changes"]
     printed = command("tune", "best", "--top", "1")

@@ -108,7 +108,7 @@ class OneBatch:
         return self.pair
 
 
-class NoRecord:
+class NullRun:
     def log(self, figures: Any, step: int) -> None:
         pass
 
@@ -119,7 +119,7 @@ def train_on_gpu(name: str, precision: str, steps: int, resume: Path) -> MomentM
     settings = TrainSettings.model_validate(tree | changes)
     run = RunSettings.model_validate(tree["scratch"] | {"steps": steps})
     model = build(name)
-    fit(model, OneBatch(3), Plan(settings, run, 1, resume), None, (NoRecord(), RecordingReporter()))
+    fit(model, OneBatch(3), Plan(settings, run, 1, resume), None, (NullRun(), RecordingReporter()))
     return model
 
 

@@ -46,10 +46,10 @@ def test_promote(
 
 @pytest.mark.slow
 def test_roll_back(project: Project) -> None:
-    """After a second promotion, which is a new line of comparison here."""
+    """After a second promotion, which resets the baseline here."""
     forget_a_query(project.folder, "moment_detr.finetuned")
     project.run("mrmodel", "registry", "register")
-    project.run("mrmodel", "registry", "promote", "--new-line", "one query was wrong")
+    project.run("mrmodel", "registry", "promote", "--reset-baseline", "one query was wrong")
     output = [project.run("sh", "-c", line) for line in commands_of("howto/roll_back.md")]
     assert "champion: version 1 (before: 2)" in output[0]
     assert "rollback  version 1, champion 2" in output[-1]

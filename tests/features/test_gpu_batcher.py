@@ -14,7 +14,7 @@ from mrmodel.errors import FeatureError, WeightsError
 from mrmodel.features.extraction import gpu_batcher
 from mrmodel.features.extraction.extract import extract_videos
 from mrmodel.features.extraction.job_runner import ExtractionSettings
-from mrmodel.features.extraction.worker_pool import Slots
+from mrmodel.features.extraction.worker_pool import SharedSlots
 from mrmodel.features.store import FeatureStore
 from tests.features.encoders import Slow, Together, register_all
 from tests.features.test_extract import extract, files_of, run_and_kill
@@ -144,13 +144,13 @@ def test_many_videos_may_wait_for_a_slow_encoder(tmp_path, monkeypatch):
 
 
 def test_a_death_that_is_noticed_late_is_a_death_all_the_same(videos, tmp_path, monkeypatch):
-    digest = gpu_batcher.EncoderFeed._digest
+    digest = gpu_batcher.BatchingEncoder._digest
 
     def slowly(self):
         time.sleep(0.2)  # Meanwhile the worker sends its last part, and dies.
         return digest(self)
 
-    monkeypatch.setattr(gpu_batcher.EncoderFeed, "_digest", slowly)
+    monkeypatch.setattr(gpu_batcher.BatchingEncoder, "_digest", slowly)
     chosen = {vid: videos[vid] for vid in ("a", "long", "b")}
     summary = extract(chosen, "test.DeadlyDecoding", tmp_path, max_failed_share=0.4)
     assert summary.problems == {"long": "worker process died 2 times (signal 11)"}
@@ -172,10 +172,10 @@ def test_a_killed_extraction_continues_to_equal_bytes(videos, tmp_path):
 
 
 def test_slots_are_memory_of_both_processes():
-    slots = Slots.create(6)
+    slots = SharedSlots.create(6)
     try:
         slots.array(1, (2, 3))[:] = [[1, 2, 3], [4, 5, 6]]
-        again = Slots(os.dup(slots._fd), 6)
+        again = SharedSlots(os.dup(slots._fd), 6)
         np.testing.assert_array_equal(again.array(1, (2, 3)), [[1, 2, 3], [4, 5, 6]])
         again.array(0, (1,))[0] = 9
         assert slots.array(0, (6,)).tolist() == [9, 0, 0, 0, 0, 0]

@@ -14,9 +14,9 @@ from mrmodel.features.manifest import StreamInfo, has_sentence_row
 from mrmodel.features.store import FeatureStore
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.presets import render
-from mrmodel.stages.evaluate import zero_shot_answers
+from mrmodel.stages.evaluate import zero_shot_predictions
 from mrmodel.stages.intervid_mr import open_aligned
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.types import Annotation
 
 QUERY = "a dog"
@@ -54,17 +54,17 @@ def config():
     ],
 )
 def test_rows_that_cannot_be_compared_are_not(tmp_path, config, fingerprint, comparable):
-    layout = Layout(config, tmp_path)
-    video = write_store(layout.stream("tiny.video"), "video", {})
-    text = write_store(layout.stream("tiny.text"), "text", fingerprint)
+    paths = Paths(config, tmp_path)
+    video = write_store(paths.stream("tiny.video"), "video", {})
+    text = write_store(paths.stream("tiny.text"), "text", fingerprint)
     assert has_sentence_row(text.info) == comparable
     data = SimpleNamespace(
         annotations=[Annotation(1, QUERY, "v0", 6.0)],
         builder=SimpleNamespace(video=[video], text=[text]),
     )
-    assert bool(zero_shot_answers(config, data)) == comparable
+    assert bool(zero_shot_predictions(config, data)) == comparable
     if comparable:
-        assert open_aligned(config, layout).texts.name == text.name
+        assert open_aligned(config, paths).texts.name == text.name
     else:
         with pytest.raises(FeatureError, match=r"features\.text_streams: tiny\.text"):
-            open_aligned(config, layout)
+            open_aligned(config, paths)

@@ -17,8 +17,8 @@ from mrmodel.data.feature_check import verify_store
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.extraction.extract import extract_videos
 from mrmodel.features.extraction.job_runner import ExtractionSettings, describe_stream, piece_plan
-from mrmodel.features.extraction.partial_results import PieceFolder
-from mrmodel.features.extraction.shards import extract_shard, lay_shard, read_tar
+from mrmodel.features.extraction.partial_results import PartialResults
+from mrmodel.features.extraction.shards import extract_shard, merge_shard, read_tar
 from mrmodel.features.keys import shard_of
 from mrmodel.files import digest_of
 from tests.features.encoders import register_all
@@ -51,12 +51,12 @@ class Machine:
         tar = self.folder / f"{name}.tar"
         return tar, extract_shard(videos, encoder, 2.0, tar, self.settings(name))
 
-    def lay(self, tar, keys, encoder=ENCODER):
+    def merge(self, tar, keys, encoder=ENCODER):
         settings = self.settings()
         plan = piece_plan(describe_stream(encoder, "video", 2.0), settings.limits)
-        folder = PieceFolder(settings.work_dir)
+        folder = PartialResults(settings.work_dir)
         folder.open(plan)
-        return lay_shard(tar, {key: self.videos[key] for key in keys}, plan, folder)
+        return merge_shard(tar, {key: self.videos[key] for key in keys}, plan, folder)
 
     def store(self):
         return {path.name: path.read_bytes() for path in sorted((self.folder / "store").iterdir())}
@@ -111,7 +111,7 @@ def test_bytes_are_those_of_a_plain_run(videos, plain, tmp_path, count):
         worker = Machine(tmp_path / f"worker{index}", {key: videos[key] for key in keys})
         tar, made = worker.shard(keys)
         assert (made.n_items, "sound" in made.problems) == (len(keys), "sound" in keys)
-        laid = merging.lay(tar, keys)
+        laid = merging.merge(tar, keys)
         assert (laid.n_resumed, laid.n_rows) == (0, made.n_rows)
     summary = merging.extract(max_failed_share=0.2)
     assert (summary.n_resumed, summary.n_ok, summary.n_failed) == (6, 5, 1)
@@ -126,8 +126,8 @@ def test_equal_shards_are_equal_files(videos, shard, tmp_path):
 
 def test_what_no_shard_brought_is_made_by_the_merging_run(videos, plain, shard, tmp_path):
     merging = Machine(tmp_path, videos)
-    merging.lay(shard, ["a", "c", "long"])
-    assert merging.lay(shard, ["a", "c", "long"]).n_resumed == 3
+    merging.merge(shard, ["a", "c", "long"])
+    assert merging.merge(shard, ["a", "c", "long"]).n_resumed == 3
     assert merging.extract(max_failed_share=0.2).n_resumed == 3
     assert merging.store() == plain.store()
 
@@ -146,7 +146,7 @@ def test_failures_travel(videos, tmp_path, unlucky):
     tar, made = Machine(tmp_path / "worker", some).shard(some, encoder="test.Unlucky")
     assert (made.n_ok, made.n_failed, made.passing) == (2, 1, ["long"])
     merging = Machine(tmp_path / "merging", some)
-    merging.lay(tar, some, "test.Unlucky")
+    merging.merge(tar, some, "test.Unlucky")
     unlucky.unlink()
     # A second try would succeed now: none is made, and the failure counts.
     with pytest.raises(FeatureError, match=r"1 of 3 videos.*long: MemoryError: not enough"):
@@ -162,7 +162,7 @@ def test_a_failure_that_is_allowed_is_stored_as_by_a_plain_run(videos, tmp_path,
     plain.extract("test.Unlucky", max_failed_share=0.5)
     tar, _ = Machine(tmp_path / "worker", some).shard(some, encoder="test.Unlucky")
     merging = Machine(tmp_path / "merging", some)
-    merging.lay(tar, some, "test.Unlucky")
+    merging.merge(tar, some, "test.Unlucky")
     unlucky.unlink()
     assert merging.extract("test.Unlucky", max_failed_share=0.5).n_resumed == 2
     assert merging.store() == plain.store()
@@ -174,11 +174,11 @@ def test_a_shard_tries_again_what_may_pass_and_replaces_the_failure(videos, tmp_
     tar, _ = worker.shard(some, encoder="test.Unlucky")
     unlucky.unlink()
     for machine in (worker, merging):
-        machine.lay(tar, some, "test.Unlucky")
-    # The folder of an earlier attempt, as `lay` made it: one piece and two failures.
+        machine.merge(tar, some, "test.Unlucky")
+    # The folder of an earlier attempt, as `merge` made it: one piece and two failures.
     tar, made = worker.shard(some, "work", "test.Unlucky")
     assert (made.n_resumed, made.n_ok, made.n_failed) == (2, 2, 1)
-    merging.lay(tar, some, "test.Unlucky")
+    merging.merge(tar, some, "test.Unlucky")
     summary = merging.extract("test.Unlucky", max_failed_share=0.4)
     assert (summary.n_resumed, summary.n_ok, summary.n_failed) == (3, 2, 1)
 
@@ -233,7 +233,7 @@ def test_a_new_time_of_an_equal_file_changes_nothing(videos, tmp_path):
     with pytest.raises(FeatureError, match="2 of 3 videos"):
         machine.extract(max_failed_share=0.5)
     source = {"bytes": machine.videos["a"].stat().st_size, "mtime_ns": 1}
-    folder = PieceFolder(machine.folder / "work")
+    folder = PartialResults(machine.folder / "work")
     assert folder.find("a", source) is not None
     assert folder.find("b", {"bytes": size, "mtime_ns": 1}) is None
 
@@ -307,7 +307,7 @@ def test_damaged_shards_are_refused(videos, shard, tmp_path, damage):
     bad = rewritten(shard, tmp_path / "bad.tar", change)
     merging = Machine(tmp_path / "merging", videos)
     with pytest.raises(FeatureError, match=f"bad.tar: .*({words})"):
-        merging.lay(bad, ["a", "c", "long"])
+        merging.merge(bad, ["a", "c", "long"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
@@ -319,17 +319,17 @@ def test_cut_off_shards_are_refused(videos, shard, tmp_path, share):
     bad.write_bytes(shard.read_bytes()[: int(end * share)])
     merging = Machine(tmp_path / "merging", videos)
     with pytest.raises(FeatureError, match=r"bad.tar: (damaged|incomplete|not a shard)"):
-        merging.lay(bad, ["a", "c", "long"])
+        merging.merge(bad, ["a", "c", "long"])
     with pytest.raises(FeatureError, match=r"none.tar: not a shard.*No such file"):
-        merging.lay(tmp_path / "none.tar", ["a", "c", "long"])
+        merging.merge(tmp_path / "none.tar", ["a", "c", "long"])
 
 
 def test_foreign_shards_are_refused(videos, shard, tmp_path):
     merging = Machine(tmp_path / "merging", videos)
     with pytest.raises(FeatureError, match="holds also the video 'long'"):
-        merging.lay(shard, ["a", "c"])
+        merging.merge(shard, ["a", "c"])
     with pytest.raises(FeatureMismatch, match=r"info.stream is 'tiny.video', expected"):
-        merging.lay(shard, ["a", "c", "long"], "test.FrameNumbers")
+        merging.merge(shard, ["a", "c", "long"], "test.FrameNumbers")
     expected = piece_plan(describe_stream(ENCODER, "video", 2.0), merging.settings().limits)
     expected["limits"]["max_duration_s"] = 5.0
     refused = pytest.raises(FeatureMismatch, match=r"limits\.max_duration_s is 14400\.0")
@@ -338,14 +338,14 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
     size = merging.videos["c"].stat().st_size
     merging.videos["c"].write_bytes(bytes(size))
     with pytest.raises(FeatureError, match=f"'c' was made of a file with SHA-256 {'.' * 64}, but"):
-        merging.lay(shard, ["a", "c", "long"])
+        merging.merge(shard, ["a", "c", "long"])
     merging.videos["c"].write_bytes(b"short")
     with pytest.raises(FeatureError, match=f"'c' was made of {size} bytes, but .*c.mp4 has 5"):
-        merging.lay(shard, ["a", "c", "long"])
+        merging.merge(shard, ["a", "c", "long"])
     assert not list((merging.folder / "work").glob("??"))  # Not even `a` was laid.
     merging.videos["c"].unlink()
     with pytest.raises(FeatureError, match=r"c\.mp4 is not checked out"):
-        merging.lay(shard, ["a", "c", "long"])
+        merging.merge(shard, ["a", "c", "long"])
     with pytest.raises(FeatureError, match=r"c\.mp4 is not checked out"):
         merging.shard(["a", "c"])
     merging.videos["c"].mkdir()  # A path that exists and gives no bytes.
@@ -356,9 +356,9 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
 def test_rows_of_other_code_are_replaced(videos, shard, tmp_path):
     """Equal facts, other rows: what is in the work folder came from code before a repair."""
     merging = Machine(tmp_path, videos)
-    merging.lay(shard, ["a", "c", "long"])
-    folder = PieceFolder(tmp_path / "work")
+    merging.merge(shard, ["a", "c", "long"])
+    folder = PartialResults(tmp_path / "work")
     right = folder.rows_path("c").read_bytes()
     folder.rows_path("c").write_bytes(right[:-1] + b"?")
-    assert merging.lay(shard, ["a", "c", "long"]).n_resumed == 2
+    assert merging.merge(shard, ["a", "c", "long"]).n_resumed == 2
     assert folder.rows_path("c").read_bytes() == right

@@ -13,13 +13,13 @@ from optuna.trial import TrialState
 
 from mrmodel.tune.apply import value_at
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import TicketStudy, owner_of
+from mrmodel.tune.study import TrialQueue, owner_of
 from tests.flows.conftest import Site, wait_until
 
 
-def open_study(site: Site, name: str) -> TicketStudy:
+def open_study(site: Site, name: str) -> TrialQueue:
     """A study of the site's workers."""
-    return TicketStudy(open_storage(site.environment["OPTUNA_STORAGE"]), name)
+    return TrialQueue(open_storage(site.environment["OPTUNA_STORAGE"]), name)
 
 
 def working(site: Site, start: str) -> psutil.Process:
@@ -28,7 +28,7 @@ def working(site: Site, start: str) -> psutil.Process:
 
     def found() -> psutil.Process | None:
         names = [name for name in get_all_study_names(storage) if name.startswith(start)]
-        studies = [TicketStudy(storage, name) for name in names]
+        studies = [TrialQueue(storage, name) for name in names]
         running = [owner_of(trial) for one in studies for trial in one.trials(TrialState.RUNNING)]
         pids = [int(owner.process.partition(":")[0]) for owner in running if owner is not None]
         return psutil.Process(pids[0]) if pids else None
@@ -37,7 +37,7 @@ def working(site: Site, start: str) -> psutil.Process:
     return process
 
 
-def states_of(study: TicketStudy) -> Counter[str]:
+def states_of(study: TrialQueue) -> Counter[str]:
     """How many trials ended how."""
     return Counter(trial.state.name for trial in study.trials())
 

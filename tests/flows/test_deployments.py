@@ -17,10 +17,10 @@ from flows.tune import ending_of as worker_ending_of
 from flows.tune import state_of
 from mrmodel.config.schema import load_config
 from mrmodel.config.tune import TuneSettings
-from mrmodel.orchestrate.scheduler import Ending
+from mrmodel.orchestrate.scheduler import StageOutcome
 from mrmodel.processes import Ended
 from mrmodel.tune.result import ENDS
-from mrmodel.tune.worker_pool import Ending as WorkerEnding
+from mrmodel.tune.worker_pool import WorkerOutcome
 from tests.project import ROOT
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
@@ -70,30 +70,30 @@ def test_every_pool_that_trains_has_workers_of_searches() -> None:
 @pytest.mark.parametrize(
     ("code", "ending"),
     [
-        (0, WorkerEnding()),
-        (-9, WorkerEnding("its process was killed by signal 9")),
-        (1, WorkerEnding("error: no rows", failed=True)),
+        (0, WorkerOutcome()),
+        (-9, WorkerOutcome("its process was killed by signal 9")),
+        (1, WorkerOutcome("error: no rows", failed=True)),
     ],
 )
-def test_only_a_killed_worker_of_a_search_is_replaced(code: int, ending: WorkerEnding) -> None:
-    assert worker_ending_of(state_of(Ended(code, ["error: no rows"]))) == ending
+def test_only_a_killed_worker_of_a_search_is_replaced(code: int, outcome: WorkerOutcome) -> None:
+    assert worker_ending_of(state_of(Ended(code, ["error: no rows"]))) == outcome
 
 
 @pytest.mark.parametrize("state", [Cancelled(message="by a person"), Crashed(message="lost")])
 def test_a_worker_that_is_gone_is_replaced(state: State[Any]) -> None:
-    assert worker_ending_of(state) == WorkerEnding(str(state.message))
+    assert worker_ending_of(state) == WorkerOutcome(str(state.message))
 
 
 @pytest.mark.parametrize(
     ("state", "ending"),
     [
-        (Crashed(message="killed"), Ending(reason="killed", again=True)),
-        (Failed(message="a mistake"), Ending(reason="a mistake")),
-        (Cancelled(message="by a person"), Ending(reason="by a person")),
+        (Crashed(message="killed"), StageOutcome(reason="killed", retryable=True)),
+        (Failed(message="a mistake"), StageOutcome(reason="a mistake")),
+        (Cancelled(message="by a person"), StageOutcome(reason="by a person")),
     ],
 )
-def test_only_a_crash_is_tried_again(state: State[Any], ending: Ending) -> None:
-    assert ending_of(state) == ending
+def test_only_a_crash_is_tried_again(state: State[Any], outcome: StageOutcome) -> None:
+    assert ending_of(state) == outcome
 
 
 def test_the_automation_waits_for_a_beat_or_an_end() -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from mrmodel.orchestrate.result_store import StageResult
 from mrmodel.storage import open_store
-from mrmodel.tune.result import read_verdict
+from mrmodel.tune.result import read_result
 from mrmodel.tune.study import owner_of
 from tests.flows.conftest import Site, assert_no_process, branch_of, wait_until
 from tests.flows.searches import assert_right_end, open_study, states_of, working
@@ -273,11 +273,11 @@ def test_a_search_whose_workers_are_killed(site: Site, finished: str) -> None:
     assert set(ends.values()) == {"Crashed", "Completed"}
     owners = {owner_of(trial) for trial in study.trials()}
     assert {owner.label for owner in owners if owner is not None} <= ends.keys()
-    assert_right_end(site, output, read_verdict(study).changes)
+    assert_right_end(site, output, read_result(study).changes)
 
     again = site.finish(site.start_flow("tune", "--rev", finished, "--trials", "5"))
     assert states_of(study) == {"COMPLETE": 5, "FAIL": 1}
-    assert_right_end(site, again, read_verdict(study).changes)
+    assert_right_end(site, again, read_result(study).changes)
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_a_search_that_is_killed_and_interrupted(site: Site, finished: str) -> N
     output = site.finish(site.start_flow(*search))
     assert states_of(study)["COMPLETE"] == 4
     assert states_of(study).keys() == {"COMPLETE", "FAIL"}
-    assert_right_end(site, output, read_verdict(study).changes)
+    assert_right_end(site, output, read_result(study).changes)
 
 
 def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:

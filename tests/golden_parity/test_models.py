@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.convert.parameter_names import fit_state, our_name
+from mrmodel.convert.parameter_names import match_state, our_name
 from mrmodel.losses.criterion import Criterion, stack_layers
 from mrmodel.losses.matching import HungarianMatcher
 from mrmodel.models import MomentModel, build_model
@@ -176,8 +176,8 @@ class Case:
             self.options["t_feat_dim"],
             self.settings(legacy_mask=legacy_mask),
         )
-        fit = fit_state(self.model_name, self.weights, model)
-        assert fit.misfits == ()
+        fit = match_state(self.model_name, self.weights, model)
+        assert fit.mismatches == ()
         model.load_state_dict(fit.state)
         return model.train()
 

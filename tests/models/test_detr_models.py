@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrmodel.convert.parameter_names import fit_state, our_name
+from mrmodel.convert.parameter_names import match_state, our_name
 from mrmodel.errors import ConfigError, UnknownNameError
 from mrmodel.models import build_model
 from mrmodel.types import Batch
@@ -127,11 +127,11 @@ def test_official_names_are_found() -> None:
 
 def test_foreign_checkpoint_is_refused() -> None:
     model = small("qd_detr")
-    fit = fit_state("qd_detr", {"spam": torch.zeros(1)}, model)
-    said = [str(misfit) for misfit in fit.misfits]
+    fit = match_state("qd_detr", {"spam": torch.zeros(1)}, model)
+    said = [str(misfit) for misfit in fit.mismatches]
     assert fit.state == {}
     assert "detr.token.state is missing" in said
     assert "spam has no counterpart" in said
     wrong = {"global_rep_token": torch.zeros(5)}
-    said = [str(misfit) for misfit in fit_state("qd_detr", wrong, model).misfits]
+    said = [str(misfit) for misfit in match_state("qd_detr", wrong, model).mismatches]
     assert "global_rep_token is (5,), expected (32,)" in said

@@ -8,7 +8,7 @@ import pytest
 
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from tests.project import Project
 
 OpenGraph = Callable[..., AbstractContextManager[StageGraph]]
@@ -23,10 +23,10 @@ def recorded(reproduced: Project) -> Project:
 
 
 @pytest.fixture
-def places(recorded: Project, tmp_path: Path) -> Places:
+def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
     """Local places with the project's cache and folders of this test's own."""
-    there = Places.from_environment({"MRMODEL_GIT_URL": str(recorded.folder)})
-    return Places(
+    there = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(recorded.folder)})
+    return RuntimeEnvironment(
         git=there.git,
         remote=None,
         handover=str(tmp_path / "handover"),
@@ -38,7 +38,7 @@ def places(recorded: Project, tmp_path: Path) -> Places:
 
 
 @pytest.fixture
-def open_graph(places: Places) -> OpenGraph:
+def open_graph(places: RuntimeEnvironment) -> OpenGraph:
     """Opens the graph of a fresh clone in which some files were edited: path -> (old, new)."""
 
     @contextmanager

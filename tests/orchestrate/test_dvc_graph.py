@@ -27,7 +27,7 @@ ALL = [
 
 
 def changed(graph: StageGraph) -> dict[str, str]:
-    verdicts = {name: graph.verdict(name).reason for name in graph.names()}
+    verdicts = {name: graph.status(name).reason for name in graph.names()}
     return {name: reason for name, reason in verdicts.items() if reason is not None}
 
 
@@ -126,7 +126,7 @@ def test_lost_data_are_made_again(open_graph: OpenGraph) -> None:
         entry["outs"][0]["md5"] = "cd" + "0" * 30 + ".dir"
         graph.merge("extract@tiny.video", entry)
         asked = StageGraph(graph.folder, None, lambda: waited.append(1))
-        reason = asked.verdict("extract@tiny.video").reason
+        reason = asked.status("extract@tiny.video").reason
     assert reason == "features/miniature/tiny.video is not in the store"
     assert waited, "a store that does not answer is no store without the data"
 
@@ -162,7 +162,7 @@ def test_merging_keeps_the_file(open_graph: OpenGraph, recorded: Project) -> Non
 def test_the_key_is_about_content(open_graph: OpenGraph) -> None:
     def keys(edits: dict[str, tuple[str, str]] | None = None) -> tuple[str, str]:
         with open_graph(edits) as graph:
-            return graph.verdict("evaluate").key, graph.verdict("corpus").key
+            return graph.status("evaluate").key, graph.status("corpus").key
 
     evaluate, corpus = keys()
     assert (evaluate, corpus) == keys(), "it must not depend on the clone"

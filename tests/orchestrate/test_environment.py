@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from mrmodel.errors import ConfigError
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_secrets, hide_user, secrets_of
 
 
 def test_a_repository_is_enough(tmp_path: Path) -> None:
-    places = Places.from_environment({"MRMODEL_GIT_URL": str(tmp_path)})
+    places = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(tmp_path)})
     assert places.remote is None
     assert places.cache == tmp_path / ".dvc/cache", "results must be where the person's DVC looks"
     assert places.state == tmp_path / ".mrmodel", "an interrupted stage goes on from its state"
@@ -16,7 +16,7 @@ def test_a_repository_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_worker_of_its_own(tmp_path: Path) -> None:
-    places = Places.from_environment(
+    places = RuntimeEnvironment.from_environment(
         {
             "MRMODEL_GIT_URL": "https://user:hunter2@git.example/team/mrmodel.git",
             "MRMODEL_DVC_REMOTE": "s3://bucket/dvc/",
@@ -38,13 +38,13 @@ def test_a_url_needs_more(tmp_path: Path, missing: str) -> None:
     }
     del given[missing]
     with pytest.raises(ConfigError, match=f"{missing} = None: is not set"):
-        Places.from_environment(given)
+        RuntimeEnvironment.from_environment(given)
 
 
 def test_no_repository_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"MRMODEL_GIT_URL.*no git repository"):
-        Places.from_environment({})
+        RuntimeEnvironment.from_environment({})
 
 
 def test_secrets_are_hidden() -> None:

@@ -1,7 +1,7 @@
 import re
 from dataclasses import replace
 
-from mrmodel.orchestrate.markdown import stage_markdown, walk_markdown
+from mrmodel.orchestrate.markdown import stage_markdown, stages_markdown
 from mrmodel.orchestrate.result_store import StageResult
 from mrmodel.orchestrate.scheduler import StageRow
 
@@ -36,7 +36,7 @@ def test_a_pipeline_shows_a_line_a_stage() -> None:
         StageRow("finetune@sg_detr", "gpu", "ran", "parameter a|b changed", 2, "k", RESULT),
         StageRow("evaluate", "gpu", "failed", "evaluate: it broke\n  last line\n  of many", 1),
     ]
-    text = walk_markdown(rows, "0123456789abcdef", "runs/x")
+    text = stages_markdown(rows, "0123456789abcdef", "runs/x")
     assert "Code 0123456789ab, results on branch `runs/x`" in text
     assert "| corpus | unchanged |  | cpu |" in text
     assert "parameter a\\|b changed | gpu | 2 | 31.5 | gpu-a | [MLflow](http" in text

@@ -8,9 +8,9 @@ import yaml
 from mrmodel.config.schema import ShardSettings
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import StageOrder
-from mrmodel.orchestrate.sharding import plan_of, processes_each, shard_folder, sharded_stream
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import StageRequest
+from mrmodel.orchestrate.sharding import plan_of, processes_per_shard, shard_folder, sharded_stream
 from tests.project import Project
 
 STAGE, STREAM = "extract@tiny.video", "tiny.video"
@@ -19,13 +19,15 @@ CORES = os.cpu_count() or 1
 
 
 @pytest.fixture
-def here(recorded: Project, places: Places, monkeypatch: pytest.MonkeyPatch) -> Places:
+def here(
+    recorded: Project, places: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> RuntimeEnvironment:
     """The places of a test, as the environment says them."""
     monkeypatch.setenv("MRMODEL_GIT_URL", places.git)
     monkeypatch.setenv("MRMODEL_HANDOVER", places.handover)
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
-    return Places.from_environment()
+    return RuntimeEnvironment.from_environment()
 
 
 def on_branch(project: Project, workers: int) -> str:
@@ -41,9 +43,11 @@ def on_branch(project: Project, workers: int) -> str:
     return branch
 
 
-def test_a_stream_is_spread_by_what_the_lock_file_says(recorded: Project, here: Places) -> None:
+def test_a_stream_is_spread_by_what_the_lock_file_says(
+    recorded: Project, here: RuntimeEnvironment
+) -> None:
     settings = ShardSettings(count=2, runner="processes", address=None)
-    order = StageOrder(STAGE, on_branch(recorded, workers=64))
+    order = StageRequest(STAGE, on_branch(recorded, workers=64))
     sharded = sharded_stream(order, settings)
     names = sorted(path.name for path in (recorded.folder / VIDEOS).iterdir())
     assert (sharded.stream, sharded.count) == (STREAM, 2)
@@ -64,9 +68,11 @@ def test_a_stream_is_spread_by_what_the_lock_file_says(recorded: Project, here: 
     assert list(here.clones.iterdir()) == []
 
 
-def test_a_folder_with_the_videos_is_used_as_it_is(recorded: Project, here: Places) -> None:
+def test_a_folder_with_the_videos_is_used_as_it_is(
+    recorded: Project, here: RuntimeEnvironment
+) -> None:
     settings = ShardSettings(count=3, runner="dask", address="tcp://10.0.0.1:8786")
-    sharded = sharded_stream(StageOrder(STAGE, on_branch(recorded, workers=5)), settings)
+    sharded = sharded_stream(StageRequest(STAGE, on_branch(recorded, workers=5)), settings)
     assert (sharded.count, sharded.workers) == (3, 5)
     with shard_folder(recorded.folder, sharded.orders()[0]) as folder:
         assert folder == recorded.folder
@@ -90,4 +96,4 @@ def test_shards_on_one_machine_share_its_processes(
     workers: int, count: int, runner: str, address: str | None, each: int
 ) -> None:
     settings = ShardSettings.model_validate({"count": count, "runner": runner, "address": address})
-    assert processes_each(settings, workers) == each
+    assert processes_per_shard(settings, workers) == each

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover, StageOrder
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore, StageRequest
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled, run_stage
 from tests.project import Project
 
@@ -27,7 +27,7 @@ class Bench:
 
     folder: Path
     work: Path
-    places: Places
+    places: RuntimeEnvironment
 
     def commit(self, name: str, old: str, new: str) -> None:
         file = self.folder / name
@@ -42,7 +42,7 @@ class Bench:
         self.commit("params.yaml", "tracking:\n  enabled: true", "tracking:\n  enabled: false")
 
     def run(self, stage: str, listener: Listener | None = None, **order: Any) -> Any:
-        return run_stage(StageOrder(stage, "HEAD", **order), listener or Listener())
+        return run_stage(StageRequest(stage, "HEAD", **order), listener or Listener())
 
     def processes(self) -> list[str]:
         """Commands of all processes that belong to a clone of this test."""
@@ -66,7 +66,7 @@ def tracked(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_HANDOVER", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     places.state.mkdir(parents=True, exist_ok=True)
     shutil.copy(empty_mlflow, places.state)
     return Bench(folder, tmp_path, places)
@@ -174,7 +174,7 @@ def test_an_error_of_the_stage_says_its_last_lines(bench: Bench) -> None:
 
 def test_an_unknown_revision(bench: Bench) -> None:
     with pytest.raises(StageFailed, match="has no revision 'nowhere'"):
-        run_stage(StageOrder("evaluate", "nowhere"), Listener())
+        run_stage(StageRequest("evaluate", "nowhere"), Listener())
 
 
 @pytest.mark.services
@@ -217,8 +217,8 @@ def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench
     bench.commit("params.yaml", "weight_decay: 1.0e-4", "weight_decay: 3.0e-4")
     program = (
         "from mrmodel.orchestrate.stage_process import Listener, run_stage\n"
-        "from mrmodel.orchestrate.result_store import StageOrder\n"
-        "run_stage(StageOrder('scratch@moment_detr', 'HEAD'), Listener())\n"
+        "from mrmodel.orchestrate.result_store import StageRequest\n"
+        "run_stage(StageRequest('scratch@moment_detr', 'HEAD'), Listener())\n"
     )
     flow = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 60
@@ -236,6 +236,6 @@ def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench
     assert any("continuing at step" in line for line in recorder.lines)
     assert not left[0].exists(), "the next attempt removes what the killed one left"
     shutil.rmtree(bench.places.state / "resume", ignore_errors=True)
-    Handover(bench.places.handover, None).drop("scratch@moment_detr", result.key)
+    ResultStore(bench.places.handover, None).drop("scratch@moment_detr", result.key)
     shutil.rmtree(bench.places.cache.resolve() / "runs", ignore_errors=True)
     assert bench.run("scratch@moment_detr").entry == result.entry, "resumed or not: the same bytes"

@@ -10,12 +10,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mrmodel.orchestrate.dvc_graph import StageGraph
-from mrmodel.orchestrate.environment import Places
-from mrmodel.orchestrate.result_store import Handover
-from mrmodel.orchestrate.run_branch import Workspace, workspace
-from mrmodel.orchestrate.scheduler import Dispatch, Ending, Walk
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.orchestrate.result_store import ResultStore
+from mrmodel.orchestrate.run_branch import RunBranch, workspace
+from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, run_stage
-from mrmodel.orchestrate.tracking import open_pipeline_record, record_walk, run_id_of
+from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
 from tests.orchestrate.test_stage_runner import Bench, tracked
 
 __all__ = ["tracked"]
@@ -33,23 +33,23 @@ def runs(client: MlflowClient) -> dict[str, Run]:
 
 
 @contextmanager
-def walking(clone: Workspace, places: Places) -> Iterator[Walk]:
-    handover = Handover(places.handover, None)
+def walking(clone: RunBranch, places: RuntimeEnvironment) -> Iterator[Scheduler]:
+    handover = ResultStore(places.handover, None)
     settings = clone.config.orchestrate
-    yield Walk(StageGraph(clone.folder, None, handover.wait), handover, settings, clone.rev)
+    yield Scheduler(StageGraph(clone.folder, None, handover.wait), handover, settings, clone.rev)
 
 
-def finish(walk: Walk) -> list[Dispatch]:
+def finish(walk: Scheduler) -> list[ScheduledStage]:
     """Run one stage after another, without Prefect; what was dispatched."""
     started = []
     while waiting := walk.next():
         for dispatch in waiting:
             started.append(dispatch)
             try:
-                ending = Ending(run_stage(dispatch.order, Listener()))
+                ending = StageOutcome(run_stage(dispatch.order, Listener()))
             except StageFailed as error:
-                ending = Ending(reason=str(error))
-            walk.ended(dispatch, ending)
+                ending = StageOutcome(reason=str(error))
+            walk.mark_finished(dispatch, ending)
     return started
 
 
@@ -59,12 +59,12 @@ def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowCli
     with workspace(tracked.places, "HEAD") as clone:
         clone.change(change)
         with (
-            open_pipeline_record(tracked.places, clone, ["report"], change) as record,
+            open_pipeline_run(tracked.places, clone, ["report"], change) as record,
             walking(clone, tracked.places) as walk,
         ):
             walk.parent_run = run_id_of(record)
             finish(walk)
-            record_walk(record, walk)
+            record_stages(record, walk)
         revision, branch = clone.rev, clone.branch
     found = runs(client)
     pipeline = found["pipeline"]
@@ -98,12 +98,12 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
     tracked.commit("params.yaml", "source: sample", "source: folder")
     with (
         workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_record(tracked.places, clone, [], {}) as record,
+        open_pipeline_run(tracked.places, clone, [], {}) as record,
         walking(clone, tracked.places) as walk,
     ):
         walk.parent_run = run_id_of(record)
         finish(walk)
-        record_walk(record, walk)
+        record_stages(record, walk)
     found = runs(client)
     assert found["pipeline"].info.status == "FAILED"
     assert "own_videos" in found["pipeline"].data.tags["error"]
@@ -123,7 +123,7 @@ def test_the_parent_decides_nothing(tracked: Bench) -> None:
             started = finish(walk)
             states = {name: row.state for name, row in walk.rows.items()}
             found.append((states["evaluate"], len(started), walk.graph.locks()))
-            keys = {name: walk.graph.verdict(name).key for name in walk.rows}
+            keys = {name: walk.graph.status(name).key for name in walk.rows}
             assert not started or keys["evaluate"] == started[0].key
     (first, ran, locks), (second, ran_again, same) = found
     assert (first, ran) == ("ran", 2)
@@ -137,7 +137,7 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
 ) -> None:
     with (
         workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_record(tracked.places, clone, [], {}) as record,
+        open_pipeline_run(tracked.places, clone, [], {}) as record,
     ):
         parent = run_id_of(record)
         experiment = client.get_experiment_by_name("mrmodel").experiment_id
@@ -153,6 +153,6 @@ def test_without_tracking_there_is_no_parent(tracked: Bench) -> None:
     tracked.switch_off_tracking()
     with (
         workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_record(tracked.places, clone, [], {}) as record,
+        open_pipeline_run(tracked.places, clone, [], {}) as record,
     ):
         assert run_id_of(record) is None

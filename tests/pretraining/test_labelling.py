@@ -105,7 +105,7 @@ def naive(segment: Segment, rules: LabelSettings, floor: float) -> dict[str, Any
     original = [index for index in segment.annotated if valid[index]]
     mean, sd = moments([scores[index] for index in original])
     sd = max(sd, floor)
-    threshold = mean - rules.threshold_sd * sd
+    threshold = mean - rules.threshold_std * sd
     positive = [
         bool(original) and ok and (score >= threshold - 1e-6)
         for score, ok in zip(scores, valid, strict=True)
@@ -187,7 +187,7 @@ def segments(draw: st.DrawFn, most: int = 40) -> Segment:
 rule_sets = st.builds(
     LabelSettings,
     max_invalid_share=st.sampled_from([0.0, 0.2, 1.0]),
-    threshold_sd=st.sampled_from([0.0, 1.0, 3.0]),
+    threshold_std=st.sampled_from([0.0, 1.0, 3.0]),
     sd_floor_quantile=st.none(),
     keep_original=st.booleans(),
     grade_stats=st.sampled_from(["original", "new"]),
@@ -367,7 +367,7 @@ def test_no_segments_at_all() -> None:
 def test_a_narrower_threshold_lets_fewer_clips_in() -> None:
     scores = [0.2, 0.4, 0.31, 0.21, 0.19, 0.11, 0.01]
     positives = [
-        sum(grade > 0 for grade in label_one(scores, [0, 1], options(threshold_sd=sds))["grades"])
+        sum(grade > 0 for grade in label_one(scores, [0, 1], options(threshold_std=sds))["grades"])
         for sds in (3.0, 2.0, 1.0, 0.0)
     ]
     assert positives == [7, 6, 4, 2]

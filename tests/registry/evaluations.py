@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from mrmodel.files import write_json, write_jsonl
-from mrmodel.stages.test_set import FrozenSet
+from mrmodel.stages.test_set import TestSetContents
 
 
-def read_frozen(project: Path) -> FrozenSet:
+def read_frozen(project: Path) -> TestSetContents:
     """The frozen test set of a project folder."""
     path = project / "reports/evaluation/test_set.json"
-    return FrozenSet.from_json(path.read_text(), str(path))
+    return TestSetContents.from_json(path.read_text(), str(path))
 
 
 def let_it_know_everything(project: Path, way: str) -> None:
@@ -28,10 +28,10 @@ def let_it_know_everything(project: Path, way: str) -> None:
     write_jsonl(path, answers.values())
 
 
-def forget_a_query(project: Path, way: str) -> tuple[FrozenSet, FrozenSet]:
+def forget_a_query(project: Path, way: str) -> tuple[TestSetContents, TestSetContents]:
     """Take the last query out of the test set and out of a model's answers; before and after."""
     before = read_frozen(project)
-    after = FrozenSet(before.split, before.rows[:-1], before.videos)
+    after = TestSetContents(before.split, before.rows[:-1], before.videos)
     write_json(project / "reports/evaluation/test_set.json", after.as_json())
     path = project / f"reports/evaluation/{way}.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))

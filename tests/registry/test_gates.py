@@ -10,7 +10,7 @@ import pytest
 from mrmodel.config.schema import CardSettings, PromotionSettings
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bootstrap
 from mrmodel.registry.decision import Gate
-from mrmodel.registry.gates import SLICES, Rules, Side, Smoke, judge
+from mrmodel.registry.gates import SLICES, ModelUnderTest, Rules, Smoke, evaluate_gates
 from mrmodel.registry.model_record import ModelRecord, TestSet
 
 SETTINGS = PromotionSettings(
@@ -38,14 +38,14 @@ def record(digest: str = "a" * 64) -> ModelRecord:
     )
 
 
-def side(version: int, values: dict[str, Any], **changes: Any) -> Side:
+def side(version: int, values: dict[str, Any], **changes: Any) -> ModelUnderTest:
     """A version with these values of 100 queries about 50 videos."""
     per_query = PerQuery(
         list(range(100)),
         [f"v{query // 2}" for query in range(100)],
         {name: np.broadcast_to(np.asarray(value, float), 100) for name, value in values.items()},
     )
-    whole = Side(version, record(), per_query, '{"inputs": []}', 5_000_000, {})
+    whole = ModelUnderTest(version, record(), per_query, '{"inputs": []}', 5_000_000, {})
     return replace(whole, **changes)
 
 
@@ -54,7 +54,7 @@ def flat(value: float, **others: Any) -> dict[str, Any]:
 
 
 def verdicts(*arguments: Any) -> dict[str, Gate]:
-    gates = judge(*arguments)
+    gates = evaluate_gates(*arguments)
     assert len({gate.name for gate in gates}) == len(gates)
     return {gate.name: gate for gate in gates}
 
@@ -133,11 +133,13 @@ def test_another_test_set_is_never_compared_in_silence() -> None:
     assert "better" not in gates
     assert "bbbbbbbbbbbb" in gates["test_set"].detail
     assert "aaaaaaaaaaaa" in gates["test_set"].detail
-    asked = verdicts(other, side(1, flat(50.0)), GOOD, Rules(SETTINGS, new_line=True))
+    asked = verdicts(other, side(1, flat(50.0)), GOOD, Rules(SETTINGS, reset_baseline=True))
     assert failed(asked) == set()
     assert asked["test_set"].passed is None
     # The same test set is compared, whatever was asked for.
-    same = verdicts(side(2, flat(40.0)), side(1, flat(50.0)), GOOD, Rules(SETTINGS, new_line=True))
+    same = verdicts(
+        side(2, flat(40.0)), side(1, flat(50.0)), GOOD, Rules(SETTINGS, reset_baseline=True)
+    )
     assert failed(same) == {"better"}
 
 

@@ -1,7 +1,7 @@
 from mrmodel.registry.model_record import find_leaks
-from mrmodel.stages.test_set import FrozenSet
+from mrmodel.stages.test_set import TestSetContents
 
-TEST = FrozenSet(
+TEST = TestSetContents(
     "test",
     ({"qid": 1, "vid": "a_0_10"}, {"qid": 2, "vid": "b"}),
     {"a": "sha-a", "b": "sha-b", "c": ""},

@@ -9,20 +9,20 @@ from click.testing import CliRunner
 from mrmodel.cli.registry import group
 from mrmodel.config.schema import load_config
 from mrmodel.errors import RegistryError
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.registry.candidate import gather
 from mrmodel.registry.champion import open_registry
 from mrmodel.registry.lineage import compare, reproduce, stage_of, upstream
 from mrmodel.registry.model_record import ModelRecord
 from mrmodel.registry.promote import register
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from tests.project import Project
 
 
 @pytest.fixture
 def record(project: Project) -> ModelRecord:
     config = load_config(Path("params.yaml"))
-    return gather(config, Layout(config), "moment_detr", "finetuned").record
+    return gather(config, Paths(config), "moment_detr", "finetuned").record
 
 
 def changed(record: ModelRecord, **values: object) -> ModelRecord:
@@ -49,7 +49,7 @@ def test_a_model_is_made_again_to_the_last_bit(record: ModelRecord, project: Pro
     folder = project.folder
     for name in ("data", "features", "models", "reports"):
         (folder / name).rename(folder.parent / name)
-    found = reproduce(record, Places.from_environment())
+    found = reproduce(record, RuntimeEnvironment.from_environment())
     assert found.differences == []
     assert found.outputs >= 6
     assert not (folder / "models").exists()
@@ -71,7 +71,7 @@ def test_what_differs_is_named_the_cause_first(record: ModelRecord, project: Pro
 
 
 def test_what_no_commit_holds_cannot_be_made_again(record: ModelRecord) -> None:
-    places = Places.from_environment()
+    places = RuntimeEnvironment.from_environment()
     code = record.code | {"git.changed": "params.yaml mrmodel/config/schema.py dvc.lock"}
     with pytest.raises(RegistryError, match=r"no commit holds .* \(mrmodel/config\.py\)"):
         reproduce(changed(record, code=code), places)
@@ -83,13 +83,13 @@ def test_a_stage_that_fails_says_why(record: ModelRecord) -> None:
     params = json.loads(json.dumps(record.params))
     params["corpus"]["videos"]["train"] = 0
     with pytest.raises(RegistryError, match=r"(?s)ended with .*corpus\.videos\.train"):
-        reproduce(changed(record, params=params), Places.from_environment())
+        reproduce(changed(record, params=params), RuntimeEnvironment.from_environment())
 
 
 def test_the_command_shows_every_input(project: Project) -> None:
     config = load_config(Path("params.yaml"))
-    layout = Layout(config)
-    version, _ = register(open_registry(config, layout), config, layout, "moment_detr", "finetuned")
+    paths = Paths(config)
+    version, _ = register(open_registry(config, paths), config, paths, "moment_detr", "finetuned")
     shown = CliRunner().invoke(group, ["show", str(version)], catch_exceptions=False).output
     assert project.git("rev-parse", "HEAD").strip() in shown
     assert "stage finetune@moment_detr: python -m mrmodel.stages.train" in shown

@@ -20,11 +20,11 @@ from mrmodel.errors import (
     RegistryError,
 )
 from mrmodel.registry.candidate import gather
-from mrmodel.registry.champion import Pointed, Registry, open_registry, registry_store
+from mrmodel.registry.champion import PointerSnapshot, Registry, open_registry, registry_store
 from mrmodel.registry.decision import Pointer
 from mrmodel.registry.model_card import render_card
 from mrmodel.registry.promote import promote, register, rollback
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from tests.project import Project
 from tests.registry.evaluations import forget_a_query, let_it_know_everything
 from tests.registry.trial import promotion_of
@@ -35,16 +35,16 @@ MODEL = "moment_detr"
 @pytest.fixture
 def registry(project: Project) -> Registry:
     config = load_config(Path("params.yaml"))
-    return open_registry(config, Layout(config))
+    return open_registry(config, Paths(config))
 
 
 def add(registry: Registry, kind: str) -> int:
     config = load_config(Path("params.yaml"))
-    return register(registry, config, Layout(config), MODEL, kind)[0]
+    return register(registry, config, Paths(config), MODEL, kind)[0]
 
 
-def decide(registry: Registry, version: int | None = None, new_line: str = "") -> int:
-    return promote(registry, load_config(Path("params.yaml")), version, new_line).version
+def decide(registry: Registry, version: int | None = None, reset_baseline: str = "") -> int:
+    return promote(registry, load_config(Path("params.yaml")), version, reset_baseline).version
 
 
 def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None:
@@ -93,10 +93,10 @@ def test_whoever_is_slower_is_told_and_recorded(
     """Another promotion ends between the judgement and the move; then a rollback is too late."""
     config = load_config(Path("params.yaml"))
     slower, faster = add(registry, "finetuned"), add(registry, "scratch")
-    other, move = open_registry(config, Layout(config)), registry.move
+    other, move = open_registry(config, Paths(config)), registry.move
 
     def after(version: int) -> Any:
-        def moved(seen: Pointed, pointer: Pointer) -> None:
+        def moved(seen: PointerSnapshot, pointer: Pointer) -> None:
             monkeypatch.setattr(registry, "move", move)
             theirs = promotion_of(version, other.read())
             other.move(other.read(), theirs)
@@ -125,7 +125,7 @@ def test_another_store_does_not_take_the_champion_away(
     decide(registry)
     monkeypatch.setenv("MRMODEL_REGISTRY", str(tmp_path / "elsewhere"))
     config = load_config(Path("params.yaml"))
-    stray = open_registry(config, Layout(config))
+    stray = open_registry(config, Paths(config))
     with pytest.raises(RegistryError, match="no pointer, but in MLflow version 1 is champion"):
         add(stray, "scratch")
     assert registry.versions.aliases()["champion"] == first
@@ -146,14 +146,14 @@ def test_withdrawn_weights_do_not_come_back_as_another_version(registry: Registr
     third = add(registry, "finetuned")
     assert third != second
     with pytest.raises(PromotionRefused, match="these weights were rolled back"):
-        decide(registry, third, new_line="one query was wrong")
+        decide(registry, third, reset_baseline="one query was wrong")
 
 
 def test_an_unknown_training_set_is_no_clean_one(project: Project) -> None:
     Path("data/miniature/train.jsonl").unlink()
     config = load_config(Path("params.yaml"))
     with pytest.raises(DataError, match=r"train\.jsonl: is not there"):
-        gather(config, Layout(config), MODEL, "finetuned")
+        gather(config, Paths(config), MODEL, "finetuned")
 
 
 def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
@@ -164,7 +164,7 @@ def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
     assert second != first
     with pytest.raises(PromotionRefused, match="two test sets cannot be compared"):
         decide(registry)
-    assert decide(registry, new_line="one query was wrong") == second
+    assert decide(registry, reset_baseline="one query was wrong") == second
     moves = [one for one in registry.history() if one.kind == "promote"]
     assert [one.test_set for one in moves] == [frozen.digest, fewer.digest]
     assert moves[1].reason == "one query was wrong"
@@ -218,17 +218,17 @@ def test_files_that_were_changed_after_registration_are_refused(
 
 def test_only_what_was_evaluated_here_is_registered(project: Project) -> None:
     config = load_config(Path("params.yaml"))
-    layout = Layout(config)
+    paths = Paths(config)
     with pytest.raises(CheckpointError, match=r"models/imported/moment_detr: was not trained and"):
-        gather(config, layout, MODEL, "imported")
+        gather(config, paths, MODEL, "imported")
     Path("reports/evaluation/weights.json").write_text("{}")
     with pytest.raises(DataError, match=r"the evaluation of moment_detr\.finetuned is of weights"):
-        gather(config, layout, MODEL, "finetuned")
+        gather(config, paths, MODEL, "finetuned")
 
 
 def test_the_record_says_where_a_model_came_from(project: Project) -> None:
     config = load_config(Path("params.yaml"))
-    record = gather(config, Layout(config), MODEL, "finetuned").record
+    record = gather(config, Paths(config), MODEL, "finetuned").record
     assert record.code["git.revision"] == project.git("rev-parse", "HEAD").strip()
     assert record.lock["finetune@moment_detr"]["outs"][0]["path"] == "models/finetuned/moment_detr"
     assert record.params == config.model_dump(mode="json")

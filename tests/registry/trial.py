@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrmodel.registry.champion import Pointed, Registry
+from mrmodel.registry.champion import PointerSnapshot, Registry
 from mrmodel.registry.decision import Decision, Pointer, decision_id, now
 from mrmodel.registry.mlflow_versions import Versions
 from mrmodel.registry.promote import promoted
@@ -40,7 +40,7 @@ class Trial:
         return self.open()
 
 
-def promotion_of(version: int, seen: Pointed) -> Pointer:
+def promotion_of(version: int, seen: PointerSnapshot) -> Pointer:
     """The pointer that a promotion of `version` would write."""
     at = now()
     decision = Decision(

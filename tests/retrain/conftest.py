@@ -15,11 +15,11 @@ from dvc.repo import Repo
 
 from mrmodel.config.schema import Config, CorpusVideos, load_config
 from mrmodel.orchestrate.checkout import fresh_clone
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.progress import NullReporter
 from mrmodel.retrain.baseline import Reference
-from mrmodel.retrain.dvc_dataset import TrackedFolder
-from mrmodel.retrain.ingest import Intake, take_in
+from mrmodel.retrain.dvc_dataset import DvcDataset
+from mrmodel.retrain.ingest import IngestResult, ingest
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.storage import Store, open_store
 from mrmodel.synthetic.render import render_corpus
@@ -136,7 +136,7 @@ class Site:
     """Stores and places of one test, and the repository that all tests share."""
 
     project: Project
-    places: Places
+    places: RuntimeEnvironment
     incoming: Store
     store: Store
 
@@ -153,9 +153,9 @@ class Site:
         if marked:
             self.incoming.put(f"{name}/COMPLETE", b"")
 
-    def take(self, rev: str = "HEAD") -> Intake:
+    def take(self, rev: str = "HEAD") -> IngestResult:
         """Take in what is new."""
-        return take_in(self.incoming, self.ledger, self.places, rev)
+        return ingest(self.incoming, self.ledger, self.places, rev)
 
     def show(self, rev: str, path: str) -> str:
         """A file of a revision."""
@@ -169,7 +169,7 @@ class Site:
 @pytest.fixture
 def plain(repository: Project, tmp_path: Path) -> Site:
     """Everything in folders."""
-    there = Places.from_environment({"MRMODEL_GIT_URL": str(repository.folder)})
+    there = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(repository.folder)})
     own = {name: tmp_path / name for name in ("state", "clones")}
     places = replace(there, handover=str(tmp_path / "handover"), **own)
     stores = [open_store(str(tmp_path / name)) for name in ("incoming", "registry")]
@@ -207,4 +207,4 @@ def config(repository: Project) -> Config:
 def reference(plain: Site, config: Config) -> Reference:
     """What the repository's data hold."""
     with fresh_clone(plain.places, "HEAD", {}) as folder:
-        return TrackedFolder(folder, config, plain.places).reference()
+        return DvcDataset(folder, config, plain.places).reference()

@@ -8,11 +8,11 @@ import pytest
 
 from mrmodel.errors import ConfigError
 from mrmodel.orchestrate.checkout import git
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import fast_forward
 from mrmodel.registry.decision import Decision, Gate, Kind
-from mrmodel.retrain.finish import open_incoming, settle, summarize_intake
-from mrmodel.retrain.ingest import Intake
+from mrmodel.retrain.finish import finish, open_incoming, summarize_ingestion
+from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.retrain.report import Report
 from mrmodel.storage import open_store
@@ -40,8 +40,8 @@ def hub(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(hub: Path, tmp_path: Path) -> Places:
-    return Places.from_environment(
+def places(hub: Path, tmp_path: Path) -> RuntimeEnvironment:
+    return RuntimeEnvironment.from_environment(
         {
             "MRMODEL_GIT_URL": str(hub),
             "MRMODEL_WORK_DIR": str(tmp_path / "own"),
@@ -74,9 +74,9 @@ def decide(kind: Kind) -> Decision:
     )
 
 
-def intake() -> Intake:
+def intake() -> IngestResult:
     bad = Report("bad", "2" * 64, "quarantined", ["limit"])
-    return Intake([bad, Report("good", "1" * 64, "taken")], RUN)
+    return IngestResult([bad, Report("good", "1" * 64, "taken")], RUN)
 
 
 def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
@@ -85,9 +85,9 @@ def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
 
 @pytest.mark.parametrize("rev", ["main", "HEAD"])
 def test_after_a_promotion_the_branch_moves(
-    rev: str, hub: Path, places: Places, ledger: Ledger
+    rev: str, hub: Path, places: RuntimeEnvironment, ledger: Ledger
 ) -> None:
-    summary = settle(places, rev, ledger, intake(), RUN, decide("promote"))
+    summary = finish(places, rev, ledger, intake(), RUN, decide("promote"))
     assert tip(hub, "main") == tip(hub, RUN)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
@@ -106,9 +106,9 @@ def test_the_guides_say_so(page: str) -> None:
     assert "After a promotion the branch moves to the new data" in text
 
 
-def test_after_a_refusal_it_stays(hub: Path, places: Places, ledger: Ledger) -> None:
+def test_after_a_refusal_it_stays(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
     before = tip(hub, "main")
-    summary = settle(places, "main", ledger, intake(), RUN, decide("refuse"))
+    summary = finish(places, "main", ledger, intake(), RUN, decide("refuse"))
     assert tip(hub, "main") == before
     (entry,) = ledger.entries()
     assert (entry.outcome, entry.branch) == ("refused", RUN)
@@ -116,39 +116,41 @@ def test_after_a_refusal_it_stays(hub: Path, places: Places, ledger: Ledger) -> 
     assert (summary.name, "is refused (better:" in summary.text) == ("Refused", True)
 
 
-def test_a_conflict_is_no_outcome(hub: Path, places: Places, ledger: Ledger) -> None:
-    summary = settle(places, "main", ledger, intake(), RUN, decide("conflict"))
+def test_a_conflict_is_no_outcome(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
+    summary = finish(places, "main", ledger, intake(), RUN, decide("conflict"))
     assert ledger.entries() == []
     assert summary.name == "Conflict"
 
 
 def test_a_branch_that_moved_meanwhile_is_left_to_people(
-    hub: Path, places: Places, ledger: Ledger, tmp_path: Path
+    hub: Path, places: RuntimeEnvironment, ledger: Ledger, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     git(work, "checkout", "--quiet", "main")
     git(work, "commit", "--quiet", "--allow-empty", "--message", "somebody was faster")
     git(work, "push", "--quiet", "origin", "main")
     theirs = tip(hub, "main")
-    summary = settle(places, "main", ledger, intake(), RUN, decide("promote"))
+    summary = finish(places, "main", ledger, intake(), RUN, decide("promote"))
     assert tip(hub, "main") == theirs
     assert f"merge {RUN} before the next retraining" in summary.text
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert fast_forward(places, theirs, RUN) == f"{theirs} is no branch"
 
 
-def test_settling_twice_changes_nothing(hub: Path, places: Places, ledger: Ledger) -> None:
-    first = settle(places, "main", ledger, intake(), RUN, decide("promote"))
+def test_settling_twice_changes_nothing(
+    hub: Path, places: RuntimeEnvironment, ledger: Ledger
+) -> None:
+    first = finish(places, "main", ledger, intake(), RUN, decide("promote"))
     entries = ledger.entries()
-    assert settle(places, "main", ledger, intake(), RUN, decide("promote")) == first
+    assert finish(places, "main", ledger, intake(), RUN, decide("promote")) == first
     assert ledger.entries() == entries
 
 
 def test_what_serves_already_by_a_rollback_is_promoted(
-    hub: Path, places: Places, ledger: Ledger
+    hub: Path, places: RuntimeEnvironment, ledger: Ledger
 ) -> None:
     decision = decide("rollback").model_copy(update={"reason": "the other one was worse"})
-    summary = settle(places, "main", ledger, intake(), RUN, decision)
+    summary = finish(places, "main", ledger, intake(), RUN, decision)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
     assert "champion already, by a rollback (the other one was worse)" in summary.text
@@ -157,10 +159,10 @@ def test_what_serves_already_by_a_rollback_is_promoted(
 def test_nothing_taken_says_why() -> None:
     late = Report("late", "3" * 64, "incomplete", ["not complete yet"])
     waiting = Report("odd", "4" * 64, "waiting", ["it cannot be read"])
-    assert summarize_intake([]).text == "no new delivery"
-    assert summarize_intake([late]).name == "Unchanged"
-    assert summarize_intake([late, waiting]).name == "Waiting"
-    found = summarize_intake([late, intake().reports[0]])
+    assert summarize_ingestion([]).text == "no new delivery"
+    assert summarize_ingestion([late]).name == "Unchanged"
+    assert summarize_ingestion([late, waiting]).name == "Waiting"
+    found = summarize_ingestion([late, intake().reports[0]])
     assert found.name == "Quarantined"
     assert found.text.splitlines() == [
         "delivery late: incomplete (not complete yet)",
@@ -168,7 +170,9 @@ def test_nothing_taken_says_why() -> None:
     ]
 
 
-def test_the_incoming_store_must_be_named(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_incoming_store_must_be_named(
+    places: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MRMODEL_INCOMING", raising=False)
     with pytest.raises(ConfigError, match="MRMODEL_INCOMING"):
         open_incoming(places)

@@ -18,11 +18,11 @@ from mrmodel.errors import ConfigError, DeliveryError
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.presets import overlay
-from mrmodel.registry.champion import Pointed
+from mrmodel.registry.champion import PointerSnapshot
 from mrmodel.registry.decision import pointer_key
 from mrmodel.retrain import ingest as intake_module
 from mrmodel.retrain.deliveries import Delivery
-from mrmodel.retrain.ingest import Intake
+from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import Entry
 from mrmodel.retrain.report import Report, State
 from tests.project import Project
@@ -32,7 +32,7 @@ from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 Make = Callable[..., Parcel]
 
 
-def reports_in(intake: Intake, state: State) -> list[Report]:
+def reports_in(intake: IngestResult, state: State) -> list[Report]:
     """Deliveries with this verdict."""
     return [report for report in intake.reports if report.state == state]
 
@@ -79,7 +79,7 @@ def test_a_good_delivery_is_taken(site: Site, parcel: Make, tmp_path: Path) -> N
         videos = clone / FOLDER / "videos"
         assert not videos.exists(), "no old video was needed"
         remote = None if site.places.remote is None else "workers"
-        verdicts = {name: StageGraph(clone, remote).verdict(name) for name in ("corpus", "report")}
+        verdicts = {name: StageGraph(clone, remote).status(name) for name in ("corpus", "report")}
     assert verdicts["corpus"].reason == f"{FOLDER} changed"
 
 
@@ -160,7 +160,7 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
     assert copied.git("rev-parse", "HEAD") == copied.git("rev-parse", str(intake.branch))
 
     copied.git("update-ref", "HEAD", start.strip())
-    seen = Pointed(promotion_of(1, Pointed(None, None)), None)
+    seen = PointerSnapshot(promotion_of(1, PointerSnapshot(None, None)), None)
     withdrawn = promotion_of(1, seen).model_copy(update={"withdrawn": [2]})
     site.store.put(pointer_key(MODEL), withdrawn.model_dump_json().encode())
     assert site.take().reports == []

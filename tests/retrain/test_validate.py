@@ -12,19 +12,19 @@ import pytest
 from mrmodel.config.schema import Config
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import delivery_in
-from mrmodel.retrain.validate import Checked, check_folder
+from mrmodel.retrain.validate import ValidatedDelivery, check_folder
 from tests.project import Project
 from tests.retrain.conftest import FOLDER, Parcel, Rows, write_rows
 
 Make = Callable[..., Parcel]
-Check = Callable[[Parcel], Checked]
+Check = Callable[[Parcel], ValidatedDelivery]
 # Of 43 rows: a few bad ones are left out, and the rest is taken.
 TRAIN, VAL, CAPTIONS = "train.jsonl", "val.jsonl", "captions.jsonl"
 
 
 @pytest.fixture
 def check(reference: Reference, config: Config) -> Check:
-    def checking(parcel: Parcel) -> Checked:
+    def checking(parcel: Parcel) -> ValidatedDelivery:
         return check_folder(parcel.folder, delivery_in(parcel.folder), reference, config)
 
     return checking

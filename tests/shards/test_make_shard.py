@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mrmodel.errors import ConfigError
-from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.shards import read_tar, write_tar
 from mrmodel.orchestrate.sharding import (
     ShardedStream,
@@ -133,7 +133,7 @@ def test_two_attempts_at_one_shard_make_it_once(clone, sharded, tmp_path):
 def test_a_failure_that_may_have_passed_is_all_that_is_tried_again(clone, sharded, made, store):
     """The shard in the store has failed at v03, say because its machine was out of memory."""
     order, tar = sharded.orders()[0], only_tar(store)
-    pieces = PieceFolder(tar.parent / "pieces")
+    pieces = PartialResults(tar.parent / "pieces")
     with read_tar(tar, sharded.plan) as shard:
         for note in shard.notes:
             if note.failure is None:

@@ -32,7 +32,7 @@ from mrmodel.stages.evaluate import evaluate
 from mrmodel.stages.extract import extract
 from mrmodel.stages.intervid_mr import intervid_mr
 from mrmodel.stages.package import package
-from mrmodel.stages.paths import Layout
+from mrmodel.stages.paths import Paths
 from mrmodel.stages.profile import profile
 from mrmodel.stages.report import report
 from mrmodel.stages.required_inputs import missing_inputs
@@ -155,7 +155,7 @@ def test_a_row_without_features_is_left_out_and_named(
 
 def test_what_is_missing_is_named_with_its_command(tmp_path: Path) -> None:
     config = config_of("qvhighlights_video_lights", "video_lights")
-    annotations, features = missing_inputs(config, Layout(config, tmp_path))
+    annotations, features = missing_inputs(config, Paths(config, tmp_path))
     assert (
         f"`mrmodel data convert qvhighlights FOLDER --output {tmp_path}/own_videos`" in annotations
     )
@@ -165,26 +165,26 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path) -> None:
     assert f"features {videos}, {texts} in {tmp_path}/own_features/qvhighlights" in features
     assert "--layout video_lights" in features
     bring_in(tmp_path, "qvhighlights")
-    (left,) = missing_inputs(config, Layout(config, tmp_path))
+    (left,) = missing_inputs(config, Paths(config, tmp_path))
     assert "features blip2.video768, blip2.text768 in" in left
 
 
 def test_videos_are_asked_for_where_no_archive_helps(tmp_path: Path) -> None:
     config = config_of("tvsum_sg_detr", "sg_detr")
-    _, videos = missing_inputs(config, Layout(config, tmp_path))
+    _, videos = missing_inputs(config, Paths(config, tmp_path))
     found = "own_videos/videos/<vid>.mp4, from which internvideo2_1b.video512 is extracted"
     assert videos == f"videos {tmp_path}/{found}"
     (tmp_path / "own_videos/videos").mkdir(parents=True)
-    assert len(missing_inputs(config, Layout(config, tmp_path))) == 1
+    assert len(missing_inputs(config, Paths(config, tmp_path))) == 1
     raw = yaml.safe_load(render("tacos_qd_detr", "qd_detr"))
     raw["features"]["video_streams"] = ["nobodys.video"]
     config = parse_config(raw)
-    (_, line) = missing_inputs(config, Layout(config, tmp_path))
+    (_, line) = missing_inputs(config, Paths(config, tmp_path))
     assert "features nobodys.video: no store in" in line
     with pytest.raises(DataError, match="no archive of tacos has it"):
         extract(config, NullReporter(), {"stream": "nobodys.video"})
     assert (
-        missing_inputs(parse_config(yaml.safe_load(presets.render("sample"))), Layout(config)) == []
+        missing_inputs(parse_config(yaml.safe_load(presets.render("sample"))), Paths(config)) == []
     )
 
 

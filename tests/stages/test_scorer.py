@@ -3,7 +3,7 @@ import yaml
 
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.predict.postprocess import PostprocessSettings
-from mrmodel.stages.scorer import Judge
+from mrmodel.stages.scorer import Scorer
 from tests.postprocessing import postprocess
 from tests.project import ROOT
 
@@ -26,10 +26,10 @@ FOUND = {
 }
 
 
-def judge(mode: str) -> Judge:
+def judge(mode: str) -> Scorer:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     config: Config = parse_config(raw | {"evaluate": {**raw["evaluate"], "mode": mode}})
-    return Judge(config)
+    return Scorer(config)
 
 
 def test_a_query_without_prediction_is_a_miss_in_clean_mode() -> None:

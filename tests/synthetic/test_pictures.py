@@ -15,7 +15,7 @@ from mrmodel.synthetic.motion import camera_at, pose_at
 from mrmodel.synthetic.scenes import paint_scene
 from mrmodel.synthetic.script import SHOT_S, Shot, VideoPlan, plan_video
 from mrmodel.synthetic.sprites import FOLDER, sprite, sprite_path, subjects
-from mrmodel.synthetic.video_writer import PictureFormat, Stage, draw_frames
+from mrmodel.synthetic.video_writer import PictureFormat, SceneRenderer, draw_frames
 from mrmodel.synthetic.vocabulary import ACTIONS, PLACES, Topic
 from tests.synthetic.test_annotations import plan_of, shot
 
@@ -103,7 +103,7 @@ def test_crossfades_mix_both_shots() -> None:
             shot(10, 20, None, place="space", crossfade_s=2.0),
         ),
     )
-    stage = Stage(plan, SIZE)
+    stage = SceneRenderer(plan, SIZE)
     means = [np.asarray(stage.frame(time_s)).mean() for time_s in (8.9, 9.5, 10.0, 10.5, 11.1)]
     assert means == sorted(means, reverse=True)
     assert means[2] == pytest.approx((means[0] + means[-1]) / 2, abs=3)
@@ -113,7 +113,7 @@ def test_the_camera_moves_the_world_and_the_subject_alike() -> None:
     drifting = shot(0, 10, Topic("pig", "still", "snow"), drift=(0.08, 0.04))
     first, last = camera_at(drifting, 0), camera_at(drifting, 10)
     assert (last[0] - first[0], last[1] - first[1]) == pytest.approx((0.08, 0.04))
-    begin, end = (np.asarray(Stage(plan_of(drifting), SIZE).frame(t)) for t in (0, 10))
+    begin, end = (np.asarray(SceneRenderer(plan_of(drifting), SIZE).frame(t)) for t in (0, 10))
     assert (begin[4:, 20:] == end[:-4, :-20]).all(axis=2).mean() < 0.5
     shift_x, shift_y = round(0.04 * 256) * 2, round(0.02 * 192) * 2
     assert (begin[shift_y:, shift_x:] == end[:-shift_y, :-shift_x]).mean() > 0.95

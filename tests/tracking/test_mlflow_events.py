@@ -2,7 +2,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
-from mrmodel.tracking.mlflow_events import Outbox, Refused, may_pass
+from mrmodel.tracking.mlflow_events import Outbox, Refused, is_transient
 
 AWAY = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
 WRONG = MlflowException("no such name", error_code=INVALID_PARAMETER_VALUE)
@@ -15,7 +15,7 @@ class Server:
         self.taken: list[str] = []
         self.fault: Exception | None = None
 
-    def take(self, text: str) -> None:
+    def handle(self, text: str) -> None:
         if self.fault is not None:
             raise self.fault
         self.taken.append(text)
@@ -23,7 +23,7 @@ class Server:
 
 def put(outbox: Outbox, server: Server, *texts: str) -> None:
     for text in texts:
-        outbox.put(text, lambda text=text: server.take(text))
+        outbox.put(text, lambda text=text: server.handle(text))
 
 
 def test_what_an_absent_server_did_not_take_comes_later_in_order() -> None:
@@ -94,4 +94,4 @@ def test_a_refused_record_is_told() -> None:
     ],
 )
 def test_only_what_may_pass_is_tried_again(error: Exception, passes: bool) -> None:
-    assert may_pass(error) is passes
+    assert is_transient(error) is passes

@@ -22,8 +22,8 @@ from mlflow.tracking import MlflowClient
 
 from infra.local.process import free_ports
 from mrmodel.config.schema import TrackingSettings
-from mrmodel.tracking.event_log import Opening
-from mrmodel.tracking.run import NoRecord, current_record, open_record
+from mrmodel.tracking.event_log import RunSpec
+from mrmodel.tracking.run import NullRun, current_run, open_run
 from mrmodel.tracking.stage_metrics import learning_curves
 from tests.services import Service
 
@@ -32,19 +32,19 @@ ON = TrackingSettings(enabled=True, experiment="trial")
 OPEN = """
 import sys, time
 from mrmodel.config.schema import TrackingSettings
-from mrmodel.tracking.run import open_record
+from mrmodel.tracking.run import open_run
 from mrmodel.tracking.event_log import Opening
 settings = TrackingSettings(enabled=True, experiment="trial")
 opening = Opening("trial", sys.argv[1], sys.argv[2], sys.argv[1], command=sys.argv[3] or None)
-with open_record(settings, opening) as record:
+with open_run(settings, opening) as record:
     record.log({"loss": 1.0}, 1)
     print(record.run_id(60), flush=True)
     time.sleep(float(sys.argv[4]))
 """
 
 
-def opening(state: Path, name: str = "finetune@m", parent: str | None = None) -> Opening:
-    return Opening("trial", str(state), name, str(state), parent=parent)
+def spec(state: Path, name: str = "finetune@m", parent: str | None = None) -> RunSpec:
+    return RunSpec("trial", str(state), name, str(state), parent=parent)
 
 
 def client(state: Path) -> MlflowClient:
@@ -105,7 +105,7 @@ def state(tmp_path: Path, empty_mlflow: Path) -> Path:
 
 def test_a_run_keeps_all_that_is_said(state: Path) -> None:
     (state / "figures.json").write_text('{"best": 1}')
-    with open_record(ON, opening(state, parent="0" * 32)) as record:
+    with open_run(ON, spec(state, parent="0" * 32)) as record:
         record.params({"run": {"lr": 1e-4, "none": None}, "seed": 3, "streams": ["a", "b"]})
         record.log({"loss": 2.0, "val/R1@0.5": 10.0}, 5)
         record.log({"loss": 1.0}, 10)
@@ -140,12 +140,12 @@ def test_a_run_keeps_all_that_is_said(state: Path) -> None:
 
 
 def test_parts_are_runs_below_the_run(state: Path) -> None:
-    with open_record(ON, opening(state, "seed_run@m-1")) as record:
-        with record.part("seed_run@m-1") as whole:
+    with open_run(ON, spec(state, "seed_run@m-1")) as record:
+        with record.child_run("seed_run@m-1") as whole:
             whole.log({"whole": 1.0}, 0)
-        with record.part("pretrain@m") as part:
-            part.log({"loss": 3.0}, 1)
-        with pytest.raises(RuntimeError), record.part("finetune@m"):
+        with record.child_run("pretrain@m") as child_run:
+            child_run.log({"loss": 3.0}, 1)
+        with pytest.raises(RuntimeError), record.child_run("finetune@m"):
             raise RuntimeError("broken")
     found = runs(state)
     above = found["seed_run@m-1"]
@@ -162,7 +162,7 @@ def test_parts_are_runs_below_the_run(state: Path) -> None:
 
 
 def test_a_run_that_breaks_is_marked_as_failed(state: Path) -> None:
-    with pytest.raises(RuntimeError, match="broken"), open_record(ON, opening(state)):
+    with pytest.raises(RuntimeError, match="broken"), open_run(ON, spec(state)):
         raise RuntimeError("broken")
     run = runs(state)["finetune@m"]
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", "broken")
@@ -170,17 +170,17 @@ def test_a_run_that_breaks_is_marked_as_failed(state: Path) -> None:
 
 def test_nothing_is_written_and_no_process_started_when_it_is_off(tmp_path: Path) -> None:
     off = TrackingSettings(enabled=False, experiment="trial")
-    with open_record(off, opening(tmp_path)) as record:
-        assert isinstance(record, NoRecord)
+    with open_run(off, spec(tmp_path)) as record:
+        assert isinstance(record, NullRun)
         record.log({"loss": 1.0}, 1)
         assert not recorders(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_open_record_is_found_inside_the_block_only(state: Path) -> None:
-    with open_record(ON, opening(state)) as record:
-        assert current_record() is record
-    assert isinstance(current_record(), NoRecord)
+    with open_run(ON, spec(state)) as record:
+        assert current_run() is record
+    assert isinstance(current_run(), NullRun)
 
 
 def test_a_process_that_records_does_not_import_mlflow(state: Path) -> None:
@@ -205,7 +205,7 @@ def test_secrets_of_the_environment_are_not_recorded(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
     monkeypatch.setenv("SOME_URL", "https://me:topsecret@host/x")
-    with open_record(ON, opening(state)) as record:
+    with open_run(ON, spec(state)) as record:
         record.params({"key": "is hush-hush-hush"})
         record.tags({"from": "https://me:topsecret@host/x"})
         record.text("note.txt", "hush-hush-hush")
@@ -245,7 +245,7 @@ def test_a_server_that_is_not_there_costs_seconds_and_fails_nothing(
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     started = time.monotonic()
-    with open_record(ON, opening(tmp_path)) as record:
+    with open_run(ON, spec(tmp_path)) as record:
         record.log({"loss": 1.0}, 1)
         inside = time.monotonic() - started
     assert inside < 1, "the work itself is not held up"
@@ -261,7 +261,7 @@ def test_a_server_that_never_answers_is_not_waited_for_either(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        with open_record(ON, opening(tmp_path)) as record:
+        with open_run(ON, spec(tmp_path)) as record:
             record.log({"loss": 1.0}, 1)
         assert time.monotonic() - started < 60
     assert not recorders(tmp_path)
@@ -275,7 +275,7 @@ def test_what_is_said_while_the_server_is_away_arrives_when_it_is_back(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     (tmp_path / "figures.json").write_text("{}")
     client = MlflowClient(mlflow_server.url)
-    with open_record(ON, opening(tmp_path, "late")) as record:
+    with open_run(ON, spec(tmp_path, "late")) as record:
         record.log({"loss": 2.0}, 1)
         assert record.run_id(4) is None
         with forwarded(port, mlflow_server.url):
@@ -357,10 +357,10 @@ def test_a_run_whose_recorder_was_killed_is_closed_by_the_next_one(state: Path) 
     other = start(state, "scratch@m", 600)
     assert other.stdout is not None
     alive = other.stdout.readline().strip()
-    with open_record(ON, opening(state, "pretrain@m")):
+    with open_run(ON, spec(state, "pretrain@m")):
         pass
     assert client(state).get_run(lost).info.status == "KILLED"
-    with open_record(ON, opening(state, "scratch@m")):
+    with open_run(ON, spec(state, "scratch@m")):
         pass
     assert client(state).get_run(alive).info.status == "RUNNING", "its process lives"
     other.kill()

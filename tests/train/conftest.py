@@ -69,7 +69,7 @@ def run() -> RunSettings:
         steps=24,
         lr=3e-3,
         schedule="cosine",
-        drop_every_epochs=100,
+        step_size=100,
         milestones=[],
         gamma=0.5,
         warmup=2,

@@ -106,7 +106,9 @@ def test_a_killed_run_ends_in_the_same_bits(
 def test_a_killed_run_with_two_parameter_groups_ends_in_the_same_bits(
     train_settings, run, dataset, tmp_path
 ) -> None:
-    settings = train_settings.model_copy(update={"decay": "matrices", "weight_decay": 0.1})
+    settings = train_settings.model_copy(
+        update={"weight_decay_on": "matrices", "weight_decay": 0.1}
+    )
     run = run.model_copy(update={"schedule": "multistep", "milestones": [2, 5], "warmup": 4})
     whole, _, _ = train(settings, run, dataset, tmp_path / "whole")
     with pytest.raises(KilledError):

@@ -15,7 +15,7 @@ def run(schedule: str, **changes: object) -> RunSettings:
         "steps": 100,
         "lr": 1e-3,
         "schedule": schedule,
-        "drop_every_epochs": 4,
+        "step_size": 4,
         "milestones": [],
         "gamma": 0.5,
         "warmup": 0,

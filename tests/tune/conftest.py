@@ -10,7 +10,7 @@ import yaml
 from mrmodel import presets
 from mrmodel.config.schema import parse_config
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Facts, TicketStudy
+from mrmodel.tune.study import Facts, TrialQueue
 from tests.project import ROOT
 from tests.services import PostgresService
 
@@ -36,10 +36,10 @@ def address(request: pytest.FixtureRequest, no_servers: Path) -> str:
 
 def make_study(
     address: str, objective: str, name: str = "main", attempts: int = 3, **about: Any
-) -> TicketStudy:
+) -> TrialQueue:
     """A study of one of `tests.tune.objectives`."""
     config = parse_config(yaml.safe_load(presets.render("miniature"))).model_dump()
     place = f"tests.tune.objectives:{objective}"
     about = {"seconds": 0.0, "moods": {}, **about}
     facts = Facts(place, config, about, "unused", f"tune {name}", attempts)
-    return TicketStudy.create(open_storage(address), name, facts, 1, seed=7)
+    return TrialQueue.create(open_storage(address), name, facts, 1, seed=7)

@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, NopPruner
 
 from mrmodel.errors import DataError, StoppedEarly, TrainingError
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import Result, Ticket
+from mrmodel.tune.worker import ClaimedTrial, Result
 
 
 class Sleeping:
@@ -22,10 +22,10 @@ class Sleeping:
     def pruner(self) -> BasePruner:
         return NopPruner()
 
-    def __call__(self, ticket: Ticket) -> Result:
-        x = ticket.trial.suggest_float("x", 0.0, 1.0)
+    def __call__(self, claimed: ClaimedTrial) -> Result:
+        x = claimed.trial.suggest_float("x", 0.0, 1.0)
         time.sleep(self.seconds)
-        return Result([-((x - 0.3) ** 2)], {"origin_seen": ticket.origin})
+        return Result([-((x - 0.3) ** 2)], {"origin_seen": claimed.origin})
 
 
 class Moody(Sleeping):
@@ -35,9 +35,9 @@ class Moody(Sleeping):
         super().__init__(facts)
         self.moods: dict[str, str] = facts.about["moods"]
 
-    def __call__(self, ticket: Ticket) -> Result:
-        mood = self.moods.get(str(ticket.trial.number))
-        x = ticket.trial.suggest_float("x", 0.0, 1.0)
+    def __call__(self, claimed: ClaimedTrial) -> Result:
+        mood = self.moods.get(str(claimed.trial.number))
+        x = claimed.trial.suggest_float("x", 0.0, 1.0)
         if mood == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if mood == "stopped":
@@ -46,13 +46,13 @@ class Moody(Sleeping):
             raise TrainingError(f"step 7: loss = nan with x = {x:.3f}")
         if mood == "no data":
             raise DataError("has no rows", file=Path("train.jsonl"))
-        return super().__call__(ticket)
+        return super().__call__(claimed)
 
 
 class AlwaysKilled(Sleeping):
     """Kills its worker, whatever the values."""
 
-    def __call__(self, ticket: Ticket) -> Result:
-        ticket.trial.suggest_float("x", 0.0, 1.0)
+    def __call__(self, claimed: ClaimedTrial) -> Result:
+        claimed.trial.suggest_float("x", 0.0, 1.0)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")

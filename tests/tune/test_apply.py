@@ -10,11 +10,11 @@ from mrmodel.config.schema import load_config
 from mrmodel.errors import TuningError
 from mrmodel.tune.apply import apply_changes, changes_to_apply
 from mrmodel.tune.local import resumed_config
-from mrmodel.tune.result import Chosen, Confirmed, Gain, Verdict, keep_verdict
-from mrmodel.tune.search import Desk, open_search
+from mrmodel.tune.result import Confirmed, Gain, PostHocSelection, SearchResult, save_result
+from mrmodel.tune.search import SearchContext, open_search
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import TicketStudy
-from mrmodel.tune.worker_pool import LocalCrew
+from mrmodel.tune.study import TrialQueue
+from mrmodel.tune.worker_pool import LocalWorkerPool
 from tests.project import Project
 
 CLEAR = Gain(difference=4.0, low=1.5, high=6.0)
@@ -34,19 +34,23 @@ def finished(reproduced: Project) -> Project:
 
 
 @pytest.fixture
-def study(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> TicketStudy:
+def study(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> TrialQueue:
     """A search that was begun in a repository whose pipeline has run."""
     monkeypatch.chdir(reproduced.folder)
     reproduced.apply("miniature", {"tracking": {"enabled": True}})
     address = str(reproduced.folder / ".mrmodel/tune/journal.log")
     Path(address).unlink(missing_ok=True)
     storage = open_storage(address)
-    desk = Desk(storage, ".mrmodel/tune", LocalCrew(address, Path(), None), lambda _: None)
-    return open_search(load_config(Path("params.yaml")), desk)
+    context = SearchContext(
+        storage, ".mrmodel/tune", LocalWorkerPool(address, Path(), None), lambda _: None
+    )
+    return open_search(load_config(Path("params.yaml")), context)
 
 
-def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None) -> Verdict:
-    return Verdict(
+def verdict(
+    changes: dict[str, object], gain: Gain, after: PostHocSelection | None = None
+) -> SearchResult:
+    return SearchResult(
         figure="MR-full-mAP",
         start=10.0,
         best=14.0,
@@ -72,9 +76,9 @@ def verdict(changes: dict[str, object], gain: Gain, after: Chosen | None = None)
     ],
 )
 def test_dvc_runs_what_the_change_touches(
-    finished: Project, study: TicketStudy, changes: dict[str, object], touched: set[str]
+    finished: Project, study: TrialQueue, changes: dict[str, object], touched: set[str]
 ) -> None:
-    keep_verdict(study, verdict(changes, CLEAR))
+    save_result(study, verdict(changes, CLEAR))
     before = finished.read("params.yaml").decode()
     output = finished.invoke("tune", "apply")
     after = finished.read("params.yaml").decode()
@@ -86,17 +90,17 @@ def test_dvc_runs_what_the_change_touches(
     assert len(lost) <= len(changes)
     for path, value in changes.items():
         found = yaml.safe_load(after)
-        for part in path.split("."):
-            found = found[part]
+        for child_run in path.split("."):
+            found = found[child_run]
         assert found == value
     # Once more is no mistake.
     finished.invoke("tune", "apply")
     assert finished.read("params.yaml").decode() == after
 
 
-def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=UNCLEAR)
-    keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+def test_what_is_not_clear_is_not_applied(study: TrialQueue) -> None:
+    after = PostHocSelection(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=UNCLEAR)
+    save_result(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     before = Path("params.yaml").read_text()
     with pytest.raises(
         TuningError, match=r"no gain is clear \(trial 5 \+1\.00 \[-2\.00, \+4\.00\]"
@@ -106,52 +110,56 @@ def test_what_is_not_clear_is_not_applied(study: TicketStudy) -> None:
     assert Path("params.yaml").read_text() == before
 
 
-def test_what_is_clear_after_training_is_applied_alone(study: TicketStudy) -> None:
-    after = Chosen(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=CLEAR)
-    keep_verdict(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+def test_what_is_clear_after_training_is_applied_alone(study: TrialQueue) -> None:
+    after = PostHocSelection(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=CLEAR)
+    save_result(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     assert changes_to_apply(study, unconfirmed=False) == {"postprocess.nms_iou": 0.7}
 
 
-def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TicketStudy) -> None:
+def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TrialQueue) -> None:
     with pytest.raises(TuningError, match="has not come to its end"):
         changes_to_apply(study, unconfirmed=True)
     nothing = verdict({}, CLEAR).model_copy(update={"candidates": []})
-    keep_verdict(study, nothing)
+    save_result(study, nothing)
     with pytest.raises(TuningError, match="none of 20 trials was above the starting point"):
         changes_to_apply(study, unconfirmed=True)
 
 
-def test_a_resumed_search_is_as_long_as_it_was_made(study: TicketStudy) -> None:
+def test_a_resumed_search_is_as_long_as_it_was_made(study: TrialQueue) -> None:
     assert resumed_config(study.storage, "main", None, None).tune.trials == study.live() == 40
     study.fill(45)
     assert resumed_config(study.storage, "main", None, 3).tune.trials == 45
     assert resumed_config(study.storage, "main", 50, 3).tune.workers == 3
-    desk = Desk(study.storage, ".mrmodel/tune", LocalCrew("", Path(), None), lambda _: None)
+    context = SearchContext(
+        study.storage, ".mrmodel/tune", LocalWorkerPool("", Path(), None), lambda _: None
+    )
     with pytest.raises(TuningError, match=r"has 45 trials already; tune\.trials = 40 would be"):
-        open_search(resumed_config(study.storage, "main", 40, None), desk)
+        open_search(resumed_config(study.storage, "main", 40, None), context)
 
 
-def test_a_search_of_other_data_needs_another_name(study: TicketStudy) -> None:
-    desk = Desk(study.storage, ".mrmodel/tune", LocalCrew("", Path(), None), lambda _: None)
+def test_a_search_of_other_data_needs_another_name(study: TrialQueue) -> None:
+    context = SearchContext(
+        study.storage, ".mrmodel/tune", LocalWorkerPool("", Path(), None), lambda _: None
+    )
     config = resumed_config(study.storage, "main", None, None)
-    assert open_search(config, desk).live() == 40
+    assert open_search(config, context).live() == 40
     lock, val = Path("dvc.lock"), Path("data/miniature/val.jsonl")
     text, rows = lock.read_text(), val.read_text()
     try:
         val.write_text(rows + rows.splitlines()[0] + "\n")
         with pytest.raises(TuningError, match=r"about\.inputs\.data/miniature/val\.jsonl"):
-            open_search(config, desk)
+            open_search(config, context)
         val.write_text(rows)
         made = yaml.safe_load(text)["stages"]["pretrain@moment_detr"]["outs"][0]
         lock.write_text(text.replace(made["md5"], "0" * 32 + ".dir"))
         with pytest.raises(TuningError, match=r"about\.inputs\.models/pretrained/moment_detr"):
-            open_search(config, desk)
+            open_search(config, context)
     finally:
         lock.write_text(text)
         val.write_text(rows)
 
 
-def test_a_file_that_has_changed_since_is_not_overwritten(study: TicketStudy) -> None:
+def test_a_file_that_has_changed_since_is_not_overwritten(study: TrialQueue) -> None:
     file = Path("params.yaml")
     text = file.read_text()
     edited = text.replace("lr: 1.0e-3", "lr: 3.0e-3")

@@ -17,10 +17,10 @@ from mrmodel.evaluate.significance import PerQuery
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
 from mrmodel.tune.confirm import Candidate, Plan
-from mrmodel.tune.result import Verdict
+from mrmodel.tune.result import SearchResult
 from mrmodel.tune.search import confirmed_candidates
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Facts, Owner, TicketStudy
+from mrmodel.tune.study import Facts, Owner, TrialQueue
 
 FIRST, SECOND = "MR-full-mAP", "HL-min-VeryGood-Hit1"
 QUERIES = 60
@@ -41,16 +41,16 @@ def figures(first: float, second: float, seed: int) -> PerQuery:
 
 def confirmation(
     folder: Path, config: Config, runs: dict[int, tuple[float, float] | str]
-) -> tuple[TicketStudy, Plan]:
+) -> tuple[TrialQueue, Plan]:
     """Candidate -> its two figures with every seed, or why its second seed failed."""
     best = [Candidate(number, {"train.scratch.lr": number * 1e-4}) for number in runs if number]
     plan = Plan.of(config, {}, best)
     facts = Facts("unused:Unused", config.model_dump(), plan.as_json(), str(folder), "t", 3)
     count = max(1, len(config.tune.figures))
-    study = TicketStudy.create(open_storage(str(folder / "journal.log")), "c", facts, count, 0)
+    study = TrialQueue.create(open_storage(str(folder / "journal.log")), "c", facts, count, 0)
     store = open_store(str(folder))
-    for ticket in plan.tickets():
-        study.enqueue(ticket, required=True)
+    for claimed in plan.tickets():
+        study.enqueue(claimed, required=True)
         trial = study.claim(Owner("me", "here", "1:1.00"), NopPruner())
         assert trial is not None
         number = trial.suggest_categorical("candidate", range(len(plan.candidates)))
@@ -74,8 +74,8 @@ def write_figures(folder: Path, number: int, seed: int, found: PerQuery) -> None
     (folder / f"{number}-{seed}.json").write_text(json.dumps(told))
 
 
-def verdict_of(candidates: list[Any]) -> Verdict:
-    return Verdict(
+def verdict_of(candidates: list[Any]) -> SearchResult:
+    return SearchResult(
         figure=FIRST, start=1.0, best=2.0, trials=9, seeds=[7, 8],
         candidates=candidates, after_training=None,
     )  # fmt: skip

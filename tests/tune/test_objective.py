@@ -16,11 +16,11 @@ from mrmodel.stages.trainer import train_model
 from mrmodel.tune import objective as objective_module
 from mrmodel.tune.confirm import touches_pretraining
 from mrmodel.tune.objective import BATCH, StalledPruner, TrainingObjective
-from mrmodel.tune.search import Desk, candidates, epochs_of, open_search, start_of
+from mrmodel.tune.search import SearchContext, candidates, epochs_of, open_search, start_of
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Owner, TicketStudy, origin_of
+from mrmodel.tune.study import Owner, TrialQueue, origin_of
 from mrmodel.tune.worker import run_trial
-from mrmodel.tune.worker_pool import LocalCrew
+from mrmodel.tune.worker_pool import LocalWorkerPool
 from tests.project import Project
 
 ME = Owner("me", "here", "1:1.00")
@@ -38,13 +38,15 @@ def config_of(**tune: Any) -> Config:
     return parse_config(yaml.safe_load(text))
 
 
-def study_in(folder: Path, config: Config) -> TicketStudy:
+def study_in(folder: Path, config: Config) -> TrialQueue:
     address = str(folder / "journal.log")
-    crew = LocalCrew(address, folder, None)
-    return open_search(config, Desk(open_storage(address), str(folder), crew, lambda _: None))
+    crew = LocalWorkerPool(address, folder, None)
+    return open_search(
+        config, SearchContext(open_storage(address), str(folder), crew, lambda _: None)
+    )
 
 
-def run_one(study: TicketStudy, pruner: BasePruner | None = None) -> FrozenTrial:
+def run_one(study: TrialQueue, pruner: BasePruner | None = None) -> FrozenTrial:
     objective = TrainingObjective(study.facts)
     trial = study.claim(ME, pruner or NopPruner())
     assert trial is not None

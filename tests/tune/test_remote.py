@@ -15,16 +15,23 @@ from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, TuningError
 from mrmodel.files import write_json
 from mrmodel.orchestrate.checkout import fresh_clone
-from mrmodel.orchestrate.environment import Places
+from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import workspace
 from mrmodel.processes import Ended, run_python
 from mrmodel.progress import NullReporter
-from mrmodel.tune.remote import Found, Wish, Work, publish, search_revision, shared_storage_address
+from mrmodel.tune.remote import (
+    RevisionSearch,
+    SearchOutcome,
+    SearchOverrides,
+    publish,
+    search_revision,
+    shared_storage_address,
+)
 from mrmodel.tune.report import report_part, sentence, summary_of
-from mrmodel.tune.result import Confirmed, Gain, Verdict
+from mrmodel.tune.result import Confirmed, Gain, SearchResult
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Facts, Owner, TicketStudy
-from mrmodel.tune.worker_pool import Ending, Hand, is_gone_from_here
+from mrmodel.tune.study import Facts, Owner, TrialQueue
+from mrmodel.tune.worker_pool import WorkerHandle, WorkerOutcome, is_gone_from_here
 from tests.project import Project
 
 # From fresh weights: the paper's smaller learning rate is above the starting point then.
@@ -43,14 +50,14 @@ CHANGES = {
 class CloneCrew:
     """What flow runs do, in threads."""
 
-    def __init__(self, places: Places, work: Work) -> None:
+    def __init__(self, places: RuntimeEnvironment, work: RevisionSearch) -> None:
         self._places, self._work, self._pool = places, work, ThreadPoolExecutor()
         self.data: list[set[str]] = []
 
-    def earlier(self, study: str) -> Sequence[Hand]:
+    def earlier(self, study: str) -> Sequence[WorkerHandle]:
         return ()
 
-    def start(self, study: str) -> Hand:
+    def start(self, study: str) -> WorkerHandle:
         label = uuid4().hex
         return CloneHand(label, self._pool.submit(self._run, study, label))
 
@@ -79,11 +86,11 @@ class CloneHand:
     def __init__(self, label: str, future: Future[Ended]) -> None:
         self.label, self._future = label, future
 
-    def ending(self) -> Ending | None:
+    def outcome(self) -> WorkerOutcome | None:
         if not self._future.done():
             return None
         ended = self._future.result()
-        return Ending("\n".join(ended.last) if ended.code else "", failed=ended.code > 0)
+        return WorkerOutcome("\n".join(ended.last) if ended.code else "", failed=ended.code > 0)
 
     def stop(self) -> None:
         self._future.result()
@@ -101,16 +108,16 @@ def project(reproduced: Project) -> Project:
 
 
 @pytest.fixture
-def places(project: Project, monkeypatch: pytest.MonkeyPatch) -> Places:
+def places(project: Project, monkeypatch: pytest.MonkeyPatch) -> RuntimeEnvironment:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    return Places.from_environment({"MRMODEL_GIT_URL": str(project.folder)})
+    return RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(project.folder)})
 
 
-def study_of(places: Places, name: str) -> TicketStudy:
-    return TicketStudy(open_storage(shared_storage_address(places)), name)
+def study_of(places: RuntimeEnvironment, name: str) -> TrialQueue:
+    return TrialQueue(open_storage(shared_storage_address(places)), name)
 
 
-def assert_published(found: Found, project: Project) -> None:
+def assert_published(found: SearchOutcome, project: Project) -> None:
     """A branch holds the better values, and there is one only for these."""
     assert (found.branch is not None) == bool(found.verdict.changes)
     if found.branch is not None:
@@ -121,14 +128,14 @@ def assert_published(found: Found, project: Project) -> None:
 
 
 @pytest.mark.services
-def test_workers_in_clones_search_and_confirm(places: Places, project: Project) -> None:
+def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, project: Project) -> None:
     crews = []
 
-    def hire(work: Work) -> CloneCrew:
+    def hire(work: RevisionSearch) -> CloneCrew:
         crews.append(CloneCrew(places, work))
         return crews[-1]
 
-    found = search_revision(places, "HEAD", Wish(study="clones"), hire, NullReporter())
+    found = search_revision(places, "HEAD", SearchOverrides(study="clones"), hire, NullReporter())
     study = study_of(places, "clones")
     confirmation, post_hoc = study.later()
     counts = [Counter(trial.state.name for trial in one.trials()) for one in (study, confirmation)]
@@ -145,7 +152,7 @@ def test_workers_in_clones_search_and_confirm(places: Places, project: Project) 
     assert crew.data == [rows | features, rows | features, judged]
 
 
-def test_better_values_come_as_a_branch(places: Places, project: Project) -> None:
+def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Project) -> None:
     study = make_study(places, project)
     name = "train.finetune.lr"
     gain = Gain(difference=3.0, low=1.0, high=5.0)
@@ -153,7 +160,7 @@ def test_better_values_come_as_a_branch(places: Places, project: Project) -> Non
         Confirmed(trial=None, changes={}, values=[1.0], gain=None),
         Confirmed(trial=2, changes={name: 0.00123}, values=[4.0], gain=gain),
     ]
-    verdict = Verdict(
+    verdict = SearchResult(
         figure="mAP",
         start=1.0,
         best=4.0,
@@ -162,11 +169,11 @@ def test_better_values_come_as_a_branch(places: Places, project: Project) -> Non
         candidates=candidates,
         after_training=None,
     )
-    part = report_part(study.name)
+    child_run = report_part(study.name)
     with workspace(places, "HEAD") as clone:
-        write_json(clone.folder / part, summary_of(study, verdict))
+        write_json(clone.folder / child_run, summary_of(study, verdict))
         branch = publish(clone, study, verdict)
-    assert json.loads(project.git("show", f"{branch}:{part}"))["sentence"] == sentence(verdict)
+    assert json.loads(project.git("show", f"{branch}:{child_run}"))["sentence"] == sentence(verdict)
     changed = yaml.safe_load(project.git("show", f"{branch}:params.yaml"))
     before = yaml.safe_load(project.git("show", "HEAD:params.yaml"))
     assert changed["train"]["finetune"].pop("lr") == 0.00123
@@ -180,28 +187,28 @@ def test_better_values_come_as_a_branch(places: Places, project: Project) -> Non
         assert clone.branch not in project.git("branch", "--list", "runs/*")
 
 
-def make_study(places: Places, project: Project) -> TicketStudy:
+def make_study(places: RuntimeEnvironment, project: Project) -> TrialQueue:
     """A study that began with the project's parameters."""
     config = parse_config(yaml.safe_load(project.read("params.yaml"))).model_dump()
     facts = Facts("none:Objective", config, {}, "unused", "tune", 3)
-    return TicketStudy.create(
-        open_storage(shared_storage_address(places)), "published", facts, 1, 7
-    )
+    return TrialQueue.create(open_storage(shared_storage_address(places)), "published", facts, 1, 7)
 
 
-def test_one_search_of_a_name_at_a_time(places: Places) -> None:
-    def hire(work: Work) -> CloneCrew:
+def test_one_search_of_a_name_at_a_time(places: RuntimeEnvironment) -> None:
+    def hire(work: RevisionSearch) -> CloneCrew:
         with pytest.raises(TuningError, match="another process"):
-            search_revision(places, "HEAD", Wish(study="twice"), hire, NullReporter())
+            search_revision(places, "HEAD", SearchOverrides(study="twice"), hire, NullReporter())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search_revision(places, "HEAD", Wish(study="twice"), hire, NullReporter())
+        search_revision(places, "HEAD", SearchOverrides(study="twice"), hire, NullReporter())
 
 
-def test_a_name_that_is_none(places: Places) -> None:
+def test_a_name_that_is_none(places: RuntimeEnvironment) -> None:
     with pytest.raises(ConfigError, match=r"tune\.study"):
-        search_revision(places, "HEAD", Wish(study="No Name"), pytest.fail, NullReporter())
+        search_revision(
+            places, "HEAD", SearchOverrides(study="No Name"), pytest.fail, NullReporter()
+        )
 
 
 def test_workers_that_share_nothing_need_a_database(
@@ -212,7 +219,7 @@ def test_workers_that_share_nothing_need_a_database(
         "MRMODEL_DVC_REMOTE": "s3://mrmodel/dvc",
         "MRMODEL_WORK_DIR": str(tmp_path),
     }
-    places = Places.from_environment(variables)
+    places = RuntimeEnvironment.from_environment(variables)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     with pytest.raises(ConfigError, match="OPTUNA_STORAGE"):
         shared_storage_address(places)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mrmodel.report.studies import REPORTS
 
 from mrmodel.config.schema import load_config
+from mrmodel.report.studies import REPORTS
 from mrmodel.stages.report import search_sections
-from mrmodel.tune.result import Verdict, read_verdict
+from mrmodel.tune.result import SearchResult, read_result
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import TicketStudy
+from mrmodel.tune.study import TrialQueue
 from tests.docs.test_commands import commands_of
 from tests.project import Project
 
@@ -37,11 +37,11 @@ TRAIN = {"pretrain": {"steps": 15}, "finetune": {"steps": 15}, "scratch": SCRATC
 CHANGES = {"tune": TUNE, "train": TRAIN, "tracking": {"enabled": True}}
 
 
-def study_of(project: Project, name: str = "main") -> TicketStudy:
-    return TicketStudy(open_storage(str(project.folder / ".mrmodel/tune/journal.log")), name)
+def study_of(project: Project, name: str = "main") -> TrialQueue:
+    return TrialQueue(open_storage(str(project.folder / ".mrmodel/tune/journal.log")), name)
 
 
-def states(study: TicketStudy) -> Counter[str]:
+def states(study: TrialQueue) -> Counter[str]:
     return Counter(trial.state.name for trial in study.trials())
 
 
@@ -60,8 +60,8 @@ def searched(project: Project) -> str:
 
 
 @pytest.fixture(scope="module")
-def verdict(project: Project, searched: str) -> Verdict:
-    return read_verdict(study_of(project))
+def verdict(project: Project, searched: str) -> SearchResult:
+    return read_result(study_of(project))
 
 
 def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
@@ -73,7 +73,7 @@ def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
     assert "page: reports/tuning/main.html" in searched
 
 
-def test_the_best_trial_is_above_the_starting_point(verdict: Verdict) -> None:
+def test_the_best_trial_is_above_the_starting_point(verdict: SearchResult) -> None:
     assert verdict.start is not None
     assert verdict.best is not None
     assert verdict.best > verdict.start
@@ -81,7 +81,7 @@ def test_the_best_trial_is_above_the_starting_point(verdict: Verdict) -> None:
 
 
 def test_the_winner_is_confirmed_or_the_search_says_so(
-    project: Project, searched: str, verdict: Verdict
+    project: Project, searched: str, verdict: SearchResult
 ) -> None:
     start, candidate = verdict.candidates
     assert (start.trial, start.changes, start.gain) == (None, {}, None)
@@ -164,7 +164,7 @@ def test_nothing_is_left_behind(project: Project, searched: str) -> None:
     assert not list((state / "tune/main/workers").glob("*"))
 
 
-def test_status_and_best_tell_the_same(project: Project, verdict: Verdict) -> None:
+def test_status_and_best_tell_the_same(project: Project, verdict: SearchResult) -> None:
     status = project.invoke("tune", "status")
     assert re.search(r"^main: .*complete", status, re.M)
     assert re.search(r"^main\.confirm\.\w+: 4 complete; best", status, re.M)
@@ -175,7 +175,7 @@ def test_status_and_best_tell_the_same(project: Project, verdict: Verdict) -> No
 
 
 def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
-    project: Project, searched: str, verdict: Verdict
+    project: Project, searched: str, verdict: SearchResult
 ) -> None:
     output = project.invoke("tune", "run", code=1)
     assert "there is a study 'main' already" in output
@@ -197,7 +197,7 @@ def test_twenty_trials_on_the_sample_corpus(tmp_path: Path) -> None:
         project.run("dvc", "repro", stage, patience_s=1800)
     (project.folder / "data/sample/test.jsonl").unlink()
     output = project.run("mrmodel", "tune", "run", patience_s=7200)
-    study, verdict = study_of(project), read_verdict(study_of(project))
+    study, verdict = study_of(project), read_result(study_of(project))
     assert states(study)["COMPLETE"] + states(study)["PRUNED"] == 20
     assert states(study)["PRUNED"] > 0
     assert verdict.best > verdict.start

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from mrmodel.errors import TuningError
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import RETRY_OF, Owner, TicketStudy, origin_of, owner_of
+from mrmodel.tune.study import RETRY_OF, Owner, TrialQueue, origin_of, owner_of
 from mrmodel.tune.worker import load_objective, run_trial
 from tests.tune.conftest import make_study
 
@@ -19,13 +19,13 @@ ME = Owner("me", "here", "1:1.00")
 OTHER = Owner("other", "here", "2:2.00")
 
 
-def claim(study: TicketStudy, owner: Owner = ME) -> optuna.Trial:
+def claim(study: TrialQueue, owner: Owner = ME) -> optuna.Trial:
     trial = study.claim(owner, NopPruner())
     assert trial is not None
     return trial
 
 
-def states(study: TicketStudy) -> Counter[str]:
+def states(study: TrialQueue) -> Counter[str]:
     return Counter(trial.state.name for trial in study.trials())
 
 
@@ -33,7 +33,7 @@ def test_every_ticket_is_taken_by_one_worker(address: str) -> None:
     make_study(address, "Sleeping").fill(40)
 
     def take(worker: int) -> list[int]:
-        mine = TicketStudy(open_storage(address), "main")
+        mine = TrialQueue(open_storage(address), "main")
         owner, numbers = Owner(f"w{worker}", "here", "1:1.00"), []
         while (trial := mine.claim(owner, NopPruner())) is not None:
             numbers.append(trial.number)
@@ -86,9 +86,7 @@ def test_a_sweep_that_was_killed_halfway_doubles_nothing(
     study.fill(1)
     claim(study, OTHER)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            TicketStudy, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(TrialQueue, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             study.sweep(lambda owner: owner == OTHER)
     assert states(study) == {"RUNNING": 1, "WAITING": 1}
@@ -126,10 +124,10 @@ def test_a_name_belongs_to_one_search(address: str) -> None:
     with pytest.raises(TuningError, match="other parameters"):
         make_study(address, "Sleeping", seconds=1.0)
     with pytest.raises(TuningError, match="no study 'mian'"):
-        TicketStudy(open_storage(address), "mian")
+        TrialQueue(open_storage(address), "mian")
     optuna.create_study(storage=open_storage(address), study_name="foreign")
     with pytest.raises(TuningError, match="not made by"):
-        TicketStudy(open_storage(address), "foreign")
+        TrialQueue(open_storage(address), "foreign")
 
 
 def test_equal_seeds_and_results_give_equal_draws(address: str) -> None:

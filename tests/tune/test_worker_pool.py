@@ -16,23 +16,23 @@ from optuna.trial import TrialState
 from mrmodel.errors import TuningError
 from mrmodel.tracking.provenance import process_tags
 from mrmodel.tune.storage import open_storage
-from mrmodel.tune.study import Owner, TicketStudy, owner_of
-from mrmodel.tune.worker_pool import Hand, LocalCrew, follow
+from mrmodel.tune.study import Owner, TrialQueue, owner_of
+from mrmodel.tune.worker_pool import LocalWorkerPool, WorkerHandle, follow
 from tests.services import PostgresService
 from tests.tune.conftest import make_study
 
 
-def states(study: TicketStudy) -> Counter[str]:
+def states(study: TrialQueue) -> Counter[str]:
     return Counter(trial.state.name for trial in study.trials())
 
 
-def crew_for(address: str) -> LocalCrew:
-    return LocalCrew(address, Path("workers"), None)
+def crew_for(address: str) -> LocalWorkerPool:
+    return LocalWorkerPool(address, Path("workers"), None)
 
 
 def kill_one(address: str) -> None:
     """SIGKILL a worker in the middle of a trial, as soon as four of them work."""
-    study = TicketStudy(open_storage(address), "main")
+    study = TrialQueue(open_storage(address), "main")
     until = time.monotonic() + 120
     while time.monotonic() < until:
         # One that has not drawn its values yet would draw others when it is tried again.
@@ -106,14 +106,14 @@ def test_trials_of_an_earlier_search_that_was_killed_are_taken_up(no_servers: Pa
     assert states(study) == {"FAIL": 1, "RUNNING": 2, "COMPLETE": 1}
 
 
-class Heir(LocalCrew):
+class Heir(LocalWorkerPool):
     """Takes over a worker that another crew has started."""
 
-    def __init__(self, address: str, hand: Hand) -> None:
+    def __init__(self, address: str, hand: WorkerHandle) -> None:
         super().__init__(address, Path("workers"), None)
         self.hand = hand
 
-    def earlier(self, study: str) -> Sequence[Hand]:
+    def earlier(self, study: str) -> Sequence[WorkerHandle]:
         return [self.hand]
 
 
@@ -142,12 +142,12 @@ def test_a_worker_of_an_earlier_search_is_followed_like_ones_own(no_servers: Pat
     ]
 
 
-class CountingCrew(LocalCrew):
+class CountingCrew(LocalWorkerPool):
     """Counts whom it starts."""
 
     started = 0
 
-    def start(self, study: str) -> Hand:
+    def start(self, study: str) -> WorkerHandle:
         self.started += 1
         return super().start(study)
 

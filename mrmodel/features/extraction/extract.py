@@ -20,13 +20,13 @@ import numpy as np
 from mrmodel.components import ENCODERS
 from mrmodel.errors import FeatureError
 from mrmodel.features.extraction.job_runner import (
+    ExtractionJob,
     ExtractionSettings,
-    Work,
     describe_stream,
     video_work,
 )
 from mrmodel.features.extraction.jobs import Done, TextJob, text_handler
-from mrmodel.features.extraction.partial_results import PieceFolder
+from mrmodel.features.extraction.partial_results import PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, run_jobs
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import normalise_query, text_key
@@ -110,16 +110,16 @@ def extract_texts(
     for first in range(0, len(unique), _TEXTS_A_PIECE):
         piece = tuple(unique[first : first + _TEXTS_A_PIECE])
         jobs.append(TextJob(digest_of(piece), piece))
-    folder = PieceFolder(settings.work_dir)
+    folder = PartialResults(settings.work_dir)
     handler = partial(text_handler, ENCODERS.get(encoder_name), folder)
 
     def run(left: list[TextJob], count: int) -> Iterator[tuple[TextJob, Done | Crash]]:
         return run_jobs(handler, left, count, settings.timeout_s)
 
-    return _extract(Work(info, jobs, run, settings, reporter), out_dir)
+    return _extract(ExtractionJob(info, jobs, run, settings, reporter), out_dir)
 
 
-def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
+def _extract(work: ExtractionJob, out_dir: Path) -> ExtractionSummary:
     """Do what is left, then write the store."""
     started = time.perf_counter()
     work.run()
@@ -142,7 +142,7 @@ def _extract(work: Work, out_dir: Path) -> ExtractionSummary:
     )
 
 
-def _judge(work: Work) -> None:
+def _judge(work: ExtractionJob) -> None:
     failed, total = len(work.failures), len(work.jobs)
     if failed <= work.settings.max_failed_share * total:
         return
@@ -159,7 +159,7 @@ def _judge(work: Work) -> None:
     )
 
 
-def _assemble(work: Work, out_dir: Path) -> list[Entry]:
+def _assemble(work: ExtractionJob, out_dir: Path) -> list[Entry]:
     entries = []
     with FeatureWriter(out_dir, work.info, work.settings.shard_bytes) as writer:
         for entry, rows in _pieces(work):
@@ -168,7 +168,7 @@ def _assemble(work: Work, out_dir: Path) -> list[Entry]:
     return entries
 
 
-def _pieces(work: Work) -> Iterator[tuple[Entry, Any]]:
+def _pieces(work: ExtractionJob) -> Iterator[tuple[Entry, Any]]:
     """Entries and rows of all jobs, which come in key order."""
     nothing = np.zeros((0, work.info.dim), dtype=np.float16)
     for job in work.jobs:

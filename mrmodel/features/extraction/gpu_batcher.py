@@ -29,7 +29,7 @@ from mrmodel.features.extraction.jobs import (
     frames_handler,
     save_video,
 )
-from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, Event, Finished, Part, WorkerPool
 from mrmodel.features.index import Entry
 from mrmodel.features.store import to_stored
@@ -106,7 +106,7 @@ class _Batch:
         self.spans, self.count = [], 0
 
 
-class EncoderFeed:
+class BatchingEncoder:
     """The extraction of some videos through one encoder in this process.
 
     Args:
@@ -123,7 +123,7 @@ class EncoderFeed:
         encoder: VideoEncoder,
         clip_len_s: float,
         limits: VideoLimits,
-        folder: PieceFolder,
+        folder: PartialResults,
         count: int,
         timeout_s: float,
     ) -> None:

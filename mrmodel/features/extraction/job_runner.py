@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from mrmodel.components import ENCODERS
 from mrmodel.errors import FeatureError
-from mrmodel.features.extraction.gpu_batcher import EncoderFeed
+from mrmodel.features.extraction.gpu_batcher import BatchingEncoder
 from mrmodel.features.extraction.jobs import Done, Job, TextJob, VideoJob, video_handler
-from mrmodel.features.extraction.partial_results import Failure, PieceFolder
+from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, run_jobs
 from mrmodel.features.manifest import StreamInfo, require_fingerprint, stream_fingerprint
 from mrmodel.features.writer import SHARD_BYTES
@@ -49,7 +49,7 @@ class ExtractionSettings:
     shard_bytes: int = SHARD_BYTES
 
 
-class Work:
+class ExtractionJob:
     """Jobs of one stream, and what has come of them so far.
 
     Args:
@@ -76,24 +76,24 @@ class Work:
         reporter: Reporter | None = None,
     ) -> None:
         self.info, self.jobs, self.settings = info, jobs, settings
-        self.folder = PieceFolder(settings.work_dir)
+        self.folder = PartialResults(settings.work_dir)
         self.failures: dict[str, Failure] = {}
         self.n_resumed = self.rows_made = 0
         self.working_s = self.decode_s = self.encode_s = 0.0
         self._run_jobs, self._reporter = run_jobs, reporter or NullReporter()
 
-    def run(self, *, passing_again: bool = False) -> None:
+    def run(self, *, retry_transient: bool = False) -> None:
         """Do the jobs that have no finished piece.
 
         Args:
-            passing_again: also those that a shard failed at for a reason that may have passed.
+            retry_transient: also those that a shard failed at for a reason that may have passed.
         """
         self.folder.open(piece_plan(self.info, self.settings.limits))
         left = []
         for job in self.jobs:
             path = job.path if isinstance(job, VideoJob) else None
             note = self.folder.find(job.name, dict(job.source), path)
-            if note is None or (passing_again and note.failure and not note.failure.lasting):
+            if note is None or (retry_transient and note.failure and not note.failure.lasting):
                 left.append(job)
             elif note.failure:
                 self._fail(job, note.failure)
@@ -152,7 +152,7 @@ def video_work(
     clip_len_s: float,
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
-) -> Work:
+) -> ExtractionJob:
     """The work on a stream of videos: id -> file.
 
     An encoder that wants batches of clips (on a GPU) runs once, in this process, and the workers
@@ -160,18 +160,18 @@ def video_work(
     """
     info = describe_stream(encoder_name, "video", clip_len_s)
     jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
-    folder, limits = PieceFolder(settings.work_dir), settings.limits
+    folder, limits = PartialResults(settings.work_dir), settings.limits
     make_encoder = ENCODERS.get(encoder_name)
 
     def run(left: list[VideoJob], count: int) -> Iterator[tuple[VideoJob, Done | Crash]]:
         encoder = make_encoder()
         if encoder.batch_clips > 1 and encoder.sampling.size is not None:
-            feed = EncoderFeed(encoder, clip_len_s, limits, folder, count, settings.timeout_s)
+            feed = BatchingEncoder(encoder, clip_len_s, limits, folder, count, settings.timeout_s)
             return feed.run(left)
         handler = partial(video_handler, make_encoder, clip_len_s, limits, folder)
         return run_jobs(handler, left, count, settings.timeout_s)
 
-    return Work(info, jobs, run, settings, reporter)
+    return ExtractionJob(info, jobs, run, settings, reporter)
 
 
 def piece_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy as np
 from mrmodel.encoders.base import TextEncoder, VideoEncoder
 from mrmodel.errors import FeatureError, MrModelError, VideoError
 from mrmodel.features.extraction.encode import encode_texts, encode_video
-from mrmodel.features.extraction.partial_results import Failure, Piece, PieceFolder
-from mrmodel.features.extraction.worker_pool import SLOTS, Slots
+from mrmodel.features.extraction.partial_results import Failure, PartialResults, VideoFeatures
+from mrmodel.features.extraction.worker_pool import SLOTS, SharedSlots
 from mrmodel.features.index import Entry
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import Half
@@ -82,7 +82,7 @@ def video_handler(
     make_encoder: Callable[[], VideoEncoder],
     clip_len_s: float,
     limits: VideoLimits,
-    folder: PieceFolder,
+    folder: PartialResults,
 ) -> Callable[[VideoJob], Done]:
     """For a worker: build the encoder, then extract one video a call."""
     encoder = make_encoder()
@@ -100,7 +100,7 @@ def video_handler(
 
 
 def frames_handler(
-    sampling: FrameSampling, clip_len_s: float, limits: VideoLimits, slots: Slots
+    sampling: FrameSampling, clip_len_s: float, limits: VideoLimits, slots: SharedSlots
 ) -> Callable[[VideoJob], Generator[tuple[int, int], None, Entry | Failure]]:
     """For a worker that decodes only: clips of one video a call, laid into the slots.
 
@@ -154,9 +154,9 @@ def failure_of(job: VideoJob, error: Exception) -> Failure:
     return Failure(f"{type(error).__name__}: {error}", lasting=False)
 
 
-def save_video(folder: PieceFolder, job: VideoJob, entry: Entry, rows: Half) -> None:
+def save_video(folder: PartialResults, job: VideoJob, entry: Entry, rows: Half) -> None:
     """Keep the finished piece of a video."""
-    folder.save(job.name, Piece((entry,), rows), dict(job.source), entry.src_sha256)
+    folder.save(job.name, VideoFeatures((entry,), rows), dict(job.source), entry.src_sha256)
 
 
 def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
@@ -176,7 +176,7 @@ def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
 
 
 def text_handler(
-    make_encoder: Callable[[], TextEncoder], folder: PieceFolder
+    make_encoder: Callable[[], TextEncoder], folder: PartialResults
 ) -> Callable[[TextJob], Done]:
     """For a worker: build the encoder, then encode the texts of one job a call."""
     encoder = make_encoder()
@@ -189,7 +189,7 @@ def text_handler(
             Entry(text_key(text), len(tokens), extra=json.dumps({"text": text}))
             for text, tokens in zip(job.texts, rows, strict=True)
         )
-        folder.save(job.name, Piece(entries, np.concatenate(rows)), dict(job.source))
+        folder.save(job.name, VideoFeatures(entries, np.concatenate(rows)), dict(job.source))
         return Done(sum(map(len, rows)), encode_s=spent_s)
 
     return handle

@@ -27,7 +27,7 @@ _PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class VideoFeatures:
     """Entries in key order and their rows, one entry's after the other's."""
 
     entries: tuple[Entry, ...]
@@ -48,14 +48,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class VideoNote:
     """What is known of a piece, beside its rows.
 
     Attributes:
         name: of the job.
         source: size (``bytes``) and time (``mtime_ns``) of the video; empty for texts.
         sha256: of the video; empty for texts.
-        entries: see `Piece`; empty for a failure.
+        entries: see `VideoFeatures`; empty for a failure.
         failure: set when the job gave no rows and is not to be done again.
     """
 
@@ -66,7 +66,7 @@ class Note:
     failure: Failure | None = None
 
 
-class PieceFolder:
+class PartialResults:
     """Pieces on disk, each found by its name; the note beside the rows says that they are whole."""
 
     def __init__(self, folder: Path) -> None:
@@ -86,23 +86,25 @@ class PieceFolder:
         """Delete everything."""
         shutil.rmtree(self.folder)
 
-    def save(self, name: str, piece: Piece, source: dict[str, int], sha256: str = "") -> None:
+    def save(
+        self, name: str, piece: VideoFeatures, source: dict[str, int], sha256: str = ""
+    ) -> None:
         """Keep a piece; `source` and `sha256` identify what it was made of."""
         with atomic_path(self.rows_path(name)) as temporary, temporary.open("wb") as file:
             np.save(file, piece.rows)
-        self._write(Note(name, source, sha256, piece.entries))
+        self._write(VideoNote(name, source, sha256, piece.entries))
 
     def save_failure(
         self, name: str, failure: Failure, source: dict[str, int], sha256: str
     ) -> None:
         """Keep that a job failed, so that it is not done again."""
-        self._write(Note(name, source, sha256, failure=failure))
+        self._write(VideoNote(name, source, sha256, failure=failure))
 
     def forget(self, name: str) -> None:
         """Have a job done again."""
         self._note_path(name).unlink(missing_ok=True)
 
-    def find(self, name: str, source: dict[str, int], path: Path | None = None) -> Note | None:
+    def find(self, name: str, source: dict[str, int], path: Path | None = None) -> VideoNote | None:
         """The note of a piece that is there and was made of the same source.
 
         A clone or a check-out gives a file a new time. With `path`, such a file is known by its
@@ -118,12 +120,12 @@ class PieceFolder:
         self._write(note)
         return note
 
-    def load(self, name: str) -> Piece:
+    def load(self, name: str) -> VideoFeatures:
         """A piece that `find` found, and which is no failure."""
         note = self._read(name)
         assert note is not None
         rows: Half = np.load(self.rows_path(name))
-        return Piece(note.entries, rows)
+        return VideoFeatures(note.entries, rows)
 
     def rows_path(self, name: str) -> Path:
         """The .npy file of a piece."""
@@ -133,16 +135,16 @@ class PieceFolder:
         stem = file_stem(name)
         return self.folder / stem[:2] / f"{stem}.json"
 
-    def _write(self, note: Note) -> None:
+    def _write(self, note: VideoNote) -> None:
         write_json(self._note_path(note.name), asdict(note))
 
-    def _read(self, name: str) -> Note | None:
+    def _read(self, name: str) -> VideoNote | None:
         raw = _read_json(self._note_path(name))
         if raw is None or raw["name"] != name:
             return None
         entries = tuple(Entry(**entry) for entry in raw.pop("entries"))
         failure = raw.pop("failure")
-        return Note(**raw, entries=entries, failure=Failure(**failure) if failure else None)
+        return VideoNote(**raw, entries=entries, failure=Failure(**failure) if failure else None)
 
 
 def file_stem(name: str) -> str:

@@ -24,14 +24,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrmodel.errors import FeatureError
 from mrmodel.features.extraction.job_runner import (
+    ExtractionJob,
     ExtractionSettings,
-    Work,
     piece_plan,
     require_plan,
     video_work,
 )
 from mrmodel.features.extraction.jobs import VideoJob
-from mrmodel.features.extraction.partial_results import Note, Piece, PieceFolder, file_stem
+from mrmodel.features.extraction.partial_results import (
+    PartialResults,
+    VideoFeatures,
+    VideoNote,
+    file_stem,
+)
 from mrmodel.files import atomic_path, digest_of, sha256_of
 from mrmodel.progress import Reporter
 
@@ -46,7 +51,7 @@ class _Manifest(BaseModel):
 
     version: Literal[1]
     plan: dict[str, Any]
-    notes: list[Note]
+    notes: list[VideoNote]
     rows: dict[str, str]
 
 
@@ -55,16 +60,16 @@ class ShardTar:
     """An open shard: the notes of its pieces, and their rows on demand."""
 
     path: Path
-    notes: list[Note]
+    notes: list[VideoNote]
     _rows: dict[str, str]
     _content: _Content
 
-    def is_in(self, folder: PieceFolder, note: Note) -> bool:
+    def is_in(self, folder: PartialResults, note: VideoNote) -> bool:
         """Whether the folder holds the very rows of a piece already."""
         path = folder.rows_path(note.name)
         return path.exists() and sha256_of(path) == self._rows.get(note.name)
 
-    def piece(self, note: Note) -> Piece:
+    def piece(self, note: VideoNote) -> VideoFeatures:
         """The piece of a note that is no failure.
 
         Raises:
@@ -73,11 +78,11 @@ class ShardTar:
         content = self._content.read(_rows_name(note.name))
         if hashlib.sha256(content).hexdigest() != self._rows.get(note.name):
             raise FeatureError(f"{self.path}: damaged: the rows of {note.name!r} have changed")
-        return Piece(note.entries, np.load(io.BytesIO(content)))
+        return VideoFeatures(note.entries, np.load(io.BytesIO(content)))
 
 
 def write_tar(
-    target: Path, plan: Mapping[str, Any], notes: list[Note], folder: PieceFolder
+    target: Path, plan: Mapping[str, Any], notes: list[VideoNote], folder: PartialResults
 ) -> None:
     """Pack the pieces of these notes, in their order, atomically."""
     kept = [note for note in notes if note.failure is None]
@@ -146,7 +151,7 @@ def _read_manifest(content: _Content, path: Path) -> _Manifest:
         raise FeatureError(f"{path}: damaged: its manifest cannot be read: {what}") from error
 
 
-def _without_time(note: Note) -> dict[str, Any]:
+def _without_time(note: VideoNote) -> dict[str, Any]:
     """A note as JSON; the time of the file means nothing elsewhere."""
     return asdict(note) | {"source": {"bytes": note.source["bytes"]}}
 
@@ -213,17 +218,17 @@ def extract_shard(
     started = time.perf_counter()
     _require_there(videos)
     work = video_work(videos, encoder_name, clip_len_s, settings, reporter)
-    work.run(passing_again=True)
+    work.run(retry_transient=True)
     notes = list(_notes(work))
     write_tar(target, piece_plan(work.info, settings.limits), notes, work.folder)
     return _summary(notes, work.n_resumed, time.perf_counter() - started)
 
 
-def lay_shard(
+def merge_shard(
     tar: Path,
     videos: Mapping[str, Path],
     plan: Mapping[str, Any],
-    folder: PieceFolder,
+    folder: PartialResults,
 ) -> ShardSummary:
     """Put the pieces of a shard into the work folder of an extraction.
 
@@ -246,7 +251,7 @@ def lay_shard(
         notes = {note.name: note for note in shard.notes}
         _require_keys(tar, set(notes), set(videos))
         jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
-        left = [job for job in jobs if not _is_laid(folder, job, shard, notes[job.name])]
+        left = [job for job in jobs if not _is_merged(folder, job, shard, notes[job.name])]
         _require_sources(tar, left, notes)
         for job in left:
             note, source = notes[job.name], dict(job.source)
@@ -265,12 +270,12 @@ def _require_there(videos: Mapping[str, Path]) -> None:
             raise FeatureError(f"{vid}: {path} is not checked out")
 
 
-def _notes(work: Work) -> Iterator[Note]:
+def _notes(work: ExtractionJob) -> Iterator[VideoNote]:
     for job in work.jobs:
         assert isinstance(job, VideoJob)
         failure = work.failures.get(job.name)
         if failure:
-            yield Note(job.name, dict(job.source), _identity(job.path), failure=failure)
+            yield VideoNote(job.name, dict(job.source), _identity(job.path), failure=failure)
         else:
             note = work.folder.find(job.name, dict(job.source))
             assert note is not None  # run() has just made it
@@ -284,7 +289,7 @@ def _identity(path: Path) -> str:
         raise FeatureError(f"{path}: cannot be read: {error}") from error
 
 
-def _is_laid(folder: PieceFolder, job: VideoJob, shard: ShardTar, note: Note) -> bool:
+def _is_merged(folder: PartialResults, job: VideoJob, shard: ShardTar, note: VideoNote) -> bool:
     found = folder.find(job.name, dict(job.source), job.path)
     if found is None or (found.entries, found.failure) != (note.entries, note.failure):
         return False
@@ -301,7 +306,7 @@ def _require_keys(tar: Path, found: set[str], expected: set[str]) -> None:
             )
 
 
-def _require_sources(tar: Path, jobs: list[VideoJob], notes: Mapping[str, Note]) -> None:
+def _require_sources(tar: Path, jobs: list[VideoJob], notes: Mapping[str, VideoNote]) -> None:
     """Compare the files here with those that the shard read; hashing is most of the work."""
     for job in jobs:
         found, read = dict(job.source)["bytes"], notes[job.name].source["bytes"]
@@ -318,7 +323,7 @@ def _require_sources(tar: Path, jobs: list[VideoJob], notes: Mapping[str, Note])
                 )
 
 
-def _summary(notes: list[Note], n_resumed: int, wall_s: float) -> ShardSummary:
+def _summary(notes: list[VideoNote], n_resumed: int, wall_s: float) -> ShardSummary:
     entries = [entry for note in notes for entry in note.entries]
     failures = {note.name: note.failure for note in notes if note.failure}
     problems = {entry.key: entry.reason for entry in entries if entry.reason}

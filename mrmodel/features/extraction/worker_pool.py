@@ -31,7 +31,7 @@ from mrmodel.processes import die_with_parent
 SLOTS = 2
 
 
-class Slots:
+class SharedSlots:
     """`SLOTS` places of equal size for arrays of bytes, in memory of two processes.
 
     It can be given to a process when that is started, and in no other way.
@@ -46,7 +46,7 @@ class Slots:
         self._memory = mmap.mmap(fd, SLOTS * slot_bytes)
 
     @classmethod
-    def create(cls, slot_bytes: int) -> Slots:
+    def create(cls, slot_bytes: int) -> SharedSlots:
         """New memory. It does not lie in /dev/shm, which containers make 64 MB small."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("frames")
@@ -68,12 +68,12 @@ class Slots:
             os.close(self._fd)
             self._fd = -1
 
-    def __reduce__(self) -> tuple[Callable[..., Slots], tuple[Any, int]]:
+    def __reduce__(self) -> tuple[Callable[..., SharedSlots], tuple[Any, int]]:
         return _received, (DupFd(self._fd), self.slot_bytes)
 
 
-def _received(fd: Any, slot_bytes: int) -> Slots:
-    return Slots(fd.detach(), slot_bytes)
+def _received(fd: Any, slot_bytes: int) -> SharedSlots:
+    return SharedSlots(fd.detach(), slot_bytes)
 
 
 Job = TypeVar("Job")
@@ -115,7 +115,7 @@ class Part(Generic[Job]):
     _worker: _Worker[Job]
 
     @property
-    def slots(self) -> Slots:
+    def slots(self) -> SharedSlots:
         """The memory that this worker writes into."""
         assert self._worker.slots is not None
         return self._worker.slots
@@ -132,7 +132,7 @@ Event = Finished[Job] | Restarted[Job] | Part[Job]
 class _Worker(Generic[Job]):
     process: SpawnProcess
     connection: Connection
-    slots: Slots | None
+    slots: SharedSlots | None
     ready: bool = False
     job: Job | None = None
     deadline: float = float("inf")
@@ -170,7 +170,7 @@ class WorkerPool(Generic[Job]):
 
     Args:
         make_handler: picklable; called once in every worker, returns what handles a job there. With
-            `slot_bytes` it is called with the worker's `Slots`, and what it returns may be a
+            `slot_bytes` it is called with the worker's `SharedSlots`, and what it returns may be a
             generator function: each value that it yields becomes a `Part`, what it returns is the
             result. When a generator goes on, the part before the last one has been taken.
         jobs: picklable and hashable.
@@ -300,7 +300,7 @@ def run_jobs(
 def _start(make_handler: Callable[..., Any], slot_bytes: int) -> _Worker[Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    slots = Slots.create(slot_bytes) if slot_bytes else None
+    slots = SharedSlots.create(slot_bytes) if slot_bytes else None
     process = context.Process(target=_serve, args=(theirs, make_handler, slots), daemon=True)
     with _one_thread_each():
         process.start()
@@ -319,7 +319,9 @@ def _stop(worker: _Worker[Any]) -> None:
         worker.slots.close()
 
 
-def _serve(connection: Connection, make_handler: Callable[..., Any], slots: Slots | None) -> None:
+def _serve(
+    connection: Connection, make_handler: Callable[..., Any], slots: SharedSlots | None
+) -> None:
     """Life of a worker: make the handler, then one job after the other until the pipe ends."""
     die_with_parent()
     line = _Line(connection)

@@ -80,7 +80,7 @@ def attend_by(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:
+def interleave_heads(content: Tensor, position: Tensor, heads: int) -> Tensor:
     """Each head gets its content, then its position.
 
     Args:

@@ -6,8 +6,8 @@ other there, so these functions take a few hundred rows through all steps while 
 cache, keep only what the backward pass needs, and redraw the dropout masks from their random bits.
 
 The gradients are written out by hand; tests compare each function with the same layers in autograd.
-`usable` says where they apply: float32 training on a CPU without autocast (`usable_at_rest`: the
-same without gradients, for the one function that pays there). Everywhere else the modules run
+`usable` says where they apply: float32 training on a CPU without autocast (`usable_for_inference`:
+the same without gradients, for the one function that pays there). Everywhere else the modules run
 their plain definition.
 """
 
@@ -44,7 +44,7 @@ def usable(tensor: Tensor, training: bool) -> bool:
     )
 
 
-def usable_at_rest(tensor: Tensor, training: bool) -> bool:
+def usable_for_inference(tensor: Tensor, training: bool) -> bool:
     """Whether `feed_forward_at_rest` computes what the plain layers would compute for `tensor`."""
     return usable(tensor, not training) and not torch.is_grad_enabled()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import attend, beside
+from mrmodel.models.layers.attention import attend, interleave_heads
 from mrmodel.models.layers.dropout import branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward, Mlp, add_projected
 from mrmodel.models.layers.functional import Stack
@@ -144,8 +144,8 @@ class DabDecoderLayer(nn.Module):
         if self.cross_query_position is not None:
             queries = queries + self.cross_query_position(position)
             keys = keys + key_position
-        queries = beside(queries, self.cross_query_span(span), self.heads)
-        keys = beside(keys, key_position, self.heads)
+        queries = interleave_heads(queries, self.cross_query_span(span), self.heads)
+        keys = interleave_heads(keys, key_position, self.heads)
         return attend(queries, keys, self.cross_value(clips), self.heads, allowed, self._p)
 
     @property

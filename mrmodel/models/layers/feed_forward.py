@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
         layers = (self.expand, self.activation, self.contract)
         if norm is not None and cpu_kernels.usable(residual, self.training):
             return cpu_kernels.feed_forward(source, residual, layers, norm, self.branch)
-        if norm is not None and cpu_kernels.usable_at_rest(residual, self.training):
+        if norm is not None and cpu_kernels.usable_for_inference(residual, self.training):
             return cpu_kernels.feed_forward_at_rest(source, residual, layers, norm)
         hidden = self.dropout(self.activation(self.expand(source)))
         total: Tensor = residual + self.branch(self.contract(hidden))

@@ -21,7 +21,7 @@ MOMENT = 0  # group number of the queries that answer
 
 
 @dataclass(slots=True)
-class KnownQueries:
+class LabelledQueries:
     """Queries whose true window is known before decoding.
 
     Attributes:
@@ -61,7 +61,7 @@ def moment_group(content: Tensor, spans_cxw: Tensor) -> QueryGroup:
     return QueryGroup(content, spans_cxw, used, number)
 
 
-def known_group(queries: KnownQueries, content: Tensor, number: Tensor) -> QueryGroup:
+def known_group(queries: LabelledQueries, content: Tensor, number: Tensor) -> QueryGroup:
     """Known queries with their contents (B, S, d); unused slots have no content."""
     content = content * queries.used.unsqueeze(-1)
     return QueryGroup(content, queries.spans_cxw, queries.used, number)
@@ -143,7 +143,7 @@ def seeded_generator() -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
 
 
-def noisy_copies(ends_xx: Tensor, windows: PaddedWindows, clips: Tensor) -> KnownQueries:
+def noisy_copies(ends_xx: Tensor, windows: PaddedWindows, clips: Tensor) -> LabelledQueries:
     """Queries from moved windows; kind 0 must find its window.
 
     Args:
@@ -166,7 +166,7 @@ def noisy_copies(ends_xx: Tensor, windows: PaddedWindows, clips: Tensor) -> Know
     # Away from the ends of the video, so that both ends of the reference stay inside.
     centre = centre.clamp(0.5 * width, 1.0 - 0.5 * width)
     spans = torch.stack((centre, width), -1)
-    return KnownQueries(
+    return LabelledQueries(
         spans_cxw=torch.where(used.unsqueeze(-1), spans, 0.5),
         window=index * used,
         positive=used & (kind == 0),

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from mrmodel.models.layers.dab_decoder import DabDecoder
 from mrmodel.models.layers.functional import key_mask, xavier_matrices
 from mrmodel.models.layers.heads import DecoderHeads, SaliencyHead
-from mrmodel.models.layers.token_encoder import LearnedToken, Located, TokenEncoder
+from mrmodel.models.layers.token_encoder import LearnedToken, PositionedTensor, TokenEncoder
 from mrmodel.models.settings import DetrSettings
 from mrmodel.types import LayerOutput
 
 
-class Found(NamedTuple):
+class DetrOutput(NamedTuple):
     """Outputs of the decoder layers, clip scores (k B, L), encoded clips (B, L, d)."""
 
     layers: list[LayerOutput]
@@ -42,7 +42,7 @@ class TokenDetr(nn.Module):
         """First weights of the encoder, of the decoder, and of the stages `before` them."""
         xavier_matrices(*before, self.encoder, self.decoder)
 
-    def forward(self, video: Tensor, position: Tensor, mask: Tensor) -> Found:
+    def forward(self, video: Tensor, position: Tensor, mask: Tensor) -> DetrOutput:
         """Score the clips of all sequences, and find windows in the first of each sample.
 
         Args:
@@ -51,8 +51,8 @@ class TokenDetr(nn.Module):
             position: codes of the clips (B or 1, L, d).
             mask: (B, L) bool.
         """
-        token, clips = self.encoder(self.token(), Located(video, position), mask)
+        token, clips = self.encoder(self.token(), PositionedTensor(video, position), mask)
         saliency = self.saliency_head(clips, token).float()
         memory = clips[: len(mask)]
         states, references = self.decoder(self.anchors, memory, position, key_mask(mask))
-        return Found(self.heads(states, references), saliency, memory)
+        return DetrOutput(self.heads(states, references), saliency, memory)

@@ -13,7 +13,7 @@ from mrmodel.models.layers.position import repeat_positions
 from mrmodel.models.settings import LayerSettings
 
 
-class Located(NamedTuple):
+class PositionedTensor(NamedTuple):
     """States and their position codes, (..., d) each; fewer codes than states repeat."""
 
     state: Tensor
@@ -28,9 +28,9 @@ class LearnedToken(nn.Module):
         self.state = nn.Parameter(torch.randn(hidden))
         self.position = nn.Parameter(torch.randn(hidden))
 
-    def forward(self) -> Located:
+    def forward(self) -> PositionedTensor:
         """(d,) and (d,)."""
-        return Located(self.state, self.position)
+        return PositionedTensor(self.state, self.position)
 
 
 class TokenEncoder(nn.Module):
@@ -42,7 +42,9 @@ class TokenEncoder(nn.Module):
             EncoderLayer(settings, "prelu") for _ in range(layers)
         )
 
-    def forward(self, token: Located, clips: Located, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, token: PositionedTensor, clips: PositionedTensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Encode k sequences for each sample of the batch, for example its negative pair too.
 
         Args:
@@ -59,11 +61,11 @@ class TokenEncoder(nn.Module):
         code = token.position.expand(len(clips.position), 1, -1)
         position = torch.cat((code, clips.position), dim=1)
         valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
-        mixed = self.encode(Located(sequence, position), valid)
+        mixed = self.encode(PositionedTensor(sequence, position), valid)
         first, encoded = torch.split(mixed, [1, length], dim=1)
         return first.squeeze(1), encoded
 
-    def encode(self, sequence: Located, mask: Tensor) -> Tensor:
+    def encode(self, sequence: PositionedTensor, mask: Tensor) -> Tensor:
         """[token; clips] as one sequence.
 
         Args:

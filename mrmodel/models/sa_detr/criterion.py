@@ -16,7 +16,7 @@ from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.negatives import number_names, same_sentence
 from mrmodel.losses.windows import PaddedWindows, own_windows, pad_windows
 from mrmodel.models.layers.functional import full_precision
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sa_detr.loss_alignment import ClipTextMatching, drawn_clips, video_text_contrast
 from mrmodel.models.sa_detr.loss_quality import quality_loss, quality_margin
 from mrmodel.models.sa_detr.output import SaDetrOutput, SaDetrTraining
@@ -123,7 +123,7 @@ class SaDetrCriterion(Criterion):
         return losses | self._by_layer("quality", terms)
 
     def _quality_of_noise(
-        self, found: RefinedQueries, queries: KnownQueries, windows: PaddedWindows
+        self, found: RefinedQueries, queries: LabelledQueries, windows: PaddedWindows
     ) -> Tensor:
         positive = queries.positive[None]
         return quality_loss(found, windows, positive, queries.used, self.settings.quality)

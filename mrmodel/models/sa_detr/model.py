@@ -30,7 +30,7 @@ from mrmodel.models.layers.query_groups import (
     moment_group,
     seeded_generator,
 )
-from mrmodel.models.layers.token_encoder import Located, TokenEncoder
+from mrmodel.models.layers.token_encoder import PositionedTensor, TokenEncoder
 from mrmodel.models.sa_detr.criterion import SaDetrCriterion
 from mrmodel.models.sa_detr.local_block import LocalBlock
 from mrmodel.models.sa_detr.output import ClipText, PooledPair, SaDetrOutput, SaDetrTraining
@@ -79,7 +79,7 @@ class SaDetr(MomentModel):
         sentence = None
         if self.sentence_pool is not None and words is not None:
             sentence = self.sentence_pool(words, batch.text_mask)
-        mixed = self.encoder.encode(Located(fused, sequence.position), valid)
+        mixed = self.encoder.encode(PositionedTensor(fused, sequence.position), valid)
         saliency = self.saliency_head(mixed[:, 1:], mixed[:, 0]).float()
 
         training = None
@@ -103,13 +103,15 @@ class SaDetr(MomentModel):
         """All losses of section 3.2, with the lambdas of the settings."""
         return SaDetrCriterion(self.settings)
 
-    def _sequence(self, video: Tensor, position: Tensor, mask: Tensor) -> tuple[Located, Tensor]:
+    def _sequence(
+        self, video: Tensor, position: Tensor, mask: Tensor
+    ) -> tuple[PositionedTensor, Tensor]:
         """[token; clips] (B, 1 + L, d) and its mask; the token has no position."""
         token = self.token.to(video.dtype).expand(len(video), 1, -1)
         states = torch.cat((token, video), dim=1)
         codes = torch.cat((torch.zeros_like(position[:, :1]), position), dim=1)
         valid = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
-        return Located(states, codes), valid
+        return PositionedTensor(states, codes), valid
 
     def _pooled(
         self, inputs: Projected, fused: Tensor, words: Tensor | None, batch: Batch

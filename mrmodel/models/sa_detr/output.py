@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sa_detr.span_refiner import RefinedQueries
 from mrmodel.types import ModelOutput
 
@@ -49,7 +49,7 @@ class SaDetrTraining:
     first_spans: Tensor | None = None
     direct: RefinedQueries | None = None
     noise: RefinedQueries | None = None
-    noise_queries: KnownQueries | None = None
+    noise_queries: LabelledQueries | None = None
     idle: Tensor | None = None
 
 

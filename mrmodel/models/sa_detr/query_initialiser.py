@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mrmodel.losses.windows import PaddedWindows
 from mrmodel.models.layers.feed_forward import Mlp
 from mrmodel.models.layers.functional import full_precision
-from mrmodel.models.layers.query_groups import KnownQueries, Noise, noisy_copies
+from mrmodel.models.layers.query_groups import LabelledQueries, Noise, noisy_copies
 from mrmodel.models.sa_detr.settings import InitSettings, NoiseSettings
 from mrmodel.spans import cxw_to_xx, inverse_sigmoid
 
@@ -83,7 +83,7 @@ def noise_sizes(noise: Noise, settings: NoiseSettings, delta: float) -> Tensor:
 
 def noise_queries(
     windows: PaddedWindows, clips: Tensor, noise: Noise, settings: NoiseSettings, delta: float
-) -> KnownQueries:
+) -> LabelledQueries:
     """Copies of the true windows with centre and width moved, near ones to be restored.
 
     |dc| < r w / 2 (or r c / 2 with ``center_ref: center``) and |dw| < r w with the shares r of

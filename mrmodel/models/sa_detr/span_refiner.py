@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend, attend_by, beside
+from mrmodel.models.layers.attention import (
+    Inputs,
+    MultiheadAttention,
+    attend,
+    attend_by,
+    interleave_heads,
+)
 from mrmodel.models.layers.dropout import branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward, Mlp, add_projected
 from mrmodel.models.layers.functional import Stack, full_precision, key_mask, xavier_matrices
@@ -109,8 +115,8 @@ class RefinerLayer(nn.Module):
         """Cross attention, whose scores the spans modulate (eqs 4 to 6)."""
         query = self.cross_query(content)
         value, allowed = self.cross_value(seen.memory), key_mask(seen.mask)
-        queries = beside(query, code, self.heads)
-        keys = beside(self.cross_key(seen.memory), seen.position, self.heads)
+        queries = interleave_heads(query, code, self.heads)
+        keys = interleave_heads(self.cross_key(seen.memory), seen.position, self.heads)
         p = self.branch.p if self.training else 0.0
         if self.gauss.mode == "none":
             read = attend(queries, keys, value, self.heads, allowed, p)

@@ -17,7 +17,7 @@ from mrmodel.losses.windows import PaddedWindows, pad_windows
 from mrmodel.models.layers.functional import key_mask
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.query_groups import (
-    KnownQueries,
+    LabelledQueries,
     QueryGroup,
     draw_noise,
     group_numbers,
@@ -49,7 +49,7 @@ from mrmodel.types import LayerOutput, Targets
 
 
 @dataclass(frozen=True, slots=True)
-class SeenClips:
+class ClipMemory:
     """What the detector reads: clips (B, L, d), codes (B or 1, L, d), mask (B, L)."""
 
     memory: Tensor
@@ -76,7 +76,7 @@ class Detector(nn.Module):
 
     def forward(
         self,
-        seen: SeenClips,
+        seen: ClipMemory,
         saliency: Tensor,
         targets: Targets | None,
         training: TrainingParts | None,
@@ -126,7 +126,7 @@ class Detector(nn.Module):
 
     def known_groups(
         self,
-        seen: SeenClips,
+        seen: ClipMemory,
         anchors: AnchorHeads | None,
         targets: Targets | None,
         training: TrainingParts,
@@ -162,7 +162,7 @@ class Detector(nn.Module):
     def _denoising_group(
         self,
         foreground: Tensor,
-        truth: tuple[SeenClips, PaddedWindows],
+        truth: tuple[ClipMemory, PaddedWindows],
         generator: torch.Generator,
         training: TrainingParts,
     ) -> QueryGroup:
@@ -178,7 +178,7 @@ class Detector(nn.Module):
         return known_group(queries, foreground[kind], number)
 
     def _auxiliary_group(
-        self, project: nn.Module, anchors: AnchorHeads, queries: KnownQueries, anchor: Tensor
+        self, project: nn.Module, anchors: AnchorHeads, queries: LabelledQueries, anchor: Tensor
     ) -> QueryGroup:
         content = project(span_positions(queries.spans_cxw, self.settings.hidden))
         if anchors.features is not None:
@@ -186,7 +186,7 @@ class Detector(nn.Module):
             content = content + anchors.features.gather(1, index)
         return known_group(queries, content, anchor.new_full((anchor.shape[1],), -1))
 
-    def _decode(self, seen: SeenClips, groups: Sequence[QueryGroup]) -> list[Heads]:
+    def _decode(self, seen: ClipMemory, groups: Sequence[QueryGroup]) -> list[Heads]:
         """One pass over all groups; their heads, group by group."""
         content, spans, mutual = join_groups(groups, self.settings.dn.sees_match)
         heads = self.decoder(

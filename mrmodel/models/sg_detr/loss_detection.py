@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mrmodel.losses.span import focal_loss, smooth_l1
 from mrmodel.losses.windows import PaddedWindows, best_iou, own_windows
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import aligned_iou_and_giou, cxw_to_xx
@@ -49,7 +49,7 @@ def matched_truth(match: Tensor, windows: PaddedWindows, used: Tensor | None = N
     return GroupTruth(match, used, float(max(windows.total, 1)))
 
 
-def known_truth(queries: KnownQueries) -> GroupTruth:
+def known_truth(queries: LabelledQueries) -> GroupTruth:
     """Truth of denoising or auxiliary queries.
 
     Sums over windows are divided by the number of positive slots. Of denoising queries this is

@@ -25,7 +25,7 @@ from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.sg_detr.criterion import SgDetrCriterion
 from mrmodel.models.sg_detr.cross_attention import Gate, SaliencyGuidedLayer
-from mrmodel.models.sg_detr.detector import Detector, SeenClips
+from mrmodel.models.sg_detr.detector import ClipMemory, Detector
 from mrmodel.models.sg_detr.moment_encoder import MomentEncoder
 from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.pooling import PoolingEncoder
@@ -135,7 +135,7 @@ class SgDetr(MomentModel):
                 training.alignment = self.moment_encoder(
                     inputs.video, position, self.sentence_projection(sentence), relevant, mask
                 )
-        saliency, seen = saliency[:size], SeenClips(memory[:size], position, mask)
+        saliency, seen = saliency[:size], ClipMemory(memory[:size], position, mask)
         if self.detector is None:
             return SgDetrOutput(*no_windows(saliency), saliency, training=training)
         found: SgDetrOutput = self.detector(seen, saliency, targets, training)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mrmodel.config.postprocess import PostprocessConfig
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.fusion import combine
 from mrmodel.types import ModelOutput
 
@@ -122,9 +122,9 @@ class TrainingParts:
     selector: Heads | None = None
     selector_used: Tensor | None = None
     dn: Heads | None = None
-    dn_queries: KnownQueries | None = None
+    dn_queries: LabelledQueries | None = None
     aux: Heads | None = None
-    aux_queries: KnownQueries | None = None
+    aux_queries: LabelledQueries | None = None
     anchors: AnchorHeads | None = None
     anchor_targets: AnchorTargets | None = None
     alignment: Alignment | None = None

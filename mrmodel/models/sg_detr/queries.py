@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.layers.query_groups import KnownQueries, Noise, noisy_copies
+from mrmodel.models.layers.query_groups import LabelledQueries, Noise, noisy_copies
 from mrmodel.models.sg_detr.output import AnchorHeads, AnchorTargets
 from mrmodel.models.sg_detr.settings import AuxSettings, DenoisingSettings
 from mrmodel.spans import cxw_to_xx, xx_to_cxw
@@ -27,7 +27,7 @@ def denoising_groups(settings: DenoisingSettings, longest: int) -> int:
 
 def denoising_queries(
     windows: PaddedWindows, clips: Tensor, noise: Noise, noise_scale: float
-) -> KnownQueries:
+) -> LabelledQueries:
     """Noisy copies of the true windows, near ones to be restored, far ones to be refused.
 
     Each end moves on its own, by less than scale x width / 2 (positives), or by between one and two
@@ -54,7 +54,7 @@ def denoising_queries(
 class AnchorQueries(NamedTuple):
     """Auxiliary queries, and the anchor (B, S) that each of them came from."""
 
-    queries: KnownQueries
+    queries: LabelledQueries
     anchor: Tensor
 
 
@@ -84,7 +84,7 @@ def anchor_queries(
     spans = heads.anchors_cxw if settings.ref == "anchor" else heads.spans_cxw.detach()
     spans = spans.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 2))
     spans = xx_to_cxw(cxw_to_xx(spans).clamp(0.0, 1.0))
-    queries = KnownQueries(
+    queries = LabelledQueries(
         spans_cxw=torch.where(used.unsqueeze(-1), spans, 0.5),
         window=targets.window.gather(1, anchor).clamp(min=0),
         positive=chosen,

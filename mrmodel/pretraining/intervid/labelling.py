@@ -161,7 +161,7 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
 
     Args:
         similarities: scores of Q segments.
-        settings: options of A.5-A.7, and `threshold_sd`, the 3 of eq. 17. An encoder that aligns
+        settings: options of A.5-A.7, and `threshold_std`, the 3 of eq. 17. An encoder that aligns
             less well than InternVideo2 spreads the annotated clips so widely that 3 lets half of
             the segment in.
         floor: smallest standard deviation, see `sd_floor`.
@@ -171,7 +171,7 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
     weights = similarities.annotated.astype(np.float64)
     count, mean, sd = _moments(segment, weights, score, total)
     sd = np.maximum(sd, floor)
-    threshold = mean - settings.threshold_sd * sd
+    threshold = mean - settings.threshold_std * sd
     positive = similarities.valid & (count > 0)[segment] & (score >= threshold[segment] - EPS)
     if settings.keep_original:
         positive |= similarities.annotated

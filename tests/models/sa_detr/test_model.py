@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.models import build_model
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sa_detr.criterion import SaDetrCriterion
 from mrmodel.models.sa_detr.output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr.settings import SaDetrSettings
@@ -224,7 +224,7 @@ class HandMade:
         direct = torch.tensor([[[[0.75, 0.5], [0.35, 0.5]]]])
         copies = torch.tensor([[0.25, 0.5], [0.65, 0.5], [0.1, 0.1], [0.9, 0.1]]).repeat(2, 1)
         quality = torch.tensor([0.9, 0.5, 0.4, 0.3, 0.9, 0.9, 0.1, 0.1])
-        known = KnownQueries(
+        known = LabelledQueries(
             spans_cxw=copies[None],
             window=torch.tensor([[0, 1, 0, 1] * 2]),
             positive=torch.tensor([[True, True, False, False] * 2]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrmodel.losses import negatives
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
+from mrmodel.models.layers.query_groups import LabelledQueries, Noise, draw_noise
 from mrmodel.models.sa_detr import model as sa_detr_model
 from mrmodel.models.sa_detr.model import Encoded
 from mrmodel.models.sa_detr.query_initialiser import (
@@ -40,7 +40,7 @@ def noise_of(signed: list[list[list[float]]]) -> Noise:
 
 def queries_of(
     windows: PaddedWindows, noise: Noise, clips: float = 1e4, delta: float = 0.4, **changes: Any
-) -> KnownQueries:
+) -> LabelledQueries:
     count = torch.full((len(windows.valid),), clips)
     return noise_queries(windows, count, noise, NoiseSettings(**changes), delta)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.models.layers.position import span_positions
-from mrmodel.models.layers.query_groups import JoinedQueries, KnownQueries
+from mrmodel.models.layers.query_groups import JoinedQueries, LabelledQueries
 from mrmodel.models.sa_detr.gaussian import gaussian_mask
 from mrmodel.models.sa_detr.settings import SaDetrSettings
 from mrmodel.models.sa_detr.span_enhance import SpanEnhance, hat_weights, sample_points
@@ -228,7 +228,7 @@ class Groups:
         assert parts.noise is not None
         assert parts.noise_queries is not None
         self.direct, self.noise = parts.direct, parts.noise
-        self.queries: KnownQueries = parts.noise_queries
+        self.queries: LabelledQueries = parts.noise_queries
 
     def reach(self, *outputs: Tensor) -> Tensor:
         """(B, P): the outputs have a gradient by the content or the span of the slot."""

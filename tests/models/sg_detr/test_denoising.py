@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.layers.query_groups import KnownQueries, Noise, draw_noise
+from mrmodel.models.layers.query_groups import LabelledQueries, Noise, draw_noise
 from mrmodel.models.sg_detr.queries import KINDS, denoising_groups, denoising_queries
 from mrmodel.models.sg_detr.settings import DenoisingSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
@@ -28,7 +28,7 @@ def windows_of(samples: list[list[tuple[float, float]]]) -> PaddedWindows:
 
 def noisy(
     windows: PaddedWindows, groups: int, scale: float, clips: float = 1e4, seed: int = 0
-) -> tuple[KnownQueries, Noise]:
+) -> tuple[LabelledQueries, Noise]:
     samples, longest = windows.valid.shape
     noise = draw_noise((samples, groups, KINDS), longest, torch.Generator().manual_seed(seed))
     return denoising_queries(windows, torch.full((samples,), clips), noise, scale), noise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.models.layers.query_groups import KnownQueries, group_mask
+from mrmodel.models.layers.query_groups import LabelledQueries, group_mask
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sg_detr.whole import DecoderInput, detector_of, small_model
@@ -27,9 +27,9 @@ class Pass:
     leaves: tuple[Tensor, Tensor]
     match: Heads
     dn: Heads
-    dn_queries: KnownQueries
+    dn_queries: LabelledQueries
     aux: Heads
-    aux_queries: KnownQueries
+    aux_queries: LabelledQueries
 
     @property
     def slots(self) -> dict[str, slice]:

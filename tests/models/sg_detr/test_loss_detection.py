@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.layers.query_groups import KnownQueries
+from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.loss_detection import (
     DetectionLoss,
     GroupTruth,
@@ -190,7 +190,9 @@ def test_denoising_normalisers() -> None:
     )
     positive = torch.tensor([[True, False, True, False], [False] * 4])
     used = torch.tensor([[True] * 4, [False] * 4])
-    queries = KnownQueries(heads.spans_cxw[0], torch.zeros(2, 4, dtype=torch.int64), positive, used)
+    queries = LabelledQueries(
+        heads.spans_cxw[0], torch.zeros(2, 4, dtype=torch.int64), positive, used
+    )
     truth = known_truth(queries)
     found = loss_of(smooth_l1_beta=0.0)(heads, truth, windows)
     # p = 3/4 positive, 1/2 negative, 1/4 positive, 1/2 negative, each with weight 1.
@@ -216,7 +218,7 @@ def test_auxiliary_normalisers() -> None:
         3,
     )
     positive = torch.tensor([[True, True], [True, False]])
-    queries = KnownQueries(spans, torch.tensor([[1, 0], [0, 0]]), positive, positive)
+    queries = LabelledQueries(spans, torch.tensor([[1, 0], [0, 0]]), positive, positive)
     found = loss_of(smooth_l1_beta=0.0)(heads, known_truth(queries), windows)
     assert found["cls"].tolist() == pytest.approx([LN2] * 2)
     # Errors (0.1, 0.2), none, (0, 0.2); IoU 1/2, 1, 1/2; three positive slots.
@@ -253,7 +255,7 @@ def test_a_group_without_used_slots_is_zero(slots: int) -> None:
     heads.iou_logits = heads.logits.clone()
     heads.logits.requires_grad_()
     nothing = torch.zeros(1, slots, dtype=torch.bool)
-    queries = KnownQueries(heads.spans_cxw[0], nothing.long(), nothing, nothing)
+    queries = LabelledQueries(heads.spans_cxw[0], nothing.long(), nothing, nothing)
     for truth in (known_truth(queries), GroupTruth(-torch.ones(2, 1, slots).long(), nothing, 1.0)):
         for values in settings_of_every_kind():
             found = loss_of(**values)(heads, truth, one_window())
