@@ -1,3 +1,27 @@
-"""Video moment retrieval and highlight detection as one reproducible pipeline."""
+"""Video moment retrieval and highlight detection: train, compare, promote and serve models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrmodel.config.schema import load_config
+    from mrmodel.predict.predictor import Predictor
+    from mrmodel.train.checkpoint import load_model
 
 __version__ = "0.1.0"
+__all__ = ["Predictor", "load_config", "load_model"]
+
+# Name -> module. Imported on first use, because torch takes seconds and few commands need it.
+_PUBLIC = {
+    "Predictor": "mrmodel.predict.predictor",
+    "load_config": "mrmodel.config.schema",
+    "load_model": "mrmodel.train.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -12,6 +12,10 @@ from mrmodel.errors import CheckpointError
 from mrmodel.text import sparkline
 
 
+# Formats of --plot.
+PLOTS = (".png", ".svg", ".pdf")
+
+
 @click.command(name="predict")
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--query", "queries", multiple=True, required=True, help="A sentence; repeatable.")
@@ -23,9 +27,20 @@ from mrmodel.text import sparkline
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw frames, clip scores and windows to this file (PNG, SVG or PDF).",
+)
 def command(
-    video: Path, queries: tuple[str, ...], folder: Path | None, device: str, top: int, as_json: bool
+    video: Path,
+    queries: tuple[str, ...],
+    folder: Path | None,
+    device: str,
+    top: int,
+    as_json: bool,
+    plot: Path | None,
 ) -> None:
     """Find the moments that sentences describe in VIDEO, and score every clip of it.
 
@@ -35,9 +50,13 @@ def command(
     """
     from mrmodel.predict.predictor import Predictor
 
+    if plot is not None and plot.suffix not in PLOTS:
+        expected = ", ".join(PLOTS)
+        raise click.BadParameter(f"{plot}: expected a name ending in one of {expected}", None, None, "--plot")
     predictor = Predictor.from_folder(folder or default_model(), device)
     searchable = predictor.encode(video)
-    for prediction in predictor.search(searchable, queries):
+    predictions = predictor.search(searchable, queries)
+    for prediction in predictions:
         if as_json:
             row = {**prediction.as_row(), "duration": searchable.duration_s}
             row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
@@ -47,6 +66,10 @@ def command(
         for start, end, score in prediction.windows[:top]:
             click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
         click.echo(curve_line(prediction.saliency, shutil.get_terminal_size((80, 24)).columns))
+    if plot is not None:
+        from mrmodel.report.timeline_plot import save_timeline
+
+        save_timeline(plot, video, searchable.duration_s, predictions)
     if searchable.report.status != "ok" and not as_json:
         click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
 

@@ -74,19 +74,20 @@ class Predictor:
         self.postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     @classmethod
-    def from_folder(cls, folder: Path, device: str = "auto") -> Predictor:
+    def from_folder(cls, folder: str | Path, device: str = "auto") -> Predictor:
         """Load a model folder such as ``models/served/sg_detr``."""
+        folder = Path(folder)
         place = pick_device(device)
         model, config = load_model(folder, place)
         return cls(model, config, read_serving(folder), place)
 
-    def encode(self, path: Path) -> SearchableVideo:
+    def encode(self, path: str | Path) -> SearchableVideo:
         """Decode and encode a video file of any length.
 
         Raises:
             VideoError: the file gives no frames.
         """
-        clip_len_s = self.config.clip_len_s
+        path, clip_len_s = Path(path), self.config.clip_len_s
         encoded = [encode_video(path, encoder, clip_len_s) for encoder in self._video]
         stores = [
             MemoryStore(stream.name, {path.stem: video.rows}, clip_len_s)

@@ -78,14 +78,19 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(report=report)
 
 
-def film_strip(video: Path, duration_s: float) -> list[str]:
-    """`THUMBNAILS` frames spread evenly over a video, as data URLs; empty if it cannot be read."""
+def thumbnails(video: Path, duration_s: float) -> list[np.ndarray]:
+    """`THUMBNAILS` frames spread evenly over a video; empty if it cannot be read."""
     sampling = FrameSampling(frames_per_clip=1, size=THUMBNAIL, rule="middle", resize="bilinear")
     try:
         clips = list(FrameSource(video).clips(duration_s / THUMBNAILS, sampling))
     except VideoError:
         return []
-    return [_data_url(clip.frames[0]) for clip in clips[:THUMBNAILS]]
+    return [clip.frames[0] for clip in clips[:THUMBNAILS]]
+
+
+def film_strip(video: Path, duration_s: float) -> list[str]:
+    """`thumbnails` as data URLs."""
+    return [_data_url(frame) for frame in thumbnails(video, duration_s)]
 
 
 def _data_url(frame: np.ndarray) -> str:

@@ -179,6 +179,34 @@ def test_the_tutorial_names_commands_that_exist(reproduced: Project) -> None:
         follow(reproduced, command)
 
 
+def without_numbers(text: str) -> str:
+    """Numbers and curves as placeholders, spaces as one."""
+    text = re.sub(r"[▁▂▃▄▅▆▇█]+", "CURVE", text)
+    return re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "N", text)).strip()
+
+
+def test_what_the_readme_shows_runs(
+    reproduced: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command prints lines of that form and draws the picture; its Python prints a window."""
+    text = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    shown = re.search(r"```\n(.*?)```", text, re.DOTALL)
+    command = re.search(r"^\.venv/bin/(mrmodel predict .*)$", text, re.MULTILINE)
+    assert code and shown and command
+    video = sorted((reproduced.folder / "data/miniature/videos").glob("test-*.mp4"))[0]
+    here = str(video.relative_to(reproduced.folder))
+    words = [here if word.endswith(".mp4") else word for word in shlex.split(command[1])[1:]]
+    printed = reproduced.invoke(*words)
+    assert without_numbers(printed) == without_numbers(shown[1])
+    assert (reproduced.folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
+
+    lines = re.sub(r"data/sample/videos/[\w-]+\.mp4", here, code[1])
+    with reproduced.inside():
+        exec(lines.replace("models/served/sg_detr", "models/served/moment_detr"), {})
+    assert re.fullmatch(r".+: \d+\.\d to \d+\.\d s, confidence \d\.\d\d\n", capsys.readouterr().out)
+
+
 def test_the_readme_names_what_is_there() -> None:
     text = (ROOT / "README.md").read_text()
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):

@@ -1,0 +1,30 @@
+"""`import mrmodel` gives the public names and loads nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mrmodel
+from mrmodel.config.schema import load_config
+from mrmodel.predict.predictor import Predictor
+from mrmodel.train.checkpoint import load_model
+
+
+def test_the_public_names_are_those_of_their_modules() -> None:
+    assert (mrmodel.Predictor, mrmodel.load_config, mrmodel.load_model) == (
+        Predictor,
+        load_config,
+        load_model,
+    )
+    assert set(mrmodel.__all__) == {"Predictor", "load_config", "load_model"}
+    with pytest.raises(AttributeError, match="'mrmodel' has no attribute 'nothing'"):
+        mrmodel.nothing  # noqa: B018
+
+
+def test_importing_it_loads_neither_torch_nor_mlflow() -> None:
+    script = "import sys, mrmodel; print(sorted({'torch', 'mlflow', 'numpy'} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
