@@ -191,7 +191,7 @@ def test_what_the_readme_shows_runs(
     """Its command prints lines of that form and draws the picture; its Python prints a window."""
     text = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    shown = re.search(r"```\n(.*?)```", text, re.DOTALL)
+    shown = re.search(r"```text\n(.*?)```", text, re.DOTALL)
     command = re.search(r"^\.venv/bin/(mrmodel predict .*)$", text, re.MULTILINE)
     assert code and shown and command
     video = sorted((reproduced.folder / "data/miniature/videos").glob("test-*.mp4"))[0]
