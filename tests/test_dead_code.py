@@ -37,7 +37,7 @@ CALLED_BY_OTHERS = {
     "mrmodel.evaluate.run.evaluate": "people, from Python: metrics of rows by a protocol's name",
     "mrmodel.convert.encoders.*Reader.*": "pickle.Unpickler",
     "mrmodel.tracking.pyfunc_model.MomentSearch.load_context": "MLflow",
-    "mrmodel.tracking.mlflow_events.Recording._take_*": "getattr in the same class",
+    "mrmodel.tracking.mlflow_events.EventHandler._handle_*": "getattr in the same class",
     "mrmodel.tune.storage._JournalLock.acquire": "Optuna",
 }
 

@@ -9,7 +9,12 @@ import pytest
 from tests.project import ROOT
 
 # What is typed or stored keeps its name: MRMODEL_HANDOVER, files of earlier versions.
-EXEMPT = ("docs/reference/glossary.md", "docs/howto/upgrade.md", "tests/compat/", "tests/test_words.py")
+EXEMPT = (
+    "docs/reference/glossary.md",
+    "docs/howto/upgrade.md",
+    "tests/compat/",
+    "tests/test_words.py",
+)
 RETIRED = {
     r"\bcrews?\b": "a metaphor: worker pool",
     r"\berrands?\b": "a metaphor: remote task",

@@ -11,7 +11,6 @@ import click
 from mrmodel.errors import CheckpointError
 from mrmodel.text import sparkline
 
-
 # Formats of --plot.
 PLOTS = (".png", ".svg", ".pdf")
 
@@ -52,7 +51,9 @@ def command(
 
     if plot is not None and plot.suffix not in PLOTS:
         expected = ", ".join(PLOTS)
-        raise click.BadParameter(f"{plot}: expected a name ending in one of {expected}", None, None, "--plot")
+        raise click.BadParameter(
+            f"{plot}: expected a name ending in one of {expected}", None, None, "--plot"
+        )
     predictor = Predictor.from_folder(folder or default_model(), device)
     searchable = predictor.encode(video)
     predictions = predictor.search(searchable, queries)

@@ -327,12 +327,14 @@ _RENAMED = {
 
 def parse_config(raw: dict[str, Any]) -> Config:
     """Check a parameter tree; see `load_config`."""
-    for old, new in _RENAMED.items():
-        if _has(raw, old.split(".")):
-            raise ConfigError(old, {}, f"is called {new} now")
     moved = [path for path in _MOVED if _has(raw, path.split("."))]
+    moved += [
+        f"{old} (now {new.rpartition('.')[2]})"
+        for old, new in _RENAMED.items()
+        if _has(raw, old.split("."))
+    ]
     if moved:
-        rule = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
+        rule = "moved or renamed; docs/howto/upgrade.md shows what to write"
         raise ConfigError(", ".join(moved), {}, rule)
     config = validate_section(Config, raw)
     _check_names(config)

@@ -150,7 +150,7 @@ class EventHandler:
         """Put what a line says into the outbox."""
         kind, key = message["kind"], message["run"]
         if kind == "part" or key in self._files:  # else the run has ended
-            getattr(self, f"_take_{kind}")(key, message["at"], message)
+            getattr(self, f"_handle_{kind}")(key, message["at"], message)
 
     def sample(self) -> None:
         """Add system metrics where it is time for them."""
@@ -163,34 +163,34 @@ class EventHandler:
         """Mark all runs as killed that have not ended."""
         now = int(time.time() * 1000)
         for key in sorted(self._files, reverse=True):
-            self._take_end(key, now, {"status": "KILLED"})
+            self._handle_end(key, now, {"status": "KILLED"})
 
-    def _take_log(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_log(self, key: int, at: int, message: dict[str, Any]) -> None:
         figures, step = message["figures"], message["step"]
         self.outbox.put("figures", lambda: self._runs[key].log(figures, step, at))
 
-    def _take_params(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_params(self, key: int, at: int, message: dict[str, Any]) -> None:
         self.outbox.put("parameters", lambda: self._runs[key].params(message["tree"]))
 
-    def _take_tags(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_tags(self, key: int, at: int, message: dict[str, Any]) -> None:
         self.outbox.put("tags", lambda: self._runs[key].tags(message["tags"]))
 
-    def _take_text(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_text(self, key: int, at: int, message: dict[str, Any]) -> None:
         name, content = message["name"], message["content"]
         self.outbox.put(name, lambda: self._runs[key].text(name, content))
 
-    def _take_table(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_table(self, key: int, at: int, message: dict[str, Any]) -> None:
         name, columns = message["name"], message["columns"]
         self.outbox.put(name, lambda: self._runs[key].table(name, columns))
 
-    def _take_file(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_file(self, key: int, at: int, message: dict[str, Any]) -> None:
         self._files[key].append(Path(message["path"]))
 
-    def _take_part(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_part(self, key: int, at: int, message: dict[str, Any]) -> None:
         self._files[key] = []
         self.outbox.put(message["name"], lambda: self._create_part(key, at, message))
 
-    def _take_end(self, key: int, at: int, message: dict[str, Any]) -> None:
+    def _handle_end(self, key: int, at: int, message: dict[str, Any]) -> None:
         status, files = message["status"], self._files.pop(key)
         if status != "KILLED":
             for path in dict.fromkeys([*files, *(self._results() if key == 0 else [])]):

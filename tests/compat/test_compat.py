@@ -53,14 +53,19 @@ PROMOTION = {"promotion": {"resamples": 1000, "min_gain": -100.0, "max_slice_los
 # Id of a case -> the whole message by which it is refused, which names the file and what to do.
 _MOVED = "evaluate.round_to_clips, evaluate.nms_iou, evaluate.max_windows"
 _WITH_INFER = f"{_MOVED}, models.sg_detr.infer"
-_RULE = "moved to the section `postprocess`; docs/howto/upgrade.md shows what to write"
+_RENAMED = (
+    "train.decay (now weight_decay_on), evaluate.zero_shot_sd (now zero_shot_std), "
+    "intervid.labels.threshold_sd (now threshold_std), "
+    "retrain.drift.chance (now significance_level)"
+)
+_RULE = "moved or renamed; docs/howto/upgrade.md shows what to write"
 REFUSED: dict[str, str] = {
     "journal.log resume": "the search 'main' cannot go on: an earlier version began it, with "
-    f"parameters that are refused now ({_WITH_INFER}); "
+    f"parameters that are refused now ({_WITH_INFER}, {_RENAMED}); "
     "begin another: mrmodel tune run --study NAME",
-    "params.yaml miniature": f"{_WITH_INFER}: {_RULE}",
-    "params.yaml sample": f"{_MOVED}: {_RULE}",
-    "params.yaml qvhighlights_sg_detr": f"{_MOVED}: {_RULE}",
+    "params.yaml miniature": f"{_WITH_INFER}, {_RENAMED}: {_RULE}",
+    "params.yaml sample": f"{_MOVED}, {_RENAMED}: {_RULE}",
+    "params.yaml qvhighlights_sg_detr": f"{_MOVED}, {_RENAMED}: {_RULE}",
 }
 
 
@@ -468,16 +473,31 @@ def test_the_guide_has_a_row_for_each_case() -> None:
         assert refused or words.startswith("read as it was"), row
 
 
+def holders(tree: Any, sections: list[str]) -> list[dict[str, Any]]:
+    """The sections at a dotted path, of which `<run>` is any section."""
+    found = [tree]
+    for part in sections:
+        below = [list(one.values()) if part == "<run>" else [one.get(part, {})] for one in found]
+        found = [one for some in below for one in some if isinstance(one, dict)]
+    return found
+
+
 @pytest.mark.parametrize("file", PARAMS.values(), ids=PARAMS)
 def test_the_guide_makes_parameters_valid(file: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load(file.read_text())
-    (section,) = re.findall(r"```yaml\n(.*?)```", UPGRADE.read_text(), re.DOTALL)
-    for moved in re.findall(r"^\* `([a-z_.]+)`", UPGRADE.read_text(), re.MULTILINE):
+    text = UPGRADE.read_text()
+    (section,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for moved in re.findall(r"^\* `([a-z_.]+)`$", text, re.MULTILINE):
         *sections, key = moved.split(".")
         holder = tree
         for part in sections:
             holder = holder.get(part, {})
         holder.pop(key, None)
+    for before, now in re.findall(r"^\| `([a-z_.<>]+)` \| `([a-z_.<>]+)` \|", text, re.MULTILINE):
+        *sections, key = before.split(".")
+        for holder in holders(tree, sections):
+            if key in holder:
+                holder[now.rpartition(".")[2]] = holder.pop(key)
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump(tree) + section)
     command("config", "check", str(params))

@@ -90,7 +90,7 @@ def test_a_single_kind_of_drift_is_not_taken_for_another(drift: Drift) -> None:
 @pytest.mark.parametrize("count", [2, 6, 20, 200])
 def test_data_of_the_same_kind_pass(drift: Drift, count: int) -> None:
     """Also where nothing but chance is allowed: one figure in a hundred may fail."""
-    names = set(DriftSettings.model_fields) - {"chance", "features", "videos"}
+    names = set(DriftSettings.model_fields) - {"significance_level", "features", "videos"}
     strict = with_limits(drift, **dict.fromkeys(names, 0.0))
     tries = 100
     failed = sum(len(beyond(strict.figures(rows_of(s, count), []))) for s in range(10, 10 + tries))

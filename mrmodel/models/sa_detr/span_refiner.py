@@ -1,4 +1,4 @@
-"""Span aware refine decoder: queries move their spans layer by layer (SA-DETR, section 3.4).
+"""Span aware refine decoder: queries move their spans layer by layer (SA-DETR, sec. 3.4).
 
 The design of the layer is section 2.10 of sa_detr.md.
 """
