@@ -239,7 +239,7 @@ def _make(
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         store.upload(key, folder / TAR_FILE)
     report = ShardReport(order.index, order.count, socket.gethostname(), ShardSummary(**summary))
-        # Last: it marks the shard as complete.
+    # Last: it marks the shard as complete.
     store.put(_report_key(key), json.dumps(asdict(report), indent=2).encode())
     shutil.rmtree(work_dir)
     return report
