@@ -64,7 +64,7 @@ class StageOutcome:
     Attributes:
         result: of the stage.
         reason: what went wrong.
-        again: whether its process or worker died, so that a retry may help.
+        retryable: whether its process or worker died, so that a retry may help.
     """
 
     result: StageResult | None = None

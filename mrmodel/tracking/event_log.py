@@ -58,7 +58,7 @@ class EventLog:
     """An unnamed file of events, and the worker process that reads it.
 
     Args:
-        opening: the first line.
+        spec: the first line.
 
     Raises:
         OSError: the file or the process cannot be created.

@@ -123,7 +123,7 @@ class EventHandler:
     """The runs of one process.
 
     Args:
-        opening: the run spec.
+        spec: the run spec.
         tell: file descriptor to which the run id is written.
     """
 
