@@ -1,13 +1,13 @@
-"""Prefect wiring: which worker runs what, and when. What is done there is in `mrmodel`."""
+"""Prefect flows: which worker runs what, and when. The work itself is in `mrmodel`."""
 
 import os
 
-# Of the temporary server that Prefect starts where PREFECT_API_URL names none. These must stand
-# before Prefect is imported, and the environment goes before them.
+# For the temporary server that Prefect starts without PREFECT_API_URL. To be set before Prefect
+# is imported; variables of the environment take precedence.
 _TEMPORARY_SERVER = {
-    # Usage data would go to Prefect's makers; without internet that is an error in every log.
+    # Without internet, sending usage data would log errors.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # On a busy machine it does not start within Prefect's 20 s.
+    # On a busy machine the server does not start within Prefect's default of 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 for _name, _value in _TEMPORARY_SERVER.items():

@@ -1,4 +1,4 @@
-"""Two ways to run a stage: on a worker of its pool, or below this process."""
+"""Two ways to run a stage: on a worker of its pool, or in this process."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _LATE_S = 60.0
 
 
 class Watch:
-    """Waits for the end of a flow run, one look at a time.
+    """Polls a flow run until it ends.
 
-    A run that a worker took and did not begin is declared crashed; that no worker takes one is
-    told.
+    A run that a worker submitted but did not start is marked as crashed; if no worker picks one up,
+    a warning is logged.
 
     Args:
         flow_run: its id.
         client: of the server.
-        pool: its work pool, for the message.
-        start_timeout_s: so long may a worker take to begin.
+        pool: its work pool, for the warning.
+        start_timeout_s: maximum time between submission and start.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Watch:
         self._pending_since: float | None = None
 
     def look(self) -> State[Any] | None:
-        """The final state; None: it has none yet."""
+        """The final state; None: it is not final yet."""
         state = self._client.read_flow_run(self.flow_run).state
         assert state is not None
         if state.is_final():
@@ -68,7 +68,7 @@ class Watch:
         return None
 
     def wait(self) -> State[Any]:
-        """The final state."""
+        """Wait for the final state."""
         while (state := self.look()) is None:
             time.sleep(POLL_S)
         return state
@@ -76,7 +76,7 @@ class Watch:
 
 @task(cache_policy=NO_CACHE)
 def run_stage_here(dispatch: ScheduledStage) -> StageOutcome:
-    """Run the stage's flow in this process; the stage itself is a child process all the same."""
+    """Run the stage's flow in this process; the stage itself is still a child process."""
     state: State[Any] = run_stage(**asdict(dispatch.order), return_state=True)
     if not state.is_completed():
         return ending_of(state)
@@ -88,10 +88,10 @@ def run_stage_here(dispatch: ScheduledStage) -> StageOutcome:
 def run_stage_on_pool(
     dispatch: ScheduledStage, handover: ResultStore, start_timeout_s: float
 ) -> StageOutcome:
-    """Have a worker of the stage's pool run it; the record comes through the hand-over store.
+    """Run the stage on a worker of its pool; the result is passed through the result store.
 
-    An equal stage that already runs, started by an orchestration that has died since, is waited
-    for instead of run twice.
+    If an equal stage is already running, started by an orchestration that has died, it is awaited
+    instead of run twice.
     """
     with get_client(sync_client=True) as client:
         flow_run = start_flow_run(dispatch)
@@ -105,7 +105,7 @@ def run_stage_on_pool(
 
 
 def start_flow_run(dispatch: ScheduledStage) -> FlowRun:
-    """The flow run of a stage in its pool; one for equal inputs, unless it has ended without."""
+    """Start the flow run of a stage in its pool, or reuse a running one with equal inputs."""
     for retryable in count():
         flow_run: FlowRun = run_deployment(  # type: ignore[assignment]
             f"run-stage/{dispatch.pool}",
@@ -119,5 +119,5 @@ def start_flow_run(dispatch: ScheduledStage) -> FlowRun:
 
 
 def ending_of(state: State[Any]) -> StageOutcome:
-    """What a final state that is not Completed means for the stage."""
+    """Convert a final state other than Completed to the stage's outcome."""
     return StageOutcome(reason=state.message or state.name or "", retryable=state.is_crashed())

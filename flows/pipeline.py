@@ -1,6 +1,6 @@
-"""The pipeline as a Prefect flow: DVC says what must run, the pools' workers run it.
+"""The pipeline as a Prefect flow: DVC decides what must run, the pools' workers run it.
 
-``python -m flows.pipeline`` does it all in one process, without workers.
+``python -m flows.pipeline`` runs everything in one process, without workers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mrmodel.orchestrate.run_branch import workspace
 from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
 from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
 
-# Stages at the same time; on workers the pools' limits decide, and waiting costs nothing.
+# Maximum of parallel stages; on workers the pools' limits apply, and waiting costs nothing.
 _AT_ONCE = 64
 
 
 def threads(count: int) -> TaskRunner[PrefectFuture[Any]]:
-    """So many stages are waited for at the same time."""
+    """A task runner that waits for up to `count` stages in parallel."""
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=count)
     return runner
 
@@ -47,12 +47,12 @@ def orchestrate(
     """Bring stages up to date; returns the run branch that holds the new dvc.lock, if it changed.
 
     Args:
-        rev: what to run, of the repository that `RuntimeEnvironment` names.
-        targets: stages, with all that they need; none: all of dvc.yaml.
+        rev: revision to run, of the repository that `RuntimeEnvironment` names.
+        targets: stages, with their upstream stages; none: all of dvc.yaml.
         params: dotted name -> value, changes to params.yaml.
-        here: run the stages in this process's children, one after another, instead of on workers.
+        here: run the stages as child processes, one after another, instead of on workers.
 
-    Ends as Failed when a stage did; what succeeded is on the run branch all the same.
+    Ends as Failed if a stage did; successful stages are on the run branch all the same.
     """
     places = RuntimeEnvironment.from_environment()
     handover = ResultStore(places.handover, places.endpoint)
@@ -79,7 +79,7 @@ def orchestrate(
 
 
 def follow(walk: Scheduler, here: bool) -> None:
-    """Start what may start, tell the walk how each ended, until nothing is left."""
+    """Start stages that are ready and report their outcomes, until none is left."""
     running: dict[PrefectFuture[StageOutcome], ScheduledStage] = {}
     while True:
         for dispatch in walk.next():
@@ -101,9 +101,9 @@ def submit(dispatch: ScheduledStage, walk: Scheduler, here: bool) -> PrefectFutu
 
 @click.command()
 @click.option("--rev", default="HEAD", show_default=True, help="Revision to run.")
-@click.option("--target", "targets", multiple=True, help="A stage; all it needs runs too.")
+@click.option("--target", "targets", multiple=True, help="A stage; upstream stages run too.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A parameter.")
-@click.option("--jobs", default=1, show_default=True, help="Stages at the same time.")
+@click.option("--jobs", default=1, show_default=True, help="Number of parallel stages.")
 @click.option("--workers", is_flag=True, help="Dispatch to the work pools of PREFECT_API_URL.")
 def main(
     rev: str, targets: tuple[str, ...], changes: tuple[str, ...], jobs: int, workers: bool

@@ -1,4 +1,4 @@
-"""A revision's model goes to the registry and is judged there, as a Prefect flow."""
+"""A Prefect flow that registers a revision's model and evaluates the gates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def promote(
         rev: e.g. a run branch of the pipeline; its data are pulled.
         model: name below `models`; None: the first of `train.models`.
         kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
-        reset_baseline: why a version of another test set than the champion's may pass uncompared.
+        reset_baseline: reason to skip the comparison with a champion of another test set.
 
-    Ends as Promoted, Refused or Conflict; all of them are ends that were meant to be possible.
+    Ends as Promoted, Refused or Conflict; all are regular final states.
     """
     end = summarize_decision(register_and_decide(rev, model, kind, reset_baseline), "", [])
     state: State[Any] = Completed(name=end.name, message=end.text)
@@ -37,7 +37,7 @@ def promote(
 
 @task(cache_policy=NO_CACHE)
 def register_and_decide(rev: str, model: str | None, kind: str, reset_baseline: str) -> Decision:
-    """Have it registered and judged in a clone; show every gate."""
+    """Register and evaluate the model in a clone; show every gate."""
     say = get_run_logger().info
     decision = promote_revision(
         RuntimeEnvironment.from_environment(), rev, say, model, kind, reset_baseline

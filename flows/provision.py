@@ -1,8 +1,8 @@
-"""``python -m flows.provision``: what a Prefect server needs before workers and deployments.
+"""``python -m flows.provision``: sets up a Prefect server for workers and deployments.
 
-Work pools, one-slot limits for the GPUs, the automation that ends flow runs whose worker is lost,
-and the one that tells a web address how a retraining ended. It may run again at any time:
-everything is created or brought up to date.
+Work pools, one-slot concurrency limits for the GPUs, an automation that ends flow runs whose worker
+is lost, and one that sends the result of a retraining to a webhook. It can be run again at any
+time: everything is created or updated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mrmodel.errors import ConfigError, MrModelError
 from mrmodel.retrain.finish import ENDS
 from mrmodel.tune.result import ENDS as SEARCH_ENDS
 
-# Work pool -> its base job template. Flows that only wait for others have a pool of their own:
-# in the pool of the stages, a worker with a limit could hold the place that they wait for.
+# Work pool -> its base job template. Flows that only wait for others have their own pool: in the
+# pool of the stages, with a worker limit, they could occupy the slots that they wait for.
 POOLS = {"control": "cpu", "cpu": "cpu", "gpu": "gpu"}
 TEMPLATES = Path("infra/work_pools")
 LOST = "Flow runs of lost workers crash"
@@ -37,26 +37,26 @@ NOTIFY = "Tell how a retraining ended"
 WEBHOOK = "mrmodel-retraining"
 _BAD_ENDS = ("Failed", "Crashed", "TimedOut")
 _ENDS = ("Completed", "Cancelled", *_BAD_ENDS, *ENDS, *SEARCH_ENDS)
-# Nothing new is no news, nor is a run that was cancelled because another one runs.
+# No notification if nothing was new, or if a run was cancelled because another one is running.
 _NEWS = (*_BAD_ENDS, *(end for end in ENDS if end != "Unchanged"))
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
 def create_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
-    """A work pool; its base job template is ``infra/work_pools/<template>-<kind>.json``."""
+    """Create a work pool; its base job template is ``infra/work_pools/<template>-<kind>.json``."""
     template: dict[str, Any] = json.loads((TEMPLATES / f"{POOLS[name]}-{kind}.json").read_text())
     pool = WorkPoolCreate(name=name, type=kind, base_job_template=template)
     found = client.create_work_pool(pool, overwrite=True)
-    if found.type != kind:  # Prefect changes everything but the type, and says nothing.
+    if found.type != kind:  # Prefect updates everything but the type, without an error.
         rule = f"is of type {found.type}, which stays: prefect work-pool delete {name}, then again"
         raise ConfigError(f"work pool {name}", kind, rule)
 
 
 def lost_workers(heartbeats_missed_s: float) -> AutomationCore:
-    """A flow run that has sent heartbeats and then neither another nor its end has crashed.
+    """Marks a flow run as crashed that has sent heartbeats and then neither another nor its end.
 
-    Flow runs beat every ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` seconds. Fewer than four missed
-    beats also happen to a living flow on a busy machine.
+    Heartbeats are sent every ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` seconds. On a busy machine a
+    running flow too can miss up to three.
     """
     return AutomationCore(
         name=LOST,
@@ -82,7 +82,7 @@ def lost_workers(heartbeats_missed_s: float) -> AutomationCore:
 
 
 def notification(webhook: UUID) -> AutomationCore:
-    """Whenever a retraining ends with news, its name, state and reasons are sent as JSON."""
+    """Sends name, state and reasons as JSON when a retraining ends with news."""
     fields = {
         "flow_run": "flow_run.name",
         "state": "flow_run.state.name",
@@ -108,15 +108,15 @@ def notification(webhook: UUID) -> AutomationCore:
 
 
 def save_webhook(url: str) -> UUID:
-    """The block that calls `url`; the server keeps it as a secret, since it may hold a token."""
+    """The block that calls `url`; the server stores it as a secret, since it may hold a token."""
     kind = SecretDict({"Content-Type": "application/json"})
     saved = Webhook(url=SecretStr(url), headers=kind).save(WEBHOOK, overwrite=True)
-    assert isinstance(saved, UUID)  # Prefect types its calls for both worlds.
+    assert isinstance(saved, UUID)  # Prefect types its calls as sync or async.
     return saved
 
 
 def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create an automation, or bring the one of that name up to date."""
+    """Create an automation, or update the one of that name."""
     for found in client.read_automations_by_name(automation.name):
         client.delete_automation(found.id)
     client.create_automation(automation)
@@ -129,7 +129,7 @@ def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
     type=click.Choice(["process", "docker", "kubernetes"]),
     default="process",
     show_default=True,
-    help="What the workers start for a flow run.",
+    help="How workers run a flow run.",
 )
 @click.option("--gpu-slot", "slots", multiple=True, help="MRMODEL_GPU_SLOT of a GPU; one stage.")
 @click.option(
@@ -141,10 +141,10 @@ def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 @click.option(
     "--notify",
     envvar="MRMODEL_NOTIFY_URL",
-    help="Web address that is told how a retraining ended [MRMODEL_NOTIFY_URL].",
+    help="Webhook URL for the results of retrainings [MRMODEL_NOTIFY_URL].",
 )
 def main(kind: str, slots: tuple[str, ...], lost_after: float, notify: str | None) -> None:
-    """Prepare the Prefect server of PREFECT_API_URL."""
+    """Set up the Prefect server of PREFECT_API_URL."""
     with get_client(sync_client=True) as client:
         for name in POOLS:
             try:

@@ -1,6 +1,6 @@
-"""Retraining on a schedule: new deliveries, the pipeline, the gates.
+"""Scheduled retraining: new deliveries, the pipeline, the gates.
 
-``python -m flows.retrain`` does it once, in this process, without workers.
+``python -m flows.retrain`` runs it once, in this process, without workers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from mrmodel.retrain.outcomes import Ledger
 
 @flow(flow_run_name="retrain {rev}")
 def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> State[Any]:
-    """Train on new deliveries; the better model serves, the worse one is refused.
+    """Train on new deliveries, and promote the model if it passes the gates.
 
     Args:
-        rev: branch with data and code; after a promotion it moves to what was trained.
+        rev: branch with data and code; after a promotion it moves to the run branch.
         model: name below `models`; None: the first of `train.models`.
-        here: run the stages in this process's children instead of on workers.
+        here: run the stages as child processes instead of on workers.
 
-    Ends as Promoted, Refused, Conflict, Quarantined (all that was new), or Unchanged (nothing was
-    new); as Failed when the pipeline did.
+    Ends as Promoted, Refused, Conflict, Quarantined (all new deliveries), or Unchanged (no new
+    deliveries); as Failed if the pipeline did.
     """
     places = RuntimeEnvironment.from_environment()
     ledger = open_ledger(places, rev)
@@ -50,7 +50,7 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
 
 @task(cache_policy=NO_CACHE)
 def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> IngestResult:
-    """Check what is new, bring it into the data or quarantine it, and show why."""
+    """Check new deliveries, add them to the data or quarantine them, and show the reports."""
     intake = ingest(open_incoming(places), ledger, places, rev)
     if intake.reports:
         pages = "\n".join(report.markdown() for report in intake.reports)
@@ -59,7 +59,7 @@ def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> I
 
 
 def ended(summary: Summary) -> State[Any]:
-    """The final state; its name is the end, its message the reasons."""
+    """The final state, with the summary's name, and its text as message."""
     create_markdown_artifact(summary.text, "retraining", summary.name)
     get_run_logger().info("%s: %s", summary.name, summary.text)
     state: State[Any] = Completed(name=summary.name, message=summary.text)

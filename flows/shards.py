@@ -1,4 +1,4 @@
-"""An extraction in shards as a Prefect flow: one task per shard, on processes, Dask or Ray."""
+"""A sharded extraction as a Prefect flow: one task per shard, on processes, Dask or Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mrmodel.storage import open_store
 
 
 def task_runner(settings: ShardSettings, tasks: int) -> TaskRunner[Any]:
-    """The runner for so many equal tasks: a cluster that runs already, or one on this machine.
+    """A runner for `tasks` equal tasks: an existing cluster, or one on this machine.
 
     Raises:
         ConfigError: the runner's extra is not installed.
@@ -46,7 +46,7 @@ def task_runner(settings: ShardSettings, tasks: int) -> TaskRunner[Any]:
 def _dask(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:
     from prefect_dask.task_runners import DaskTaskRunner
 
-    # A task starts processes of its own, so a worker has one task at a time.
+    # A task starts its own processes, so a worker runs one task at a time.
     local = {"n_workers": at_once, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     runner: TaskRunner[Any] = (
         DaskTaskRunner(cluster_kwargs={"host": "127.0.0.1", **local})
@@ -57,7 +57,7 @@ def _dask(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:
 
 
 def _ray(settings: ShardSettings, at_once: int) -> TaskRunner[Any]:
-    # prefect_ray itself imports Ray later, where its absence would be told less clearly.
+    # prefect_ray imports Ray only later, with a less clear error if it is missing.
     import ray  # noqa: F401
     from prefect_ray.task_runners import RayTaskRunner
 
@@ -72,7 +72,7 @@ _PAUSE_S = 2.0
 
 
 def may_help(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether another try of a task that failed may help."""
+    """Whether a retry of a failed task may help."""
     return isinstance(state.result(raise_on_failure=False), ShardInterrupted)
 
 
@@ -80,8 +80,8 @@ def may_help(_task: Any, _run: Any, state: State[Any]) -> bool:
 def make(
     order: ShardRequest, where: Path | StageRequest, handover: str, endpoint: str | None
 ) -> ShardReport:
-    """Make one shard; see `make_shard`."""
-    from mrmodel.orchestrate.sharding import shard_folder  # DVC's import takes a second.
+    """Extract one shard; see `make_shard`."""
+    from mrmodel.orchestrate.sharding import shard_folder  # Importing DVC takes a second.
 
     with shard_folder(where, order) as clone:
         return make_shard(order, clone, open_store(handover, endpoint))
@@ -96,16 +96,16 @@ def extract_shards(
     attempts: int = 3,
     endpoint: str | None = None,
 ) -> list[ShardReport]:
-    """Have all shards of a stream made that are not in the hand-over store yet.
+    """Extract all shards of a stream that are not in the result store yet.
 
     Args:
         sharded: the stream.
-        where: a folder with the code of the revision and all videos, or the order of the stage:
-            then every shard has a clone of its own.
-        handover: address of the store.
-        settings: the engine. Its count is `sharded.count`.
-        attempts: of a shard whose process, or whose pool of processes, was killed.
-        endpoint: address of the S3 server; None: `MRMODEL_S3_ENDPOINT`.
+        where: a folder with the code of the revision and all videos, or the request of the stage:
+            then every shard has its own clone.
+        handover: URL of the result store.
+        settings: of the engine; its shard count is replaced by `sharded.count`.
+        attempts: maximum number, for shards whose process or process pool was killed.
+        endpoint: URL of the S3 server; None: `MRMODEL_S3_ENDPOINT`.
 
     Raises:
         ShardFailed: a shard ended with an error of its own.
@@ -134,7 +134,7 @@ def extract_shards(
                 try:
                     rounds.made(order, future.result())
                 except Exception as error:
-                    # What a dead worker raises depends on the engine; what helps does not.
+                    # The exception for a dead worker depends on the engine.
                     rounds.broke(order, error)
     reports = [rounds.reports[index] for index in sorted(rounds.reports)]
     shown = shards_markdown(reports)

@@ -25,7 +25,7 @@ from mrmodel.orchestrate.sharding import ShardedStream, ShardFailed, ShardInterr
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled
 from mrmodel.orchestrate.stage_process import run_stage as run_attempt
 
-# A killed flow cannot give its slot back; so long the GPU waits for it. Prefect's least value.
+# A killed flow cannot release its slot, so the GPU is blocked this long. Prefect's minimum.
 _LEASE_S = 60.0
 
 
@@ -44,9 +44,9 @@ def run_stage(
         stage: e.g. ``finetune@sg_detr``.
         rev: revision that the clone checks out.
         locks: path -> text of lock files; None: as committed.
-        timeout_s: the stage is ended after so many seconds.
-        shards: `ShardSettings` by which an extraction is spread first; None: it is not.
-        parent_run: MLflow's id of the run of the whole pipeline.
+        timeout_s: the stage is killed after this time.
+        shards: `ShardSettings` of a sharded extraction; None: it is not sharded.
+        parent_run: id of the MLflow run of the whole pipeline.
     """
     order = StageRequest(stage, rev, locks or {}, timeout_s, shards, parent_run)
     with gpu_slot():
@@ -62,7 +62,7 @@ def run_stage(
 
 
 def spread(order: StageRequest) -> ShardedStream:
-    """Have the shards of an extraction made by other workers, or other processes of this one."""
+    """Extract the shards on other workers, or in other processes of this one."""
     # Most stages have no shards, and these imports (DVC, feature extraction) take seconds.
     from flows.shards import extract_shards
     from mrmodel.orchestrate.sharding import sharded_stream
@@ -75,14 +75,14 @@ def spread(order: StageRequest) -> ShardedStream:
 
 
 class FlowListener(Listener):
-    """Lines go to the log of the flow run, progress to an artifact."""
+    """Sends output lines to the log of the flow run, and progress to an artifact."""
 
     def __init__(self, stage: str) -> None:
         self._stage, self._log = stage, get_run_logger()
         self._artifact: UUID | None = None
 
     def line(self, text: str) -> None:
-        """Log it."""
+        """Log a line."""
         self._log.info(text)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -99,21 +99,21 @@ class FlowListener(Listener):
 
 
 def _uuid(created: Any) -> UUID:
-    """Prefect types its calls for both worlds; in a flow without await they return at once."""
+    """Prefect types its calls as sync or async; in a sync flow they return directly."""
     assert isinstance(created, UUID)
     return created
 
 
 def gpu_slot() -> AbstractContextManager[None]:
-    """The one slot of this worker's GPU; nothing to wait for where the worker has none."""
+    """The concurrency slot of this worker's GPU; does nothing if there is none."""
     name = os.environ.get("MRMODEL_GPU_SLOT")
     if not name:
         return nullcontext()
     return concurrency(
         name,
-        strict=True,  # a limit that nobody has created must not mean "no limit"
+        strict=True,  # a missing limit must not mean "no limit"
         lease_duration=_LEASE_S,
-        # A training must not end because the server was away for a minute.
+        # A training must not end because the server was unreachable for a minute.
         raise_on_lease_renewal_failure=False,
     )
 

@@ -1,7 +1,7 @@
-"""A search for better values as a Prefect flow, with workers on a pool.
+"""Hyperparameter search as a Prefect flow, with workers on a pool.
 
-``python -m flows.tune`` starts one on the pools of PREFECT_API_URL and waits for its end; a search
-without servers is `mrmodel tune run`.
+``python -m flows.tune`` starts one on the pools of PREFECT_API_URL and waits for its end; for a
+search without servers use `mrmodel tune run`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from mrmodel.tune.worker_pool import WorkerHandle, WorkerOutcome, is_gone_from_h
 
 
 class PrefectWorkerPool:
-    """Flow runs of ``tune-worker/<pool>``, each with its worker's label as its name.
+    """Workers as flow runs of ``tune-worker/<pool>``, each named by its worker's label.
 
     Args:
         client: of the server.
-        work: what they do.
-        pool: work pool; None: that of the stage that is tuned.
-        handover: address of the project's store, which tells its searches from others' on the
+        work: the search.
+        pool: work pool; None: that of the tuned stage.
+        handover: URL of the project's result store; distinguishes its searches from others on the
             same server.
     """
 
@@ -60,7 +60,7 @@ class PrefectWorkerPool:
         self._pool = pool or settings.pools.get(work.config.tune.run, settings.default_pool)
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
-        """Flow runs for a study that have not ended: their orchestration has."""
+        """Flow runs for a study that are still running after their orchestration has ended."""
         living = [kind for kind in StateType if kind not in TERMINAL_STATES]
         wanted = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[self._tag(study)]),
@@ -69,7 +69,7 @@ class PrefectWorkerPool:
         return [self._hand(found) for found in self._client.read_flow_runs(flow_run_filter=wanted)]
 
     def start(self, study: str) -> WorkerHandle:
-        """Ask the pool for one more."""
+        """Start another flow run on the pool."""
         label = f"{study}-{uuid4().hex[:12]}"
         order = {
             "study": study,
@@ -88,7 +88,7 @@ class PrefectWorkerPool:
         return self._hand(flow_run)
 
     def is_lost(self, owner: Owner) -> bool:
-        """Whether the flow run of that name has ended, or the process of a search without flows."""
+        """Whether the flow run, or the process of a search without flows, has ended."""
         wanted = FlowRunFilter(name=FlowRunFilterName(any_=[owner.label]))
         found = self._client.read_flow_runs(flow_run_filter=wanted)
         if not found:
@@ -109,7 +109,7 @@ class PrefectWorkerHandle:
 
     Args:
         label: its name.
-        watch: on it.
+        watch: polls it.
         client: of the server.
     """
 
@@ -124,7 +124,7 @@ class PrefectWorkerHandle:
         return self._label
 
     def outcome(self) -> WorkerOutcome | None:
-        """How it ended; the server is asked every two seconds."""
+        """How it ended; polls the server at most every two seconds."""
         if self._ending is None and time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
             state = self._watch.look()
@@ -132,12 +132,12 @@ class PrefectWorkerHandle:
         return self._ending
 
     def stop(self) -> None:
-        """Ask its worker to end it."""
+        """Cancel the flow run."""
         self._client.set_flow_run_state(self._watch.flow_run, Cancelling())
 
 
 def ending_of(state: State[Any]) -> WorkerOutcome:
-    """What a final state means for the search: a worker that crashed is replaced."""
+    """Convert a final state to the worker's outcome: a worker that crashed is replaced."""
     if state.is_completed():
         return WorkerOutcome()
     return WorkerOutcome(state.message or state.name or "it ended", failed=state.is_failed())
@@ -151,14 +151,15 @@ def tune(
     workers: int | None = None,
     pool: str | None = None,
 ) -> State[Any]:
-    """Search for better values, confirm them, and push them as a branch for review.
+    """Search for better hyperparameters, confirm them, and push them as a branch for review.
 
     Args:
-        rev: what is tuned, of the repository of `RuntimeEnvironment`; its dvc.lock names the data.
-        study: its name; one that exists is gone on with. None: tune.study of params.yaml.
-        trials: so many end. None: tune.trials.
-        workers: flow runs at once. None: tune.workers.
-        pool: their work pool. None: that of the stage that is tuned.
+        rev: revision to tune, of the repository of `RuntimeEnvironment`; its dvc.lock determines
+            the data.
+        study: its name; an existing one is resumed. None: tune.study of params.yaml.
+        trials: total number. None: tune.trials.
+        workers: number of parallel flow runs. None: tune.workers.
+        pool: their work pool. None: that of the tuned stage.
 
     Ends as Better, with the name of the branch, or as NotBetter.
     """
@@ -180,7 +181,7 @@ def tune(
 
 
 def markdown(found: SearchOutcome) -> str:
-    """The verdict for people, what it changes, and how many trials there were."""
+    """The result as Markdown, with the changes and the number of trials."""
     changes = [f"* `{path}`: {value}" for path, value in found.verdict.changes.items()]
     branch = [f"On the branch `{found.branch}`:", "", *changes, ""] if found.branch else []
     counts = [f"* {line}" for line in found.lines]
@@ -194,30 +195,30 @@ class FlowReporter:
         self._log, self._name, self._total, self._done = get_run_logger(), "", 0, 0
 
     def start(self, name: str, total: int, done: int = 0) -> None:
-        """A study begins."""
+        """Log the start of a study."""
         self._name, self._total, self._done = name, total, done
         self._log.info("%s: %d trials", name, total)
 
     def advance(self, steps: int = 1, **info: object) -> None:
-        """Trials have ended."""
+        """Log that trials have ended."""
         self._done += steps
         shown = "".join(f", {key} {value:.2f}" for key, value in info.items())
         self._log.info("%s: %d/%d%s", self._name, self._done, self._total, shown)
 
     def finish(self) -> None:
-        """The next study says so."""
+        """Do nothing: the start of the next study is logged."""
 
 
 @click.command()
-@click.option("--rev", default="HEAD", show_default=True, help="Revision that is tuned.")
-@click.option("--study", help="Its name; an existing one goes on [default: tune.study].")
+@click.option("--rev", default="HEAD", show_default=True, help="Revision to tune.")
+@click.option("--study", help="Its name; an existing one is resumed [default: tune.study].")
 @click.option("--trials", type=click.IntRange(1), help="[default: tune.trials]")
-@click.option("--workers", type=click.IntRange(1), help="Flow runs at once [default: tune.workers]")
+@click.option("--workers", type=click.IntRange(1), help="Parallel runs [default: tune.workers]")
 @click.option("--pool", help="Their work pool [default: that of the tuned stage].")
 def main(
     rev: str, study: str | None, trials: int | None, workers: int | None, pool: str | None
 ) -> None:
-    """Search for better values on the work pools of PREFECT_API_URL."""
+    """Search for better hyperparameters on the work pools of PREFECT_API_URL."""
     state = tune(rev, study, trials, workers, pool, return_state=True)
     if not state.is_completed():
         raise click.ClickException(state.message or str(state.name))
@@ -226,13 +227,13 @@ def main(
 
 @flow
 def tune_worker(study: str, rev: str, owner: str, parent_run: str | None = None) -> State[Any]:
-    """Work on a study in a fresh clone on this machine; see `mrmodel.tune.worker`.
+    """Run trials of a study in a fresh clone on this machine; see `mrmodel.tune.worker`.
 
     Args:
         study: its name in the storage of `OPTUNA_STORAGE`.
         rev: revision that the clone checks out.
-        owner: what its trials call this worker; no two are alike.
-        parent_run: MLflow's id of the run of the search.
+        owner: unique label of this worker in its trials.
+        parent_run: id of the search's MLflow run.
     """
     variables = {PARENT: parent_run} if parent_run else {}
     with gpu_slot(), fresh_clone(RuntimeEnvironment.from_environment(), rev, {}) as clone:
@@ -247,7 +248,7 @@ def tune_worker(study: str, rev: str, owner: str, parent_run: str | None = None)
 
 
 def state_of(ended: Ended) -> State[Any]:
-    """Only a worker that was killed may be replaced by another one."""
+    """The final state: only a worker that was killed may be replaced by another one."""
     state: State[Any]
     if ended.code == 0:
         state = Completed()

@@ -1,1 +1,1 @@
-"""What the pipeline runs on: local servers, containers, work pools."""
+"""Infrastructure of the pipeline: local servers, containers, work pools."""

@@ -1,1 +1,1 @@
-"""Servers as processes of this machine, for `make services` and for the tests."""
+"""Servers as local processes, for `make services` and for the tests."""

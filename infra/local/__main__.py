@@ -1,4 +1,4 @@
-"""`python -m infra.local up | stop | status`: what `make services` and its companions run."""
+"""`python -m infra.local up | stop | status`: behind `make services` and related targets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(context: click.Context, folder: Path) -> None:
 
 @main.command()
 @click.option("--port", "ports", multiple=True, metavar="NAME=NUMBER", help="Port of one server.")
-@click.option("--free-ports", is_flag=True, help="Draw ports that are free now.")
+@click.option("--free-ports", is_flag=True, help="Choose free ports.")
 @click.option("--owner", type=int, metavar="PID", help="Stop them when this process ends.")
 @click.pass_obj
 def up(folder: Path, ports: tuple[str, ...], free_ports: bool, owner: int | None) -> None:
@@ -51,7 +51,7 @@ def up(folder: Path, ports: tuple[str, ...], free_ports: bool, owner: int | None
 @main.command()
 @click.pass_obj
 def stop(folder: Path) -> None:
-    """Stop the servers; their data stays."""
+    """Stop the servers; their data are kept."""
     ran = Services(folder).stop()
     click.echo(f"Stopped: {', '.join(ran)}." if ran else "None was running.")
 
@@ -59,7 +59,7 @@ def stop(folder: Path) -> None:
 @main.command()
 @click.pass_obj
 def status(folder: Path) -> None:
-    """Say how the servers are; exits with 1 when one died or gives no answer."""
+    """Show the state of the servers; exits with 1 if one died or does not respond."""
     states = Services(folder).states()
     _show(states)
     for state in states:

@@ -1,6 +1,6 @@
 """Run a server that must not outlive another process, such as a killed test session.
 
-Usage: guard.py OWNER STOP_SIGNAL COMMAND...   (a program of its own; it imports nothing of ours)
+Usage: guard.py OWNER STOP_SIGNAL COMMAND...   (stand-alone; it imports nothing of mrmodel)
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _PATIENCE_S, _INIT_S = 15.0, 2.0
 
 
 def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> None:
-    """Stop a server, then what it leaves behind; SIGKILL for those that take longer.
+    """Stop a server, then its remaining children; SIGKILL for those that take longer.
 
-    Its children get a signal only once the server is gone: one that ends its own children knows
-    the right order (PostgreSQL), and one that forgets them leaves them to us (MLflow).
+    The children get a signal only once the server is gone: a server that stops its own children
+    knows the right order (PostgreSQL); others leave them running (MLflow).
 
     Args:
         leader: first process of the session in which the server runs.
         pid: the server.
-        stop_signal: what asks it to stop in order.
-        patience_s: seconds before force.
+        stop_signal: requests a clean shutdown.
+        patience_s: seconds before SIGKILL.
     """
     doomed = _members(leader, pid)
     server = [process for process in doomed if process.pid == pid]
@@ -39,15 +39,15 @@ def end_session(leader: int, pid: int, stop_signal: int, patience_s: float) -> N
     alive = _wait([*server, *rest], patience_s / 2)
     _signal(alive, signal.SIGKILL)
     _wait(alive, _PATIENCE_S)
-    # PostgreSQL believes that a zombie lives. Init takes it away, where there is an init.
+    # PostgreSQL takes a zombie for a live process. Init reaps it, if there is an init.
     psutil.wait_procs([*server, *rest], timeout=_INIT_S)
 
 
 def _members(leader: int, pid: int) -> list[psutil.Process]:
-    """The server, its descendants and its session, but for this process.
+    """The server, its descendants and its session, without this process.
 
-    The session finds children whose parent died. Its number is given to no other process as long
-    as one of them lives.
+    The session also contains children whose parent died. Its id is not reused as long as one of
+    them lives.
     """
     found = set()
     for process in psutil.process_iter():
@@ -60,7 +60,7 @@ def _members(leader: int, pid: int) -> list[psutil.Process]:
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after some seconds; a zombie, which no init takes away, does not."""
+    """Those still running after `seconds`; a zombie that no init reaps does not count."""
     end = time.monotonic() + seconds
     while (alive := [one for one in processes if _runs(one)]) and time.monotonic() < end:
         time.sleep(_POLL_S)
@@ -69,7 +69,7 @@ def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Proces
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        # The first rules out another process of the same number.
+        # The first check rules out another process with the same pid.
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -82,10 +82,10 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
 
 
 def main(owner: int, stop_signal: int, command: list[str]) -> int:
-    """Run `command` until it ends, this process is told to stop, or `owner` is gone.
+    """Run `command` until it ends, this process gets a signal, or `owner` is gone.
 
-    It looks twice a second. The kernel's own signal at the death of a parent would not do: it
-    reaches children only, and comes already when the thread that started them ends.
+    It polls twice a second. The kernel's parent-death signal is not enough: it reaches children
+    only, and is already sent when the thread that started them ends.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if not psutil.pid_exists(owner):
@@ -95,7 +95,7 @@ def main(owner: int, stop_signal: int, command: list[str]) -> int:
         while child.poll() is None and _runs(holder):
             time.sleep(_LOOK_S)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Once is enough.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Shutdown runs only once.
         end_session(os.getpid(), child.pid, stop_signal, _PATIENCE_S)
     return child.wait()
 

@@ -23,13 +23,13 @@ USER = "mrmodel"
 
 @dataclass(frozen=True)
 class Postgres:
-    """Where the server runs and who may use it.
+    """Settings of the server.
 
     Args:
-        folder: its log, and its data where the account that runs it can go there.
-        port: of 127.0.0.1; it has no other door.
+        folder: its log, and its data if the account that runs it can access the folder.
+        port: of 127.0.0.1, its only interface.
         password: of the only user, `USER`.
-        durable: data survives a crash of the machine (not only of the server); tests do without.
+        durable: data survive a crash of the machine (not only of the server); off in tests.
     """
 
     folder: Path
@@ -39,17 +39,17 @@ class Postgres:
     name: ClassVar[str] = "postgres"
 
     def url(self, database: str, driver: str = "postgresql+psycopg2") -> str:
-        """Address of a database for SQLAlchemy, which takes another driver unless told.
+        """URL of a database for SQLAlchemy, with an explicit driver.
 
-        It holds the password: for environments, never for command lines.
+        It contains the password: pass it in environments, never on command lines.
         """
         return f"{driver}://{USER}:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def prepare(self) -> None:
-        """Make the database cluster unless it exists.
+        """Create the database cluster if it does not exist.
 
         Raises:
-            ServiceError: PostgreSQL is not installed, or cannot make it.
+            ServiceError: PostgreSQL is not installed, or cannot create it.
         """
         home = self.home()
         data, account = home / "data", account_of(home)
@@ -63,17 +63,17 @@ class Postgres:
             secret.write(self.password)
             secret.flush()
             if account is not None:
-                # Nothing that root writes or gives away lies where that account could replace it.
+                # Files that root writes must not be in a folder that the account can modify.
                 shutil.chown(secret.name, account)
                 os.chown(home, pwd.getpwnam(account).pw_uid, -1, follow_symlinks=False)
             self._initialise([*as_account(account), str(initdb)], draft, secret.name)
-        draft.rename(data)  # Only now: of a killed initdb nothing looks finished.
+        draft.rename(data)  # Last: a killed initdb leaves nothing that looks complete.
 
     def program(self) -> Program:
-        """The server as a process, once `prepare` has run.
+        """The server as a process, after `prepare` has run.
 
         Raises:
-            ServiceError: PostgreSQL is not installed, or not in the version of the data.
+            ServiceError: PostgreSQL is not installed, or its version does not match the data.
         """
         home = self.home()
         data, account = home / "data", account_of(home)
@@ -89,20 +89,20 @@ class Postgres:
             name=self.name,
             command=[*as_account(account), server, "-D", str(data), "-p", str(self.port), *options],
             folder=self.folder,
-            cwd=Path("/"),  # A folder that its account can surely read.
+            cwd=Path("/"),  # A folder that every account can read.
             ports=(self.port,),
             healthy=self.healthy,
-            stop_signal=signal.SIGINT,  # SIGTERM would wait until all clients have gone.
+            stop_signal=signal.SIGINT,  # SIGTERM would wait until all clients disconnect.
         )
 
     def home(self) -> Path:
         """Folder of the cluster.
 
-        The account that runs the server for root cannot go through a folder that is private to
-        root, such as /root or the temporary folders of pytest; then it lies below /var/tmp.
+        If root runs the server as another account, and that account cannot access `folder` (e.g.
+        /root or the temporary folders of pytest), the cluster is below /var/tmp.
 
         Raises:
-            ServiceError: somebody else owns that folder.
+            ServiceError: another user owns that folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         home = self.folder / self.name
@@ -111,15 +111,15 @@ class Postgres:
             return home
         name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
         home = PUBLIC / f"mrmodel-postgres-{name}"
-        # Everybody may write to /var/tmp, so another user may have been there before.
+        # /var/tmp is world-writable, so another user may have created it.
         if home.is_symlink():
             raise ServiceError(f"{home} is a link that somebody else may have made; remove it")
         account_of(home)
         return home
 
     def create_database(self, name: str) -> None:
-        """Make a database unless it exists."""
-        # Not `with`: that would open a transaction, in which no database can be made.
+        """Create a database if it does not exist."""
+        # Not `with`: that would open a transaction, in which no database can be created.
         connection = self._connect()
         try:
             connection.autocommit = True

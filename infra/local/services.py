@@ -1,4 +1,4 @@
-"""All four servers as one installation: its ports and secrets, and what runs of it."""
+"""All four servers as one installation: its ports, secrets and running processes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from infra.local.seaweedfs import BUCKET, INNER_PORTS, SeaweedFS
 from infra.local.web import MLflow, Prefect
 from mrmodel.files import atomic_path, one_at_a_time
 
-# The usual numbers, but for PostgreSQL and MLflow: those are often taken.
+# Default ports, except for PostgreSQL and MLflow, whose defaults are often in use.
 PORTS = {"postgres": 55432, "seaweedfs": 8333, "mlflow": 5050, "prefect": 4200}
-# Database of searches for better values, which workers use without a server between.
+# Optuna's database, which workers access directly.
 STUDIES = "optuna"
 _SETTINGS, _RUNNING, _EXPORTS = "installation.json", "running.json", "env"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What stays the same from start to start.
+    """Settings that are kept between starts.
 
     Args:
         ports: of the four servers, by name.
@@ -43,13 +43,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class State:
-    """How a server is.
+    """State of a server.
 
     Args:
         name: of the server.
-        port: where it listens.
+        port: on which it listens.
         word: ``runs``, ``gives no answer``, ``died`` or ``stopped``.
-        running: its process as it was recorded, unless it is stopped.
+        running: its recorded process, unless it is stopped.
     """
 
     name: str
@@ -66,7 +66,7 @@ class _Servers:
     prefect: Prefect
 
     def all(self) -> list[Postgres | SeaweedFS | MLflow | Prefect]:
-        """In the order of their start."""
+        """In start order."""
         return [self.postgres, self.seaweedfs, self.mlflow, self.prefect]
 
 
@@ -75,7 +75,7 @@ class Services:
 
     Args:
         folder: their data, logs, settings and secrets.
-        owner: process with which they shall end; None: they stay until `stop`.
+        owner: process with which they end; None: they run until `stop`.
         durable: see `Postgres`.
     """
 
@@ -83,14 +83,14 @@ class Services:
         self._folder, self._owner, self._durable = folder.absolute(), owner, durable
 
     def up(self, ports: Mapping[str, int] | None = None, redraw: bool = False) -> list[State]:
-        """Start what does not run, and wait until all answer.
+        """Start the servers that do not run, and wait until all are healthy.
 
         Args:
             ports: ports that replace those of the last start, by name of the server.
-            redraw: replace all others by ports that are free now.
+            redraw: replace all others by free ports.
 
         Returns:
-            The state of each before this call; one that died has its last words in its log.
+            The states before this call; the log of a server that died tells why.
 
         Raises:
             ServiceError: one does not start; those that this call started are stopped again.
@@ -100,7 +100,7 @@ class Services:
             settings = self._settle(ports or {}, redraw, before)
             servers = self._servers(settings)
             self._make_room(servers)
-            # Before anything is made with these secrets.
+            # Saved before anything is created with these secrets.
             self._write(_SETTINGS, json.dumps(asdict(settings), indent=2))
             started: list[Running] = []
             try:
@@ -112,7 +112,7 @@ class Services:
         return before
 
     def stop(self) -> list[str]:
-        """End all servers, and what those that died left behind; the names of those that ran."""
+        """Stop all servers and leftovers of those that died; the names of those that ran."""
         with one_at_a_time(self._folder / "lock"):
             recorded = list(self._recorded().values())
             ran = [one.name for one in recorded if one.alive()]
@@ -121,7 +121,7 @@ class Services:
         return ran
 
     def states(self) -> list[State]:
-        """How each server is, asked now."""
+        """The current state of each server."""
         settings = self._settings()
         if settings is None:
             return [State(name, port, "stopped") for name, port in PORTS.items()]
@@ -138,10 +138,10 @@ class Services:
         return found
 
     def exports(self) -> str:
-        """Lines for a shell, so that the programs it starts use these servers.
+        """Shell lines that make programs use these servers.
 
         Raises:
-            ServiceError: there has been no start yet.
+            ServiceError: the servers have never been started.
         """
         settings = self._settings()
         if settings is None:
@@ -160,7 +160,7 @@ class Services:
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
     def _make_room(self, servers: _Servers) -> None:
-        """End what dead servers left behind; raise ServiceError when a port is taken."""
+        """Kill leftovers of dead servers; raise ServiceError if a port is in use."""
         recorded = self._recorded()
         for program in [server.program() for server in servers.all()]:
             running = recorded.get(program.name)
@@ -178,7 +178,7 @@ class Services:
         self._launch([servers.mlflow.program(), servers.prefect.program()], started)
 
     def _launch(self, programs: list[Program], started: list[Running]) -> None:
-        """Start those of the programs that do not run, then wait for all of them."""
+        """Start the programs that do not run, then wait for all of them."""
         waiting = []
         for program in programs:
             recorded = self._recorded()
@@ -212,7 +212,7 @@ class Services:
         )
 
     def _settle(self, ports: Mapping[str, int], redraw: bool, before: Sequence[State]) -> Settings:
-        """Settings for this start: those of the last one, or new ones, with other ports."""
+        """Settings for this start: those of the last one, or new ones, with updated ports."""
         settings = self._settings() or Settings(
             ports=PORTS,
             inner_ports=free_ports(len(INNER_PORTS)),
@@ -242,7 +242,7 @@ class Services:
         self._write(_RUNNING, json.dumps([one.record() for one in running.values()], indent=2))
 
     def _write(self, name: str, text: str) -> None:
-        """Write a file that only its owner may read."""
+        """Write a file that only its owner can read."""
         with atomic_path(self._folder / name) as temporary:
             temporary.chmod(0o600)
             temporary.write_text(text)

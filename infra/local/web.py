@@ -1,4 +1,4 @@
-"""The MLflow and the Prefect server, each with a database of PostgreSQL."""
+"""The MLflow and the Prefect server, each with a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _QUIET = {"DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 
 @dataclass(frozen=True)
 class MLflow:
-    """The tracking server and registry; artifacts go through it to S3.
+    """The tracking server and registry; artifacts are proxied to S3.
 
     Args:
-        folder: its log.
+        folder: of its log.
         port: of 127.0.0.1.
-        postgres: its database server, running, with a database of the name `database`.
-        s3: where the artifacts go.
+        postgres: its database server, running, with a database named `database`.
+        s3: stores the artifacts.
         database: name of its database, and of its folder in the bucket.
     """
 
@@ -37,19 +37,19 @@ class MLflow:
 
     @property
     def url(self) -> str:
-        """Tracking address."""
+        """Tracking URI."""
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What a client needs to find it."""
+        """Variables that a client needs to connect."""
         return {"MLFLOW_TRACKING_URI": self.url}
 
     def healthy(self) -> bool:
-        """Whether it answers."""
+        """Whether it responds."""
         return _answers(f"{self.url}/health")
 
     def program(self) -> Program:
-        """The server as a process; it makes its tables at its first start."""
+        """The server as a process; it creates its tables at its first start."""
         return Program(
             name=self.name,
             command=[
@@ -66,7 +66,7 @@ class MLflow:
                 "MLFLOW_S3_ENDPOINT_URL": self.s3.endpoint,
                 "MLFLOW_BACKEND_STORE_URI": self.postgres.url(self.database),
                 "MLFLOW_DISABLE_TELEMETRY": "true",
-                # It would start four more processes for jobs that nobody here submits.
+                # It would start four more processes for jobs that are not used here.
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             },
         )
@@ -74,12 +74,12 @@ class MLflow:
 
 @dataclass(frozen=True)
 class Prefect:
-    """The Prefect API, its services (schedules, automations, heartbeats) and its pages.
+    """The Prefect API, its services (schedules, automations, heartbeats) and its UI.
 
     Args:
-        folder: its log and its settings.
+        folder: of its log and its settings.
         port: of 127.0.0.1.
-        postgres: its database server, running, with a database of the name `database`.
+        postgres: its database server, running, with a database named `database`.
         database: name of its database.
     """
 
@@ -91,19 +91,19 @@ class Prefect:
 
     @property
     def url(self) -> str:
-        """Address of the API."""
+        """URL of the API."""
         return f"http://127.0.0.1:{self.port}/api"
 
     def environment(self) -> dict[str, str]:
-        """What a client needs to find it."""
+        """Variables that a client needs to connect."""
         return {"PREFECT_API_URL": self.url}
 
     def healthy(self) -> bool:
-        """Whether it answers, its database too."""
+        """Whether it and its database respond."""
         return _answers(f"{self.url}/ready")
 
     def program(self) -> Program:
-        """The server as a process; it makes its tables at its first start."""
+        """The server as a process; it creates its tables at its first start."""
         where = ("--host", "127.0.0.1", "--port", str(self.port))
         address = self.postgres.url(self.database, "postgresql+asyncpg")
         return Program(
@@ -122,7 +122,7 @@ class Prefect:
 
 
 def _answers(url: str) -> bool:
-    """Whether an address answers with 200."""
+    """Whether a URL responds with 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)

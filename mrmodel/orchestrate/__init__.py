@@ -1,1 +1,1 @@
-"""The DVC graph spread over workers: what must run, where, and how its results come together."""
+"""Runs the DVC graph on distributed workers: what must run, where, and merging of results."""

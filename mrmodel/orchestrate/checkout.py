@@ -1,4 +1,4 @@
-"""A fresh clone of one revision, in which one attempt at a stage runs and leaves no trace."""
+"""A fresh clone of one revision for one attempt at a stage, removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_user
 
 REMOTE = "workers"
-# Never ask a person, nor read what the machine's user configured.
+# Never prompt, nor read the user's git configuration.
 _GIT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_AUTHOR_NAME": "mrmodel",
@@ -29,17 +29,17 @@ _GIT = {
 
 @contextmanager
 def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) -> Iterator[Path]:
-    """Yield a clone at `rev` whose DVC uses the cache and remote of `places`; remove it after.
+    """Yield a clone at `rev` that uses the DVC cache and remote of `places`; remove it after.
 
     Clones that a killed process left are removed first.
 
     Args:
         places: where to clone from, and to.
-        rev: anything that git resolves in the clone.
-        locks: path of a lock file -> text; what other stages of this run have made.
+        rev: any revision that git resolves in the clone.
+        locks: path of a lock file -> text; what other stages of this run have produced.
 
     Raises:
-        OrchestrationError: the repository or the revision cannot be had.
+        OrchestrationError: the repository or the revision is not available.
     """
     places.clones.mkdir(parents=True, exist_ok=True)
     _sweep(places.clones)
@@ -47,7 +47,7 @@ def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) 
     guard = folder.with_suffix(".lock")
     with folder.with_suffix(".new").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        # Only now has it a name that a sweep looks at.
+        # Renamed only when locked: _sweep looks at this name.
         Path(held.name).rename(guard)
         try:
             _clone(places, rev, folder)
@@ -64,7 +64,7 @@ def git(folder: Path, *arguments: str) -> str:
     """Output of a git command in `folder`.
 
     Raises:
-        OrchestrationError: it failed; the message holds what git said, without credentials.
+        OrchestrationError: it failed; the message holds git's output, without credentials.
     """
     done = subprocess.run(
         ["git", *arguments],
@@ -83,7 +83,7 @@ def git(folder: Path, *arguments: str) -> str:
 def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
     git(places.clones, "clone", "--quiet", "--no-checkout", "--", places.git, str(folder))
     found = None
-    for name in (f"origin/{rev}", rev):  # A branch of the repository before a name of ours.
+    for name in (f"origin/{rev}", rev):  # A remote branch before a local name.
         try:
             found = git(folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
             break
@@ -95,10 +95,10 @@ def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
 
 
 def _configure(places: RuntimeEnvironment, folder: Path) -> None:
-    """Settings of this machine, which git ignores; credentials stay in the environment."""
+    """Write the local DVC config, which git ignores; credentials stay in the environment."""
     settings = ConfigParser(interpolation=None)
-    # Nothing is copied where the file system can share it.
-    settings["core"] = {"autostage": "true"}  # else DVC tells people what to `git add`
+    # Link instead of copying where the file system can.
+    settings["core"] = {"autostage": "true"}  # else DVC prints hints to `git add`
     settings["cache"] = {"dir": str(places.cache), "type": "reflink,hardlink,copy"}
     if places.remote is not None:
         settings["core"]["remote"] = REMOTE
@@ -113,7 +113,7 @@ def _configure(places: RuntimeEnvironment, folder: Path) -> None:
 
 
 def _sweep(clones: Path) -> None:
-    """Remove clones whose process is gone: nobody holds their lock any more."""
+    """Remove clones whose process is gone: their lock is free."""
     for guard in clones.glob("*.lock"):
         try:
             with guard.open("r+") as held:
@@ -121,4 +121,4 @@ def _sweep(clones: Path) -> None:
                 shutil.rmtree(guard.with_suffix(""), ignore_errors=True)
                 guard.unlink(missing_ok=True)
         except OSError:
-            continue  # In use, or swept by somebody else in this moment.
+            continue  # In use, or being removed by another process.

@@ -1,9 +1,9 @@
-"""The DVC graph of a clone that holds no data: what there is, and which stage must run.
+"""The DVC graph of a clone without data: its stages, and which of them must run.
 
-DVC's own dry run compares a missing dependency with an output of the very same path, so it does
-not see that ``data/sample/train.jsonl`` changed inside the output ``data/sample``, nor that an
-output below the dependency ``features/sample`` did. Here the hash of every dependency is built
-from what the lock files record, through DVC's view of the data, and compared.
+DVC's own dry run compares a missing dependency only with an output of exactly the same path, so it
+misses that ``data/sample/train.jsonl`` changed inside the output ``data/sample``, or that an
+output below the dependency ``features/sample`` did. Here the hash of every dependency is computed
+from the lock files, through DVC's data index, and compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAIN = "dvc.yaml"
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """What is known of a stage before it runs.
+    """Whether a stage must run, determined before it runs.
 
     Attributes:
         reason: why it must run; None: nothing has changed.
@@ -42,7 +42,7 @@ class StageStatus:
 
 
 class StageGraph:
-    """Stages by name (``finetune@sg_detr``, ``studies/dvc.yaml:seeds``), upstream ones first."""
+    """Stages by name (``finetune@sg_detr``, ``studies/dvc.yaml:seeds``) in topological order."""
 
     def __init__(
         self, folder: Path, remote: str | None, wait_for_store: Callable[[], None] | None = None
@@ -50,9 +50,9 @@ class StageGraph:
         """Read the graph of the clone in `folder`.
 
         Args:
-            folder: a clone; DVC's settings in it name its cache and its remote.
+            folder: a clone whose DVC config names its cache and its remote.
             remote: name of the DVC remote; None: the cache holds all data.
-            wait_for_store: called when data seem to be missing; returns when the store answers.
+            wait_for_store: called when data seem missing; returns when the store is reachable.
         """
         self.folder, self._remote = folder, remote
         self._wait_for_store = wait_for_store
@@ -64,13 +64,13 @@ class StageGraph:
         }
 
     def names(self, targets: Iterable[str] = ()) -> list[str]:
-        """The targets and all that they need, in an order in which they can run.
+        """The targets and their upstream stages, in topological order.
 
         Without targets: all stages of the main ``dvc.yaml``. A target without a matrix value
-        (``finetune``) stands for all of its stages.
+        (``finetune``) means all stages of its matrix.
 
         Raises:
-            OrchestrationError: no such stage; names the nearest.
+            OrchestrationError: no such stage; the message names the closest match.
         """
         wanted = set(self._expand(list(targets)))
         wanted |= {up for name in wanted for up in self._ancestors(name)}
@@ -82,7 +82,7 @@ class StageGraph:
         return {_name(stage) for stage in direct if stage.cmd}
 
     def status(self, name: str) -> StageStatus:
-        """Whether a stage must run, given what the lock files say of all before it."""
+        """Whether a stage must run, given the lock files of all upstream stages."""
         if self._stale:
             self._open()
         stage, hashes = self._stages[name], self.contents(name)
@@ -98,23 +98,23 @@ class StageGraph:
         return StageStatus(self._reason(stage, hashes), key)
 
     def contents(self, name: str) -> dict[str, str | None]:
-        """Path -> hash of what a stage depends on; None: a stage before it has yet to make it."""
+        """Path -> hash of each dependency; None: an upstream stage has not produced it yet."""
         deps = _files(self._stages[name].deps)
         return {str(dep.def_path): self._hash(dep) for dep in deps}
 
     def listing(self, path: str) -> list[str]:
-        """Names of the files in a folder that a stage made, whose data need not be here."""
+        """Names of the files in an output folder, whose data need not be in the workspace."""
         view = DVCFileSystem(repo=self.repo)
         here = view.from_os_path(str(self.folder / path))
         return sorted(Path(name).name for name in view.ls(here, detail=False))
 
     def parameters(self, name: str) -> dict[str, dict[str, Any]]:
-        """Parameter file -> name -> value, of all that a stage depends on."""
+        """Parameter file -> name -> value, of all parameters that a stage depends on."""
         params = _params(self._stages[name].deps)
         return {str(dep.def_path): dict(dep.read_params()) for dep in params}
 
     def inputs(self, name: str) -> list[str]:
-        """Paths that a stage reads and other stages wrote, relative to the root, none twice."""
+        """Dependencies that other stages produce, relative to the root, without duplicates."""
         found: dict[str, None] = {}
         for dep in _files(self._stages[name].deps):
             for out in self._outs_at(dep.fs_path):
@@ -123,22 +123,22 @@ class StageGraph:
         return list(found)
 
     def metrics(self, name: str) -> list[Path]:
-        """Files that a stage declares as metrics, those of a folder one by one."""
+        """Files that a stage declares as metrics; a folder is expanded to its files."""
         paths = [Path(out.fs_path) for out in self._stages[name].outs if out.metric]
         return [
             file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
         ]
 
     def plots(self, name: str) -> dict[Path, str]:
-        """Files that a stage declares as plots -> the column that they show."""
+        """Files that a stage declares as plots -> the plotted column."""
         outs = [out for out in self._stages[name].outs if isinstance(out.plot, dict)]
         return {Path(out.fs_path): out.plot["y"] for out in outs if "y" in out.plot}
 
     def entry(self, name: str) -> dict[str, Any]:
-        """What the lock file records of a stage.
+        """The lock-file entry of a stage.
 
         Raises:
-            OrchestrationError: nothing.
+            OrchestrationError: there is none.
         """
         path, stage = self._lock_of(name)
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -148,7 +148,7 @@ class StageGraph:
         return entry
 
     def merge(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Put a stage's record into its lock file; stages that it did not hold come last."""
+        """Write a stage's entry into its lock file; new stages are appended."""
         path, stage = self._lock_of(name)
         plan = [one.name for one in self._stages.values()]
         with modify_yaml(str(path)) as data:
@@ -156,7 +156,7 @@ class StageGraph:
                 data["schema"] = "2.0"
             stages = data.setdefault("stages", {})
             stages[stage] = dict(entry)
-            # Whichever finished first: the same graph gives the same file.
+            # Independent of the order in which stages finish: the same graph gives the same file.
             new = [one for one in stages if (path, one) not in self._recorded]
             for one in sorted(new, key=plan.index):
                 stages[one] = stages.pop(one)
@@ -172,12 +172,12 @@ class StageGraph:
         }
 
     def _open(self) -> None:
-        """Read everything anew: DVC keeps what it knows of lock files for as long as it is open."""
+        """Reload everything: DVC caches lock files for as long as the repository is open."""
         self.repo = Repo(str(self.folder))
         self._stale = False
         index = self.repo.index
         self._graph, self._outs = index.graph, list(index.outs)
-        # What is needed comes first, as in `dvc repro`.
+        # Upstream stages first, as in `dvc repro`.
         ordered = nx.dfs_postorder_nodes(self._graph)
         self._stages: dict[str, Any] = {_name(stage): stage for stage in ordered if stage.cmd}
 
@@ -195,7 +195,7 @@ class StageGraph:
         return found
 
     def _ancestors(self, name: str) -> list[str]:
-        # DVC's edges lead from a stage to what it needs.
+        # DVC's edges lead from a stage to its dependencies.
         needed = nx.descendants(self._graph, self._stages[name])
         return [_name(stage) for stage in needed if stage.cmd]
 
@@ -226,7 +226,7 @@ class StageGraph:
         return None
 
     def _stored(self, out: Any, again: bool = False) -> bool:
-        """A folder's listing is stored after its last file, so it stands for the whole output."""
+        """The listing of a folder is stored after its last file, so it implies the whole output."""
         if again and self._wait_for_store is not None:
             self._wait_for_store()
         cloud, cache = self.repo.cloud, self.repo.cache.local
@@ -237,15 +237,15 @@ class StageGraph:
         return found
 
     def _hash(self, dep: Any) -> str | None:
-        """What a dependency holds now: as recorded where stages make it, else as it lies there."""
+        """Current hash of a dependency: from the lock file if a stage makes it, else from disk."""
         if not self._outs_at(dep.fs_path):
             return str(dep.get_hash().value) if dep.exists else None
         try:
             return self._recorded_hash(dep)
-        except FileNotFoundError:  # A stage before it has yet to run.
+        except FileNotFoundError:  # An upstream stage has not run yet.
             return None
         except DataIndexDirError:
-            # Lost for good, or the store does not answer: the next one decides.
+            # Lost, or the store is unreachable: the retry below tells which.
             if self._wait_for_store is not None:
                 self._wait_for_store()
         try:
@@ -261,7 +261,7 @@ class StageGraph:
         return value
 
     def _outs_at(self, path: str) -> list[Any]:
-        """Outputs that are `path`, lie below it, or contain it."""
+        """Outputs that are `path`, are inside it, or contain it."""
         here = Path(path)
         return [
             out
@@ -277,7 +277,7 @@ class StageGraph:
 
 
 def _name(stage: Any) -> str:
-    """Not DVC's `addressing`, which depends on the current folder."""
+    """Unlike DVC's `addressing`, independent of the current folder."""
     name: str = getattr(stage, "name", "")
     return name if stage.path_in_repo == MAIN else f"{stage.path_in_repo}:{name}"
 

@@ -1,4 +1,4 @@
-"""Data to and from a clone: through the DVC remote, or the cache that everybody shares."""
+"""Data to and from a clone: through the DVC remote, or a shared cache."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PAUSE_S = 2.0
 
 
 class Transfer:
-    """Moves data; what fails while the store does not answer is tried until it does.
+    """Moves data; retries for as long as the store is unreachable.
 
     Attributes:
-        remote: name of the DVC remote in clones; None: there is none, the cache holds all.
+        remote: name of the DVC remote in clones; None: there is none, the cache is shared.
     """
 
     def __init__(self, places: RuntimeEnvironment, handover: ResultStore) -> None:
@@ -31,14 +31,14 @@ class Transfer:
         self.remote = REMOTE if places.remote is not None else None
 
     def fetch(self, repo: Any, paths: Sequence[str]) -> None:
-        """Bring outputs, or files in them, into a clone.
+        """Fetch outputs, or files in them, into a clone.
 
         Args:
             repo: DVC's repository object of the clone.
             paths: relative to its root.
 
         Raises:
-            OrchestrationError: something is not there.
+            OrchestrationError: data are missing.
         """
         targets = [str(Path(repo.root_dir) / path) for path in paths]
         if not targets:
@@ -49,7 +49,7 @@ class Transfer:
             self._try(lambda: repo.pull(targets), "pulled")
 
     def push(self, repo: Any, stage: str) -> None:
-        """Store what a stage made where everybody finds it."""
+        """Push the outputs of a stage to where other workers find them."""
         if self.remote is not None:
             self._try(lambda: repo.push([stage]), "pushed")
 
@@ -58,7 +58,7 @@ class Transfer:
             try:
                 move()
             except Exception as error:
-                # What DVC raises depends on the kind of store; what helps does not.
+                # The exception type depends on the kind of store.
                 self._handover.wait()
                 if not left:
                     rule = f"data could not be {word}: {error}"

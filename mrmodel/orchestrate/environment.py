@@ -1,4 +1,4 @@
-"""Where code, data and results lie for workers and orchestrator, as the environment says."""
+"""Where workers and orchestrator find code, data and results, read from the environment."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mrmodel.processes import hide_user
 
 @dataclass(frozen=True, slots=True)
 class RuntimeEnvironment:
-    """The surroundings of a worker or an orchestrator.
+    """Locations that a worker or an orchestrator uses.
 
     Attributes:
-        git: repository that is cloned and that takes the run branches; a URL or a folder.
-        remote: DVC remote, e.g. ``s3://bucket/dvc``; None: everybody shares `cache`.
-        handover: where result records travel: ``s3://bucket/prefix`` or a folder.
+        git: repository that is cloned and to which run branches are pushed; a URL or a folder.
+        remote: DVC remote, e.g. ``s3://bucket/dvc``; None: `cache` is shared by all workers.
+        handover: the result store: ``s3://bucket/prefix`` or a folder.
         endpoint: address of the S3 server; None: AWS.
         cache: DVC's cache on this machine.
         state: becomes ``.mrmodel`` of every clone: resume states, the default MLflow database.
-        clones: folder of the clones.
+        clones: folder in which clones are made.
     """
 
     git: str
@@ -39,7 +39,7 @@ class RuntimeEnvironment:
         """Read ``MRMODEL_*``; without them the repository around the current folder is used.
 
         Raises:
-            ConfigError: no repository is named, or what is named cannot work together.
+            ConfigError: no repository is named, or settings contradict each other.
         """
         env = os.environ if environ is None else environ
         git = env.get("MRMODEL_GIT_URL") or _repository_here()
@@ -74,14 +74,14 @@ class RuntimeEnvironment:
 
 
 def _default_handover(remote: str | None, here: Path | None) -> str:
-    """Beside the DVC remote, which all can reach; without one, in the repository."""
+    """Next to the DVC remote, which all can reach; without one, in the repository."""
     if remote is not None:
         return f"{remote.rstrip('/')}-handover"
     return str(_own(here) / ".mrmodel" / "flows" / "handover")
 
 
 def _own(folder: Path | None) -> Path:
-    assert folder is not None  # from_environment has refused the other case
+    assert folder is not None  # from_environment has raised otherwise
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Stages as Markdown: what Prefect shows of a run, and what the command line prints."""
+"""Stages as Markdown, for Prefect artifacts and the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mrmodel.orchestrate.result_store import StageResult
 from mrmodel.text import sparkline, table
 
-if TYPE_CHECKING:  # A worker shows one stage and needs no graph: DVC's import takes a second.
+if TYPE_CHECKING:  # A worker renders one stage and needs no graph: importing DVC takes a second.
     from mrmodel.orchestrate.scheduler import StageRow
 
 _WIDTH = 40
@@ -17,7 +17,7 @@ _MOST_FIGURES = 60
 
 
 def stages_markdown(rows: Iterable[StageRow], rev: str, branch: str | None) -> str:
-    """One line a stage: what became of it, why, where and how long."""
+    """One table row per stage: its state, the reason, where it ran and how long."""
     head = ("stage", "state", "why", "pool", "attempts", "seconds", "worker", "record")
     lines: list[tuple[object, ...]] = []
     for row in rows:
@@ -33,7 +33,7 @@ def stages_markdown(rows: Iterable[StageRow], rev: str, branch: str | None) -> s
 
 
 def stage_markdown(result: StageResult) -> str:
-    """One stage: its steps, figures, curves and outputs."""
+    """One stage: its steps, metrics, curves and outputs."""
     steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     parts = [f"**{result.stage}** on {result.worker}: {steps}"]
     if result.mlflow:

@@ -1,4 +1,4 @@
-"""Requests for stages and their results: the lock-file entry and metrics, never the data."""
+"""Stage requests and their results: the lock-file entry and metrics, never the data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mrmodel.storage import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """A stage that ran and whose outputs are where everybody finds them.
+    """A stage that ran and whose outputs are in the DVC remote or the shared cache.
 
     Attributes:
         stage: its name.
-        key: digest of what it was made of, see `graph.StageStatus`.
-        entry: its record in the lock file.
+        key: digest of its inputs, see `dvc_graph.StageStatus`.
+        entry: its entry in the lock file.
         figures: path -> content of its small JSON metrics.
-        curves: path -> values of the column that its plot shows, in order.
+        curves: path -> values of the plotted column, in order.
         began: when its command started, seconds since 1970.
         seconds: step -> duration (clone, pull, run, push).
-        mlflow: address of its MLflow run; empty where there is none.
+        mlflow: URL of its MLflow run; empty if there is none.
         worker: name of the machine.
     """
 
@@ -39,20 +39,20 @@ class StageResult:
 
 
 class ResultStore:
-    """Result records by stage and key; the first one stays, so nothing pushed is ever replaced.
+    """Results by stage and key; the first one stored is never replaced.
 
     Attributes:
-        store: holds them, and the shards of extractions.
+        store: holds the results, and the shards of extractions.
     """
 
     def __init__(self, url: str, endpoint: str | None) -> None:
         self.store: Store = open_store(url, endpoint)
 
     def find(self, stage: str, key: str) -> StageResult | None:
-        """The record of a stage that was made of exactly this, if there is one.
+        """The result of a stage with exactly these inputs, if there is one.
 
         Raises:
-            OrchestrationError: the record is damaged.
+            OrchestrationError: the stored result is damaged.
         """
         name = _name(stage, key)
         found = self.store.get(name)
@@ -65,7 +65,7 @@ class ResultStore:
             raise OrchestrationError(rule) from error
 
     def keep(self, result: StageResult) -> StageResult:
-        """Store a record; returns the one that is there, another worker's if it was first."""
+        """Store a result; returns the stored one, which is another worker's if it was first."""
         content = json.dumps(asdict(result), indent=2).encode()
         try:
             self.store.put(_name(result.stage, result.key), content, if_absent=True)
@@ -74,14 +74,14 @@ class ResultStore:
         return result
 
     def drop(self, stage: str, key: str) -> None:
-        """Forget a record whose data are gone."""
+        """Delete a result whose data are gone."""
         self.store.delete(_name(stage, key))
 
     def wait(self) -> None:
-        """Return when the store answers.
+        """Return when the store is reachable.
 
         Raises:
-            StorageError: it did not, for longer than the store's patience.
+            StorageError: it was unreachable for longer than the store's timeout.
         """
         self.store.exists("results")
 
@@ -97,10 +97,10 @@ class StageRequest:
     Attributes:
         stage: name in the graph, e.g. ``finetune@sg_detr``.
         rev: revision of the code, of dvc.yaml and of params.yaml.
-        locks: path -> text of the lock files: what the stages before it made.
-        timeout_s: the stage is ended after so many seconds; None: never.
+        locks: path -> text of the lock files, with the outputs of the upstream stages.
+        timeout_s: the stage is killed after this time; None: never.
         shards: how its videos are spread over workers (`config.ShardSettings`); None: not at all.
-        parent_run: MLflow's id of the run of the whole pipeline; decides nothing.
+        parent_run: id of the MLflow run of the whole pipeline; not part of the key.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""The orchestrator's clone: changed parameters go in, a run branch with lock files comes out."""
+"""The orchestrator's clone: takes parameter changes, publishes lock files on a run branch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ PARAMS = "params.yaml"
 
 
 class RunBranch:
-    """A clone without data, on a branch of its own."""
+    """A clone without data, on its own run branch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Sorted by time, and never twice.
+        # Unique, and sorted by time.
         self.branch = f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         git(folder, "checkout", "--quiet", "-b", self.branch)
 
     @property
     def rev(self) -> str:
-        """The commit that workers shall clone."""
+        """The commit that workers clone."""
         return git(self.folder, "rev-parse", "HEAD")
 
     @property
@@ -39,13 +39,13 @@ class RunBranch:
         return load_config(self.folder / PARAMS)
 
     def change(self, params: Mapping[str, Any]) -> None:
-        """Write parameters, checked, and publish them for the workers.
+        """Validate parameters, write them, and push them for the workers.
 
         Args:
             params: dotted name -> value, e.g. ``{"train.finetune.lr": 0.0005}``.
 
         Raises:
-            ConfigError: an unknown name, or a value that breaks a rule; nothing is published.
+            ConfigError: an unknown name or an invalid value; nothing is published.
         """
         if not params:
             return
@@ -56,7 +56,7 @@ class RunBranch:
         self.publish([PARAMS], f"Parameters: {said}")
 
     def publish(self, paths: list[str], message: str) -> bool:
-        """Commit what changed of `paths` and push the branch; False: nothing had changed."""
+        """Commit the changed files of `paths` and push the branch; False: nothing had changed."""
         git(self.folder, "add", "--", *paths)
         if not git(self.folder, "diff", "--cached", "--name-only"):
             return False
@@ -73,7 +73,7 @@ def workspace(places: RuntimeEnvironment, rev: str) -> Iterator[RunBranch]:
 
 
 def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | None:
-    """Let the branch that `rev` names end where a run branch ends, if nothing came in between.
+    """Fast-forward the branch that `rev` names to the end of a run branch, if that is possible.
 
     Args:
         places: where the repository is.
@@ -81,7 +81,7 @@ def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | Non
         branch: run branch that started from it.
 
     Returns:
-        Why it was not moved, in words; None when it was.
+        Why it was not moved; None if it was.
     """
     with fresh_clone(places, branch, {}) as folder:
         name = rev
@@ -99,15 +99,15 @@ def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | Non
 
 
 def set_parameters(text: str, params: Mapping[str, Any]) -> str:
-    """params.yaml with some values changed, comments kept.
+    """params.yaml with some values changed and comments kept.
 
     Raises:
-        ConfigError: a section that the file does not have.
+        ConfigError: the file has no such section.
     """
     for name, value in params.items():
         parts = name.split(".")
         if parts[0] == "models" and len(parts) > 2:
-            # Settings of a model are optional, so a new key is no mistake of the caller.
+            # Settings of a model are optional, so a new key is allowed.
             change: dict[str, Any] = {f"models.{parts[1]}": _nest(parts[2:], value)}
         else:
             change = _nest(parts, value)

@@ -1,8 +1,8 @@
-"""The walk over the graph: what may start now, and what to do with how it ended.
+"""Schedules the stages of a graph: which can start now, and how to handle their outcome.
 
-It starts nothing itself: whoever asks for the next orders runs them, on workers or here, and tells
-how each ended. The graph is asked anew after every merged record, because only then is it known
-whether the stages behind it change.
+It starts nothing itself: the caller runs the stages that `next` returns, on workers or locally, and
+reports how each ended. The graph is queried again after every merged result, since only then is it
+known whether downstream stages have changed inputs.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 State = Literal["waiting", "running", "unchanged", "restored", "ran", "failed", "blocked"]
 _GOOD = ("unchanged", "restored", "ran")
 _BAD = ("failed", "blocked")
-# The stage whose work can be spread: one video has nothing to do with another.
+# The stage that can be sharded: videos are independent of each other.
 _SHARDED = "extract"
 
 
 @dataclass(slots=True)
 class StageRow:
-    """What became of a stage.
+    """State of a stage in this run.
 
     Attributes:
         stage: its name.
         pool: the work pool it belongs to.
-        state: ``restored``: an earlier run had made exactly this; ``blocked``: a stage before it
+        state: ``restored``: an earlier run had the same inputs; ``blocked``: an upstream stage
             failed.
         reason: why it ran, or why it could not.
         attempts: how often it was started.
-        result: what came back.
+        result: its result, if any.
     """
 
     stage: str
@@ -50,7 +50,7 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStage:
-    """An order, the pool that it is for, and the key under which its record will be found."""
+    """A request, its work pool, and the key of its result in the result store."""
 
     order: StageRequest
     pool: str
@@ -62,9 +62,9 @@ class StageOutcome:
     """How a dispatched stage ended: with a result, or with the reason why there is none.
 
     Attributes:
-        result: what came back.
+        result: of the stage.
         reason: what went wrong.
-        again: whether its process or worker died, so that another try may help.
+        retryable: whether its process or worker died, so that a retry may help.
     """
 
     result: StageResult | None = None
@@ -74,7 +74,7 @@ class StageOutcome:
 
 @dataclass(slots=True)
 class Scheduler:
-    """One orchestration of some stages of a clone at `rev`."""
+    """One orchestrated run of some stages of a clone at `rev`."""
 
     graph: StageGraph
     handover: ResultStore
@@ -89,11 +89,11 @@ class Scheduler:
         self.rows = {name: StageRow(name, self.pool_of(name)) for name in names}
 
     def pool_of(self, stage: str) -> str:
-        """Work pool of a stage; all stages of a matrix share the one of its name."""
+        """Work pool of a stage; all stages of a matrix share one."""
         return self.settings.pools.get(_kind(stage), self.settings.default_pool)
 
     def next(self) -> list[ScheduledStage]:
-        """Stages that can start now; settles those that need not or cannot."""
+        """Stages that can start now; also marks those that are up to date, restored or blocked."""
         found = []
         for row in self.rows.values():
             if row.state != "waiting":
@@ -106,9 +106,9 @@ class Scheduler:
         return found
 
     def mark_finished(self, dispatch: ScheduledStage, ending: StageOutcome) -> None:
-        """Merge what came back; what crashed may start again, so often as params.yaml allows.
+        """Merge the result; retry a crashed stage, as often as params.yaml allows.
 
-        Stages that do not need a failed one go on.
+        Stages that do not depend on a failed one still run.
         """
         row = self.rows[dispatch.order.stage]
         if ending.result is not None:
@@ -146,7 +146,7 @@ class Scheduler:
         return True
 
     def _restore(self, row: StageRow) -> bool:
-        """Take what an earlier run made of exactly the same, if its data are still there."""
+        """Use the result of an earlier run with the same inputs, if its data still exist."""
         result = self.handover.find(row.stage, row.key)
         if result is None:
             return False

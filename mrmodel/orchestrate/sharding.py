@@ -1,6 +1,6 @@
 """One extraction spread over workers: each shard in its own clone, with its own videos.
 
-Workers leave shards in the result store. The worker that runs the stage ``extract`` merges them
+Workers put shards into the result store. The worker that runs the stage ``extract`` merges them
 into its work folder, where the stage finds all of its videos done.
 """
 
@@ -41,24 +41,24 @@ from mrmodel.storage import Store
 
 
 class ShardInterrupted(OrchestrationError):
-    """The process of a shard was killed, or the store was away; trying again may help."""
+    """The process of a shard was killed, or the store was unreachable; a retry may help."""
 
 
 class ShardFailed(OrchestrationError):
-    """A shard ended with an error of its own; trying again gives the same."""
+    """A shard ended with an error of its own; a retry would give the same error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRequest:
-    """One shard to make.
+    """One shard to extract.
 
     Attributes:
         stream: name of the encoder.
         plan: see `mrmodel.features.extraction.job_runner.piece_plan`.
-        digest: names the extraction in the store.
-        index, count: which shard (from 0) of how many.
-        files: names of its videos, in the folder of videos.
-        workers: processes; 0: as params.yaml says.
+        digest: key of the extraction in the store.
+        index, count: index of the shard (from 0), and number of shards.
+        files: file names of its videos, in the video folder.
+        workers: processes; 0: as params.yaml sets.
     """
 
     stream: str
@@ -79,12 +79,12 @@ class ShardedStream:
 
     Attributes:
         stream: name of the encoder.
-        plan: what decides its pieces; `plan_of` asks a clone.
-        content: path -> hash, as DVC recorded it, of all that the stage depends on: the videos and
-            the code. Shards of other content are never taken for these.
-        files: names of all videos, in the folder of videos.
-        count: shards.
-        workers: processes of each shard; 0: as params.yaml says.
+        plan: settings that determine its partial results; `plan_of` computes it from a clone.
+        content: path -> DVC hash of every dependency of the stage: the videos and the code. Shards
+            of other content are never mixed with these.
+        files: file names of all videos, in the video folder.
+        count: number of shards.
+        workers: processes of each shard; 0: as params.yaml sets.
     """
 
     stream: str
@@ -96,7 +96,7 @@ class ShardedStream:
 
     @property
     def digest(self) -> str:
-        """Names the extraction in the store: equal for equal inputs, on every machine."""
+        """Key of the extraction in the store: equal for equal inputs, on every machine."""
         return digest_of({"plan": self.plan, "content": self.content})
 
     def orders(self) -> list[ShardRequest]:
@@ -121,7 +121,7 @@ _SHOWN_LINES = 5
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """A shard that is in the store: which, who made it, and what became of its videos."""
+    """A shard that is in the store: its index, its worker, and the outcome of its videos."""
 
     index: int
     count: int
@@ -135,10 +135,10 @@ def shard_key(digest: str, index: int, count: int) -> str:
 
 
 def plan_of(clone: Path, stream: str) -> dict[str, Any]:
-    """What decides the pieces of a stream, by the code of a clone and the libraries here.
+    """Settings that determine the partial results, from a clone's code and the libraries here.
 
     Raises:
-        ShardFailed: the clone cannot say, for example because it does not know the encoder.
+        ShardFailed: the clone cannot compute them, for example because the encoder is unknown.
     """
     with _exchange(clone) as folder:
         _run_step(clone, stream, "plan", folder, stream)
@@ -156,14 +156,14 @@ def find_report(order: ShardRequest, store: Store) -> ShardReport | None:
         raw = json.loads(found.content)
         return ShardReport(**(raw | {"summary": ShardSummary(**raw["summary"])}))
     except (ValueError, TypeError, KeyError):
-        return None  # Of another release: the shard is made again, which replaces it.
+        return None  # Of another release: the shard is extracted again, which replaces it.
 
 
 def make_shard(order: ShardRequest, clone: Path, store: Store) -> ShardReport:
-    """Make a shard and store it, unless it is there; a worker's whole task.
+    """Extract a shard and store it, unless it is there; a worker's whole task.
 
-    A shard that is there but for videos whose failure may have passed is made again from its
-    pieces. What a killed attempt on this machine has finished is found in the clone's ``.mrmodel``.
+    A stored shard in which videos failed with transient errors is extracted again from its partial
+    results. Work of a killed attempt on this machine is resumed from the clone's ``.mrmodel``.
 
     Args:
         order: the shard.
@@ -172,13 +172,13 @@ def make_shard(order: ShardRequest, clone: Path, store: Store) -> ShardReport:
         store: takes the shard.
 
     Raises:
-        ShardInterrupted: another try may help.
-        ShardFailed: it would not. Both survive the way back from another process.
+        ShardInterrupted: a retry may help.
+        ShardFailed: a retry would not help. Both can be pickled between processes.
     """
     state = clone.resolve() / ".mrmodel"
     name = f"shard-{order.digest[:16]}-{order.index}-of-{order.count}"
     try:
-        # Two attempts at one shard would share its resume state.
+        # Two attempts at one shard would share their resume state.
         with one_at_a_time(state / "attempts" / f"{name}.lock"):
             found = find_report(order, store)
             if found is not None and not found.summary.passing:
@@ -193,7 +193,7 @@ def make_shard(order: ShardRequest, clone: Path, store: Store) -> ShardReport:
 
 
 def gather_shards(sharded: ShardedStream, clone: Path, store: Store) -> None:
-    """Lay all shards into the work folder of the stage ``extract`` of a clone.
+    """Merge all shards into the work folder of the stage ``extract`` of a clone.
 
     Args:
         sharded: the stream.
@@ -202,7 +202,7 @@ def gather_shards(sharded: ShardedStream, clone: Path, store: Store) -> None:
 
     Raises:
         ShardInterrupted: a shard is not in the store, or a process was killed.
-        ShardFailed: a shard is refused; the message says which and why.
+        ShardFailed: a shard is rejected; the message names it and the reason.
     """
     with _exchange(clone) as folder:
         write_json(folder / ORDER_FILE, {"count": sharded.count})
@@ -221,7 +221,7 @@ def gather_shards(sharded: ShardedStream, clone: Path, store: Store) -> None:
 
 
 def forget_shards(sharded: ShardedStream, store: Store) -> None:
-    """Remove the shards of a stream whose features are stored elsewhere now."""
+    """Remove the shards of a stream whose features have been pushed."""
     for key in store.keys(f"pieces/{sharded.digest}/"):
         store.delete(key)
 
@@ -239,7 +239,7 @@ def _make(
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         store.upload(key, folder / TAR_FILE)
     report = ShardReport(order.index, order.count, socket.gethostname(), ShardSummary(**summary))
-    # Last, since it says that the shard is there.
+    # Last: it marks the shard as complete.
     store.put(_report_key(key), json.dumps(asdict(report), indent=2).encode())
     shutil.rmtree(work_dir)
     return report
@@ -251,7 +251,7 @@ def _report_key(key: str) -> str:
 
 @contextmanager
 def _exchange(clone: Path) -> Iterator[Path]:
-    """A folder for what goes to and from a step; git ignores it, and it goes with the clone."""
+    """A folder for files to and from a step; git ignores it, and it is removed with the clone."""
     parent = clone.resolve() / ".dvc" / "tmp"
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="shards-", dir=parent) as name:
@@ -276,10 +276,10 @@ PARAMS = "params.yaml"
 
 
 def sharded_stream(order: StageRequest, settings: ShardSettings) -> ShardedStream:
-    """What the shards of a stage ``extract@<stream>`` are about; needs no video.
+    """The sharded extraction of a stage ``extract@<stream>``; needs no video.
 
     Raises:
-        OrchestrationError: the revision, or the stage in it, cannot be had.
+        OrchestrationError: the revision, or the stage in it, is not available.
         ShardFailed: the revision does not know the encoder.
     """
     with _clone(order) as (folder, graph, _):
@@ -301,8 +301,8 @@ def shard_folder(where: Path | StageRequest, shard: ShardRequest) -> Iterator[Pa
     """A folder with the code and the videos of one shard.
 
     Args:
-        where: a folder that has them, or the stage's order: then a fresh clone, which is removed
-            after, with these videos pulled.
+        where: a folder that has them, or the stage's request: then a fresh clone with these videos
+            pulled, removed afterwards.
         shard: names the videos.
     """
     if isinstance(where, Path):
@@ -323,10 +323,10 @@ def _clone(order: StageRequest) -> Iterator[tuple[Path, StageGraph, Transfer]]:
 
 
 def processes_per_shard(settings: ShardSettings, workers: int) -> int:
-    """Worker processes of one shard; 0: one a core of the machine that makes it.
+    """Worker processes of one shard; 0: one per core of the machine that extracts it.
 
-    Shards that this machine makes at the same time share what ``features.workers`` allows (0: its
-    cores). On a cluster elsewhere each shard may use all of it.
+    Shards that this machine extracts in parallel share ``features.workers`` processes (0: its
+    cores). On a remote cluster each shard may use all of them.
 
     Args:
         settings: how the extraction is spread.
@@ -338,7 +338,7 @@ def processes_per_shard(settings: ShardSettings, workers: int) -> int:
 
 
 def _videos(folder: Path) -> Path:
-    """Folder of the videos, relative to the clone."""
+    """The video folder, relative to the clone."""
     return Paths(load_config(folder / PARAMS)).videos
 
 
@@ -348,12 +348,12 @@ _SHOWN_PROBLEMS = 100
 
 
 class ShardRounds:
-    """Each round is a fresh pool of workers: a pool whose process was killed is of no more use.
+    """Rounds of attempts, each with a fresh process pool: a pool with a killed process is broken.
 
     Args:
         sharded: the stream.
         store: where the shards are.
-        attempts: rounds that may begin, at least one.
+        attempts: maximum number of rounds, at least one.
 
     Attributes:
         reports: index -> report, of the shards that are in the store.
@@ -373,7 +373,7 @@ class ShardRounds:
                 self._left[order.index] = order
 
     def next(self) -> list[ShardRequest]:
-        """Shards to make now; none when all are made.
+        """Shards to extract now; empty when all are done.
 
         Raises:
             ShardFailed: one ended with an error of its own.
@@ -387,13 +387,13 @@ class ShardRounds:
         return list(self._left.values())
 
     def made(self, order: ShardRequest, report: ShardReport) -> None:
-        """A shard is in the store."""
+        """Record that a shard is in the store."""
         self.reports[order.index] = report
         del self._left[order.index]
         self._interrupted.pop(order.index, None)
 
     def broke(self, order: ShardRequest, error: BaseException) -> None:
-        """A shard ended with an error; only `ShardFailed` says that trying again is of no use."""
+        """Record that a shard failed; it is retried unless the error is `ShardFailed`."""
         if isinstance(error, ShardFailed):
             self._failed[order.index] = str(error)
             return
@@ -404,7 +404,7 @@ class ShardRounds:
 
 
 def shards_markdown(reports: list[ShardReport]) -> str:
-    """A table of shards, and the videos that gave less than all, for a person."""
+    """A table of shards, and the videos that were not extracted completely."""
     rows = [
         "| shard | worker | videos | ok | partial | failed | resumed | rows | seconds |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""One attempt at a stage, seen from the flow: started, listened to, and ended with the flow."""
+"""One attempt at a stage as a subprocess of the flow: started, monitored, and ended with it."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ _POLL_S = 0.2
 
 
 class StageKilled(OrchestrationError):
-    """The process of a stage was killed: out of memory, or by somebody; trying again may help."""
+    """The process of a stage was killed, e.g. out of memory; a retry may help."""
 
 
 class StageFailed(OrchestrationError):
-    """A stage ended with an error of its own; trying again gives the same."""
+    """A stage ended with an error of its own; a retry would give the same error."""
 
 
 class Listener:
-    """What a flow wants to hear; does nothing by itself."""
+    """Callbacks of a flow; does nothing by itself."""
 
     def line(self, text: str) -> None:
-        """A line that the stage printed, without secrets."""
+        """Receive a line that the stage printed, without secrets."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """A step that began, or how far the stage is; see `mrmodel.progress.announce`."""
+        """Receive the start of a step, or progress; see `mrmodel.progress.announce`."""
 
 
 def run_stage(
     order: StageRequest, listener: Listener, sharded: ShardedStream | None = None
 ) -> StageResult:
-    """Run one stage in a process of its own, which dies with this one.
+    """Run one stage in its own process, which dies with this one.
 
     Args:
         order: the stage.
-        listener: told of every line and event, in the calling thread.
-        sharded: shards in the hand-over store that the stage puts together.
+        listener: called for every line and event, in the calling thread.
+        sharded: shards in the result store that the stage merges.
 
     Raises:
-        StageKilled: a signal ended it, or its time was up.
-        StageFailed: anything else; the message holds its last lines.
+        StageKilled: a signal ended it, or it timed out.
+        StageFailed: any other error; the message holds its last lines.
     """
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         folder = Path(name)
@@ -82,7 +82,7 @@ def _listen(
     last: deque[str],
     order: StageRequest,
 ) -> int:
-    """Pass on what comes until the process ends; returns its exit code."""
+    """Forward lines and events until the process ends; returns its exit code."""
     lines: deque[str] = deque()
     reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
     reader.start()
@@ -109,13 +109,13 @@ def _listen(
 def _read(process: subprocess.Popen[str], lines: deque[str]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        # A progress bar overwrites its line; what it last showed is what counts.
+        # A progress bar overwrites its line; keep what it last showed.
         lines.append(line.rstrip("\n").rpartition("\r")[2])
 
 
 @contextmanager
 def _guarded(module: str, argument: Path, events: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Python module below `guard`; leaving the block ends it and all that it started."""
+    """Run a Python module under `guard`; leaving the block kills it and all its children."""
     process = subprocess.Popen(
         [*_PYTHON, "mrmodel.processes", *_PYTHON, module, str(argument)],
         env={**os.environ, EVENTS: str(events), "PYTHONUNBUFFERED": "1"},

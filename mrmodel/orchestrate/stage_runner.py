@@ -1,8 +1,8 @@
-"""``python -m mrmodel.orchestrate.stage_runner ORDER.json``: one stage in a fresh clone, then gone.
+"""``python -m mrmodel.orchestrate.stage_runner ORDER.json``: runs one stage in a fresh clone.
 
-Always a process of its own, below `guard`, so that it can be killed as a whole. It tells its steps
-through `mrmodel.progress.announce` and writes the result beside the order; it ends with an
-`Outcome` as its exit code.
+Always its own process under `guard`, so that it can be killed as a whole. It announces its steps
+through `mrmodel.progress.announce` and writes the result next to the request; its exit code is an
+`Outcome`.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class StageRunner:
     def __init__(
         self, order: StageRequest, places: RuntimeEnvironment, sharded: ShardedStream | None = None
     ) -> None:
-        """Prepare an attempt; `sharded`: pieces of its extraction are in the hand-over store."""
+        """Prepare an attempt; `sharded`: shards of its extraction are in the result store."""
         self._order, self._places, self._sharded = order, places, sharded
         self._handover = ResultStore(places.handover, places.endpoint)
         self._transfer = Transfer(places, self._handover)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> StageResult:
-        """Clone, pull what the stage reads, run it, push what it made.
+        """Clone, pull the stage's dependencies, run it, push its outputs.
 
         Raises:
-            OrchestrationError: a step failed for good.
+            OrchestrationError: a step failed permanently.
             StageCmdFailedError: the stage's command ended with an error.
         """
         order, places = self._order, self._places
-        # Two attempts at one stage would share its resume state.
+        # Two attempts at one stage would share their resume state.
         busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
         with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
             with self._step("clone"):
@@ -86,7 +86,7 @@ class StageRunner:
 
     def _gather(self, folder: Path) -> None:
         if self._sharded is not None:
-            # Its import of feature extraction takes most stages half a second for nothing.
+            # Imported here: feature extraction adds half a second that most stages do not need.
             from mrmodel.orchestrate.sharding import gather_shards
 
             gather_shards(self._sharded, folder, self._handover.store)
@@ -129,7 +129,7 @@ class StageRunner:
 
 
 def _mlflow_address() -> str:
-    """What the stage announced of its MLflow run."""
+    """URL of the MLflow run that the stage announced."""
     path = os.environ.get(EVENTS)
     lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
     told = [event for line in lines if (event := json.loads(line))["event"] == "mlflow"]
@@ -138,7 +138,7 @@ def _mlflow_address() -> str:
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """DVC looks a stage's name up in the current folder."""
+    """Change the current folder, in which DVC looks up stage names."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -148,7 +148,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _put_on_path(folder: Path) -> None:
-    """The clone's code and this Python's programs come first for the stage's command."""
+    """Put the clone's code and this Python's programs first for the stage's command."""
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = programs + os.pathsep + os.environ.get("PATH", "")
     os.environ["PYTHONPATH"] = str(folder)
@@ -159,7 +159,7 @@ def _file_name(stage: str) -> str:
 
 
 def _killed(error: BaseException | None) -> bool:
-    """Whether a command of the chain of errors was ended by a signal, not by itself."""
+    """Whether a command in the chain of errors was ended by a signal."""
     while error is not None:
         if isinstance(error, StageCmdFailedError):
             status = str(error).rpartition(" ")[2]
@@ -169,7 +169,7 @@ def _killed(error: BaseException | None) -> bool:
 
 
 def _explain(error: BaseException) -> str:
-    """The messages of an error and of what caused it; DVC's own ones say little alone."""
+    """The messages of an error and its causes; DVC's own messages are incomplete alone."""
     said = [str(error)]
     while (error := error.__cause__) is not None:  # type: ignore[assignment]
         if str(error) not in said[-1]:
@@ -178,11 +178,11 @@ def _explain(error: BaseException) -> str:
 
 
 def main() -> int:
-    """Run the order in the file named by the argument."""
+    """Run the request in the file given as argument."""
     die_with_parent()
     file = Path(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # DVC shows its messages itself.
+    # DVC prints its messages itself.
     logging.getLogger("dvc").propagate = False
     for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The MLflow run of a whole pipeline, to which the runs of its stages belong."""
+"""The MLflow run of a whole pipeline, the parent of the runs of its stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrmodel.orchestrate.scheduler import Scheduler, StageRow
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.run import TrackedRun, open_run
 
-# MLflow's import and a new database take seconds; a server that is away gives no parent.
+# MLflow's import and a new database take seconds; without a reachable server there is no parent.
 _PATIENCE_S = 30.0
 
 
@@ -20,12 +20,12 @@ _PATIENCE_S = 30.0
 def open_pipeline_run(
     places: RuntimeEnvironment, clone: RunBranch, targets: Sequence[str], params: Mapping[str, Any]
 ) -> Iterator[TrackedRun]:
-    """The record of one orchestration, named after its run branch.
+    """The MLflow run of one orchestration, named after its run branch.
 
     Args:
         places: of the orchestrator.
         clone: what is run.
-        targets: stages that were asked for; none: all.
+        targets: requested stages; none: all.
         params: changes to params.yaml.
     """
     settings = clone.config.tracking
@@ -42,12 +42,12 @@ def open_pipeline_run(
 
 
 def run_id_of(record: TrackedRun) -> str | None:
-    """The id that the runs of stages take as their parent's."""
+    """The id that the runs of stages take as their parent."""
     return record.run_id(_PATIENCE_S)
 
 
 def record_stages(record: TrackedRun, walk: Scheduler) -> None:
-    """What became of each stage, as a table; how many ended how, as metrics."""
+    """Log the outcome of each stage as a table, and the counts per outcome as metrics."""
     rows = list(walk.rows.values())
     record.table("stages.json", stage_columns(rows))
     states = [row.state for row in rows]
@@ -58,7 +58,7 @@ def record_stages(record: TrackedRun, walk: Scheduler) -> None:
 
 
 def stage_columns(rows: Sequence[StageRow]) -> dict[str, list[Any]]:
-    """A row a stage; seconds of each step are those of the run whose result it has."""
+    """Columns with one entry per stage; seconds of each step are those of its result's run."""
     results = [row.result for row in rows]
     steps = dict.fromkeys(step for result in results if result for step in result.seconds)
     seconds = {

@@ -1,4 +1,4 @@
-"""What the repository says of a model that was trained and evaluated here: its record."""
+"""Collects the registry record of a model that was trained and evaluated in this repository."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Candidate:
     Attributes:
         record: see `ModelRecord`.
         folder: the model folder.
-        predictions: its answers to the test queries.
+        predictions: its predictions for the test queries.
         frozen: the test set.
-        postprocess: how the answers were made from the model's output.
+        postprocess: how predictions were made from the model's output.
     """
 
     record: ModelRecord
@@ -55,7 +55,7 @@ class Candidate:
 
 
 def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
-    """Collect the record of ``models/<kind>/<model>`` and check that its figures are its own.
+    """Collect the record of ``models/<kind>/<model>`` and check that its metrics belong to it.
 
     Raises:
         CheckpointError: there is no such model, or it was not evaluated.
@@ -104,7 +104,7 @@ def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
 
 
 def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Path]:
-    """What `gather` reads of DVC's outputs: the model and small files, no video and no feature."""
+    """The DVC outputs that `gather` reads: the model and small files, no videos or features."""
     files = [paths.corpus / "corpus.json", *(paths.split(split) for split in ("train", "val"))]
     files += [paths.intervid / f"{split}.jsonl" for split in ("train", "val")]
     files.append(paths.stream(config.features.video_streams[0]) / INDEX_FILE)
@@ -113,7 +113,7 @@ def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Pa
 
 
 def figures_of(config: Config, frozen: TestSetContents, predictions: Path) -> dict[str, Figure]:
-    """Every figure of the protocol that has an interval, the headline first."""
+    """Every metric of the protocol that has a confidence interval, the headline first."""
     evaluate_gates = Scorer(config)
     scores = evaluate_gates.score(frozen.rows, read_rows(predictions))
     settings = BootstrapSettings(
@@ -134,7 +134,7 @@ def figures_of(config: Config, frozen: TestSetContents, predictions: Path) -> di
 
 
 def leaks_of(config: Config, paths: Paths, frozen: TestSetContents) -> dict[str, list[str]]:
-    """Sets that training or the choice of weights may have seen, with test videos in them."""
+    """Sets that training or model selection may have seen and that contain test videos."""
     files = {split: paths.split(split) for split in ("train", "val") if split != frozen.split}
     files |= {
         f"intervid_mr.{split}": paths.intervid / f"{split}.jsonl" for split in ("train", "val")
@@ -157,7 +157,7 @@ def _vids(path: Path) -> set[str]:
     """Video ids of an annotation file.
 
     Raises:
-        DataError: it is not here, so nobody knows what training has seen.
+        DataError: the file is missing, so leakage cannot be checked.
     """
     if not path.exists():
         raise DataError("is not there; run `dvc pull`, or `dvc repro`", file=path)
@@ -180,7 +180,7 @@ def _lock(path: Path) -> dict[str, Any]:
 
 
 def _parameters(weights: Path) -> int:
-    """Numbers in all tensors, buffers included."""
+    """Number of values in all tensors, buffers included."""
     with safe_open(weights, framework="numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
@@ -191,7 +191,7 @@ def _environment() -> dict[str, str]:
 
 
 def _licences(config: Config) -> dict[str, str]:
-    """Of the code, the data, and each file of weights inside the encoders."""
+    """Licences of the code, the data, and each weight file of the encoders."""
     licences = {"code": "Apache-2.0"}
     if config.corpus.source == "sample":
         licences["data"] = "rendered from Noto Color Emoji artwork, Apache-2.0 (NOTICE)"
@@ -205,7 +205,7 @@ def _licences(config: Config) -> dict[str, str]:
     for stream in (*config.features.video_streams, *config.features.text_streams):
         weights: Mapping[str, str] = ENCODERS.get(stream)().fingerprint().get("weights", {})
         for name in weights:
-            if name not in locked:  # a file of a weight set, which is called <set>/<file>
+            if name not in locked:  # a file of a weight set, named <set>/<file>
                 licences[name] = WeightSet(name.partition("/")[0]).lock().licence
                 continue
             note = f"; {locked[name].note}" if locked[name].note else ""

@@ -1,10 +1,10 @@
-"""The champion's pointer, moved by compare-and-set, and what follows from it.
+"""The champion's pointer, moved by compare-and-set, with its aliases and audit objects.
 
-MLflow's aliases have no compare-and-set: of several writers the last one wins (mlops.md, section
-3). So the truth is one object of a `Store`, written on the condition that nobody wrote it since it
-was read. Every move goes pointer -> aliases -> audit object, and a process that dies in between
-leaves work that `reconcile` finishes, because the pointer holds all of it. A pointer is replaced
-only after its own move is finished, so no audit object is ever lost.
+MLflow's aliases have no compare-and-set: of several writers the last one wins. So the source of
+truth is one object of a `Store`, written only if it is unchanged since it was read. Every move goes
+pointer -> aliases -> audit object. If a process dies in between, `reconcile` completes the move,
+because the pointer holds all it needs. A pointer is replaced only after its own move is complete,
+so no audit object is ever lost.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from mrmodel.storage import Store, open_store
 from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-# Aliases are set again when the pointer moved meanwhile; so often only if somebody moves it all
-# the time.
+# Maximum number of times aliases are set again because the pointer moved meanwhile.
 _ALIAS_ROUNDS = 20
 STORE_VARIABLE = "MRMODEL_REGISTRY"
 
@@ -51,7 +50,7 @@ class Registry:
         self.versions, self.store, self.name = versions, store, versions.name
 
     def read(self) -> PointerSnapshot:
-        """The pointer at this moment."""
+        """The current pointer."""
         found = self.store.get(pointer_key(self.name))
         if found is None:
             return PointerSnapshot(None, None)
@@ -60,7 +59,7 @@ class Registry:
         )
 
     def move(self, seen: PointerSnapshot, pointer: Pointer) -> None:
-        """Let `pointer` take the place of the one that was `seen`, then finish what follows.
+        """Replace the pointer `seen` by `pointer`, then update aliases and audit objects.
 
         Raises:
             ConflictError: another process moved it since; nothing was changed.
@@ -68,7 +67,7 @@ class Registry:
         """
         content = pointer.model_dump_json(indent=2).encode()
         if seen.pointer is not None:
-            # Whoever wrote it may have died before its audit object; soon it can be read no more.
+            # Its writer may have died before writing the audit object; it is overwritten below.
             self.note(seen.pointer.decision)
         if seen.tag is None:
             self.store.put(pointer_key(self.name), content, if_absent=True)
@@ -77,10 +76,10 @@ class Registry:
         self.reconcile()
 
     def reconcile(self) -> list[str]:
-        """Make aliases and audit objects agree with the pointer; what was done, in words.
+        """Make aliases and audit objects agree with the pointer; returns the changes as text.
 
         Raises:
-            RegistryError: MLflow cannot be reached, or the pointer moved all the time.
+            RegistryError: MLflow is unreachable, or the pointer kept moving.
         """
         done: list[str] = []
         for _ in range(_ALIAS_ROUNDS):
@@ -88,13 +87,13 @@ class Registry:
             done += self._set_aliases(seen.pointer)
             if seen.pointer is not None and self.note(seen.pointer.decision):
                 done.append(f"wrote the audit object {seen.pointer.decision.id}")
-            # Whoever set aliases last has seen that the pointer is still theirs.
+            # The pointer did not move while the aliases were set.
             if self.read().tag == seen.tag:
                 return done
         raise RegistryError(f"{self.name}: the pointer moved {_ALIAS_ROUNDS} times meanwhile")
 
     def note(self, decision: Decision) -> bool:
-        """Write the audit object of a decision; False when it was there already."""
+        """Write the audit object of a decision; False if it exists already."""
         content = decision.model_dump_json(indent=2).encode()
         key = f"{self.name}/audit/{decision.id}.json"
         try:
@@ -110,7 +109,7 @@ class Registry:
         return True
 
     def history(self) -> list[Decision]:
-        """All decisions, the oldest first."""
+        """All decisions, oldest first."""
         found = []
         for key in self.store.keys(f"{self.name}/audit/"):
             stored = self.store.get(key)
@@ -119,7 +118,7 @@ class Registry:
         return found
 
     def keep(self, frozen: TestSetContents) -> None:
-        """Keep a test set under its digest; one that is there is left as it is."""
+        """Store a test set under its digest; an existing one is not replaced."""
         content = json.dumps(frozen.as_json()).encode()
         try:
             self.store.put(self._set_key(frozen.digest), content, if_absent=True)
@@ -127,7 +126,7 @@ class Registry:
             self.test_set(frozen.digest)
 
     def test_set(self, digest: str) -> TestSetContents:
-        """The test set of that digest, checked.
+        """The test set with this digest, verified.
 
         Raises:
             RegistryError: it is not there.
@@ -143,7 +142,7 @@ class Registry:
         return frozen
 
     def _set_aliases(self, pointer: Pointer | None) -> list[str]:
-        """Set what differs; the challenger is the newest version, unless it was champion once."""
+        """Set aliases that differ; the challenger is the newest version, unless once champion."""
         newest = max((int(version.version) for version in self.versions.all()), default=None)
         champions = pointer.champions if pointer else []
         wanted = {
@@ -172,7 +171,7 @@ class Registry:
 
 
 def open_registry(config: Config, paths: Paths) -> Registry:
-    """The registry that the environment names.
+    """The registry configured in the environment.
 
     Versions are in the MLflow of ``MLFLOW_TRACKING_URI``, pointer and audit objects in the store of
     ``MRMODEL_REGISTRY``; without them both are in ``.mrmodel``.

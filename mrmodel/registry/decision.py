@@ -1,7 +1,7 @@
-"""What is decided about a model, and the pointer to the one that serves.
+"""Decisions about a model, and the pointer to the champion.
 
-A pointer holds the decision that made it. So the audit object of a promotion can be written from
-the pointer alone, and is, when a process died between the two.
+A pointer holds the decision that made it. So if a process dies between writing the two, the audit
+object of a promotion can be written from the pointer alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Gate(Frozen):
 
     Attributes:
         name: of the gate.
-        passed: None where there is nothing to judge, e.g. no champion to compare with.
-        detail: what was found and what was asked for, in words.
+        passed: None if the gate does not apply, e.g. no champion to compare with.
+        detail: measured and required values, as text.
         figures: the numbers behind it.
     """
 
@@ -36,20 +36,20 @@ class Gate(Frozen):
 
 
 class Decision(Frozen):
-    """One decision about one version; its audit object is never written twice.
+    """One decision about one version; its audit object is never overwritten.
 
     Attributes:
         id: unique, and sorted by time.
         at: UTC, ISO 8601.
         kind: ``promote`` and ``rollback`` moved the pointer; ``refuse``: a gate failed;
-            ``conflict``: the pointer moved while this version was judged.
+            ``conflict``: the pointer moved while this version was evaluated.
         model: name of the registered model.
-        version: which was decided about.
+        version: the version that the decision is about.
         before: champion until then.
-        test_set: digest of the test set of `version`: its line of comparison.
+        test_set: digest of the test set of `version`; only versions with equal ones are compared.
         gates: all of them, none for a rollback.
-        reason: why, in a person's words; of rollbacks and new lines.
-        actor: who asked for it.
+        reason: written by a person; for rollbacks and baseline resets.
+        actor: user who requested it.
     """
 
     id: str
@@ -65,20 +65,20 @@ class Decision(Frozen):
 
     @property
     def failed(self) -> list[Gate]:
-        """The gates that refuse it."""
+        """The gates that failed."""
         return [gate for gate in self.gates if gate.passed is False]
 
 
 class Pointer(Frozen):
-    """Which version serves: the truth, by which aliases and audit objects are set right.
+    """Which version is champion: the source of truth for aliases and audit objects.
 
     Attributes:
-        sequence: counts the moves, so no two pointers are equal.
+        sequence: number of moves, so no two pointers are equal.
         version: the champion.
         previous: champion before, to which a rollback returns.
-        champions: every version that ever was one, in the order of its first time.
-        withdrawn: versions that were rolled back; the gates refuse them.
-        decision: that led here.
+        champions: every version that was ever champion, in order of its first promotion.
+        withdrawn: versions that were rolled back; the gates reject them.
+        decision: that made this pointer.
     """
 
     format: Literal[1] = 1
@@ -91,12 +91,12 @@ class Pointer(Frozen):
 
 
 def decision_id(at: datetime) -> str:
-    """A name that no other decision has, sorted by time."""
+    """A unique id, sorted by time."""
     return f"{at:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
 
 
 def now() -> datetime:
-    """The present moment, UTC."""
+    """The current time, UTC."""
     return datetime.now(UTC)
 
 
@@ -109,12 +109,12 @@ def actor() -> str:
 
 
 def pointer_key(model: str) -> str:
-    """Where the pointer of a registered model lies in its store."""
+    """Key of a registered model's pointer in its store."""
     return f"{model}/champion.json"
 
 
 def read_pointer(content: bytes, where: str) -> Pointer:
-    """Read champion.json; raises DataError where it is something else."""
+    """Read champion.json; raises DataError if it is invalid."""
     try:
         return Pointer.model_validate_json(content)
     except ValidationError as error:
@@ -122,7 +122,7 @@ def read_pointer(content: bytes, where: str) -> Pointer:
 
 
 def read_decision(content: bytes, where: str) -> Decision:
-    """Read an audit object; raises DataError where it is something else."""
+    """Read an audit object; raises DataError if it is invalid."""
     try:
         return Decision.model_validate_json(content)
     except ValidationError as error:

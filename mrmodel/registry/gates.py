@@ -1,6 +1,6 @@
-"""The conditions of a promotion, as functions of what was measured; docs/explanation/gates.md.
+"""The conditions of a promotion, as functions of measured values; see docs/explanation/gates.md.
 
-Nothing here reads a file or asks a server, so every gate can be tested with made-up figures.
+Nothing here reads files or calls a server, so every gate can be tested with made-up metrics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bo
 from mrmodel.registry.decision import Gate
 from mrmodel.registry.model_record import TAG, ModelRecord
 
-# Figures that may not fall, where `promotion.slices` is null; a protocol without any has none.
+# Metrics that must not fall, if `promotion.slices` is null; a protocol not listed here has none.
 SLICES = {
     "qvhighlights": (
         "MR-short-mAP",
@@ -31,11 +31,11 @@ _MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Smoke:
-    """What a fresh process said when it loaded the model and answered its example.
+    """Result of loading the model in a fresh process and running its example.
 
     Attributes:
-        fault: empty when the answers are those of the registration.
-        latency_s: median seconds for one query; None when there was no answer.
+        fault: empty if the predictions match those at registration.
+        latency_s: median seconds per query; None without predictions.
     """
 
     fault: str
@@ -49,7 +49,7 @@ class ModelUnderTest:
     Attributes:
         version: in the registry.
         record: its record.
-        per_query: figures of each query of its test set.
+        per_query: metrics per query of its test set.
         signature: of inputs and outputs, as canonical JSON.
         size_bytes: of all files of the registered model.
         tags: of the version.
@@ -65,13 +65,13 @@ class ModelUnderTest:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the gates ask for.
+    """Requirements of the gates.
 
     Attributes:
         settings: the section `promotion`.
-        reset_baseline: do not compare with the champion, whose test set is another one.
+        reset_baseline: do not compare with the champion, whose test set is a different one.
         withdrawn: SHA-256 of the weights of versions that were rolled back. The same weights may
-            come as another version, with other answers to another test set.
+            be registered again as another version, with predictions for another test set.
     """
 
     settings: PromotionSettings
@@ -82,7 +82,7 @@ class Rules:
 def evaluate_gates(
     candidate: ModelUnderTest, champion: ModelUnderTest | None, smoke: Smoke, rules: Rules
 ) -> list[Gate]:
-    """All gates of one promotion, those about the comparison first."""
+    """All gates of one promotion, comparisons first."""
     return [
         *_compared(candidate, champion, rules),
         _signature(candidate, champion),
@@ -150,7 +150,7 @@ def _slice(candidate: ModelUnderTest, champion: ModelUnderTest, figure: str, wor
     if math.isnan(before) and math.isnan(after):
         return Gate(name=name, passed=None, detail="no query of the test set is in it")
     change = after - before
-    # A figure that only one of the two has would be a change of the test set; it fails.
+    # A metric that only one of the two has would mean a different test set: fail.
     passed = change >= worst
     return Gate(
         name=name,

@@ -1,4 +1,4 @@
-"""Where a registered model came from, and the same model made again from nothing."""
+"""The origin of a registered model, and its reproduction from scratch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from mrmodel.train.checkpoint import CONFIG, WEIGHTS
 log = logging.getLogger(__name__)
 
 _STAGES = {"finetuned": "finetune", "scratch": "scratch", "pretrained": "pretrain"}
-# These name servers, where a model that is made again has nothing to say.
+# These name servers, which a reproduction must not write to.
 _SERVERS = ("MLFLOW_", "PREFECT_", "MRMODEL_", "AWS_", "DVC_")
 
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """A model that was made again.
+    """Result of reproducing a model.
 
     Attributes:
-        differences: each output and file that is not what it was; empty when all bytes are.
+        differences: each output and file that differs; empty if all are identical byte for byte.
         outputs: how many outputs were compared.
     """
 
@@ -48,7 +48,7 @@ def stage_of(record: ModelRecord) -> str:
     """The stage that made a model.
 
     Raises:
-        RegistryError: none here did, its weights were imported.
+        RegistryError: no stage did, its weights were imported.
     """
     model, _, kind = record.way.rpartition(".")
     if kind not in _STAGES or f"{_STAGES[kind]}@{model}" not in record.lock:
@@ -57,7 +57,7 @@ def stage_of(record: ModelRecord) -> str:
 
 
 def upstream(lock: Mapping[str, Any], stage: str) -> list[str]:
-    """`stage` and all stages that it rests on, each before those that it needs."""
+    """`stage` and all its upstream stages, each before those that it depends on."""
     order: list[str] = []
     waiting = [stage]
     while waiting:
@@ -70,7 +70,7 @@ def upstream(lock: Mapping[str, Any], stage: str) -> list[str]:
 
 
 def describe(record: ModelRecord) -> Iterator[str]:
-    """Lines for people: code, then each stage with the data it read, the last one first."""
+    """Human-readable lines: code, then each stage with the data it read, the last one first."""
     for name, value in record.code.items():
         yield f"{name}: {value}"
     yield f"weights: sha256 {record.weights_sha256}"
@@ -88,19 +88,19 @@ def describe(record: ModelRecord) -> Iterator[str]:
 
 
 def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
-    """Make a model again in a temporary clone of its revision, with no cache to take it from.
+    """Reproduce a model in a temporary clone of its revision, with an empty cache.
 
-    The parameters are those of the record. Videos of one's own are those of the revision where DVC
-    tracks them; else those of the repository here, which must not have changed. On another kind of
-    machine, or with other libraries, the last bits may differ.
+    The parameters are those of the record. User videos come from the revision if DVC tracks them,
+    else from this repository, where they must not have changed. On different hardware, or with
+    other library versions, the last bits may differ.
 
     Args:
         record: of the version.
-        places: where the repository is, and the videos; nothing that stages made is taken.
+        places: where the repository and the videos are; no stage outputs are reused.
 
     Raises:
-        RegistryError: the code had changes that no commit holds, or a stage failed.
-        OrchestrationError: the revision cannot be had.
+        RegistryError: the code had uncommitted changes, or a stage failed.
+        OrchestrationError: the revision is not available.
     """
     changed = record.unsaved_files()
     if changed or "git.revision" not in record.code:
@@ -117,7 +117,7 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
             clones=work / "clones",
         )
         with fresh_clone(apart, record.code["git.revision"], {}) as folder:
-            # In the order of the record: config.json of a model folder keeps it.
+            # Key order of the record is kept: config.json of a model folder depends on it.
             quiet = record.params | {"tracking": record.params["tracking"] | {"enabled": False}}
             params = yaml.safe_dump(quiet, sort_keys=False)
             (folder / "params.yaml").write_text(params, encoding="utf-8")
@@ -128,11 +128,11 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
 
 
 def compare(record: ModelRecord, folder: Path) -> Reproduction:
-    """What is different in a folder where the stages of a record have run again."""
+    """Differences in a folder where the stages of a record have run again."""
     stage = stage_of(record)
     made = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     differences, outputs = [], 0
-    # The first difference is the one that the others follow from.
+    # Upstream first: a difference there causes the later ones.
     for name in reversed(upstream(record.lock, stage)):
         found = {entry["path"]: entry["md5"] for entry in made.get(name, {}).get("outs", [])}
         for entry in record.lock[name].get("outs", []):
@@ -159,7 +159,7 @@ def _feeds(giver: Mapping[str, Any], taker: Mapping[str, Any]) -> bool:
 
 
 def _bring_own_videos(record: ModelRecord, places: RuntimeEnvironment, folder: Path) -> None:
-    """The videos of the revision where DVC tracks them, else those of the repository here."""
+    """Copy the videos of the revision if DVC tracks them, else those of the repository here."""
     if record.params["corpus"]["source"] != "folder":
         return
     name = record.params["corpus"]["folder"].rstrip("/")
@@ -180,7 +180,7 @@ def _bring_own_videos(record: ModelRecord, places: RuntimeEnvironment, folder: P
 
 
 def _run(folder: Path, stage: str) -> None:
-    """`dvc repro` in the clone, with the clone's own code."""
+    """Run `dvc repro` in the clone, with the clone's own code."""
     ended = run_python("dvc", "repro", stage, folder=folder, without=_SERVERS)
     if ended.code:
         said = "\n".join(ended.last)

@@ -1,4 +1,4 @@
-"""Registered versions in MLflow: what they hold, and the aliases that point at them."""
+"""Registered versions in MLflow: their content, and the aliases that point at them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _LONGEST_TAG = 4000
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A version on this machine, every file checked against its record.
+    """Local copy of a version, with every file verified against its record.
 
     Attributes:
         record: see `ModelRecord`.
         model: folder of the MLflow model.
-        predictions: answers to the test queries.
-        answers: to the model's example, at registration.
+        predictions: for the test queries.
+        answers: predictions for the model's example, at registration.
         signature: of inputs and outputs, as canonical JSON.
         tags: of the version.
     """
@@ -59,7 +59,7 @@ class Versions:
 
     Args:
         client: an `MlflowClient`.
-        experiment: id of the experiment that takes the runs of registrations.
+        experiment: id of the experiment in which registrations create runs.
         name: of the registered model.
     """
 
@@ -67,7 +67,7 @@ class Versions:
         self._client, self._experiment, self.name = client, experiment, name
 
     def all(self) -> list[ModelVersion]:
-        """Every version, the oldest first."""
+        """Every version, oldest first."""
         found: list[ModelVersion] = []
         token = None
         while True:
@@ -80,7 +80,7 @@ class Versions:
                 return sorted(found, key=lambda version: int(version.version))
 
     def find_same(self, candidate: Candidate) -> int | None:
-        """The version that holds the same weights with the same answers to the same test set."""
+        """The version with the same weights and the same predictions for the same test set."""
         wanted = _tags(candidate.record)
         for version in self.all():
             if all(version.tags.get(tag) == wanted[tag] for tag in _SAME):
@@ -88,9 +88,9 @@ class Versions:
         return None
 
     def add(self, candidate: Candidate, model: Path, answers: list[dict[str, Any]]) -> int:
-        """Upload a model with its record, card and answers, and make it a version.
+        """Upload a model with its record, card and predictions, and register it as a version.
 
-        A process that dies before the end leaves a run, and no version.
+        A process that dies before the end leaves a run, but no version.
         """
         record = candidate.record
         tags = {"mlflow.runName": f"register {record.way}", "stage": "register", **record.code}
@@ -119,10 +119,10 @@ class Versions:
         return int(version.version)
 
     def files(self, version: int, folder: Path) -> Files:
-        """Download a version and check it.
+        """Download a version and verify it.
 
         Raises:
-            RegistryError: there is no such version, or a file is not the one that was registered.
+            RegistryError: there is no such version, or a file differs from the registered one.
         """
         found = self.get(version)
         record_file = self._download(found, RECORD_FILE, folder)
@@ -155,11 +155,11 @@ class Versions:
             raise RegistryError(f"{self.name} has no version {version}: {error.message}") from None
 
     def weights(self, versions: Iterable[int]) -> set[str]:
-        """SHA-256 of the weights of some versions."""
+        """SHA-256 of the weights of the given versions."""
         return {self.get(version).tags[_WEIGHTS_TAG] for version in versions}
 
     def aliases(self) -> dict[str, int]:
-        """Version of each alias; none where there is no such model yet."""
+        """Version of each alias; empty if there is no such model yet."""
         try:
             found = self._client.get_registered_model(self.name).aliases
         except MlflowException as error:
@@ -169,7 +169,7 @@ class Versions:
         return {alias: int(version) for alias, version in found.items()}
 
     def set_alias(self, alias: str, version: int | None) -> None:
-        """Let an alias point at a version; None removes it."""
+        """Point an alias at a version; None removes it."""
         if version is None:
             self._ask("delete_registered_model_alias", self.name, alias)
         else:

@@ -1,4 +1,4 @@
-"""The model card: what a record says, for people."""
+"""The model card: a record in human-readable form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jinja2
 from mrmodel.registry.model_record import ModelRecord
 
 CARD_FILE = "card.md"
-# A figure that rests on fewer queries says little, however narrow its interval looks.
+# A metric over fewer queries is unreliable, however narrow its interval looks.
 _FEW_QUERIES = 30
 
 
@@ -29,7 +29,7 @@ def render_card(record: ModelRecord, name: str) -> str:
 
 
 def limits(record: ModelRecord) -> list[str]:
-    """Where the model must not be trusted, as far as the record shows it."""
+    """Limitations of the model that can be read from the record."""
     found = list(record.limits)
     if record.corpus["source"] == "sample":
         found.append(

@@ -1,4 +1,4 @@
-"""record.json of a version: where a registered model came from, its metrics, leaked test videos."""
+"""record.json of a version: origin of a registered model, its metrics, leaked test videos."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.stages.test_set import TestSetContents
 
 RECORD_FILE = "record.json"
-# What these say is in the record itself.
+# Their content is in the record itself.
 _RECORDED = ("params.yaml", "dvc.lock")
 
 
 class Frozen(BaseModel):
-    """A part of a record: no unknown keys, no change after loading."""
+    """Base of record parts: no unknown keys, immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figure(Frozen):
-    """A figure of the test set with its bootstrap interval."""
+    """A metric on the test set with its bootstrap interval."""
 
     value: float
     low: float
@@ -33,9 +33,9 @@ class Figure(Frozen):
 
 
 class TestSet(Frozen):
-    """Which queries the figures are of, and how they were scored."""
+    """The queries that the metrics are computed on, and the scoring."""
 
-    __test__ = False  # pytest would take the class for one of its own
+    __test__ = False  # pytest would collect the class
 
     digest: str
     split: str
@@ -46,27 +46,27 @@ class TestSet(Frozen):
 
 
 class ModelRecord(Frozen):
-    """Everything that is known of a model when it is registered.
+    """Everything known about a model at registration.
 
     Attributes:
-        way: what was evaluated, e.g. ``sg_detr.finetuned``.
+        way: the evaluated variant, e.g. ``sg_detr.finetuned``.
         model: config.json of the model folder.
         weights_sha256, config_sha256: of the two files of the model folder.
-        parameters: how many numbers the weights are.
+        parameters: number of values in the weights.
         code: git revision, whether the tree differed from it, digest of dvc.lock.
         params: the whole parameter file.
         lock: the stages of dvc.lock: commands, parameters and hashes of all inputs and outputs.
         corpus: corpus.json.
         test_set: see `TestSet`.
-        headline: the figure that decides, a key of `figures`.
-        figures: by name, with intervals at `confidence`.
+        headline: the metric that decides, a key of `figures`.
+        figures: metrics by name, with intervals at `confidence`.
         confidence: of the intervals.
-        predictions_sha256: of the answers to the test queries.
+        predictions_sha256: of the predictions for the test queries.
         streams: fingerprint of each feature stream, as a digest.
-        leaks: test videos that training may have seen, by set; empty when all is well.
-        environment: versions of what it was registered with.
+        leaks: test videos that training may have seen, by set; empty if there are none.
+        environment: versions of the software used for registration.
         licences: of code, data and the weights inside the encoders.
-        limits: sentences of the parameter file.
+        limits: limitations stated in the parameter file.
     """
 
     format: Literal[1] = 1
@@ -91,7 +91,7 @@ class ModelRecord(Frozen):
     limits: list[str]
 
     def unsaved_files(self) -> list[str]:
-        """Files that differed from the revision and of which the record holds no copy."""
+        """Files that differed from the revision and that the record does not contain."""
         changed = self.code.get("git.changed", "").split()
         return [name for name in changed if name not in _RECORDED]
 
@@ -100,7 +100,7 @@ def read_record(text: str, where: str) -> ModelRecord:
     """Read record.json.
 
     Raises:
-        DataError: a field breaks a rule; `where` names the file.
+        DataError: a field is invalid; `where` names the file.
     """
     try:
         return ModelRecord.model_validate_json(text)
@@ -110,23 +110,24 @@ def read_record(text: str, where: str) -> ModelRecord:
         raise DataError(f"{path}: {first['msg']}", file=where) from None
 
 
-# Tags of a registered version; the gate refuses one that has any.
+# Prefix of tags of a registered version; the gate rejects a version that has any.
 TAG = "leakage."
 
 
 def find_leaks(
     test: TestSetContents, others: Mapping[str, Collection[str]], contents: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Test videos that other sets hold too.
+    """Test videos that other sets also contain.
 
-    A segment counts as its whole video. A copy under another id is found by its bytes.
+    A segment counts as its whole video. A copy under another id is detected by its bytes.
 
     Args:
-        test: the set that figures are reported on.
-        others: video ids of each set that training or the choice of weights may see.
-        contents: SHA-256 of the file by video id; empty or absent where it is not known.
+        test: the set that metrics are reported on.
+        others: video ids of each set that training or model selection may see.
+        contents: SHA-256 of the file by video id; empty or absent if unknown.
 
     Returns:
+        The sets that leak, each with the ids of its test videos.
         The sets that leak, each with the ids of the test videos in it.
     """
     names = {base_video(str(row["vid"])) for row in test.rows} | set(test.videos)

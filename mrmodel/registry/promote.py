@@ -32,15 +32,15 @@ def promote(
 
     Args:
         registry: see `registry.open_registry`.
-        config: its section `promotion` has the rules, `evaluate` says how answers are scored.
+        config: section `promotion` has the rules, `evaluate` the scoring.
         version: None means the challenger.
-        reset_baseline: why a version of another test set than the champion's may pass uncompared.
-        reporter: shows the steps; None: nobody.
+        reset_baseline: reason to skip the comparison with a champion of another test set.
+        reporter: shows the steps; None: not shown.
 
     Raises:
         PromotionRefused: a gate failed; the decision was recorded.
         RegistryError: there is no such version, it is the champion, or another promotion was
-            faster; of the last the decision was recorded.
+            faster; in the last case the decision was recorded.
     """
     decision = decide(registry, config, version or _challenger(registry), reset_baseline, reporter)
     if decision.kind == "refuse":
@@ -59,12 +59,12 @@ def decide(
     reset_baseline: str = "",
     reporter: Reporter | None = None,
 ) -> Decision:
-    """Judge a version and make it the champion if it passes; the decision is recorded.
+    """Evaluate a version and make it the champion if it passes; the decision is recorded.
 
     Args:
         registry: see `registry.open_registry`.
         config: as of `promote`.
-        version: to judge.
+        version: to evaluate.
         reset_baseline: as of `promote`.
         reporter: as of `promote`.
 
@@ -98,18 +98,18 @@ def decide(
 
 
 def rollback(registry: Registry, reason: str, version: int | None = None) -> Decision:
-    """Let an earlier champion serve again; no gate is asked.
+    """Make an earlier champion the champion again; no gate is evaluated.
 
-    The version that served until now is withdrawn: the gates refuse it from here on.
+    The version that served until now is withdrawn: the gates reject it from now on.
 
     Args:
         registry: see `registry.open_registry`.
-        reason: why, for the audit object.
-        version: None means the champion before this one.
+        reason: for the audit object.
+        version: None means the previous champion.
 
     Raises:
-        RegistryError: there is none, the version never was champion, or a promotion or another
-            rollback was faster; of the last the decision was recorded.
+        RegistryError: there is none, the version was never champion, or a promotion or another
+            rollback was faster; in the last case the decision was recorded.
     """
     registry.reconcile()
     seen = registry.read()
@@ -150,8 +150,8 @@ def promoted(pointer: Pointer | None, decision: Decision) -> Pointer:
 def rolled_back(pointer: Pointer, decision: Decision) -> Pointer:
     """The pointer after a rollback.
 
-    What served is withdrawn. A rollback that is itself undone, by going to a later champion, only
-    takes that one's withdrawal back. A second rollback goes further back, never forth again.
+    The current champion is withdrawn. Rolling back to a later champion undoes a rollback: it only
+    makes that version eligible again. A second rollback goes further back, never forward.
     """
     order, target = pointer.champions, decision.version
     withdrawn = set(pointer.withdrawn) - {target}
@@ -205,7 +205,7 @@ def _judged(
 
 
 def _side(registry: Registry, config: Config, version: int, files: Files) -> ModelUnderTest:
-    """A version scored on its own frozen test set, by the rules of today."""
+    """A version scored on its own frozen test set, with the current rules."""
     test_set = files.record.test_set
     if test_set.protocol != config.evaluate.protocol:
         raise RegistryError(
@@ -249,9 +249,9 @@ def register(
     kind: str,
     reporter: Reporter | None = None,
 ) -> tuple[int, bool]:
-    """Make a model folder a version, which becomes the challenger.
+    """Register a model folder as a version, which becomes the challenger.
 
-    The same weights with the same answers to the same test set are the same version.
+    The same weights with the same predictions for the same test set are the same version.
 
     Args:
         registry: see `registry.open_registry`.
@@ -259,14 +259,14 @@ def register(
         paths: where the model and its evaluation are.
         model: name below `models`.
         kind: ``finetuned``, ``scratch``, ``pretrained`` or ``imported``.
-        reporter: shows the steps; None: nobody.
+        reporter: shows the steps; None: not shown.
 
     Returns:
         The version, and whether it is new.
 
     Raises:
         MrModelError: see `candidate.gather`.
-        RegistryError: the model does not answer its example in a fresh process.
+        RegistryError: the model fails on its example in a fresh process.
     """
     with Steps(reporter, "register", 4) as steps:
         steps.begin("scoring the predictions")

@@ -1,4 +1,4 @@
-"""Registration and decision for a revision's model, in a clone of that revision.
+"""Registers and evaluates a revision's model, in a clone of that revision.
 
 ``python -m mrmodel.registry.remote_task ORDER.json`` runs in the clone with the clone's own code,
 because that code becomes part of the registered model. Data come from the DVC remote: the model,
@@ -33,17 +33,17 @@ from mrmodel.registry.promote import decide, register
 from mrmodel.stages.paths import Paths
 from mrmodel.text import table
 
-# Against the new champion, when a promotion of somebody else came in between.
+# Maximum retries against a new champion, if another promotion came in between.
 _ROUNDS = 5
 
 
 def register_and_decide(
     places: RuntimeEnvironment, model: str | None, kind: str, reset_baseline: str
 ) -> Decision:
-    """Register the model of the clone in the current folder and let the gates judge it.
+    """Register the model of the clone in the current folder and evaluate the gates.
 
-    Doing it twice is harmless: the same model is the same version, and of the champion the
-    decision is returned that made it so.
+    It is idempotent: the same model is the same version, and for the champion the decision that
+    promoted it is returned.
 
     Args:
         places: where the data are.
@@ -68,7 +68,7 @@ def register_and_decide(
             return pointer.decision
         try:
             decision = decide(registry, config, version, reset_baseline, reporter)
-        except AlreadyChampion:  # Another process decided the same in this moment.
+        except AlreadyChampion:  # Another process promoted it at the same time.
             continue
         if decision.kind != "conflict":
             break
@@ -76,7 +76,7 @@ def register_and_decide(
 
 
 def main() -> int:
-    """Carry out the order in the file named by the argument; the answer is written beside it."""
+    """Run the request in the file given as argument; the result is written next to it."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     file = Path(sys.argv[1])
@@ -101,19 +101,19 @@ def promote_revision(
     kind: str = "finetuned",
     reset_baseline: str = "",
 ) -> Decision:
-    """Register the model that a revision made, and let the gates judge it; see `main`.
+    """Register the model that a revision made and evaluate the gates; see `main`.
 
     Args:
         places: where repository and data are.
         rev: e.g. a run branch.
-        say: told of every line of the process.
+        say: called with every line that the process prints.
         model: name below `models`; None: the first of `train.models`.
         kind: as of `register.register`.
         reset_baseline: as of `promote.promote`.
 
     Raises:
-        OrchestrationError: the revision or its data cannot be had.
-        RegistryError: the model cannot be registered or judged.
+        OrchestrationError: the revision or its data are not available.
+        RegistryError: the model cannot be registered or evaluated.
     """
     order = {"model": model, "kind": kind, "reset_baseline": reset_baseline}
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
@@ -131,7 +131,7 @@ def promote_revision(
 
 
 def decision_markdown(decision: Decision) -> str:
-    """A decision for people: what was decided, and each gate with its figures."""
+    """A decision as Markdown, with each gate and its values."""
     before = "none" if decision.before is None else f"version {decision.before}"
     words = {True: "passed", False: "**failed**", None: "nothing to judge"}
     gates = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]

@@ -1,6 +1,6 @@
-"""``python -I smoke_script.py MODEL``: load an MLflow model, answer its example, say so as JSON.
+"""``python -I smoke_script.py MODEL``: run an MLflow model on its example, print JSON.
 
-It imports nothing of `mrmodel`: what answers must be the code inside the model.
+It imports nothing of `mrmodel`: the code inside the model must be used.
 """
 
 import json
@@ -16,10 +16,10 @@ _TIMED = 3
 
 
 def main(folder: Path) -> None:
-    """Print the answers, the median seconds of one row, and where the model's code lies."""
+    """Print the predictions, the median seconds per query, and the path of the model's code."""
     model = mlflow.pyfunc.load_model(str(folder))
     rows = json.loads((folder / "serving_input_example.json").read_text())["inputs"]
-    # The first call pays what is paid once.
+    # The first call is a warm-up.
     answers = model.predict(pd.DataFrame(rows))
     seconds = []
     for _ in range(_TIMED):

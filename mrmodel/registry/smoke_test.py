@@ -1,4 +1,4 @@
-"""A registered model in a process of its own: does it load, and does it say what it said before?"""
+"""Runs a registered model in its own process: does it load, with the same predictions as before?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from mrmodel.processes import die_with_parent
 from mrmodel.registry.gates import Smoke
 
-# Scores may differ that much: another machine rounds the last digits in another way.
+# Allowed difference of scores: other machines round differently.
 TOLERANCE = 1e-3
 _SCRIPT = Path(__file__).with_name("smoke_script.py")
-# The model's code gets no address and no credentials: its example needs none.
+# The model's code gets no server URLs and no credentials: its example needs none.
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _SHOWN = 300
 
@@ -25,20 +25,20 @@ _SHOWN = 300
 def run_smoke(
     model: Path, expected: list[dict[str, Any]] | None, timeout_s: float
 ) -> tuple[Smoke, list[dict[str, Any]]]:
-    """Load a model in a fresh process and let it answer its example.
+    """Load a model in a fresh process and run it on its example.
 
     Args:
         model: folder of the MLflow model.
-        expected: the answers at registration; None where these are the first.
-        timeout_s: a process that has not answered by then is killed.
+        expected: the predictions at registration; None when registering.
+        timeout_s: the process is killed after this time.
 
     Returns:
-        The verdict, and the answers; none where there is a fault.
+        The result, and the predictions; empty if there is a fault.
     """
     with tempfile.TemporaryDirectory(prefix="mrmodel-smoke-") as folder:
         try:
             done = subprocess.run(
-                # -I: neither the current folder nor PYTHONPATH brings another `mrmodel`.
+                # -I: neither the current folder nor PYTHONPATH can provide another `mrmodel`.
                 [sys.executable, "-I", str(_SCRIPT), str(model.resolve())],
                 cwd=folder,
                 env=_environment(folder),
@@ -61,7 +61,7 @@ def run_smoke(
 
 
 def difference(found: Any, expected: Any, place: str = "answers") -> str:
-    """The first place where two answers differ by more than `TOLERANCE`; empty: nowhere."""
+    """The first place where two predictions differ by more than `TOLERANCE`; empty: nowhere."""
     if isinstance(found, dict) and isinstance(expected, dict):
         pairs = [(f".{key}", found.get(key), expected.get(key)) for key in {**expected, **found}]
     elif isinstance(found, list) and isinstance(expected, list):

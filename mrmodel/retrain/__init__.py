@@ -1,4 +1,4 @@
-"""New data for retraining: deliveries in a store are checked and brought into the DVC data.
+"""Ingests new data for retraining: deliveries in a store are validated and added to the DVC data.
 
-`intake.ingest` is the whole of it; it ends with a run branch that holds the new data.
+The entry point is `ingest.ingest`; it produces a run branch that holds the new data.
 """

@@ -1,4 +1,4 @@
-"""What the data hold already, as far as new rows and videos are compared with it."""
+"""The existing data with which new records and videos are compared."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Reference:
     """The data of the repository, without its videos.
 
     Attributes:
-        profile: the training split in figures.
-        videos: file name without ending -> (file name, MD5), of all videos.
+        profile: statistics of the training split.
+        videos: file name without extension -> (file name, MD5), of all videos.
         contents: MD5 -> file name.
-        qids: table -> qid -> digest of the row.
+        qids: table -> qid -> digest of the record.
         moments: video, query and windows -> (table, qid).
         captions: digests of all captions.
-        lengths_s: video -> seconds that rows say it lasts.
-        frozen: the table that figures are reported on: no delivery may touch it.
-        protected: videos of that table, and those that they are segments of.
+        lengths_s: video -> duration in seconds according to the records.
+        frozen: the table that metrics are reported on: deliveries must not change it.
+        protected: videos of that table, and the source videos of its segments.
     """
 
     profile: Profile
@@ -50,7 +50,7 @@ class Reference:
     ) -> Reference:
         """Read the tables that are in `folder`.
 
-        Rows that break a rule are passed over, as the corpus stage leaves them out.
+        Invalid records are skipped, as in the corpus stage.
 
         Args:
             folder: holds the tables; the videos need not be there.
@@ -72,12 +72,12 @@ class Reference:
         return found
 
     def add_video(self, name: str, md5: str) -> None:
-        """Remember a video file."""
+        """Add a video file."""
         self.videos[Path(name).stem] = (name, md5)
         self.contents.setdefault(md5, name)
 
     def add_annotations(self, table: str, rows: Iterable[Annotation]) -> None:
-        """Remember annotated rows."""
+        """Add annotated records."""
         qids = self.qids.setdefault(table, {})
         for row in rows:
             qids[row.qid] = digest_of(row.as_row())
@@ -88,7 +88,7 @@ class Reference:
                 self.protected |= {row.vid, self.name_of(row.vid), base_video(row.vid)}
 
     def add_captions(self, lines: Iterable[bytes]) -> None:
-        """Remember captions; a line that is no JSON is passed over."""
+        """Add captions; lines that are not JSON are skipped."""
         for line in lines:
             digest = caption_digest(line)
             if digest is not None:
@@ -103,18 +103,18 @@ class Reference:
         }
 
     def name_of(self, vid: str) -> str:
-        """The video that `vid` is, or is a segment of."""
+        """The video with id `vid`, or the one it is a segment of."""
         segment = split_segment(vid)
         return vid if segment is None or vid in self.videos else segment.base
 
 
 def moment_of(row: Annotation) -> Moment:
-    """What a row says, whatever its qid and its ratings."""
+    """The content of a record, without its qid and ratings."""
     return row.vid, normalise_query(row.query).casefold(), row.relevant_windows
 
 
 def caption_digest(line: bytes) -> str | None:
-    """Digest of a caption row, whatever the order of its keys; None where it is none."""
+    """Digest of a caption record, independent of key order; None if it is not one."""
     try:
         return digest_of(json.loads(line))
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """Deliveries: folders in the incoming store, each with videos, annotations and captions.
 
-The sender owns the store: nothing in it is moved, changed or deleted here.
+The store belongs to the sender: nothing in it is moved, changed or deleted here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mrmodel.storage.base import check_key
 
 log = logging.getLogger(__name__)
 
-# Written last by the sender; without it a delivery may be half there.
+# Written last by the sender; without it a delivery may be incomplete.
 MARKER = "COMPLETE"
 CAPTIONS = "captions.jsonl"
 ANNOTATIONS = ("train.jsonl", "val.jsonl")
@@ -33,7 +33,7 @@ class Delivery:
 
     Attributes:
         name: of the folder.
-        digest: of its files' names and marks, the marker left out; no content was read.
+        digest: of its files' names and store tags, without the marker; no content is read.
         files: their paths in the folder.
         complete: whether the marker is there.
     """
@@ -45,17 +45,17 @@ class Delivery:
 
     @property
     def known(self) -> list[str]:
-        """The files that are looked at: tables and videos."""
+        """The files that are used: tables and videos."""
         return [path for path in self.files if _is_known(path)]
 
     @property
     def ignored(self) -> list[str]:
-        """The files that mean nothing here."""
+        """The other files."""
         return [path for path in self.files if not _is_known(path)]
 
 
 def list_deliveries(incoming: Store) -> list[Delivery]:
-    """What is in the incoming store, by name; objects beside the folders are no deliveries.
+    """Deliveries in the incoming store, by name; objects outside of folders are ignored.
 
     Raises:
         StorageError: the store cannot be read.
@@ -70,10 +70,10 @@ def list_deliveries(incoming: Store) -> list[Delivery]:
 
 
 def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:
-    """Bring the known files of a delivery into `folder`.
+    """Download the known files of a delivery into `folder`.
 
     Returns:
-        Whether it is still the delivery that was listed; its files may have changed meanwhile.
+        Whether it still equals the listed delivery; its files may have changed meanwhile.
 
     Raises:
         StorageError: a file cannot be read.
@@ -87,7 +87,7 @@ def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:
 
 
 def delivery_in(folder: Path) -> Delivery:
-    """A folder that is not in the store yet, as a delivery.
+    """A local folder, not yet in the store, as a delivery.
 
     Raises:
         StorageError: it cannot be read.

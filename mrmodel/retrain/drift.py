@@ -1,7 +1,7 @@
-"""How far new data lie from the training data: figures against limits of params.yaml.
+"""Drift of new data from the training data: metrics compared with limits of params.yaml.
 
-A small sample of the very same distribution lies at some distance from it, too. Each limit is
-therefore raised by what chance explains for the number of values (docs/explanation/drift.md).
+Even a small sample of the same distribution lies at some distance from it. Each limit is therefore
+raised by what chance explains for the number of values (docs/explanation/drift.md).
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from mrmodel.stages.profile import (
 from mrmodel.types import Annotation
 from mrmodel.video.decoder import VideoLimits
 
-# A channel that hardly varies between training videos must not decide alone.
+# Floor of the std: a channel that hardly varies between training videos must not decide alone.
 _LEAST_SD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Compares with one profile.
+    """Compares new data with one profile.
 
     Attributes:
         profile: of the training split.
-        config: limits, and how features are made.
+        config: limits, and feature settings.
     """
 
     profile: Profile
     config: Config
 
     def require_streams(self) -> None:
-        """Check that features can be compared at all.
+        """Check that features are comparable.
 
         Raises:
-            DeliveryError: the profile lacks a stream, or its features were made in another way.
+            DeliveryError: the profile lacks a stream, or its features were made differently.
         """
         features = self.config.features
         for name in features.video_streams:
@@ -68,7 +68,7 @@ class Drift:
                 raise DeliveryError(f"{error}: `dvc repro profile`") from None
 
     def figures(self, rows: Sequence[Annotation], videos: Sequence[Path]) -> list[Figure]:
-        """All figures of annotated rows and of new video files; none where there is nothing."""
+        """All drift metrics of annotated records and new video files; empty if there are none."""
         found = self._of_rows(rows) if rows else []
         return found + self._of_videos(sorted(videos, key=lambda path: path.name))
 
@@ -103,7 +103,7 @@ class Drift:
 
     def _of_videos(self, videos: Sequence[Path]) -> list[Figure]:
         count = self.config.retrain.drift.videos
-        # As good as drawn, and the same ones each time.
+        # A pseudo-random but reproducible subset.
         chosen = sorted(videos, key=lambda path: derive_seed("drift", path.name))[:count]
         found = []
         for name in self.config.features.video_streams:
@@ -114,13 +114,13 @@ class Drift:
 
     def _encode(self, name: str, videos: Sequence[Path]) -> StreamProfile | None:
         features, encoder = self.config.features, build_encoder(name)
-        assert isinstance(encoder, VideoEncoder)  # require_streams has refused others
+        assert isinstance(encoder, VideoEncoder)  # require_streams has rejected others
         limits, means = VideoLimits(max_duration_s=features.max_duration_s), []
         for path in videos:
             try:
                 rows = encode_video(path, encoder, features.clip_len_s, limits).rows
             except VideoError:
-                continue  # Its first frame could be read; the stage `extract` judges the rest.
+                continue  # Its first frame is readable; the stage `extract` checks the rest.
             means.append(mean_vector(rows))
         return stream_profile(means, {}) if means else None
 
@@ -132,13 +132,13 @@ class Drift:
         value = math.sqrt(np.mean(shift**2))
         limit = limits.features if old.videos > 1 else None
         if limit is not None:
-            # As if all channels were one: they move together, and nobody knows how much.
+            # As if there were one channel: they are correlated to an unknown degree.
             chance = float(norm.isf(limits.significance_level / 2))
             limit += chance * math.sqrt(1 / new.videos + 1 / old.videos)
         return Figure(f"features {name}, shift in sd", value, limit, new.videos)
 
     def _allowed(self, limit: float | None, new: int, old: int) -> float | None:
-        """`limit` and the critical value of a two-sample Kolmogorov-Smirnov test."""
+        """`limit` plus the critical value of a two-sample Kolmogorov-Smirnov test."""
         if limit is None:
             return None
         chance = self.config.retrain.drift.significance_level

@@ -1,4 +1,4 @@
-"""The folder of the data as DVC tracks it, in a clone that holds next to nothing of it."""
+"""The DVC-tracked data folder, in a clone that holds only a small part of it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class IngestedDelivery:
     """A delivery whose data are in the folder.
 
     Attributes:
-        name, digest: which one.
-        videos: files that it brought.
-        rows: table -> rows that it brought.
+        name, digest: of the delivery.
+        videos: files that it added.
+        rows: table -> number of records that it added.
     """
 
     name: str
@@ -42,18 +42,18 @@ class IngestedDelivery:
 class DvcDataset:
     """The folder ``corpus.folder`` of a clone; its tables are pulled, its videos are not.
 
-    DVC adds files to a folder that is only partly there, by its recorded listing; the result is
-    the same hash as if the whole folder had been there.
+    DVC can add files to a folder that is only partly present, using its recorded listing; the
+    resulting hash is the same as with the whole folder present.
 
     Args:
         clone: root of the clone.
         config: its parameters.
-        places: where the data lie.
+        places: where the data are.
 
     Raises:
         ConfigError: the corpus is not made from a folder.
         DeliveryError: the folder, or the profile of the training data, is not tracked.
-        OrchestrationError: its tables cannot be had.
+        OrchestrationError: its tables are not available.
     """
 
     def __init__(self, clone: Path, config: Config, places: RuntimeEnvironment) -> None:
@@ -72,16 +72,16 @@ class DvcDataset:
 
     @property
     def dvc_file(self) -> str:
-        """The file in git that holds the folder's hash."""
+        """The file in git that records the folder's hash."""
         return f"{self._name}.dvc"
 
     @property
     def deliveries_file(self) -> str:
-        """The file in git that says which deliveries are in the folder."""
+        """The file in git that lists the deliveries in the folder."""
         return f"{self._name}.deliveries.json"
 
     def deliveries(self) -> list[IngestedDelivery]:
-        """The deliveries that are in the folder, in the order in which they came.
+        """The deliveries in the folder, in order of ingestion.
 
         Raises:
             DataError: the file that lists them is damaged.
@@ -119,13 +119,13 @@ class DvcDataset:
         return Reference.read(self.folder, videos, profile, self._config.features.clip_len_s)
 
     def append(self, lines: Mapping[str, Iterable[bytes]], videos: Iterable[Path]) -> None:
-        """Put rows behind those of their tables, and files beside the videos; see `commit`."""
+        """Append records to their tables and add video files; see `commit`."""
         for table, new in lines.items():
             path = self.folder / table
             before = path.read_bytes() if path.exists() else b""
             if before and not before.endswith(b"\n"):
                 before += b"\n"
-            # Not in place: what DVC brought may be linked to its cache.
+            # Not in place: the file may be a link into DVC's cache.
             with atomic_path(path) as temporary:
                 temporary.write_bytes(before + b"".join(line + b"\n" for line in new))
         for path in videos:
@@ -134,10 +134,10 @@ class DvcDataset:
             shutil.move(path, target)
 
     def commit(self, taken: Iterable[IngestedDelivery]) -> list[str]:
-        """Give what was appended to DVC, store it where everybody finds it, and list deliveries.
+        """Track the additions with DVC, push them, and list the deliveries.
 
         Returns:
-            The changed files that belong into git.
+            The changed files to commit to git.
 
         Raises:
             OrchestrationError: the data cannot be pushed.
@@ -155,7 +155,7 @@ class DvcDataset:
         return outs[0] if outs else None
 
     def _list(self) -> dict[str, str]:
-        """Path in the folder -> MD5, of all its files; only the listing itself is pulled."""
+        """Path in the folder -> MD5, of all its files; pulls only the listing."""
         tree = self._out.get_dir_cache()
         if tree is None:
             raise DeliveryError(f"{self.dvc_file}: its listing is not in the DVC remote; push it")

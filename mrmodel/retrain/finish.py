@@ -1,4 +1,4 @@
-"""What follows from the decision about a retrained model: outcomes, and the base branch moves."""
+"""Acts on the decision about a retrained model: records outcomes, moves the base branch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mrmodel.retrain.outcomes import Entry, Ledger
 from mrmodel.retrain.report import Report
 from mrmodel.storage import Store, open_store
 
-# Flow runs of retraining end in states of these names, for which automations can wait.
+# Names of the final states of retraining flow runs, on which automations can be triggered.
 ENDS = ("Promoted", "Refused", "Conflict", "Quarantined", "Waiting", "Unchanged")
 END_OF = {
     "promote": "Promoted",
-    "rollback": "Promoted",  # what was decided about was the champion already, by a rollback
+    "rollback": "Promoted",  # the version was already champion, by a rollback
     "refuse": "Refused",
     "conflict": "Conflict",
 }
@@ -33,7 +33,7 @@ class Summary:
 
     Attributes:
         name: one of `ENDS`.
-        text: in words, with the reasons.
+        text: human-readable, with the reasons.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Summary:
 
 
 def summarize_ingestion(reports: Iterable[Report]) -> Summary:
-    """The end of a retraining that had nothing to train on."""
+    """Summary of a retraining that had nothing to train on."""
     found = list(reports)
     states = {report.state for report in found}
     text = "\n".join(map(_line, found)) or "no new delivery"
@@ -51,19 +51,19 @@ def summarize_ingestion(reports: Iterable[Report]) -> Summary:
 
 
 def summarize_decision(decision: Decision, moved: str, reports: Iterable[Report]) -> Summary:
-    """The end of a retraining whose model was judged.
+    """Summary of a retraining whose model was evaluated.
 
     Args:
         decision: about the model.
-        moved: what became of the branch; empty: nothing.
-        reports: of all deliveries that were looked at.
+        moved: how the base branch was moved; empty: it was not.
+        reports: of all deliveries that were checked.
     """
     said = [f"{decision.model} version {decision.version} {explain(decision)}", moved]
     return Summary(END_OF[decision.kind], "\n".join(filter(None, [*said, *map(_line, reports)])))
 
 
 def explain(decision: Decision) -> str:
-    """What was decided and why: the gates that failed, or the gain."""
+    """The decision and its reasons: the gates that failed, or the gain."""
     if decision.kind == "conflict":
         return "was not decided about: other promotions were faster, again and again"
     if decision.kind == "rollback":
@@ -111,16 +111,16 @@ def finish(
     branch: str,
     decision: Decision,
 ) -> Summary:
-    """Write down what became of the deliveries; after a promotion, their data become the base.
+    """Record the outcomes of the deliveries; after a promotion, merge their data into the base.
 
-    A process that dies in here leaves either deliveries without an outcome, of which the next
-    retraining makes the same model and settles them; or a branch that has not moved, which the next
-    one moves first (`intake.ingest`).
+    If the process dies in here, either deliveries have no outcome, and the next retraining makes
+    the same model and finishes them; or the base branch has not moved, and the next retraining
+    moves it first (`ingest.ingest`).
 
     Args:
         places: where the repository is.
-        rev: branch that the retraining started from, and that moves after a promotion.
-        ledger: takes the outcomes; a conflict is none, its deliveries are looked at again.
+        rev: branch from which the retraining started; it moves after a promotion.
+        ledger: takes the outcomes; a conflict is not recorded, so its deliveries are retried.
         intake: the deliveries.
         branch: run branch with their data and the model trained on them.
         decision: about that model.

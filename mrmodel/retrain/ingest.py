@@ -1,4 +1,4 @@
-"""New deliveries: found, checked, and brought into DVC on a run branch."""
+"""Finds new deliveries, checks them, and adds them to DVC on a run branch."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from mrmodel.storage import Store
 
 log = logging.getLogger(__name__)
 
-# In the clone, so that what a killed process downloaded goes with it.
+# In the clone, so that downloads of a killed process are removed with it.
 _DOWNLOADS = "incoming"
 
 
 @dataclass(slots=True)
 class IngestResult:
-    """What an intake found and did.
+    """Result of an ingestion.
 
     Attributes:
-        reports: of every delivery that was looked at, by name; those that have an outcome, or are
-            in the data, are not.
-        branch: run branch with the new data; None: nothing was taken.
+        reports: of every delivery that was checked, by name; those with an outcome, or already in
+            the data, are skipped.
+        branch: run branch with the new data; None: no delivery was accepted.
     """
 
     reports: list[Report] = field(default_factory=list)
@@ -56,24 +56,24 @@ class IngestResult:
 
 
 def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str) -> IngestResult:
-    """Bring every new delivery into the data of `rev`, on a run branch, or quarantine it.
+    """Add every new delivery to the data of `rev`, on a run branch, or quarantine it.
 
-    Deliveries are taken in the order of their names; each is compared with the data and with those
-    taken before it. A bad one never stops the others. Without a new one nothing is written.
+    Deliveries are processed in order of their names; each is compared with the data and with those
+    accepted before it. An invalid one does not stop the others. Without new ones nothing changes.
 
-    Where a promotion was killed before `rev` had moved to its data, it moves now.
+    If a promotion was killed before `rev` was fast-forwarded to its data, it is done now.
 
     Args:
-        incoming: holds the deliveries; it is only read.
-        ledger: outcomes so far; takes those of quarantined deliveries.
-        places: where code and data lie.
-        rev: what the branch starts from.
+        incoming: holds the deliveries; read only.
+        ledger: outcomes so far; outcomes of quarantined deliveries are added.
+        places: where code and data are.
+        rev: base of the run branch.
 
     Raises:
-        DeliveryError: the repository is not made for it, or lacks data that were promoted.
+        DeliveryError: the repository is not set up for deliveries, or lacks promoted data.
         ConfigError: the corpus is not made from a folder.
-        StorageError: a store cannot be reached.
-        OrchestrationError: data or revision cannot be had, or not be stored.
+        StorageError: a store is unreachable.
+        OrchestrationError: data or revision are not available, or cannot be stored.
     """
     listed = list_deliveries(incoming)
     intake = IngestResult()
@@ -97,16 +97,16 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
 
 
 def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> Report:
-    """The verdict on a folder that somebody is about to send; nothing is written.
+    """Check a folder before it is sent; nothing is written.
 
     Args:
-        folder: as it would lie in the incoming store.
-        places: where code and data lie.
+        folder: with the layout of the incoming store.
+        places: where code and data are.
         rev: whose data it is compared with.
 
     Raises:
-        DeliveryError, ConfigError: the repository is not made for deliveries.
-        OrchestrationError: data or revision cannot be had.
+        DeliveryError, ConfigError: the repository is not set up for deliveries.
+        OrchestrationError: data or revision are not available.
     """
     with fresh_clone(places, rev, {}) as clone:
         config = load_config(clone / PARAMS)
@@ -115,7 +115,7 @@ def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> Report:
 
 
 class _Ingestion:
-    """One intake in its clone."""
+    """One ingestion in its clone."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Ingestion:
         self._incoming, self._ledger, self._space = incoming, ledger, space
         self._folder, self._intake = folder, intake
         self._config: Config = space.config
-        # As the data are, and as they will be with what is taken.
+        # The existing data, and the data including accepted deliveries.
         self._before: Reference = folder.reference()
         self._reference = deepcopy(self._before)
         self._taken: list[IngestedDelivery] = []
@@ -153,7 +153,7 @@ class _Ingestion:
         except StorageError as error:
             return _left(delivery, f"it cannot be read: {error}")
         except BrokenProcessPool:
-            # Twice, see `_apart`: it would do so every night.
+            # It crashed twice, see `_apart`, and would do so every night.
             reason = "the process that checks it dies: a damaged video, or too little memory"
             checked = ValidatedDelivery(
                 Report(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
@@ -165,9 +165,9 @@ class _Ingestion:
         return checked.report
 
     def _check(self, folder: Path, delivery: Delivery) -> ValidatedDelivery:
-        """The verdict; what only data of this very intake speak against is left for later.
+        """Check a delivery; conflicts only with data of this same ingestion are deferred.
 
-        Nobody knows yet whether these data will stay.
+        It is not yet known whether those data will stay.
         """
         checked = _apart(folder, delivery, self._reference, self._config)
         if checked.report.state == "quarantined" and self._taken:
@@ -198,7 +198,7 @@ class _Ingestion:
 def _unmerged(
     entries: Iterable[Entry], present: Iterable[IngestedDelivery], withdrawn: Collection[int]
 ) -> Entry | None:
-    """The last promotion, but of withdrawn models, whose data are not in the folder."""
+    """The last promotion, except of withdrawn models, whose data are not in the folder."""
     known = {(one.name, one.digest) for one in present}
     lost = [
         entry
@@ -211,10 +211,10 @@ def _unmerged(
 
 
 def _merge(places: RuntimeEnvironment, rev: str, entry: Entry) -> None:
-    """Let `rev` end where the run branch of a promotion ends.
+    """Fast-forward `rev` to the run branch of a promotion.
 
     Raises:
-        DeliveryError: it cannot, so people must.
+        DeliveryError: this is not possible; it must be merged by hand.
     """
     left = fast_forward(places, rev, str(entry.branch))
     if left is not None:
@@ -234,10 +234,10 @@ def _pending(
 def _apart(
     folder: Path, delivery: Delivery, reference: Reference, config: Config
 ) -> ValidatedDelivery:
-    """Check in a process of its own, which a damaged video may take with it; tried twice.
+    """Check in a separate process, which a damaged video may crash; tried twice.
 
     Raises:
-        BrokenProcessPool: the second one died as well.
+        BrokenProcessPool: the second process died as well.
     """
     context = multiprocessing.get_context("spawn")
     for tries_left in (1, 0):
@@ -260,7 +260,7 @@ def _check(
     except MrModelError as error:
         report = Report(delivery.name, delivery.digest, "quarantined", [str(error)])
         return ValidatedDelivery(report, [], {})
-    except Exception as error:  # A defect of ours must not hold up the others.
+    except Exception as error:  # A bug here must not block the other deliveries.
         log.exception("delivery %s", delivery.name)
         return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
 

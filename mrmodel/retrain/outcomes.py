@@ -1,4 +1,4 @@
-"""What became of each delivery: one object for each, written once."""
+"""The outcome of each delivery: one object each, written once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Entry(BaseModel):
     """The outcome of one delivery.
 
     Attributes:
-        delivery, digest: which one; a corrected delivery of the same name has another digest.
-        outcome: ``quarantined``: its data were not taken; ``promoted`` and ``refused``: they were,
-            and so was the model that was trained on them.
-        reasons: why, in words.
-        branch: run branch that holds the data; None of a quarantined delivery.
+        delivery, digest: a corrected delivery of the same name has another digest.
+        outcome: ``quarantined``: its data were not accepted; ``promoted``, ``refused``: its data
+            were accepted, and the model trained on them was promoted or refused.
+        reasons: human-readable.
+        branch: run branch that holds the data; None for a quarantined delivery.
         version: registered model that was trained on it.
         at: UTC, ISO 8601.
     """
@@ -48,7 +48,7 @@ class Ledger:
         self._store, self._model, self._folder = store, model, f"{model}/deliveries"
 
     def note(self, entry: Entry) -> Entry:
-        """Write an outcome; returns the one that is there, another process's if it was first.
+        """Write an outcome; returns the stored one, which is another process's if it was first.
 
         Raises:
             StorageError: the store cannot be written.
@@ -62,17 +62,17 @@ class Ledger:
         return entry
 
     def entries(self) -> list[Entry]:
-        """All outcomes, the oldest first.
+        """All outcomes, oldest first.
 
         Raises:
-            DataError: an object is no outcome.
+            DataError: an object is not an outcome.
             StorageError: the store cannot be read.
         """
         read = [self._read(key) for key in self._store.keys(f"{self._folder}/")]
         return sorted((entry for entry in read if entry is not None), key=lambda entry: entry.at)
 
     def withdrawn(self) -> list[int]:
-        """Versions of the model that were rolled back; their data are not missed.
+        """Versions of the model that were rolled back; their data need not be merged.
 
         Raises:
             DataError: the champion's pointer is damaged.

@@ -1,4 +1,4 @@
-"""What was found in a delivery, for people: figures against limits, bad rows, reasons."""
+"""Human-readable report on a delivery: metrics and limits, bad rows, reasons."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _VERDICTS = {True: "within", False: "**beyond**", None: "not judged"}
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that is left out.
+    """A record that is excluded.
 
     Attributes:
         file: name of the table.
-        line: counted from 1; None: it is about the whole file.
-        qid: of the row, or the video of a caption.
-        rule: that it breaks.
+        line: counted from 1; None: the whole file.
+        qid: of the record, or the video of a caption.
+        rule: that it violates.
     """
 
     file: str
@@ -35,13 +35,13 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure against its limit.
+    """A metric and its limit.
 
     Attributes:
         name: what is compared.
-        value: what was found.
-        limit: what is allowed, chance included; None: nothing is asked.
-        count: how many values of the delivery it is made of.
+        value: measured.
+        limit: allowed maximum, including chance; None: no limit.
+        count: number of values of the delivery that it is computed from.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the limit is kept; None where none is asked."""
+        """Whether the value is within the limit; None if there is none."""
         return None if self.limit is None else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -61,19 +61,19 @@ class Figure:
 
 @dataclass(slots=True)
 class Report:
-    """The verdict on one delivery.
+    """The result of checking one delivery.
 
     Attributes:
-        name, digest: which one.
-        state: ``waiting``: left alone this time, for a reason that may pass; ``incomplete``: its
-            sender is not done.
-        reasons: why it was not taken.
-        rows: table -> rows that are taken, or would have been.
-        videos: new ones that are taken with them.
-        known: rows that the data hold already.
-        bad: rows that are left out.
-        figures: all that was compared.
-        notes: what else the sender may want to know.
+        name, digest: of the delivery.
+        state: ``waiting``: skipped this time, for a transient reason; ``incomplete``: the sender
+            has not finished.
+        reasons: why it was not accepted.
+        rows: table -> number of valid records.
+        videos: new videos that come with them.
+        known: number of records already in the data.
+        bad: records that are excluded.
+        figures: all compared metrics.
+        notes: further information for the sender.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """The report as a page; what the sender wrote cannot change how the rest is shown."""
+        """The report as Markdown; text from the sender is escaped."""
         lines = [f"### Delivery {_code(self.name)}: {self.state}", "", f"Digest {self.digest[:16]}"]
         lines += ["", *(f"- {_text(reason)}" for reason in self.reasons)]
         if self.state in ("taken", "quarantined"):

@@ -1,4 +1,4 @@
-"""The rows of a delivered folder: read, and each of them judged."""
+"""Reads the records of a delivered folder and checks each of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mrmodel.types import Annotation, QueryId
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that keeps the format.
+    """A well-formed record.
 
     Attributes:
         table: name of its file.
         line: counted from 1.
-        raw: the line as it was.
-        vid: the video that it is about.
-        annotation: what it says; None of a caption.
+        raw: the original line.
+        vid: id of its video.
+        annotation: the parsed record; None for a caption.
     """
 
     table: str
@@ -39,18 +39,18 @@ class Row:
 
     @property
     def id(self) -> object:
-        """What people find it by."""
+        """Human-readable identifier."""
         return self.vid if self.annotation is None else self.annotation.qid
 
 
 @dataclass(slots=True)
 class CheckedRecords:
-    """All rows of a delivery.
+    """All records of a delivery.
 
     Attributes:
-        good: those that are new and keep every rule, in order.
-        known: how many the data hold already.
-        bad: the others, each with the rule that it breaks.
+        good: new, valid records, in order.
+        known: number of records already in the data.
+        bad: the others, each with the rule that it violates.
     """
 
     good: list[Row] = field(default_factory=list)
@@ -59,32 +59,32 @@ class CheckedRecords:
 
     @property
     def bad_share(self) -> float:
-        """Bad rows of all rows."""
+        """Fraction of bad records."""
         total = len(self.good) + self.known + len(self.bad)
         return len(self.bad) / total if total else 0.0
 
     def counts(self) -> dict[str, int]:
-        """Table -> good rows."""
+        """Table -> number of good records."""
         return dict(Counter(row.table for row in self.good))
 
 
 def check_records(
     folder: Path, reference: Reference, videos: DeliveredVideos, config: Config
 ) -> CheckedRecords:
-    """Read the tables of a delivered folder and compare every row with the data and each other.
+    """Read the tables of a delivered folder; compare each record with the data and each other.
 
     Args:
         folder: the delivery.
-        reference: what the data hold.
+        reference: the existing data.
         videos: of the delivery.
-        config: says how long a clip is, and how captions are read.
+        config: clip length, and how captions are read.
     """
     judged = CheckedRecords()
     seen = _Seen(reference)
     for row in _read(folder, config, judged.bad):
         rule = videos.leak(row.vid)
         if rule is None:
-            # The table of captions says nothing of a video's length.
+            # The caption table does not contain durations.
             duration_s = row.annotation.duration if row.annotation else 0.0
             rule = videos.problem(row.vid, duration_s)
         again, repeated = seen.look(row)
@@ -99,7 +99,7 @@ def check_records(
 
 
 class _Seen:
-    """Rows of the data, then those of the delivery one after another."""
+    """Records of the data, then those of the delivery, added one by one."""
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
@@ -107,7 +107,7 @@ class _Seen:
         self._captions: set[str] = set()
 
     def look(self, row: Row) -> tuple[bool, str]:
-        """Whether the data hold this row, and which rule about repetitions it breaks."""
+        """Whether the data contain this record, and which rule about duplicates it violates."""
         if row.annotation is None:
             return self._caption(row)
         return self._annotation(row.table, row.annotation)

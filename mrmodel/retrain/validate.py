@@ -1,4 +1,4 @@
-"""The verdict on a delivered folder: what is good in it, and whether it is taken at all."""
+"""Validates a delivered folder: its valid records, and whether it is accepted at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mrmodel.retrain.videos import DeliveredVideos
 
 @dataclass(frozen=True, slots=True)
 class ValidatedDelivery:
-    """A delivery that was looked at.
+    """A delivery that was checked.
 
     Attributes:
-        report: for people; its state says whether the delivery may be taken.
-        rows: the good ones, in order.
+        report: human-readable; its state tells whether the delivery may be accepted.
+        rows: valid records, in order.
         videos: file of each new video -> MD5.
     """
 
@@ -31,14 +31,14 @@ class ValidatedDelivery:
     videos: dict[Path, str]
 
     def lines(self) -> dict[str, list[bytes]]:
-        """Table -> good lines, as they were."""
+        """Table -> valid lines, unchanged."""
         found: dict[str, list[bytes]] = defaultdict(list)
         for row in self.rows:
             found[row.table].append(row.raw)
         return dict(found)
 
     def extend(self, reference: Reference) -> None:
-        """Let the reference know what is taken, for the deliveries that are checked later."""
+        """Add the accepted data to the reference, for deliveries that are checked later."""
         for path, md5 in self.videos.items():
             reference.add_video(path.name, md5)
         for row in self.rows:
@@ -51,16 +51,16 @@ class ValidatedDelivery:
 def check_folder(
     folder: Path, delivery: Delivery, reference: Reference, config: Config
 ) -> ValidatedDelivery:
-    """Judge a delivered folder; nothing is changed.
+    """Validate a delivered folder; nothing is changed.
 
     Args:
         folder: holds its ``videos/`` and tables, in the formats of docs/howto/your_own_videos.md.
-        delivery: what it is, as it was listed.
-        reference: what the data hold already.
+        delivery: as listed.
+        reference: the existing data.
         config: limits, and how tables and features are read.
 
     Raises:
-        DeliveryError: the reference's features were made in another way than new ones would be.
+        DeliveryError: the reference's features were made differently than new ones would be.
     """
     drift = Drift(reference.profile, config)
     drift.require_streams()
@@ -89,7 +89,7 @@ def check_folder(
 
 
 def _frozen_table(folder: Path, reference: Reference) -> str | None:
-    """Why the delivery would change what models are compared on; None: it does not."""
+    """Why the delivery would change the test set; None: it does not."""
     change = "change it in the repository, which starts a new comparison line"
     if (folder / TEST).exists():
         return f"{TEST}: the test set is frozen; {change}"

@@ -1,4 +1,4 @@
-"""The videos that rows of a delivery are about: delivered with it, or in the data already."""
+"""The videos that records of a delivery refer to: delivered with it, or already in the data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class DeliveredVideos:
 
     Args:
         folder: of the videos; need not exist.
-        reference: what the data hold.
-        clip_len_s: by so much a row may say that its video is longer than it is.
+        reference: the existing data.
+        clip_len_s: tolerance for a record's duration to exceed that of its video.
 
     Attributes:
-        files: file name without ending -> file, of those that are delivered.
-        md5s: the same -> MD5.
+        files: file name without extension -> file, of the delivered videos.
+        md5s: file name without extension -> MD5.
     """
 
     def __init__(self, folder: Path, reference: Reference, clip_len_s: float) -> None:
@@ -37,7 +37,7 @@ class DeliveredVideos:
         self._protected = reference.protected_contents()
 
     def name_of(self, vid: str) -> str:
-        """The video that `vid` is, or is a segment of."""
+        """The video with id `vid`, or the one it is a segment of."""
         return vid if vid in self.files else self._reference.name_of(vid)
 
     def is_new(self, name: str) -> bool:
@@ -45,7 +45,7 @@ class DeliveredVideos:
         return name in self.files and name not in self._reference.videos
 
     def leak(self, vid: str) -> str | None:
-        """Why a row about `vid` would show test videos to the training; None: it does not."""
+        """Why a record of `vid` would leak test videos into training; None: it does not."""
         name, table = self.name_of(vid), self._reference.frozen.removesuffix(".jsonl")
         for said in (vid, name, base_video(vid)):
             if said in self._reference.protected:
@@ -54,7 +54,7 @@ class DeliveredVideos:
         return None if copied is None else f"its video is a copy of {copied} of the {table} split"
 
     def problem(self, vid: str, duration_s: float) -> str | None:
-        """Why `vid` cannot be used by a row that says it lasts so long; None if it can."""
+        """Why a record of `vid` with this duration cannot be used; None if it can."""
         name = self.name_of(vid)
         if name in self.files:
             assert self._library is not None
@@ -81,6 +81,6 @@ class DeliveredVideos:
 
 
 def _md5_of(path: Path) -> str:
-    """As DVC names contents; no protection against anybody."""
+    """MD5, as DVC uses it; not for security."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

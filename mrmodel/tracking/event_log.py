@@ -1,4 +1,4 @@
-"""What a process says of its run on its way to the recorder, and the recorder's process."""
+"""The event log that a process writes about its run, and the MLflow worker that reads it."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ import mrmodel
 
 log = logging.getLogger(__name__)
 
-# The recorder gives up by itself before that, see `recorder`.
+# The worker gives up by itself before that, see `mlflow_worker`.
 _END_PATIENCE_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What the recorder is told first.
+    """The first line of the event log.
 
     Attributes:
-        experiment: name of MLflow's experiment.
+        experiment: name of the MLflow experiment.
         state: folder of the database where no server is configured (``.mrmodel``).
-        name: of what is run, unless DVC knows a better one.
-        title: of the run, where that is not its name.
-        code: repository whose revision the run is of.
-        parent: id of the run that it belongs to.
-        join: id of another process's run whose parts this process adds to; it has none of its own.
-        stage: name by which DVC knows the stage; None: it runs by hand.
-        command: of the stage; None: the run is of no stage.
+        name: of the process or stage, unless DVC provides the stage name.
+        title: name of the run, if it differs.
+        code: repository whose revision is recorded.
+        parent: id of the parent run.
+        join: id of another process's run, to which child runs are added; no own run is created.
+        stage: name of the stage in DVC; None: not started by DVC.
+        command: of the stage; None: the run is not of a stage.
         began: milliseconds since 1970.
-        pid: of the process whose run it is.
+        pid: of the process that the run tracks.
     """
 
     experiment: str
@@ -55,19 +55,19 @@ class RunSpec:
 
 
 class EventLog:
-    """A file without a name, and the process that reads it.
+    """An unnamed file of events, and the worker process that reads it.
 
     Args:
-        opening: the first line.
+        spec: the first line.
 
     Raises:
-        OSError: no file, or no process, can be had.
+        OSError: the file or the process cannot be created.
     """
 
     def __init__(self, spec: RunSpec) -> None:
         self._keys, self._id, self._broken = 0, b"", False
         with tempfile.NamedTemporaryFile(prefix="mrmodel-record-", suffix=".jsonl") as named:
-            # Two handles, so that each has a place of its own; the name goes at once.
+            # Two handles with separate positions; the name is removed at once.
             self._lines = os.open(named.name, os.O_WRONLY | os.O_APPEND)
             self.emit(asdict(spec))
             self._told, tell = os.pipe()
@@ -79,19 +79,19 @@ class EventLog:
                         stdin=lines,
                         stdout=subprocess.DEVNULL,
                         pass_fds=(tell,),
-                        # A Ctrl-C is for the stage, which says how it ended.
+                        # Ctrl-C goes to the stage only, which reports how it ended.
                         start_new_session=True,
                     )
             finally:
                 os.close(tell)
 
     def next_key(self) -> int:
-        """Number of a further run."""
+        """Number of a new child run."""
         self._keys += 1
         return self._keys
 
     def emit(self, message: Mapping[str, Any]) -> None:
-        """Append a line; a full disk costs the record, not the stage."""
+        """Append a line; if the disk is full, tracking stops but the stage continues."""
         if self._broken:
             return
         try:
@@ -101,15 +101,15 @@ class EventLog:
             log.warning("the record of this run ends here: %s", error)
 
     def run_id(self, patience_s: float) -> str | None:
-        """The id that the recorder has told."""
+        """The run id received from the worker."""
         if not self._id:
             ready, _, _ = select.select([self._told], [], [], patience_s)
             self._id = os.read(self._told, 100) if ready else b""
         return self._id.decode() or None
 
     def close(self) -> None:
-        """Wait until all is sent or given up."""
-        if self._broken:  # It would wait for an end that cannot be told.
+        """Wait until everything is sent or given up."""
+        if self._broken:  # It would wait for an end event that cannot be written.
             self._recorder.kill()
         try:
             self._recorder.wait(_END_PATIENCE_S)
@@ -122,7 +122,7 @@ class EventLog:
 
 
 def _environment() -> dict[str, str]:
-    """This process's code comes first for the recorder too."""
+    """This process's environment, with its code first on the worker's path."""
     own = str(Path(mrmodel.__file__).parents[1])
     path = os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}

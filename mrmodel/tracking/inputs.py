@@ -1,6 +1,6 @@
-"""Where a served model's clip rows come from: a video file, an S3 object, or feature stores.
+"""Clip features for a served model: from a video file, an S3 object, or feature stores.
 
-Files of S3 are copied into a temporary folder, so that everything behind it reads local files.
+S3 files are copied into a temporary folder, so that all further code reads local files.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from mrmodel.storage import open_store
 from mrmodel.train.checkpoint import ModelConfig
 from mrmodel.video.frames import DecodeReport
 
-# `video` of a request for the short video that travels with every logged model.
+# `video` of a request for the example video inside every logged model.
 EXAMPLE = "example:"
 _S3 = "s3://"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one video's rows come from: `video`, or `features` and `vid`.
+    """Source of one video's features: `video`, or `features` and `vid`.
 
     Attributes:
-        video: path or ``s3://`` address of a video file, or `EXAMPLE`.
-        features: folder or ``s3://`` address that holds one feature store a stream.
-        vid: key of the video in these stores, or ``<key>_<start>_<end>`` for a part of it.
+        video: path or ``s3://`` URL of a video file, or `EXAMPLE`.
+        features: folder or ``s3://`` URL that holds one feature store per stream.
+        vid: key of the video in these stores, or ``<key>_<start>_<end>`` for a segment of it.
     """
 
     video: str | None = None
@@ -44,10 +44,10 @@ class Source:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], number: int) -> Source:
-        """The source that request row `number` (from 1) names; empty texts count as absent.
+        """The source in request row `number` (from 1); empty strings count as absent.
 
         Raises:
-            DataError: it names none, or two.
+            DataError: it has none, or two.
         """
         given = {name: row.get(name) or None for name in ("video", "features", "vid")}
         named = {name for name, value in given.items() if value is not None}
@@ -58,26 +58,26 @@ class Source:
 
 
 class VideoRows:
-    """Finds the rows of sources for one model.
+    """Loads the features of sources for one model.
 
     Args:
         predictor: the model with its encoders.
-        example: the video that `EXAMPLE` means.
+        example: the video for `EXAMPLE`.
     """
 
     def __init__(self, predictor: Predictor, example: Path) -> None:
         self._predictor, self._example = predictor, example
-        # Feature stores of S3, for as long as the process lives; a video is copied for one call.
+        # S3 feature stores, kept while the process lives; a video is kept for one call only.
         self._stores = tempfile.TemporaryDirectory(prefix="mrmodel-features-")
 
     def load(self, source: Source) -> SearchableVideo:
-        """The rows of a source, for `Predictor.search`.
+        """The features of a source, for `Predictor.search`.
 
         Raises:
-            VideoError: the file gives no frames.
+            VideoError: no frames can be decoded.
             FeatureError: a feature store is missing or damaged, or has no such video.
             FeatureMismatch: it was made by another encoder than the training features.
-            StorageError: S3 cannot be reached, or has no such object.
+            StorageError: S3 is unreachable, or has no such object.
         """
         if source.features is not None and source.vid is not None:
             return stored_video(
@@ -95,7 +95,7 @@ class VideoRows:
             return self._predictor.encode(file)
 
     def _local_stores(self, features: str) -> Path:
-        """The folder of the feature stores; those of S3 are copied when their manifests change."""
+        """The folder of the feature stores; S3 stores are copied when their manifests change."""
         if not features.startswith(_S3):
             return Path(features)
         store = open_store(features)
@@ -113,12 +113,12 @@ class VideoRows:
 
 
 def stored_video(features: Path, vid: str, config: ModelConfig) -> SearchableVideo:
-    """A video whose rows were extracted before.
+    """A video whose features were extracted before.
 
     Args:
-        features: holds one feature store a stream, such as ``features/sample``.
-        vid: key of the video, or ``<key>_<start>_<end>`` for a part of it.
-        config: of the model that shall read the rows.
+        features: holds one feature store per stream, such as ``features/sample``.
+        vid: key of the video, or ``<key>_<start>_<end>`` for a segment of it.
+        config: of the model that reads the features.
 
     Raises:
         FeatureError: a store is missing or damaged, or has no such video.
@@ -142,7 +142,7 @@ def stored_video(features: Path, vid: str, config: ModelConfig) -> SearchableVid
 
 
 def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:
-    """How decoding went when the rows were extracted; of a part: its own length."""
+    """Decoding report from the extraction; for a segment, with the segment's length."""
     entries = {row.entry.key: row.entry for row in read_index(stores[0].folder)}
     segment = split_segment(vid)
     if vid in entries or segment is None:

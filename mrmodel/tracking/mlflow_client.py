@@ -1,4 +1,4 @@
-"""One MLflow run: parameters, figures, files, and where the code came from."""
+"""One MLflow run: parameters, metrics, files, and the revision of the code."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 from mrmodel.files import sha256_of
 from mrmodel.tracking.provenance import StageInput
 
-# MLflow refuses longer batches and values.
+# MLflow's limits per batch.
 _METRICS, _PARAMS = 1000, 100
 _LONGEST_TAG = 4000
 _LONGEST_PARAM = 6000
-# Its digest is a tag of its own, and every stage changes it.
+# It has its own digest tag, and every stage changes it.
 _LOCK = "dvc.lock"
 _CODE = ("mrmodel", "dvc.yaml", "params.yaml")
 
 
 class MlflowRun:
-    """One MLflow run; every call raises what MLflow raises.
+    """One MLflow run; every call may raise MLflow's exceptions.
 
     Args:
         client: of the server.
         run_id: of the run.
-        hide: takes secrets out of a text.
+        hide: removes secrets from a text.
     """
 
     def __init__(self, client: Any, run_id: str, hide: Callable[[str], str]) -> None:
         self._client, self.run_id, self._hide = client, run_id, hide
 
     def log(self, figures: Mapping[str, float], step: int, at: int) -> None:
-        """Send `figures` in one call; MLflow needs 30 times longer for as many single ones."""
+        """Log `figures` in one call, 30 times faster than one call per metric."""
         from mlflow.entities import Metric
 
         metrics = [Metric(_safe(name), value, at, step) for name, value in figures.items()]
@@ -41,7 +41,7 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS])
 
     def params(self, tree: Mapping[str, Any]) -> None:
-        """Send parameters under dotted names; a value that is too long is cut."""
+        """Log parameters under dotted names; a value that is too long is truncated."""
         from mlflow.entities import Param
 
         params = [
@@ -52,26 +52,26 @@ class MlflowRun:
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS])
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Send tags."""
+        """Set tags."""
         from mlflow.entities import RunTag
 
         sent = [RunTag(key, self._hide(value)[:_LONGEST_TAG]) for key, value in tags.items()]
         self._client.log_batch(self.run_id, tags=sent)
 
     def inputs(self, inputs: Sequence[StageInput]) -> None:
-        """Send what the stage reads as data sets: path, MD5, and where the bytes lie."""
+        """Log the stage's inputs as MLflow datasets: path, MD5, and source URL."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
         found = []
-        # That a path on this machine may be read in two ways, which are the same.
+        # It warns that a local path matches two source types, which are equivalent here.
         warnings.filterwarnings("ignore", "The specified dataset source", module="mlflow")
         for one in inputs:
             try:
                 source = resolve_dataset_source(self._hide(one.source))
-            except MlflowException:  # A kind of remote that it does not know.
+            except MlflowException:  # A kind of remote unknown to MLflow.
                 source = resolve_dataset_source(one.path)
             dataset = MetaDataset(source, name=one.path, digest=one.digest)
             tags = [InputTag("mlflow.data.context", "dependency")]
@@ -79,7 +79,7 @@ class MlflowRun:
         self._client.log_inputs(self.run_id, found)
 
     def file(self, path: Path) -> None:
-        """Upload a file; it keeps its folder."""
+        """Upload a file under its relative folder."""
         folder = None if path.is_absolute() or path.parent == Path() else path.parent.as_posix()
         self._client.log_artifact(self.run_id, str(path), folder)
 
@@ -122,12 +122,12 @@ def code_tags(folder: Path = Path()) -> dict[str, str]:
     if revision is not None:
         tags["git.revision"] = revision
         changed = (_git(folder, "diff", "--name-only", "HEAD") or "").split("\n")
-        # New files that nobody has added decide a result as well.
+        # Untracked files affect a result as well.
         new = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *_CODE) or ""
         changed = [name for name in [*changed, *new.split("\n")] if name not in ("", _LOCK)]
         tags["git.dirty"] = str(bool(changed)).lower()
         if changed:
-            # MLflow takes no longer value.
+            # MLflow's limit of a value.
             tags["git.changed"] = " ".join(changed)[:_LONGEST_TAG]
     lock = folder / _LOCK
     if lock.exists():

@@ -1,6 +1,6 @@
-"""Turns each line that a process reports of its run into requests to MLflow.
+"""Turns each line of a process's event log into MLflow requests.
 
-They are sent in order, and kept while the server is away.
+They are sent in order, and kept while the server is unreachable.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from mrmodel.tracking.system_metrics import SystemMetrics
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-# Of HTTP: the request itself is wrong, and will be so the next time; but for these two.
+# HTTP client errors are permanent, except for the two below.
 _WRONG, _BROKEN = 400, 500
 _PASSING = (408, 429)
-# MLflow passes on what these raise when the other side does not answer.
+# MLflow passes on exceptions of these libraries when a server is unreachable.
 _LIBRARIES = ("boto3", "botocore", "sqlalchemy", "urllib3")
 
 
 class Refused(Exception):
-    """The server wants nothing of this record."""
+    """The server rejects the whole run."""
 
 
 class Outbox:
-    """Messages in order; `push` never waits for a server longer than for one request."""
+    """Messages in order; `push` waits for the server for at most one request."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, Callable[[], None]]] = deque()
@@ -52,23 +52,23 @@ class Outbox:
 
     @property
     def failing_s(self) -> float:
-        """Seconds since which every try has failed."""
+        """Seconds since the first of the current consecutive failures."""
         return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def put(self, what: str, send: Callable[[], None]) -> None:
         """Add a message.
 
         Args:
-            what: for the log.
-            send: sends it; may be called again when it raised.
+            what: description for the log.
+            send: sends it; called again if it raises a transient error.
         """
         self._waiting.append((what, send))
 
     def push(self) -> None:
-        """Send what is waiting, unless the server did not answer a moment ago.
+        """Send what is waiting, unless the server was unreachable a moment ago.
 
         Raises:
-            Refused: a message said that no other will be taken either.
+            Refused: a message shows that no other will be accepted either.
         """
         while self._waiting and time.monotonic() >= self._next_try:
             what, send = self._waiting[0]
@@ -87,7 +87,7 @@ class Outbox:
                 self._pause_s, self._failing_since = 0.0, None
 
     def hurry(self) -> None:
-        """Let the next `push` try at once."""
+        """Make the next `push` try at once."""
         self._next_try = 0.0
 
     def _failed(self, what: str, error: Exception) -> None:
@@ -99,7 +99,7 @@ class Outbox:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same message may be taken later: the server or the way to it is at fault."""
+    """Whether the same message may succeed later: the fault is in the server or the network."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -112,9 +112,9 @@ def is_transient(error: Exception) -> bool:
 
 log = logging.getLogger(__name__)
 
-# Versions that are tags, so that runs can be found by them.
+# Versions that become tags, so that runs can be searched by them.
 _SEARCHED = ("python", "torch", "mlflow", "dvc", "numpy", "system")
-# Files of a stage that tell people of its result; data are DVC's.
+# Result files of a stage that are uploaded; data are tracked by DVC.
 _SHOWN = {".json", ".csv", ".html", ".md", ".svg", ".png"}
 _LARGEST_FILE = 10_000_000
 
@@ -123,8 +123,8 @@ class EventHandler:
     """The runs of one process.
 
     Args:
-        opening: what the run is of.
-        tell: file descriptor that takes the id of the run.
+        spec: the run spec.
+        tell: file descriptor to which the run id is written.
     """
 
     def __init__(self, spec: RunSpec, tell: int) -> None:
@@ -147,20 +147,20 @@ class EventHandler:
             self._describe_stage(self._facts)
 
     def handle(self, message: dict[str, Any]) -> None:
-        """Put what a line says into the outbox."""
+        """Put the requests of an event into the outbox."""
         kind, key = message["kind"], message["run"]
         if kind == "part" or key in self._files:  # else the run has ended
             getattr(self, f"_handle_{kind}")(key, message["at"], message)
 
     def sample(self) -> None:
-        """Add system metrics where it is time for them."""
+        """Add system metrics if the interval is over."""
         if self._metrics is not None and self._metrics.due:
             figures, number = self._metrics.sample()
             at = int(time.time() * 1000)
             self.outbox.put("system metrics", lambda: self._runs[0].log(figures, number, at))
 
     def killed(self) -> None:
-        """Mark all runs as killed that have not ended."""
+        """Mark all open runs as killed."""
         now = int(time.time() * 1000)
         for key in sorted(self._files, reverse=True):
             self._handle_end(key, now, {"status": "KILLED"})
@@ -197,7 +197,7 @@ class EventHandler:
                 self.outbox.put(str(path), partial(self._send_file, key, path))
         if key == 0:
             self._finish(at)
-            if self._opening.join is not None:  # Whose run it is ends it.
+            if self._opening.join is not None:  # Its owner ends the run.
                 return
         self.outbox.put("the end of the run", lambda: self._runs[key].end(status, at))
 
@@ -205,7 +205,7 @@ class EventHandler:
         self._runs[key].file(path)
 
     def _finish(self, at: int) -> None:
-        """What can be told at the end only; a short stage has no other sample of the load."""
+        """Add what is known only at the end; a short stage has no other sample of system load."""
         self.ended = True
         if self._opening.join is not None:
             self.outbox.hurry()
@@ -223,7 +223,7 @@ class EventHandler:
             self._runs[0].log(*self._metrics.sample(), at)
 
     def _end_parts(self) -> None:
-        """Runs below this one have ended, but for those of workers that died."""
+        """End open child runs: those of workers that died."""
         for run in self._open_runs(f"tags.`mlflow.parentRunId` = '{self._runs[0].run_id}'"):
             self._client.set_terminated(run.info.run_id, "KILLED")
 
@@ -233,15 +233,15 @@ class EventHandler:
             return None
         try:
             return stage_facts(spec.stage, spec.command)
-        except Exception as error:  # DVC's errors have no common ground.
+        except Exception as error:  # DVC's errors have no common base class.
             log.warning("the record knows nothing from DVC: %s", error)
             return None
 
     def _create(self) -> None:
-        """Open the run.
+        """Create the run.
 
         Raises:
-            Refused: the server takes no run of this experiment.
+            Refused: the server rejects runs of this experiment.
         """
         spec = self._opening
         name = self._facts.name if self._facts else spec.name
@@ -278,7 +278,7 @@ class EventHandler:
         return MlflowRun(self._client, created.info.run_id, self._hide)
 
     def _end_lost(self, name: str) -> None:
-        """Runs of this stage whose recorder was killed on this machine are still open."""
+        """End runs of this stage left open by a worker that was killed on this machine."""
         here = f"tags.stage = '{name}' and tags.machine = '{process_tags()['machine']}'"
         for run in self._open_runs(here):
             if not is_alive(run.data.tags.get("process", "")):
@@ -307,7 +307,7 @@ class EventHandler:
         self._put_streams([Path(one.path) for one in facts.inputs])
 
     def _put_streams(self, paths: list[Path]) -> None:
-        """Fingerprints of the feature stores among what the stage reads, or has written."""
+        """Log fingerprints of the feature stores among the stage's inputs or outputs."""
         found = fingerprints(paths)
         if found:
             digests = {f"features.{name}": digest_of(tree) for name, tree in found.items()}
@@ -325,7 +325,7 @@ class EventHandler:
         ]
 
     def _address(self, run_id: str) -> str:
-        """Page of a run; empty where no server shows it."""
+        """URL of a run; empty without a server."""
         server = hide_user(str(self._client.tracking_uri)).rstrip("/")
         page = f"{server}/#/experiments/{self._experiment}/runs/{run_id}"
         return self._hide(page) if server.startswith("http") else ""
@@ -335,13 +335,13 @@ class EventHandler:
 
 
 def fingerprints(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Stream -> fingerprint, of the feature stores that are one of `paths` or lie in one."""
+    """Stream -> fingerprint, of the feature stores at or inside one of `paths`."""
     found = {}
     for folder in [one for path in paths for one in (path, *sorted(path.glob("*/")))]:
         try:
             info = read_manifest(folder).info
         except (FeatureError, OSError):
-            continue  # Something else than a feature store.
+            continue  # Not a feature store.
         found[info.stream] = info.fingerprint
     return found
 

@@ -1,7 +1,6 @@
 """A model folder as an MLflow model: its own code, safetensors weights, signature and example.
 
-What is written loads in a process that has no `mrmodel`: the modules that serving needs are copied
-into it.
+The result loads in a process without `mrmodel`: the modules needed for serving are copied into it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_config
 
 
 def model_signature() -> Any:
-    """Input columns as `video_rows.Source` explains them, and the answer's fields."""
+    """Input columns (see `inputs.Source`) and the fields of a prediction."""
     texts = ("video", "features", "vid")
     inputs = [ColSpec(DataType.string, "query")]
     inputs += [ColSpec(DataType.string, name, required=False) for name in texts]
@@ -44,8 +43,8 @@ def model_signature() -> Any:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-# The packages and modules that `pyfunc_model` imports, encoders and models of the registries
-# included; a test loads the model where nothing else of `mrmodel` is.
+# The packages and modules that `pyfunc_model` imports, including registered encoders and models; a
+# test loads the model where nothing else of `mrmodel` is available.
 _CODE = (
     "__init__.py",
     "components.py",
@@ -90,10 +89,10 @@ _EXAMPLE_S, _EXAMPLE_SEED, _EXAMPLE_QUERIES = 20.0, 2026, 2
 def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfig) -> None:
     """Write the model folder `folder` as an MLflow model to the new folder `target`.
 
-    It answers with windows made as `postprocess` says.
+    Its predictions are post-processed as configured in `postprocess`.
 
     Raises:
-        CheckpointError: `folder` is no model folder.
+        CheckpointError: `folder` is not a model folder.
     """
     prepare_mlflow()
     import mlflow.pyfunc
@@ -121,7 +120,7 @@ def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfi
 
 
 def write_example(target: Path, clip_len_s: float) -> list[str]:
-    """Render a short video of the sample corpus' kind; the sentences that describe parts of it."""
+    """Render a short video like those of the sample corpus; returns its query sentences."""
     plan = plan_video("example", "test", _EXAMPLE_SEED, _EXAMPLE_S)
     render_video(plan, PictureFormat(width=128, height=96, fps=5, crf=26), target)
     queries = draw_queries(plan, _EXAMPLE_QUERIES, clip_len_s, taken=())
@@ -129,7 +128,7 @@ def write_example(target: Path, clip_len_s: float) -> list[str]:
 
 
 def requirements() -> list[str]:
-    """What the model's process needs, at the versions installed here (without build labels)."""
+    """Requirements of the model, at the versions installed here (without build labels)."""
     names = {*_REQUIRED, *(file.package for file in WeightsLock().files.values())}
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in sorted(names)]
 
@@ -147,7 +146,7 @@ def _copy_code(target: Path) -> Path:
 
 
 def _copy_model(folder: Path, target: Path, postprocess: PostprocessConfig) -> Path:
-    """The files of a model folder; what else a person keeps there does not travel."""
+    """Copy the files of a model folder; any other files in it are left out."""
     target.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(folder / name, target / name)

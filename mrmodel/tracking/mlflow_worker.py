@@ -1,9 +1,9 @@
-"""``python -m mrmodel.tracking.mlflow_worker FD``: sends what a stage reports to MLflow.
+"""``python -m mrmodel.tracking.mlflow_worker FD``: sends a stage's events to MLflow.
 
-Standard input is the stage's file of lines (`mrmodel.tracking.event_log`), whose first one is the
-`RunSpec`; the id of the run is written to the file descriptor FD. While the server is away all is
-kept and tried again. It ends soon after the stage: when everything is sent; after seconds of
-nothing but failures; and in any case seconds after a stage that was killed, whose run is marked so.
+Standard input is the stage's event log (`mrmodel.tracking.event_log`), whose first line is the
+`RunSpec`; the run id is written to the file descriptor FD. While the server is unreachable, events
+are kept and retried. The worker ends soon after the stage: when everything is sent, or after some
+seconds of failures only; if the stage was killed, within seconds, and the run is marked KILLED.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mrmodel.tracking.mlflow_events import EventHandler, Refused
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-# A server that has not answered for so long by the end of the stage is not waited for.
+# At the end of the stage, a server unreachable for this long is not waited for.
 _PATIENCE_S = 15.0
-# After a stage that was killed.
+# Limit after a stage that was killed.
 _LAST_S = 5
 _SHORT = {
-    # The outbox tries again by itself; one request must not block for minutes.
+    # The outbox retries by itself; one request must not block for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "AWS_MAX_ATTEMPTS": "2",
@@ -37,19 +37,19 @@ _SHORT = {
 
 
 class _Lines:
-    """Whole lines of a file that grows."""
+    """Complete lines of a growing file."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._rest = file, ""
 
     def new(self) -> list[dict[str, Any]]:
-        """Messages that came since the last call."""
+        """Events since the last call."""
         *whole, self._rest = (self._rest + self._file.read()).split("\n")
         return [json.loads(line) for line in whole]
 
 
 def _follow(recording: EventHandler, lines: _Lines, spec: RunSpec) -> None:
-    """Until the stage has ended and all is sent, or cannot be."""
+    """Send events until the stage has ended and all are sent, or cannot be."""
     while True:
         orphan = os.getppid() != spec.pid
         for message in lines.new():
@@ -73,7 +73,7 @@ def main() -> int:
     stage = os.getppid()
 
     def hurry(*_: object) -> None:
-        """The kernel also signals when only the thread has ended that started this process."""
+        """The kernel also signals when only the thread that started this process has ended."""
         if os.getppid() != stage:
             signal.alarm(_LAST_S)
 

@@ -1,7 +1,7 @@
-"""What DVC knows of the running stage (parameters, hashes of inputs), its machine and versions.
+"""Provenance of a run: the running stage's parameters and input hashes from DVC, its environment.
 
-Its own entry in dvc.lock is written when it has ended. Its inputs were hashed before it began, and
-DVC remembers that, so asking again costs a look at each file's time.
+DVC writes the stage's entry to dvc.lock only after it has ended. But its inputs were hashed before
+it began, and DVC caches these hashes, so computing them again only checks each file's mtime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-# The git revision covers it.
+# Covered by the git revision.
 _CODE = "mrmodel"
 
 
@@ -26,9 +26,9 @@ class StageInput:
     """Data that a stage reads.
 
     Attributes:
-        path: as the stage declares it.
-        digest: MD5 by DVC, as dvc.lock will have it; of a folder it ends in ``.dir``.
-        source: address of the object in the DVC remote, else of the path here.
+        path: as declared by the stage.
+        digest: MD5 from DVC, as in dvc.lock; for a folder it ends in ``.dir``.
+        source: URL of the object in the DVC remote, else the local path.
     """
 
     path: str
@@ -38,13 +38,13 @@ class StageInput:
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """A stage as DVC sees it while it runs.
+    """A running stage as known to DVC.
 
     Attributes:
         name: e.g. ``finetune@sg_detr``.
-        params: the declared parameters, nested, with the types that the parameter files give them.
-        inputs: declared data; code is left out.
-        outs: files and folders that the stage writes.
+        params: the declared parameters, nested, with the types of the parameter files.
+        inputs: declared dependencies, without code.
+        outs: output files and folders of the stage.
     """
 
     name: str
@@ -54,7 +54,7 @@ class StageFacts:
 
 
 def stage_facts(name: str | None, command: str) -> StageFacts | None:
-    """The stage of that name, or, when it runs by hand, the one of dvc.yaml with that command.
+    """The stage with that name, or without a name the one in dvc.yaml with that command.
 
     Raises:
         DvcException: the repository cannot be read.
@@ -96,7 +96,7 @@ def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
 
 
 def _source(repo: Any, dep: Any, digest: str) -> str:
-    """A folder above several outputs is no object of the remote; its parts are."""
+    """URL of a dependency; a folder above several outputs is not one object of the remote."""
     from dvc.config import NoRemoteError
 
     path = Path(dep.fs_path)
@@ -113,7 +113,7 @@ def _source(repo: Any, dep: Any, digest: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Python, system, machine, and the version of every package that `mrmodel` asks for."""
+    """Versions of Python, system, machine, and every package that `mrmodel` requires."""
     found = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -129,7 +129,7 @@ def environment() -> dict[str, str]:
 
 
 def process_tags() -> dict[str, str]:
-    """By which a later run knows whether this process still lives."""
+    """Tags that identify this process, so that a later run can check whether it is alive."""
     process = psutil.Process()
     return {
         "machine": socket.gethostname(),

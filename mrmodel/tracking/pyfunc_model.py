@@ -1,6 +1,6 @@
-"""The model as MLflow loads it, by "models from code": MLflow runs this file, and no pickle.
+"""The model as MLflow loads it, by "models from code": MLflow runs this file, without pickle.
 
-`model_files.write_mlflow_model` puts it into every logged model, with the parts of `mrmodel` that
+`mlflow_model.write_mlflow_model` puts it into every logged model, with the parts of `mrmodel` that
 it needs, the model folder (safetensors) and a short example video.
 """
 
@@ -18,9 +18,9 @@ from mrmodel.tracking.inputs import Source, VideoRows
 
 
 class MomentSearch(PythonModel):  # type: ignore[misc]
-    """Answers rows of a query and a video with windows and clip scores."""
+    """Predicts windows and clip scores for rows of a query and a video."""
 
-    # MLflow asks for the name `context`.
+    # MLflow requires the name `context`.
     def load_context(self, context: Any) -> None:
         """Load the model folder and its encoders; ``device`` of the model config: auto, cpu ..."""
         device = (context.model_config or {}).get("device", "auto")
@@ -30,16 +30,16 @@ class MomentSearch(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One answer a row, in the order of the rows; a video is decoded once, however often asked.
+        """One prediction per row, in the order of the rows; each video is decoded only once.
 
         Args:
-            context: not read, everything was loaded before.
+            context: unused, `load_context` has loaded everything.
             model_input: the columns ``query`` and ``video``, or ``query``, ``features`` and
-                ``vid`` (`video_rows.Source`).
-            params: there are none.
+                ``vid`` (`inputs.Source`).
+            params: unused.
 
         Returns:
-            What ``mrmodel predict --json`` prints, all windows included; ``qid`` counts the rows.
+            The output of ``mrmodel predict --json`` with all windows; ``qid`` is the row number.
 
         Raises:
             MrModelError: a row is incomplete, or its video cannot be read.

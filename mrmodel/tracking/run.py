@@ -1,8 +1,8 @@
-"""What a stage, or a pipeline, tells of its run, and the process that brings it to MLflow.
+"""Tracking API of a stage or a pipeline, backed by a worker process that talks to MLflow.
 
-A stage writes lines into an unnamed temporary file; `mrmodel.tracking.mlflow_worker` reads them
-and talks to MLflow. So a stage neither imports MLflow nor waits for its server, and no
-server makes a stage fail. ``tracking.enabled: false`` switches all of it off.
+A stage writes events into an unnamed temporary file; `mrmodel.tracking.mlflow_worker` reads them
+and talks to MLflow. So a stage neither imports MLflow nor waits for its server, and no server error
+makes a stage fail. ``tracking.enabled: false`` switches all of it off.
 """
 
 from __future__ import annotations
@@ -20,70 +20,70 @@ from mrmodel.tracking.event_log import EventLog, RunSpec, now
 
 log = logging.getLogger(__name__)
 
-# Names the run that the runs of stages belong to; an orchestrated attempt sets it.
+# Parent run of the runs of stages; set for stages of an orchestrated run.
 PARENT = "MRMODEL_PARENT_RUN"
 
 
 class TrackedRun(Protocol):
-    """An open record; nothing that is said to it waits or fails."""
+    """An open run; its methods neither block nor fail."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Keep `figures` as of `step`."""
+        """Log `figures` at `step`."""
 
     def params(self, tree: Mapping[str, Any]) -> None:
-        """Keep parameters; nested sections become dotted names."""
+        """Log parameters; nested sections become dotted names."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Keep facts to search by."""
+        """Set tags."""
 
     def file(self, path: Path) -> None:
-        """Keep a copy of a file as it is at the end of the run, under its path."""
+        """Log a file as it is at the end of the run, under its path."""
 
     def text(self, name: str, content: str) -> None:
-        """Keep a text as a file of that name."""
+        """Log a text as a file of that name."""
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Keep a table, which MLflow shows as one; `name` ends in ``.json``."""
+        """Log a table for MLflow's table view; `name` ends in ``.json``."""
 
     def fail(self, reason: str) -> None:
-        """The run shall end as failed although no error was raised."""
+        """Mark the run as failed although no error was raised."""
 
     def child_run(self, name: str) -> AbstractContextManager[TrackedRun]:
-        """A part of the work with figures of its own: a run below this one.
+        """A child run with metrics of its own.
 
-        What has the name of this run is no part of it, but all of it.
+        With the name of this run, it is this run itself.
         """
 
     def run_id(self, patience_s: float) -> str | None:
-        """MLflow's id of the run; None: it has none yet after so many seconds."""
+        """MLflow's id of the run; None: it has none yet after `patience_s` seconds."""
 
 
 class NullRun:
-    """What a stage gets when tracking is off."""
+    """A run that logs nothing, for when tracking is off."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Drop the figures."""
+        """Do nothing."""
 
     def params(self, tree: Mapping[str, Any]) -> None:
-        """Drop them."""
+        """Do nothing."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Drop them."""
+        """Do nothing."""
 
     def file(self, path: Path) -> None:
-        """Leave the file where it is."""
+        """Do nothing."""
 
     def text(self, name: str, content: str) -> None:
-        """Drop it."""
+        """Do nothing."""
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Drop it."""
+        """Do nothing."""
 
     def fail(self, reason: str) -> None:
-        """Ignore."""
+        """Do nothing."""
 
     def child_run(self, name: str) -> AbstractContextManager[TrackedRun]:
-        """Nothing either."""
+        """A run that logs nothing."""
         return nullcontext(self)
 
     def run_id(self, patience_s: float) -> str | None:
@@ -92,43 +92,43 @@ class NullRun:
 
 
 class EventLogRun:
-    """A record on its way to the recorder."""
+    """A run that writes to an event log."""
 
     def __init__(self, spool: EventLog, name: str, key: int) -> None:
         self._spool, self._name, self._key = spool, name, key
         self.failed: str | None = None
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Send the figures, with this moment as their time."""
+        """Log metrics with the current time."""
         self._say("log", figures={name: float(value) for name, value in figures.items()}, step=step)
 
     def params(self, tree: Mapping[str, Any]) -> None:
-        """Send parameters."""
+        """Log parameters."""
         self._say("params", tree=tree)
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Send tags."""
+        """Set tags."""
         self._say("tags", tags=tags)
 
     def file(self, path: Path) -> None:
-        """Have the file copied when the run ends."""
+        """Log a file when the run ends."""
         self._say("file", path=str(path))
 
     def text(self, name: str, content: str) -> None:
-        """Send the text."""
+        """Log a text."""
         self._say("text", name=name, content=content)
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Send the table."""
+        """Log a table."""
         self._say("table", name=name, columns={key: list(row) for key, row in columns.items()})
 
     def fail(self, reason: str) -> None:
-        """Remember the reason for the end."""
+        """Mark the run as failed."""
         self.failed = reason
 
     @contextmanager
     def child_run(self, name: str) -> Iterator[TrackedRun]:
-        """Open a run below this one, or give this one where it has that name."""
+        """A child run, or this run if it has that name."""
         if name == self._name:
             yield self
             return
@@ -138,11 +138,11 @@ class EventLogRun:
             yield child_run
 
     def run_id(self, patience_s: float) -> str | None:
-        """Wait for the id."""
+        """Wait for the run id."""
         return self._spool.run_id(patience_s)
 
     def end(self, status: str) -> None:
-        """Say how it ended."""
+        """Log the final status."""
         if self.failed is not None:
             self.tags({"error": self.failed})
         self._say("end", status=status if self.failed is None else "FAILED")
@@ -155,17 +155,17 @@ _current: ContextVar[TrackedRun] = ContextVar("record")
 
 
 def current_run() -> TrackedRun:
-    """The record of the stage that runs here; one that keeps nothing where there is none."""
+    """The run of the current stage; a `NullRun` if there is none."""
     return _current.get(NullRun())
 
 
 @contextmanager
 def open_run(settings: TrackingSettings, spec: RunSpec) -> Iterator[TrackedRun]:
-    """A record for the block, which ends as FINISHED, or as FAILED when the block raises.
+    """A run for the block, which ends as FINISHED, or as FAILED when the block raises.
 
     Args:
         settings: the `tracking` section.
-        spec: what the run is of.
+        spec: the run spec.
     """
     spool = _start(spec) if settings.enabled else None
     if spool is None:
@@ -195,7 +195,7 @@ def _ending(record: EventLogRun) -> Iterator[None]:
         record.end("KILLED")
         raise
     finally:
-        # A run that was killed has ended already; the second end is not listened to.
+        # A killed run has already been ended; a second end event is ignored.
         record.end("FINISHED")
 
 

@@ -1,4 +1,4 @@
-"""What trainings and evaluations leave in the record beside their files: curves, tables, plots."""
+"""Logs training and evaluation results to MLflow: curves, tables, plots."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from mrmodel.report.charts import Point, bar_chart, line_chart, standalone
 from mrmodel.tracking.run import TrackedRun
 
-# A legend holds no more.
+# Maximum number of lines in a plot.
 _LINES = 6
 _TOTAL, _TRAIN, _VALIDATION, _RATE = "train/loss", "train/", "val/", "lr"
 
 
 def record_training(record: TrackedRun, figures: Path) -> None:
-    """Keep the results and the learning curves of a training.
+    """Log the results and the learning curves of a training.
 
     Args:
-        record: takes them.
+        record: the run.
         figures: stem of the files that the training wrote, ``<figures>.json`` and ``.csv``.
     """
     for suffix in (".json", ".csv"):
@@ -30,7 +30,7 @@ def record_training(record: TrackedRun, figures: Path) -> None:
 
 
 def learning_curves(history: Path) -> dict[str, str]:
-    """Name -> SVG file: the loss, its named parts, the validation figures, the learning rate."""
+    """Name -> SVG: loss, loss terms, validation metrics, learning rate."""
     with history.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = list(rows[0]) if rows else []
@@ -49,10 +49,10 @@ def learning_curves(history: Path) -> dict[str, str]:
 
 
 def record_evaluation(record: TrackedRun, reports: Path) -> None:
-    """Keep the figures of every way of answering, as metrics, tables and plots.
+    """Log the metrics of every evaluated variant, as metrics, tables and plots.
 
     Args:
-        record: takes them.
+        record: the run.
         reports: holds metrics.json, recall.csv and evaluation/comparison.json.
     """
     figures = _json(reports / "metrics.json")
@@ -79,7 +79,7 @@ def record_evaluation(record: TrackedRun, reports: Path) -> None:
 
 
 def _numbered(name: str, columns: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Groups that fit a legend: ``losses``, ``losses-2`` ..."""
+    """Groups small enough for one plot: ``losses``, ``losses-2`` ..."""
     starts = range(0, len(columns), _LINES)
     return {
         f"{name}-{number}" if number > 1 else name: columns[start : start + _LINES]
@@ -92,7 +92,7 @@ def _points(rows: Sequence[Mapping[str, str]], column: str) -> list[Point]:
 
 
 def _columns(first: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A row a key, a column a name that any row has."""
+    """Columns of a table with one row per key, and a column for each name in any row."""
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return {first: list(rows), **{name: [row.get(name) for row in rows.values()] for name in names}}
 

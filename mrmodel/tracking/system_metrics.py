@@ -1,8 +1,7 @@
-"""Load of the machine, of its GPUs and of the stage itself, as MLflow's own monitors see it.
+"""System metrics of the machine, its GPUs and the stage, from MLflow's own monitors.
 
-MLflow's monitor would start a thread that ends at the first call that the server does not answer,
-and that has nothing to show of a stage of less than ten seconds. Here its monitors are asked by
-whoever sends the record anyway.
+MLflow's monitoring thread ends at the first call that fails, and records nothing for a stage of
+less than ten seconds. Here the MLflow worker polls the monitors instead.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ _PREFIX = "system/"
 
 
 class SystemMetrics:
-    """Figures of a process, its children and its machine, at MLflow's sampling interval.
+    """Metrics of a process, its children and its machine, at MLflow's sampling interval.
 
     Args:
-        run_id: of the run that takes them.
-        address: of the tracking server.
+        run_id: of the MLflow run.
+        address: URL of the tracking server.
         pid: of the process.
     """
 
@@ -30,7 +29,7 @@ class SystemMetrics:
 
         self._monitor: Any = SystemMetricsMonitor(run_id, tracking_uri=address)
         self._pid, self._count = pid, 0
-        # The first answer on processor load is about no time at all.
+        # The first CPU measurement covers no time interval.
         self._monitor.collect_metrics()
         self._clear()
 
@@ -41,7 +40,7 @@ class SystemMetrics:
         return time.monotonic() - self._asked_at >= interval
 
     def sample(self) -> tuple[dict[str, float], int]:
-        """The figures now, and their number, from 0."""
+        """The current metrics, and the sample number, from 0."""
         self._monitor.collect_metrics()
         found = {**self._monitor.aggregate_metrics(), "stage_memory_megabytes": self._memory()}
         self._clear()
@@ -54,7 +53,7 @@ class SystemMetrics:
         self._asked_at = time.monotonic()
 
     def _memory(self) -> float:
-        """Resident memory of the process and its children, but for this one."""
+        """Resident memory of the process and its children, without this process."""
         total = 0
         try:
             stage = psutil.Process(self._pid)

@@ -1,1 +1,1 @@
-"""Search for better values: `search` has the three phases, `study` what all of them share."""
+"""Hyperparameter search: `search` has the three phases, `study` what all of them share."""

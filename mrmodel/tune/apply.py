@@ -1,4 +1,4 @@
-"""Write what a search has confirmed into params.yaml, comments kept."""
+"""Write the confirmed result of a search into params.yaml, comments kept."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mrmodel.tune.study import TrialQueue
 
 
 def changes_to_apply(study: TrialQueue, unconfirmed: bool) -> dict[str, Any]:
-    """Dotted path -> value.
+    """Changes to params.yaml: dotted path -> value.
 
     Args:
         study: of the first level; its search has ended.
-        unconfirmed: take the candidate of the highest mean although its gain is not clear.
+        unconfirmed: use the candidate with the highest mean although its gain is not clear.
 
     Raises:
-        TuningError: nothing was confirmed to be better.
+        TuningError: no candidate was confirmed to be better.
     """
     verdict = read_result(study)
     found = verdict.changes
@@ -37,7 +37,7 @@ def changes_to_apply(study: TrialQueue, unconfirmed: bool) -> dict[str, Any]:
 
 
 def reason(verdict: SearchResult) -> str:
-    """Why nothing was found to be better."""
+    """Why no candidate is better."""
     if len(verdict.candidates) < 2 and not verdict.dropped:
         return f"none of {verdict.trials} trials was above the starting point"
     if len(verdict.candidates) < 2:
@@ -51,8 +51,8 @@ def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> Non
     """Write `changes` into a parameter file.
 
     Raises:
-        TuningError: the file has another value in one of these places than the search began with.
-        ConfigError: the new values break a rule there.
+        TuningError: a value in the file is not the one that the search started with.
+        ConfigError: the new values are invalid there.
     """
     text = file.read_text(encoding="utf-8")
     before, now = study.facts.config, parse_config(yaml.safe_load(text)).model_dump()

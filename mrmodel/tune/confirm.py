@@ -1,9 +1,9 @@
-"""Are the best trials better, or lucky? Each is trained again with several seeds.
+"""Checks whether the best trials are better or lucky: each is trained again with several seeds.
 
 A trial of this study is one candidate with one seed, trained as `dvc repro` would after the change:
-with the main job's own validations, and from a pre-training of its own where the change touches
-pre-training too. What it hands on goes to the store of the study: the figures of every query, and
-the detections that the second level chooses among.
+with the validation schedule of the main job, and with its own pre-training if the change affects
+pre-training. It publishes to the store of the study: the metrics per query, and the detections that
+the second level works on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CANDIDATE, SEED = "candidate", "seed"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something to confirm.
+    """A trial, or the starting point, to confirm.
 
     Attributes:
         trial: number in the search; None: the starting point.
@@ -57,12 +57,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the confirmation study is about.
+    """Plan of the confirmation study.
 
     Attributes:
-        candidates: the starting point first, with the batch that its memory allowed.
+        candidates: the starting point first, with the batch size that fitted into its memory.
         seeds: of each candidate.
-        pretrains: every run begins with a pre-training of its own.
+        pretrains: every run begins with its own pre-training.
     """
 
     candidates: list[Candidate]
@@ -71,7 +71,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, start: Mapping[str, Any], best: Sequence[Candidate]) -> Plan:
-        """The plan for these candidates; seeds follow that of the main job."""
+        """The plan for these candidates; seeds are derived from that of the main job."""
         candidates = [Candidate(None, dict(start)), *best]
         seeds = [config.seed + number for number in range(config.tune.confirm.seeds)]
         touched = any(touches_pretraining(config, one.changes) for one in candidates)
@@ -79,12 +79,12 @@ class Plan:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Plan:
-        """Read what `as_json` wrote."""
+        """Read the output of `as_json`."""
         candidates = [Candidate(**one) for one in tree["candidates"]]
         return cls(candidates, list(tree["seeds"]), tree["pretrains"])
 
     def as_json(self) -> dict[str, Any]:
-        """For the facts of the study."""
+        """JSON form, for the facts of the study."""
         return asdict(self)
 
     def tickets(self) -> list[dict[str, int]]:
@@ -97,7 +97,7 @@ class Plan:
 
 
 def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
-    """Whether a fine-tuning that `dvc repro` starts after `changes` has other first weights."""
+    """Whether `changes` affect the initial weights of a fine-tuning started by `dvc repro`."""
     if config.tune.run != "finetune" or config.train.start != "pretrained":
         return False
     own = ("train.finetune.", "train.scratch.", "evaluate.", "postprocess.")
@@ -114,7 +114,7 @@ class ConfirmObjective:
 
     @staticmethod
     def needs(facts: Facts) -> list[Path]:
-        """As of the search, and the generated queries where each run is pre-trained anew."""
+        """As for the search, plus the generated queries if each run has its own pre-training."""
         config = parse_config(facts.config)
         before = pretraining(config, Path(), "", config.seed)
         generated = [before.train, before.val] if Plan.from_json(facts.about).pretrains else []
@@ -122,11 +122,11 @@ class ConfirmObjective:
 
     @property
     def pruner(self) -> BasePruner:
-        """None of these runs is given up."""
+        """These runs are never pruned."""
         return NopPruner()
 
     def __call__(self, claimed: ClaimedTrial) -> Result:
-        """Train, judge on validation data, hand on."""
+        """Train, evaluate on validation data, publish."""
         plan = self._plan
         number = claimed.trial.suggest_categorical(CANDIDATE, range(len(plan.candidates)))
         seed = claimed.trial.suggest_categorical(SEED, plan.seeds)
@@ -141,7 +141,7 @@ class ConfirmObjective:
         detections = cache_detections(model, rows.data, config.train.eval_batch_size)
         wanted = figures_of(config)
         publish_results(self._store, number, seed, only(scores.per_query, wanted), detections)
-        shutil.rmtree(folder, ignore_errors=True)  # Not before: a killed run goes on from it.
+        shutil.rmtree(folder, ignore_errors=True)  # Not earlier: a killed run resumes from it.
         return Result([figures[name] for name in wanted], {"figures": figures})
 
     def _train(self, config: Config, folder: Path, label: str, seed: int) -> Job:
@@ -162,7 +162,7 @@ class ConfirmObjective:
 
 
 def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
-    """The pre-training that a fine-tuning in `folder` goes on from."""
+    """The pre-training from which a fine-tuning in `folder` starts."""
     paths = Paths(config)
     return Job(
         run="pretrain",
@@ -178,10 +178,10 @@ def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
 
 
 def only(found: PerQuery, figures: Sequence[str]) -> PerQuery:
-    """Some figures of every query.
+    """The given metrics, per query.
 
     Raises:
-        TuningError: one of them is no mean over queries, so no seeds can be compared by it.
+        TuningError: a metric is not a mean over queries, so seeds cannot be compared by it.
     """
     for name in figures:
         if name not in found.values:
@@ -193,7 +193,7 @@ def only(found: PerQuery, figures: Sequence[str]) -> PerQuery:
 def publish_results(
     store: Store, number: int, seed: int, found: PerQuery, cached: CachedDetections
 ) -> None:
-    """Put what the next steps need into the store."""
+    """Write the metrics and detections of a run into the store."""
     values = {
         name: [value if math.isfinite(value) else None for value in column.tolist()]
         for name, column in found.values.items()
@@ -207,10 +207,10 @@ def publish_results(
 
 
 def read_figures(store: Store, number: int, seed: int) -> PerQuery:
-    """The figures of every query of one run.
+    """The metrics per query of one run.
 
     Raises:
-        TuningError: the run has not handed them on.
+        TuningError: the run has not published them.
     """
     told = json.loads(_content(store, f"{number}-{seed}.json"))
     values = {
@@ -221,7 +221,7 @@ def read_figures(store: Store, number: int, seed: int) -> PerQuery:
 
 
 def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
-    """The detections of one run; errors as of `read_figures`."""
+    """The detections of one run; raises as `read_figures`."""
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         file = Path(name) / "detections.pt"
         file.write_bytes(_content(store, f"{number}-{seed}.pt"))
@@ -229,7 +229,7 @@ def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
 
 
 def compare(store: Store, plan: Plan, number: int, config: Config, figure: str) -> Comparison:
-    """How much better a candidate is than the starting point, over videos and seeds."""
+    """Gain of a candidate over the starting point, across videos and seeds."""
     runs = [[read_figures(store, one, seed) for seed in plan.seeds] for one in (0, number)]
     settings = BootstrapSettings(config.evaluate.bootstrap_resamples, config.seed)
     return bootstrap_over_seeds(runs[0], runs[1], figure, settings)

@@ -1,4 +1,4 @@
-"""A search by processes of this machine, in the repository of the current folder."""
+"""A search with local worker processes, in the repository of the current folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mrmodel.tune.storage import open_storage, storage_address
 from mrmodel.tune.study import TrialQueue
 from mrmodel.tune.worker_pool import LocalWorkerPool
 
-# MLflow's import and a new database take seconds; without a run of the search trials have none.
+# MLflow's import and a new database take seconds; without a parent run, trials are not tracked.
 PATIENCE_S = 30.0
 
 
 def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResult:
-    """Begin or go on; errors as of `search.search`, and one when another process is at it."""
+    """Start or resume; raises as `search.search`, and if another process runs this search."""
     address, folder = storage_address(paths.state), paths.state / "tune" / config.tune.study
     with alone(folder), open_search_record(config, paths) as record:
         run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
@@ -49,10 +49,10 @@ def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResul
 def resumed_config(
     storage: BaseStorage, name: str, trials: int | None, workers: int | None
 ) -> Config:
-    """The configuration that a study was begun with, with another extent where one is given.
+    """The configuration of a study, with `trials` and `workers` replaced if given.
 
     Raises:
-        TuningError: there is no such study, or an earlier version began it.
+        TuningError: there is no such study, or an incompatible version created it.
     """
     study = TrialQueue(storage, name)
     try:
@@ -61,16 +61,16 @@ def resumed_config(
         rule = f"an earlier version began it, with parameters that are refused now ({error.path})"
         what_now = "begin another: mrmodel tune run --study NAME"
         raise TuningError(f"the search {name!r} cannot go on: {rule}; {what_now}") from None
-    # It may have been prolonged since it was begun.
+    # The study may have been extended since it was created.
     trials = trials or max(config.tune.trials, study.live())
     return with_extent(config, trials=trials, workers=workers)
 
 
 def with_extent(config: Config, **extent: str | int | None) -> Config:
-    """`config` with other values in its section `tune`; None: as it is.
+    """`config` with other values in its section `tune`; None: unchanged.
 
     Raises:
-        ConfigError: a value breaks a rule.
+        ConfigError: a value is invalid.
     """
     changes = {f"tune.{key}": value for key, value in extent.items() if value is not None}
     return changed_config(config.model_dump(), changes)
@@ -78,7 +78,7 @@ def with_extent(config: Config, **extent: str | int | None) -> Config:
 
 @contextmanager
 def open_search_record(config: Config, paths: Paths) -> Iterator[TrackedRun]:
-    """The MLflow run of a search; its trials are runs below it."""
+    """The MLflow run of a search; its trials are child runs."""
     spec = RunSpec(
         experiment=config.tracking.experiment,
         state=str(paths.state.resolve()),
@@ -93,14 +93,14 @@ def open_search_record(config: Config, paths: Paths) -> Iterator[TrackedRun]:
 
 
 class Progress:
-    """Tells reporter and record how far the studies of a search are."""
+    """Reports the progress of a search's studies to reporter and MLflow run."""
 
     def __init__(self, record: TrackedRun, reporter: Reporter) -> None:
         self._record, self._reporter = record, reporter
         self._study, self._done = "", 0
 
     def __call__(self, study: TrialQueue) -> None:
-        """Look at a study."""
+        """Report a study."""
         done = len(study.done())
         if study.name != self._study:
             if self._study:
@@ -120,10 +120,10 @@ class Progress:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only process of this machine that carries out the search of a folder.
+    """Hold the lock for the search of a folder, for the processes of this machine.
 
     Raises:
-        TuningError: another one does.
+        TuningError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:

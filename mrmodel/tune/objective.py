@@ -1,4 +1,4 @@
-"""First level: a trial trains the model with other values, scored on validation data only."""
+"""First level: a trial trains the model with changed values, scored on validation data only."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from mrmodel.tune.worker import ClaimedTrial, Result, SmallerBatch
 
 
 class StalledPruner(BasePruner):
-    """Prunes a trial that another pruner would prune and that has not gained for a while.
+    """Prunes a trial that another pruner would prune and that has stopped improving.
 
-    Optuna's PatientPruner asks the inner pruner of stalled trials only, so that Hyperband would
-    compare these among themselves; and it takes an even curve for a gain. Here every trial enters
-    the comparison. Figures are maximised.
+    Optuna's PatientPruner calls the inner pruner for stalled trials only, so Hyperband would
+    compare only these with each other; and it treats a plateau as a gain. Here every trial enters
+    the comparison. Metrics are maximised.
 
     Args:
-        inner: says whether the others are better; asked at each report.
-        patience: so many reports without a gain make a trial a stalled one; 0: every one is.
-        min_delta: a gain is larger than this.
+        inner: pruner that compares with other trials; called at each report.
+        patience: number of reports without a gain until a trial is stalled; 0: always stalled.
+        min_delta: minimum gain, exclusive.
     """
 
     def __init__(self, inner: BasePruner, patience: int, min_delta: float) -> None:
         self.inner, self.patience, self.min_delta = inner, patience, min_delta
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether to give `trial` up at its last report."""
+        """Whether to prune `trial` at its last report."""
         falls_behind = self.inner.prune(study, trial)
         return falls_behind and self._has_stalled(trial)
 
@@ -66,12 +66,12 @@ class StalledPruner(BasePruner):
 log = logging.getLogger(__name__)
 
 BATCH = "train.batch_size"
-# Passes over the validation data whose fastest one counts.
+# Passes over the validation data; the fastest one is used.
 _LATENCY_PASSES = 2
 
 
 class TrainingObjective:
-    """Trains with the values of a trial; `facts.about` has `epochs`, the most that one takes."""
+    """Trains with a trial's values; `facts.about` has `epochs`, the maximum of any trial."""
 
     def __init__(self, facts: Facts) -> None:
         self._config = for_trials(parse_config(facts.config))
@@ -81,12 +81,12 @@ class TrainingObjective:
 
     @staticmethod
     def needs(facts: Facts) -> list[Path]:
-        """Annotations, features, first weights."""
+        """Annotations, features, initial weights."""
         return read_by_training(parse_config(facts.config))
 
     @property
     def pruner(self) -> BasePruner:
-        """Hyperband over epochs, for trials that have not gained for some validations."""
+        """Hyperband over epochs, for trials without a gain for some validations."""
         tune = self._config.tune
         if not tune.prune.enabled or len(tune.figures) > 1:
             return NopPruner()
@@ -101,7 +101,7 @@ class TrainingObjective:
         """Train.
 
         Raises:
-            SmallerBatch: there is too little memory.
+            SmallerBatch: out of memory.
         """
         changes = self._plan.changes(self._plan.suggest(claimed.trial))
         if claimed.batch is not None:
@@ -110,7 +110,7 @@ class TrainingObjective:
         result = self._try(claimed, changes)
         if result is not None:
             return result
-        # Outside of the handler: the error's traceback would keep the memory alive.
+        # Outside of the handler: the error's traceback would keep the memory allocated.
         gc.collect()
         torch.cuda.empty_cache()
         batch = changed_config(self._raw, changes).train.batch_size
@@ -119,7 +119,7 @@ class TrainingObjective:
         raise SmallerBatch(batch // 2)
 
     def _try(self, claimed: ClaimedTrial, changes: Mapping[str, Any]) -> Result | None:
-        """The result; None: it needs more memory than there is."""
+        """The result; None: out of memory."""
         config = changed_config(self._raw, changes)
         paths, tune = Paths(config), config.tune
         folder = paths.state / "tune" / claimed.study / f"{claimed.origin:04d}"
@@ -138,7 +138,7 @@ class TrainingObjective:
             if not is_out_of_memory(error):
                 raise
             return None
-        finally:  # Not after a SIGKILL: the next attempt goes on from there.
+        finally:  # Not after a SIGKILL: the next attempt resumes from there.
             for left in (folder, paths.state / "resume" / job.name):
                 shutil.rmtree(left, ignore_errors=True)
         found = chosen_figures(progress, select)
@@ -149,49 +149,49 @@ class TrainingObjective:
 
 
 def for_trials(config: Config) -> Config:
-    """Settings of trials: validated often enough to be pruned, and with a share of the cores."""
+    """Settings of trials: validated often enough for pruning, with limited CPU threads."""
     often = {"train.validate_every_epochs": config.tune.validate_every_epochs}
     return changed_config(config.model_dump(), often | threads_of())
 
 
 class _Watch:
-    """Tells Optuna of each validation of a trial, and ends it when the pruner says so."""
+    """Reports each validation of a trial to Optuna, and stops it if it is pruned."""
 
     def __init__(self, claimed: ClaimedTrial, figures: list[str], peak: bool) -> None:
-        """Of a trial that ends with the weights of its best validation (`peak`), or the last."""
+        """For a trial that ends with the weights of its best validation (`peak`), or the last."""
         self._ticket, self._figures, self._peak = claimed, figures, peak
         self._best = -math.inf
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Report the figure that is maximised, at this epoch.
+        """Report the maximised metric at this epoch.
 
         Raises:
-            StoppedEarly: the pruner says so.
-            TuningError: the evaluation has no such figure.
+            StoppedEarly: the trial is pruned.
+            TuningError: the evaluation has no such metric.
         """
         validated = validation_of(figures)
         if not validated:
             return
         value, *_ = [_figure(validated, name) for name in self._figures]
-        if len(self._figures) > 1:  # Optuna prunes by one figure only.
+        if len(self._figures) > 1:  # Optuna cannot prune multi-objective studies.
             return
         self._best = max(self._best, value) if self._peak else value
         trial, epoch = self._ticket.trial, int(figures["epoch"])
         trial.report(self._best, epoch)
-        # Without the starting point nothing could be told to be better.
+        # Never prune the starting point: all gains are relative to it.
         if trial.should_prune() and self._ticket.source != START:
             raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
 
 
 def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | None = None) -> Job:
-    """The training that is tuned, with its results in `folder`.
+    """The training job to tune, with its results in `folder`.
 
     Args:
         config: all settings.
-        folder: takes the model and the curves.
-        label: what the record calls it.
-        seed: of all its draws.
-        start: first weights of ``finetune``; None: those that the main job starts from.
+        folder: for the model and the learning curves.
+        label: name of its run.
+        seed: random seed.
+        start: initial weights of ``finetune``; None: those of the main job.
     """
     paths, run = Paths(config), config.tune.run
     generated = run == "pretrain"
@@ -215,7 +215,7 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
 
 
 def read_by_training(config: Config) -> list[Path]:
-    """What of DVC's outputs the training that is tuned reads."""
+    """DVC outputs that the training job reads."""
     paths, job = Paths(config), job_of(config, Path(), "", config.seed)
     streams = [*config.features.video_streams, *config.features.text_streams]
     start = [] if job.start is None else [job.start]
@@ -223,7 +223,7 @@ def read_by_training(config: Config) -> list[Path]:
 
 
 def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
-    """Validation figures of the weights that a training ends with."""
+    """Validation metrics of the final weights of a training."""
     validated = [row for row in progress.history if validation_of(row)]
     if select == "best":
         validated = [row for row in validated if row["step"] == progress.best_step]
@@ -231,14 +231,14 @@ def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, on a GPU or on the CPU."""
+    """Whether an error is an out-of-memory error, of a GPU or the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _latency_s(config: Config, paths: Paths, job: Job) -> float:
-    """Seconds a query, forward pass and decoding, on the validation data."""
+    """Seconds per query, forward pass and decoding, on the validation data."""
     rows = EvaluationSet(config, paths, job.val)
     model = rows.model(job.out)
     seconds = min(rows.seconds(model) for _ in range(_LATENCY_PASSES))

@@ -1,7 +1,7 @@
-"""Second level: what can be chosen after training, on the detections of the confirmed runs.
+"""Second level: tunes post-processing on the detections of the confirmed runs.
 
-A trial decodes and judges the stored validation detections of every seed again, in seconds; its
-figure is the mean over the seeds.
+A trial decodes and evaluates the stored validation detections of every seed again, in seconds; its
+metric is the mean over the seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrmodel.tune.worker import ClaimedTrial, Result
 
 
 class PostHocObjective:
-    """Judges one choice; `facts.about` has the candidate and its seeds."""
+    """Evaluates one choice of settings; `facts.about` has the candidate and its seeds."""
 
     def __init__(self, facts: Facts) -> None:
         self._raw, self._config = facts.config, parse_config(facts.config)
@@ -42,11 +42,11 @@ class PostHocObjective:
 
     @property
     def pruner(self) -> BasePruner:
-        """A trial takes seconds."""
+        """No pruning: a trial takes seconds."""
         return NopPruner()
 
     def __call__(self, claimed: ClaimedTrial) -> Result:
-        """Decode and judge the detections of every seed."""
+        """Decode and evaluate the detections of every seed."""
         changes = self._plan.changes(self._plan.suggest(claimed.trial))
         claimed.trial.set_user_attr("changes", changes)
         figures = self._runs.figures(changed_config(self._raw, changes))
@@ -54,7 +54,7 @@ class PostHocObjective:
 
 
 class ConfirmedRuns:
-    """Stored validation detections of one candidate, a set for each seed.
+    """Stored validation detections of one candidate, one set per seed.
 
     Args:
         config: with the changes of the candidate.
@@ -70,14 +70,14 @@ class ConfirmedRuns:
         self._judge = Scorer(config)
 
     def figures(self, config: Config) -> dict[str, float]:
-        """Mean figures over the seeds, decoded as `config` says."""
+        """Mean metrics over the seeds, decoded with `config`."""
         found = [self._judge.figures(scores) for scores in self._scores(config)]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     def compare(self, before: Config, after: Config) -> Comparison:
-        """How much better the second way of decoding is, over videos.
+        """Gain of decoding with `after` over decoding with `before`, across videos.
 
-        Both decode the same networks, so the mean of a query over the seeds is compared.
+        Both decode the same networks, so each query's mean over the seeds is compared.
         """
         figure = figures_of(before)[0]
         settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
@@ -94,14 +94,14 @@ class ConfirmedRuns:
 
 
 def _mean(runs: list[Scores], figure: str) -> PerQuery:
-    """One figure of every query, averaged over the runs."""
+    """One metric per query, averaged over the runs."""
     first = runs[0].per_query
     values = np.mean([run.per_query.values[figure] for run in runs], axis=0)
     return PerQuery(first.qids, first.vids, {figure: values})
 
 
 def scored_file(config: Config) -> Path:
-    """The annotations that the run is validated with."""
+    """The annotations used for validation."""
     return job_of(config, Path(), "", config.seed).val
 
 

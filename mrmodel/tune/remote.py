@@ -1,4 +1,4 @@
-"""A search for better values of a revision, on workers that share no folder with this process."""
+"""Hyperparameter search for a revision, on workers that share no folder with this process."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from mrmodel.tune.worker_pool import TrialWorkerPool
 
 @dataclass(frozen=True, slots=True)
 class SearchOverrides:
-    """What may be asked of a search; None: as params.yaml says, or as the study began.
+    """Overrides of a search; None: as in params.yaml, or as the study was created.
 
     Attributes:
         study: its name.
-        trials: so many end.
-        workers: so many at once.
+        trials: total number.
+        workers: maximum number in parallel.
     """
 
     study: str | None = None
@@ -55,12 +55,12 @@ class SearchOverrides:
 
 @dataclass(frozen=True, slots=True)
 class RevisionSearch:
-    """What whoever starts workers needs to know.
+    """Information needed to start workers.
 
     Attributes:
         rev: commit that they clone.
         config: of the search.
-        parent_run: MLflow's id of the run of the search; None: it has none.
+        parent_run: id of the search's MLflow run; None: it has none.
     """
 
     rev: str
@@ -74,9 +74,9 @@ class SearchOutcome:
 
     Attributes:
         study: its name.
-        verdict: what it found.
-        branch: with the better values in params.yaml; None: nothing is better.
-        lines: how many trials of each step ended how, and the verdict in words.
+        verdict: its result.
+        branch: run branch with the better values in params.yaml; None: nothing is better.
+        lines: number of trials per step and state, and the result, as text.
     """
 
     study: str
@@ -92,22 +92,22 @@ def search_revision(
     hire: Callable[[RevisionSearch], TrialWorkerPool],
     reporter: Reporter,
 ) -> SearchOutcome:
-    """Begin a search, or go on with the one of that name.
+    """Start a search, or resume the one of that name.
 
     Args:
         places: where repository, data and results are.
-        rev: what is tuned; its dvc.lock names the data.
-        overrides: the extent.
-        hire: makes the crew.
-        reporter: told how far it is.
+        rev: what is tuned; its dvc.lock determines the data.
+        overrides: number of trials and workers.
+        hire: creates the worker pool.
+        reporter: receives the progress.
 
     Raises:
-        ConfigError: workers could not reach the trials, or as `search.search`.
-        OrchestrationError: the revision or its data cannot be had.
-        TuningError: another process is at it, or as `search.search`.
+        ConfigError: workers could not reach the storage, or as `search.search`.
+        OrchestrationError: the revision or its data are not available.
+        TuningError: another process runs this search, or as `search.search`.
     """
     storage = open_storage(shared_storage_address(places))
-    # A search reads annotations below the current folder.
+    # A search reads annotations relative to the current folder.
     with workspace(places, rev) as clone, chdir(clone.folder):
         config = config_of(storage, clone.config, overrides)
         paths, name = Paths(config), config.tune.study
@@ -125,10 +125,10 @@ def search_revision(
 
 
 def shared_storage_address(places: RuntimeEnvironment) -> str:
-    """Address of the storage that all workers reach.
+    """URL of the storage that all workers reach.
 
     Raises:
-        ConfigError: workers have folders of their own, and no database is named; or a file is.
+        ConfigError: workers do not share a folder, and no database is configured, or only a file.
     """
     address = storage_address(places.state)
     if places.remote is not None and urlsplit(address).scheme in ("", "sqlite"):
@@ -146,17 +146,17 @@ def config_of(storage: BaseStorage, config: Config, overrides: SearchOverrides) 
 
 
 def fetch_annotations(places: RuntimeEnvironment, config: Config) -> None:
-    """What the search itself reads: the rows, of which it counts steps and judges choices."""
+    """Fetch what the search itself reads: annotations, to count steps and evaluate decoding."""
     job = job_of(config, Path(), "", config.seed)
     transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
     transfer.fetch(Repo(), [str(path) for path in (job.train, job.val)])
 
 
 def publish(clone: RunBranch, study: TrialQueue, verdict: SearchResult) -> str | None:
-    """Push a branch with the better values and the part of the report; None: nothing is better.
+    """Push a branch with the better values and the report section; None: nothing is better.
 
     Raises:
-        TuningError: the revision has another value in one of these places than the search began
+        TuningError: the revision has another value in one of these places than the search started
             with.
     """
     changes = verdict.changes

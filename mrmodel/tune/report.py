@@ -27,7 +27,7 @@ from mrmodel.tune.study import RETRY_OF, SOURCE, TrialQueue, is_feasible, owner_
 log = logging.getLogger(__name__)
 
 _SHOWN_TRIALS = 15
-# Views that need the width of a page: title, and size in inches.
+# Plots that need the full page width: title, and size in inches.
 _WIDE = {
     "parallel_coordinates": ("Parallel coordinates", (13.0, 5.0)),
     "slices": ("Slices", (16.0, 3.5)),
@@ -37,10 +37,10 @@ _WIDE = {
 def record_search(
     record: TrackedRun, study: TrialQueue, verdict: SearchResult, paths: Paths
 ) -> Path:
-    """Write the page of a search, and keep page, pictures, tables and verdict in its record.
+    """Write the HTML page of a search; log page, plots, tables and result to its MLflow run.
 
     Returns:
-        The page, ``reports/tuning/<study>.html``; the report's part is in ``studies/reports``.
+        The page, ``reports/tuning/<study>.html``; the report section is in ``studies/reports``.
     """
     charts = plots(study)
     page = paths.reports / "tuning" / f"{study.name}.html"
@@ -62,12 +62,12 @@ def record_search(
 
 
 def report_part(study: str) -> Path:
-    """File with what the report of the pipeline shows of a search, below the repository's root."""
+    """File with a search's section of the pipeline report, relative to the repository's root."""
     return REPORTS / f"tune-{study}.json"
 
 
 def summary_of(study: TrialQueue, verdict: SearchResult) -> dict[str, Any]:
-    """What the report of the pipeline shows of a search."""
+    """A search's section of the pipeline report."""
     best, history = None, []
     for trial in study.trials(TrialState.COMPLETE):
         if is_feasible(trial):
@@ -84,7 +84,7 @@ def summary_of(study: TrialQueue, verdict: SearchResult) -> dict[str, Any]:
 
 
 def sentence(verdict: SearchResult) -> str:
-    """The verdict in words."""
+    """The result in words."""
     winner, after = verdict.winner, verdict.after_training
     parts = []
     if winner is not None:
@@ -114,7 +114,7 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
         )
     )
     for name, (title, _) in _WIDE.items():
-        if name in charts:  # Alone in its section, it has the width of the page.
+        if name in charts:  # Alone in its section, it has the full page width.
             sections.append(Section(title, charts=[charts[name]]))
     return Report(
         title=f"Search “{study.name}” for {verdict.figure}",
@@ -126,7 +126,7 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
 
 
 def result_tables(verdict: SearchResult) -> list[Table]:
-    """The confirmation, and what was chosen, as tables."""
+    """The confirmation and the post-processing choice as tables."""
     tables = []
     if verdict.candidates:
         rows = []
@@ -151,7 +151,7 @@ def result_tables(verdict: SearchResult) -> list[Table]:
 
 
 def trial_table(study: TrialQueue, figure: str) -> Table:
-    """The best trials and what they changed."""
+    """The best trials and their changes."""
     complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
     best = sorted(complete, key=lambda one: -one.values[0])[:_SHOWN_TRIALS]
     names = list(dict.fromkeys(name for one in best for name in one.params))
@@ -171,7 +171,7 @@ def trial_table(study: TrialQueue, figure: str) -> Table:
 
 
 def changes_of(trial: FrozenTrial) -> str:
-    """What a trial changed, in one line."""
+    """The changes of a trial, in one line."""
     changes = trial.user_attrs.get("changes", {})
     source = trial.user_attrs.get(SOURCE)
     shown = [f"{_short(path)} {_number(value)}" for path, value in changes.items()]
@@ -179,7 +179,7 @@ def changes_of(trial: FrozenTrial) -> str:
 
 
 def trial_columns(trials: list[FrozenTrial]) -> dict[str, list[Any]]:
-    """A row a trial."""
+    """Columns with one entry per trial."""
     owners = [owner_of(trial) for trial in trials]
     names = sorted({name for trial in trials for name in trial.params})
     return {
@@ -196,7 +196,7 @@ def trial_columns(trials: list[FrozenTrial]) -> dict[str, list[Any]]:
 
 
 def plots(study: TrialQueue) -> dict[str, str]:
-    """Name -> SVG of each view that the trials suffice for."""
+    """Name -> SVG of each plot for which there are enough trials."""
     from optuna.visualization import matplotlib as views
 
     handle, pareto = study.handle, len(study.directions) > 1
@@ -205,7 +205,7 @@ def plots(study: TrialQueue) -> dict[str, str]:
         "pareto_front": lambda: views.plot_pareto_front(handle),
         "history": lambda: views.plot_optimization_history(handle, target_name="figure"),
         "curves": lambda: views.plot_intermediate_values(handle),
-        # PED-ANOVA looks at the trials of the lowest values, and here the highest are the best.
+        # PED-ANOVA ranks the lowest values as best, but here the highest are.
         "importance": lambda: views.plot_param_importances(
             handle, target=_lowest, target_name="figure"
         ),
@@ -248,7 +248,7 @@ def _svg(axes: Any, inches: tuple[float, float] | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna calls its views experimental; matplotlib shall open no window."""
+    """Silence Optuna's experimental warnings; keep matplotlib from opening windows."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,7 +260,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _short(path: str) -> str:
-    """A dotted path without the parts that all have in common."""
+    """A dotted path without the common prefix."""
     parts = path.split(".")
     return ".".join(parts[2:] if parts[0] == "models" else parts[1:])
 
@@ -270,7 +270,7 @@ def _number(value: object) -> str:
 
 
 def lines(study: TrialQueue) -> Iterator[str]:
-    """How far each level is, what runs where, and the verdict where there is one."""
+    """The progress of each level, running trials and workers, and the result if there is one."""
     for one in [study, *study.later()]:
         states = [trial.state.name.lower() for trial in one.trials()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
@@ -289,7 +289,7 @@ def lines(study: TrialQueue) -> Iterator[str]:
 
 
 def best_lines(study: TrialQueue, top: int) -> Iterator[str]:
-    """The best trials, the confirmation, and what would be written into params.yaml."""
+    """The best trials, the confirmation, and the values to be written into params.yaml."""
     complete = [one for one in study.trials(TrialState.COMPLETE) if is_feasible(one)]
     for trial in sorted(complete, key=lambda one: -one.values[0])[:top]:
         values = " ".join(f"{value:6.2f}" for value in trial.values)

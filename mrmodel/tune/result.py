@@ -1,4 +1,4 @@
-"""The result of a search, kept with its study: `mrmodel tune best` shows it, `apply` writes it."""
+"""The result of a search, stored in its study: `mrmodel tune best` shows it, `apply` writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VERDICT = "verdict"
 
 
 class Gain(Section):
-    """Mean difference to the starting point, in points, and its 95 % interval."""
+    """Mean difference from the starting point, in points, and its 95 % confidence interval."""
 
     difference: float
     low: float
@@ -22,7 +22,7 @@ class Gain(Section):
 
     @property
     def is_clear(self) -> bool:
-        """Another validation set and other seeds would show a gain as well."""
+        """Whether a gain is expected with another validation set and other seeds too."""
         return self.low > 0.0
 
     def __str__(self) -> str:
@@ -30,14 +30,14 @@ class Gain(Section):
 
 
 class Confirmed(Section):
-    """A candidate after its runs.
+    """A candidate with its confirmation runs.
 
     Attributes:
         trial: number in the search; None: the starting point.
         changes: dotted path -> value.
-        values: the first figure with each seed.
+        values: the first metric for each seed.
         gain: None for the starting point.
-        others: figure -> gain, of the second figure.
+        others: metric -> gain, for the second metric.
     """
 
     trial: int | None
@@ -48,14 +48,14 @@ class Confirmed(Section):
 
     @property
     def is_better(self) -> bool:
-        """A clear gain, and no clear loss of another figure."""
+        """A clear gain, and no clear loss in another metric."""
         if self.gain is None or not self.gain.is_clear:
             return False
         return all(other.high >= 0.0 for other in self.others.values())
 
 
 class PostHocSelection(Section):
-    """The best choice after training, and its gain over the configured one, on the same runs."""
+    """The best post-processing settings, and their gain over the configured ones, on equal runs."""
 
     trial: int
     changes: dict[str, Any]
@@ -63,16 +63,16 @@ class PostHocSelection(Section):
 
 
 class SearchResult(Section):
-    """The end of a search.
+    """The result of a search.
 
     Attributes:
-        figure: what all numbers are of, on validation data; of two figures the first.
-        start: of the search, value of its starting point with the seed of the main job.
-        best: the best value that a trial had.
-        trials: so many had a result.
+        figure: metric of all numbers, on validation data; of two metrics the first.
+        start: value of the search's starting point with the seed of the main job.
+        best: the best value of a trial.
+        trials: number with a result.
         seeds: of the confirmation.
-        candidates: the starting point first, alone where no trial was above it; empty where nothing
-            was to be chosen after training either.
+        candidates: the starting point first, and alone if no trial was better; empty if there was
+            no post-processing to tune either.
         dropped: candidates that could not be trained with every seed, and why.
         after_training: None: not searched, or nothing better was found.
     """
@@ -88,14 +88,14 @@ class SearchResult(Section):
 
     @property
     def winner(self) -> Confirmed | None:
-        """The candidate of the highest mean, if it is better for certain."""
+        """The candidate with the highest mean, if it is clearly better."""
         others = [one for one in self.candidates if one.gain is not None]
         best = max(others, key=lambda one: sum(one.values), default=None)
         return best if best is not None and best.is_better else None
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What to write into params.yaml: dotted path -> value; empty: nothing is better."""
+        """Changes to params.yaml: dotted path -> value; empty: nothing is better."""
         found = dict(self.winner.changes) if self.winner is not None else {}
         if self.after_training is not None and self.after_training.gain.is_clear:
             found |= self.after_training.changes
@@ -103,20 +103,20 @@ class SearchResult(Section):
 
 
 def save_result(study: TrialQueue, verdict: SearchResult) -> None:
-    """Write it to the study."""
+    """Write the result to the study."""
     study.handle.set_user_attr(_VERDICT, verdict.model_dump())
 
 
 def discard_result(study: TrialQueue) -> None:
-    """The search goes on, so what was found before no longer holds."""
+    """Delete the result, which is outdated when the search continues."""
     study.handle.set_user_attr(_VERDICT, None)
 
 
 def read_result(study: TrialQueue) -> SearchResult:
-    """The verdict of a study.
+    """The result of a study.
 
     Raises:
-        TuningError: the search has not come to its end.
+        TuningError: the search has not finished.
     """
     raw = study.handle.user_attrs.get(_VERDICT)
     if raw is None:
@@ -126,5 +126,5 @@ def read_result(study: TrialQueue) -> SearchResult:
 
 
 BETTER, NOT_BETTER = "Better", "NotBetter"
-# Flow runs of searches end in states of these names, for which automations can wait.
+# Names of the final states of search flow runs, on which automations can be triggered.
 ENDS = (BETTER, NOT_BETTER)

@@ -1,7 +1,7 @@
-"""A whole search, read from top to bottom: train with other values, confirm, choose the rest.
+"""A whole search, from top to bottom: tune training, confirm, tune post-processing.
 
-Everything it knows is in the studies, so a search that was killed goes on from there: each step
-first looks which of its trials are there already.
+All state is in the studies, so a search that was killed can be resumed: each step first checks
+which of its trials exist already.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SearchContext:
-    """Where a search is carried out.
+    """Resources of a search.
 
     Attributes:
         storage: of the studies.
-        store: address of a store that all workers reach.
-        crew: starts the workers.
-        told: called now and then while they work, with the study.
+        store: URL of a store that all workers reach.
+        crew: the worker pool.
+        told: called repeatedly while they work, with the study.
     """
 
     storage: BaseStorage
@@ -69,12 +69,12 @@ class SearchContext:
 
 
 def search(config: Config, context: SearchContext) -> SearchResult:
-    """Begin or go on; returns when the last step is done.
+    """Start or resume a search; returns when the last step is done.
 
     Raises:
         ConfigError: the space does not fit the model.
-        TuningError: the study is another one; or trials fail in a way that all would.
-        DataError: there are no rows to train with, or to validate with.
+        TuningError: the study has other settings; or trials fail in a way that all would.
+        DataError: there are no records to train with, or to validate with.
     """
     study = open_search(config, context)
     discard_result(study)
@@ -82,7 +82,7 @@ def search(config: Config, context: SearchContext) -> SearchResult:
     verdict = summary_of(study, config)
     best = candidates(study, config.tune.confirm.best)
     choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
-    # What follows training can be chosen for the starting point too, where no trial was better.
+    # Post-processing can be tuned for the starting point too, if no trial was better.
     if best or choosing:
         confirmation, plan = open_confirmation(study, config, best, context)
         carry_out(confirmation, config, context)
@@ -97,12 +97,12 @@ def search(config: Config, context: SearchContext) -> SearchResult:
 
 
 def carry_out(study: TrialQueue, config: Config, context: SearchContext) -> None:
-    """Have the tickets of a study worked off."""
+    """Run all enqueued trials of a study."""
     follow(study, context.crew, config.tune.workers, lambda: context.told(study))
 
 
 def open_search(config: Config, context: SearchContext) -> TrialQueue:
-    """The study of the first level, with a ticket for each trial that is not done yet."""
+    """The study of the first level, with an enqueued trial for each one that is not done yet."""
     tune, plan = config.tune, training_plan(config)
     if not plan.starting_values():
         raise TuningError("tune.space leaves nothing to search")
@@ -133,10 +133,10 @@ def open_search(config: Config, context: SearchContext) -> TrialQueue:
 
 
 def inputs_of(config: Config) -> dict[str, str]:
-    """Path -> hash of what trials read, so that nothing else is compared with what they gave.
+    """Path -> hash of the inputs of trials, so that only results of equal inputs are compared.
 
-    Annotations by their bytes; first weights and features as dvc.lock has them, since whoever
-    carries out a search need not have them.
+    Annotations are hashed here; hashes of initial weights and features come from dvc.lock, since
+    the process that runs a search need not have them.
     """
     job = job_of(config, Path(), "", config.seed)
     found = {str(file): sha256_of(file) for file in (job.train, job.val)}
@@ -151,10 +151,10 @@ def inputs_of(config: Config) -> dict[str, str]:
 
 
 def epochs_of(config: Config) -> int:
-    """The most epochs that a training of ``tune.run`` takes.
+    """The maximum number of epochs of a training of ``tune.run``.
 
     Raises:
-        DataError: it has no rows to learn from, or none to validate with.
+        DataError: there are no records to train with, or none to validate with.
     """
     run = run_settings(config, config.tune.run)
     job = job_of(config, Path(), "", config.seed)
@@ -171,13 +171,13 @@ def epochs_of(config: Config) -> int:
 
 
 def paper_config(config: Config) -> Config | None:
-    """The published values for QVHighlights, where there is a preset of them."""
+    """The published values for QVHighlights, if there is a preset for them."""
     name = f"qvhighlights_{target_of(config).model}"
     return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
 
 
 def summary_of(study: TrialQueue, config: Config) -> SearchResult:
-    """The first level in a few numbers."""
+    """Summary of the first level."""
     start = start_of(study)
     return SearchResult(
         figure=figures_of(config)[0],
@@ -191,13 +191,13 @@ def summary_of(study: TrialQueue, config: Config) -> SearchResult:
 
 
 def start_of(study: TrialQueue) -> FrozenTrial | None:
-    """The trial of the starting point, if it came to its end."""
+    """The trial of the starting point, if it completed."""
     found = study.trials(TrialState.COMPLETE)
     return next((trial for trial in found if trial.user_attrs.get(SOURCE) == START), None)
 
 
 def candidates(study: TrialQueue, count: int) -> list[Candidate]:
-    """The best feasible trials above the starting point; of two figures, of their Pareto front."""
+    """The best feasible trials above the starting point; with two metrics, of the Pareto front."""
     complete = [trial for trial in study.trials(TrialState.COMPLETE) if is_feasible(trial)]
     start = start_of(study)
     if len(study.directions) > 1:
@@ -216,17 +216,17 @@ def candidates(study: TrialQueue, count: int) -> list[Candidate]:
 def open_confirmation(
     study: TrialQueue, config: Config, best: Sequence[Candidate], context: SearchContext
 ) -> tuple[TrialQueue, Plan]:
-    """The study of the confirmation of these candidates, with its tickets."""
+    """The confirmation study of these candidates, with its enqueued trials."""
     start = start_of(study)
     plan = Plan.of(config, {} if start is None else start.user_attrs["changes"], best)
     facts = confirm.confirmation_facts(config, plan, study.facts)
-    # Other candidates are another confirmation: a search may be prolonged.
+    # Other candidates make another study, since a search may be extended.
     name = f"{study.name}.confirm.{facts.digest[:8]}"
     facts = replace(facts, store=f"{study.facts.store}/{name}")
     confirmation = TrialQueue.create(
         context.storage, name, facts, len(figures_of(config)), config.tune.seed
     )
-    # What was killed too often gets another try with another search.
+    # Trials that were killed too often are retried when the search is resumed.
     failed = TrialState.FAIL
     live = [trial for trial in confirmation.trials() if trial.state != failed]
     there = [trial.system_attrs["fixed_params"] for trial in live]
@@ -239,10 +239,10 @@ def open_confirmation(
 def confirmed_candidates(
     confirmation: TrialQueue, plan: Plan, config: Config
 ) -> tuple[list[Confirmed], list[str]]:
-    """What the runs of each candidate gave, and which candidates have not all their runs.
+    """Results of each candidate's runs, and the candidates with missing runs.
 
     Raises:
-        TuningError: the starting point has not.
+        TuningError: runs of the starting point are missing.
     """
     store = open_store(confirmation.facts.store)
     runs = {(one.params[CANDIDATE], one.params[SEED]): one for one in confirmation.done()}
@@ -279,7 +279,7 @@ def confirmed_candidates(
 def choose_after_training(
     confirmation: TrialQueue, plan: Plan, verdict: SearchResult, context: SearchContext
 ) -> PostHocSelection | None:
-    """The second level, on the runs of the winner, or of the starting point without one."""
+    """The second level, on the runs of the winner, or else of the starting point."""
     winner = verdict.winner
     trials = [one.trial for one in plan.candidates]
     number = 0 if winner is None else trials.index(winner.trial)
@@ -305,6 +305,6 @@ def choose_after_training(
 
 
 def gain_of(comparison: Comparison) -> Gain:
-    """A comparison in numbers that can be kept."""
+    """A comparison in serialisable form."""
     found = comparison.difference
     return Gain(difference=float(found.value), low=float(found.low), high=float(found.high))

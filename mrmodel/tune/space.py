@@ -1,6 +1,6 @@
 """A model's search space for one params.yaml: starting point, objective, changes of a trial.
 
-All names here are the short ones of `mrmodel.config.search_space`; `SearchPlan.changes` turns a
+Names here are the short ones of `mrmodel.config.search_space`; `SearchPlan.changes` turns a
 trial's values into dotted paths of params.yaml.
 """
 
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is tuned: the model, and the section below `train`."""
+    """What is tuned: the model, and the section of `train`."""
 
     model: str
     run: str
 
 
 class SearchPlan:
-    """The dimensions of a search, its starting point, and the way from values to parameters.
+    """The dimensions of a search, its starting point, and the mapping from values to parameters.
 
     Args:
-        config: where the search starts; settings that are not searched stay as they are.
+        config: starting point; settings that are not searched stay unchanged.
         target: what is tuned.
         space: dimensions by short name.
 
     Raises:
-        ConfigError: a dimension is about a setting that does not exist.
+        ConfigError: a dimension names a setting that does not exist.
     """
 
     def __init__(self, config: Config, target: Target, space: Mapping[str, Dimension]) -> None:
@@ -86,14 +86,14 @@ class SearchPlan:
         return found
 
     def active(self, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether the conditions of a dimension hold, given the values that a trial has so far."""
+        """Whether the conditions of a dimension hold, given a trial's values so far."""
         return all(
             (values[other] if other in values else self.setting(self.config, other)) in allowed
             for other, allowed in self.space[name].when.items()
         )
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """Values of a trial for all dimensions whose conditions hold."""
+        """A trial's values for all dimensions whose conditions hold."""
         values: dict[str, Value] = {}
         for name, dimension in self.space.items():
             if self.active(name, values):
@@ -109,7 +109,7 @@ class SearchPlan:
         return values
 
     def values_of(self, other: Config) -> dict[str, Value]:
-        """The values that another configuration has, cut to the ranges; e.g. a paper's."""
+        """The values of another configuration, clipped to the ranges; e.g. a paper's."""
         values: dict[str, Value] = {}
         for name, dimension in self.space.items():
             found = self.setting(other, name)
@@ -121,14 +121,14 @@ class SearchPlan:
         return values
 
     def changes(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        """Dotted path in params.yaml -> new value, for what differs from the starting point."""
+        """Dotted path in params.yaml -> new value, for values that differ from the start."""
         found: dict[str, Any] = {}
         for name, value in values.items():
             if value == self.start[name]:
                 continue
             path = full_name(name, *self._target)
             parent, _, last = path.rpartition(".")
-            if last.isdigit():  # One number of a list: the list is written as a whole.
+            if last.isdigit():  # An element of a list: the whole list is written.
                 listed = name.rpartition(".")[0]
                 numbers = found.setdefault(parent, list(self.setting(self.config, listed)))
                 numbers[int(last)] = value
@@ -137,10 +137,10 @@ class SearchPlan:
         return found
 
     def check_ends(self) -> None:
-        """Try the ends of every range, and every choice, each alone.
+        """Validate both ends of every range, and every choice, one at a time.
 
         Raises:
-            ConfigError: naming the dimension whose value breaks a rule.
+            ConfigError: names the dimension with an invalid value.
         """
         raw = self.config.model_dump()
         for name, dimension in self.space.items():
@@ -170,7 +170,7 @@ def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config
         changes: dotted path -> value.
 
     Raises:
-        ConfigError: together the values break a rule.
+        ConfigError: the combination of values is invalid.
     """
     tree: dict[str, Any] = copy.deepcopy(dict(raw))
     for path, value in changes.items():
@@ -183,10 +183,10 @@ def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config
 
 
 def _in_order(space: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    """Each dimension after those that its conditions look at, else as they come.
+    """Dimensions sorted so that each follows those in its conditions, else in the given order.
 
     Raises:
-        ConfigError: conditions look at each other.
+        ConfigError: conditions are circular.
     """
     left, ordered = dict(space), dict[str, Dimension]()
     while left:
@@ -208,7 +208,7 @@ def _inside(found: Any, child_run: str, path: str) -> Any:
 
 
 def _holding(dimension: Dimension, name: str, start: Value) -> Dimension:
-    """The dimension, made so wide that a search can come back to where it began."""
+    """The dimension, widened to include the starting point."""
     if start is None and not isinstance(dimension, Choice):
         rule = "is null in params.yaml; write a value for the search to start from"
         raise ConfigError(name, None, rule)
@@ -227,7 +227,7 @@ def _holding(dimension: Dimension, name: str, start: Value) -> Dimension:
 
 
 def _nearest(dimension: Dimension, value: Value) -> Value:
-    """The value of the dimension nearest to `value`; None: a choice that it does not have."""
+    """The value of the dimension nearest to `value`; None: not one of its choices."""
     if isinstance(dimension, Choice):
         return value if value in dimension.choices else None
     assert isinstance(value, int | float)
@@ -247,22 +247,22 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Value:
     return chosen
 
 
-# Set for workers that share one machine.
+# Set for workers that share a machine.
 THREADS = "MRMODEL_TUNE_THREADS"
 
 
 def target_of(config: Config) -> Target:
-    """What ``tune`` is about."""
+    """The target of ``tune``."""
     return Target(config.tune.model or config.train.models[0], config.tune.run)
 
 
 def figures_of(config: Config) -> list[str]:
-    """The figures that are maximised, the one that prunes first."""
+    """The maximised metrics, the one used for pruning first."""
     return config.tune.figures or [get_protocol(config.evaluate.protocol).headline]
 
 
 def threads_of() -> dict[str, Any]:
-    """Changes that hold a worker to its share of the cores, where whoever started it says so."""
+    """Changes that limit a worker's CPU threads, if its parent process sets a limit."""
     threads = os.environ.get(THREADS)
     return {"train.threads": int(threads)} if threads else {}
 
@@ -271,7 +271,7 @@ def training_plan(config: Config) -> SearchPlan:
     """First level: loss weights, noise scales, schedule.
 
     Raises:
-        ConfigError: ``tune.space`` names an unknown dimension, or breaks a rule.
+        ConfigError: ``tune.space`` names an unknown dimension, or is invalid.
     """
     target = target_of(config)
     declared = MODELS.get(target.model).search_space
@@ -279,10 +279,10 @@ def training_plan(config: Config) -> SearchPlan:
 
 
 def post_hoc_plan(config: Config) -> SearchPlan:
-    """Second level: what follows the heads of a trained model.
+    """Second level: post-processing after the heads of a trained model.
 
     Raises:
-        ConfigError: ``tune.post_hoc.space`` names an unknown dimension, or breaks a rule.
+        ConfigError: ``tune.post_hoc.space`` names an unknown dimension, or is invalid.
     """
     target = target_of(config)
     declared = MODELS.get(target.model).post_hoc_space

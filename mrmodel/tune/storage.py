@@ -1,4 +1,4 @@
-"""Where studies are kept: PostgreSQL for many machines, a journal file for the processes of one."""
+"""Optuna storages: PostgreSQL for several machines, a journal file for the processes of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _JOURNAL = "journal.log"
 
 
 def storage_address(state: Path) -> str:
-    """What `open_storage` opens: the variable `OPTUNA_STORAGE`, or a journal file below `state`.
+    """URL for `open_storage`: the variable `OPTUNA_STORAGE`, or a journal file below `state`.
 
     Args:
         state: folder of this repository's state (``.mrmodel``).
@@ -28,13 +28,13 @@ def storage_address(state: Path) -> str:
 
 
 def open_storage(address: str) -> BaseStorage:
-    """The storage at an address; it is made where there is none.
+    """Open the storage at an address, created if missing.
 
     Args:
-        address: of a database (``postgresql://user:password@host/name``), or path of a journal.
+        address: URL of a database (``postgresql://user:password@host/name``), or journal path.
 
     Raises:
-        StorageError: the database cannot be reached.
+        StorageError: the database is unreachable.
         ConfigError: its driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,11 +42,11 @@ def open_storage(address: str) -> BaseStorage:
         path = Path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    # Imported here, because a journal needs no database library.
+    # Imported here: a journal needs no database library.
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        # A connection that the server has closed meanwhile is replaced, not an error.
+        # A connection closed by the server is replaced instead of raising an error.
         database = RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
         rule = f"needs a driver: pip install 'mrmodel[services]' has that of PostgreSQL ({error})"
@@ -54,14 +54,14 @@ def open_storage(address: str) -> BaseStorage:
     except SQLAlchemyError as error:
         said = hide_user(str(error.__cause__ or error))
         raise StorageError(hide_user(address), f"cannot be opened: {said}") from None
-    # One cache for all that is done with it; Optuna would wrap each study in a cache of its own.
+    # One shared cache; Optuna would wrap each study in its own.
     return get_storage(database)
 
 
 class _JournalLock(JournalFileOpenLock):
-    """A lock that the kernel gives back when its process is killed; Optuna's own outlive it.
+    """A lock that the kernel releases when its process is killed; Optuna's own locks remain.
 
-    What a killed process has left of a line goes, or the next line would be unreadable too.
+    An incomplete line of a killed process is removed, or the next line would be unreadable too.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -78,7 +78,7 @@ class _JournalLock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         assert self._held is not None
         self._held.close()
         self._held = None

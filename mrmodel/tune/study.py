@@ -1,7 +1,7 @@
-"""One Optuna study as a list of tickets: every trial that shall run waits in it beforehand.
+"""One Optuna study as a queue: every trial is enqueued before it runs.
 
-A worker takes a waiting trial, which the storage gives to exactly one of them. So the number of
-trials is exact however many workers there are, and a trial whose worker died becomes a new ticket.
+A worker claims a waiting trial, which the storage gives to exactly one of them. So the number of
+trials is exact for any number of workers, and a trial whose worker died is enqueued again.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 _FACTS = "mrmodel"
 _FORMAT = 1
-# What a trial knows of itself, beside what its objective says.
+# User attributes of a trial, beside those of its objective.
 OWNER, ORIGIN, RETRY_OF, REASON = "owner", "origin", "retry_of", "reason"
-# What a ticket brings along and its retries keep: where its values come from, and that no other
-# values may take their place.
+# User attributes of an enqueued trial, kept by its retries: the origin of its values, and whether
+# this trial must complete.
 SOURCE, REQUIRED, BATCH_SIZE = "source", "required", "batch_size"
 START, PAPER = "params.yaml", "paper"
 _KILLED = "its worker was killed"
 _KEPT = (SOURCE, REQUIRED, BATCH_SIZE)
-# Parts of params.yaml that do not change what a trial gives.
+# Sections of params.yaml that do not affect the result of a trial.
 _OUTSIDE = ("tracking", "orchestrate", "promotion", "retrain")
 _EXTENT = ("study", "trials", "workers", "attempts", "confirm", "post_hoc")
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -42,15 +42,15 @@ _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What every worker of a study needs to know, wherever it runs.
+    """What every worker of a study needs to know, on any machine.
 
     Attributes:
         objective: ``module:class`` of the `Objective`.
         config: the parameter tree that trials change.
-        about: what only this objective needs.
-        store: address of the store for what its trials hand on.
-        title: for people.
-        attempts: of a trial whose worker was killed.
+        about: data for this objective only.
+        store: URL of the store to which its trials publish results.
+        title: human-readable.
+        attempts: maximum number for a trial whose worker is killed.
     """
 
     objective: str
@@ -62,11 +62,11 @@ class Facts:
 
     @property
     def digest(self) -> str:
-        """Equal for searches for the same thing."""
+        """Equal for searches with the same purpose."""
         return digest_of(self._decisive)
 
     def differences(self, other: Facts) -> list[str]:
-        """Dotted names of what makes two searches different ones."""
+        """Dotted names of the settings in which two searches differ."""
         mine, theirs = flatten(self._decisive), flatten(other._decisive)
         return [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
 
@@ -81,7 +81,7 @@ class Owner:
     """The worker that runs a trial.
 
     Attributes:
-        label: what its starter calls it; no two are alike.
+        label: unique, set by the process that starts it.
         machine, process: see `mrmodel.tracking.provenance.process_tags`.
     """
 
@@ -91,7 +91,7 @@ class Owner:
 
 
 def searched(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a parameter tree a search is about; how far and with how many workers is not."""
+    """The part of a parameter tree that defines a search, without number of trials and workers."""
     tree = {key: value for key, value in config.items() if key not in _OUTSIDE}
     tree["tune"] = {key: value for key, value in tree["tune"].items() if key not in _EXTENT}
     return tree
@@ -101,14 +101,14 @@ Lost = Callable[[Owner | None], bool]
 
 
 class TrialQueue:
-    """A study of a storage; opened anew by everybody who works on it.
+    """A study in a storage; every process opens its own.
 
     Args:
         storage: where it is.
         name: of the study.
 
     Raises:
-        TuningError: there is no such study, or it is none of ours.
+        TuningError: there is no such study, or mrmodel did not create it.
     """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
@@ -127,7 +127,7 @@ class TrialQueue:
     def create(
         cls, storage: BaseStorage, name: str, facts: Facts, objectives: int, seed: int
     ) -> TrialQueue:
-        """A new study that maximises so many figures, or the one of that name and purpose.
+        """A new study that maximises `objectives` metrics, or the existing one with equal facts.
 
         Raises:
             TuningError: the name is taken by a study with other facts.
@@ -139,7 +139,7 @@ class TrialQueue:
             load_if_exists=True,
         )
         if not study.user_attrs and not study.get_trials(deepcopy=False):
-            # New, or of a process that was killed right after its first write.
+            # New, or its process was killed right after the first write.
             told = {"format": _FORMAT, "facts": asdict(facts), "seed": seed}
             study.set_user_attr(_FACTS, told)
         found = cls(storage, name)
@@ -157,7 +157,7 @@ class TrialQueue:
         return name in optuna.get_all_study_names(storage)
 
     def later(self) -> list[TrialQueue]:
-        """The studies of the later steps of this search, by name."""
+        """The studies of later steps of this search, by name."""
         names = sorted(optuna.get_all_study_names(self.storage))
         return [
             TrialQueue(self.storage, name) for name in names if name.startswith(f"{self.name}.")
@@ -165,12 +165,12 @@ class TrialQueue:
 
     @property
     def directions(self) -> list[StudyDirection]:
-        """One a figure."""
+        """One per metric."""
         return self._study.directions
 
     @property
     def handle(self) -> optuna.Study:
-        """Optuna's own object, for its views."""
+        """Optuna's study object, for its plots."""
         return self._study
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -178,31 +178,31 @@ class TrialQueue:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def done(self) -> list[FrozenTrial]:
-        """Trials that have come to a result, given up ones included."""
+        """Trials with a result, pruned ones included."""
         return self.trials(*_DONE)
 
     def live(self) -> int:
-        """How many trials are done, run or wait: its extent."""
+        """Number of trials that are done, running or waiting."""
         return len(self.trials(*_DONE, TrialState.RUNNING, TrialState.WAITING))
 
     def best_value(self) -> float | None:
-        """The highest value so far of the first figure, of trials that keep all limits."""
+        """The highest value so far of the first metric, of feasible trials."""
         found = [one.values[0] for one in self.trials(TrialState.COMPLETE) if is_feasible(one)]
         return max(found, default=None)
 
     def enqueue(self, values: Mapping[str, Any], **attributes: Any) -> None:
-        """Add a ticket: `values` are given, the sampler draws the others."""
+        """Enqueue a trial: `values` are fixed, the sampler draws the others."""
         self._study.enqueue_trial(dict(values), user_attrs=attributes)
 
     def fill(self, total: int) -> None:
-        """Add tickets until `total` trials are done, run or wait."""
+        """Enqueue trials until `total` are done, running or waiting."""
         for _ in range(total - self.live()):
             self.enqueue({})
 
     def claim(self, owner: Owner, pruner: BasePruner) -> optuna.Trial | None:
-        """Take the first waiting trial; None: nothing waits.
+        """Claim the first waiting trial; None: nothing waits.
 
-        Its draws depend on the seed of the study, its number, and the results so far.
+        Its samples depend on the seed of the study, its number, and the results so far.
         """
         study_id = self.storage.get_study_id_from_name(self.name)
         for waiting in self.trials(TrialState.WAITING):
@@ -234,20 +234,20 @@ class TrialQueue:
         self._study.tell(number, values, state)
 
     def sweep(self, lost: Lost) -> int:
-        """Fail the running trials whose worker is lost, and add a ticket for each.
+        """Fail the running trials whose worker is lost, and enqueue each again.
 
-        A sweep that is killed in between, and done again, neither loses nor doubles one: the ticket
-        comes first and names the trial.
+        Repeating a sweep that was killed neither loses nor duplicates a trial: the new one is
+        enqueued first and names the old one.
 
         Args:
-            lost: whether a worker is; a trial whose worker was killed before it could say who it is
-                has None.
+            lost: whether a worker is lost; None stands for a worker that was killed before it
+                recorded its owner.
 
         Returns:
-            How many there were.
+            Number of lost trials.
 
         Raises:
-            TuningError: a trial that must run was killed too often.
+            TuningError: a required trial was killed too often.
         """
         running = [trial for trial in self.trials(TrialState.RUNNING) if lost(owner_of(trial))]
         for trial in running:
@@ -264,19 +264,19 @@ class TrialQueue:
         return len(running)
 
     def repeat(self, number: int, why: str, **attributes: Any) -> None:
-        """End a trial as failed, and add a ticket with its values in its place.
+        """Fail a trial, and enqueue one with its values in its place.
 
         Args:
             number: of the trial.
-            why: it failed.
-            attributes: of the ticket, beside what it takes over.
+            why: reason of the failure.
+            attributes: of the new trial, beside those it inherits.
         """
         trial = self.trials()[number]
         if number not in {other.user_attrs.get(RETRY_OF) for other in self.trials()}:
             told = trial.user_attrs
             kept = {name: told[name] for name in _KEPT if name in told}
             kept |= {ORIGIN: origin_of(trial), RETRY_OF: number, **attributes}
-            # What it was given, and what it had drawn already.
+            # Its fixed values, and those it had sampled already.
             self.enqueue({**trial.system_attrs.get("fixed_params", {}), **trial.params}, **kept)
         self.tell(number, TrialState.FAIL, None, **{REASON: why})
 
@@ -289,12 +289,12 @@ class TrialQueue:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps the limits, e.g. of its latency."""
+    """Whether a trial satisfies the constraints, e.g. on its latency."""
     return all(value <= 0.0 for value in trial.constraints.values())
 
 
 def owner_of(trial: FrozenTrial) -> Owner | None:
-    """The worker that has, or had, a trial."""
+    """The worker that runs, or ran, a trial."""
     told = trial.user_attrs.get(OWNER)
     return Owner(**told) if told else None
 

@@ -1,8 +1,8 @@
 """``python -m mrmodel.tune.worker STUDY --owner LABEL``: run trials of a study until none waits.
 
 The current folder is a repository with the training data. With ``--fetch`` it is a clone of the
-tuned revision, and the worker first pulls what its trials read. Whatever starts such a process has
-the trial of a killed worker tried again (`mrmodel.tune.worker_pool`).
+tuned revision, and the worker first pulls the inputs of its trials. If it is killed, the process
+that started it retries its trial (`mrmodel.tune.worker_pool`).
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from mrmodel.tune.study import (
 
 log = logging.getLogger(__name__)
 
-# Each tells of every credential it looks for, and of every file that it moves.
+# They log every credential lookup and every file transfer.
 _TALKATIVE = ("dvc", "dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs")
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedTrial:
-    """A trial as its objective sees it.
+    """A trial as passed to its objective.
 
     Attributes:
-        trial: asks for values, takes intermediate figures.
+        trial: suggests values, takes intermediate metrics.
         study: name of the study.
-        origin: number of the first attempt; a retry goes on from what that one has left.
-        source: where its values come from, when they are given.
-        batch: samples at once, where an earlier attempt had too little memory.
+        origin: number of the first attempt; a retry resumes from its state.
+        source: origin of its values, if they are fixed.
+        batch: batch size, if an earlier attempt ran out of memory.
     """
 
     trial: optuna.Trial
@@ -67,8 +67,8 @@ class ClaimedTrial:
     batch: int | None = None
 
 
-class SmallerBatch(Exception):  # No error: the trial is repeated.
-    """A trial needs more memory than there is; `batch` is the next size to try."""
+class SmallerBatch(Exception):  # Not an error: the trial is repeated.
+    """A trial ran out of memory; `batch` is the next size to try."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -77,33 +77,33 @@ class SmallerBatch(Exception):  # No error: the trial is repeated.
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a trial ended: the figures that are maximised, and what else is worth knowing."""
+    """Result of a trial: the maximised metrics, and further information."""
 
     values: Sequence[float]
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Objective(Protocol):
-    """What the trials of a study do."""
+    """Runs the trials of a study."""
 
     def __init__(self, facts: Facts) -> None: ...
 
     @staticmethod
     def needs(facts: Facts) -> list[Path]:
-        """What of DVC's outputs its trials read, files or folders."""
+        """DVC outputs that its trials read, files or folders."""
 
     @property
     def pruner(self) -> BasePruner:
-        """When to give a trial up."""
+        """Decides when to prune a trial."""
 
     def __call__(self, claimed: ClaimedTrial) -> Result:
         """Run a trial.
 
         Raises:
-            StoppedEarly: it is given up.
+            StoppedEarly: it is pruned.
             SmallerBatch: it needs a smaller one.
             TrainingError, ConfigError: these values cannot work.
-            MrModelError: no trial could work; the worker ends with it.
+            MrModelError: no trial can work; the worker exits.
         """
 
 
@@ -115,16 +115,16 @@ def objective_of(facts: Facts) -> type[Objective]:
 
 
 def load_objective(facts: Facts) -> Objective:
-    """The objective of a study, ready for its trials."""
+    """The objective of a study, ready to run trials."""
     return objective_of(facts)(facts)
 
 
 def work(study: TrialQueue, owner: Owner) -> int:
-    """Take trials until none waits; returns how many.
+    """Run trials until none waits; returns their number.
 
     Raises:
-        MrModelError: a trial failed in a way that every other would too; it is left running, for
-            the sweep of whoever started the worker.
+        MrModelError: a trial failed in a way that every other would too; it stays RUNNING until
+            the process that started the worker sweeps it.
     """
     objective, count = load_objective(study.facts), 0
     while (trial := study.claim(owner, objective.pruner)) is not None:
@@ -135,7 +135,7 @@ def work(study: TrialQueue, owner: Owner) -> int:
 
 
 def run_trial(study: TrialQueue, objective: Objective, trial: optuna.Trial) -> None:
-    """Run a claimed trial and tell how it ended."""
+    """Run a claimed trial and report its result."""
     frozen = study.trials()[trial.number]
     told = frozen.user_attrs
     claimed = ClaimedTrial(
@@ -156,7 +156,7 @@ def run_trial(study: TrialQueue, objective: Objective, trial: optuna.Trial) -> N
 
 
 def recorded_work(study: TrialQueue, owner: Owner) -> int:
-    """`work`, with each trial as a run below the run of the search in MLflow."""
+    """`work`, with each trial as an MLflow child run of the search."""
     facts = study.facts
     config = parse_config(facts.config)
     spec = RunSpec(
@@ -168,19 +168,19 @@ def recorded_work(study: TrialQueue, owner: Owner) -> int:
         join=os.environ.get(PARENT),
     )
     tracking = config.tracking
-    if spec.join is None:  # The search itself has no record, so its trials have none.
+    if spec.join is None:  # The search has no MLflow run, so neither have its trials.
         tracking = tracking.model_copy(update={"enabled": False})
     with open_run(tracking, spec):
         return work(study, owner)
 
 
 def fetch_data(study: TrialQueue) -> None:
-    """Bring what the trials of a study read into the current clone.
+    """Pull the inputs of a study's trials into the current clone.
 
     Raises:
-        OrchestrationError: something is not there.
+        OrchestrationError: data are missing.
     """
-    from dvc.repo import Repo  # A second and more; workers beside their data do without.
+    from dvc.repo import Repo  # Takes over a second; workers with local data do not need it.
 
     from mrmodel.orchestrate.dvc_transfer import Transfer
 
@@ -193,12 +193,12 @@ def fetch_data(study: TrialQueue) -> None:
 
 
 def main() -> int:
-    """Work on the study named by the argument; exit code 1 and one line on a mistake."""
+    """Work on the study given as argument; exit code 1 and one line on an error."""
     die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--owner", required=True)
-    parser.add_argument("--fetch", action="store_true", help="pull what the trials read first")
+    parser.add_argument("--fetch", action="store_true", help="pull the inputs of trials first")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

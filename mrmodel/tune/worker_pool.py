@@ -1,7 +1,7 @@
-"""Workers of a study, from outside: started while tickets wait, replaced when they die.
+"""Manages the workers of a study: started while trials wait, replaced when they die.
 
-`follow` does not care what a worker is; `LocalWorkerPool` starts processes on this machine, and
-flows/tune.py flow runs on a work pool.
+`follow` works with any kind of worker; `LocalWorkerPool` starts processes on this machine,
+flows/tune.py starts flow runs on a work pool.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _SHOWN_LINES = 8
-# A flow that is cancelled itself has half a minute to end.
+# A flow that is cancelled itself has 30 seconds to end.
 _STOP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOutcome:
-    """How a worker ended; `failed`: it said why itself, and another one would fail too."""
+    """How a worker ended; `failed`: it reported an error, and another one would fail too."""
 
     reason: str = ""
     failed: bool = False
@@ -48,55 +48,55 @@ class WorkerHandle(Protocol):
 
     @property
     def label(self) -> str:
-        """What `Owner.label` is in its trials."""
+        """`Owner.label` of its trials."""
 
     def outcome(self) -> WorkerOutcome | None:
-        """How it ended; None: it works."""
+        """How it ended; None: it is running."""
 
     def stop(self) -> None:
-        """Have it ended; `outcome` says when it has."""
+        """Request its end; `outcome` tells when it has ended."""
 
 
 class TrialWorkerPool(Protocol):
     """Starts workers."""
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
-        """Workers that an earlier crew, which was killed, started for a study, and that still work.
+        """Workers still running that an earlier, killed process started for a study.
 
-        They are followed like one's own.
+        They are managed like this pool's own.
         """
 
     def start(self, study: str) -> WorkerHandle:
-        """A further worker for a study."""
+        """Start another worker for a study."""
 
     def is_lost(self, owner: Owner) -> bool:
-        """Whether a worker of another crew, an earlier one, is gone for certain."""
+        """Whether a worker of another, earlier pool is certainly gone."""
 
 
 def is_gone_from_here(owner: Owner) -> bool:
-    """Whether the owner was a process of this machine, and is no more."""
+    """Whether the owner was a process of this machine that has ended."""
     return owner.machine == process_tags()["machine"] and not is_alive(owner.process)
 
 
 def follow(
     study: TrialQueue, crew: TrialWorkerPool, workers: int, told: Callable[[], None]
 ) -> None:
-    """Have all tickets of a study worked off.
+    """Run all waiting trials of a study.
 
     Args:
         study: with waiting trials.
         crew: starts the workers.
-        workers: so many at once, as long as there are tickets for them.
-        told: called after each look at the workers.
+        workers: maximum number in parallel, as long as there are trials for them.
+        told: called after each check of the workers.
 
     Raises:
-        TuningError: a worker failed in a way that others would too, or died again and again
-            without having done anything; all that was done is kept.
+        TuningError: a worker failed in a way that others would too, or died repeatedly without
+            finishing a trial; finished trials are kept.
     """
     hands = list(crew.earlier(study.name))
     done, idle_deaths = len(study.done()), 0
-    # Trials of workers of an earlier search that died with it. One that still works may have
-    # claimed a trial in this moment, and not have written who it is.
+    # Lost trials of an earlier search. A worker that is still running may just have claimed a trial
+    # without having recorded its owner yet.
     study.sweep(lambda owner: not hands if owner is None else crew.is_lost(owner))
     try:
         while True:
@@ -119,7 +119,7 @@ def follow(
                     raise TuningError(f"{study.name}: workers die: {outcome.reason}")
             told()
             if not hands:
-                # One that was killed right after its claim has not written who it is.
+                # One that was killed right after its claim has not recorded its owner.
                 study.sweep(lambda owner: owner is None)
                 if not study.trials(TrialState.WAITING):
                     return
@@ -129,7 +129,7 @@ def follow(
 
 
 def _unattended(study: TrialQueue, hands: Sequence[WorkerHandle]) -> int:
-    """How many tickets wait for which no worker is on its way."""
+    """Number of waiting trials for which no worker is starting."""
     owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
     busy = {owner.label for owner in owners if owner is not None}
     coming = sum(hand.label not in busy for hand in hands)
@@ -137,7 +137,7 @@ def _unattended(study: TrialQueue, hands: Sequence[WorkerHandle]) -> int:
 
 
 def _stop(hands: Sequence[WorkerHandle]) -> list[WorkerHandle]:
-    """End workers; returns those that have ended. A later search finds the others lost."""
+    """Stop workers; returns those that have ended. A later search treats the others as lost."""
     for hand in hands:
         hand.stop()
     until = time.monotonic() + _STOP_S
@@ -155,9 +155,9 @@ class LocalWorkerPool:
 
     Args:
         address: of the storage.
-        folder: takes what they print, a file each.
-        parent_run: MLflow's id of the run of the search; None: it has none.
-        workers: at once; each has its share of the cores.
+        folder: for their output, one file each.
+        parent_run: id of the search's MLflow run; None: it has none.
+        workers: number in parallel; each gets an equal part of the cores.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class LocalWorkerPool:
             self._environment[THREADS] = str(threads)
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
-        """None: they die with the process that started them."""
+        """None: workers die with the process that started them."""
         return ()
 
     def start(self, study: str) -> WorkerHandle:
@@ -181,7 +181,7 @@ class LocalWorkerPool:
         return _LocalWorker(study, self._folder, self._environment)
 
     def is_lost(self, owner: Owner) -> bool:
-        """Whether the owner ran on this machine and does no more."""
+        """Whether the owner ran on this machine and has ended."""
         return is_gone_from_here(owner)
 
 
