@@ -75,9 +75,9 @@ class Watch:
 
 
 @task(cache_policy=NO_CACHE)
-def run_stage_here(dispatch: ScheduledStage) -> StageOutcome:
+def run_stage_here(scheduled: ScheduledStage) -> StageOutcome:
     """Run the stage's flow in this process; the stage itself is still a child process."""
-    state: State[Any] = run_stage(**asdict(dispatch.order), return_state=True)
+    state: State[Any] = run_stage(**asdict(scheduled.order), return_state=True)
     if not state.is_completed():
         return ending_of(state)
     result: StageResult = state.result()
@@ -86,7 +86,7 @@ def run_stage_here(dispatch: ScheduledStage) -> StageOutcome:
 
 @task(cache_policy=NO_CACHE)
 def run_stage_on_pool(
-    dispatch: ScheduledStage, handover: ResultStore, start_timeout_s: float
+    scheduled: ScheduledStage, result_store: ResultStore, start_timeout_s: float
 ) -> StageOutcome:
     """Run the stage on a worker of its pool; the result is passed through the result store.
 
@@ -94,23 +94,23 @@ def run_stage_on_pool(
     instead of run twice.
     """
     with get_client(sync_client=True) as client:
-        flow_run = start_flow_run(dispatch)
-        state = Watch(flow_run.id, client, dispatch.pool, start_timeout_s).wait()
+        flow_run = start_flow_run(scheduled)
+        state = Watch(flow_run.id, client, scheduled.pool, start_timeout_s).wait()
     if not state.is_completed():
         return ending_of(state)
-    result = handover.find(dispatch.order.stage, dispatch.key)
+    result = result_store.find(scheduled.order.stage, scheduled.key)
     if result is None:
         return StageOutcome(reason="ended without a record in the hand-over store", retryable=True)
     return StageOutcome(result=result)
 
 
-def start_flow_run(dispatch: ScheduledStage) -> FlowRun:
+def start_flow_run(scheduled: ScheduledStage) -> FlowRun:
     """Start the flow run of a stage in its pool, or reuse a running one with equal inputs."""
     for retryable in count():
         flow_run: FlowRun = run_deployment(  # type: ignore[assignment]
-            f"run-stage/{dispatch.pool}",
-            parameters=asdict(dispatch.order),
-            idempotency_key=f"{dispatch.order.stage}:{dispatch.key}:{retryable}",
+            f"run-stage/{scheduled.pool}",
+            parameters=asdict(scheduled.order),
+            idempotency_key=f"{scheduled.order.stage}:{scheduled.key}:{retryable}",
             timeout=0,
         )
         if flow_run.state is None or not flow_run.state.is_final():

@@ -55,48 +55,52 @@ def orchestrate(
     Ends as Failed if a stage did; successful stages are on the run branch all the same.
     """
     places = RuntimeEnvironment.from_environment()
-    handover = ResultStore(places.handover, places.endpoint)
+    result_store = ResultStore(places.result_store, places.endpoint)
     with workspace(places, rev) as clone:
         clone.change(params or {})
         with open_pipeline_run(places, clone, targets, params or {}) as record:
-            graph = StageGraph(clone.folder, REMOTE if places.remote else None, handover.wait)
-            walk = Scheduler(graph, handover, clone.config.orchestrate, clone.rev, targets)
-            walk.parent_run = run_id_of(record)
-            follow(walk, here)
-            record_stages(record, walk)
+            graph = StageGraph(clone.folder, REMOTE if places.remote else None, result_store.wait)
+            scheduler = Scheduler(graph, result_store, clone.config.orchestrate, clone.rev, targets)
+            scheduler.parent_run = run_id_of(record)
+            follow(scheduler, here)
+            record_stages(record, scheduler)
         said = ", ".join(
-            row.stage for row in walk.rows.values() if row.state in ("ran", "restored")
+            row.stage for row in scheduler.rows.values() if row.state in ("ran", "restored")
         )
         changed = clone.publish(list(graph.locks()), f"Results of {said}")
         branch = clone.branch if changed or params else None
-        shown = stages_markdown(walk.rows.values(), walk.rev, branch)
+        shown = stages_markdown(scheduler.rows.values(), scheduler.rev, branch)
         create_markdown_artifact(shown, "pipeline", "What became of each stage")
         get_run_logger().info("\n%s", shown)
-    if not walk.succeeded:
-        bad = [f"{row.stage}: {row.reason}" for row in walk.rows.values() if row.state == "failed"]
+    if not scheduler.succeeded:
+        bad = [
+            f"{row.stage}: {row.reason}" for row in scheduler.rows.values() if row.state == "failed"
+        ]
         return Failed(message="\n".join(bad))
     return branch
 
 
-def follow(walk: Scheduler, here: bool) -> None:
+def follow(scheduler: Scheduler, here: bool) -> None:
     """Start stages that are ready and report their outcomes, until none is left."""
     running: dict[PrefectFuture[StageOutcome], ScheduledStage] = {}
     while True:
-        for dispatch in walk.next():
-            running[submit(dispatch, walk, here)] = dispatch
+        for scheduled in scheduler.ready():
+            running[submit(scheduled, scheduler, here)] = scheduled
         if not running:
             return
         future = next(as_completed(list(running)))
-        walk.mark_finished(running.pop(future), future.result())
+        scheduler.mark_finished(running.pop(future), future.result())
 
 
-def submit(dispatch: ScheduledStage, walk: Scheduler, here: bool) -> PrefectFuture[StageOutcome]:
+def submit(
+    scheduled: ScheduledStage, scheduler: Scheduler, here: bool
+) -> PrefectFuture[StageOutcome]:
     """Start a stage."""
-    name = dispatch.order.stage
+    name = scheduled.order.stage
     if here:
-        return run_stage_here.with_options(task_run_name=name).submit(dispatch)
+        return run_stage_here.with_options(task_run_name=name).submit(scheduled)
     on_pool = run_stage_on_pool.with_options(task_run_name=name)
-    return on_pool.submit(dispatch, walk.handover, walk.settings.start_timeout_s)
+    return on_pool.submit(scheduled, scheduler.result_store, scheduler.settings.start_timeout_s)
 
 
 @click.command()

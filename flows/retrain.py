@@ -36,26 +36,26 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
     """
     places = RuntimeEnvironment.from_environment()
     ledger = open_ledger(places, rev)
-    intake = ingest_deliveries(places, ledger, rev)
-    if intake.branch is None:
-        return ended(summarize_ingestion(intake.reports))
-    trained: State[Any] = orchestrate(rev=intake.branch, here=here, return_state=True)
+    ingested = ingest_deliveries(places, ledger, rev)
+    if ingested.branch is None:
+        return ended(summarize_ingestion(ingested.reports))
+    trained: State[Any] = orchestrate(rev=ingested.branch, here=here, return_state=True)
     if not trained.is_completed():
         failed: State[Any] = Failed(message=f"the pipeline failed: {trained.message}")
         return failed
-    branch = trained.result() or intake.branch
+    branch = trained.result() or ingested.branch
     decision = register_and_decide(branch, model, "finetuned", "")
-    return ended(finish(places, rev, ledger, intake, branch, decision))
+    return ended(finish(places, rev, ledger, ingested, branch, decision))
 
 
 @task(cache_policy=NO_CACHE)
 def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> IngestResult:
     """Check new deliveries, add them to the data or quarantine them, and show the reports."""
-    intake = ingest(open_incoming(places), ledger, places, rev)
-    if intake.reports:
-        pages = "\n".join(report.markdown() for report in intake.reports)
+    ingested = ingest(open_incoming(places), ledger, places, rev)
+    if ingested.reports:
+        pages = "\n".join(report.markdown() for report in ingested.reports)
         create_markdown_artifact(pages, "deliveries", "What was found in each delivery")
-    return intake
+    return ingested
 
 
 def ended(summary: Summary) -> State[Any]:

@@ -78,20 +78,20 @@ def may_help(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=may_help, retry_delay_seconds=_PAUSE_S)
 def make(
-    order: ShardRequest, where: Path | StageRequest, handover: str, endpoint: str | None
+    order: ShardRequest, where: Path | StageRequest, result_store: str, endpoint: str | None
 ) -> ShardReport:
     """Extract one shard; see `make_shard`."""
     from mrmodel.orchestrate.sharding import shard_folder  # Importing DVC takes a second.
 
     with shard_folder(where, order) as clone:
-        return make_shard(order, clone, open_store(handover, endpoint))
+        return make_shard(order, clone, open_store(result_store, endpoint))
 
 
 @flow(flow_run_name="extract {sharded.stream} in {sharded.count} shards")
 def extract_shards(
     sharded: ShardedStream,
     where: Path | StageRequest,
-    handover: str,
+    result_store: str,
     settings: ShardSettings,
     attempts: int = 3,
     endpoint: str | None = None,
@@ -102,7 +102,7 @@ def extract_shards(
         sharded: the stream.
         where: a folder with the code of the revision and all videos, or the request of the stage:
             then every shard has its own clone.
-        handover: URL of the result store.
+        result_store: URL of the result store.
         settings: of the engine; its shard count is replaced by `sharded.count`.
         attempts: maximum number, for shards whose process or process pool was killed.
         endpoint: URL of the S3 server; None: `MRMODEL_S3_ENDPOINT`.
@@ -111,9 +111,9 @@ def extract_shards(
         ShardFailed: a shard ended with an error of its own.
         ShardInterrupted: a shard was killed too often.
     """
-    rounds = ShardRounds(sharded, open_store(handover, endpoint), attempts)
+    rounds = ShardRounds(sharded, open_store(result_store, endpoint), attempts)
     one = make.with_options(retries=attempts - 1)
-    while orders := rounds.next():
+    while orders := rounds.ready():
         with task_runner(settings, len(orders)) as runner:
             started = [
                 (
@@ -123,7 +123,7 @@ def extract_shards(
                         {
                             "order": order,
                             "where": where,
-                            "handover": handover,
+                            "result_store": result_store,
                             "endpoint": endpoint,
                         },
                     ),

@@ -70,7 +70,7 @@ def spread(order: StageRequest) -> ShardedStream:
     settings = ShardSettings(**(order.shards or {}))
     places = RuntimeEnvironment.from_environment()
     sharded = sharded_stream(order, settings)
-    extract_shards(sharded, order, places.handover, settings, endpoint=places.endpoint)
+    extract_shards(sharded, order, places.result_store, settings, endpoint=places.endpoint)
     return sharded
 
 

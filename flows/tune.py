@@ -48,15 +48,15 @@ class PrefectWorkerPool:
         client: of the server.
         work: the search.
         pool: work pool; None: that of the tuned stage.
-        handover: URL of the project's result store; distinguishes its searches from others on the
+        result_store: URL of the project's result store; distinguishes its searches from others on the
             same server.
     """
 
     def __init__(
-        self, client: SyncPrefectClient, work: RevisionSearch, pool: str | None, handover: str
+        self, client: SyncPrefectClient, work: RevisionSearch, pool: str | None, result_store: str
     ) -> None:
         settings = work.config.orchestrate
-        self._client, self._work, self._handover = client, work, handover
+        self._client, self._work, self._result_store = client, work, result_store
         self._pool = pool or settings.pools.get(work.config.tune.run, settings.default_pool)
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
@@ -66,7 +66,9 @@ class PrefectWorkerPool:
             tags=FlowRunFilterTags(all_=[self._tag(study)]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=living)),
         )
-        return [self._hand(found) for found in self._client.read_flow_runs(flow_run_filter=wanted)]
+        return [
+            self._handle(found) for found in self._client.read_flow_runs(flow_run_filter=wanted)
+        ]
 
     def start(self, study: str) -> WorkerHandle:
         """Start another flow run on the pool."""
@@ -85,7 +87,7 @@ class PrefectWorkerPool:
             idempotency_key=label,
             timeout=0,
         )
-        return self._hand(flow_run)
+        return self._handle(flow_run)
 
     def is_lost(self, owner: Owner) -> bool:
         """Whether the flow run, or the process of a search without flows, has ended."""
@@ -96,9 +98,9 @@ class PrefectWorkerPool:
         return all(one.state is not None and one.state.is_final() for one in found)
 
     def _tag(self, study: str) -> str:
-        return f"{study}@{digest_of(self._handover)[:8]}"
+        return f"{study}@{digest_of(self._result_store)[:8]}"
 
-    def _hand(self, flow_run: FlowRun) -> WorkerHandle:
+    def _handle(self, flow_run: FlowRun) -> WorkerHandle:
         timeout_s = self._work.config.orchestrate.start_timeout_s
         watch = Watch(flow_run.id, self._client, self._pool, timeout_s)
         return PrefectWorkerHandle(flow_run.name, watch, self._client)
@@ -169,7 +171,7 @@ def tune(
             places,
             rev,
             SearchOverrides(study, trials, workers),
-            lambda work: PrefectWorkerPool(client, work, pool, places.handover),
+            lambda work: PrefectWorkerPool(client, work, pool, places.result_store),
             FlowReporter(),
         )
     create_markdown_artifact(markdown(found), "tuning", "What the search found")

@@ -129,8 +129,8 @@ class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
     `start` says which weights fine-tuning goes on from: ``pretrained``, or ``imported`` ones
-    (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on` says what `weight_decay`
-    pulls at, see `mrmodel.train.optim.build_optimizer`.
+    (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on` says what
+    `weight_decay` applies to, see `mrmodel.train.optim.build_optimizer`.
     """
 
     models: Annotated[list[str], Field(min_length=1)]
@@ -243,8 +243,9 @@ class DriftSettings(Section):
     A limit that is None is not judged; its figure is shown all the same.
 
     Attributes:
-        significance_level: how often data like the training data may seem different by mere chance; the
-            allowance for it shrinks with the size of the delivery and is added to each limit.
+        significance_level: how often data like the training data may seem different by mere
+            chance; the allowance for it shrinks with the size of the delivery and is added to
+            each limit.
         duration_s, window_s, windows_per_query, words_per_query: Kolmogorov-Smirnov distances, from
             0 (equal distributions) to 1.
         unknown_words: share of the words that no training query has, beyond what a further video

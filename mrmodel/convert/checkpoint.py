@@ -72,7 +72,7 @@ def format_report(report: ImportReport) -> str:
         lines.append(f"left out, no result depends on it: {_by_module(fit.unused)}")
     lines += [f"note: {note}" for note in report.notes]
     if fit.mismatches:
-        rows = [(misfit.name, misfit.found, misfit.expected) for misfit in fit.mismatches]
+        rows = [(mismatch.name, mismatch.found, mismatch.expected) for mismatch in fit.mismatches]
         lines += _table(("tensor that does not fit", "in the file", "in the model"), rows)
         lines.append(f"{len(rows)} tensors do not fit: nothing is written")
     return "\n".join(lines)

@@ -181,5 +181,5 @@ def match_state(model_name: str, published: Mapping[str, Tensor], model: nn.Modu
         expected.pop(ours, None)
     mismatches += [Mismatch(name, None, shape) for name, shape in expected.items()]
     return MatchResult(
-        state, tuple(unused), tuple(sorted(mismatches, key=lambda misfit: misfit.name))
+        state, tuple(unused), tuple(sorted(mismatches, key=lambda mismatch: mismatch.name))
     )

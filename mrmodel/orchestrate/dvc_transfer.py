@@ -26,8 +26,8 @@ class Transfer:
         remote: name of the DVC remote in clones; None: there is none, the cache is shared.
     """
 
-    def __init__(self, places: RuntimeEnvironment, handover: ResultStore) -> None:
-        self._handover = handover
+    def __init__(self, places: RuntimeEnvironment, result_store: ResultStore) -> None:
+        self._result_store = result_store
         self.remote = REMOTE if places.remote is not None else None
 
     def fetch(self, repo: Any, paths: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class Transfer:
                 move()
             except Exception as error:
                 # The exception type depends on the kind of store.
-                self._handover.wait()
+                self._result_store.wait()
                 if not left:
                     rule = f"data could not be {word}: {error}"
                     raise OrchestrationError(rule) from error

@@ -19,7 +19,7 @@ class RuntimeEnvironment:
     Attributes:
         git: repository that is cloned and to which run branches are pushed; a URL or a folder.
         remote: DVC remote, e.g. ``s3://bucket/dvc``; None: `cache` is shared by all workers.
-        handover: the result store: ``s3://bucket/prefix`` or a folder.
+        result_store: the result store: ``s3://bucket/prefix`` or a folder.
         endpoint: address of the S3 server; None: AWS.
         cache: DVC's cache on this machine.
         state: becomes ``.mrmodel`` of every clone: resume states, the default MLflow database.
@@ -28,7 +28,7 @@ class RuntimeEnvironment:
 
     git: str
     remote: str | None
-    handover: str
+    result_store: str
     endpoint: str | None
     cache: Path
     state: Path
@@ -60,7 +60,7 @@ class RuntimeEnvironment:
         return cls(
             git=git,
             remote=remote,
-            handover=env.get("MRMODEL_HANDOVER") or _default_handover(remote, here),
+            result_store=env.get("MRMODEL_HANDOVER") or _default_result_store(remote, here),
             endpoint=env.get("MRMODEL_S3_ENDPOINT") or None,
             cache=folder / "cache" if remote is not None else _own(here) / ".dvc" / "cache",
             state=state,
@@ -73,7 +73,7 @@ class RuntimeEnvironment:
         return hide_user(self.git)
 
 
-def _default_handover(remote: str | None, here: Path | None) -> str:
+def _default_result_store(remote: str | None, here: Path | None) -> str:
     """Next to the DVC remote, which all can reach; without one, in the repository."""
     if remote is not None:
         return f"{remote.rstrip('/')}-handover"

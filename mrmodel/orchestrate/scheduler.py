@@ -1,6 +1,6 @@
 """Schedules the stages of a graph: which can start now, and how to handle their outcome.
 
-It starts nothing itself: the caller runs the stages that `next` returns, on workers or locally, and
+It starts nothing itself: the caller runs the stages that `ready` returns, on workers or locally, and
 reports how each ended. The graph is queried again after every merged result, since only then is it
 known whether downstream stages have changed inputs.
 """
@@ -77,7 +77,7 @@ class Scheduler:
     """One orchestrated run of some stages of a clone at `rev`."""
 
     graph: StageGraph
-    handover: ResultStore
+    result_store: ResultStore
     settings: OrchestrateSettings
     rev: str
     targets: Iterable[str] = ()
@@ -92,7 +92,7 @@ class Scheduler:
         """Work pool of a stage; all stages of a matrix share one."""
         return self.settings.pools.get(_kind(stage), self.settings.default_pool)
 
-    def next(self) -> list[ScheduledStage]:
+    def ready(self) -> list[ScheduledStage]:
         """Stages that can start now; also marks those that are up to date, restored or blocked."""
         found = []
         for row in self.rows.values():
@@ -105,12 +105,12 @@ class Scheduler:
                 found.append(self._dispatch(row))
         return found
 
-    def mark_finished(self, dispatch: ScheduledStage, ending: StageOutcome) -> None:
+    def mark_finished(self, scheduled: ScheduledStage, ending: StageOutcome) -> None:
         """Merge the result; retry a crashed stage, as often as params.yaml allows.
 
         Stages that do not depend on a failed one still run.
         """
-        row = self.rows[dispatch.order.stage]
+        row = self.rows[scheduled.order.stage]
         if ending.result is not None:
             self._merge(row, ending.result)
         elif ending.retryable and row.attempts < self.settings.attempts:
@@ -147,12 +147,12 @@ class Scheduler:
 
     def _restore(self, row: StageRow) -> bool:
         """Use the result of an earlier run with the same inputs, if its data still exist."""
-        result = self.handover.find(row.stage, row.key)
+        result = self.result_store.find(row.stage, row.key)
         if result is None:
             return False
         self.graph.merge(row.stage, result.entry)
         if self.graph.status(row.stage).reason is not None:
-            self.handover.drop(row.stage, row.key)
+            self.result_store.drop(row.stage, row.key)
             return False
         row.state, row.result = "restored", result
         return True

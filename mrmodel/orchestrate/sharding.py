@@ -316,10 +316,10 @@ def shard_folder(where: Path | StageRequest, shard: ShardRequest) -> Iterator[Pa
 @contextmanager
 def _clone(order: StageRequest) -> Iterator[tuple[Path, StageGraph, Transfer]]:
     places = RuntimeEnvironment.from_environment()
-    handover = ResultStore(places.handover, places.endpoint)
-    transfer = Transfer(places, handover)
+    result_store = ResultStore(places.result_store, places.endpoint)
+    transfer = Transfer(places, result_store)
     with fresh_clone(places, order.rev, order.locks) as folder:
-        yield folder, StageGraph(folder, transfer.remote, handover.wait), transfer
+        yield folder, StageGraph(folder, transfer.remote, result_store.wait), transfer
 
 
 def processes_per_shard(settings: ShardSettings, workers: int) -> int:
@@ -372,7 +372,7 @@ class ShardRounds:
             if found is None or found.summary.passing:
                 self._left[order.index] = order
 
-    def next(self) -> list[ShardRequest]:
+    def ready(self) -> list[ShardRequest]:
         """Shards to extract now; empty when all are done.
 
         Raises:

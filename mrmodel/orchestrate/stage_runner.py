@@ -48,8 +48,8 @@ class StageRunner:
     ) -> None:
         """Prepare an attempt; `sharded`: shards of its extraction are in the result store."""
         self._order, self._places, self._sharded = order, places, sharded
-        self._handover = ResultStore(places.handover, places.endpoint)
-        self._transfer = Transfer(places, self._handover)
+        self._result_store = ResultStore(places.result_store, places.endpoint)
+        self._transfer = Transfer(places, self._result_store)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> StageResult:
@@ -64,9 +64,9 @@ class StageRunner:
         busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
         with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
             with self._step("clone"):
-                graph = StageGraph(folder, self._transfer.remote, self._handover.wait)
+                graph = StageGraph(folder, self._transfer.remote, self._result_store.wait)
                 key = graph.status(order.stage).key
-            done = self._handover.find(order.stage, key)
+            done = self._result_store.find(order.stage, key)
             if done is not None:
                 return done
             _put_on_path(folder)
@@ -80,7 +80,7 @@ class StageRunner:
                 graph.repo.reproduce([order.stage], single_item=True)
             with self._step("push"), _inside(folder):
                 self._transfer.push(graph.repo, order.stage)
-            result = self._handover.keep(self._result(graph, key, began))
+            result = self._result_store.keep(self._result(graph, key, began))
             self._forget()
             return result
 
@@ -89,13 +89,13 @@ class StageRunner:
             # Imported here: feature extraction adds half a second that most stages do not need.
             from mrmodel.orchestrate.sharding import gather_shards
 
-            gather_shards(self._sharded, folder, self._handover.store)
+            gather_shards(self._sharded, folder, self._result_store.store)
 
     def _forget(self) -> None:
         if self._sharded is not None:
             from mrmodel.orchestrate.sharding import forget_shards
 
-            forget_shards(self._sharded, self._handover.store)
+            forget_shards(self._sharded, self._result_store.store)
 
     def _result(self, graph: StageGraph, key: str, began: float) -> StageResult:
         stage, figures, curves = self._order.stage, {}, {}

@@ -46,9 +46,9 @@ def run_id_of(record: TrackedRun) -> str | None:
     return record.run_id(_PATIENCE_S)
 
 
-def record_stages(record: TrackedRun, walk: Scheduler) -> None:
+def record_stages(record: TrackedRun, scheduler: Scheduler) -> None:
     """Log the outcome of each stage as a table, and the counts per outcome as metrics."""
-    rows = list(walk.rows.values())
+    rows = list(scheduler.rows.values())
     record.table("stages.json", stage_columns(rows))
     states = [row.state for row in rows]
     record.log({f"stages/{state}": states.count(state) for state in dict.fromkeys(states)}, 0)

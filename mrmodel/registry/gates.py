@@ -106,7 +106,10 @@ def _compared(
         if rules.reset_baseline:
             detail += "; the baseline was reset"
             return [Gate(name="test_set", passed=None, detail=detail)]
-        detail += "; figures of two test sets cannot be compared (`--reset-baseline` promotes without a comparison)"
+        detail += (
+            "; figures of two test sets cannot be compared (`--reset-baseline` promotes "
+            "without a comparison)"
+        )
         return [Gate(name="test_set", passed=False, detail=detail)]
     same = Gate(name="test_set", passed=True, detail=f"{ours[:12]}, as version {champion.version}")
     settings = rules.settings

@@ -166,7 +166,7 @@ def _bring_own_videos(record: ModelRecord, places: RuntimeEnvironment, folder: P
     target = folder / name
     if target.with_name(f"{target.name}.dvc").exists():
         with fresh_clone(places, record.code["git.revision"], {}) as clone:
-            transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
+            transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
             transfer.fetch(Repo(str(clone)), [name])
             shutil.copytree(clone / name, target, dirs_exist_ok=True)
         return

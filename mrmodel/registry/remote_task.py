@@ -56,7 +56,7 @@ def register_and_decide(
     """
     config = load_config(Path("params.yaml"))
     paths, name = Paths(config), model or config.train.models[0]
-    transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
+    transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
     transfer.fetch(Repo(), [str(path) for path in needed_files(config, paths, name, kind)])
     registry = open_registry(config, paths)
     reporter = RichReporter(with_eta=False)

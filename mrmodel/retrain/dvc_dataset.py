@@ -63,7 +63,7 @@ class DvcDataset:
         self._clone, self._config, self._name = clone, config, config.corpus.folder.rstrip("/")
         self.folder = clone / self._name
         self._repo = Repo(str(clone))
-        self._transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
+        self._transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
         self._out = self._find(self.folder)
         if self._out is None or not (clone / self.dvc_file).exists():
             rule = f"is missing: `dvc add {self._name}` first, see docs/howto/deliver_data.md"

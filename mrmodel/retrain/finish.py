@@ -107,7 +107,7 @@ def finish(
     places: RuntimeEnvironment,
     rev: str,
     ledger: Ledger,
-    intake: IngestResult,
+    ingested: IngestResult,
     branch: str,
     decision: Decision,
 ) -> Summary:
@@ -121,22 +121,22 @@ def finish(
         places: where the repository is.
         rev: branch from which the retraining started; it moves after a promotion.
         ledger: takes the outcomes; a conflict is not recorded, so its deliveries are retried.
-        intake: the deliveries.
+        ingested: the deliveries.
         branch: run branch with their data and the model trained on them.
         decision: about that model.
     """
     moved = ""
     if decision.kind in ("promote", "rollback"):
-        _note(ledger, intake, branch, decision)
+        _note(ledger, ingested, branch, decision)
         left = fast_forward(places, rev, branch)
         moved = f"{left}; merge {branch} before the next retraining" if left else f"{rev} has moved"
     elif decision.kind == "refuse":
-        _note(ledger, intake, branch, decision)
-    return summarize_decision(decision, moved, intake.reports)
+        _note(ledger, ingested, branch, decision)
+    return summarize_decision(decision, moved, ingested.reports)
 
 
-def _note(ledger: Ledger, intake: IngestResult, branch: str, decision: Decision) -> None:
-    for report in intake.taken:
+def _note(ledger: Ledger, ingested: IngestResult, branch: str, decision: Decision) -> None:
+    for report in ingested.taken:
         entry = Entry(
             delivery=report.name,
             digest=report.digest,

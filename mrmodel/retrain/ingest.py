@@ -76,10 +76,10 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
         OrchestrationError: data or revision are not available, or cannot be stored.
     """
     listed = list_deliveries(incoming)
-    intake = IngestResult()
+    ingested = IngestResult()
     entries = ledger.entries()
     if not listed and not entries:
-        return intake
+        return ingested
     with workspace(places, rev) as space:
         folder = DvcDataset(space.folder, space.config, places)
         present = folder.deliveries()
@@ -88,12 +88,12 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
             _merge(places, rev, lost)
             return ingest(incoming, ledger, places, rev)
         pending = _pending(listed, entries, present)
-        intake.reports = [_incomplete(one) for one in pending if not one.complete]
+        ingested.reports = [_incomplete(one) for one in pending if not one.complete]
         complete = [one for one in pending if one.complete]
         if complete:
-            _Ingestion(incoming, ledger, space, folder, intake).take(complete)
-    intake.reports.sort(key=lambda report: report.name)
-    return intake
+            _Ingestion(incoming, ledger, space, folder, ingested).take(complete)
+    ingested.reports.sort(key=lambda report: report.name)
+    return ingested
 
 
 def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> Report:
@@ -123,10 +123,10 @@ class _Ingestion:
         ledger: Ledger,
         space: RunBranch,
         folder: DvcDataset,
-        intake: IngestResult,
+        ingested: IngestResult,
     ) -> None:
         self._incoming, self._ledger, self._space = incoming, ledger, space
-        self._folder, self._intake = folder, intake
+        self._folder, self._intake = folder, ingested
         self._config: Config = space.config
         # The existing data, and the data including accepted deliveries.
         self._before: Reference = folder.reference()

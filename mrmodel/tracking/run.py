@@ -94,8 +94,8 @@ class NullRun:
 class EventLogRun:
     """A run that writes to an event log."""
 
-    def __init__(self, spool: EventLog, name: str, key: int) -> None:
-        self._spool, self._name, self._key = spool, name, key
+    def __init__(self, event_log: EventLog, name: str, key: int) -> None:
+        self._event_log, self._name, self._key = event_log, name, key
         self.failed: str | None = None
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -132,14 +132,14 @@ class EventLogRun:
         if name == self._name:
             yield self
             return
-        child_run = EventLogRun(self._spool, name, self._spool.next_key())
+        child_run = EventLogRun(self._event_log, name, self._event_log.next_key())
         child_run._say("part", name=name, above=self._key)
         with _ending(child_run):
             yield child_run
 
     def run_id(self, patience_s: float) -> str | None:
         """Wait for the run id."""
-        return self._spool.run_id(patience_s)
+        return self._event_log.run_id(patience_s)
 
     def end(self, status: str) -> None:
         """Log the final status."""
@@ -148,7 +148,7 @@ class EventLogRun:
         self._say("end", status=status if self.failed is None else "FAILED")
 
     def _say(self, kind: str, **values: Any) -> None:
-        self._spool.emit({"kind": kind, "run": self._key, "at": now(), **values})
+        self._event_log.emit({"kind": kind, "run": self._key, "at": now(), **values})
 
 
 _current: ContextVar[TrackedRun] = ContextVar("record")
@@ -167,18 +167,18 @@ def open_run(settings: TrackingSettings, spec: RunSpec) -> Iterator[TrackedRun]:
         settings: the `tracking` section.
         spec: the run spec.
     """
-    spool = _start(spec) if settings.enabled else None
-    if spool is None:
+    event_log = _start(spec) if settings.enabled else None
+    if event_log is None:
         yield NullRun()
         return
-    record = EventLogRun(spool, spec.stage or spec.name, 0)
+    record = EventLogRun(event_log, spec.stage or spec.name, 0)
     token = _current.set(record)
     try:
         with _ending(record):
             yield record
     finally:
         _current.reset(token)
-        spool.close()
+        event_log.close()
 
 
 @contextmanager

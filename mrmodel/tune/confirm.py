@@ -87,7 +87,7 @@ class Plan:
         """JSON form, for the facts of the study."""
         return asdict(self)
 
-    def tickets(self) -> list[dict[str, int]]:
+    def enqueued(self) -> list[dict[str, int]]:
         """All trials of the study."""
         return [
             {CANDIDATE: number, SEED: seed}

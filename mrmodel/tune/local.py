@@ -33,12 +33,12 @@ def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResul
     address, folder = storage_address(paths.state), paths.state / "tune" / config.tune.study
     with alone(folder), open_search_record(config, paths) as record:
         run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
-        crew = LocalWorkerPool(address, folder / "workers", run_id, workers)
+        worker_pool = LocalWorkerPool(address, folder / "workers", run_id, workers)
         storage = open_storage(address)
         store = str((paths.state / "tune").resolve())
         try:
             verdict = search(
-                config, SearchContext(storage, store, crew, Progress(record, reporter))
+                config, SearchContext(storage, store, worker_pool, Progress(record, reporter))
             )
         finally:
             reporter.finish()

@@ -159,7 +159,7 @@ class _Watch:
 
     def __init__(self, claimed: ClaimedTrial, figures: list[str], peak: bool) -> None:
         """For a trial that ends with the weights of its best validation (`peak`), or the last."""
-        self._ticket, self._figures, self._peak = claimed, figures, peak
+        self._claimed, self._figures, self._peak = claimed, figures, peak
         self._best = -math.inf
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -176,10 +176,10 @@ class _Watch:
         if len(self._figures) > 1:  # Optuna cannot prune multi-objective studies.
             return
         self._best = max(self._best, value) if self._peak else value
-        trial, epoch = self._ticket.trial, int(figures["epoch"])
+        trial, epoch = self._claimed.trial, int(figures["epoch"])
         trial.report(self._best, epoch)
         # Never prune the starting point: all gains are relative to it.
-        if trial.should_prune() and self._ticket.source != START:
+        if trial.should_prune() and self._claimed.source != START:
             raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
 
 

@@ -89,7 +89,7 @@ def search_revision(
     places: RuntimeEnvironment,
     rev: str,
     overrides: SearchOverrides,
-    hire: Callable[[RevisionSearch], TrialWorkerPool],
+    open_pool: Callable[[RevisionSearch], TrialWorkerPool],
     reporter: Reporter,
 ) -> SearchOutcome:
     """Start a search, or resume the one of that name.
@@ -98,7 +98,7 @@ def search_revision(
         places: where repository, data and results are.
         rev: what is tuned; its dvc.lock determines the data.
         overrides: number of trials and workers.
-        hire: creates the worker pool.
+        open_pool: creates the worker pool.
         reporter: receives the progress.
 
     Raises:
@@ -113,10 +113,10 @@ def search_revision(
         paths, name = Paths(config), config.tune.study
         with alone(places.state / "tune" / name), open_search_record(config, paths) as record:
             fetch_annotations(places, config)
-            crew = hire(RevisionSearch(clone.rev, config, record.run_id(PATIENCE_S)))
-            store = f"{places.handover.rstrip('/')}/tune"
+            worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id(PATIENCE_S)))
+            store = f"{places.result_store.rstrip('/')}/tune"
             verdict = search(
-                config, SearchContext(storage, store, crew, Progress(record, reporter))
+                config, SearchContext(storage, store, worker_pool, Progress(record, reporter))
             )
             study = TrialQueue(storage, name)
             record_search(record, study, verdict, paths)
@@ -148,7 +148,7 @@ def config_of(storage: BaseStorage, config: Config, overrides: SearchOverrides) 
 def fetch_annotations(places: RuntimeEnvironment, config: Config) -> None:
     """Fetch what the search itself reads: annotations, to count steps and evaluate decoding."""
     job = job_of(config, Path(), "", config.seed)
-    transfer = Transfer(places, ResultStore(places.handover, places.endpoint))
+    transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
     transfer.fetch(Repo(), [str(path) for path in (job.train, job.val)])
 
 

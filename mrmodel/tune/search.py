@@ -64,7 +64,7 @@ class SearchContext:
 
     storage: BaseStorage
     store: str
-    crew: TrialWorkerPool
+    worker_pool: TrialWorkerPool
     told: Callable[[TrialQueue], None]
 
 
@@ -98,7 +98,7 @@ def search(config: Config, context: SearchContext) -> SearchResult:
 
 def carry_out(study: TrialQueue, config: Config, context: SearchContext) -> None:
     """Run all enqueued trials of a study."""
-    follow(study, context.crew, config.tune.workers, lambda: context.told(study))
+    follow(study, context.worker_pool, config.tune.workers, lambda: context.told(study))
 
 
 def open_search(config: Config, context: SearchContext) -> TrialQueue:
@@ -230,7 +230,7 @@ def open_confirmation(
     failed = TrialState.FAIL
     live = [trial for trial in confirmation.trials() if trial.state != failed]
     there = [trial.system_attrs["fixed_params"] for trial in live]
-    for claimed in plan.tickets():
+    for claimed in plan.enqueued():
         if claimed not in there:
             confirmation.enqueue(claimed, **{REQUIRED: True})
     return confirmation, plan

@@ -189,7 +189,7 @@ def fetch_data(study: TrialQueue) -> None:
     places = RuntimeEnvironment.from_environment()
     paths = [str(path) for path in objective_of(study.facts).needs(study.facts)]
     log.info("%s: pull %s", study.name, " ".join(paths))
-    Transfer(places, ResultStore(places.handover, places.endpoint)).fetch(Repo(), paths)
+    Transfer(places, ResultStore(places.result_store, places.endpoint)).fetch(Repo(), paths)
 
 
 def main() -> int:

@@ -79,13 +79,13 @@ def is_gone_from_here(owner: Owner) -> bool:
 
 
 def follow(
-    study: TrialQueue, crew: TrialWorkerPool, workers: int, told: Callable[[], None]
+    study: TrialQueue, worker_pool: TrialWorkerPool, workers: int, told: Callable[[], None]
 ) -> None:
     """Run all waiting trials of a study.
 
     Args:
         study: with waiting trials.
-        crew: starts the workers.
+        worker_pool: starts the workers.
         workers: maximum number in parallel, as long as there are trials for them.
         told: called after each check of the workers.
 
@@ -93,21 +93,21 @@ def follow(
         TuningError: a worker failed in a way that others would too, or died repeatedly without
             finishing a trial; finished trials are kept.
     """
-    hands = list(crew.earlier(study.name))
+    handles = list(worker_pool.earlier(study.name))
     done, idle_deaths = len(study.done()), 0
     # Lost trials of an earlier search. A worker that is still running may just have claimed a trial
     # without having recorded its owner yet.
-    study.sweep(lambda owner: not hands if owner is None else crew.is_lost(owner))
+    study.sweep(lambda owner: not handles if owner is None else worker_pool.is_lost(owner))
     try:
         while True:
-            wanted = min(workers - len(hands), _unattended(study, hands))
-            hands.extend(crew.start(study.name) for _ in range(wanted))
-            for hand in list(hands):
-                outcome = hand.outcome()
+            wanted = min(workers - len(handles), _unattended(study, handles))
+            handles.extend(worker_pool.start(study.name) for _ in range(wanted))
+            for handle in list(handles):
+                outcome = handle.outcome()
                 if outcome is None:
                     continue
-                hands.remove(hand)
-                study.sweep(_owned_by({hand.label}))
+                handles.remove(handle)
+                study.sweep(_owned_by({handle.label}))
                 if outcome.failed:
                     raise TuningError(f"{study.name}: {outcome.reason}")
                 if outcome.reason:
@@ -118,32 +118,32 @@ def follow(
                 if idle_deaths > study.facts.attempts * workers:
                     raise TuningError(f"{study.name}: workers die: {outcome.reason}")
             told()
-            if not hands:
+            if not handles:
                 # One that was killed right after its claim has not recorded its owner.
                 study.sweep(lambda owner: owner is None)
                 if not study.trials(TrialState.WAITING):
                     return
             time.sleep(_POLL_S)
     finally:
-        study.sweep(_owned_by({hand.label for hand in _stop(hands)}))
+        study.sweep(_owned_by({handle.label for handle in _stop(handles)}))
 
 
-def _unattended(study: TrialQueue, hands: Sequence[WorkerHandle]) -> int:
+def _unattended(study: TrialQueue, handles: Sequence[WorkerHandle]) -> int:
     """Number of waiting trials for which no worker is starting."""
     owners = [owner_of(trial) for trial in study.trials(TrialState.RUNNING)]
     busy = {owner.label for owner in owners if owner is not None}
-    coming = sum(hand.label not in busy for hand in hands)
+    coming = sum(handle.label not in busy for handle in handles)
     return len(study.trials(TrialState.WAITING)) - coming
 
 
-def _stop(hands: Sequence[WorkerHandle]) -> list[WorkerHandle]:
+def _stop(handles: Sequence[WorkerHandle]) -> list[WorkerHandle]:
     """Stop workers; returns those that have ended. A later search treats the others as lost."""
-    for hand in hands:
-        hand.stop()
+    for handle in handles:
+        handle.stop()
     until = time.monotonic() + _STOP_S
-    while any(hand.outcome() is None for hand in hands) and time.monotonic() < until:
+    while any(handle.outcome() is None for handle in handles) and time.monotonic() < until:
         time.sleep(_POLL_S)
-    return [hand for hand in hands if hand.outcome() is not None]
+    return [handle for handle in handles if handle.outcome() is not None]
 
 
 def _owned_by(labels: set[str]) -> Lost:

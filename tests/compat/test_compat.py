@@ -54,7 +54,8 @@ PROMOTION = {"promotion": {"resamples": 1000, "min_gain": -100.0, "max_slice_los
 _MOVED = "evaluate.round_to_clips, evaluate.nms_iou, evaluate.max_windows"
 _WITH_INFER = f"{_MOVED}, models.sg_detr.infer"
 _RENAMED = (
-    "train.decay (now weight_decay_on), evaluate.zero_shot_sd (now zero_shot_std), "
+    "train.decay (now weight_decay_on), train.*.drop_every_epochs (now step_size), "
+    "evaluate.zero_shot_sd (now zero_shot_std), "
     "intervid.labels.threshold_sd (now threshold_std), "
     "retrain.drift.chance (now significance_level)"
 )

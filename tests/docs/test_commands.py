@@ -193,7 +193,9 @@ def test_what_the_readme_shows_runs(
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     shown = re.search(r"```text\n(.*?)```", text, re.DOTALL)
     command = re.search(r"^\.venv/bin/(mrmodel predict .*)$", text, re.MULTILINE)
-    assert code and shown and command
+    assert code is not None
+    assert shown is not None
+    assert command is not None
     video = sorted((reproduced.folder / "data/miniature/videos").glob("test-*.mp4"))[0]
     here = str(video.relative_to(reproduced.folder))
     words = [here if word.endswith(".mp4") else word for word in shlex.split(command[1])[1:]]

@@ -29,7 +29,7 @@ def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
     return RuntimeEnvironment(
         git=there.git,
         remote=None,
-        handover=str(tmp_path / "handover"),
+        result_store=str(tmp_path / "handover"),
         endpoint=None,
         cache=there.cache,
         state=tmp_path / "state",

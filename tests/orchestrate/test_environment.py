@@ -12,7 +12,7 @@ def test_a_repository_is_enough(tmp_path: Path) -> None:
     assert places.remote is None
     assert places.cache == tmp_path / ".dvc/cache", "results must be where the person's DVC looks"
     assert places.state == tmp_path / ".mrmodel", "an interrupted stage goes on from its state"
-    assert Path(places.handover).is_relative_to(tmp_path / ".mrmodel")
+    assert Path(places.result_store).is_relative_to(tmp_path / ".mrmodel")
 
 
 def test_a_worker_of_its_own(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_worker_of_its_own(tmp_path: Path) -> None:
             "MRMODEL_WORK_DIR": str(tmp_path),
         }
     )
-    assert places.handover == "s3://bucket/dvc-handover"
+    assert places.result_store == "s3://bucket/dvc-handover"
     assert {places.cache.parent, places.state.parent, places.clones.parent} == {tmp_path}
     assert places.git_shown == "https://git.example/team/mrmodel.git"
 

@@ -27,8 +27,8 @@ TRAINING = {"params.yaml": ("weight_decay: 1.0e-4", "weight_decay: 2.0e-4")}
 
 
 @pytest.fixture
-def handover(places: RuntimeEnvironment) -> ResultStore:
-    return ResultStore(places.handover, None)
+def result_store(places: RuntimeEnvironment) -> ResultStore:
+    return ResultStore(places.result_store, None)
 
 
 @pytest.fixture
@@ -37,66 +37,68 @@ def edited(open_graph: OpenGraph) -> Iterator[StageGraph]:
         yield graph
 
 
-def walk_of(graph: StageGraph, handover: ResultStore) -> Scheduler:
-    return Scheduler(graph, handover, SETTINGS, "rev")
+def walk_of(graph: StageGraph, result_store: ResultStore) -> Scheduler:
+    return Scheduler(graph, result_store, SETTINGS, "rev")
 
 
-def result_of(graph: StageGraph, dispatch: ScheduledStage) -> StageResult:
+def result_of(graph: StageGraph, scheduled: ScheduledStage) -> StageResult:
     """What a worker would bring: the old outputs, made with the new parameters."""
-    stage = dispatch.order.stage
+    stage = scheduled.order.stage
     entry = copy.deepcopy(graph.entry(stage))
     params = graph.parameters(stage)
     entry["params"] = {file: dict(values) for file, values in params.items()}
-    return StageResult(stage, dispatch.key, entry, {}, {}, 0.0, {"run": 1.0}, "", "here")
+    return StageResult(stage, scheduled.key, entry, {}, {}, 0.0, {"run": 1.0}, "", "here")
 
 
-def states(walk: Scheduler) -> dict[str, str]:
-    return {name: row.state for name, row in walk.rows.items() if row.state != "unchanged"}
+def states(scheduler: Scheduler) -> dict[str, str]:
+    return {name: row.state for name, row in scheduler.rows.items() if row.state != "unchanged"}
 
 
-def test_only_what_changed_starts(edited: StageGraph, handover: ResultStore) -> None:
-    walk = walk_of(edited, handover)
-    (dispatch,) = walk.next()
-    assert dispatch.order.stage == "evaluate"
-    assert dispatch.order.locks == edited.locks()
-    assert walk.next() == [], "it is running"
-    assert not walk.succeeded
-    walk.mark_finished(dispatch, StageOutcome(result_of(edited, dispatch)))
-    assert walk.next() == []
-    assert states(walk) == {"evaluate": "ran"}
-    assert walk.succeeded
+def test_only_what_changed_starts(edited: StageGraph, result_store: ResultStore) -> None:
+    scheduler = walk_of(edited, result_store)
+    (scheduled,) = scheduler.ready()
+    assert scheduled.order.stage == "evaluate"
+    assert scheduled.order.locks == edited.locks()
+    assert scheduler.ready() == [], "it is running"
+    assert not scheduler.succeeded
+    scheduler.mark_finished(scheduled, StageOutcome(result_of(edited, scheduled)))
+    assert scheduler.ready() == []
+    assert states(scheduler) == {"evaluate": "ran"}
+    assert scheduler.succeeded
 
 
-def test_stages_go_to_their_pools(edited: StageGraph, handover: ResultStore) -> None:
-    walk = walk_of(edited, handover)
-    assert walk.pool_of("finetune@sg_detr") == "gpu"
-    assert walk.pool_of("studies/dvc.yaml:pretrain@x-1") == "gpu"
-    assert walk.pool_of("report") == "cpu"
+def test_stages_go_to_their_pools(edited: StageGraph, result_store: ResultStore) -> None:
+    scheduler = walk_of(edited, result_store)
+    assert scheduler.pool_of("finetune@sg_detr") == "gpu"
+    assert scheduler.pool_of("studies/dvc.yaml:pretrain@x-1") == "gpu"
+    assert scheduler.pool_of("report") == "cpu"
 
 
-def test_independent_stages_start_together(open_graph: OpenGraph, handover: ResultStore) -> None:
+def test_independent_stages_start_together(
+    open_graph: OpenGraph, result_store: ResultStore
+) -> None:
     with open_graph(TRAINING) as graph:
-        walk = walk_of(graph, handover)
-        first = {dispatch.order.stage: dispatch for dispatch in walk.next()}
+        scheduler = walk_of(graph, result_store)
+        first = {scheduled.order.stage: scheduled for scheduled in scheduler.ready()}
         assert set(first) == {"pretrain@moment_detr", "scratch@moment_detr"}
         pretrain = first["pretrain@moment_detr"]
-        walk.mark_finished(pretrain, StageOutcome(result_of(graph, pretrain)))
-        (finetune,) = walk.next()
+        scheduler.mark_finished(pretrain, StageOutcome(result_of(graph, pretrain)))
+        (finetune,) = scheduler.ready()
         assert finetune.order.stage == "finetune@moment_detr"
 
 
 def test_a_failure_blocks_what_is_behind_it_alone(
-    open_graph: OpenGraph, handover: ResultStore
+    open_graph: OpenGraph, result_store: ResultStore
 ) -> None:
     with open_graph(TRAINING) as graph:
-        walk = walk_of(graph, handover)
-        first = {dispatch.order.stage: dispatch for dispatch in walk.next()}
-        walk.mark_finished(first["pretrain@moment_detr"], StageOutcome(reason="it broke"))
-        assert walk.next() == []
+        scheduler = walk_of(graph, result_store)
+        first = {scheduled.order.stage: scheduled for scheduled in scheduler.ready()}
+        scheduler.mark_finished(first["pretrain@moment_detr"], StageOutcome(reason="it broke"))
+        assert scheduler.ready() == []
         scratch = first["scratch@moment_detr"]
-        walk.mark_finished(scratch, StageOutcome(result_of(graph, scratch)))
-        assert walk.next() == []
-        assert states(walk) == {
+        scheduler.mark_finished(scratch, StageOutcome(result_of(graph, scratch)))
+        assert scheduler.ready() == []
+        assert states(scheduler) == {
             "pretrain@moment_detr": "failed",
             "finetune@moment_detr": "blocked",
             "scratch@moment_detr": "ran",
@@ -104,64 +106,66 @@ def test_a_failure_blocks_what_is_behind_it_alone(
             "evaluate": "blocked",
             "report": "blocked",
         }
-        assert not walk.succeeded
+        assert not scheduler.succeeded
 
 
-def test_a_crash_is_tried_again_but_not_for_ever(edited: StageGraph, handover: ResultStore) -> None:
-    walk = walk_of(edited, handover)
+def test_a_crash_is_tried_again_but_not_for_ever(
+    edited: StageGraph, result_store: ResultStore
+) -> None:
+    scheduler = walk_of(edited, result_store)
     for attempt in (1, 2):
-        (dispatch,) = walk.next()
-        assert walk.rows["evaluate"].attempts == attempt
-        walk.mark_finished(dispatch, StageOutcome(reason="worker lost", retryable=True))
-    assert walk.next() == []
-    assert walk.rows["evaluate"].state == "failed"
-    assert walk.rows["evaluate"].reason == "worker lost (2 attempts)"
+        (scheduled,) = scheduler.ready()
+        assert scheduler.rows["evaluate"].attempts == attempt
+        scheduler.mark_finished(scheduled, StageOutcome(reason="worker lost", retryable=True))
+    assert scheduler.ready() == []
+    assert scheduler.rows["evaluate"].state == "failed"
+    assert scheduler.rows["evaluate"].reason == "worker lost (2 attempts)"
 
 
 def test_what_an_earlier_run_made_is_not_made_again(
-    edited: StageGraph, handover: ResultStore, open_graph: OpenGraph
+    edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
 ) -> None:
-    walk = walk_of(edited, handover)
-    (dispatch,) = walk.next()
-    handover.keep(result_of(edited, dispatch))
+    scheduler = walk_of(edited, result_store)
+    (scheduled,) = scheduler.ready()
+    result_store.keep(result_of(edited, scheduled))
     with open_graph(EDIT) as graph:
-        retryable = walk_of(graph, handover)
+        retryable = walk_of(graph, result_store)
         assert retryable.next() == []
         assert states(retryable) == {"evaluate": "restored"}
         assert retryable.succeeded
 
 
 def test_a_record_whose_data_are_gone_is_dropped(
-    edited: StageGraph, handover: ResultStore, open_graph: OpenGraph
+    edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
 ) -> None:
-    walk = walk_of(edited, handover)
-    (dispatch,) = walk.next()
-    result = result_of(edited, dispatch)
+    scheduler = walk_of(edited, result_store)
+    (scheduled,) = scheduler.ready()
+    result = result_of(edited, scheduled)
     result.entry["outs"][0]["md5"] = "ef" + "0" * 30 + ".dir"
-    handover.keep(result)
+    result_store.keep(result)
     with open_graph(EDIT) as graph:
-        retryable = walk_of(graph, handover)
-        assert [dispatch.order.stage for dispatch in retryable.next()] == ["evaluate"]
-    assert handover.find("evaluate", dispatch.key) is None
+        retryable = walk_of(graph, result_store)
+        assert [scheduled.order.stage for scheduled in retryable.next()] == ["evaluate"]
+    assert result_store.find("evaluate", scheduled.key) is None
 
 
 def test_a_result_that_is_not_of_this_order_is_a_failure(
-    edited: StageGraph, handover: ResultStore
+    edited: StageGraph, result_store: ResultStore
 ) -> None:
-    walk = walk_of(edited, handover)
-    (dispatch,) = walk.next()
+    scheduler = walk_of(edited, result_store)
+    (scheduled,) = scheduler.ready()
     old = StageResult(
-        "evaluate", dispatch.key, edited.entry("evaluate"), {}, {}, 0.0, {}, "", "here"
+        "evaluate", scheduled.key, edited.entry("evaluate"), {}, {}, 0.0, {}, "", "here"
     )
-    walk.mark_finished(dispatch, StageOutcome(old))
-    assert walk.rows["evaluate"].state == "failed"
-    assert walk.rows["evaluate"].reason == "ran, but then parameter evaluate changed"
+    scheduler.mark_finished(scheduled, StageOutcome(old))
+    assert scheduler.rows["evaluate"].state == "failed"
+    assert scheduler.rows["evaluate"].reason == "ran, but then parameter evaluate changed"
 
 
-def test_the_first_record_stays(handover: ResultStore) -> None:
+def test_the_first_record_stays(result_store: ResultStore) -> None:
     first = StageResult("a", "k", {"cmd": "x"}, {}, {}, 0.0, {}, "", "one")
     second = StageResult("a", "k", {"cmd": "x"}, {}, {}, 0.0, {}, "", "two")
-    assert handover.keep(first) == first
-    assert handover.keep(second) == first
-    assert handover.find("a", "k") == first
-    assert handover.find("a", "other") is None
+    assert result_store.keep(first) == first
+    assert result_store.keep(second) == first
+    assert result_store.find("a", "k") == first
+    assert result_store.find("a", "other") is None

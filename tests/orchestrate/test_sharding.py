@@ -24,7 +24,7 @@ def here(
 ) -> RuntimeEnvironment:
     """The places of a test, as the environment says them."""
     monkeypatch.setenv("MRMODEL_GIT_URL", places.git)
-    monkeypatch.setenv("MRMODEL_HANDOVER", places.handover)
+    monkeypatch.setenv("MRMODEL_HANDOVER", places.result_store)
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
     return RuntimeEnvironment.from_environment()

@@ -236,6 +236,6 @@ def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench
     assert any("continuing at step" in line for line in recorder.lines)
     assert not left[0].exists(), "the next attempt removes what the killed one left"
     shutil.rmtree(bench.places.state / "resume", ignore_errors=True)
-    ResultStore(bench.places.handover, None).drop("scratch@moment_detr", result.key)
+    ResultStore(bench.places.result_store, None).drop("scratch@moment_detr", result.key)
     shutil.rmtree(bench.places.cache.resolve() / "runs", ignore_errors=True)
     assert bench.run("scratch@moment_detr").entry == result.entry, "resumed or not: the same bytes"

@@ -34,22 +34,24 @@ def runs(client: MlflowClient) -> dict[str, Run]:
 
 @contextmanager
 def walking(clone: RunBranch, places: RuntimeEnvironment) -> Iterator[Scheduler]:
-    handover = ResultStore(places.handover, None)
+    result_store = ResultStore(places.result_store, None)
     settings = clone.config.orchestrate
-    yield Scheduler(StageGraph(clone.folder, None, handover.wait), handover, settings, clone.rev)
+    yield Scheduler(
+        StageGraph(clone.folder, None, result_store.wait), result_store, settings, clone.rev
+    )
 
 
-def finish(walk: Scheduler) -> list[ScheduledStage]:
+def finish(scheduler: Scheduler) -> list[ScheduledStage]:
     """Run one stage after another, without Prefect; what was dispatched."""
     started = []
-    while waiting := walk.next():
-        for dispatch in waiting:
-            started.append(dispatch)
+    while waiting := scheduler.ready():
+        for scheduled in waiting:
+            started.append(scheduled)
             try:
-                ending = StageOutcome(run_stage(dispatch.order, Listener()))
+                ending = StageOutcome(run_stage(scheduled.order, Listener()))
             except StageFailed as error:
                 ending = StageOutcome(reason=str(error))
-            walk.mark_finished(dispatch, ending)
+            scheduler.mark_finished(scheduled, ending)
     return started
 
 
@@ -60,11 +62,11 @@ def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowCli
         clone.change(change)
         with (
             open_pipeline_run(tracked.places, clone, ["report"], change) as record,
-            walking(clone, tracked.places) as walk,
+            walking(clone, tracked.places) as scheduler,
         ):
-            walk.parent_run = run_id_of(record)
-            finish(walk)
-            record_stages(record, walk)
+            scheduler.parent_run = run_id_of(record)
+            finish(scheduler)
+            record_stages(record, scheduler)
         revision, branch = clone.rev, clone.branch
     found = runs(client)
     pipeline = found["pipeline"]
@@ -99,17 +101,17 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
     with (
         workspace(tracked.places, "HEAD") as clone,
         open_pipeline_run(tracked.places, clone, [], {}) as record,
-        walking(clone, tracked.places) as walk,
+        walking(clone, tracked.places) as scheduler,
     ):
-        walk.parent_run = run_id_of(record)
-        finish(walk)
-        record_stages(record, walk)
+        scheduler.parent_run = run_id_of(record)
+        finish(scheduler)
+        record_stages(record, scheduler)
     found = runs(client)
     assert found["pipeline"].info.status == "FAILED"
     assert "own_videos" in found["pipeline"].data.tags["error"]
     assert found["corpus"].info.status == "FAILED"
     assert "own_videos" in found["corpus"].data.tags["error"]
-    assert found["pipeline"].data.metrics["stages/blocked"] == len(walk.rows) - 1
+    assert found["pipeline"].data.metrics["stages/blocked"] == len(scheduler.rows) - 1
 
 
 @pytest.mark.slow
@@ -118,12 +120,15 @@ def test_the_parent_decides_nothing(tracked: Bench) -> None:
     tracked.commit("params.yaml", "bootstrap_resamples: 200", "bootstrap_resamples: 77")
     found = []
     for parent in ("1" * 32, None):
-        with workspace(tracked.places, "HEAD") as clone, walking(clone, tracked.places) as walk:
-            walk.parent_run = parent
-            started = finish(walk)
-            states = {name: row.state for name, row in walk.rows.items()}
-            found.append((states["evaluate"], len(started), walk.graph.locks()))
-            keys = {name: walk.graph.status(name).key for name in walk.rows}
+        with (
+            workspace(tracked.places, "HEAD") as clone,
+            walking(clone, tracked.places) as scheduler,
+        ):
+            scheduler.parent_run = parent
+            started = finish(scheduler)
+            states = {name: row.state for name, row in scheduler.rows.items()}
+            found.append((states["evaluate"], len(started), scheduler.graph.locks()))
+            keys = {name: scheduler.graph.status(name).key for name in scheduler.rows}
             assert not started or keys["evaluate"] == started[0].key
     (first, ran, locks), (second, ran_again, same) = found
     assert (first, ran) == ("ran", 2)

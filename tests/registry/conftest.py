@@ -28,7 +28,6 @@ def project(
         monkeypatch.delenv(name, raising=False)
     copied = reproduced.copy(tmp_path / "clone", "cache", "mlflow.db", "mlartifacts")
     shutil.copy(empty_mlflow, copied.folder / ".mrmodel")
-    for module in ("register", "promote"):
-        monkeypatch.setattr(f"mrmodel.registry.{module}.run_smoke", answers_once)
+    monkeypatch.setattr("mrmodel.registry.promote.run_smoke", answers_once)
     monkeypatch.chdir(copied.folder)
     return copied

@@ -171,7 +171,7 @@ def plain(repository: Project, tmp_path: Path) -> Site:
     """Everything in folders."""
     there = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(repository.folder)})
     own = {name: tmp_path / name for name in ("state", "clones")}
-    places = replace(there, handover=str(tmp_path / "handover"), **own)
+    places = replace(there, result_store=str(tmp_path / "handover"), **own)
     stores = [open_store(str(tmp_path / name)) for name in ("incoming", "registry")]
     return Site(repository, places, *stores)
 
@@ -189,7 +189,7 @@ def site(request: pytest.FixtureRequest, plain: Site, tmp_path: Path) -> Site:
         patch.setenv(name, value)
     base = f"s3://mrmodel/{secrets.token_hex(8)}"
     places = replace(
-        plain.places, remote=f"{base}/dvc", handover=f"{base}/handover", endpoint=service.url
+        plain.places, remote=f"{base}/dvc", result_store=f"{base}/handover", endpoint=service.url
     )
     with fresh_clone(places, "HEAD", {}) as folder:
         Repo(str(folder)).push()

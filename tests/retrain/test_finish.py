@@ -74,7 +74,7 @@ def decide(kind: Kind) -> Decision:
     )
 
 
-def intake() -> IngestResult:
+def ingested() -> IngestResult:
     bad = Report("bad", "2" * 64, "quarantined", ["limit"])
     return IngestResult([bad, Report("good", "1" * 64, "taken")], RUN)
 
@@ -87,7 +87,7 @@ def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
 def test_after_a_promotion_the_branch_moves(
     rev: str, hub: Path, places: RuntimeEnvironment, ledger: Ledger
 ) -> None:
-    summary = finish(places, rev, ledger, intake(), RUN, decide("promote"))
+    summary = finish(places, rev, ledger, ingested(), RUN, decide("promote"))
     assert tip(hub, "main") == tip(hub, RUN)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
@@ -108,7 +108,7 @@ def test_the_guides_say_so(page: str) -> None:
 
 def test_after_a_refusal_it_stays(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
     before = tip(hub, "main")
-    summary = finish(places, "main", ledger, intake(), RUN, decide("refuse"))
+    summary = finish(places, "main", ledger, ingested(), RUN, decide("refuse"))
     assert tip(hub, "main") == before
     (entry,) = ledger.entries()
     assert (entry.outcome, entry.branch) == ("refused", RUN)
@@ -117,7 +117,7 @@ def test_after_a_refusal_it_stays(hub: Path, places: RuntimeEnvironment, ledger:
 
 
 def test_a_conflict_is_no_outcome(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
-    summary = finish(places, "main", ledger, intake(), RUN, decide("conflict"))
+    summary = finish(places, "main", ledger, ingested(), RUN, decide("conflict"))
     assert ledger.entries() == []
     assert summary.name == "Conflict"
 
@@ -130,7 +130,7 @@ def test_a_branch_that_moved_meanwhile_is_left_to_people(
     git(work, "commit", "--quiet", "--allow-empty", "--message", "somebody was faster")
     git(work, "push", "--quiet", "origin", "main")
     theirs = tip(hub, "main")
-    summary = finish(places, "main", ledger, intake(), RUN, decide("promote"))
+    summary = finish(places, "main", ledger, ingested(), RUN, decide("promote"))
     assert tip(hub, "main") == theirs
     assert f"merge {RUN} before the next retraining" in summary.text
     assert outcomes(ledger) == [("good", "promoted", 3)]
@@ -140,9 +140,9 @@ def test_a_branch_that_moved_meanwhile_is_left_to_people(
 def test_settling_twice_changes_nothing(
     hub: Path, places: RuntimeEnvironment, ledger: Ledger
 ) -> None:
-    first = finish(places, "main", ledger, intake(), RUN, decide("promote"))
+    first = finish(places, "main", ledger, ingested(), RUN, decide("promote"))
     entries = ledger.entries()
-    assert finish(places, "main", ledger, intake(), RUN, decide("promote")) == first
+    assert finish(places, "main", ledger, ingested(), RUN, decide("promote")) == first
     assert ledger.entries() == entries
 
 
@@ -150,7 +150,7 @@ def test_what_serves_already_by_a_rollback_is_promoted(
     hub: Path, places: RuntimeEnvironment, ledger: Ledger
 ) -> None:
     decision = decide("rollback").model_copy(update={"reason": "the other one was worse"})
-    summary = finish(places, "main", ledger, intake(), RUN, decision)
+    summary = finish(places, "main", ledger, ingested(), RUN, decision)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
     assert "champion already, by a rollback (the other one was worse)" in summary.text
@@ -162,7 +162,7 @@ def test_nothing_taken_says_why() -> None:
     assert summarize_ingestion([]).text == "no new delivery"
     assert summarize_ingestion([late]).name == "Unchanged"
     assert summarize_ingestion([late, waiting]).name == "Waiting"
-    found = summarize_ingestion([late, intake().reports[0]])
+    found = summarize_ingestion([late, ingested().reports[0]])
     assert found.name == "Quarantined"
     assert found.text.splitlines() == [
         "delivery late: incomplete (not complete yet)",

@@ -32,9 +32,9 @@ from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 Make = Callable[..., Parcel]
 
 
-def reports_in(intake: IngestResult, state: State) -> list[Report]:
+def reports_in(ingested: IngestResult, state: State) -> list[Report]:
     """Deliveries with this verdict."""
-    return [report for report in intake.reports if report.state == state]
+    return [report for report in ingested.reports if report.state == state]
 
 
 def md5_of(text: str) -> str:
@@ -59,23 +59,23 @@ def added_by_hand(project: Project, parcels: list[Path], target: Path) -> str:
 def test_a_good_delivery_is_taken(site: Site, parcel: Make, tmp_path: Path) -> None:
     sent = parcel()
     site.send("monday", sent)
-    intake = site.take()
-    assert [report.name for report in intake.taken] == ["monday"]
-    (report,) = intake.reports
+    ingested = site.take()
+    assert [report.name for report in ingested.taken] == ["monday"]
+    (report,) = ingested.reports
     assert report.rows == {table: len(sent.rows(table)) for table in TABLES}
     assert min(report.rows.values()) > 5
     assert len(report.videos) == 6
     assert report.bad == []
-    assert intake.branch is not None
-    taken = site.show(intake.branch, f"{FOLDER}.dvc")
+    assert ingested.branch is not None
+    taken = site.show(ingested.branch, f"{FOLDER}.dvc")
     by_hand = added_by_hand(site.project, [sent.folder], tmp_path / "by_hand")
     assert md5_of(taken) == by_hand
-    (listed,) = json.loads(site.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    (listed,) = json.loads(site.show(ingested.branch, f"{FOLDER}.deliveries.json"))
     assert listed["name"] == "monday"
     assert listed["rows"] == report.rows
-    changed = site.project.git("diff", "--name-only", "HEAD", intake.branch).split()
+    changed = site.project.git("diff", "--name-only", "HEAD", ingested.branch).split()
     assert changed == [f"{FOLDER}.deliveries.json", f"{FOLDER}.dvc"]
-    with fresh_clone(site.places, intake.branch, {}) as clone:
+    with fresh_clone(site.places, ingested.branch, {}) as clone:
         videos = clone / FOLDER / "videos"
         assert not videos.exists(), "no old video was needed"
         remote = None if site.places.remote is None else "workers"
@@ -119,20 +119,20 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
 
 def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
     plain.send("monday", parcel())
-    intake = plain.take()
+    ingested = plain.take()
     promoted = Entry(
         delivery="monday",
-        digest=intake.taken[0].digest,
+        digest=ingested.taken[0].digest,
         outcome="promoted",
         reasons=[],
-        branch=intake.branch,
+        branch=ingested.branch,
         version=2,
     )
     plain.ledger.note(promoted)
-    with pytest.raises(DeliveryError, match=rf"{intake.branch} was promoted but is not merged"):
+    with pytest.raises(DeliveryError, match=rf"{ingested.branch} was promoted but is not merged"):
         plain.take()
-    assert intake.branch is not None
-    assert plain.take(intake.branch).reports == []
+    assert ingested.branch is not None
+    assert plain.take(ingested.branch).reports == []
 
 
 def test_a_branch_that_a_killed_promotion_left_behind_moves(
@@ -144,20 +144,20 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
     site = replace(plain, project=copied, places=replace(plain.places, git=str(copied.folder)))
     start = copied.git("rev-parse", "HEAD")
     site.send("monday", parcel())
-    intake = site.take()
-    (report,) = intake.taken
+    ingested = site.take()
+    (report,) = ingested.taken
     site.ledger.note(
         Entry(
             delivery="monday",
             digest=report.digest,
             outcome="promoted",
             reasons=[],
-            branch=intake.branch,
+            branch=ingested.branch,
             version=2,
         )
     )
     assert site.take().reports == []
-    assert copied.git("rev-parse", "HEAD") == copied.git("rev-parse", str(intake.branch))
+    assert copied.git("rev-parse", "HEAD") == copied.git("rev-parse", str(ingested.branch))
 
     copied.git("update-ref", "HEAD", start.strip())
     seen = PointerSnapshot(promotion_of(1, PointerSnapshot(None, None)), None)
@@ -169,10 +169,10 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
 
 def test_an_incomplete_delivery_waits(site: Site, parcel: Make) -> None:
     site.send("monday", parcel(), marked=False)
-    intake = site.take()
-    assert [(one.name, one.state) for one in intake.reports] == [("monday", "incomplete")]
-    assert "not complete yet" in intake.reports[0].reasons[0]
-    assert (intake.branch, site.ledger.entries()) == (None, [])
+    ingested = site.take()
+    assert [(one.name, one.state) for one in ingested.reports] == [("monday", "incomplete")]
+    assert "not complete yet" in ingested.reports[0].reasons[0]
+    assert (ingested.branch, site.ledger.entries()) == (None, [])
     site.incoming.put("monday/COMPLETE", b"")
     assert [report.name for report in site.take().taken] == ["monday"]
 
@@ -189,20 +189,20 @@ def test_one_bad_delivery_does_not_stop_the_others(site: Site, parcel: Make) -> 
     site.send("b-broken", broken)
     site.incoming.put("c-strange/notes.txt", b"hello")
     site.incoming.put("c-strange/COMPLETE", b"")
-    intake = site.take()
-    assert [report.name for report in intake.taken] == ["a-good", "d-more"]
-    assert [report.name for report in reports_in(intake, "quarantined")] == [
+    ingested = site.take()
+    assert [report.name for report in ingested.taken] == ["a-good", "d-more"]
+    assert [report.name for report in reports_in(ingested, "quarantined")] == [
         "b-broken",
         "c-strange",
     ]
-    assert intake.taken[0].videos == ["new-train-0000.mp4"]
-    assert intake.taken[1].videos == ["new-train-0001.mp4"]
-    assert intake.taken[1].known == intake.taken[0].rows["train.jsonl"]
+    assert ingested.taken[0].videos == ["new-train-0000.mp4"]
+    assert ingested.taken[1].videos == ["new-train-0001.mp4"]
+    assert ingested.taken[1].known == ingested.taken[0].rows["train.jsonl"]
     reasons = {entry.delivery: entry.reasons[0] for entry in site.ledger.entries()}
     assert "its video new-train-0002.mp4 cannot be read" in reasons["b-broken"]
     assert reasons["c-strange"].startswith("brings no new row")
-    assert intake.branch is not None
-    listed = json.loads(site.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    assert ingested.branch is not None
+    listed = json.loads(site.show(ingested.branch, f"{FOLDER}.deliveries.json"))
     assert [one["name"] for one in listed] == ["a-good", "d-more"]
     assert site.incoming.exists("b-broken/videos/new-train-0002.mp4"), "it is the sender's"
 
@@ -210,14 +210,14 @@ def test_one_bad_delivery_does_not_stop_the_others(site: Site, parcel: Make) -> 
 def test_a_repetition_waits_until_the_first_is_decided(plain: Site, parcel: Make) -> None:
     plain.send("first", parcel("first"))
     plain.send("second", parcel("second"))
-    intake = plain.take()
-    assert [report.name for report in intake.taken] == ["first"]
-    (left,) = reports_in(intake, "waiting")
+    ingested = plain.take()
+    assert [report.name for report in ingested.taken] == ["first"]
+    (left,) = reports_in(ingested, "waiting")
     assert left.reasons[0].startswith("brings no new row")
     assert left.reasons[1] == "so beside what was taken before it: first"
     assert plain.ledger.entries() == []
-    assert intake.branch is not None
-    assert [report.name for report in reports_in(plain.take(intake.branch), "quarantined")] == [
+    assert ingested.branch is not None
+    assert [report.name for report in reports_in(plain.take(ingested.branch), "quarantined")] == [
         "second"
     ]
 
@@ -232,9 +232,9 @@ def test_a_corrected_delivery_is_taken(plain: Site, parcel: Make) -> None:
     assert plain.take().reports == [], "it was judged"
     (sent.folder / "train.jsonl").write_bytes(right)
     plain.send("monday", sent)
-    intake = plain.take()
-    assert [one.name for one in intake.taken] == ["monday"]
-    assert intake.taken[0].digest != report.digest
+    ingested = plain.take()
+    assert [one.name for one in ingested.taken] == ["monday"]
+    assert ingested.taken[0].digest != report.digest
 
 
 def test_a_second_delivery_goes_behind_the_first(plain: Site, parcel: Make) -> None:
@@ -245,10 +245,10 @@ def test_a_second_delivery_goes_behind_the_first(plain: Site, parcel: Make) -> N
     rev = plain.take().branch
     assert rev is not None
     plain.send("second", second)
-    intake = plain.take(rev)
-    assert [report.name for report in intake.reports] == ["second"]
-    assert intake.branch is not None
-    listed = json.loads(plain.show(intake.branch, f"{FOLDER}.deliveries.json"))
+    ingested = plain.take(rev)
+    assert [report.name for report in ingested.reports] == ["second"]
+    assert ingested.branch is not None
+    listed = json.loads(plain.show(ingested.branch, f"{FOLDER}.deliveries.json"))
     assert [one["name"] for one in listed] == ["first", "second"]
 
 
@@ -263,8 +263,8 @@ def test_a_delivery_that_changes_while_it_is_read_waits(
         plain.incoming.put("monday/train.jsonl", b"")
 
     monkeypatch.setattr(plain.incoming, "download", and_change)
-    intake = plain.take()
-    assert reports_in(intake, "waiting")[0].reasons == ["it changed while it was read"]
+    ingested = plain.take()
+    assert reports_in(ingested, "waiting")[0].reasons == ["it changed while it was read"]
     assert plain.ledger.entries() == []
 
 

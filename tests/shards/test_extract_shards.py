@@ -33,7 +33,7 @@ def sharded(clone):
 
 
 @pytest.fixture(scope="module")
-def handover(prefect, clone, sharded, tmp_path_factory):
+def result_store(prefect, clone, sharded, tmp_path_factory):
     """A store with the shards that the process pool has made."""
     folder = tmp_path_factory.mktemp("handover")
     run_flow(sharded, clone, folder)
@@ -49,10 +49,10 @@ def tars_in(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("pieces/*/*.tar"))}
 
 
-def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, handover):
+def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, result_store):
     said, files, lock = repro(clone, STREAM)
     assert "pieces are done already" not in said
-    gather_shards(sharded, clone.folder, open_store(str(handover)))
+    gather_shards(sharded, clone.folder, open_store(str(result_store)))
     said, merged, merged_lock = repro(clone, STREAM)
     assert "13 pieces are done already" in said
     assert "sound: no_video_stream" in said
@@ -62,15 +62,15 @@ def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, hando
 
 @pytest.mark.services
 @pytest.mark.parametrize("runner", ["dask", pytest.param("ray", marks=pytest.mark.slow)])
-def test_other_engines_make_the_same_shards(clone, sharded, handover, tmp_path, runner):
+def test_other_engines_make_the_same_shards(clone, sharded, result_store, tmp_path, runner):
     reports = run_flow(sharded, clone, tmp_path, runner)
     assert [report.summary.n_items for report in reports] == [7, 6]
-    assert tars_in(tmp_path) == tars_in(handover)
+    assert tars_in(tmp_path) == tars_in(result_store)
     assert len(tars_in(tmp_path)) == 2
 
 
-def test_a_shard_in_the_store_is_not_made_again(clone, sharded, handover, tmp_path):
-    shutil.copytree(handover, tmp_path, dirs_exist_ok=True)
+def test_a_shard_in_the_store_is_not_made_again(clone, sharded, result_store, tmp_path):
+    shutil.copytree(result_store, tmp_path, dirs_exist_ok=True)
     before = run_flow(sharded, clone, tmp_path)
     store = open_store(str(tmp_path))
     lost, kept = (shard_key(sharded.digest, index, 2) for index in range(2))
@@ -80,10 +80,12 @@ def test_a_shard_in_the_store_is_not_made_again(clone, sharded, handover, tmp_pa
     assert after[1] == before[1]
     assert after[0].summary.wall_s != before[0].summary.wall_s
     assert (tmp_path / kept).stat().st_mtime_ns == untouched
-    assert tars_in(tmp_path) == tars_in(handover)
+    assert tars_in(tmp_path) == tars_in(result_store)
 
 
-def test_a_pool_whose_process_was_killed_is_replaced(prefect, clone, sharded, handover, tmp_path):
+def test_a_pool_whose_process_was_killed_is_replaced(
+    prefect, clone, sharded, result_store, tmp_path
+):
     killed = []
 
     def kill():

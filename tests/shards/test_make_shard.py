@@ -232,33 +232,33 @@ class TestRounds:
 
     def test_until_all_are_made(self, three, report):
         rounds = ShardRounds(*three, attempts=2)
-        first = rounds.next()
+        first = rounds.ready()
         assert [order.index for order in first] == [0, 1, 2]
         rounds.made(first[1], replace(report, index=1))
         rounds.broke(first[0], RuntimeError("a process died"))
         rounds.broke(first[2], ShardInterrupted("killed"))
-        second = rounds.next()
+        second = rounds.ready()
         assert [order.index for order in second] == [0, 2]
         for order in second:
             rounds.made(order, replace(report, index=order.index))
-        assert rounds.next() == []
+        assert rounds.ready() == []
         assert sorted(rounds.reports) == [0, 1, 2]
 
     def test_until_no_attempt_is_left(self, three, report):
         rounds = ShardRounds(*three, attempts=1)
-        first = rounds.next()
+        first = rounds.ready()
         rounds.made(first[0], report)
         rounds.broke(first[1], RuntimeError("a process died"))
         rounds.broke(first[2], ShardInterrupted("killed"))
         words = "^shard 1 of 3 of tiny.video: RuntimeError: a process died\nkilled$"
         with pytest.raises(ShardInterrupted, match=words):
-            rounds.next()
+            rounds.ready()
 
     def test_until_one_has_failed_for_good(self, three):
         rounds = ShardRounds(*three, attempts=5)
-        rounds.broke(rounds.next()[1], ShardFailed("no weights"))
+        rounds.broke(rounds.ready()[1], ShardFailed("no weights"))
         with pytest.raises(ShardFailed, match=r"^no weights$"):
-            rounds.next()
+            rounds.ready()
 
 
 def test_the_table_of_shards(sharded, made):

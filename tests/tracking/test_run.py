@@ -33,9 +33,9 @@ OPEN = """
 import sys, time
 from mrmodel.config.schema import TrackingSettings
 from mrmodel.tracking.run import open_run
-from mrmodel.tracking.event_log import Opening
+from mrmodel.tracking.event_log import RunSpec
 settings = TrackingSettings(enabled=True, experiment="trial")
-opening = Opening("trial", sys.argv[1], sys.argv[2], sys.argv[1], command=sys.argv[3] or None)
+opening = RunSpec("trial", sys.argv[1], sys.argv[2], sys.argv[1], command=sys.argv[3] or None)
 with open_run(settings, opening) as record:
     record.log({"loss": 1.0}, 1)
     print(record.run_id(60), flush=True)

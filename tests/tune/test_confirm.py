@@ -49,7 +49,7 @@ def confirmation(
     count = max(1, len(config.tune.figures))
     study = TrialQueue.create(open_storage(str(folder / "journal.log")), "c", facts, count, 0)
     store = open_store(str(folder))
-    for claimed in plan.tickets():
+    for claimed in plan.enqueued():
         study.enqueue(claimed, required=True)
         trial = study.claim(Owner("me", "here", "1:1.00"), NopPruner())
         assert trial is not None

@@ -40,9 +40,9 @@ def config_of(**tune: Any) -> Config:
 
 def study_in(folder: Path, config: Config) -> TrialQueue:
     address = str(folder / "journal.log")
-    crew = LocalWorkerPool(address, folder, None)
+    worker_pool = LocalWorkerPool(address, folder, None)
     return open_search(
-        config, SearchContext(open_storage(address), str(folder), crew, lambda _: None)
+        config, SearchContext(open_storage(address), str(folder), worker_pool, lambda _: None)
     )
 
 

@@ -131,11 +131,13 @@ def assert_published(found: SearchOutcome, project: Project) -> None:
 def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, project: Project) -> None:
     crews = []
 
-    def hire(work: RevisionSearch) -> CloneCrew:
+    def open_pool(work: RevisionSearch) -> CloneCrew:
         crews.append(CloneCrew(places, work))
         return crews[-1]
 
-    found = search_revision(places, "HEAD", SearchOverrides(study="clones"), hire, NullReporter())
+    found = search_revision(
+        places, "HEAD", SearchOverrides(study="clones"), open_pool, NullReporter()
+    )
     study = study_of(places, "clones")
     confirmation, post_hoc = study.later()
     counts = [Counter(trial.state.name for trial in one.trials()) for one in (study, confirmation)]
@@ -145,11 +147,11 @@ def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, projec
     assert_published(found, project)
     assert not list(places.clones.glob("*"))
 
-    (crew,) = crews
+    (worker_pool,) = crews
     rows = {"data/miniature/train.jsonl", "data/miniature/val.jsonl"}
     features = {"features/miniature/tiny.video", "features/miniature/tiny.text"}
     judged = {"data/miniature/val.jsonl"}
-    assert crew.data == [rows | features, rows | features, judged]
+    assert worker_pool.data == [rows | features, rows | features, judged]
 
 
 def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Project) -> None:
@@ -195,13 +197,15 @@ def make_study(places: RuntimeEnvironment, project: Project) -> TrialQueue:
 
 
 def test_one_search_of_a_name_at_a_time(places: RuntimeEnvironment) -> None:
-    def hire(work: RevisionSearch) -> CloneCrew:
+    def open_pool(work: RevisionSearch) -> CloneCrew:
         with pytest.raises(TuningError, match="another process"):
-            search_revision(places, "HEAD", SearchOverrides(study="twice"), hire, NullReporter())
+            search_revision(
+                places, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter()
+            )
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search_revision(places, "HEAD", SearchOverrides(study="twice"), hire, NullReporter())
+        search_revision(places, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter())
 
 
 def test_a_name_that_is_none(places: RuntimeEnvironment) -> None:

@@ -109,12 +109,12 @@ def test_trials_of_an_earlier_search_that_was_killed_are_taken_up(no_servers: Pa
 class Heir(LocalWorkerPool):
     """Takes over a worker that another crew has started."""
 
-    def __init__(self, address: str, hand: WorkerHandle) -> None:
+    def __init__(self, address: str, handle: WorkerHandle) -> None:
         super().__init__(address, Path("workers"), None)
-        self.hand = hand
+        self.handle = handle
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
-        return [self.hand]
+        return [self.handle]
 
 
 def test_a_worker_of_an_earlier_search_is_followed_like_ones_own(no_servers: Path) -> None:
@@ -156,10 +156,10 @@ def test_no_more_workers_are_started_than_trials_wait(no_servers: Path) -> None:
     address = str(no_servers / "journal.log")
     study = make_study(address, "Sleeping", seconds=0.1)
     study.fill(2)
-    crew = CountingCrew(address, Path("workers"), None)
-    follow(study, crew, 4, lambda: None)
+    worker_pool = CountingCrew(address, Path("workers"), None)
+    follow(study, worker_pool, 4, lambda: None)
     assert states(study) == {"COMPLETE": 2}
-    assert crew.started == 2
+    assert worker_pool.started == 2
 
 
 def test_a_search_that_ends_leaves_no_worker(no_servers: Path) -> None:
