@@ -27,7 +27,7 @@ _ITEM_BYTES = 2
 
 
 class FeatureWriter:
-    """Writes one stream; entries must come in key order, so that equal content gives equal bytes.
+    """Writes one stream; entries must be in key order, so that bytes depend on content alone.
 
     A context manager; on an exception no manifest is written, hence no store.
 
@@ -54,7 +54,7 @@ class FeatureWriter:
         """Store the (n, dim) float16 rows of one item.
 
         Raises:
-            FeatureError: keys are out of order or repeated, or rows have another shape than declared.
+            FeatureError: keys are out of order or repeated, or rows have an unexpected shape.
         """
         if self._rows and entry.key <= self._rows[-1].entry.key:
             last = self._rows[-1].entry.key

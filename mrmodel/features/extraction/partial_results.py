@@ -68,7 +68,7 @@ class VideoNote:
 
 
 class PartialResults:
-    """Partial results on disk by job name; a note is written last and marks the rows as complete."""
+    """Partial results on disk by job name; the note, written last, marks rows as complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
