@@ -32,7 +32,7 @@ class Divided:
 def divide(name: str, published: Mapping[Split, Rows], held_out: float) -> Divided:
     """Use the published test split, or else the published val split, as ``test``.
 
-    In the second case ``val`` is a fraction of the training videos, chosen by a hash of their names.
+    In the second case ``val`` is a fraction of the training videos, chosen by a hash of the name.
 
     Args:
         name: of the data set, part of the hash.

@@ -52,8 +52,8 @@ class VideoLibrary:
         """Why `vid` cannot be used by a record that needs `end_s` seconds of it; None if it can.
 
         Raises:
-            VideoError: S3 cannot be read. The video may be valid, so the record is not dropped, which
-                would change the corpus.
+            VideoError: S3 cannot be read. The video may be valid, and dropping the record would
+                change the corpus.
         """
         name, segment = self.name_of(vid), split_segment(vid)
         if name not in self._files:
@@ -91,7 +91,7 @@ class VideoLibrary:
 
         For a video in S3 the pointer is copied, and the size is the object's.
 
-        Not hard-linked, because DVC makes tracked files read-only, which would affect the originals.
+        Not hard-linked: DVC makes tracked files read-only, which would affect the originals.
         """
         paths = [self._path(name) for name in sorted(names)]
         total = 0
