@@ -33,7 +33,7 @@ from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_mode
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """Result of an import; the model folder was written only if `fit.misfits` is empty.
+    """Result of an import; the model folder was written only if `fit.mismatches` is empty.
 
     Attributes:
         config: of the model folder.

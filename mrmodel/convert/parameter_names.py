@@ -155,7 +155,7 @@ class MatchResult:
     Attributes:
         state: the matching tensors, under our names.
         unused: published names of tensors that the model does not use.
-        misfits: all other differences; empty if `state` is complete.
+        mismatches: all other differences; empty if `state` is complete.
     """
 
     state: dict[str, Tensor]

@@ -68,7 +68,7 @@ def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
         patience_s: seconds for which reads retry while the server is unavailable.
 
     Raises:
-        StorageError: the address is none.
+        StorageError: the address is invalid.
     """
     from mrmodel.storage.s3 import S3Object
 

@@ -44,8 +44,8 @@ class Listed:
 class Store(Protocol):
     """Objects by key.
 
-    A key is a path such as ``runs/7/train.json``; an object's key is not a folder of another's. Each
-    write is atomic, and visible to every read that starts after it.
+    A key is a path such as ``runs/7/train.json``; no key is a folder of another. Each write is
+    atomic, and visible to every read that starts after it.
 
     Every method raises `StorageError` if the store is unreachable or rejects the request.
     """
