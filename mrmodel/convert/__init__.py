@@ -1,1 +1,1 @@
-"""Published checkpoints and features, converted to ours."""
+"""Conversion of published checkpoints and encoder weights to our formats."""

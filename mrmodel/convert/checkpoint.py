@@ -1,4 +1,4 @@
-"""A published checkpoint becomes a model folder: ``mrmodel weights import``."""
+"""``mrmodel weights import``: converts a published checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_mode
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import found; the model folder was written only if `fit.mismatches` is empty.
+    """Result of an import; the model folder was written only if `fit.mismatches` is empty.
 
     Attributes:
         config: of the model folder.
         settings: of the model, with their sources.
         limits: ``clip_len_s``, ``max_clips`` and ``max_tokens``, with their sources.
-        fit: tensors that fit, are not used, or do not fit.
-        notes: what the user should know about the file.
+        fit: tensors that match, are unused, or do not match.
+        notes: remarks about the file for the user.
     """
 
     config: ModelConfig
@@ -51,13 +51,13 @@ class ImportReport:
 
     @property
     def section(self) -> dict[str, Any]:
-        """``models.<model>`` of params.yaml for this model: the values that are not published."""
+        """``models.<model>`` of params.yaml: the values that differ from the published ones."""
         kind = MODELS.get(self.config.model).Settings
         return nested([s for s in self.settings if s.value != default_of(kind, s.name)])
 
 
 def format_report(report: ImportReport) -> str:
-    """The report as lines: sizes and their sources, streams, what was left out or does not fit."""
+    """The report as text: sizes and their sources, streams, unused and mismatched tensors."""
     config, fit = report.config, report.fit
     params = {"features": nested(list(report.limits)), "models": {config.model: report.section}}
     settings = [*report.settings, *(replace(s, name=f"features.{s.name}") for s in report.limits)]
@@ -98,7 +98,7 @@ def _by_module(names: Iterable[str]) -> str:
     return ", ".join(f"{module} ({count} tensors)" for module, count in counts.items())
 
 
-# Names of the data sets in the published options -> the protocol that scores them.
+# Names of the data sets in the published options -> evaluation protocol.
 _PROTOCOLS = {
     "charades": "charades",
     "charadesSTA": "charades",
@@ -107,23 +107,23 @@ _PROTOCOLS = {
     "youtube_highlight": "youtube_hl",
     "youtube_uni": "youtube_hl",
 }
-# What -1 means to lighthouse.
+# Meaning of -1 in lighthouse.
 _NO_LIMIT = {"max_clips": None, "max_tokens": 100}
 
 
 @dataclass(frozen=True, slots=True)
 class ImportRequest:
-    """What to import, and what the file cannot say.
+    """What to import, and settings that are not in the file.
 
     Attributes:
         file: the published checkpoint.
         output: model folder to write.
-        format: one of `FORMATS`; ``auto`` takes what the names of the tensors say.
+        format: one of `FORMATS`; ``auto`` infers it from the tensor names.
         video_streams, text_streams: feature streams in order; empty: the published ones.
-        given: values that win over the file's options: ``heads``, ``clip_len_s``, ``max_clips``,
+        given: values that override the file's options: ``heads``, ``clip_len_s``, ``max_clips``,
             ``max_tokens``.
-        legacy: switch on everything that reproduces published quirks.
-        replace: write over a model that `output` holds.
+        legacy: enable all options that reproduce published quirks.
+        replace: overwrite a model in `output`.
     """
 
     file: Path
@@ -137,11 +137,11 @@ class ImportRequest:
 
 
 def import_checkpoint(request: ImportRequest) -> ImportReport:
-    """Read, check and convert a published checkpoint; write the model folder if everything fits.
+    """Read, check and convert a published checkpoint; write the model folder if all matches.
 
     Raises:
         CheckpointError: the file cannot be read, is of another model, has a setting out of range,
-            or reads features in a way that is not known here; or the streams do not add up; or
+            or uses features in an unsupported form; or the stream widths do not add up; or
             `output` holds a model or cannot be written.
     """
     if (request.output / CONFIG).exists() and not request.replace:
@@ -149,7 +149,7 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
     file = read_published(request.file)
     try:
         settings, limits, config = _describe(request, file)
-        # Shapes are compared before anything is allocated: sizes are only what the file claims.
+        # Shapes are compared before anything is allocated: sizes in the file are not trusted.
         with torch.device("meta"):
             model = config.build()
         fit = match_state(config.model, end_points_last(file), model)
@@ -224,7 +224,7 @@ def _settings(name: str, request: ImportRequest, file: PublishedFile) -> list[Se
 
 
 def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> list[Setting]:
-    """Clip length, most clips and most tokens."""
+    """Clip length, maximum clips and maximum tokens."""
     usual: dict[str, tuple[str, Any]] = {
         "clip_len_s": ("clip_length", 2.0),
         "max_clips": ("max_v_l", 75),
@@ -255,7 +255,7 @@ def _check_limit(option: str, value: object, *, whole: bool) -> None:
 
 
 def _check_tables(tree: Mapping[str, Any], limit: Mapping[str, Any]) -> None:
-    """Token positions and window classes, where the model has them, must do for its input."""
+    """Check that token positions and window classes, if any, suffice for the input limits."""
     used = {
         "max_tokens": ("token positions", bool(tree.get("text_positions"))),
         "max_clips": ("window classes", tree.get("span_loss") == "ce"),

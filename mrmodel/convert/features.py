@@ -1,7 +1,7 @@
-"""What the features behind a published checkpoint were, against what `features.prepare` makes.
+"""Compares the input features of a published checkpoint with `features.prepare`.
 
-Both divide each stream's rows by their norm + 1e-5, concatenate, and append the temporal end-points
-(baselines.md, section 1.1). Files that were trained otherwise are put right or refused.
+Both divide each stream's rows by their norm + 1e-5, concatenate, and append the temporal endpoint
+features (TEF). Checkpoints trained otherwise are converted or rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VIDEO, _TEXT = "input_vid_proj.0.", "input_txt_proj.0."
 
 
 def video_width(file: PublishedFile) -> int:
-    """Channels of all video streams together, without the temporal end-points."""
+    """Channels of all video streams together, without TEF."""
     return _width(file, _VIDEO) - TEF_DIM
 
 
@@ -30,10 +30,10 @@ def text_width(file: PublishedFile) -> int:
 
 
 def check_features(model_name: str, file: PublishedFile) -> None:
-    """Refuse a file whose input is not made here.
+    """Reject a checkpoint whose input features are not supported.
 
     Raises:
-        CheckpointError: naming the option that says so.
+        CheckpointError: names the option concerned.
     """
     options = file.options
     code = options.get("position_embedding", "sine")
@@ -52,14 +52,14 @@ def check_features(model_name: str, file: PublishedFile) -> None:
 
 
 def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
-    """The tensors with the channels of the first projection in our order.
+    """Reorder the channels of the first projection to our order.
 
-    With audio, lighthouse and VideoLights concatenate [video; end-points; audio], here the
-    end-points come last. The first LayerNorm looks at all channels alike, so its weights and the
-    columns of the Linear after it can be moved without changing a result.
+    With audio, lighthouse and VideoLights concatenate [video; TEF; audio]; here TEF comes last. The
+    first LayerNorm is invariant to channel order, so its weights and the columns of the following
+    Linear can be permuted without changing the output.
 
     Raises:
-        CheckpointError: the file says more audio channels than it has channels.
+        CheckpointError: the file's options give more audio channels than it has channels.
     """
     audio = file.options.get("a_feat_dim") or 0
     if not audio:
@@ -85,7 +85,7 @@ def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
 
 
 def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the user should know about the file."""
+    """Remarks about the file for the user."""
     found = []
     if not options:
         found.append("the file has no options: what shapes cannot tell has its published value")

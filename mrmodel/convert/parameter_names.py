@@ -1,9 +1,9 @@
-"""Published checkpoints: the names of their parameters, and what these are called here.
+"""Maps parameter names of published checkpoints to ours.
 
-The rules of a model are applied one after the other to a published name. What the published code
+The rules of a model are applied in sequence to a published name. Modules that the published code
 builds but never uses (the video head of the alignment loss, the second norm of VideoLights' fusion;
-the text positions, alignment heads and training-only branches where they are switched off) has no
-counterpart and is left out.
+the text positions, alignment heads and training-only branches where they are switched off) have no
+counterpart and are dropped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHARED: Rules = (
     (r"\.linear2\.", ".ffn.contract."),
     (r"\.activation\.", ".ffn.activation."),
     (r"^(encoder\.\d+)\.self_attn\.", r"\1.attention."),
-    # The published perceptrons count their Linear layers, ours count the ReLUs between them too.
+    # Published MLPs number only their Linear layers, ours also the ReLUs between them.
     (r"^([\w.]*(?:head|scale|embed))\.layers\.0\.", r"\1.0."),
     (r"^([\w.]*(?:head|scale|embed))\.layers\.1\.", r"\1.2."),
     (r"^([\w.]*(?:head|scale|embed))\.layers\.2\.", r"\1.4."),
@@ -116,10 +116,10 @@ UNUSED = re.compile(
 
 
 def our_name(model_name: str, published: str) -> str:
-    """The name that a published parameter has in the model `model_name`.
+    """Our name of a published parameter of the model `model_name`.
 
     Raises:
-        UnknownNameError: no published checkpoints are known for that model.
+        UnknownNameError: no published checkpoints of that model are supported.
     """
     if model_name not in RULES:
         raise UnknownNameError("published checkpoint layout", model_name, RULES)
@@ -133,7 +133,7 @@ def our_name(model_name: str, published: str) -> str:
 class Mismatch:
     """A tensor that only the file has, only the model has, or both in different shapes.
 
-    `name` is the published one; where the file has no such tensor, it is ours.
+    `name` is the published one; ours if the file has no such tensor.
     """
 
     name: str
@@ -150,12 +150,12 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class MatchResult:
-    """A published state dict held against a model of ours.
+    """Comparison of a published state dict with one of our models.
 
     Attributes:
-        state: the tensors that fit, under our names.
-        unused: published names of what the model has no use for.
-        misfits: everything else that differs; empty when `state` is whole.
+        state: the matching tensors, under our names.
+        unused: published names of tensors that the model does not use.
+        mismatches: all other differences; empty if `state` is complete.
     """
 
     state: dict[str, Tensor]
@@ -164,13 +164,13 @@ class MatchResult:
 
 
 def match_state(model_name: str, published: Mapping[str, Tensor], model: nn.Module) -> MatchResult:
-    """Hold a published state dict against `model`, name by name and shape by shape."""
+    """Match a published state dict to `model` by name and shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state, unused, mismatches = {}, [], []
     for name, tensor in published.items():
         ours = our_name(model_name, name)
         if ours in expected and tuple(tensor.shape) == (*expected[ours], 1):
-            tensor = tensor.squeeze(-1)  # a convolution over one position is a linear layer
+            tensor = tensor.squeeze(-1)  # a convolution of kernel size 1 is a linear layer
         shape = tuple(tensor.shape)
         if ours in expected and shape == expected[ours]:
             state[ours] = tensor

@@ -1,7 +1,7 @@
-"""Reading a published checkpoint without running the code that may hide in it.
+"""Reads a published checkpoint without executing code in it.
 
-A checkpoint of PyTorch is a pickle, and a pickle can name any function to call. Here only tensors,
-plain containers and the few types below are made; a file that names anything else is refused.
+A PyTorch checkpoint is a pickle, and a pickle can call any function. Here only tensors, plain
+containers and the few types below are built; a file that refers to anything else is rejected.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from mrmodel.errors import CheckpointError
 
-# What a pickled number of NumPy is made with; it moved between NumPy's versions.
+# Constructor of a pickled NumPy scalar, whose module depends on the NumPy version.
 _NUMBER = np.float64().__reduce__()[0]
-# What published files hold beside tensors: the options of the trainer, and numbers of NumPy. None
-# of them does more than hold values. Lighthouse's options are a dict that is no standard type; an
-# ordered dict takes its place, so its package is never imported.
+# Non-tensor types in published files: the options of the trainer, and NumPy scalars. All of them
+# only hold values. Lighthouse's options are a non-standard dict type, which an ordered dict
+# replaces, so its package is never imported.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (OrderedDict, "easydict.EasyDict"),
@@ -42,12 +42,12 @@ _OPTIONS = ("opt", "args")
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         tensors: parameters under their published names, without the prefix ``module.``.
-        options: options of the trainer by name; empty where the file has none.
-        lighthouse: the options are of the kind that lighthouse saves.
+        options: options of the trainer by name; empty if the file has none.
+        lighthouse: whether lighthouse saved the options.
     """
 
     tensors: dict[str, Tensor]
@@ -63,12 +63,12 @@ class PublishedFile:
 def read_published(path: Path) -> PublishedFile:
     """Read the weights and the options of a checkpoint.
 
-    Taken are the published container (``model`` and ``opt``), ``state_dict`` in place of ``model``,
+    Supports the published container (``model`` and ``opt``), ``state_dict`` in place of ``model``,
     a bare state dict, and safetensors.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, names code, or holds something else
-            than plain tensors of finite numbers, each under one name.
+        CheckpointError: the file is missing, is not a checkpoint, refers to code, or holds anything
+            but plain tensors of finite numbers, each under one name.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
@@ -88,17 +88,17 @@ def read_published(path: Path) -> PublishedFile:
 
 
 def load_plain(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint or a safetensors file holds, made of tensors and plain values only.
+    """Load a checkpoint or safetensors file as tensors and plain values only.
 
     Raises:
-        CheckpointError: it cannot be read, names code, or holds no mapping.
+        CheckpointError: it cannot be read, refers to code, or does not hold a mapping.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]
         with torch.serialization.safe_globals(_HARMLESS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file can end the reader anywhere, with any exception.
+    # A damaged file can raise any exception.
     except Exception as error:
         raise CheckpointError(f"{path}: {_reason(error)}") from None
     if not isinstance(loaded, Mapping):

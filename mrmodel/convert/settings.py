@@ -1,8 +1,8 @@
-"""Published checkpoints: the settings behind the weights.
+"""Infers the model settings of a published checkpoint.
 
-Sizes follow from the shapes of the tensors. What shapes cannot tell (heads, dropout, weights of the
-losses) stands in the options that the published trainers save beside the weights; what is in
-neither has its published value.
+Sizes follow from tensor shapes. Settings that shapes do not determine (heads, dropout, loss
+weights) are read from the options that the published trainers save with the weights; all others
+have their published value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mrmodel.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# A tensor that only this model has, the most particular model first.
+# A tensor that identifies the model, most specific model first.
 SIGNATURE_KEYS = {
     "video_lights": "feature_refinement.sim_w",
     "qd_detr": "transformer.t2v_encoder.layers.0.self_attn.in_proj_weight",
@@ -27,8 +27,8 @@ SIGNATURE_KEYS = {
 }
 FORMATS = ("auto", *sorted(SIGNATURE_KEYS), "lighthouse")
 
-# Path of a setting -> the published option that it comes from, or those whose product it is:
-# VideoLights adds several losses into the one on clip scores before that is weighed.
+# Path of a setting -> its published option, or the options whose product it is: VideoLights sums
+# several losses into the one on clip scores before weighting it.
 OPTIONS = {
     "heads": ("nheads",),
     "dropout": ("dropout",),
@@ -52,19 +52,19 @@ OPTIONS = {
     "loss.hard_negative": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
     "loss.hard_positive": ("lw_saliency", "hard_pos_neg_loss_coef", "hard_pos_neg_loss"),
 }
-# Projections of VideoLights are convolutions.
+# VideoLights has convolutional projections.
 _CONVOLUTION = "input_vid_proj.0.net.1.conv1d.weight"
 
-# Options that the trainers save although the loss behind them is off.
+# Options that the trainers save although their loss is off.
 _CONTRASTIVE = ("contrastive_temperature", "loss.contrastive", "loss.video_text")
 
-# Sets whose models are trained without windows, under the names of the published trainers.
+# Data sets without windows in training, as named by the published trainers.
 _HIGHLIGHT_SETS = ("tvsum", "youtube_highlight", "youtube_uni")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value found for an imported model, and where: shapes, an option, or the published value.
+    """A setting of an imported model and its source: shapes, an option, or the published value.
 
     `name` is the path below ``models.<model>``.
     """
@@ -75,10 +75,10 @@ class Setting:
 
 
 def recognise(shapes: Shapes) -> str:
-    """The model whose published code wrote tensors of these names.
+    """Identify the model by its tensor names.
 
     Raises:
-        CheckpointError: none that is known here.
+        CheckpointError: the model is unknown.
     """
     for model, mark in SIGNATURE_KEYS.items():
         if mark in shapes:
@@ -91,16 +91,16 @@ def recognise(shapes: Shapes) -> str:
 
 
 def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> list[Setting]:
-    """Settings of a published model, each with its source; what is left out is as published.
+    """Settings of a published model, each with its source; omitted ones are as published.
 
     Args:
         model: a name of `SIGNATURE_KEYS`.
         shapes: published names of the tensors and their shapes.
-        options: what the published trainer saved beside the weights; may be empty.
+        options: the options saved with the weights; may be empty.
 
     Raises:
-        CheckpointError: a tensor that tells a size is missing, or an option that is multiplied
-            with another is no number.
+        CheckpointError: a tensor that determines a size is missing, or a factor of a product is not
+            a number.
     """
     section: type[Section] = MODELS.get(model).Settings
     found = {name: Setting(name, value, "shapes") for name, value in _sizes(shapes).items()}
@@ -114,7 +114,7 @@ def infer_settings(model: str, shapes: Shapes, options: Mapping[str, Any]) -> li
         found["highlights_only"] = Setting("highlights_only", True, "option dset_name")
     if found.get("dropout") and found["dropout"].value != default_of(section, "dropout"):
         name, value = "refinement.dropout", default_of(section, "dropout")
-        found[name] = Setting(name, value, "published value")  # whatever the option is
+        found[name] = Setting(name, value, "published value")  # regardless of the option
     found.setdefault("heads", Setting("heads", default_of(section, "heads"), "published value"))
     return [setting for name, setting in found.items() if _has(section, name)]
 
@@ -149,7 +149,7 @@ def default_of(section: type[BaseModel], path: str) -> Any:
 
 
 def legacy_switches(model: str) -> list[Setting]:
-    """All switches of the model that reproduce published quirks, on."""
+    """All options of the model that reproduce published quirks, enabled."""
     fields = MODELS.get(model).Settings.model_fields
     return [Setting(name, True, "--legacy") for name in fields if name.startswith("legacy_")]
 
@@ -189,7 +189,7 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered layers there are below `prefix`."""
+    """Number of numbered layers below `prefix`."""
     numbers = {
         name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
     }

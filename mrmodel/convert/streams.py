@@ -1,9 +1,9 @@
-"""Feature streams of a published checkpoint: the file knows one width, a model folder needs names.
+"""Infers the feature streams of a published checkpoint, which only records a total width.
 
-Names come from the user, else from the feature folders that the trainer's options name, else from
-the width, which says it for the published combinations. An encoder that the user names is recorded
-with its fingerprint. Rows that another program makes have none: `ModelStream.fingerprint` is then
-None, also where an encoder of that name is registered: the file was not trained on its rows.
+Names come from the user, else from the feature folders in the trainer's options, else from the
+width, which is unique for the published combinations. An encoder named by the user is recorded with
+its fingerprint. Features of other programs have none: `ModelStream.fingerprint` is then None, even
+if an encoder of that name is registered, because the model was not trained on its rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Modality = Literal["video", "text"]
 
 @dataclass(frozen=True, slots=True)
 class StreamName:
-    """A stream as the user (or a table below) names it; `dim` may be left to the encoder."""
+    """A stream named by the user (or a table below); without `dim` the encoder determines it."""
 
     name: str
     dim: int | None = None
 
 
-# A word in the name of a published feature folder -> the stream (baselines.md, section 1.1).
+# A word in the name of a published feature folder -> the stream.
 _FOLDERS: dict[Modality, dict[str, StreamName]] = {
     "video": {
         "slowfast": StreamName("slowfast.video2304", 2304),
@@ -48,7 +48,7 @@ _FOLDERS: dict[Modality, dict[str, StreamName]] = {
         "glove": StreamName("glove.text300", 300),
     },
 }
-# The order of concatenation of the published runs, for files that name no folder.
+# Concatenation order of the published runs, for files without folder names.
 _USUAL: dict[Modality, dict[int, tuple[str, ...]]] = {
     "video": {
         512: ("clip",),
@@ -66,10 +66,10 @@ _FOLDER_OPTIONS: dict[Modality, tuple[str, ...]] = {
 
 
 def parse_streams(text: str) -> tuple[StreamName, ...]:
-    """``embedded.video,slowfast:2304`` as names with widths.
+    """Parse ``embedded.video,slowfast:2304`` to names with widths.
 
     Raises:
-        CheckpointError: a name is empty, or a width is no positive number.
+        CheckpointError: a name is empty, or a width is not a positive number.
     """
     names = []
     for part in text.split(","):
@@ -84,15 +84,16 @@ def parse_streams(text: str) -> tuple[StreamName, ...]:
 def usual_streams(
     modality: Modality, width: int, options: Mapping[str, Any]
 ) -> tuple[StreamName, ...]:
-    """The streams that a file most likely means.
+    """The most likely streams of a checkpoint.
 
     Args:
         modality: ``video`` or ``text``.
-        width: channels of all streams together, without temporal end-points.
-        options: what the published trainer saved; its feature folders say the order.
+        width: channels of all streams together, without TEF.
+        options: options of the published trainer; its feature folders give the order.
 
     Raises:
-        CheckpointError: neither the folders nor the width say it, or the folders are no names.
+        CheckpointError: neither the folders nor the width determine them, or the folders are not
+            names.
     """
     known = _FOLDERS[modality]
     named = [_stream_of(folder, known) for folder in _folders(modality, options)]
@@ -110,7 +111,7 @@ def usual_streams(
 def published_streams(
     modality: Modality, width: int, options: Mapping[str, Any]
 ) -> tuple[ModelStream, ...]:
-    """`usual_streams` as a model folder records them: rows of another program.
+    """`usual_streams` in the form of a model folder, without fingerprints.
 
     Raises:
         CheckpointError: see `usual_streams`.
@@ -122,10 +123,10 @@ def published_streams(
 def model_streams(
     names: Sequence[StreamName], modality: Modality, width: int, clip_len_s: float
 ) -> tuple[ModelStream, ...]:
-    """The user's streams as a model folder records them, together `width` channels wide.
+    """The user's streams in the form of a model folder, `width` channels in total.
 
     Raises:
-        WeightsError: an encoder that the user brings weights for has none.
+        WeightsError: an encoder with user weights has none.
         CheckpointError: an unknown stream without a width, an encoder of another width or of the
             other modality, or a sum that is not `width`.
     """

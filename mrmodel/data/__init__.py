@@ -1,1 +1,1 @@
-"""Annotations and batches: from rows of a file to tensors with targets."""
+"""Annotations and batches: from the records of a file to tensors with targets."""

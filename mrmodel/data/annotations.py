@@ -1,8 +1,8 @@
-"""Annotation files: JSON lines in the QVHighlights schema, read with row-level errors.
+"""Annotation files: JSON lines in the QVHighlights schema, read with record-level errors.
 
 Each line is an object with `qid`, `query`, `vid`, `duration` and, where the set has ground truth,
-`relevant_windows` (seconds), `relevant_clip_ids` and `saliency_scores` (ratings 0..4, one a rater).
-Further keys are ignored.
+`relevant_windows` (seconds), `relevant_clip_ids` and `saliency_scores` (ratings 0..4, one per
+rater). Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MAX_RATING = 4
 
 @dataclass(slots=True)
 class Scan:
-    """What reading a file found: `rows` (with their line numbers), errors and warnings.
+    """Result of reading a file: `rows` (with line numbers), errors and warnings.
 
-    A row that breaks a rule is not in `rows`; warnings name what is odd but usable.
+    Invalid records are not in `rows`; warnings are about unusual but usable records.
     """
 
     rows: list[Annotation] = field(default_factory=list)
@@ -36,19 +36,19 @@ class Scan:
 
 
 class _Broken(Exception):
-    """A rule that a row breaks; becomes a DataError with its place."""
+    """A rule that a record breaks; converted to a DataError with file and line."""
 
 
 def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list[Annotation]:
-    """All rows of an annotation file.
+    """Read all records of an annotation file.
 
     Args:
         path: the JSONL file.
         clip_len_s: seconds of one clip, the unit of `relevant_clip_ids`.
 
     Raises:
-        DataError: the first row that breaks a rule, with file, line, qid, value and rule, and how
-            many more there are.
+        DataError: a record is invalid; names file, line, qid, value and rule of the first one, and
+            the number of others.
     """
     scan = scan_annotations(path, clip_len_s)
     if scan.errors:
@@ -59,7 +59,7 @@ def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list
 
 
 def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan:
-    """Read a whole annotation file and collect every mistake in it.
+    """Read a whole annotation file and collect all errors in it.
 
     Raises:
         DataError: the file cannot be opened.
@@ -90,7 +90,7 @@ def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan
 
 
 def window_clips(windows: tuple[Window, ...], clip_len_s: float) -> set[int]:
-    """Clips that lie in a window by more than half of their length."""
+    """Clips of which more than half lies in a window."""
     clips: set[int] = set()
     for start, end in windows:
         first = math.floor(start / clip_len_s)
@@ -226,10 +226,10 @@ def _ratings(value: Any) -> tuple[tuple[float, ...], ...]:
 
 
 def _check_times(row: Annotation, clip_len_s: float) -> list[str]:
-    """Rules between the fields; returns warnings.
+    """Check rules across fields; returns warnings.
 
     A window may end up to one clip after the video, and the clip that begins there may be relevant:
-    the last clip of the published annotations is often longer than what is left of the video.
+    the last clip of the published annotations often extends beyond the end of the video.
     """
     warnings = []
     for place, (start, end) in enumerate(row.relevant_windows):

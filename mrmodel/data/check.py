@@ -1,4 +1,4 @@
-"""`mrmodel data check`: every mistake of an annotation file, and what is in it."""
+"""`mrmodel data check`: all errors of an annotation file, and a summary."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mrmodel.types import Annotation
 from mrmodel.video.remote import POINTER_SUFFIX
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", POINTER_SUFFIX)
-# Longest short and longest middle window in seconds, as the QVHighlights evaluation counts them.
+# Upper limits of short and middle windows in seconds, as in the QVHighlights evaluation.
 _SHORT_S, _MIDDLE_S = 10.0, 30.0
 
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a file holds and what is wrong with it.
+    """Summary and errors of an annotation file.
 
-    `summary` maps a line's name to its value: a number, a text, or a mapping of those.
+    `summary` maps names to values: a number, a text, or a mapping of those.
     """
 
     path: Path
@@ -36,12 +36,12 @@ class CheckReport:
 def check_file(
     path: Path, videos_dir: Path | None = None, clip_len_s: float = DEFAULT_CLIP_LEN_S
 ) -> CheckReport:
-    """Check a whole annotation file; unlike reading, it goes on behind mistakes.
+    """Check a whole annotation file; unlike reading, it continues after errors.
 
     Args:
         path: the JSONL file.
-        videos_dir: with it, every video must be there as ``<vid>.mp4`` (or another container, or
-            a pointer to a video in S3).
+        videos_dir: if given, must hold every video as ``<vid>.mp4`` (or another container, or a
+            pointer to a video in S3).
         clip_len_s: seconds of one clip.
 
     Raises:
@@ -54,10 +54,10 @@ def check_file(
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Video id -> file, of all video files of a folder.
+    """Video id -> file, for all video files of a folder.
 
     Raises:
-        DataError: there is no such folder, or an id has two files.
+        DataError: the folder is missing, or an id has two files.
     """
     if not folder.is_dir():
         raise DataError("is not a folder with videos", file=folder)
@@ -72,7 +72,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
 
 
 def summarise(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
-    """What annotations hold, as names and figures."""
+    """Summary statistics of annotations, by name."""
     if not rows:
         return {"queries": 0}
     lengths = [end - start for row in rows for start, end in row.relevant_windows]
@@ -101,7 +101,7 @@ def summarise(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
 
 
 def format_report(report: CheckReport) -> str:
-    """The report as text for a person: mistakes with their lines, then the summary."""
+    """The report as text: errors with their lines, then the summary."""
     lines = [f"error: {error}" for error in report.errors]
     lines += [f"warning: {warning}" for warning in report.warnings]
     for name, value in report.summary.items():
@@ -114,7 +114,7 @@ def format_report(report: CheckReport) -> str:
 
 
 def _missing_videos(path: Path, scan: Scan, videos_dir: Path) -> list[DataError]:
-    """One error for each video without a file, at the first row that needs it."""
+    """One error for each video without a file, at the first record that needs it."""
     found, reported, errors = find_videos(videos_dir), set(), []
     for row, line in zip(scan.rows, scan.lines, strict=True):
         segment = split_segment(row.vid)

@@ -1,4 +1,4 @@
-"""The annotated queries of a corpus folder: what its feature stores must cover."""
+"""The annotated queries of a corpus folder, which its feature stores must cover."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mrmodel.types import Annotation
 
 
 def corpus_rows(folder: Path) -> list[Annotation]:
-    """The rows of ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, as far as they are there.
+    """The records of ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, as far as present.
 
     Raises:
-        DataError: none of them is there, or a row breaks a rule.
+        DataError: none of them exists, or a record is invalid.
     """
     files = [folder / f"{split}.jsonl" for split in SPLITS]
     present = [path for path in files if path.exists() and path.stat().st_size]
@@ -28,7 +28,7 @@ def corpus_rows(folder: Path) -> list[Annotation]:
 
 
 def corpus_clip_len(folder: Path) -> float | None:
-    """Seconds of a clip of a converted data set; None where the folder does not say it."""
+    """Seconds of a clip of a converted data set; None where the folder does not record it."""
     path = folder / RECORD
     if not path.exists():
         return None

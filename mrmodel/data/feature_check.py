@@ -1,4 +1,4 @@
-"""Checks of a feature store against itself and against the annotations that need it."""
+"""Checks of a feature store: its consistency, and its coverage of annotations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _BLOCK_ROWS = 1 << 16
 
 
 def verify_store(folder: Path, annotations: Path | None = None) -> list[str]:
-    """Everything that is wrong with a store; an empty list when it is sound.
+    """List all problems of a store; empty if it is valid.
 
-    Checked: hashes, types and shapes of the shards, offsets, overlaps and rows without a key, NaN
+    Checks hashes, types and shapes of the shards, offsets, overlaps and rows without a key, NaN
     and infinity, and (with `annotations`) that every video or query has features.
 
     Raises:
-        DataError: the annotation file itself is broken.
+        DataError: the annotation file itself is invalid.
     """
     try:
         manifest = read_manifest(folder)
@@ -126,10 +126,10 @@ def _check_coverage(folder: Path, annotations: Path) -> Iterator[str]:
 
 
 def describe_store(folder: Path) -> dict[str, object]:
-    """What a store holds, as names and values for a person.
+    """Description of a store, as names and values for display.
 
     Raises:
-        FeatureError: the folder is not a finished store.
+        FeatureError: the folder is not a complete store.
     """
     manifest, rows = read_manifest(folder), read_index(folder)
     info = manifest.info

@@ -1,8 +1,8 @@
-"""Batches: rows of features gathered for whole batches, prepared as the model reads them.
+"""Batches: features gathered per batch and prepared as model input.
 
-`BatchBuilder` makes model input from annotations, in training and in serving alike; `MomentDataset`
-adds targets and the order of the batches. Every batch is a function of its arguments and the seed,
-so a run can resume at any step.
+`BatchBuilder` makes model input from annotations, in training and in serving; `MomentDataset` adds
+targets and the order of the batches. Every batch is a function of its arguments and the seed, so a
+run can resume at any step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
-# Streams of one video come from different frame samplings: their ends may differ by this much.
+# Streams of a video may differ in length by this many rows, due to different frame sampling.
 _ROWS_APART = 2
-# Batches of which lengths are sorted together: enough for little padding, few enough for chance.
+# Batches per length-sorted bucket: a trade-off between padding and randomness.
 _BUCKET_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """Longest input: clips of a video, tokens of a query; what is beyond is cut. None: no limit."""
+    """Longest input in clips and tokens; longer input is truncated. None: no limit."""
 
     max_clips: int | None
     max_tokens: int | None
@@ -44,9 +44,9 @@ class RowLimits:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRows:
-    """Where the features of N annotations lie.
+    """Locations of the features of N annotations.
 
-    `video` and `text` have one entry a stream, all with the same counts: `n_clips`, `n_tokens`.
+    `video` and `text` have one entry per stream, all with the counts `n_clips` and `n_tokens`.
     """
 
     video: tuple[RowRanges, ...]
@@ -55,7 +55,7 @@ class ResolvedRows:
     n_tokens: Ints
 
     def take(self, indices: Ints) -> ResolvedRows:
-        """The rows of some of the annotations."""
+        """The rows of a subset of the annotations."""
         return ResolvedRows(
             tuple(rows.take(indices) for rows in self.video),
             tuple(rows.take(indices) for rows in self.text),
@@ -70,8 +70,8 @@ class BatchBuilder:
     Args:
         video: streams of clip rows, in the order in which they are concatenated.
         text: streams of token rows, likewise.
-        limits: where longer input is cut.
-        device: where rows are prepared, and where the batch lies.
+        limits: longer input is truncated to them.
+        device: device of the preparation and of the batch.
 
     Raises:
         FeatureMismatch: the clips of the video streams differ in length.
@@ -93,10 +93,10 @@ class BatchBuilder:
         self.device = torch.device(device)
 
     def resolve(self, annotations: Sequence[Annotation]) -> ResolvedRows:
-        """Find the rows of every annotation, so that batches are gathered without look-ups.
+        """Look up the rows of every annotation once, so that batches need no look-ups.
 
         Raises:
-            FeatureError: naming the key and the store, where a store has no rows for a key.
+            FeatureError: a store has no rows for a key; names both.
         """
         vids = [row.vid for row in annotations]
         texts = [text_key(row.query) for row in annotations]
@@ -105,7 +105,7 @@ class BatchBuilder:
         return ResolvedRows(video, text, n_clips, n_tokens)
 
     def build(self, annotations: Sequence[Annotation], rows: ResolvedRows) -> Batch:
-        """The batch of B annotations whose rows were resolved."""
+        """The batch of B annotations with resolved rows."""
         video, video_mask = self._gather(self.video, rows.video)
         text, text_mask = self._gather(self.text, rows.text)
         return Batch(
@@ -139,7 +139,7 @@ class BatchBuilder:
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
-    """How a set is walked through: batch size, run seed, and how targets are made."""
+    """Batch size, run seed, and target settings of a data set."""
 
     batch_size: int
     seed: int
@@ -147,18 +147,18 @@ class LoaderSettings:
 
 
 class MomentDataset:
-    """An annotated set with its features: batches of input and targets, addressed by rows.
+    """An annotated set with its features: batches of input and targets, addressed by sample index.
 
-    Rows whose video is recorded as failed in the extraction are left out: `skipped` has them.
+    Samples whose video failed in the extraction are left out and listed in `skipped`.
 
     Args:
-        annotations: the rows, in file order.
-        builder: makes the input; its device is where batches lie.
+        annotations: the samples, in file order.
+        builder: makes the input; batches are on its device.
         settings: see `LoaderSettings`.
 
     Raises:
         FeatureError: a store does not know a key.
-        DataError: no row is left.
+        DataError: no sample is left.
     """
 
     def __init__(
@@ -186,9 +186,9 @@ class MomentDataset:
         return len(self.annotations)
 
     def epoch_batches(self, epoch: int) -> list[Ints]:
-        """Rows of each batch of an epoch: random, batches of like lengths; only (seed, epoch) say.
+        """Indices of each batch of an epoch: random, similar lengths, determined by (seed, epoch).
 
-        All rows occur once; only the last batch drawn, which may stand anywhere, can be smaller.
+        All samples occur once; only one batch, at any position, can be smaller.
         """
         size = self.settings.batch_size
         rng = np.random.default_rng(derive_seed(self.settings.seed, "order", epoch))
@@ -201,14 +201,14 @@ class MomentDataset:
         return [batches[place] for place in rng.permutation(len(batches))]
 
     def eval_batches(self, batch_size: int) -> list[Ints]:
-        """Rows in batches of like lengths, longest first, the same every time."""
+        """Indices in batches of similar lengths, longest first, deterministic."""
         order = np.argsort(-self.n_clips, kind="stable")
         return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
     def batch(self, indices: ArrayLike, epoch: int) -> tuple[Batch, Targets]:
-        """Input and targets of these rows.
+        """Input and targets of these samples.
 
-        Chance (clip pairs, the choice of windows) depends on the seed, the epoch and the row.
+        Random choices (clip pairs, windows) depend on the seed, the epoch and the sample.
         """
         rows = np.asarray(indices, dtype=np.int64)
         if self._draws[0] != epoch:
@@ -227,7 +227,7 @@ class MomentDataset:
 def _resolve(
     stores: Sequence[RowTable], keys: Sequence[str], limit: int | None
 ) -> tuple[tuple[RowRanges, ...], Ints]:
-    """Rows of each stream, cut to the shortest stream of each key and to the limit."""
+    """Rows of each stream, truncated to the shortest stream of each key and to the limit."""
     ranges = [store.resolve(keys) for store in stores]
     counts = np.stack([rows.count for rows in ranges])
     common = counts.min(axis=0)

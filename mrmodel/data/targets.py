@@ -1,7 +1,7 @@
 """Ground truth of a batch: spans as fractions of the video, and saliency clips and labels.
 
-Everything that does not depend on chance is computed once for the whole set, in flat arrays; a
-batch is then cut out of them without a loop over its samples.
+Everything that is not random is computed once for the whole set, in flat arrays; a batch is then
+sliced from them without a loop over its samples.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Draws of one sample in one epoch: positive and negative clip of two pairs.
+# Random draws per sample and epoch: positive and negative clip of two pairs.
 N_DRAWS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """Choices in making targets.
+    """Options for targets.
 
     Attributes:
-        max_windows: most windows of a sample in training; None keeps all (evaluation).
-        keep: which windows stay: the longest (SG-DETR here), or a random choice drawn anew in
+        max_windows: maximum number of windows per sample in training; None keeps all (evaluation).
+        keep: which windows are kept: the longest (SG-DETR here), or a random choice redrawn in
             every epoch (Moment-DETR and its descendants, with 5).
-        clip_rule: which clips are relevant where a set has windows but no ratings. ``overlap``:
-            those covered by more than half by any window (SG-DETR, section 5.1), or else the best
-            covered one; ``first_window``: the published rule of Moment-DETR for such sets, which
-            rounds the bounds of the first window down.
+        clip_rule: relevant clips where a set has windows but no ratings. ``overlap``: those of
+            which a window covers more than half (SG-DETR, section 5.1), or else the best covered
+            one; ``first_window``: the published rule of Moment-DETR for such sets, which rounds the
+            bounds of the first window down.
     """
 
     max_windows: int | None
@@ -59,24 +59,24 @@ class Ragged:
         return cls(values, np.cumsum(count) - count, count)
 
     def positions(self, indices: Ints) -> Ints:
-        """Places in `values` of all items of some of the lists, list after list."""
+        """Indices into `values` of all items of some of the lists, list by list."""
         count = self.count[indices]
         first = np.cumsum(count) - count
         return np.repeat(self.start[indices] - first, count) + np.arange(count.sum())
 
     def padded(self, indices: Ints, length: int) -> NDArray[Any]:
-        """Some of the lists as rows of a (len(indices), length) array, zero behind their end."""
+        """Some of the lists as rows of a zero-padded (len(indices), length) array."""
         block = np.zeros((len(indices), length), dtype=self.values.dtype)
         block[np.arange(length) < self.count[indices, None]] = self.values[self.positions(indices)]
         return block
 
 
 class TargetTable:
-    """Ground truth of a whole set, from which `targets` cuts batches.
+    """Ground truth of a whole set, from which `targets` slices batches.
 
     Args:
-        annotations: N rows.
-        n_clips: N clip counts, after the cut to the longest allowed.
+        annotations: N samples.
+        n_clips: N clip counts, after truncation.
         clip_len_s: seconds of one clip; T of a sample is its clips times this.
         settings: see `TargetSettings`.
     """
@@ -107,9 +107,9 @@ class TargetTable:
         """Targets of a batch.
 
         Args:
-            indices: B rows of the set.
+            indices: B sample indices.
             length: L, clips of the longest sample of the batch.
-            draws: (N, 4) uniform numbers in [0, 1), the chance of every row of the set.
+            draws: (N, 4) uniform numbers in [0, 1), the random draws of every sample of the set.
             window_draws: one uniform number for each of `n_windows`.
         """
         windows, counts = self._kept_windows(indices, window_draws)
@@ -124,11 +124,11 @@ class TargetTable:
 
     @property
     def n_windows(self) -> int:
-        """Windows of the whole set."""
+        """Number of windows of the whole set."""
         return len(self._spans.values)
 
     def _kept_windows(self, indices: Ints, window_draws: Floats) -> tuple[Ints, Ints]:
-        """Places of the windows that stay, sample after sample, and how many a sample keeps."""
+        """Indices of the kept windows, sample by sample, and their number per sample."""
         positions, counts = self._spans.positions(indices), self._spans.count[indices]
         cap = self._settings.max_windows
         if cap is None or (counts <= cap).all():
@@ -141,10 +141,10 @@ class TargetTable:
         return positions[np.sort(order[rank < cap])], np.minimum(counts, cap)
 
     def _pairs(self, indices: Ints, length: int, draws: Floats) -> tuple[Ints, Ints]:
-        """Clip pairs (B, 2) of the margin loss (baselines.md, section 1.4).
+        """Clip pairs (B, 2) of the margin loss.
 
-        Rated samples: the best against the worst rated clip, and a random relevant against a random
-        other clip. Unrated ones: two distinct relevant clips, each against a distinct other clip.
+        Rated samples: the best and the worst rated clip, and a random relevant clip with a random
+        other clip. Unrated ones: two distinct relevant clips, each with a distinct other clip.
         A pair that does not exist has the same clip twice, which gives no gradient.
         """
         relevant = self._relevant.padded(indices, length)
@@ -160,15 +160,15 @@ class TargetTable:
 
 
 def repair_windows(windows: Floats, total_s: Floats, clip_len_s: float) -> Floats:
-    """Windows (G, 2) in seconds, made to lie in [0, T]; changes are counted in the log.
+    """Clip windows (G, 2) in seconds to [0, T]; logs the number of changes.
 
-    A window with nothing left becomes one clip wide around its middle (sg_detr.md, section 1.2).
+    A window that becomes empty is set to one clip around its middle.
     """
     repaired = np.clip(windows, 0.0, total_s[:, None])
     cut = (repaired != windows).any(axis=1)
     empty = repaired[:, 1] <= repaired[:, 0]
     half = clip_len_s / 2
-    # Every video has at least one clip, so a clip's width always fits.
+    # Every video has at least one clip, so one clip always fits.
     middle = np.clip(windows.mean(axis=1), half, total_s - half)
     repaired[empty] = np.stack([middle - half, middle + half], axis=1)[empty]
     if cut.any() or empty.any():
@@ -178,9 +178,9 @@ def repair_windows(windows: Floats, total_s: Floats, clip_len_s: float) -> Float
 
 
 class _RelevantClips:
-    """Relevant clips and their labels, for all samples at once.
+    """Relevant clips and their labels, for all samples.
 
-    A relevant clip behind the last clip that has features does not count.
+    Relevant clips after the last clip with features are ignored.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class _RelevantClips:
             n = int(n_clips[sample])
             if row.saliency_scores:
                 clips = np.array(row.relevant_clip_ids, dtype=np.int64)
-                # More raters than three count as three: thresholds of losses run to 12.
+                # Scores of more than three raters are scaled to three: loss thresholds go up to 12.
                 scores = np.array([sum(r) * min(1.0, 3.0 / len(r)) for r in row.saliency_scores])
                 clips, scores = clips[clips < n], scores[clips < n]
             else:
@@ -207,7 +207,7 @@ class _RelevantClips:
     def extremes(self) -> tuple[Ints, Ints]:
         """The best and the worst rated relevant clip of each sample; 0, 0 where there is none.
 
-        Ties: the last of the best, the first of the worst, which is what a stable sort gives.
+        Ties: the last of the best, the first of the worst, as with a stable sort.
         """
         best, worst = np.zeros_like(self._n_clips), np.zeros_like(self._n_clips)
         owner = np.repeat(np.arange(len(self._n_clips)), self._n_clips)
@@ -220,7 +220,7 @@ class _RelevantClips:
 
 
 def _flat_windows(annotations: Sequence[Annotation]) -> tuple[Floats, Ints]:
-    """All windows (G, 2) in seconds, and the sample that each belongs to."""
+    """All windows (G, 2) in seconds, and the sample of each."""
     counts = np.array([len(row.relevant_windows) for row in annotations], dtype=np.int64)
     flat = [window for row in annotations for window in row.relevant_windows]
     owner = np.repeat(np.arange(len(annotations)), counts)
@@ -246,7 +246,7 @@ def _unrated_clips(row: Annotation, n_clips: int, clip_len_s: float, rule: str) 
 
 
 def _two_of(allowed: NDArray[np.bool_], first: Floats, second: Floats) -> Ints:
-    """Two distinct random allowed clips a row: (B, 2); the one twice, or 0, where there are less.
+    """Two distinct random allowed clips per row, (B, 2); with one allowed it twice, with none 0.
 
     The choice depends on the uniform numbers (B,) and the allowed clips, not on the padding.
     """

@@ -1,1 +1,1 @@
-"""Frames and sentences into vectors, by networks whose weights come from installed packages."""
+"""Encoders of clips and sentences, with weights from installed packages or from the user."""

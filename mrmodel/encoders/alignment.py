@@ -1,10 +1,10 @@
-"""Images and sentences in one space, in closed form: no image-text pair is ever trained on.
+"""Image-text alignment in closed form, without training on image-text pairs.
 
-Two maps lead from the features of an ImageNet classifier to the 384 channels of MiniLM. ConSE
+Two maps project the features of an ImageNet classifier to the 384 channels of MiniLM. ConSE
 (Norouzi et al. 2014) averages the class-text vectors, weighted by the class probabilities. The
 ridge map takes the classifier's 1000 weight rows as visual prototypes and regresses the class-text
 vectors on them, a closed-form DeViSE (Frome et al. 2013). An image's vector is the sum of both
-answers, each scaled to unit length: ConSE names the thing best, the ridge map ranks best.
+outputs, each scaled to unit length: ConSE is better at classification, the ridge map at ranking.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mrmodel.encoders.networks.efficientnet_lite import (
 )
 from mrmodel.files import derive_seed
 
-# Chosen on rendered videos that no stage of the pipeline uses (benchmarks/encoders.py).
+# Tuned on rendered videos that no stage of the pipeline uses (benchmarks/encoders.py).
 TEMPERATURE = 2.0
 RIDGE_PENALTY = 10.0
 NEUTRAL_IMAGES = 64
 
 
 class AlignedVideoModel(nn.Module):
-    """The frames of one clip -> its vector in the sentence space; also what is exported to ONNX."""
+    """The frames of one clip -> its vector in the sentence space; also exported to ONNX."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class AlignedVideoModel(nn.Module):
 
 
 def build_aligned_model(lock: WeightsLock, size: tuple[int, int]) -> AlignedVideoModel:
-    """Solve the alignment from the pinned weights; half a minute, so keep the result.
+    """Solve the alignment from the pinned weights; takes half a minute, so cache the result.
 
     Args:
         lock: where the weights are.
@@ -65,7 +65,7 @@ def build_aligned_model(lock: WeightsLock, size: tuple[int, int]) -> AlignedVide
     Raises:
         WeightsError: a file is missing or is not the pinned one.
     """
-    # One thread: the last bits must not depend on how many cores the machine has to spare.
+    # One thread: the result must not depend on the number of cores, to the bit.
     with torch.inference_mode(), _single_thread():
         model = AlignedVideoModel()
         model.backbone.load_state_dict(load_efficientnet_lite0(lock).state_dict())
@@ -80,7 +80,7 @@ def build_aligned_model(lock: WeightsLock, size: tuple[int, int]) -> AlignedVide
 
 
 def class_texts(lock: WeightsLock) -> list[str]:
-    """One text a class: its names, then the first sentence of its description where it has one.
+    """One text per class: its names, then the first sentence of its description, if any.
 
     More than the first sentence costs three times the tokens and ranks no better.
     """
@@ -115,10 +115,10 @@ def solve_ridge(prototypes: Tensor, vectors: Tensor) -> Tensor:
 
 
 def neutral_images(size: tuple[int, int]) -> Tensor:
-    """(64, H, W, 3) uint8 pictures of nothing: plain walls with a few plain rectangles.
+    """(64, H, W, 3) uint8 neutral images: plain backgrounds with a few plain rectangles.
 
-    The classifier's mean answer to them is the origin of the ridge map. It stands in for the mean
-    feature of real images, which would have to come from somebody's data, and ranks as well.
+    Their mean feature is the origin of the ridge map. It replaces the mean feature of real images,
+    which would need a data set, and ranks as well.
     """
     rng = np.random.default_rng(derive_seed("embedded.video", "neutral images"))
     width, height = size

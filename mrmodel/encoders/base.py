@@ -1,4 +1,4 @@
-"""What an encoder is: clips (or sentences) in, the rows of one feature stream out."""
+"""The encoder interfaces: clips (or sentences) in, the rows of one feature stream out."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from mrmodel.video.sampling import FrameSampling
 Frames = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Modality = Literal["video", "text"]
-# What the rows of a text are, in order. A sentence vector can be compared with the clips of the
-# video stream beside it; a start mark cannot.
+# The rows of a text, in order. A sentence vector can be compared with the clips of the matching
+# video stream; a start token cannot.
 RowLayout = Literal["sentence, tokens", "sentence, tokens, end", "start, tokens, end"]
 
-# Raised when the code that makes rows changes what the same weights give; an encoder may have a
-# number of its own.
+# Incremented when a code change alters the rows of the same weights; an encoder may have its own.
 SCHEMA = 1
 CACHE_VARIABLE = "MRMODEL_CACHE_DIR"
 
 
 @runtime_checkable
 class VideoEncoder(Protocol):
-    """Encodes clips; made without arguments, it loads its weights when it first encodes."""
+    """Encodes clips; constructed without arguments, it loads its weights on first use."""
 
     name: ClassVar[str]
     modality: ClassVar[Modality]
@@ -38,20 +37,20 @@ class VideoEncoder(Protocol):
 
     @property
     def sampling(self) -> FrameSampling:
-        """Which frames of a clip it wants to see, and at what size."""
+        """Which frames of a clip it needs, and at what size."""
 
     @property
     def batch_clips(self) -> int:
-        """Clips that it likes to be given together, of any videos; 1: batches gain nothing.
+        """Preferred batch size in clips, of any videos; 1: batching gains nothing.
 
-        Extraction then runs one encoder in every process, else one for all (`features.feed`).
+        With 1, extraction runs one encoder per process, else one for all (`gpu_batcher`).
         """
 
     def encode_clips(self, frames: Frames) -> Rows:
         """(n, T, H, W, 3) uint8 RGB as `sampling` asks -> (n, dim); row i depends on clip i alone.
 
-        On a CPU to the bit. On a GPU the place in the batch may decide a rounding
-        (benchmarks/RESULTS.md says of which encoder).
+        Exactly so on a CPU; on a GPU rounding may depend on the position in the batch
+        (benchmarks/RESULTS.md lists the encoders).
 
         Raises:
             WeightsError: the weights are missing or are not the pinned ones.
@@ -63,7 +62,7 @@ class VideoEncoder(Protocol):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Encodes sentences; made without arguments, it loads its weights when it first encodes."""
+    """Encodes sentences; constructed without arguments, it loads its weights on first use."""
 
     name: ClassVar[str]
     modality: ClassVar[Modality]
@@ -71,7 +70,7 @@ class TextEncoder(Protocol):
     layout: ClassVar[RowLayout]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
-        """One (n_rows, dim) array a text: what `layout` says, tokens in their order.
+        """One (n_rows, dim) array per text: rows as in `layout`, tokens in order.
 
         A text's rows do not depend on the other texts.
 
@@ -84,7 +83,7 @@ class TextEncoder(Protocol):
 
 
 def build_encoder(name: str) -> VideoEncoder | TextEncoder:
-    """The registered encoder called `name`.
+    """Create the registered encoder `name`.
 
     Raises:
         UnknownNameError: no such encoder.
@@ -94,7 +93,7 @@ def build_encoder(name: str) -> VideoEncoder | TextEncoder:
 
 
 def check_frames(frames: Frames, sampling: FrameSampling) -> None:
-    """Refuse clips that are not what `sampling` describes.
+    """Reject clips that do not match `sampling`.
 
     Raises:
         ValueError: wrong type or shape.
@@ -121,7 +120,7 @@ def describe(
     sampling: FrameSampling | None = None,
     schema: int = SCHEMA,
 ) -> dict[str, object]:
-    """The part of a fingerprint that all encoders share; `libraries` count by major version."""
+    """The common part of all encoder fingerprints; of `libraries` the major version counts."""
     majors: dict[str, object] = {library: _major(version(library)) for library in libraries}
     if sampling is not None:
         majors |= {"av": _major(version("av")), "libswscale": av.library_versions["libswscale"][0]}
@@ -135,7 +134,7 @@ def describe(
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
-    """Where derived files are kept between runs.
+    """The cache folder for derived files.
 
     `chosen`, else the folder named by MRMODEL_CACHE_DIR, else the user's cache folder.
     """

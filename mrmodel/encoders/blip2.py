@@ -1,9 +1,8 @@
-"""BLIP-2 streams, as VideoLights uses them: states of the Q-Former (features.md, section 2.3).
+"""BLIP-2 streams as in VideoLights: states of the Q-Former.
 
-The networks are Hugging Face's (extra ``[blip2]``): a vision transformer of a thousand million
-parameters and a Q-Former are not worth writing again. Pictures go CLIP's way; the extractor's
-processor then finds nothing left to scale. Clips and sentences are states before the projections,
-so they cannot be compared.
+The networks are Hugging Face's (extra ``[blip2]``). Images are preprocessed as for CLIP, after
+which the published extractor's processor does not scale them. Clip and sentence vectors are states
+before the projections, so they cannot be compared.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from mrmodel.video.sampling import FrameSampling
 
 
 class Blip2VisionSizes(TransformerSizes):
-    """Sizes of the vision transformer; the defaults are those of ViT-g as BLIP-2 cuts it."""
+    """Sizes of the vision transformer; the defaults are those of BLIP-2's truncated ViT-g."""
 
     width: Count = 1408
     layers: Count = 39
@@ -45,7 +44,7 @@ class Blip2VisionSizes(TransformerSizes):
 
 
 class QFormerSizes(TransformerSizes):
-    """Sizes of the Q-Former; every `mix_every`-th layer looks at the picture."""
+    """Sizes of the Q-Former; every `mix_every`-th layer cross-attends to the image."""
 
     width: Count = 768
     layers: Count = 12
@@ -61,9 +60,9 @@ class Blip2SetConfig(SetConfig):
 
     Attributes:
         vision, qformer: sizes of the networks.
-        queries: learned tokens that ask the picture; a clip's row is the first one's state.
-        image_size: pixels of the square picture.
-        max_tokens: of a sentence, marks included; the extractor does not cut.
+        queries: number of learned query tokens; a clip's row is the first one's state.
+        image_size: pixels of the square image.
+        max_tokens: of a sentence, with special tokens; the published extractor does not truncate.
     """
 
     vision: Blip2VisionSizes = Blip2VisionSizes()
@@ -79,7 +78,7 @@ class Blip2SetConfig(SetConfig):
 
 
 class _TextEmbeddings(nn.Module):
-    """Words and positions; the Q-Former normalises them."""
+    """Word and position embeddings; the Q-Former normalises them."""
 
     def __init__(self, sizes: QFormerSizes) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ class _TextEmbeddings(nn.Module):
 
 
 class _Queries(nn.Module):
-    """The learned tokens, in a module of their own so that a part of a file can be asked for."""
+    """The learned query tokens, in a separate module so that they can be loaded as a part."""
 
     def __init__(self, config: Blip2SetConfig) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class _Queries(nn.Module):
 
 
 class Blip2Text(nn.Module):
-    """Sentences through the Q-Former, which looks at no picture then."""
+    """Encodes sentences with the Q-Former, without an image."""
 
     def __init__(self, config: Blip2SetConfig) -> None:
         super().__init__()
@@ -117,7 +116,7 @@ class Blip2Text(nn.Module):
 
 
 class Blip2Vision(nn.Module):
-    """Pictures to the state of the first query."""
+    """Images to the state of the first query."""
 
     def __init__(self, config: Blip2SetConfig) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class Blip2Vision(nn.Module):
         self.qformer = build_qformer(config)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised -> (B, width), as it comes out: no projection, no norm."""
+        """(B, 3, S, S) normalised -> (B, width), without projection or norm."""
         picture = self.vision_model(pixel_values=images).last_hidden_state
         queries = self.queries.tokens.expand(len(images), -1, -1)
         out = self.qformer(query_embeds=queries, encoder_hidden_states=picture)
@@ -135,7 +134,7 @@ class Blip2Vision(nn.Module):
 
 
 class Blip2VideoEncoder(UserWeightsVideoEncoder):
-    """The state of the first query token, for one frame a clip."""
+    """The state of the first query token, for one frame per clip."""
 
     name: ClassVar[str] = "blip2.video768"
     set_name: ClassVar[str] = "blip2"
@@ -150,7 +149,7 @@ class Blip2VideoEncoder(UserWeightsVideoEncoder):
 
     @cached_property
     def sampling(self) -> FrameSampling:
-        """One frame, where ffmpeg's fps filter takes it; the middle square."""
+        """One frame, as chosen by ffmpeg's fps filter; centre crop."""
         side = self.config.image_size
         return FrameSampling(1, (side, side), "ffmpeg_fps", "bicubic", "crop")
 
@@ -158,7 +157,7 @@ class Blip2VideoEncoder(UserWeightsVideoEncoder):
     def _model(self) -> Blip2Vision:
         config = self.config
         model = self.weights.load(lambda: Blip2Vision(config), self.device, config.dtype)
-        # As published: only the vision transformer computes in half precision.
+        # As published: only the vision transformer runs in half precision.
         model.qformer.float()
         model.queries.float()
         return model
@@ -185,7 +184,7 @@ class Blip2TextEncoder(UserWeightsTextEncoder):
 
     @property
     def max_tokens(self) -> int:
-        """Longer texts are cut; [CLS] and [SEP] count."""
+        """Longer texts are truncated; [CLS] and [SEP] count."""
         return min(self.config.max_tokens, self.config.qformer.positions)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The default encoders: images and sentences in one 384-channel space, from pip packages alone."""
+"""The default encoders: images and sentences in one 384-channel space, from pip packages only."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """`target`, built by `build(temporary path)` if it does not exist.
 
-    Other processes that want it wait; if the builder dies, its lock goes with it and one of them
-    builds. A file that exists is whole.
+    Other processes that need it wait; if the builder dies, its lock is released and one of them
+    builds. An existing file is complete.
     """
     if target.exists():
         return target
@@ -58,11 +58,11 @@ TEXT_WEIGHTS = ("minilm.weights", "minilm.tokenizer")
 class AlignedVideoEncoder:
     """EfficientNet-Lite0 features, mapped into the space of MiniLM's sentence vectors.
 
-    What is slow to derive (the alignment, the ONNX graph) is made once a machine and kept in the
-    cache folder, also when several processes ask for it at the same time.
+    The alignment and the ONNX graph are slow to derive, so they are built once per machine, also
+    with concurrent processes, and kept in the cache folder.
 
     Args:
-        backend: ``onnx`` is the fast one, ``torch`` the reference; they agree within 1e-4.
+        backend: ``onnx`` is fast, ``torch`` is the reference; they agree within 1e-4.
         cache_dir: see `cache_folder`.
         lock: where the weights are.
     """
@@ -71,7 +71,7 @@ class AlignedVideoEncoder:
     modality: ClassVar[Modality] = "video"
     dim: ClassVar[int] = WIDTH
     # By `python -m benchmarks.encoders`: 160 px ranks worse, 224 px no better. A second frame helps
-    # HIT@1 (192 px: .41 -> .45), but its time buys more when it is spent on more videos.
+    # HIT@1 (192 px: .41 -> .45), but the time is better spent on more videos.
     sampling = FrameSampling(1, (192, 192), "middle", "bicubic")
     batch_clips: ClassVar[int] = 1
 
@@ -92,7 +92,7 @@ class AlignedVideoEncoder:
         return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
 
     def fingerprint(self) -> dict[str, object]:
-        """Everything that decides the rows, but for the backend: both give the same rows."""
+        """Everything that decides the rows, except the backend: both give the same rows."""
         shared = describe(self.name, self.dim, ["torch", "onnxruntime"], sampling=self.sampling)
         return shared | {
             "weights": self._lock.digests(*IMAGE_WEIGHTS, *TEXT_WEIGHTS),
@@ -123,10 +123,10 @@ class AlignedVideoEncoder:
 
 
 class AlignedTextEncoder:
-    """MiniLM-L6: the sentence vector, then one vector a word piece.
+    """MiniLM-L6: the sentence vector, then one vector per word piece.
 
-    The states of [CLS] and [SEP] count in the sentence vector, as in MiniLM's training, but are not
-    given as tokens: they stand for no word, and row 0 already is the summary.
+    The states of [CLS] and [SEP] enter the sentence vector, as in MiniLM's training, but are not
+    returned as tokens: they stand for no word, and row 0 already is the summary.
 
     Args:
         lock: where the weights are.
@@ -141,7 +141,7 @@ class AlignedTextEncoder:
         self._lock = lock or WeightsLock()
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
-        """One (1 + n_tokens, 384) float32 array a text; row 0 has unit length, the others not."""
+        """One (1 + n_tokens, 384) float32 array per text; only row 0 has unit length."""
         return [
             torch.cat((sentence_vector(states)[None], states[1:-1])).numpy()
             for states in self._model.token_states(texts)
@@ -173,7 +173,7 @@ def _onnx_runner(graph: Path) -> Callable[[Frames], Rows]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # One process a core is faster than one process with all cores, and bits stay the same.
+    # One process per core is faster than one process with all cores, and reproducible.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -197,7 +197,7 @@ def _export(tensors: Path, sampling: FrameSampling, path: Path) -> None:
     width, height = sampling.size or (0, 0)
     frames = torch.zeros(sampling.frames_per_clip, height, width, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
-        # The tracing exporter is deprecated but needs nothing else; shapes are fixed on purpose.
+        # The tracing exporter is deprecated but has no dependencies; shapes are fixed on purpose.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model, (frames,), str(path), input_names=["frames"], output_names=["row"], dynamo=False

@@ -1,6 +1,6 @@
-"""Weights that travel inside installed packages, found without importing those packages.
+"""Weights bundled in installed packages, located without importing those packages.
 
-weights.lock (JSON, beside this file) pins each file by package, version, path and SHA-256, and
+weights.lock (JSON, next to this file) pins each file by package, version, path and SHA-256, and
 states its licence. Nothing is ever downloaded by the library.
 """
 
@@ -20,15 +20,15 @@ LOCK_FILE = Path(__file__).with_name("weights.lock")
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """One line of weights.lock.
+    """One entry of weights.lock.
 
     Attributes:
-        name: what the encoders call it.
-        package, version: the distribution that brings it.
+        name: its name in the encoders.
+        package, version: the distribution that contains it.
         file: its path inside the distribution.
         sha256: of its bytes.
         licence: of the weights, for the model card.
-        note: what else a user of the weights must know.
+        note: further information for users of the weights.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LockedFile:
 
 
 class WeightsLock:
-    """The pinned files; a file is checked against its SHA-256 once a process.
+    """The pinned files; a file is checked against its SHA-256 once per process.
 
     Args:
         lock_file: another lock than the one of this package.
@@ -68,7 +68,7 @@ class WeightsLock:
         return self._checked[name]
 
     def digests(self, *names: str) -> dict[str, str]:
-        """SHA-256 by name, for fingerprints; reads the lock only."""
+        """SHA-256 by name, for fingerprints; reads only the lock."""
         return {name: self.files[name].sha256 for name in names}
 
     def _find(self, locked: LockedFile) -> Path:

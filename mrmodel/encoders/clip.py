@@ -1,9 +1,9 @@
-"""CLIP ViT-B/32 streams, as Moment-DETR and all after it use them (features.md, section 2.2).
+"""CLIP ViT-B/32 streams, as used by Moment-DETR and its successors.
 
-Pictures and texts go the way of the published extractors: the frame that ffmpeg's filter
-``fps=1/clip_len`` gives, its short side scaled to 224 and the middle cropped, and the token states
-before the projection. Two deviations: a file's rotation is applied (the extractors distort such
-pictures), and the rule for files shorter than a clip, which get one row here.
+As in the published extractors: the frame that ffmpeg's filter ``fps=1/clip_len`` gives, its short
+side scaled to 224 and centre-cropped, and the token states before the projection. Two deviations:
+a file's rotation is applied (the extractors distort such images), and a file shorter than a clip
+gets one row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mrmodel.encoders.torch_base import (
 )
 from mrmodel.video.sampling import FrameSampling
 
-# The extractors add this to the spread.
+# The extractors add this to the std.
 _SPREAD = tuple(value + 1e-8 for value in CLIP_SPREAD)
 
 
 class ClipVideoEncoder(UserWeightsVideoEncoder):
-    """The projected image vector of one frame a clip, not of unit length."""
+    """The projected image vector of one frame per clip, not of unit length."""
 
     name: ClassVar[str] = "clip_b32.video512"
     set_name: ClassVar[str] = "clip_b32"
@@ -47,7 +47,7 @@ class ClipVideoEncoder(UserWeightsVideoEncoder):
 
     @cached_property
     def sampling(self) -> FrameSampling:
-        """One frame, where ffmpeg's fps filter takes it; the middle square."""
+        """One frame, as chosen by ffmpeg's fps filter; centre crop."""
         side = self.config.image_size
         return FrameSampling(1, (side, side), "ffmpeg_fps", "bicubic", "crop")
 
@@ -62,9 +62,9 @@ class ClipVideoEncoder(UserWeightsVideoEncoder):
 
 
 class ClipTextEncoder(UserWeightsTextEncoder):
-    """Token states before the projection, start and end mark included: the published features.
+    """Token states before the projection, start and end tokens included: the published features.
 
-    They are 512 channels wide, as the clips' vectors are, but lie in a space of their own.
+    They have 512 channels, as the clip vectors do, but lie in another space.
     """
 
     name: ClassVar[str] = "clip_b32.text512"
@@ -81,7 +81,7 @@ class ClipTextEncoder(UserWeightsTextEncoder):
 
     @property
     def max_tokens(self) -> int:
-        """Longer texts are cut; start and end mark count."""
+        """Longer texts are truncated; start and end tokens count."""
         return self.config.positions
 
     @cached_property
@@ -94,10 +94,10 @@ class ClipTextEncoder(UserWeightsTextEncoder):
 
 
 class ClipJointTextEncoder(ClipTextEncoder):
-    """Sentences in the space of `ClipVideoEncoder`: the sentence vector, then the tokens' ones.
+    """Sentences in the space of `ClipVideoEncoder`: the sentence vector, then the token vectors.
 
-    Each state goes through the text projection, because SG-DETR's eq. 2 and 16 compare text and
-    clips by a plain dot product. The sentence vector is the end mark's, scaled to unit length.
+    All states are projected, because SG-DETR's eq. 2 and 16 compare text and clips by a plain dot
+    product. The sentence vector is that of the end token, scaled to unit length.
     """
 
     name: ClassVar[str] = "clip_b32.joint_text512"

@@ -1,7 +1,7 @@
-"""InternVideo2 stage-2 1B streams: clips and sentences in one space (features.md, section 1).
+"""InternVideo2 stage-2 1B streams: clips and sentences in one space.
 
-This is the reading of SG-DETR's features that we adopt: its eq. 2 and 16 take dot products of text
-and clip vectors without a projection, so both must be the projected ones.
+Our interpretation of SG-DETR's features: its eq. 2 and 16 take dot products of text and clip
+vectors without a projection, so both must be the projected ones.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class InternVideo2Config(SetConfig):
     """config.json of the set ``internvideo2_1b``.
 
     Attributes:
-        vision, text: sizes of the towers.
+        vision, text: sizes of the networks.
         projection: channels of the common space.
-        frames: of a clip; another number than the table's stretches the table.
-        image_size: pixels of the square that a picture is squashed to.
-        gelu: of the vision tower; ``exact`` is the official code without its fused kernels.
-        resize: ``bicubic_no_antialias`` is the official evaluation, whose pixels are rougher.
-        max_tokens: of a sentence, marks included; the official evaluation has 40.
+        frames: per clip; positions are interpolated if the table has another number.
+        image_size: side in pixels of the square that an image is resized to.
+        gelu: of the vision network; ``exact`` is the official code without its fused kernels.
+        resize: ``bicubic_no_antialias`` matches the official evaluation.
+        max_tokens: of a sentence, special tokens included; the official evaluation has 40.
     """
 
     vision: VisionSizes = VisionSizes()
@@ -69,7 +69,7 @@ class ProjectedVision(nn.Module):
 
 
 class _TextEncoder(nn.Module):
-    """The official model holds BERT under this name, beside a head that is not used."""
+    """Holds BERT under the name of the official model, whose head is not used."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class ProjectedText(nn.Module):
 
 
 class InternVideo2VideoEncoder(UserWeightsVideoEncoder):
-    """One vector a clip, from the middle frames of its four quarters."""
+    """One vector per clip, from the middle frames of its four quarters."""
 
     name: ClassVar[str] = "internvideo2_1b.video512"
     set_name: ClassVar[str] = "internvideo2_1b"
@@ -100,12 +100,12 @@ class InternVideo2VideoEncoder(UserWeightsVideoEncoder):
 
     @cached_property
     def config(self) -> InternVideo2Config:
-        """Sizes of the network, and what it sees."""
+        """Sizes of the network, and its input settings."""
         return _config(self.weights, self.dim)
 
     @cached_property
     def sampling(self) -> FrameSampling:
-        """The middle frames of equal spans, squashed to a square."""
+        """The middle frames of equal spans, resized to a square (aspect ratio not kept)."""
         side = self.config.image_size
         return FrameSampling(self.config.frames, (side, side), "middle", self.config.resize)
 
@@ -135,7 +135,7 @@ class InternVideo2TextEncoder(UserWeightsTextEncoder):
 
     @property
     def max_tokens(self) -> int:
-        """Longer texts are cut; [CLS] and [SEP] count."""
+        """Longer texts are truncated; [CLS] and [SEP] count."""
         return min(self.config.max_tokens, self.config.text.positions)
 
     @cached_property

@@ -1,8 +1,7 @@
 """MiniLM-L6: the six-layer BERT sentence encoder (Wang et al. 2020; Reimers and Gurevych 2019).
 
-Post-norm BERT with 384 channels, 12 heads and a 1536-wide GELU layer. A batch holds texts of one
-length: there is no padding, so no mask is needed and no text can see its neighbours. The shape of
-a batch does not depend on what is requested.
+Post-norm BERT with 384 channels, 12 heads and a 1536-wide GELU layer. A batch holds texts of equal
+length: there is no padding, so no mask is needed. The batch shape does not depend on the request.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from mrmodel.encoders.torch_base import run_on_tokens
 WIDTH, HEADS, HIDDEN, DEPTH = 384, 12, 1536, 6
 VOCABULARY, POSITIONS = 30522, 512
 NORM_EPS = 1e-12
-MAX_TOKENS = 256  # longer texts are cut: the model was trained on no more
+MAX_TOKENS = 256  # longer texts are truncated: the model was trained on no more
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a LayerNorm behind it."""
+    """Self-attention and feed-forward, each followed by residual and LayerNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class EncoderLayer(nn.Module):
 
 
 class MiniLm(nn.Module):
-    """Token ids of texts of one length -> their contextual vectors."""
+    """Token ids of texts of equal length -> their contextual vectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ def load_minilm(lock: WeightsLock) -> tuple[MiniLm, Tokenizer]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """WordPiece, lower-cased, with [CLS] and [SEP]; cuts at MAX_TOKENS and never pads."""
+    """WordPiece, lower-cased, with [CLS] and [SEP]; truncates at MAX_TOKENS and never pads."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
@@ -88,9 +87,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def convert_checkpoint(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published BERT names -> ours; q, k and v become one matrix, the pooler is left out."""
+    """Published BERT names -> ours; q, k and v become one matrix, the pooler is dropped."""
     words = tensors["embeddings.word_embeddings.weight"]
-    # Single texts are always segment 0, so its vector is a constant: it joins the positions.
+    # Single texts are always segment 0, so its constant vector is folded into the positions.
     positions = tensors["embeddings.position_embeddings.weight"]
     segment = tensors["embeddings.token_type_embeddings.weight"][0]
     converted = {"words.weight": words, "positions.weight": positions + segment}
@@ -131,7 +130,7 @@ class SentenceModel:
         self._model, self._tokenizer = load_minilm(lock)
 
     def token_states(self, texts: Sequence[str]) -> list[Tensor]:
-        """One (n_tokens, 384) tensor a text, [CLS] and [SEP] included."""
+        """One (n_tokens, 384) tensor per text, [CLS] and [SEP] included."""
         return run_on_tokens(self._model, [self._tokenizer.encode(text).ids for text in texts])
 
     def sentence_vectors(self, texts: Sequence[str]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Motion of a clip in 56 numbers: where to, how fast, growing, turning, and how all that varies.
+"""Motion descriptor of a clip, 56 numbers: direction, speed, growth, rotation, and their variation.
 
-The camera's motion (the median flow of a frame) is told apart from the motion that is left when it
-is taken away, which belongs to the things in front of it. Every number is squashed into -1..1, and
-one constant number says "nothing moves" after the row is scaled to unit length.
+The camera's motion (the median flow of a frame) is separated from the residual motion, which is
+that of the objects. Every number is squashed into -1..1; a constant channel marks "nothing moves"
+after the row is scaled to unit length.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Floats = NDArray[np.float32]
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 10
 DIRECTIONS = 8
-# Pixels (of 64 across) from one sampled frame to the next: below is noise, above is fast.
+# Pixels (at width 64) per sampled frame: below STILL is noise, above FAST is fast.
 STILL, FAST = 0.3, 1.5
 GRID = 3
-REST = 0.25  # the constant number
+REST = 0.25  # the constant channel
 
 
 class MotionEncoder:
     """Optical-flow statistics of a clip.
 
-    Rows hold, in this order: 8 directions x (slow, fast) of the motion in front of the camera; the
-    camera's mean motion and its variation (4); how four measures of the moving part go over the
-    clip, i.e. its velocity (2), growth and turning: mean, spread, jerk and alternation of each
-    (16); share of the frame that moves: mean, spread, trend (3); where it moves (3 x 3) and its
-    centre and drift (4); overall speed and change of brightness (3); the constant.
+    Rows hold, in this order: 8 directions x (slow, fast) of the residual motion (16); the camera's
+    mean motion and its variation (4); the course of four measures of the moving part, i.e. its
+    velocity (2), growth and rotation: mean, std, jerk and alternation of each (16); fraction of the
+    frame that moves: mean, std, trend (3); where it moves (3 x 3) and its centre and drift (4);
+    overall speed and change of brightness (3); the constant.
     """
 
     name: ClassVar[str] = "embedded.motion"
@@ -76,7 +76,7 @@ def _grey(clip: Frames) -> Floats:
     """(T, H, W, 3) uint8 -> (T, H, W) luma in 0..1."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32) / np.float32(255)
     colours = clip.astype(np.float32)
-    # Written out: a matrix product may sum in another order on another machine.
+    # Written out: the summation order of a matrix product may depend on the machine.
     grey: Floats = (
         colours[..., 0] * weights[0] + colours[..., 1] * weights[1] + colours[..., 2] * weights[2]
     )
@@ -84,7 +84,7 @@ def _grey(clip: Frames) -> Floats:
 
 
 def _directions(rest: Floats, speed: Floats) -> Floats:
-    """(16,) square roots of the shares of pixels that move each way, slowly and fast."""
+    """(16,) square roots of the fractions of pixels per direction, slow and fast."""
     turn = np.arctan2(rest[:, 1], rest[:, 0]) * (DIRECTIONS / (2 * np.pi))
     # The eight sectors are centred on right, down right, down ...
     sector = np.rint(turn).astype(np.int64) % DIRECTIONS
@@ -94,7 +94,7 @@ def _directions(rest: Floats, speed: Floats) -> Floats:
 
 
 def _course(rest: Floats, moving: Floats) -> Floats:
-    """(16,) velocity, growth and turning of the moving part: mean, spread, jerk, alternation."""
+    """(16,) velocity, growth and rotation of the moving part: mean, std, jerk, alternation."""
     total = moving.sum(axis=(1, 2)) + 1e-6
     rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     centre_x = (moving * columns).sum(axis=(1, 2)) / total
@@ -122,7 +122,7 @@ def _course(rest: Floats, moving: Floats) -> Floats:
 
 
 def _extent(moves: NDArray[np.bool_]) -> Floats:
-    """(3,) share of the frame that moves: mean, spread and trend over the clip."""
+    """(3,) fraction of the frame that moves: mean, std and trend over the clip."""
     share = moves.mean(axis=(1, 2))
     half = len(share) // 2
     trend = share[-half:].mean() - share[:half].mean()
@@ -130,7 +130,7 @@ def _extent(moves: NDArray[np.bool_]) -> Floats:
 
 
 def _places(moving: Floats) -> Floats:
-    """(13,) shares of the motion in a 3x3 grid, its centre, and how the centre wanders."""
+    """(13,) fractions of the motion in a 3x3 grid, its centre, and the drift of the centre."""
     grid = moving.reshape(-1, GRID, HEIGHT // GRID, WIDTH)
     columns = np.array_split(np.arange(WIDTH), GRID)
     cells = np.stack([grid[..., part].sum(axis=(2, 3)) for part in columns], axis=2)
@@ -153,5 +153,5 @@ def _overall(speed: Floats, grey: Floats) -> Floats:
 
 
 def _squash(pixels: Floats) -> Floats:
-    """Pixels a step -> -1..1, steep where slow things differ."""
+    """Pixels per step -> -1..1, steepest at low speeds."""
     return np.asarray(pixels / (FAST + np.abs(pixels)), dtype=np.float32)

@@ -1,8 +1,8 @@
-"""Dense optical flow between small grey pictures: coarse-to-fine Lucas-Kanade in plain NumPy.
+"""Dense optical flow between small grey images: coarse-to-fine Lucas-Kanade in plain NumPy.
 
-Lucas and Kanade 1981 with the pyramid of Bouguet 2000: at every level the second picture is pulled
-back along the flow found so far, and each pixel solves a 2x2 system over its neighbourhood for the
-motion that is left.
+Lucas and Kanade 1981 with the pyramid of Bouguet 2000: at every level the second image is warped
+back by the current flow, and each pixel solves a 2x2 system over its neighbourhood for the
+residual motion.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-ITERATIONS = (2, 1, 1)  # at a quarter of the size, at half of it, at full size
+ITERATIONS = (2, 1, 1)  # at quarter, half and full size
 RADIUS = 2  # neighbourhood of (2 RADIUS + 1)^2 pixels
-# Added to the diagonal of each system, in squared grey levels (0..1) a pixel: where the picture
-# has no texture the flow stays what the coarser level says, instead of following noise.
+# Added to the diagonal of each system, in squared grey levels (0..1) per pixel: in untextured
+# regions the flow of the coarser level is kept, instead of following noise.
 DAMPING = 5e-4
 MAX_STEP = 2.0  # pixels one iteration may move
 
 
 def optical_flow(first: Floats, second: Floats) -> Floats:
-    """Motion of each pixel of `first` on its way to `second`.
+    """Motion of each pixel from `first` to `second`.
 
-    (n, H, W) and (n, H, W) grey pictures in 0..1, sides divisible by 4 -> (n, 2, H, W): pixels to
+    (n, H, W) and (n, H, W) grey images in 0..1, sides divisible by 4 -> (n, 2, H, W): pixels to
     the right, pixels down.
     """
     pyramid = [(first, second)]
@@ -39,7 +39,7 @@ def optical_flow(first: Floats, second: Floats) -> Floats:
 
 
 def _step(source: Floats, target: Floats) -> Floats:
-    """(n, 2, H, W) motion left between two pictures that nearly agree."""
+    """(n, 2, H, W) residual motion between two nearly aligned images."""
     mean = (source + target) * np.float32(0.5)
     slope_x, slope_y = _slope(mean, 2), _slope(mean, 1)
     change = target - source
@@ -58,7 +58,7 @@ def _step(source: Floats, target: Floats) -> Floats:
 
 
 def _pulled_back(pictures: Floats, flow: Floats) -> Floats:
-    """The value each picture has where the flow leads, bilinear; the border repeats itself."""
+    """Warp images by the flow, bilinear, with replicated borders."""
     n, height, width = pictures.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     x = (columns + flow[:, 0]).clip(0, width - 1)
@@ -89,7 +89,7 @@ def _halved(pictures: Floats) -> Floats:
 
 
 def _slope(pictures: Floats, axis: int) -> Floats:
-    """Central difference along `axis`; the border repeats itself."""
+    """Central difference along `axis`, with replicated borders."""
     padding = [(1, 1) if dimension == axis else (0, 0) for dimension in range(3)]
     padded = np.pad(pictures, padding, mode="edge")
     size = pictures.shape[axis]
@@ -100,7 +100,7 @@ def _slope(pictures: Floats, axis: int) -> Floats:
 
 
 def _box_mean(maps: Floats) -> Floats:
-    """Mean over the neighbourhood of each pixel in the last two axes; zero beyond the border."""
+    """Mean over each pixel's neighbourhood in the last two axes, zero-padded."""
     for axis in (-1, -2):
         size = maps.shape[axis]
         padding = [(0, 0)] * maps.ndim

@@ -1,4 +1,4 @@
-"""SlowFast R50 8x8 streams, as HERO's extractor and lighthouse make them (features.md, 2.1)."""
+"""SlowFast R50 8x8 streams, as HERO's extractor and lighthouse compute them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig
 from mrmodel.encoders.torch_base import UserWeightsVideoEncoder, normalise_pixels
 from mrmodel.video.sampling import FrameSampling, SamplingRule
 
-# Of all three colours; the extractor adds 1e-8 to the spread.
+# The same for all three channels; the extractor adds 1e-8 to the std.
 _MEAN, _SPREAD = (0.45,) * 3, (0.225 + 1e-8,) * 3
 
 
 class SlowFastVideoEncoder(UserWeightsVideoEncoder):
-    """Pooled features of both paths, slow before fast, none below 0."""
+    """Pooled features of both pathways, slow before fast, non-negative."""
 
     name: ClassVar[str] = "slowfast.video2304"
     set_name: ClassVar[str] = "slowfast"
@@ -25,14 +25,14 @@ class SlowFastVideoEncoder(UserWeightsVideoEncoder):
 
     @cached_property
     def config(self) -> SlowFastConfig:
-        """Sizes of the network, and which frames it sees."""
+        """Sizes of the network, and its frame sampling."""
         config = self.weights.config(SlowFastConfig)
         self.weights.require_width("stages: width of both paths", config.width, self.dim)
         return config
 
     @cached_property
     def sampling(self) -> FrameSampling:
-        """HERO's frames of a 30-fps stream, or evenly spread ones; the middle square."""
+        """HERO's frames of a 30-fps stream, or evenly spread ones; centre crop."""
         config = self.config
         rule: SamplingRule = "hero" if config.compat == "hero" else "middle"
         size = (config.image_size, config.image_size)

@@ -1,4 +1,4 @@
-"""Encoders for tests: no weights, microseconds a clip, and still about what is seen and said."""
+"""Encoders for tests: no weights, microseconds per clip, output depends on the content."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class TinyVideoEncoder:
-    """A fixed random projection of two 8x8 colour grids: the mean frame and the change in time.
+    """A fixed random projection of two 8x8 colour grids: the mean frame and the temporal change.
 
-    A constant joins the inputs, so that a black clip is not a zero row.
+    A bias keeps a black clip from being a zero row.
     """
 
     name: ClassVar[str] = "tiny.video"
@@ -39,7 +39,7 @@ class TinyVideoEncoder:
         grids = cells.mean(axis=(3, 5), dtype=np.float64) / 255.0
         first, last = grids[:, 0], grids[:, 1]
         inputs = np.stack(((first + last) / 2, last - first), axis=1).reshape(-1, INPUTS)
-        # Row by row: a matrix product may round a row by the number of rows beside it.
+        # Row by row: rounding in a matrix product may depend on the number of rows.
         rows = [row @ self._projection[1:] + self._projection[0] for row in inputs]
         return np.array(rows, dtype=np.float32).reshape(-1, self.dim)
 
@@ -54,7 +54,7 @@ class TinyVideoEncoder:
 
 
 class TinyTextEncoder:
-    """A fixed random unit vector a word, from a hash of its letters; the sentence is their mean."""
+    """A fixed random unit vector per word, from a hash of it; the sentence vector is their mean."""
 
     name: ClassVar[str] = "tiny.text"
     modality: ClassVar[Modality] = "text"
@@ -62,7 +62,7 @@ class TinyTextEncoder:
     layout: ClassVar[RowLayout] = "sentence, tokens"
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
-        """One (1 + n_words, 32) float32 array a text, the sentence vector first."""
+        """One (1 + n_words, 32) float32 array per text, the sentence vector first."""
         return [self._encode(text) for text in texts]
 
     def fingerprint(self) -> dict[str, object]:

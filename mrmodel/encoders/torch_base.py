@@ -1,9 +1,9 @@
-"""What all encoders with user weights share: preprocessing, batching, running the network.
+"""Common parts of encoders with user weights: preprocessing, batching, inference.
 
-The shape of a matrix product decides how its sums are rounded. On a CPU clips go through one by
-one; on a GPU, and for sentences, batches are padded to one size. So a clip or sentence has the same
-bits alone and in a batch: on a CPU always, on a GPU where the kernels do not depend on the position
-in the batch (benchmarks/RESULTS.md).
+The rounding of a matrix product depends on its shape. On a CPU clips are encoded one by one; on a
+GPU, and for sentences, batches are padded to a fixed size. So the result is the same alone and in
+a batch, to the bit: on a CPU always, on a GPU where the kernels do not depend on the position in
+the batch (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mrmodel.errors import ConfigError
 from mrmodel.video.sampling import FrameSampling
 
 DEVICE_VARIABLE = "MRMODEL_ENCODER_DEVICE"
-# 8 sentences take less than half the time of 8 single ones; 32 would save little more.
+# 8 sentences in a batch take less than half the time of 8 single ones; 32 saves little more.
 TEXT_BATCH = 8
 
 
 def encoder_device() -> torch.device:
-    """Where encoders run: MRMODEL_ENCODER_DEVICE, else a GPU where there is one.
+    """The encoders' device: MRMODEL_ENCODER_DEVICE, else a GPU if available.
 
     Raises:
-        ConfigError: the variable names no device, or one that is not there.
+        ConfigError: the variable names no device, or one that is not available.
     """
     has_gpu = torch.cuda.is_available()
     named = os.environ.get(DEVICE_VARIABLE)
@@ -54,20 +54,20 @@ def encoder_device() -> torch.device:
 def run_on_clips(
     run: Callable[[Tensor], Tensor], frames: Frames, device: torch.device, size: int
 ) -> list[Rows]:
-    """One float32 row a clip.
+    """Encode clips to one float32 row per clip.
 
     Args:
         run: (B, T, H, W, 3) uint8 on the device -> (B, dim).
         frames: (n, T, H, W, 3) uint8.
         device: where `run` computes.
-        size: B; a smaller rest is filled up to it.
+        size: B; a smaller remainder is padded to it.
     """
     rows: list[Rows] = []
     for start in range(0, len(frames), size):
         part = frames[start : start + size]
         if len(part) < size:
             part = np.concatenate([part, *[part[:1]] * (size - len(part))])
-        # PyTorch refuses read-only and reversed arrays: those are copied.
+        # PyTorch rejects read-only arrays and negative strides: those are copied.
         batch = torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
         with _exact_convolutions():
             rows.extend(run(batch)[: len(frames) - start].float().cpu().numpy())
@@ -75,9 +75,9 @@ def run_on_clips(
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:
-    """Convolutions without TF32, and with nothing but kernels that repeat their results.
+    """Convolutions without TF32 and with deterministic kernels only.
 
-    A row made on a GPU is then as near to the CPU's as float32 allows.
+    A GPU's rows are then as close to the CPU's as float32 allows.
     """
     exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
@@ -91,10 +91,9 @@ def run_on_tokens(
     token_ids: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """One (n_tokens, width) tensor a text, on the CPU.
+    """Encode texts to one (n_tokens, width) tensor per text, on the CPU.
 
-    Texts of one length go through together: there is no padding, so no mask is needed and no text
-    can look at its neighbours.
+    Texts of equal length are batched: there is no padding, so no mask is needed.
 
     Args:
         run: (B, N) int64 on the device -> (B, N, width).
@@ -115,7 +114,7 @@ def run_on_tokens(
     return states
 
 
-# 2: patches by a matrix product, convolutions without TF32.
+# 2: patch embedding as a matrix product, convolutions without TF32.
 _CLIPS_SCHEMA = 2
 
 
@@ -123,13 +122,13 @@ class _UserWeightsEncoder(ABC):
     """An encoder of the weight set `set_name`.
 
     Args:
-        weights: another set than the user's.
+        weights: replaces the set in the user's weights folder.
     """
 
     name: ClassVar[str]
     set_name: ClassVar[str]
     dim: ClassVar[int]
-    # Their major versions count in the fingerprint.
+    # Their major versions are part of the fingerprint.
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
     def __init__(self, weights: WeightSet | None = None) -> None:
@@ -142,15 +141,15 @@ class _UserWeightsEncoder(ABC):
         """config.json of the set, checked to fit `dim`.
 
         Raises:
-            WeightsError: the set is not there, or is another one.
+            WeightsError: the set is missing, or is another one.
         """
 
     @abstractmethod
     def _run(self, batch: Tensor) -> Tensor:
-        """The network on a batch that lies on the device."""
+        """Run the network on a batch on the device."""
 
     def _recipe(self) -> dict[str, object]:
-        """The part of a fingerprint that the set decides; reads no weights."""
+        """The part of a fingerprint that depends on the set; reads no weights."""
         return {"config": self.config.model_dump(mode="json"), "weights": self.weights.digests()}
 
 
@@ -158,17 +157,17 @@ class UserWeightsVideoEncoder(_UserWeightsEncoder):
     """A network over the frames of a clip."""
 
     modality: ClassVar[Modality] = "video"
-    # Clips at a time on a GPU: where more of them are hardly faster (benchmarks/RESULTS.md).
+    # Batch size on a GPU: larger ones are hardly faster (benchmarks/RESULTS.md).
     gpu_batch: ClassVar[int]
 
     @property
     @abstractmethod
     def sampling(self) -> FrameSampling:
-        """Which frames of a clip, and at what size."""
+        """Which frames of a clip are used, and at what size."""
 
     @property
     def batch_clips(self) -> int:
-        """Clips at a time."""
+        """Batch size in clips."""
         return 1 if self.device.type == "cpu" else self.gpu_batch
 
     def encode_clips(self, frames: Frames) -> Rows:
@@ -194,10 +193,10 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
     @property
     @abstractmethod
     def max_tokens(self) -> int:
-        """Longer texts are cut; marks at the start and the end count."""
+        """Longer texts are truncated; start and end tokens count."""
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
-        """One (n_rows, dim) float32 array a text, rows in the order of `layout`."""
+        """One (n_rows, dim) float32 array per text, rows in the order of `layout`."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         return [self._arrange(states) for states in run_on_tokens(self._run, ids, self.device)]
 
@@ -207,7 +206,7 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
         return shared | {"layout": self.layout, "max_tokens": self.max_tokens} | self._recipe()
 
     def _arrange(self, states: Tensor) -> Rows:
-        """From the states of all tokens, marks included, to the rows that are stored."""
+        """Turn the states of all tokens, special ones included, into the stored rows."""
         rows: Rows = states.numpy()
         return rows
 
@@ -236,13 +235,13 @@ def normalise_pixels(
 
 
 def embed_patches(pictures: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution whose patches do not overlap, as the matrix product that it is.
+    """A convolution with non-overlapping patches, computed as a matrix product.
 
-    cuDNN's convolutions round to TF32 unless told otherwise, and need not repeat their results.
+    cuDNN's convolutions use TF32 by default and may not be deterministic.
 
     Args:
-        pictures: (B, 3, H, W); what lies beyond the last whole patch is not seen.
-        weight: (width, 3, patch, patch), or with an axis of one frame behind the colours.
+        pictures: (B, 3, H, W); pixels beyond the last whole patch are ignored.
+        weight: (width, 3, patch, patch), or with a frame axis of length 1 after the colours.
         bias: (width,).
 
     Returns:

@@ -1,15 +1,15 @@
-"""Weights that users bring: one folder per network, locked by SHA-256, nothing ever downloaded.
+"""User weights: one folder per network, locked by SHA-256, nothing ever downloaded.
 
-A set is a folder of the weights folder, made by ``mrmodel weights convert`` from published files::
+A weight set is a subfolder made by ``mrmodel weights convert`` from published files::
 
-    <weights folder>/<set>/config.json          sizes of the network and choices, see `SetConfig`
+    <weights folder>/<set>/config.json          sizes of the network and options, see `SetConfig`
                            model.safetensors    the weights
-                           tokenizer.json       where the set encodes sentences
+                           tokenizer.json       if the set encodes sentences
                            weights.lock         SHA-256 of the three, and of their source files
 
-The weights folder is the one that MRMODEL_WEIGHTS_DIR names, else ``mrmodel/weights`` in the user's
-data folder. Everything that decides the rows, except the code, is in the set, so a smaller network
-(as in the tests) takes the same path as the published one.
+The weights folder is MRMODEL_WEIGHTS_DIR, else ``mrmodel/weights`` in the user's data folder.
+Everything that decides the rows, except the code, is in the set, so a smaller network (as in the
+tests) runs through the same code as the published one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOCK = "weights.lock"
 
 @dataclass(frozen=True, slots=True)
 class PublishedSet:
-    """What a user has to bring for a set.
+    """The published files that a user must provide for a set.
 
     Attributes:
         files: option of ``mrmodel weights convert`` -> the published file, in words.
@@ -46,7 +46,7 @@ class PublishedSet:
     licence: str
 
     def remedy(self, name: str) -> str:
-        """What to fetch and what to run."""
+        """Instructions: what to download and what to run."""
         wanted = "; ".join(f"{option}: {file}" for option, file in self.files.items())
         options = " ".join(f"--{option} FILE" for option in self.files)
         return f"run `mrmodel weights convert {name} {options}` on published files ({wanted})"
@@ -94,7 +94,7 @@ class Sizes(BaseModel):
 
 
 class TransformerSizes(Sizes):
-    """Sizes of a transformer: channels, blocks, heads, and channels inside the feed-forward."""
+    """Sizes of a transformer: channels, blocks, heads, and hidden channels of the feed-forward."""
 
     width: Count
     layers: Count
@@ -113,7 +113,7 @@ class SetConfig(Sizes):
 
     Attributes:
         schema_version: of this file.
-        compute_dtype: what the network computes in; bfloat16 is for GPUs.
+        compute_dtype: dtype of the network; bfloat16 is for GPUs.
     """
 
     schema_version: Literal[1] = 1
@@ -121,7 +121,7 @@ class SetConfig(Sizes):
 
     @property
     def dtype(self) -> torch.dtype:
-        """`compute_dtype` as PyTorch's."""
+        """`compute_dtype` as a PyTorch dtype."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.compute_dtype]
 
 
@@ -133,7 +133,7 @@ class LockedSource(Sizes):
 
 
 class SetLock(Sizes):
-    """weights.lock of a set: what its files must be, and where they came from."""
+    """weights.lock of a set: digests of its files and of their sources."""
 
     schema_version: Literal[1] = 1
     set: str
@@ -147,7 +147,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def weights_root() -> Path:
-    """The weights folder; it need not exist."""
+    """The weights folder; it may not exist."""
     if named := os.environ.get(WEIGHTS_VARIABLE):
         return Path(named)
     root = os.environ.get("XDG_DATA_HOME")
@@ -155,11 +155,11 @@ def weights_root() -> Path:
 
 
 class WeightSet:
-    """One set of the weights folder; a file is checked against the lock once an instance.
+    """One set of the weights folder; each instance checks a file against the lock once.
 
     Args:
         name: key of `published_sets.PUBLISHED`.
-        root: another weights folder than the user's.
+        root: replaces the user's weights folder.
     """
 
     def __init__(self, name: str, root: Path | None = None) -> None:
@@ -171,7 +171,7 @@ class WeightSet:
         """Read and check config.json.
 
         Raises:
-            WeightsError: the set is not there, or a value breaks a rule.
+            WeightsError: the set is missing, or a value is invalid.
         """
         return read_part(kind, self._checked_path(CONFIG))
 
@@ -179,7 +179,7 @@ class WeightSet:
         """Read and check weights.lock.
 
         Raises:
-            WeightsError: the set is not there or not locked.
+            WeightsError: the set is missing or not locked.
         """
         if not self.folder.is_dir():
             remedy = PUBLISHED[self.name].remedy(self.name)
@@ -188,15 +188,15 @@ class WeightSet:
         return read_part(SetLock, self.present(LOCK))
 
     def digests(self) -> dict[str, str]:
-        """``<set>/<file>`` -> SHA-256 of all files but the configuration; reads the lock only."""
+        """``<set>/<file>`` -> SHA-256 of all files except config.json; reads only the lock."""
         files = self.lock().files.items()
         return {f"{self.name}/{file}": digest for file, digest in files if file != CONFIG}
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which neither pads nor cuts yet.
+        """The tokenizer, without padding or truncation.
 
         Raises:
-            WeightsError: missing, changed, or no tokenizer.
+            WeightsError: the file is missing, changed, or not a tokenizer.
         """
         path = self._checked_path(TOKENIZER)
         try:
@@ -205,17 +205,17 @@ class WeightSet:
             raise WeightsError(f"{path}: no tokenizer: {error}") from None
 
     def load(self, build: Callable[[], M], device: torch.device, dtype: torch.dtype) -> M:
-        """The network in eval mode, filled with the tensors of its parts.
+        """The network in eval mode, with its weights loaded.
 
-        The file may hold more networks: only names that begin with a child of this one count.
+        The file may hold other networks: only names below a child module of this one count.
 
         Args:
-            build: makes the network; its own weights are never computed.
-            device: where it shall lie.
-            dtype: what it computes in.
+            build: makes the network; its weights are not initialised.
+            device: device of the network.
+            dtype: dtype of the network.
 
         Raises:
-            WeightsError: the file is missing or changed, or does not fit; lists the names.
+            WeightsError: the file is missing or changed, or does not match; lists the names.
         """
         path = self._checked_path(TENSORS)
         with torch.device("meta"):
@@ -229,7 +229,7 @@ class WeightSet:
         return model.to(device, dtype).eval().requires_grad_(False)
 
     def require_width(self, field: str, found: int, expected: int) -> None:
-        """Check that the network gives rows as wide as the stream's name says.
+        """Check that the network's output width is the stream's.
 
         Raises:
             WeightsError: it does not.
@@ -239,7 +239,7 @@ class WeightSet:
             raise WeightsError(f"{path}: {field} = {found}: the stream needs {expected} channels")
 
     def write_lock(self, sources: list[LockedSource]) -> SetLock:
-        """Lock the files as they are now."""
+        """Lock the files in their current state."""
         present = [file for file in FILES if (self.folder / file).is_file()]
         lock = SetLock(
             set=self.name,
@@ -251,7 +251,7 @@ class WeightSet:
         return lock
 
     def verify(self) -> None:
-        """Check every locked file, also those that were checked before.
+        """Check every locked file again, including those checked before.
 
         Raises:
             WeightsError: the first file that is missing or changed.
@@ -261,7 +261,7 @@ class WeightSet:
             self._checked_path(file)
 
     def present(self, file: str) -> Path:
-        """Path of a file of the set, checked to be there.
+        """Path of a file of the set, checked to exist.
 
         Raises:
             WeightsError: it is not.
@@ -289,7 +289,7 @@ class WeightSet:
 
 
 def require_whole_patches(image_size: int, patch: int) -> None:
-    """Check, in a configuration's validator, that patches tile the picture.
+    """Check, in a configuration's validator, that patches tile the image.
 
     Raises:
         ValueError: they do not.
@@ -299,10 +299,10 @@ def require_whole_patches(image_size: int, patch: int) -> None:
 
 
 def require_fit(source: Path, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Check names and shapes against the state of the network, which may lie on the meta device.
+    """Check names and shapes against the network's state dict, which may be on the meta device.
 
     Raises:
-        WeightsError: lists what is missing, left over, or of another shape.
+        WeightsError: lists names that are missing, unexpected, or of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -330,13 +330,13 @@ def read_part(kind: type[S], path: Path) -> S:
     """Read and check a JSON file of a set.
 
     Raises:
-        WeightsError: naming the value and the rule that it breaks.
+        WeightsError: names the value and the rule that it breaks.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"
-        told = first["type"] in ("missing", "value_error")  # whose message names what it is about
+        told = first["type"] in ("missing", "value_error")  # the message already names the field
         found = "" if told else f" = {first['input']!r}"
         raise WeightsError(f"{path}: {place}{found}: {first['msg']}") from None

@@ -1,14 +1,13 @@
-"""Pins a project's weight sets in ``encoder_weights.lock``, and shares sets through a store.
+"""Pins a project's weight sets in ``encoder_weights.lock`` and shares them through a store.
 
-Weight sets lie outside of the repository, where DVC sees no change. The lock file holds the
-SHA-256 of their files, and the extraction stages depend on it: other weights are extracted anew,
-and a machine whose weights differ from the project's refuses to start.
+Weight sets lie outside of the repository, where DVC does not track them. The lock file holds the
+SHA-256 of their files, and the extraction stages depend on it: changed weights trigger a new
+extraction, and a machine whose weights differ from the project's raises an error.
 
-A file in a store (S3 or a folder) lies under its SHA-256, so versions of a set coexist and share
-what is equal::
+A store (S3 or a folder) is content-addressed by SHA-256, so versions of a set share equal files::
 
     <set>/files/<SHA-256>           config.json, model.safetensors, tokenizer.json
-    <set>/locks/<digest>.json       weights.lock; the digest is of the files and their SHA-256
+    <set>/locks/<digest>.json       weights.lock; the digest covers the files and their SHA-256
 
 Only ``mrmodel weights pull`` reads a store.
 """
@@ -36,7 +35,7 @@ def read_pins(path: Path) -> Pins:
     """The pinned sets.
 
     Raises:
-        WeightsError: there is no such file, or it is damaged.
+        WeightsError: the file is missing or damaged.
     """
     try:
         sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
@@ -46,7 +45,7 @@ def read_pins(path: Path) -> Pins:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f'{path}: expected {{"sets": {{set: {{file: SHA-256}}}}}}') from None
     for name, files in pins.items():
-        # They become paths: nothing else than these names may.
+        # They become paths, so only known names are allowed.
         if name not in PUBLISHED or not files.keys() <= set(FILES):
             listed = ", ".join(files)
             raise WeightsError(
@@ -56,12 +55,12 @@ def read_pins(path: Path) -> Pins:
 
 
 def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins:
-    """Pin weight sets as they are locked now; other pins stay.
+    """Pin the current lock of weight sets; other pins are kept.
 
     Args:
         path: the file; it must exist.
-        names: sets; empty: all that the weights folder holds.
-        root: another weights folder than the user's.
+        names: sets; empty: all in the weights folder.
+        root: replaces the user's weights folder.
 
     Raises:
         UnknownNameError: no such set.
@@ -83,9 +82,9 @@ def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins
 
 
 def require_pinned(path: Path, stream: str) -> None:
-    """Check that the weights of a stream, if it has some of its own, are the project's.
+    """Check that the user weights of a stream, if it has any, are the pinned ones.
 
-    Weights that nobody has pinned are taken, with a warning.
+    Unpinned weights are accepted, with a warning.
 
     Raises:
         WeightsError: the set is missing, or another one is pinned.
@@ -93,7 +92,7 @@ def require_pinned(path: Path, stream: str) -> None:
     name = getattr(ENCODERS.get(stream), "set_name", None)
     if name is None:
         return
-    # It loads torch, which most encoders' stages start without.
+    # Lazy: it imports torch, which most encoders' stages do not need.
     from mrmodel.encoders.user_weights import WeightSet
 
     found, pinned = WeightSet(name).lock().files, read_pins(path).get(name)
@@ -111,12 +110,12 @@ def require_pinned(path: Path, stream: str) -> None:
 
 
 def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> list[str]:
-    """Bring weight sets into a store; what is there already is not sent again.
+    """Upload weight sets to a store, skipping files that it already has.
 
     Args:
-        store: where to.
-        names: sets; empty: all that the weights folder holds.
-        root: another weights folder than the user's.
+        store: the target.
+        names: sets; empty: all in the weights folder.
+        root: replaces the user's weights folder.
 
     Returns:
         The sets.
@@ -124,7 +123,7 @@ def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> l
     Raises:
         UnknownNameError: no such set.
         WeightsError: a set is missing or changed.
-        StorageError: the store cannot be reached or refuses.
+        StorageError: the store is unreachable or rejects the request.
     """
     _require_known(names)
     present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
@@ -135,7 +134,7 @@ def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> l
         for file, digest in files.items():
             if not store.exists(_file_key(name, digest)):
                 store.upload(_file_key(name, digest), weights.folder / file)
-        # Last: a set whose lock is there is whole.
+        # Last: a set with a lock is complete.
         store.upload(_lock_key(name, files), weights.folder / LOCK)
     return list(names or present)
 
@@ -143,21 +142,21 @@ def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> l
 def pull_sets(
     store: Store, pin_file: Path, names: Sequence[str], root: Path | None = None
 ) -> list[str]:
-    """Bring the pinned versions of weight sets into the weights folder.
+    """Download the pinned versions of weight sets to the weights folder.
 
     Args:
-        store: where from.
+        store: the source.
         pin_file: ``encoder_weights.lock`` of the project.
-        names: sets; empty: all that are pinned.
-        root: another weights folder than the user's.
+        names: sets; empty: all pinned ones.
+        root: replaces the user's weights folder.
 
     Returns:
-        The sets that were brought; those that are there already are left alone.
+        The downloaded sets; those already present are left alone.
 
     Raises:
         UnknownNameError: no such set.
         WeightsError: a set is not pinned, or the store lacks the pinned version.
-        StorageError: the store cannot be reached, or holds other bytes than were sent.
+        StorageError: the store is unreachable, or holds other bytes than were uploaded.
     """
     _require_known(names)
     pins, brought = read_pins(pin_file), []
@@ -186,7 +185,7 @@ def _pull(store: Store, weights: WeightSet, files: dict[str, str]) -> None:
 
 
 def _holds(weights: WeightSet, files: dict[str, str]) -> bool:
-    """True where the weights folder holds that version, unchanged."""
+    """Whether the weights folder holds that version, unchanged."""
     try:
         weights.verify()
     except WeightsError:

@@ -1,1 +1,1 @@
-"""Feature stores: clips and texts become vectors once, and are read by key ever after."""
+"""Feature stores: clips and texts are encoded once, then read by key."""

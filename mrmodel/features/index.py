@@ -1,7 +1,7 @@
-"""index.parquet of a feature store: one row a key, saying where its rows lie and how they came.
+"""index.parquet of a feature store: per key, the location of its rows and their origin.
 
-pyarrow is imported when a file is read or written: worker processes that only make entries would
-be half as large again with it.
+pyarrow is imported lazily: it would make worker processes that only create entries half as large
+again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Status = Literal["ok", "partial", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index says of one key, but for the place of its rows.
+    """Index entry of one key, without the location of its rows.
 
     Attributes:
         key: video id or text key.
         n_rows: rows stored; 0 when the item failed.
         duration_s: length of the source, in seconds; 0 for text.
-        status, reason: how the extraction went; the reason is empty when all went well.
+        status, reason: result of the extraction; the reason is empty on success.
         n_interpolated: rows whose clip had no frame of its own.
-        src_sha256: of the source file; empty for text. Of a video in S3 it is that of the pointer,
+        src_sha256: of the source file; empty for text. For a video in S3 it is that of the pointer,
             which holds address, ETag and size of the object.
-        extra: further facts as JSON.
-        start_s: time of the first row in the source.
+        extra: further metadata as JSON.
+        start_s: time of the first row in the source, in seconds.
     """
 
     key: str
@@ -49,7 +49,7 @@ _OF_ENTRY = tuple(field.name for field in fields(Entry))
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """An entry and the place of its rows: `n_rows` rows of `shard`, from `row_offset` on."""
+    """An entry and the location of its rows: `n_rows` rows of `shard`, from `row_offset` on."""
 
     entry: Entry
     shard: int
@@ -80,7 +80,7 @@ def read_index(folder: Path) -> list[IndexRow]:
 
     path = folder / INDEX_FILE
     try:
-        # One thread: a process that forks or is pinned to a core must not meet a thread pool.
+        # Single-threaded: a process that forks or is pinned to a core must not start a thread pool.
         table = pq.read_table(path, schema=_schema(), use_threads=False)
     except FileNotFoundError:
         raise FeatureError(f"{folder}: no {INDEX_FILE}") from None

@@ -22,7 +22,7 @@ class Segment(NamedTuple):
 
 
 def normalise_query(query: str) -> str:
-    """The text that is encoded and keyed: NFKC, stripped, white space collapsed to one space."""
+    """Normalise a query for encoding and keys: NFKC, stripped, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", query).split())
 
 
@@ -33,7 +33,7 @@ def text_key(query: str) -> str:
 
 
 def split_segment(vid: str) -> Segment | None:
-    """`vid` as a segment of a longer video; None where it does not look like one."""
+    """Parse `vid` as a segment of a longer video; None where it is not one."""
     match = _SEGMENT.fullmatch(vid)
     if match is None:
         return None
@@ -42,9 +42,9 @@ def split_segment(vid: str) -> Segment | None:
 
 
 def shard_of(keys: Collection[str], index: int, count: int) -> list[str]:
-    """The keys of shard `index` (from 0) of `count`: each key is in exactly one of them.
+    """The keys of shard `index` (from 0) of `count`; each key is in exactly one shard.
 
-    Sizes differ by one at most; neighbours in key order, often parts of one long video, go to
+    Sizes differ by at most one; neighbours in key order, often parts of one long video, go to
     different shards.
 
     Raises:

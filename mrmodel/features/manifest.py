@@ -1,4 +1,4 @@
-"""manifest.json of a feature store: what the rows are and which files hold them."""
+"""manifest.json of a feature store: describes the rows and lists their files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class _Frozen(BaseModel):
 
 
 class StreamInfo(_Frozen):
-    """What the rows of one stream are.
+    """Description of the rows of one stream.
 
     Attributes:
-        stream: name of the stream, which is the name of its encoder.
+        stream: name of the stream, equal to that of its encoder.
         dim: channels of a row.
-        modality: rows are clips of a video or tokens of a text.
-        keyed_by: what a key is: a video id, or `keys.text_key` of a query.
+        modality: whether rows are clips of a video or tokens of a text.
+        keyed_by: kind of the keys: video ids, or `keys.text_key` of a query.
         clip_len_s: seconds of one row; None for text.
-        normalised: rows were L2-normalised before they were stored.
-        fingerprint: everything that decides the values, see `stream_fingerprint`.
+        normalised: whether rows were L2-normalised before they were stored.
+        fingerprint: everything that determines the values, see `stream_fingerprint`.
     """
 
     stream: str
@@ -49,7 +49,7 @@ class ShardInfo(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The whole of manifest.json."""
+    """Content of manifest.json."""
 
     schema_version: Literal[1]
     dtype: Literal["float16"]
@@ -58,7 +58,7 @@ class Manifest(_Frozen):
 
 
 def write_manifest(folder: Path, info: StreamInfo, shards: list[ShardInfo]) -> Manifest:
-    """Write manifest.json, the last file of a store: a folder without it is not finished."""
+    """Write manifest.json, the last file of a store: a folder without it is incomplete."""
     manifest = Manifest(schema_version=SCHEMA_VERSION, dtype="float16", info=info, shards=shards)
     write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json.
 
     Raises:
-        FeatureError: there is none (not a store, or not finished), or a value breaks a rule.
+        FeatureError: it is missing (not a store, or incomplete), or a value is invalid.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -85,20 +85,20 @@ def read_manifest(folder: Path) -> Manifest:
 def stream_fingerprint(
     encoder_fingerprint: dict[str, Any], clip_len_s: float | None
 ) -> dict[str, Any]:
-    """Everything that decides the values of a stream, as JSON: the guard that DVC cannot be.
+    """Everything that determines the values of a stream, as JSON; DVC does not track this.
 
-    Training refuses features whose fingerprint differs between the corpora of one experiment, and
-    a served model refuses features made another way.
+    Training rejects features whose fingerprint differs between the corpora of one experiment, and
+    a served model rejects features with a fingerprint other than its own.
     """
     length = None if clip_len_s is None else float(clip_len_s)  # 2 and 2.0 differ as JSON
     return {**encoder_fingerprint, "clip_len_s": length, "store_schema": SCHEMA_VERSION}
 
 
 def has_sentence_row(info: StreamInfo) -> bool:
-    """True where row 0 of a text is its sentence vector, in the space of the clips beside it.
+    """Whether row 0 of a text is its sentence vector, in the space of the clip vectors.
 
-    Encoders whose first row is something else say so in their fingerprint as ``layout``; rows of
-    published archives are token states in a space of their own.
+    Encoders whose first row is something else declare that as ``layout`` in their fingerprint;
+    rows of published archives are token states in a separate space.
     """
     if "imported" in info.fingerprint:
         return False
@@ -109,7 +109,7 @@ def require_fingerprint(name: str, found: dict[str, Any], expected: dict[str, An
     """Check that features were made as expected.
 
     Raises:
-        FeatureMismatch: with the name of the features and each entry that differs.
+        FeatureMismatch: names the features and each entry that differs.
     """
     if digest_of(found) == digest_of(expected):
         return

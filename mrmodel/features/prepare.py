@@ -1,8 +1,8 @@
-"""THE preparation of feature rows for a model, the same lines in training and in serving.
+"""Preparation of feature rows for a model, shared by training and serving.
 
-Each stream's rows are L2-normalised on their own, the streams are concatenated in their order, and
-video rows get the temporal end-points (TEF) of their clip as the last two channels, as in
-Moment-DETR and its descendants. Rows come as float16 and leave as float32.
+The rows of each stream are L2-normalised, the streams are concatenated in order, and video rows
+get the temporal endpoint features (TEF) of their clip as the last two channels, as in Moment-DETR
+and its descendants. Input is float16, output float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TEF_DIM = 2
 
 
 def prepare_video(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Clip rows as a model reads them.
+    """Build a model's clip input.
 
     Args:
         streams: (B, L, D_i) float16 or float32 rows of each stream, padding arbitrary.
@@ -36,7 +36,7 @@ def prepare_video(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
 
 
 def prepare_text(streams: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Token rows as a model reads them: as `prepare_video`, without temporal end-points.
+    """Build a model's token input: as `prepare_video`, without TEF.
 
     Args:
         streams: (B, N, D_i) float16 or float32 rows of each stream.
@@ -60,7 +60,7 @@ def _normalised(streams: Sequence[Tensor], mask: Tensor, spare: int) -> Tensor:
 
 
 def _fill_at_once(prepared: Tensor, streams: Sequence[Tensor], mask: Tensor) -> None:
-    """On a GPU few large operations, and no wait for the counts."""
+    """For GPUs: few large operations, and no synchronisation for the counts."""
     first = 0
     for stream in streams:
         last = first + stream.shape[-1]
@@ -70,7 +70,7 @@ def _fill_at_once(prepared: Tensor, streams: Sequence[Tensor], mask: Tensor) -> 
 
 
 def _fill_by_sample(prepared: Tensor, streams: Sequence[Tensor], mask: Tensor) -> None:
-    """On a CPU one sample at a time: its rows stay in the cache, and padding costs nothing."""
+    """For CPUs: one sample at a time, so rows stay in the cache and padding costs nothing."""
     for sample, count in enumerate(mask.sum(dim=1).tolist()):
         first = 0
         for stream in streams:

@@ -1,7 +1,7 @@
-"""Reading features: rows by key, gathered for a whole batch at once.
+"""Reading features by key, for a whole batch at once.
 
-`FeatureStore` reads a folder through memory maps; `MemoryStore` holds rows that were just encoded.
-Both give the same float16 rows, so what a model is trained on is what it is served.
+`FeatureStore` reads a folder through memory maps; `MemoryStore` holds freshly encoded rows. Both
+give the same float16 rows, so training and serving see the same input.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from mrmodel.features.manifest import read_manifest, require_fingerprint
 Half = NDArray[np.float16]
 Ints = NDArray[np.int64]
 
-# Times of segments carry one decimal: far finer than this share of a clip is rounding.
+# In clips. Segment times have one decimal: differences below this are rounding.
 _GRID_TOLERANCE = 1e-3
 _EXPONENT = 0x7C00
 
 
 def to_stored(rows: NDArray[Any]) -> Half:
-    """Encoder output as it is stored.
+    """Convert encoder output to the stored type.
 
     Raises:
         FeatureError: a value is NaN, infinite, or beyond the range of float16.
     """
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(rows, dtype=np.float16)
-    # Only NaN and infinity have all bits of the exponent; integers compare six times as fast.
+    # Only NaN and infinity have all exponent bits set; comparing integers is six times as fast.
     if stored.size and int((stored.view(np.uint16) & _EXPONENT).max()) == _EXPONENT:
         bad = int(np.flatnonzero(~np.isfinite(stored).all(axis=-1))[0])
         raise FeatureError(f"row {bad} holds NaN, infinity, or a value beyond float16")
@@ -46,7 +46,7 @@ def to_stored(rows: NDArray[Any]) -> Half:
 
 @dataclass(frozen=True, slots=True)
 class RowRanges:
-    """Where the rows of some keys lie: `count[i]` rows of `shard[i]`, from `start[i]` on."""
+    """Row locations of some keys: `count[i]` rows of `shard[i]`, from `start[i]` on."""
 
     shard: Ints
     start: Ints
@@ -56,11 +56,11 @@ class RowRanges:
         return len(self.count)
 
     def take(self, indices: Ints) -> RowRanges:
-        """The ranges of some of the keys."""
+        """The ranges of a subset of the keys."""
         return RowRanges(self.shard[indices], self.start[indices], self.count[indices])
 
     def cut(self, counts: Ints) -> RowRanges:
-        """The same ranges with at most `counts` rows."""
+        """The same ranges, truncated to at most `counts` rows."""
         return RowRanges(self.shard, self.start, np.minimum(self.count, counts))
 
 
@@ -100,13 +100,13 @@ class RowTable(ABC):
         return True
 
     def resolve(self, keys: Sequence[str]) -> RowRanges:
-        """Places of the rows of `keys`, to be looked up once and gathered from often.
+        """Locations of the rows of `keys`, to be looked up once and reused by `gather`.
 
-        A video id ``<base>_<start>_<end>`` that is not a key itself means the clips of
+        A video id ``<base>_<start>_<end>`` that is not a key itself selects the clips
         [start, end) of the key ``<base>``.
 
         Raises:
-            FeatureError: naming the key and the store, where there is nothing for a key.
+            FeatureError: a key has no rows; names the key and the store.
         """
         places = np.array([self._find(key) for key in keys], dtype=np.int64).reshape(-1, 3)
         shard, start, count = places.T.copy()
@@ -119,7 +119,7 @@ class RowTable(ABC):
 
         Args:
             rows: B resolved ranges, or B keys.
-            max_rows: longer items are cut to this many rows.
+            max_rows: longer items are truncated to this many rows.
 
         Returns:
             (B, L, dim) float16 and (B, L) bool, True = a row of the item.
@@ -167,15 +167,15 @@ class RowTable(ABC):
 
 
 class FeatureStore(RowTable):
-    """A folder of features, read through memory maps that each process opens when first needed.
+    """A folder of features, read through memory maps that each process opens lazily.
 
     Args:
         folder: holds manifest.json, index.parquet and the shards.
-        expected: the fingerprint that the features must have (`manifest.stream_fingerprint`).
+        expected: the required fingerprint (`manifest.stream_fingerprint`).
 
     Raises:
         FeatureError: the folder is not a finished store.
-        FeatureMismatch: the features were made in another way than expected.
+        FeatureMismatch: the features have another fingerprint than expected.
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any] | None = None) -> None:
@@ -197,7 +197,7 @@ class FeatureStore(RowTable):
         super().__init__(str(folder), self.info.dim, self.info.clip_len_s, index)
 
     def has_failed(self, key: str) -> bool:
-        """Whether `key`, or the video that it is a segment of, gave no features."""
+        """Whether extraction failed for `key`, or for the video that it is a segment of."""
         segment = split_segment(key)
         return key in self.failed or (segment is not None and segment.base in self.failed)
 
@@ -218,7 +218,7 @@ class FeatureStore(RowTable):
         if mapped.dtype != np.float16 or mapped.shape != (rows, self.dim):
             found = f"{mapped.dtype} {mapped.shape}"
             raise FeatureError(f"{path}: is {found}, expected float16 {(rows, self.dim)}")
-        # A plain view: slicing the memmap class itself costs several microseconds a slice.
+        # A plain view: slicing a memmap object costs several microseconds per slice.
         return np.asarray(mapped)
 
     def _missing(self, key: str) -> FeatureError:
@@ -228,7 +228,7 @@ class FeatureStore(RowTable):
 
 
 class MemoryStore(RowTable):
-    """Rows that were just encoded, held as they would be stored.
+    """Freshly encoded rows, in the stored type.
 
     Args:
         name: shown in error messages.

@@ -27,14 +27,14 @@ _ITEM_BYTES = 2
 
 
 class FeatureWriter:
-    """Writes one stream. Entries must come in key order, so that bytes follow from content alone.
+    """Writes one stream; entries must be in key order, so that bytes depend on content alone.
 
-    Used as a context manager; leaving it with an exception leaves no manifest, hence no store.
+    A context manager; on an exception no manifest is written, hence no store.
 
     Args:
-        folder: created if needed; a store that it holds is replaced.
+        folder: created if needed; an existing store is replaced.
         info: what the rows are.
-        shard_bytes: a shard is closed before it would grow beyond this size; an item is never
+        shard_bytes: a shard is closed before it exceeds this size; an item is never
             split, so a single larger item gets a shard of its own.
     """
 
@@ -46,7 +46,7 @@ class FeatureWriter:
         self._file_rows = 0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        for pattern in ("shard-*.npy", "shard-*.npy.tmp", ".*.tmp"):  # of a killed writer, too
+        for pattern in ("shard-*.npy", "shard-*.npy.tmp", ".*.tmp"):  # also of a killed writer
             for stale in folder.glob(pattern):
                 stale.unlink()
 
@@ -54,7 +54,7 @@ class FeatureWriter:
         """Store the (n, dim) float16 rows of one item.
 
         Raises:
-            FeatureError: keys out of order or twice, or rows of another shape than announced.
+            FeatureError: keys are out of order or repeated, or rows have an unexpected shape.
         """
         if self._rows and entry.key <= self._rows[-1].entry.key:
             last = self._rows[-1].entry.key
@@ -106,7 +106,7 @@ class FeatureWriter:
     def _finish_shard(self) -> None:
         if self._file is None:
             return
-        # The number of rows is known only now: the header's place was kept free.
+        # The number of rows is known only now; space for the header was reserved.
         self._file.seek(0)
         self._file.write(_npy_header(self._file_rows, self._info.dim))
         self._file.flush()

@@ -1,1 +1,1 @@
-"""Data for pre-training."""
+"""Pre-training data."""

@@ -1,10 +1,8 @@
-"""Objects by key, in S3 or in a folder, with writes that may depend on what is there.
+"""Object stores in S3 or in a folder, with conditional writes.
 
-`open_store` turns an address into a `Store`. Both kinds behave alike, which one suite of tests
-checks (tests/test_storage.py); a folder on a disk that all processes share needs no server.
-
-Objects that others have put into a bucket are found with `list_objects` and read in parts with
-`open_object`.
+`open_store` returns the `Store` at an address. Both kinds behave alike, which a conformance suite
+checks (tests/test_storage.py); a folder on a shared disk needs no server. `list_objects` and
+`open_object` find external objects in a bucket and read them in parts.
 """
 
 from __future__ import annotations
@@ -30,20 +28,20 @@ PATIENCE_S = 60.0
 def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIENCE_S) -> Store:
     """The store at `url`.
 
-    Credentials come from boto3's chain (environment, ~/.aws, the role of the machine), never from
-    the address. Nothing is asked of the server yet.
+    Credentials come from boto3's chain (environment, ~/.aws, instance role), never from the
+    address. Sends no request yet.
 
     Args:
         url: ``s3://bucket/prefix``, a folder, or its ``file://`` address.
         endpoint: address of an S3 server; `MRMODEL_S3_ENDPOINT` when None, AWS when that is unset.
-        patience_s: seconds for which an S3 server may be away before a call gives up.
+        patience_s: seconds for which calls retry while an S3 server is unavailable.
 
     Raises:
-        StorageError: the address is none of these.
+        StorageError: the address is invalid.
     """
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme == "s3":
-        # boto3 takes a third of a second to import, and a folder does not need it.
+        # Lazy: boto3 takes a third of a second to import, and a folder does not need it.
         from mrmodel.storage.s3 import S3Store
 
         return S3Store(url, endpoint or _endpoint(), patience_s)
@@ -61,16 +59,16 @@ def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIEN
 
 
 def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
-    """One version of an object, to be read in parts.
+    """Open one version of an object, to be read in parts.
 
-    Server and credentials as in `open_store`. Nothing is asked of the server yet.
+    Server and credentials as in `open_store`. Sends no request yet.
 
     Args:
-        version: which one.
-        patience_s: seconds for which the server may be away before a read gives up.
+        version: the object and its version.
+        patience_s: seconds for which reads retry while the server is unavailable.
 
     Raises:
-        StorageError: the address is none.
+        StorageError: the address is invalid.
     """
     from mrmodel.storage.s3 import S3Object
 
@@ -78,12 +76,12 @@ def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
 
 
 def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
-    """All objects below ``s3://bucket/folder``, sorted by address; folders in it included.
+    """List all objects below ``s3://bucket/folder``, recursively, sorted by address.
 
     Server and credentials as in `open_store`.
 
     Raises:
-        StorageError: the address is none, or the server cannot be reached or refuses.
+        StorageError: the address is invalid, or the server is unreachable or rejects the request.
     """
     if not url.startswith("s3://"):
         # What stands before an unknown scheme's host may be a password, so it is not repeated.

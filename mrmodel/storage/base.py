@@ -1,4 +1,4 @@
-"""What a store promises, whatever holds its objects."""
+"""The interface and guarantees of a store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 
 from mrmodel.errors import StorageError
 
-MAX_KEY_BYTES = 700  # S3 allows 1,024 with the store's prefix.
+MAX_KEY_BYTES = 700  # S3 allows 1,024 including the store's prefix.
 _OBJECT = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)/(?P<key>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object as it was read.
+    """An object that was read.
 
     Args:
         content: its bytes.
@@ -32,7 +32,7 @@ class Listed:
 
     Attributes:
         url: ``s3://bucket/key``.
-        etag: mark of its version, without quotation marks.
+        etag: ETag of its version, without quotation marks.
         n_bytes: its size.
     """
 
@@ -44,60 +44,60 @@ class Listed:
 class Store(Protocol):
     """Objects by key.
 
-    A key is a path such as ``runs/7/train.json``; one object is no folder of another. Each write
-    is whole or absent, and seen by every read that starts after it.
+    A key is a path such as ``runs/7/train.json``; no key is a folder of another. Each write is
+    atomic, and visible to every read that starts after it.
 
-    Every method raises `StorageError` when the store cannot be reached or refuses.
+    Every method raises `StorageError` if the store is unreachable or rejects the request.
     """
 
     @property
     def url(self) -> str:
-        """Address of the store, without credentials; `open_store` takes it."""
+        """Address of the store for `open_store`, without credentials."""
 
     def put(
         self, key: str, content: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> str:
         """Write an object and return its tag.
 
-        Of several processes that write a key with `if_absent`, or with one `if_match`, exactly one
-        succeeds, also when answers of the server get lost on the way.
+        Of several processes that write a key with `if_absent`, or with the same `if_match`, exactly
+        one succeeds, even if responses of the server are lost.
 
         Args:
-            key: where.
-            content: all of it.
-            if_absent: write only when there is no such object.
-            if_match: write only over the object that has this tag.
+            key: the object's key.
+            content: the whole content.
+            if_absent: write only if there is no such object.
+            if_match: write only if the current object has this tag.
 
         Raises:
             ConflictError: the condition does not hold; nothing was written.
         """
 
     def get(self, key: str) -> Object | None:
-        """The object, or None when there is none."""
+        """Read the object; None if there is none."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object of that key."""
+        """Whether the object exists."""
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Keys that start with `prefix` (it need not end at a ``/``), sorted."""
+        """Keys that start with `prefix` (not necessarily up to a ``/``), sorted."""
 
     def listing(self, prefix: str = "") -> dict[str, str]:
-        """Key -> mark of its version, of the keys that start with `prefix`, sorted by key.
+        """Key -> version mark, for the keys that start with `prefix`, sorted by key.
 
-        An object that was written anew has another mark, or the same one where its bytes are the
-        same; no content is read for it. In S3 it is the ETag. In a folder it is the file's size
-        and the time of its last change, so a file that was only touched counts as changed, and one
-        that was replaced by as many bytes with the old time does not. No mark is a tag for `put`.
+        The mark changes when an object is rewritten, except perhaps with the same bytes; no content
+        is read. In S3 it is the ETag, in a folder the file's size and modification time, so a
+        touched file counts as changed, and one replaced by as many bytes with the old time does
+        not. Marks are not tags for `put`.
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens when there is none."""
+        """Remove an object if it exists."""
 
     def upload(self, key: str, path: Path) -> None:
-        """Write a file as an object, in parts when it is large, with its SHA-256."""
+        """Upload a file with its SHA-256, in parts if it is large."""
 
     def download(self, key: str, path: Path) -> None:
-        """Write an object to a file, atomically, after its SHA-256 was checked.
+        """Download an object to a file, atomically, after checking its SHA-256.
 
         Raises:
             StorageError: there is no such object, or its bytes are not those that were uploaded.
@@ -105,20 +105,20 @@ class Store(Protocol):
 
 
 def object_address(url: str) -> tuple[str, str]:
-    """Bucket and key of ``s3://bucket/key``; a key may be anything, as in other people's buckets.
+    """Bucket and key of ``s3://bucket/key``; any key is allowed, as in external buckets.
 
     Raises:
-        StorageError: it is no such address.
+        StorageError: the address is invalid.
     """
     found = _OBJECT.fullmatch(url)
     if found is None:
-        # Not repeated: what stands before the first slash may be a password.
+        # Not repeated: the part before the first slash may be a password.
         raise StorageError("s3://...", "the address of an object has the form s3://bucket/key")
     return found["bucket"], found["key"]
 
 
 def check_key(store: str, key: str) -> str:
-    """Return `key`.
+    """Validate and return `key`.
 
     Raises:
         StorageError: it would leave the store, or collide with the files of a `FolderStore`.
@@ -131,7 +131,7 @@ def check_key(store: str, key: str) -> str:
 
 
 def check_prefix(store: str, prefix: str) -> str:
-    """Return `prefix`, which is the beginning of a key or empty; raises as `check_key`."""
+    """Validate and return `prefix`, the beginning of a key or empty; raises as `check_key`."""
     folders, _, start = prefix.rpartition("/")
     if start.startswith(".") or prefix.startswith("/"):
         raise StorageError(store, "no key starts like this", key=prefix)
@@ -141,7 +141,7 @@ def check_prefix(store: str, prefix: str) -> str:
 
 
 def check_condition(store: str, key: str, if_absent: bool, if_match: str | None) -> None:
-    """Refuse a write that must find nothing and something; raises StorageError."""
+    """Raise StorageError if both conditions of a write are given."""
     if if_absent and if_match is not None:
         raise StorageError(store, "if_absent and if_match exclude each other", key=key)
 

@@ -1,4 +1,4 @@
-"""A store in a folder, for one machine or a disk that several share."""
+"""A store in a folder, for one machine or a shared disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mrmodel.errors import ConflictError, StorageError
 from mrmodel.files import atomic_path, one_at_a_time, sha256_of
 from mrmodel.storage.base import Object, check_condition, check_key, check_prefix
 
-# Writers of a key hold one of 256 locks; the files stay, because a lock that is removed while
-# another process waits for it protects nothing.
+# Writers of a key hold one of 256 file locks. The files are kept, because removing a lock while
+# another process waits for it breaks mutual exclusion.
 LOCKS = ".locks"
 
 
@@ -49,7 +49,7 @@ class FolderStore:
         return Object(content, hashlib.sha256(content).hexdigest())
 
     def exists(self, key: str) -> bool:
-        """Whether it is there; see `Store.exists`."""
+        """Whether it exists; see `Store.exists`."""
         with self._errors(key):
             return self._path(key).is_file()
 
@@ -60,16 +60,16 @@ class FolderStore:
             return sorted(key for key in self._walk(folder) if key.startswith(prefix))
 
     def listing(self, prefix: str = "") -> dict[str, str]:
-        """Keys with size and time of change; see `Store.listing`."""
+        """Keys with size and modification time; see `Store.listing`."""
         found = {}
         for key in self.keys(prefix):
-            with self._errors(key), suppress(FileNotFoundError):  # Deleted since it was seen.
+            with self._errors(key), suppress(FileNotFoundError):  # Deleted since it was listed.
                 state = (self._root / key).stat()
                 found[key] = f"{state.st_size}-{state.st_mtime_ns}"
         return found
 
     def delete(self, key: str) -> None:
-        """Remove an object; see `Store.delete`. Empty folders stay."""
+        """Remove an object; see `Store.delete`. Empty folders are kept."""
         with self._writing(key) as target:
             if target.is_file():
                 target.unlink()
@@ -80,7 +80,7 @@ class FolderStore:
             shutil.copyfile(path, temporary)
 
     def download(self, key: str, path: Path) -> None:
-        """Copy an object to a file; see `Store.download`. The disk is trusted with the bytes."""
+        """Copy an object to a file; see `Store.download`. The SHA-256 is not checked."""
         if not self.exists(key):
             raise StorageError(self.url, "there is no such object", key=key)
         with self._errors(key), atomic_path(path) as temporary:
@@ -98,7 +98,7 @@ class FolderStore:
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[Path]:
-        """Yield the path of a key that no other process writes meanwhile."""
+        """Lock a key for writing and yield its path."""
         path = self._path(key)
         stripe = hashlib.sha256(key.encode()).hexdigest()[:2]
         with self._errors(key), one_at_a_time(self._root / LOCKS / stripe):

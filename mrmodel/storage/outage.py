@@ -1,4 +1,4 @@
-"""Which answers of an S3 server are worth another try, and what its refusals mean."""
+"""Which errors of an S3 server are retried, and what its error codes mean."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOST = (
     FlexibleChecksumError,
     RetriesExceededError,
 )
-# AWS asks to repeat these; the third comes where another write of the key is under way.
+# AWS asks to retry these; the third means that another write of the key is in progress.
 _AGAIN = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
 _MEANING = {
     "SignatureDoesNotMatch": "the secret key is wrong",
@@ -47,17 +47,17 @@ _MEANING = {
 
 
 def code_of(error: ClientError) -> str:
-    """The server's name of a refusal, such as ``NoSuchKey``; HEAD gives the status only."""
+    """The server's error code, such as ``NoSuchKey``; for HEAD only the HTTP status."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def ride_out(what: str, call: Callable[[], _T], patience_s: float) -> _T:
-    """Call until the server answers, with growing pauses; `patience_s` bounds the last start.
+    """Retry with backoff until the server responds; the last attempt starts within `patience_s`.
 
     Args:
-        what: the call in words, for the log.
-        call: must be safe to repeat.
-        patience_s: seconds; 0 tries once.
+        what: description of the call, for the log.
+        call: must be idempotent.
+        patience_s: seconds; 0 means a single attempt.
     """
     end = time.monotonic() + patience_s
     pause = _FIRST_PAUSE_S
@@ -69,13 +69,13 @@ def ride_out(what: str, call: Callable[[], _T], patience_s: float) -> _T:
             if not _transient(error) or left <= 0:
                 raise
             _logger.warning("%s: %s; trying for %.0f s more", what, sentence_of(error), left)
-        # Not all clients of a server that comes back may knock at the same time.
+        # Jitter, so that the clients of a restarted server do not retry at the same time.
         time.sleep(min(left, pause * random.uniform(0.5, 1)))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def sentence_of(error: Exception) -> str:
-    """What went wrong, without the server's own words: those may quote the request."""
+    """Describe an error without the server's message, which may quote the request."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "no status")
         code = code_of(error)

@@ -1,7 +1,7 @@
-"""A store in a bucket of S3, or of a server that speaks its protocol.
+"""A store in a bucket of S3, or of a compatible server.
 
-Built on what SeaweedFS 4.48 and AWS do alike: `If-None-Match: *` and `If-Match` on writes are
-exclusive (mlops.md, section 5). A server that does not know them would let two writers win.
+Relies on behaviour common to SeaweedFS 4.48 and AWS: `If-None-Match: *` and `If-Match` on writes
+are exclusive. On a server without them two writers could both succeed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from mrmodel.storage.base import (
 from mrmodel.storage.outage import code_of, ride_out, sentence_of
 
 PART_BYTES = 8 << 20
-# Without a byte of a part that was asked for; one is 4 MB at most.
+# Read timeout of a part, which is 4 MB at most.
 _PART_TIMEOUT_S = 20.0
 _T = TypeVar("_T")
 _Call = Callable[[], _T]
-# What objects remember of their writer: the digest of their bytes, and which write they are of.
+# Object metadata: SHA-256 of the content, and id of the write.
 _DIGEST, _WRITE = "sha256", "write"
-# 404: If-Match on a key that is not there. 409 is AWS's answer while another write of the key runs.
+# 404: If-Match on a missing key. (AWS responds 409 while another write of the key is in progress.)
 _CONFLICTS = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 _ABSENT = {"NoSuchKey", "404"}
-# Answers to a read of a certain version; the second: it is shorter than it was.
+# Errors on reading a given version; InvalidRange: the object is shorter now.
 _CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
@@ -78,7 +78,7 @@ class S3Store:
         except ClientError as error:
             if not condition or code_of(error) not in _CONFLICTS:
                 raise self._refusal("put", key, error) from None
-            # When the answer to our own write was lost, its repetition meets what it wrote.
+            # If the response to our write was lost, the retry conflicts with it.
             there = self._head(key)
             if there is not None and there["Metadata"].get(_WRITE) == write:
                 return str(there["ETag"])
@@ -102,7 +102,7 @@ class S3Store:
         return Object(content, str(answer["ETag"]))
 
     def exists(self, key: str) -> bool:
-        """Whether it is there; see `Store.exists`."""
+        """Whether it exists; see `Store.exists`."""
         return self._head(key) is not None
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -121,7 +121,7 @@ class S3Store:
         return {key.removeprefix(self._prefix): found[key] for key in kept}
 
     def objects(self) -> list[Listed]:
-        """Everything in the store, whatever its key; sorted by address."""
+        """All objects in the store, with any key, sorted by address."""
 
         def walk() -> list[Listed]:
             return [
@@ -163,7 +163,7 @@ class S3Store:
             self._check(key, there, sha256_of(temporary))
 
     def _rows(self, start: str) -> Iterator[dict[str, Any]]:
-        """What the server lists of the keys with that beginning, page by page."""
+        """Listing entries of the keys with that prefix, page by page."""
         pages = self._client.get_paginator("list_objects_v2")
         for answer in pages.paginate(Bucket=self._bucket, Prefix=start):
             yield from answer.get("Contents", ())
@@ -182,10 +182,10 @@ class S3Store:
         return found
 
     def _must_be_absent(self, verb: str, key: str, error: ClientError) -> None:
-        """Return where only the object is missing; else raise StorageError."""
+        """Return if only the object is missing; else raise StorageError."""
         if code_of(error) not in _ABSENT:
             raise self._refusal(verb, key, error) from None
-        if not self._bucket_seen:  # The short answer to HEAD does not tell key from bucket.
+        if not self._bucket_seen:  # HEAD does not distinguish a missing key from a missing bucket.
             self._answer("look", key, lambda: self._client.head_bucket(Bucket=self._bucket))
             self._bucket_seen = True
 
@@ -196,14 +196,14 @@ class S3Store:
             raise StorageError(self.url, rule, key=key)
 
     def _answer(self, verb: str, key: str, call: _Call[_T]) -> _T:
-        """The answer to a request that no state of the key may refuse."""
+        """The response to a request that cannot fail because of the key's state."""
         try:
             return self._ask(verb, key, call)
         except ClientError as error:
             raise self._refusal(verb, key, error) from None
 
     def _ask(self, verb: str, key: str, call: _Call[_T]) -> _T:
-        """The answer to a request; `ClientError` when the server refuses it."""
+        """The response to a request; `ClientError` if the server rejects it."""
         try:
             return ride_out(f"{self.url}: {verb}", call, self._patience_s)
         except ClientError:
@@ -217,7 +217,7 @@ class S3Store:
 
 
 class S3Object:
-    """One version of an object, read in parts; whoever has written it."""
+    """One version of an object, read in parts; the writer may be external."""
 
     def __init__(self, version: Listed, endpoint: str | None, patience_s: float) -> None:
         self._bucket, self._key = object_address(version.url)
@@ -225,12 +225,12 @@ class S3Object:
         self._client = _shared_client(endpoint, os.getpid())
 
     def read(self, first: int, count: int) -> bytes:
-        """`count` bytes from number `first` on; they must lie within the object.
+        """Read `count` bytes from offset `first`; they must lie within the object.
 
         Raises:
-            ObjectMissing: it is not there any more.
-            ObjectChanged: it is another version now.
-            StorageError: the server cannot be reached or refuses.
+            ObjectMissing: the object no longer exists.
+            ObjectChanged: the object has another version now.
+            StorageError: the server is unreachable or rejects the request.
         """
         span = f"{first}-{first + count - 1}"
 
@@ -252,7 +252,7 @@ class S3Object:
             raise self._refusal(error) from None
 
     def _check(self, answer: dict[str, Any], span: str) -> None:
-        """Not every server knows `If-Match` on reads, and some give an object whole."""
+        """Check a response: some servers ignore `If-Match` on reads, or the range."""
         etag = str(answer.get("ETag", "missing")).strip('"')
         found = str(answer.get("ContentRange", "all"))
         total = found.rpartition("/")[2]
@@ -283,7 +283,7 @@ def _parts(url: str) -> tuple[str, str]:
     """Bucket and prefix (empty, or with a ``/`` at its end) of an S3 address."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if "@" in bucket or "?" in url:
-        # Not repeated: somebody put a password there.
+        # Not repeated, because it may contain a password.
         raise StorageError("s3://...", "no credentials in the address; boto3 finds them elsewhere")
     if not bucket or ":" in bucket:
         raise StorageError(url, "an address has the form s3://bucket/prefix")
@@ -295,23 +295,23 @@ def _parts(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=2)
 def _shared_client(endpoint: str | None, process: int) -> Any:
-    """The client of a process for objects: making one takes longer than reading a first part.
+    """The cached client of a process: creating one takes longer than reading a first part.
 
-    `process` is there because a forked process must not use the connections of the other.
+    Keyed by `process`, because a forked process must not use the parent's connections.
     """
-    # One try of half a minute at most: `ride_out` repeats, and nothing else is to bound the wait.
+    # A single attempt of half a minute at most: only `ride_out` retries.
     return _client("s3", endpoint, read_timeout_s=_PART_TIMEOUT_S, tries=1)
 
 
 def _client(url: str, endpoint: str | None, read_timeout_s: float = 60.0, tries: int = 3) -> Any:
-    """A client of its own session: sessions are not safe between threads, clients are."""
+    """A client with its own session: clients are thread-safe, sessions are not."""
     if endpoint is not None and "@" in endpoint:
         raise StorageError(url, "no credentials in the endpoint; boto3 finds them elsewhere")
     config = Config(
         retries={"mode": "standard", "max_attempts": tries},
         connect_timeout=5,
         read_timeout=read_timeout_s,
-        # A server on one's own machine has no host name for each bucket.
+        # A self-hosted server has no host name per bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
     )
     try:

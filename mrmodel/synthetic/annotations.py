@@ -1,7 +1,7 @@
 """Queries about a planned video, in the QVHighlights schema.
 
-Windows lie on the clip grid, as in QVHighlights, although cuts do not: a clip is relevant when
-the matching shots cover at least half of it. Ratings come from what the poses show.
+Windows lie on the clip grid, as in QVHighlights, although cuts do not: a clip is relevant if the
+matching shots cover at least half of it. Ratings follow from the poses.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ KIND_WEIGHTS: dict[Kind, float] = {
     "subject_action": 0.35,
     "subject_place": 0.25,
 }
-MAX_COVERAGE = 0.5  # share of the video that a query's windows may cover
+MAX_COVERAGE = 0.5  # fraction of the video that a query's windows may cover
 RATERS, BEST_RATING = 3, 4
 RATER_BIAS, RATER_NOISE = 0.3, 0.45  # standard deviations, in rating steps
 LOOKS_PER_CLIP = 5
-# The size (share of the frame's height) that earns rating 1, and the one that earns 4.
+# Subject sizes (fraction of the frame height) for rating 1 and for rating 4.
 PLAIN_SIZE, FULL_SIZE = 0.15, 0.62
 WORDING_ATTEMPTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One annotated sentence and the topic behind it."""
+    """One annotated sentence and its topic."""
 
     topic: Topic
     row: dict[str, Any]
 
 
 def comparable(text: str) -> str:
-    """`text` without what two equal sentences may differ in: case, spacing, final stop."""
+    """`text` normalised for comparison: case, spacing, final full stop."""
     return normalise_query(text).casefold().rstrip(".")
 
 
 def shows(shot: Shot, topic: Topic) -> bool:
-    """Whether the shot shows everything that the topic names."""
+    """Whether the shot shows all parts of the topic."""
     return (
         shot.topic is not None
         and shot.topic.subject == topic.subject
@@ -85,7 +85,7 @@ def windows_of(clip_ids: Sequence[int], clip_len_s: float) -> list[list[float]]:
 def draw_queries(
     plan: VideoPlan, count: int, clip_len_s: float, taken: Collection[str]
 ) -> list[Query]:
-    """Up to `count` queries about a video; none of them reads like a text in `taken`."""
+    """Up to `count` queries about a video, none of them equal to a text in `taken`."""
     rng = Random(derive_seed(plan.seed, "queries"))
     queries: list[Query] = []
     for topic in _draw_topics(plan, clip_len_s, rng):
@@ -99,7 +99,7 @@ def draw_queries(
 
 
 def topics_of(shots: Iterable[Shot]) -> list[Topic]:
-    """Everything that can be asked about the shots, in the order of appearance."""
+    """All topics that the shots show, in order of appearance."""
     topics: dict[Topic, None] = {}
     for shot in shots:
         if shot.topic is not None:
@@ -111,7 +111,7 @@ def topics_of(shots: Iterable[Shot]) -> list[Topic]:
 
 
 def _draw_topics(plan: VideoPlan, clip_len_s: float, rng: Random) -> list[Topic]:
-    """All topics in drawn order: hard ones first, new windows before windows asked for already."""
+    """All topics in drawn order: hard ones first, new windows before already used ones."""
     left = topics_of(plan.shots)
     rng.shuffle(left)
     limit = MAX_COVERAGE * count_clips(plan.duration_s, clip_len_s)
@@ -131,7 +131,7 @@ def _draw_topics(plan: VideoPlan, clip_len_s: float, rng: Random) -> list[Topic]
 
 
 def _has_distractor(plan: VideoPlan, topic: Topic) -> bool:
-    """Whether a shot shares a part of the topic without showing it."""
+    """Whether a shot shows a part of the topic but not all of it."""
     return any(
         shot.topic is not None
         and not shows(shot, topic)
@@ -166,7 +166,7 @@ def _row(plan: VideoPlan, topic: Topic, text: str, clip_len_s: float) -> dict[st
 
 
 def _level(plan: VideoPlan, topic: Topic, clip: int, clip_len_s: float) -> float:
-    """The rating that the clip deserves: 0 where nothing is seen, 4 where the subject is large."""
+    """The true rating of the clip: 0 where nothing is visible, 4 where the subject is large."""
     looks = [
         _presence(plan, topic, (clip + (look + 0.5) / LOOKS_PER_CLIP) * clip_len_s)
         for look in range(LOOKS_PER_CLIP)
@@ -189,7 +189,7 @@ def _presence_of(pose: Pose) -> float:
 
 
 def _rate(levels: Sequence[float], rng: Random) -> list[list[int]]:
-    """Three raters of each clip: a bias of the rater, a noise of the moment, whole steps."""
+    """Ratings of three raters per clip: rater bias plus noise, rounded to integers."""
     biases = [rng.gauss(0, RATER_BIAS) for _ in range(RATERS)]
     return [
         [_step(level + bias + rng.gauss(0, RATER_NOISE)) for bias in biases] for level in levels
@@ -201,6 +201,6 @@ def _step(value: float) -> int:
 
 
 def _plain(value: float) -> float:
-    """2.0 as 2, as the published files write it; binary noise rounded away."""
+    """2.0 as 2, as in the published files; rounds off floating-point noise."""
     value = round(value, 6)
     return int(value) if value == int(value) else value

@@ -1,8 +1,8 @@
-"""The caption table of the pretrain videos, with the faults of a mined one.
+"""The caption table of the pretraining videos, with the defects of a mined one.
 
-InternVid has one caption a detected shot, cut loosely. So a row here describes one shot although
-the same content may return, its interval is off by a second or two, and a share of the rows is of
-no use at all. The InterVid-MR stage has to filter, and to find the true moments.
+InternVid has one caption per detected shot, with inexact boundaries. So a row here describes one
+shot although the same content may recur, its interval is off by a second or two, and a fraction of
+the rows is useless. The InterVid-MR stage has to filter them and to find the true moments.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ KIND_WEIGHTS: dict[Kind, float] = {
     "subject_action": 0.1,
     "subject_place": 0.1,
 }
-SHORT_SHARE, LONG_SHARE = 0.08, 0.12  # of intervals: far too short, far too long
+SHORT_SHARE, LONG_SHARE = 0.08, 0.12  # fractions of intervals that are far too short, far too long
 JITTER_S = 0.5  # standard deviation at either end of the others
 MIN_INTERVAL_S = 0.6
-# UMT score of a caption whose interval fits not at all, the gain of a perfect fit, and noise.
+# UMT score of a caption with a wrong interval, gain of a perfect interval, noise, and range.
 UMT_BASE, UMT_GAIN, UMT_NOISE, UMT_RANGE = 0.36, 0.15, 0.03, (0.09, 0.6)
 AESTHETIC, AESTHETIC_NOISE, AESTHETIC_RANGE = 4.6, 0.9, (-0.89, 9.02)
 
@@ -51,7 +51,7 @@ MEDIUM_CAPTIONS = (
 
 
 def draw_captions(plan: VideoPlan, count: int) -> list[dict[str, Any]]:
-    """The `count` rows about one pretrain video, by start time."""
+    """The `count` rows about one pretraining video, by start time."""
     rng = Random(derive_seed(plan.seed, "captions"))
     shots = [shot for shot in plan.shots if shot.topic is not None]
     rows: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def draw_captions(plan: VideoPlan, count: int) -> list[dict[str, Any]]:
         if rows and rng.random() < USELESS_SHARE:
             rows.append(rng.choice(USELESS)(plan, rows, rng))
             continue
-        # Every shot once in drawn order, then every shot again in other words.
+        # Every shot once in drawn order, then every shot again, reworded.
         order = order or rng.sample(shots, len(shots))
         rows.append(_describe(plan, order.pop(), rng))
     return sorted(rows, key=lambda row: (row["Start_timestamp"], row["End_timestamp"]))
@@ -81,7 +81,7 @@ def _describe(plan: VideoPlan, shot: Shot, rng: Random) -> dict[str, Any]:
 
 
 def _part_of(shot: Shot, rng: Random) -> Topic:
-    """What the caption names of the shot."""
+    """The parts of the shot that the caption names."""
     if shot.topic is None:
         raise ValueError("an empty shot has no caption")
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
@@ -91,7 +91,7 @@ def _part_of(shot: Shot, rng: Random) -> Topic:
 
 
 def _loosen(interval: tuple[float, float], duration_s: float, rng: Random) -> tuple[float, float]:
-    """The interval as a miner cuts it: a little off, much too short, or much too long."""
+    """The interval with the errors of mined data: slightly off, much too short or too long."""
     start, end = interval
     draw = rng.random()
     if draw < SHORT_SHARE:
@@ -132,13 +132,13 @@ def _too_short(plan: VideoPlan, _: list[dict[str, Any]], rng: Random) -> dict[st
 
 
 def _duplicate(plan: VideoPlan, rows: list[dict[str, Any]], rng: Random) -> dict[str, Any]:
-    """A row once more, a little worse."""
+    """A copy of a row with a slightly worse score."""
     row = rng.choice(rows)
     return {**row, "UMT_Score": round(max(row["UMT_Score"] - 0.01, UMT_RANGE[0]), 4)}
 
 
 def _mismatched(plan: VideoPlan, _: list[dict[str, Any]], rng: Random) -> dict[str, Any]:
-    """A caption about something that the video does not show; its UMT score says so."""
+    """A caption about something that the video does not show, with a low UMT score."""
     names = [subject.name for subject in subjects() if subject.name not in held_out_subjects()]
     while True:
         topic = Topic(rng.choice(names), rng.choice(list(ACTIONS)), rng.choice(list(PLACES)))
@@ -148,7 +148,7 @@ def _mismatched(plan: VideoPlan, _: list[dict[str, Any]], rng: Random) -> dict[s
 
 
 def _glimpse(plan: VideoPlan, _: list[dict[str, Any]], rng: Random) -> dict[str, Any]:
-    """A true caption on an interval of a second or two."""
+    """A correct caption on an interval of a second or two."""
     shot = rng.choice([shot for shot in plan.shots if shot.topic is not None])
     start, end = shot.visible_s
     begin = rng.uniform(start, end - 1)

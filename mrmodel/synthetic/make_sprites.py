@@ -1,4 +1,4 @@
-"""Draw the sprites from the Noto Color Emoji font: run once, its output is in the repository.
+"""Draw the sprites from the Noto Color Emoji font; run once, the output is in the repository.
 
     python -m mrmodel.synthetic.make_sprites NotoColorEmoji.ttf
 
@@ -17,7 +17,7 @@ from mrmodel.errors import DataError
 from mrmodel.files import atomic_path
 from mrmodel.synthetic.sprites import Subject, sprite_path, subjects
 
-# The one size at which the font holds bitmaps; FreeType refuses every other one.
+# The only bitmap size of the font; FreeType rejects all others.
 BITMAP_SIZE = 109
 CANVAS = 2 * BITMAP_SIZE
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def draw_sprite(subject: Subject, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """The emoji of `subject` as RGBA, cropped to what is not transparent.
+    """The emoji of `subject` as RGBA, cropped to its opaque part.
 
     Raises:
-        DataError: the font has no picture for it.
+        DataError: the font has no glyph for it.
     """
     canvas = Image.new("RGBA", (CANVAS, CANVAS))
     ImageDraw.Draw(canvas).text((20, 20), subject.character, font=font, embedded_color=True)
@@ -39,7 +39,7 @@ def draw_sprite(subject: Subject, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def write_sprites(font_path: Path) -> int:
-    """Draw every subject into the package's sprites folder; the number of bytes written.
+    """Draw every subject into the package's sprites folder; returns the number of bytes written.
 
     Raises:
         DataError: the font cannot be read at size 109, or lacks a subject.

@@ -1,6 +1,6 @@
-"""How a subject moves: the pose at a time, from the shot alone.
+"""Motion of a subject: its pose at a time, from the shot alone.
 
-The renderer draws poses and the raters look at them, so ratings follow what can be seen.
+Rendering and ratings both use the poses, so ratings match the visible content.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from mrmodel.synthetic.script import ENTRANCE_S, Shot
 
-# Longer side of the subject at the far and at the near end of a walk to or from the camera.
+# Longer side of the subject at the far and the near end of a motion to or from the camera.
 FAR_SIZE, NEAR_SIZE = 0.2, 0.85
 
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where and how the subject is.
+    """Position and appearance of the subject.
 
     Attributes:
-        x, y: its centre, as shares of the frame's width and height.
-        size: its longer side, as a share of the frame's height.
+        x, y: its centre, as fractions of the frame's width and height.
+        size: its longer side, as a fraction of the frame's height.
         angle: degrees, counter-clockwise.
         opacity: 0..1.
     """
@@ -33,10 +33,10 @@ class Pose:
 
 
 def pose_at(shot: Shot, time_s: float) -> Pose | None:
-    """The pose in `shot` at `time_s`; None when the subject is not there.
+    """The pose in `shot` at `time_s`; None when the subject is absent.
 
-    A subject that came with a cut is there before the shot starts and one that goes with a cut
-    stays after it ends, because cross-fades show those frames too.
+    A subject that enters with a cut is present before the shot starts and one that exits with a cut
+    remains after it ends, because cross-fades show those frames too.
     """
     if shot.topic is None:
         return None
@@ -53,7 +53,7 @@ def pose_at(shot: Shot, time_s: float) -> Pose | None:
 
 
 def camera_at(shot: Shot, time_s: float) -> tuple[float, float]:
-    """How far the camera is from the middle of its drift, as shares of the frame (x, y)."""
+    """Camera offset from the middle of its drift, as fractions of the frame (x, y)."""
     length = shot.end_s - shot.start_s
     share = (time_s - shot.start_s) / length - 0.5
     share = min(max(share, -1.0), 1.0)
@@ -61,7 +61,7 @@ def camera_at(shot: Shot, time_s: float) -> tuple[float, float]:
 
 
 def _act(shot: Shot, progress: float, elapsed_s: float) -> Pose:
-    """The pose of the action at `progress` 0..1, `elapsed_s` seconds after the subject came."""
+    """The pose of the action at `progress` 0..1, `elapsed_s` seconds after the entrance."""
     x, y = shot.position
     size = shot.size
     match shot.topic.action if shot.topic else None:
@@ -73,7 +73,7 @@ def _act(shot: Shot, progress: float, elapsed_s: float) -> Pose:
             hop = abs(math.sin(math.pi * elapsed_s / (1.1 + 0.5 * shot.pace)))
             return Pose(x, 0.68 - 0.36 * hop, min(size, 0.6))
         case "spin":
-            # The low bit of the pace gives the sense of rotation, so that both are common.
+            # The low bit of the pace decides the direction of rotation, so that both are common.
             sense = 1 if int(shot.pace * 1000) % 2 else -1
             return Pose(x, y, size, angle=sense * 360 * elapsed_s * (0.2 + 0.2 * shot.pace))
         case "near":

@@ -1,4 +1,4 @@
-"""The sample corpus: plan all videos, write their annotations, render them in parallel.
+"""Renders the sample corpus: scripts all videos, writes annotations, renders in parallel.
 
 The same settings and seed give the same bytes, whatever the number of workers.
 """
@@ -39,10 +39,10 @@ def render_corpus(
 
     Args:
         settings: the section ``corpus`` of params.yaml.
-        clip_len_s: the grid of the annotated windows, seconds.
+        clip_len_s: the grid of the annotated windows, in seconds.
         out: the folder; its videos folder must not hold other videos.
-        workers: processes; 0 = one a core.
-        reporter: told of every video.
+        workers: number of processes; 0 = one per core.
+        reporter: notified of every video.
 
     Raises:
         DataError: `out` holds the videos of another corpus.
@@ -75,9 +75,9 @@ def render_corpus(
 
 
 def plan_corpus(settings: CorpusSettings) -> dict[Split, list[VideoPlan]]:
-    """The scripts of all videos; one video's script does not depend on how many others there are.
+    """The scripts of all videos; a script does not depend on the number of videos.
 
-    Pretrain videos are named like YouTube videos, because the caption table names them so.
+    Pretraining videos have YouTube-style ids, as in the caption table.
     """
     seed = settings.seed
     counts: dict[Split, int] = {
@@ -101,9 +101,9 @@ def annotate_corpus(
     per_video: int,
     clip_len_s: float,
 ) -> dict[str, list[Query]]:
-    """The queries of train, val and test, qids counted through all of them.
+    """The queries of train, val and test, with qids numbered across splits.
 
-    No sentence of val or test is a caption or a train query, and none of test is one of val.
+    No sentence of val or test is a caption or a train query, and no test query is a val query.
     """
     taken: set[str] = set()
     queries: dict[str, list[Query]] = {}
@@ -126,7 +126,7 @@ def _video_id(split: Split, index: int, seed: int) -> str:
     for attempt in range(100):
         bits = derive_seed(seed, "video id", index, attempt).to_bytes(8, "big")
         name = urlsafe_b64encode(bits).decode()[:11]
-        # Command lines would take a leading hyphen for an option.
+        # Command lines would parse a leading hyphen as an option.
         if not name.startswith("-"):
             return name
     raise AssertionError("a hundred draws began with a hyphen")
@@ -139,13 +139,13 @@ def _picture(settings: CorpusSettings) -> PictureFormat:
 def _render_all(
     plans: list[VideoPlan], picture: PictureFormat, folder: Path, workers: int
 ) -> Iterator[int]:
-    """Render every plan; yields file sizes in the order in which files are done."""
+    """Render every plan; yields file sizes in order of completion."""
     workers = min(workers or os.cpu_count() or 1, len(plans))
     if workers == 1:
         for plan in plans:
             yield _render_one(plan, picture, folder)
         return
-    # Spawned, not forked: the parent may hold threads (torch, a progress bar) that do not survive.
+    # Spawned, not forked: the parent may have threads (torch, a progress bar).
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(_render_one, plan, picture, folder) for plan in plans]

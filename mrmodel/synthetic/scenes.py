@@ -1,7 +1,7 @@
-"""The places: procedural backgrounds, a little different in every video.
+"""Procedural backgrounds of the places, slightly different in every video.
 
-A scene is painted at twice its size and reduced, which smooths its edges, and gets a grain, so
-that a moving camera can be measured everywhere.
+A scene is painted at twice its size and downscaled for antialiasing, and gets grain, so that
+camera motion is measurable everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 OVERSAMPLING = 2
-GRAIN = 4  # grey levels, on either side
+GRAIN = 4  # grey levels, plus or minus
 
 
 class Brush:
@@ -28,7 +28,7 @@ class Brush:
         self._tint = [rng.uniform(-14, 14) for _ in range(3)]
 
     def colour(self, colour: Colour, spread: float = 0.0) -> Colour:
-        """`colour` in this video's tint, up to `spread` levels lighter or darker."""
+        """`colour` with this video's tint, up to `spread` levels lighter or darker."""
         shift = self.rng.uniform(-spread, spread)
         red, green, blue = (
             min(max(round(level + tint + shift), 0), 255)
@@ -50,7 +50,7 @@ class Brush:
         self._draw.polygon([self._pixel(x, y) for x, y in points], fill=colour)
 
     def ellipse(self, x: float, y: float, radius: float, colour: Colour, flat: float = 1) -> None:
-        """Fill an ellipse of half width `radius` (a share of the height), `flat` times as high."""
+        """Fill an ellipse of half width `radius` (fraction of the height), `flat` times as high."""
         (cx, cy), r = self._pixel(x, y), radius * self.size[1]
         self._draw.ellipse((cx - r, cy - r * flat, cx + r, cy + r * flat), fill=colour)
 
@@ -59,7 +59,7 @@ class Brush:
         self._draw.rectangle((*self._pixel(left, top), *self._pixel(right, bottom)), fill=colour)
 
     def line(self, points: list[tuple[float, float]], colour: Colour, width: float) -> None:
-        """Draw a line, `width` as a share of the height."""
+        """Draw a line, `width` as a fraction of the height."""
         pixels = [self._pixel(x, y) for x, y in points]
         self._draw.line(pixels, fill=colour, width=max(round(width * self.size[1]), 1))
 
@@ -82,7 +82,7 @@ class Brush:
 
 
 def paint_scene(place: str, size: tuple[int, int], rng: Random) -> Image.Image:
-    """A background of `size` (width, height) for one of vocabulary.PLACES, decided by `rng`."""
+    """A background of `size` (width, height) for one of vocabulary.PLACES, varied by `rng`."""
     brush = Brush((size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), rng)
     PAINTERS[place](brush)
     pixels = np.asarray(brush.image.reduce(OVERSAMPLING), dtype=np.int16)

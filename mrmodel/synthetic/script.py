@@ -1,9 +1,9 @@
-"""The script of one video: which shot shows what, when, and how it begins and ends.
+"""The script of one video: content, times and transitions of its shots.
 
 A video has 3 subjects, 3 actions and 2 places, recombined shot by shot, so that every query has
-distractors that share a part of it. What makes edges hard to find by similarity alone: the next
-shot often keeps the subject and changes only its action or its place, shots fade into each other,
-and a subject may come late into its shot or leave early.
+distractors that match a part of it. Boundaries are hard to find by similarity alone: the next shot
+often keeps the subject and changes only its action or place, shots cross-fade, and a subject may
+enter its shot late or leave early.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Entrance = Literal["cut", "fade", "rise"]
 
 SUBJECTS_PER_VIDEO, ACTIONS_PER_VIDEO, PLACES_PER_VIDEO = 3, 3, 2
 SHOT_S = (4.0, 12.0)
-EMPTY_SHARE = 0.2  # of shots that may be: not the first, not two in a row; 13 % of all
+EMPTY_SHARE = 0.2  # of eligible shots: not the first, not two in a row; 13 % of all
 SAME_SUBJECT_SHARE = 0.5  # of shot changes: the subject stays, its action or place changes
-LATE_SHARE, EARLY_SHARE = 0.35, 0.2  # of shots: the subject comes late, leaves early
+LATE_SHARE, EARLY_SHARE = 0.35, 0.2  # of shots: the subject enters late, leaves early
 MIN_VISIBLE_S = 3.0
 ENTRANCE_S = 0.8
 CROSSFADE_SHARE, CROSSFADE_S = 0.6, (0.8, 2.0)
-SIZE = (0.42, 0.72)  # longer side of the subject, as a share of the frame's height
-MAX_DRIFT = 0.08  # of the frame's size, on either side, during a shot
+SIZE = (0.42, 0.72)  # longer side of the subject, as a fraction of the frame's height
+MAX_DRIFT = 0.08  # fraction of the frame, in each direction, during a shot
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A piece of a video between two cuts; times are seconds of the video.
+    """The part of a video between two cuts; times are seconds of the video.
 
     Attributes:
         start_s, end_s: the cuts, or the middles of the cross-fades.
         topic: subject, action and place; None where the place is empty.
-        shown_s: from when to when the subject is there, entrance and exit included.
-        entrance, exit: how the subject comes and goes, "cut" = with the shot.
-        position: centre of the subject as shares of frame width and height.
-        size: longer side of the subject as a share of the frame's height.
-        pace: 0..1, how fast the action is.
-        drift: how far the camera moves during the shot, as shares of the frame.
-        crossfade_s: length of the fade from the shot before; 0 is a hard cut.
+        shown_s: start and end of the subject's presence, entrance and exit included.
+        entrance, exit: how the subject enters and exits, "cut" = with the shot.
+        position: centre of the subject as fractions of frame width and height.
+        size: longer side of the subject as a fraction of the frame's height.
+        pace: speed of the action, 0..1.
+        drift: camera motion during the shot, as fractions of the frame.
+        crossfade_s: length of the cross-fade from the previous shot; 0 is a hard cut.
     """
 
     start_s: float
@@ -64,7 +64,7 @@ class Shot:
 
     @property
     def visible_s(self) -> tuple[float, float]:
-        """From when to when a person would say that the subject can be seen."""
+        """Start and end of the time in which the subject counts as visible."""
         start, end = self.shown_s
         start += ENTRANCE_S / 2 if self.entrance != "cut" else 0.0
         end -= ENTRANCE_S / 2 if self.exit != "cut" else 0.0
@@ -73,7 +73,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class VideoPlan:
-    """Everything that decides the pixels of one video."""
+    """Everything that determines the pixels of one video."""
 
     vid: str
     split: Split
@@ -96,7 +96,7 @@ def plan_video(vid: str, split: Split, seed: int, duration_s: float) -> VideoPla
 
 
 def _draw_combinations(split: Split, rng: Random) -> list[tuple[str, Topic]]:
-    """Every (place, topic) that the video may show; training videos show no held-out one."""
+    """Every (place, topic) that the video may show; no held-out ones in training videos."""
     names = _draw_subjects(split, rng)
     actions = rng.sample(list(ACTIONS), ACTIONS_PER_VIDEO)
     places = rng.sample(list(PLACES), PLACES_PER_VIDEO)
@@ -107,14 +107,14 @@ def _draw_combinations(split: Split, rng: Random) -> list[tuple[str, Topic]]:
 
 
 def _draw_subjects(split: Split, rng: Random) -> list[str]:
-    """Three subjects; in val and test one of them is a held-out one."""
+    """Three subjects; in val and test one of them is held out."""
     held_out = held_out_subjects()
     seen = [subject for subject in subjects() if subject.name not in held_out]
     unseen = [subject for subject in subjects() if subject.name in held_out]
     chosen: list[Subject] = [rng.choice(unseen)] if split in ("val", "test") else []
     while len(chosen) < SUBJECTS_PER_VIDEO:
         subject = rng.choice(seen)
-        # "a car" and "a police car" in one video would make the ground truth a matter of opinion.
+        # "a car" and "a police car" in one video would make the ground truth ambiguous.
         if not any(_share_a_word(subject, other) for other in chosen):
             chosen.append(subject)
     return [subject.name for subject in chosen]
@@ -125,7 +125,7 @@ def _share_a_word(first: Subject, second: Subject) -> bool:
 
 
 def _draw_edges(duration_s: float, rng: Random) -> list[float]:
-    """Cuts from 0 to the end, on tenths of a second; the last shot may be a little longer."""
+    """Cuts from 0 to the end, in tenths of a second; the last shot may be slightly longer."""
     shortest, longest = SHOT_S
     edges = [0.0]
     while duration_s - edges[-1] > longest + 1:
@@ -139,7 +139,7 @@ def _draw_edges(duration_s: float, rng: Random) -> list[float]:
 def _next_content(
     shots: Sequence[Shot], combinations: list[tuple[str, Topic]], rng: Random
 ) -> tuple[str, Topic | None]:
-    """Place and topic of the next shot; the first one is never empty, two in a row never equal."""
+    """Place and topic of the next shot; the first is never empty, successive ones never equal."""
     if shots and shots[-1].topic is not None and rng.random() < EMPTY_SHARE:
         return rng.choice(combinations)[0], None
     previous = next((shot.topic for shot in reversed(shots) if shot.topic is not None), None)
@@ -176,7 +176,7 @@ def _draw_shot(
 def _draw_presence(
     times: tuple[float, float], rng: Random
 ) -> tuple[tuple[float, float], Entrance, Entrance]:
-    """When the subject is there: it may come late and leave early, if that leaves enough of it."""
+    """When the subject is present: it may enter late and leave early if enough time remains."""
     start, end = times
     entrance: Entrance = "cut"
     leaving: Entrance = "cut"

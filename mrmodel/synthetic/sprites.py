@@ -1,6 +1,6 @@
-"""The sprites: one lossless WebP a subject, drawn once by `make_sprites` and kept in the package.
+"""The sprites: one lossless WebP per subject, drawn by `make_sprites` and kept in the package.
 
-A subject of subjects.json is a name, the phrase that sentences use (article included), a kind and
+A subject of subjects.json has a name, the phrase used in sentences (article included), a kind and
 the code points of its emoji. Artwork: Noto Color Emoji, see NOTICE.
 """
 
@@ -33,18 +33,18 @@ class Subject:
 
 @cache
 def subjects() -> tuple[Subject, ...]:
-    """All subjects, in the order of the file; that order decides which ones are held out."""
+    """All subjects, in file order, which determines the held-out ones."""
     rows = json.loads((FOLDER / "subjects.json").read_text(encoding="utf-8"))
     return tuple(Subject(**row) for row in rows)
 
 
 def sprite_path(name: str) -> Path:
-    """Where the sprite of the subject called `name` is."""
+    """Path of the sprite of the subject `name`."""
     return FOLDER / "sprites" / f"{name.replace(' ', '_')}.webp"
 
 
 @cache
 def sprite(name: str) -> Image.Image:
-    """The cropped RGBA picture of a subject, 128 pixels or so on its longer side."""
+    """The cropped RGBA image of a subject, about 128 pixels on its longer side."""
     with Image.open(sprite_path(name)) as image:
         return image.convert("RGBA")

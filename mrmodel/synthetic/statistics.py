@@ -1,4 +1,4 @@
-"""Figures about the annotations of the sample corpus, for corpus.json and the report."""
+"""Statistics of the sample corpus annotations, for corpus.json and the report."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def describe_queries(queries: list[Query], clip_len_s: float) -> dict[str, Any]:
 def describe_split_hygiene(
     queries: dict[str, list[Query]], captions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What val and test have in common with training, and which of their queries are new to it.
+    """Overlap of val and test with training, and their queries with unseen content.
 
     ``shared_texts`` counts sentences of val or test that are a train query, a caption, or (test) a
-    val query: 0, by construction. The qid lists let results be split by novelty.
+    val query: 0 by construction. The qid lists allow splitting results by novelty.
     """
     texts = {
         split: {comparable(query.row["query"]) for query in queries[split]} for split in queries

@@ -1,7 +1,7 @@
-"""From the script of a video to its H.264 file.
+"""Renders the script of a video to an H.264 file.
 
-Everything is whole pixels and one thread, so that one plan gives one sequence of bytes (on one
-machine kind with one set of library versions).
+Whole pixels and a single thread make the bytes reproducible (for one machine type and one set of
+library versions).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mrmodel.synthetic.scenes import paint_scene
 from mrmodel.synthetic.script import MAX_DRIFT, Shot, VideoPlan
 from mrmodel.synthetic.sprites import sprite
 
-# Measured on 256x192: half the encoding time of `veryfast` for twice its bytes; without
-# `fastdecode` reading takes twice as long, and every stream is extracted from its own reading.
+# Measured at 256x192: half the encoding time of `veryfast` for twice its bytes; without
+# `fastdecode` decoding takes twice as long, and every stream decodes the video again.
 ENCODER_PRESET, ENCODER_TUNE = "superfast", "fastdecode"
 KEYFRAME_EVERY_S = 10
 EXACT = Interpolation.BILINEAR | Interpolation.BITEXACT | Interpolation.ACCURATE_RND
@@ -31,7 +31,7 @@ EXACT = Interpolation.BILINEAR | Interpolation.BITEXACT | Interpolation.ACCURATE
 
 @dataclass(frozen=True, slots=True)
 class PictureFormat:
-    """Size in pixels, frames a second, and H.264 quality of a video file."""
+    """Size in pixels, frames per second, and H.264 quality of a video file."""
 
     width: int
     height: int
@@ -49,7 +49,7 @@ class SceneRenderer:
         self._sprites: dict[tuple[str, int], Image.Image] = {}
 
     def frame(self, time_s: float) -> Image.Image:
-        """The RGB picture at `time_s`."""
+        """The RGB image at `time_s`."""
         index = self._shot_at(time_s)
         picture = self._draw_shot(self._plan.shots[index], time_s)
         for begin, end, share in self._fades(index, time_s):
@@ -63,7 +63,7 @@ class SceneRenderer:
         return max(index for index, start in enumerate(starts) if start <= time_s)
 
     def _fades(self, index: int, time_s: float) -> Iterator[tuple[int, int, float]]:
-        """The cross-fade at `time_s`, if any: (shot before, shot after, share of the latter)."""
+        """The cross-fade at `time_s`, if any: (shot before, shot after, weight of the latter)."""
         shots = self._plan.shots
         for end in (index, index + 1):
             if end == 0 or end == len(shots) or shots[end].crossfade_s == 0:
@@ -81,7 +81,7 @@ class SceneRenderer:
         pose = pose_at(shot, time_s)
         if pose is not None and shot.topic is not None:
             figure = self._figure(shot.topic.subject, pose)
-            # The subject stands in the world, so it goes the other way when the camera moves.
+            # Subjects are in world coordinates, so camera motion shifts them the other way.
             x = round((pose.x - shift_x) * width - figure.width / 2)
             y = round((pose.y - shift_y) * height - figure.height / 2)
             picture.paste(figure, (x, y), figure)
@@ -115,14 +115,14 @@ class SceneRenderer:
 
 
 def draw_frames(plan: VideoPlan, picture: PictureFormat) -> Iterator[Image.Image]:
-    """The RGB frames of a video, in order: duration x fps of them."""
+    """The duration x fps RGB frames of a video, in order."""
     stage = SceneRenderer(plan, (picture.width, picture.height))
     for index in range(round(plan.duration_s * picture.fps)):
         yield stage.frame(index / picture.fps)
 
 
 def render_video(plan: VideoPlan, picture: PictureFormat, target: Path) -> int:
-    """Write the video of `plan` to `target` (mp4, H.264, yuv420p); the size in bytes."""
+    """Write the video of `plan` to `target` (mp4, H.264, yuv420p); returns its size in bytes."""
     with atomic_path(target) as temporary:
         container = av.open(
             str(temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
@@ -131,7 +131,7 @@ def render_video(plan: VideoPlan, picture: PictureFormat, target: Path) -> int:
             stream = container.add_stream("libx264", rate=picture.fps)
             stream.width, stream.height = picture.width, picture.height
             stream.pix_fmt = "yuv420p"
-            # More than one thread would let the speed of the machine decide the bytes.
+            # With more threads the bytes would depend on timing.
             stream.codec_context.thread_count = 1
             stream.options = {
                 "preset": ENCODER_PRESET,

@@ -1,6 +1,6 @@
-"""What the sample corpus talks about, and which parts of it training never sees.
+"""Vocabulary of the sample corpus, and its parts held out from training.
 
-Words only: how an action moves is in `motion`, how a place looks in `scenes`.
+Text only: the motion of actions is in `motion`, the look of places in `scenes`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from mrmodel.synthetic.sprites import Subject, subjects
 
-# An action's wordings: (finite, gerund), as in "a pig spins around" and "a pig spinning around".
+# Wordings of an action: (finite, gerund), as in "a pig spins around", "a pig spinning around".
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (
         ("moves to the left", "moving to the left"),
@@ -108,13 +108,13 @@ CAPTION_TEMPLATES: dict[Kind, tuple[str, ...]] = {
     ),
 }
 
-# Every seventh subject is shown in val and test only.
+# Every seventh subject is held out: shown in val and test only.
 HELD_OUT_STRIDE, HELD_OUT_OFFSET = 7, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a sentence names; `action` or `place` is None where it does not name one."""
+    """The content of a sentence; `action` or `place` is None if not named."""
 
     subject: str
     action: str | None
@@ -136,7 +136,7 @@ def subject_of(name: str) -> Subject:
 
 @cache
 def held_out_subjects() -> frozenset[str]:
-    """Names of the subjects that only val and test videos show."""
+    """Names of the subjects that only appear in val and test videos."""
     chosen = subjects()[HELD_OUT_OFFSET::HELD_OUT_STRIDE]
     return frozenset(subject.name for subject in chosen)
 
@@ -146,23 +146,23 @@ def held_out_partners(subject: str) -> tuple[str, str]:
     """The one action and the one place that training never combines with `subject`."""
     index = subjects().index(subject_of(subject))
     actions, places = list(ACTIONS), list(PLACES)
-    # Odd steps walk through all eight of each, and differ, so that the pairs are spread evenly.
+    # Different odd steps cycle through all eight of each, so that the pairs are spread evenly.
     return actions[(5 * index + 1) % len(actions)], places[(3 * index + 2) % len(places)]
 
 
 def is_held_out(topic: Topic) -> bool:
-    """Whether val and test alone may show or name this combination (subjects aside)."""
+    """Whether this combination (apart from subjects) is reserved for val and test."""
     action, place = held_out_partners(topic.subject)
     return topic.action == action or topic.place == place
 
 
 def word_query(topic: Topic, rng: Random) -> str:
-    """A sentence a person could type: one of 4 templates, one of 3 wordings of each part."""
+    """A user-like sentence: one of 4 templates, one of 3 wordings of each part."""
     return _capitalised(_fill(QUERY_TEMPLATES[topic.kind], topic, rng))
 
 
 def word_caption(topic: Topic, rng: Random) -> str:
-    """A sentence as an automatic captioner writes it, without capitals."""
+    """A sentence in the style of an automatic captioner, without capitals."""
     return _fill(CAPTION_TEMPLATES[topic.kind], topic, rng).lower()
 
 

@@ -1,1 +1,1 @@
-"""Video files into frames on a clip grid, whatever the file looks like."""
+"""Decodes video files to frames on a clip grid."""

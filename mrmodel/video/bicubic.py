@@ -1,7 +1,7 @@
-"""Bicubic scaling without antialiasing, as PyTorch's `interpolate` does it, on uint8 pictures.
+"""Bicubic scaling without antialiasing, as in PyTorch's `interpolate`, on uint8 images.
 
-FFmpeg's scaler widens its filter when a picture shrinks. Some published pipelines did not, and
-their pixels are only to be had this way (features.md, section 1.3).
+FFmpeg's scaler antialiases when downscaling. Some published pipelines did not; this reproduces
+their pixels.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Of Keys' cubic convolution; PyTorch takes this value where antialiasing is off.
+# Parameter of Keys' cubic convolution; PyTorch's value without antialiasing.
 _SHARPNESS = -0.75
 
 
 def resize_bicubic(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale a picture by 4 x 4 neighbours of each point, whatever the factor.
+    """Scale an image with a 4 x 4 kernel, whatever the factor.
 
     Args:
         picture: (H, W, 3) uint8.
         size: (width, height) of the result.
 
     Returns:
-        (height, width, 3) uint8, rounded and cut to 0..255.
+        (height, width, 3) uint8, rounded and clipped to 0..255.
     """
     width, height = size
     rows = _taps(picture.shape[0], height)
@@ -36,7 +36,7 @@ def resize_bicubic(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray
 
 
 def _taps(before: int, after: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Four (places, weights), each (after,): what one row or column of the result is made of."""
+    """Four (indices, weights), each (after,): the input terms of each output row or column."""
     centres = (np.arange(after) + 0.5) * (before / after) - 0.5
     first = np.floor(centres).astype(np.int64)
     taps = []

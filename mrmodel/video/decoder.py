@@ -1,4 +1,4 @@
-"""PyAV under control: frames of a file in time order, packet by packet, within limits."""
+"""Decoding with PyAV: frames of a file in time order, packet by packet, within limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FILTERS = {
     "bilinear": Interpolation.BILINEAR,
     "area": Interpolation.AREA,
 }
-# The scaler's C-exact mode: without it the pixels depend on the SIMD set of the machine.
+# Bit-exact scaling: without it the pixels depend on the SIMD set of the machine.
 _EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
 
 
@@ -36,7 +36,7 @@ def _everything(_start_s: float, _end_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """What a file may ask of us: seconds of video, and pixels of one frame."""
+    """Limits of a file: seconds of video, and pixels of one frame."""
 
     max_duration_s: float = 4 * 3600.0
     max_pixels: int = 7680 * 4320
@@ -44,9 +44,9 @@ class VideoLimits:
 
 @dataclass(frozen=True, slots=True)
 class TimedFrame:
-    """A frame, shown from `time_s` for `duration_s` seconds (0 when nobody knows).
+    """A frame, shown from `time_s` for `duration_s` seconds (0 if unknown).
 
-    `picture` is None where the frame was not decoded, because nobody wanted to see it.
+    `picture` is None if the frame was not needed and not decoded.
     """
 
     time_s: float
@@ -61,9 +61,9 @@ class TimedFrame:
         return (height, width) if self._quarter_turns() % 2 else (width, height)
 
     def to_rgb(self, size: tuple[int, int], sampling: FrameSampling) -> NDArray[np.uint8]:
-        """The upright picture at `size` (width, height): (H, W, 3) uint8 RGB.
+        """The upright image at `size` (width, height): (H, W, 3) uint8 RGB.
 
-        `sampling` says how it is scaled, and whether it is squashed or cropped to the size.
+        `sampling` determines the scaling filter, and squashing or cropping to the size.
         """
         if sampling.fit == "squash":
             return self._scaled(size, sampling)
@@ -94,22 +94,22 @@ class TimedFrame:
         return np.ascontiguousarray(upright)
 
     def _quarter_turns(self) -> int:
-        # The file states a counter-clockwise angle; np.rot90 turns the same way.
+        # The file's angle is counter-clockwise, as in np.rot90.
         turns: int = round(self.picture.rotation / 90)
         return turns % 4
 
 
 class Decoder:
-    """One reading of one file.
+    """A single pass over one file.
 
-    After `frames` is exhausted the attributes tell how it went.
+    The attributes are final after `frames` is exhausted.
 
     Attributes:
         width, height: upright size in pixels of the first frame, 0 before it.
-        container_s: length of the video by the file's header, 0 when it has none.
-        frame_rate: frames a second by the file's header, on average; 30 when it does not say.
-        bad_packets: packets that gave an error instead of frames.
-        cut_off: the container broke off before its end.
+        container_s: length of the video by the file's header, 0 if missing.
+        frame_rate: average frames per second by the file's header; 30 if missing.
+        bad_packets: number of packets with decoding errors.
+        cut_off: the container ended prematurely.
     """
 
     def __init__(self, path: Path, limits: VideoLimits) -> None:
@@ -124,11 +124,11 @@ class Decoder:
         self._scaler = VideoReformatter()
 
     def frames(self, wanted: Wanted = _everything) -> Iterator[TimedFrame]:
-        """Yield all frames that can be decoded, in the order of their times.
+        """Yield all decodable frames in time order.
 
         Args:
-            wanted: told when a frame is shown, (start_s, end_s), says whether it is looked at; the
-                others may come without a picture. A damaged packet of theirs goes unnoticed.
+            wanted: called with the display interval (start_s, end_s) of a frame, returns whether it
+                is needed; other frames may lack a picture, and damage to them is not detected.
 
         Raises:
             VideoError: see `FrameSource.clips`.
@@ -140,9 +140,9 @@ class Decoder:
             start_s = _seconds(stream.start_time, stream.time_base)
             skipping = Skipping(stream.codec_context.name, wanted)
             for stamp, duration, picture in self._pictures(container, stream, skipping):
-                # By the stream's clock: drained frames do not know their own time base.
+                # The stream's time base: drained frames lack their own.
                 stamp_s = _seconds(stamp, stream.time_base)
-                if stamp_s is None:  # raw streams: one frame after the other
+                if stamp_s is None:  # raw streams: consecutive frames
                     time_s = 0.0 if previous_s is None else previous_s + gap_s
                 else:
                     start_s = stamp_s if start_s is None else start_s
@@ -152,7 +152,7 @@ class Decoder:
                         skipping.begin(partial(_time, scale, start_s), picture.interlaced_frame)
                 if previous_s is not None:
                     if time_s <= previous_s:
-                        continue  # a damaged or repeated time stamp: time only goes forward
+                        continue  # skip a damaged or repeated time stamp
                     gap_s = time_s - previous_s
                 previous_s = time_s
                 shown_s = _seconds(duration, stream.time_base) or gap_s
@@ -161,7 +161,7 @@ class Decoder:
             raise VideoError(self.path, "no_frames", "not one frame could be decoded")
 
     def duration_s(self) -> float:
-        """End of the last frame; the header's word where frames state no duration."""
+        """End of the last frame; from the header if frames have no duration."""
         return self._last_end_s or self.container_s
 
     @contextmanager
@@ -191,7 +191,7 @@ class Decoder:
         return VideoError(self.path, "unreadable", str(error))
 
     def _require_read(self) -> None:
-        """Raise what ended the reading of a video in S3: it is not the end of that video."""
+        """Raise an error of reading from S3, which FFmpeg takes for the end of the video."""
         if self._remote is not None and self._remote.error is not None:
             raise self._remote.error
 
@@ -202,7 +202,7 @@ class Decoder:
             raise VideoError(self.path, "no_video_stream", f"streams in the file: {kinds}")
         if stream.codec_context is None:
             raise VideoError(self.path, "no_decoder", "FFmpeg has no decoder for its codec")
-        # Small frames gain nothing from threads; extraction runs one process a core instead.
+        # Threads do not speed up small frames; extraction runs one process per core instead.
         stream.codec_context.thread_count = 1
         self.container_s = _stated_duration_s(container, stream)
         self.frame_rate = float(stream.average_rate or self.frame_rate)
@@ -213,7 +213,7 @@ class Decoder:
     def _pictures(
         self, container: Any, stream: Any, skipping: Skipping
     ) -> Iterator[tuple[int | None, int | None, Any]]:
-        """Time stamp, duration and picture of each frame, those that were left out among them."""
+        """Time stamp, duration and picture of each frame, including skipped ones."""
         context = stream.codec_context
         for packet in chain(skipping.look_ahead(self._packets(container, stream)), [None]):
             skip = packet is not None and skipping.may_skip(packet)
@@ -244,7 +244,7 @@ class Decoder:
             self._require_read()
             if packet is None:
                 return
-            if packet.size:  # an empty packet would tell the decoder that the file is over
+            if packet.size:  # an empty packet would signal the end of the file to the decoder
                 yield packet
 
     def _checked(self, frame: TimedFrame) -> TimedFrame:

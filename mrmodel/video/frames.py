@@ -1,8 +1,8 @@
-"""Frames of a video file, clip by clip: sequential decoding that survives damaged files.
+"""Frames of a video file, clip by clip: sequential decoding that tolerates damaged files.
 
 The decoder never seeks (with key frames seconds apart, seeking costs over ten times more) and holds
 a few frames at a time, whatever the video's length. Times count from the start of the video stream;
-rotation stored in the file is applied; a damaged packet costs its own frames and nothing else.
+rotation stored in the file is applied; a damaged packet loses only its own frames.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mrmodel.video.decoder import Decoder, TimedFrame, VideoLimits
 from mrmodel.video.sampling import FrameSampling, count_clips, whole_clips
 
 MAX_INTERPOLATED_SHARE = 0.1
-# A file that ends this much before its header says it does was cut off.
+# A file that ends this much before the end stated in its header is truncated.
 TRUNCATION_TOLERANCE_S = 1.0
 
 
@@ -33,7 +33,7 @@ class ClipFrames:
         index: clip number, from 0.
         start_s: its start in seconds.
         frames: (T, H, W, 3) uint8 RGB.
-        interpolated: no frame of the file is shown during this clip; an earlier one is repeated.
+        interpolated: the file has no frame during this clip; an earlier one is repeated.
     """
 
     index: int
@@ -44,17 +44,17 @@ class ClipFrames:
 
 @dataclass(frozen=True, slots=True)
 class DecodeReport:
-    """How reading one video went.
+    """Result of decoding one video.
 
     Attributes:
-        status: ``ok``; ``partial`` when something is missing; ``failed`` when no clip came out.
+        status: ``ok``; ``partial`` if frames are missing; ``failed`` if there is no clip.
         reason: for ``partial`` one of ``truncated``, ``bad_packets``, ``missing_frames``; for
             ``failed`` the code of the VideoError; empty for ``ok``.
-        duration_s: end of the last frame (or the container's word when frames have no duration).
-        decoded_s: seconds of it that decoded frames cover.
-        bad_packets: packets that could not be decoded.
-        n_clips, n_interpolated: clips given, and how many of them repeat an earlier frame.
-        width, height: pixels of the upright picture, before any resizing.
+        duration_s: end of the last frame (from the container if frames have no duration).
+        decoded_s: seconds of it covered by decoded frames.
+        bad_packets: number of packets that could not be decoded.
+        n_clips, n_interpolated: number of clips, and of those that repeat an earlier frame.
+        width, height: pixels of the upright image, before resizing.
     """
 
     status: Literal["ok", "partial", "failed"]
@@ -73,7 +73,7 @@ class FrameSource:
 
     Args:
         path: the file, or a pointer to a video in S3 (see `remote`).
-        limits: what is refused.
+        limits: files beyond them are rejected.
     """
 
     def __init__(self, path: Path | str, limits: VideoLimits | None = None) -> None:
@@ -83,7 +83,7 @@ class FrameSource:
 
     @property
     def report(self) -> DecodeReport:
-        """How the last reading went; there is one once `clips` is exhausted or has raised."""
+        """The report of the last pass; available once `clips` is exhausted or has raised."""
         if self._report is None:
             raise RuntimeError(f"{self.path}: no report before all clips are read")
         return self._report
@@ -92,10 +92,10 @@ class FrameSource:
         """Decode the file once and yield its clips in order; a tail below one clip is dropped.
 
         Raises:
-            VideoError: nothing can be read, or the file is beyond a limit; `code` is one of
+            VideoError: nothing can be decoded, or the file is beyond a limit; `code` is one of
                 ``not_found``, ``unreadable``, ``invalid_data``, ``no_video_stream``,
-                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``; of a video in S3
-                also ``invalid_pointer`` and ``changed`` (another version than the pointer names).
+                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``; for a video in S3
+                also ``invalid_pointer`` and ``changed`` (another version than the pointer's).
         """
         self._report = None
         decoder = Decoder(self.path, self.limits)
@@ -147,7 +147,7 @@ def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
 
 
 class _ClipCutter:
-    """Turns frames in time order into clips; holds one frame and the clips not yet complete."""
+    """Assembles frames in time order into clips; holds one frame and the incomplete clips."""
 
     def __init__(self, clip_len_s: float, sampling: FrameSampling, decoder: Decoder) -> None:
         if clip_len_s <= 0:
@@ -155,20 +155,20 @@ class _ClipCutter:
         self._clip_len_s, self._sampling, self._decoder = clip_len_s, sampling, decoder
         self._size = sampling.size
         self._current: TimedFrame | None = None
-        self._pixels: NDArray[np.uint8] | None = None  # of the current frame, once needed
-        self._picked: list[NDArray[np.uint8]] = []  # for the clip that is being filled
+        self._pixels: NDArray[np.uint8] | None = None  # of the current frame, computed lazily
+        self._picked: list[NDArray[np.uint8]] = []  # for the current clip
         self._filled: deque[list[NDArray[np.uint8]]] = deque()
-        self._shown: list[tuple[float, float]] = []  # (start, end) of frames the next clips see
+        self._shown: list[tuple[float, float]] = []  # (start, end) of frames within the next clips
         self.end_s = self.covered_s = 0.0
         self.n_clips = self.n_interpolated = 0
 
     def add(self, frame: TimedFrame) -> Iterator[ClipFrames]:
-        """Take the next frame; yield the clips that are now known to be whole."""
+        """Add the next frame; yield the clips that are now complete."""
         if self._current is None:
-            self._become(frame)  # before the first frame there is nothing else to show
+            self._become(frame)  # the first frame also stands for the time before it
         while self._sampling.is_past(frame.time_s, self._next_target_s()):
             self._pick()
-            # One frame fills many clips of a long gap: hand them over, do not queue them.
+            # One frame may fill many clips of a long gap: yield them now to bound memory.
             yield from self._whole_clips(frame.time_s)
         self._become(frame)
         end_s = frame.time_s + frame.duration_s
@@ -178,7 +178,7 @@ class _ClipCutter:
         yield from self._whole_clips(self.end_s)
 
     def finish(self, duration_s: float) -> Iterator[ClipFrames]:
-        """Yield what is left of a video of that length; the last frame fills the last clips."""
+        """Yield the remaining clips of a video of that length, filled with the last frame."""
         n_clips = count_clips(duration_s, self._clip_len_s)
         while self.n_clips < n_clips:
             while not self._filled:
@@ -186,13 +186,13 @@ class _ClipCutter:
             yield self._give()
 
     def wants(self, start_s: float, end_s: float) -> bool:
-        """Whether a frame that is shown from `start_s` to `end_s` is picked for a clip."""
+        """Whether a frame displayed from `start_s` to `end_s` is picked for a clip."""
         rate = self._decoder.frame_rate
         return self._sampling.has_target(start_s, end_s, self._clip_len_s, rate)
 
     def _become(self, frame: TimedFrame) -> None:
         if frame.picture is None:
-            return  # Should the frame that is wanted be damaged, an earlier one stands for it.
+            return  # If the needed frame is damaged, an earlier one replaces it.
         self._size = self._size or frame.upright_size
         self._current, self._pixels = frame, None
 
@@ -212,7 +212,7 @@ class _ClipCutter:
             self._picked = []
 
     def _whole_clips(self, known_s: float) -> Iterator[ClipFrames]:
-        """Filled clips that end within the first `known_s` seconds, which are certain to exist."""
+        """Filled clips that end within the first `known_s` seconds of the video."""
         n_clips = whole_clips(known_s, self._clip_len_s)
         while self._filled and self.n_clips < n_clips:
             yield self._give()

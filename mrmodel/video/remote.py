@@ -1,8 +1,8 @@
-"""Videos that lie in S3: a small pointer file stands for one, and parts of the object are read.
+"""Videos in S3: a small pointer file stands for the object, which is read in parts.
 
 A pointer, ``<vid>.s3``, names an object and its version: ``{"url": "s3://bucket/lake.mp4", "etag":
-"...", "bytes": 123}``. Wherever a folder of video files is looked at, it counts as one of them; its
-own hash changes with the version that it names.
+"...", "bytes": 123}``. In a folder of videos it counts as a video file; its hash changes with the
+version of the object.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mrmodel.storage import Listed, open_object
 from mrmodel.storage.base import object_address
 
 POINTER_SUFFIX = ".s3"
-# A pointer is far shorter; a video that somebody named like one may be huge.
+# A pointer is far shorter; guards against a video with the suffix of a pointer.
 _MOST_BYTES = 1 << 16
 
 BLOCK_BYTES = 256 << 10
-# Blocks that one request asks for at most: 4 MB.
+# Maximum number of blocks per request: 4 MB.
 _LONGEST_RUN = 16
-# Blocks in memory: 16 MB, so that sound and pictures may lie some way apart in the file.
+# Blocks in memory: 16 MB, which tolerates audio and video that are loosely interleaved.
 _KEPT_BLOCKS = 64
 
 
@@ -40,7 +40,7 @@ class _Pointer(BaseModel):
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file stands for a video in S3, by its name."""
+    """Whether a file is a pointer to a video in S3, by its name."""
     return path.suffix.lower() == POINTER_SUFFIX
 
 
@@ -48,7 +48,7 @@ def read_pointer(path: Path) -> Listed:
     """The version of an object that a pointer names.
 
     Raises:
-        VideoError: ``not_found``, ``unreadable``, or ``invalid_pointer`` where the file is none.
+        VideoError: ``not_found``, ``unreadable``, or ``invalid_pointer``.
     """
     try:
         with path.open("rb") as file:
@@ -76,26 +76,25 @@ def write_pointer(path: Path, version: Listed) -> None:
 
 
 class RemoteVideo:
-    """The object behind a pointer as a binary file for PyAV, which is read in order or by jumps.
+    """The object of a pointer as a binary file for PyAV, for sequential and random access.
 
-    What is read in order is fetched in ever larger parts, in the end ahead of the decoding; what is
-    jumped to, in a small one. So a first frame costs little, and a whole video is fetched about
-    once. Memory is bounded.
+    Sequential reads fetch increasingly large parts, eventually prefetching; a seek fetches a small
+    part. So a first frame costs little, and a whole video is fetched about once. Memory is bounded.
 
-    PyAV drops exceptions of a file, or FFmpeg takes them for its end. So nothing is raised here:
-    the first error is kept in `error`, after which the file is at its end. Whoever reads must look.
+    PyAV drops exceptions of a file object, or FFmpeg takes them for its end. So nothing is raised:
+    the first error is kept in `error`, after which reads return nothing. Callers must check it.
 
     Args:
         path: the pointer.
 
     Attributes:
         name: of the object; FFmpeg guesses formats by its suffix.
-        error: what ended the reading too early; a VideoError where object or server are to blame:
+        error: the error that ended reading; a VideoError if caused by object or server:
             ``not_found``, ``changed`` or ``unreadable``.
 
     Raises:
         VideoError: see `read_pointer`.
-        StorageError: there can be no client, for instance because the endpoint is no address.
+        StorageError: no client can be created, for instance because the endpoint is invalid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +110,7 @@ class RemoteVideo:
         self._ahead: tuple[int, Future[bytes]] | None = None
 
     def close(self) -> None:
-        """Let go of everything but the error, which holds this object by its traceback."""
+        """Release everything but the error, whose traceback refers to this object."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._blocks.clear()
         self._ahead = None
@@ -122,7 +121,7 @@ class RemoteVideo:
             return b""
         try:
             block = self._block(self._position // BLOCK_BYTES)
-        # KeyboardInterrupt as well: FFmpeg would take it for the end of the file.
+        # Includes KeyboardInterrupt, which FFmpeg would take for the end of the file.
         except BaseException as error:
             self.error = self._as_video_error(error)
             return b""
@@ -132,7 +131,7 @@ class RemoteVideo:
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, also behind the end; a negative one is FFmpeg's error number."""
+        """Seek, possibly beyond the end; returns a negative error number of FFmpeg on failure."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
         if origin + offset < 0:
             return -errno.EINVAL
@@ -154,12 +153,12 @@ class RemoteVideo:
         return self._blocks[number]
 
     def _fetch(self, number: int) -> None:
-        """Bring a block, and those behind it where the reading goes on in order."""
+        """Fetch a block, and the following ones if access is sequential."""
         self._run = min(2 * self._run, _LONGEST_RUN) if number - 1 in self._blocks else 1
         self._keep(number, self._object.read(*self._part(number)))
 
     def _read_ahead(self, number: int) -> None:
-        """Have the next part brought while that of `number` is decoded."""
+        """Prefetch the next part while that of `number` is decoded."""
         while number in self._blocks:
             number += 1
         if number * BLOCK_BYTES < self._n_bytes:
@@ -171,7 +170,7 @@ class RemoteVideo:
             self._keep(number, part.result())
 
     def _part(self, number: int) -> tuple[int, int]:
-        """First byte and length of a run of blocks that are not there yet."""
+        """First byte and length of a run of missing blocks."""
         last = number + 1
         while last < number + self._run and last not in self._blocks:
             last += 1

@@ -1,4 +1,4 @@
-"""Which frames stand for a clip, and at what size: the rules of features.md section 4, as data."""
+"""Frame sampling rules: which frames represent a clip, and at what size."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ SamplingRule = Literal["middle", "ffmpeg_fps", "hero"]
 ResizeFilter = Literal["bicubic", "bilinear", "area", "bicubic_no_antialias"]
 Fit = Literal["squash", "crop"]
 
-# HERO's extractor brings every video to this rate, and its network looks 64 frames far.
+# HERO's extractor resamples every video to this rate, and its network spans 64 frames.
 HERO_RATE = 30
 HERO_SPAN = 64
 
-# Two time stamps closer than this are the same moment: file times are whole ticks, ours are floats.
+# Time stamps closer than this are equal: file times are integer ticks, ours are floats.
 TIME_TOLERANCE_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """What an encoder wants to see of each clip.
+    """The frames that an encoder needs of each clip.
 
-    The clip is cut into `frames_per_clip` equal slots and one frame is taken a slot:
+    The clip is divided into `frames_per_clip` equal slots and one frame is taken per slot:
 
     * ``middle``: the last frame at or before the slot's middle;
     * ``ffmpeg_fps``: the last frame strictly before the slot's middle, which is what ffmpeg's
       filter ``fps=frames_per_clip/clip_len`` gives (it rounds times to the nearest slot).
 
-    A third rule has no slots: ``hero`` is what the SlowFast features of the community saw
-    (`hero_indices`), frames of a 30-fps stream that do not spread over the clip evenly.
+    A third rule has no slots: ``hero`` gives the frames of the published SlowFast features
+    (`hero_indices`), frames of a 30-fps stream that do not cover the clip evenly.
 
     Attributes:
         frames_per_clip: T, the frames of one clip.
-        size: (width, height) in pixels; None keeps the picture's size.
+        size: (width, height) in pixels; None keeps the image size.
         rule: see above.
-        resize: the filter of the scaler; ``bicubic_no_antialias`` looks at 4 x 4 pixels however
-            much the picture shrinks, as PyTorch does where antialiasing is off.
-        fit: ``squash`` the picture to the size, or scale its short side to it and ``crop`` the
-            middle, which needs a square size.
+        resize: the filter of the scaler; ``bicubic_no_antialias`` uses a 4 x 4 kernel at any scale,
+            as PyTorch does without antialiasing.
+        fit: ``squash`` the image to the size, or scale its short side to it and ``crop`` the
+            centre, which needs a square size.
     """
 
     frames_per_clip: int
@@ -62,9 +62,9 @@ class FrameSampling:
     def target_s(
         self, clip: int, slot: int, clip_len_s: float, frame_rate: float = HERO_RATE
     ) -> float:
-        """The moment, in seconds, whose frame slot number `slot` of clip number `clip` shows.
+        """The target time in seconds of slot `slot` of clip `clip`.
 
-        `frame_rate` is the file's, in frames a second; only the rule ``hero`` looks at it.
+        `frame_rate` is the file's, in frames per second; only the rule ``hero`` uses it.
         """
         if self.rule == "hero":
             frames = int(clip_len_s * HERO_RATE + 1e-6)
@@ -75,13 +75,13 @@ class FrameSampling:
     def has_target(
         self, start_s: float, end_s: float, clip_len_s: float, frame_rate: float = HERO_RATE
     ) -> bool:
-        """False only where no slot has its target between the two moments (seconds)."""
+        """Whether a slot may have its target in the interval (seconds); never a false negative."""
         offsets = _target_offsets(self, clip_len_s, math.floor(frame_rate))
-        # Wider than `is_past` looks: a frame too many costs little.
+        # A wider tolerance than in `is_past`: an extra frame costs little.
         low_s, high_s = start_s - 2 * TIME_TOLERANCE_S, end_s + 2 * TIME_TOLERANCE_S
         first, last = math.floor(low_s / clip_len_s), math.floor(high_s / clip_len_s)
         if last - first > 1:
-            return True  # It spans a whole clip.
+            return True  # The interval spans a whole clip.
         clips = {first, last}
         return any(
             bisect_left(offsets, low_s - clip * clip_len_s)
@@ -90,7 +90,7 @@ class FrameSampling:
         )
 
     def is_past(self, time_s: float, target_s: float) -> bool:
-        """True when a frame at `time_s` comes too late for the slot with that target."""
+        """Whether a frame at `time_s` is too late for the slot with that target."""
         if self.rule in ("ffmpeg_fps", "hero"):
             return time_s >= target_s - TIME_TOLERANCE_S
         return time_s > target_s + TIME_TOLERANCE_S
@@ -99,7 +99,7 @@ class FrameSampling:
         """JSON-able description, for fingerprints."""
         fields = asdict(self)
         if self.fit == "squash":
-            del fields["fit"]  # so that features from before there was a choice keep their print
+            del fields["fit"]  # keeps the fingerprints of features from before this option existed
         return fields | {"size": None if self.size is None else list(self.size)}
 
 
@@ -107,27 +107,27 @@ class FrameSampling:
 def _target_offsets(
     sampling: FrameSampling, clip_len_s: float, frame_rate: float
 ) -> tuple[float, ...]:
-    """Targets of the first clip, in order; those of the others are as far from their starts."""
+    """Targets of a clip, in order, relative to its start."""
     slots = range(sampling.frames_per_clip)
     return tuple(sorted(sampling.target_s(0, slot, clip_len_s, frame_rate) for slot in slots))
 
 
 @lru_cache(maxsize=64)
 def hero_indices(clip_frames: int, frame_rate: int, count: int) -> tuple[int, ...]:
-    """Frames of a clip, counted at 30 a second, that HERO's SlowFast extractor looks at.
+    """Indices at 30 fps of a clip's frames that HERO's SlowFast extractor uses.
 
-    It means to span 64 frames of the *file*, and so cuts 64 * rate / 30 frames of the 30-fps stream
-    into equal steps, wherever the clip ends; what lies beyond is the clip's last frame
-    (features.md, section 2.1). With 2-s clips a file of 30 fps covers its clip, one of 24 fps gives
-    its first 51 frames, and one of 60 fps repeats the last frame for half of them.
+    It intends to span 64 frames of the *file*, and so divides 64 * rate / 30 frames of the 30-fps
+    stream into equal steps, regardless of the clip's end; indices beyond it give the last frame.
+    With 2-s clips a file of 30 fps covers its clip, one of 24 fps gives its first 51 frames, and
+    one of 60 fps repeats the last frame for half of them.
 
     Args:
-        clip_frames: frames of the clip at 30 a second.
+        clip_frames: frames of the clip at 30 fps.
         frame_rate: of the file, rounded down.
-        count: frames wanted.
+        count: number of frames.
     """
     end = np.float32(HERO_SPAN * frame_rate / HERO_RATE - 1)
-    # From both ends to the middle in float32, as PyTorch's linspace does: it decides roundings.
+    # From both ends to the middle in float32, as in PyTorch's linspace, for identical rounding.
     step = end / np.float32(max(count - 1, 1))
     steps = np.arange(count, dtype=np.float32)
     places = np.where(steps < count / 2, step * steps, end - step * (count - 1 - steps))
@@ -135,10 +135,10 @@ def hero_indices(clip_frames: int, frame_rate: int, count: int) -> tuple[int, ..
 
 
 def whole_clips(duration_s: float, clip_len_s: float) -> int:
-    """Clips that fit into a duration; the last one may lack a thousandth of its length."""
+    """Number of clips in a duration; the last one may lack a thousandth of its length."""
     return int(duration_s / clip_len_s + 1e-3)
 
 
 def count_clips(duration_s: float, clip_len_s: float) -> int:
-    """Clips of a video: the whole ones, but at least one. A tail below one clip is dropped."""
+    """Number of clips of a video: whole clips, at least one; a shorter tail is dropped."""
     return max(1, whole_clips(duration_s, clip_len_s))

@@ -1,1 +1,1 @@
-"""Published encoder weights, converted to ours."""
+"""Conversion of published encoder weights to weight sets."""

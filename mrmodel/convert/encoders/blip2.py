@@ -17,10 +17,10 @@ from mrmodel.encoders.blip2 import (
     QFormerSizes,
 )
 
-# Projections, the matching head, and positions that follow from the sizes.
+# Projections, the matching head, and position ids implied by the sizes.
 _LEFT_OUT = re.compile(r"((vision|text)_projection\..*|itm_head\..*|.*position_ids)$")
 _VISION, _QFORMER = "vision_model.encoder.layers.", "qformer.encoder.layer."
-# Not to be seen in shapes.
+# Not deducible from shapes.
 _VISION_HEADS, _QFORMER_HEAD = 16, 64
 
 
@@ -30,10 +30,10 @@ def networks(config: Blip2SetConfig) -> tuple[nn.Module, ...]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> tuple[Blip2SetConfig, dict[str, Tensor]]:
-    """Names as `Blip2Vision` and `Blip2Text` have them, and the sizes.
+    """Rename tensors for `Blip2Vision` and `Blip2Text`, and infer the sizes.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing.
+        CheckpointError: a tensor that determines a size is missing.
     """
     kept = {name: tensor for name, tensor in tensors.items() if not _LEFT_OUT.match(name)}
     if "query_tokens" in kept:
@@ -81,7 +81,7 @@ RECIPE = Recipe(
     Blip2SetConfig,
     networks,
     convert,
-    # The weights have a place for a mark of the decoder, which BERT's vocabulary lacks.
+    # The weights have a row for a decoder token, which BERT's vocabulary lacks.
     TextReading(
         bert_tokenizer, lambda config: (config.qformer.vocabulary - 1, config.qformer.vocabulary)
     ),

@@ -12,9 +12,9 @@ from mrmodel.convert.encoders.vocabulary import clip_tokenizer
 from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
 from mrmodel.encoders.user_weights import TransformerSizes
 
-# Each head of every published CLIP is this wide.
+# Head width of every published CLIP.
 _HEAD = 64
-# Scalars, masks and positions that follow from the sizes.
+# Scalars, masks, and position ids implied by the sizes.
 _LEFT_OUT = re.compile(
     r"(logit_scale|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|.*\.position_ids)$"
 )
@@ -45,10 +45,10 @@ def networks(config: ClipConfig) -> tuple[nn.Module, ...]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> tuple[ClipConfig, dict[str, Tensor]]:
-    """Names as `ClipVision` and `ClipText` have them, and the sizes.
+    """Rename tensors for `ClipVision` and `ClipText`, and infer the sizes.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing.
+        CheckpointError: a tensor that determines a size is missing.
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -35,7 +35,7 @@ from mrmodel.encoders.user_weights import (
 from mrmodel.errors import CheckpointError, WeightsError
 from mrmodel.files import atomic_path, sha256_of, write_json
 
-# Set -> how its published files are read.
+# Weight set -> its conversion recipe.
 RECIPES = Registry(
     "weight set",
     {
@@ -45,9 +45,9 @@ RECIPES = Registry(
         "blip2": "mrmodel.convert.encoders.blip2:RECIPE",
     },
 )
-# Weights in several files: an index beside them says which tensor is where.
+# Index file of sharded weights.
 _INDEX = ".safetensors.index.json"
-# What trainers wrap around a state dict.
+# Keys under which trainers store the state dict.
 _WRAPPERS = ("module", "model", "model_state", "state_dict")
 
 
@@ -58,10 +58,10 @@ class Conversion:
     Attributes:
         name: of the set.
         weights: published file.
-        vocabulary: published vocabulary; None for a set without sentences.
-        options: values of config.json that no tensor says.
-        replace: write over a set that is there.
-        root: another weights folder than the user's.
+        vocabulary: published vocabulary; None for a set without a text encoder.
+        options: values of config.json that cannot be inferred from tensors.
+        replace: overwrite an existing set.
+        root: replaces the user's weights folder.
     """
 
     name: str
@@ -73,14 +73,14 @@ class Conversion:
 
 
 def convert(request: Conversion) -> SetLock:
-    """Write a weight set from published files, without running code of theirs.
+    """Write a weight set from published files, without executing code in them.
 
-    The lock is written last: a conversion that was killed leaves no set that loads.
+    The lock is written last, so a killed conversion leaves no loadable set.
 
     Raises:
         UnknownNameError: no such set.
         CheckpointError: a file cannot be read or is another network.
-        WeightsError: the set is there already, or tensors do not fit.
+        WeightsError: the set exists already, or tensors do not match.
     """
     recipe: Recipe = RECIPES.get(request.name)
     weights = WeightSet(request.name, request.root)
@@ -104,11 +104,11 @@ def convert(request: Conversion) -> SetLock:
 
 
 def lock_again(name: str, root: Path | None = None) -> SetLock:
-    """Lock a set as it is now, after its config.json was changed or its files came from elsewhere.
+    """Lock a set again, after its config.json was edited or its files were copied.
 
     Raises:
         UnknownNameError: no such set.
-        WeightsError: a file is missing, breaks a rule, or does not fit the others.
+        WeightsError: a file is missing, invalid, or does not match the others.
     """
     recipe: Recipe = RECIPES.get(name)
     weights = WeightSet(name, root)
@@ -123,12 +123,12 @@ def lock_again(name: str, root: Path | None = None) -> SetLock:
 
 
 def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
-    """Tensors of a published file by name: safetensors, a state dict, a TorchScript archive.
+    """Tensors of a published file by name: safetensors, state dict or TorchScript archive.
 
-    A `recipe` may know a further format.
+    A `recipe` may support another format.
 
     Raises:
-        CheckpointError: it is none of them, or names code.
+        CheckpointError: the format is unknown, or the file refers to code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
@@ -151,10 +151,10 @@ def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that hold the tensors: those that an index names, else the file itself.
+    """The files that hold the tensors: those of an index, else the file itself.
 
     Raises:
-        CheckpointError: the index cannot be read, or names a file that is not beside it.
+        CheckpointError: the index cannot be read, or names a file outside of its folder.
     """
     if not path.name.endswith(_INDEX):
         return [path]
@@ -170,10 +170,10 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``gelu=exact`` as a name and a value; values are read as YAML.
+    """Parse options such as ``gelu=exact``; values are YAML.
 
     Raises:
-        WeightsError: a text has no ``=``, or a value is no YAML.
+        WeightsError: a text has no ``=``, or a value is not valid YAML.
     """
     options = {}
     for text in texts:
@@ -188,10 +188,10 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def with_options(config: SetConfig, options: Mapping[str, Any]) -> SetConfig:
-    """The configuration with other choices.
+    """The configuration with changed options.
 
     Raises:
-        WeightsError: no such choice, or a value that it cannot have.
+        WeightsError: an option is unknown or its value invalid.
     """
     try:
         return type(config).model_validate(config.model_dump() | dict(options))
@@ -206,10 +206,11 @@ def with_options(config: SetConfig, options: Mapping[str, Any]) -> SetConfig:
 def require_set(
     source: Path, recipe: Recipe, config: SetConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Check that the tensors are those of all networks of a set, no more and no less.
+    """Check that the tensors are exactly those of all networks of a set.
 
     Raises:
-        WeightsError: lists what is missing, left over, or of another shape; or a number is none.
+        WeightsError: names are missing, unexpected, or of another shape (listed); or a value is
+            NaN or infinite.
     """
     with torch.device("meta"):
         networks = recipe.networks(config)

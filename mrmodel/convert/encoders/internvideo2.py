@@ -1,4 +1,4 @@
-"""InternVideo2's published stage-2 checkpoint as the set ``internvideo2_1b``: names stay."""
+"""InternVideo2's published stage-2 checkpoint as the set ``internvideo2_1b``; names are kept."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, Pro
 from mrmodel.encoders.networks.bert import BertSizes
 from mrmodel.encoders.networks.internvideo2 import VisionSizes
 
-# Heads of distillation, matching and masked words, and what follows from sizes.
+# Heads of distillation, matching and masked language modelling, and tensors implied by sizes.
 _LEFT_OUT = re.compile(
     r"(vision_encoder\.(clip_decoder|final_clip_decoder)\..*"
     r"|vision_encoder\.clip_(img_)?pos_embed"
     r"|itm_head\..*|temp|text_encoder\.cls\..*|.*\.position_ids)$"
 )
 _LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
-# Not to be seen in shapes: 16 heads in every tower of 1B.
+# Not deducible from shapes: all 1B networks have 16 heads.
 _HEADS = 16
 
 
@@ -30,12 +30,12 @@ def networks(config: InternVideo2Config) -> tuple[nn.Module, ...]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> tuple[InternVideo2Config, dict[str, Tensor]]:
-    """What the two towers need, and the sizes.
+    """Select the tensors of the two networks, and infer the sizes.
 
-    Text layers from the first that attends to the video on are left out.
+    Text layers from the first with cross-attention to the video on are dropped.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing.
+        CheckpointError: a tensor that determines a size is missing.
     """
     mixing = [
         int(found[1])

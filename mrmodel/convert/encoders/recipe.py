@@ -1,4 +1,4 @@
-"""How the published files of one weight set are read, and the sizes of its network."""
+"""Recipes: how to read the published files of a weight set and infer its sizes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mrmodel.errors import CheckpointError, WeightsError
 
 @dataclass(frozen=True, slots=True)
 class TextReading:
-    """What a set that reads text needs beside tensors.
+    """Conversion of the tokenizer of a set with a text encoder.
 
     Attributes:
-        tokenizer: makes one of a published vocabulary file.
-        sizes: configuration -> how many words a vocabulary of these weights may have.
+        tokenizer: builds a tokenizer from a published vocabulary file.
+        sizes: configuration -> possible vocabulary sizes of these weights.
     """
 
     tokenizer: Callable[[Path], Tokenizer]
     sizes: Callable[[Any], tuple[int, ...]]
 
     def require_size(self, source: Path, tokenizer: Tokenizer, config: SetConfig) -> None:
-        """Check that a vocabulary is that of the weights, as far as its size tells.
+        """Check that a vocabulary has the size of the weights.
 
         Raises:
-            WeightsError: it has another number of words.
+            WeightsError: it has another size.
         """
         found, expected = tokenizer.get_vocab_size(with_added_tokens=False), self.sizes(config)
         if found not in expected:
@@ -40,14 +40,14 @@ class TextReading:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One weight set.
+    """Conversion recipe of one weight set.
 
     Attributes:
-        config: what its config.json is.
+        config: class of its config.json.
         networks: configuration -> all networks of the set.
-        convert: published tensors -> configuration, and tensors in the names of the networks.
-        text: for a set that reads text.
-        read: tensors of a file format that is the set's own; None from it for any other file.
+        convert: published tensors -> configuration, and tensors under the networks' names.
+        text: for a set with a text encoder.
+        read: reads tensors of a format specific to the set; returns None for any other file.
     """
 
     config: type[SetConfig]
@@ -61,7 +61,7 @@ def size_of(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
     """Length of a tensor along an axis.
 
     Raises:
-        CheckpointError: there is no such tensor, or it has no such axis.
+        CheckpointError: the tensor or the axis does not exist.
     """
     if name not in tensors:
         raise CheckpointError(f"{name} is missing, and a size of the network follows from it")
@@ -72,7 +72,7 @@ def size_of(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
 
 
 def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbers follow `prefix` in the names."""
+    """Number of distinct layer indices after `prefix` in the names."""
     return len(
         {name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)}
     )

@@ -1,7 +1,7 @@
-"""SlowFast's published weights, of PySlowFast or of Caffe2, as the set ``slowfast``.
+"""SlowFast's published weights, from PySlowFast or Caffe2, as the set ``slowfast``.
 
-``SLOWFAST_8x8_R50.pkl`` is a pickle of ``{"blobs": {name: array}}`` that Caffe2 wrote. A pickle can
-name any function to call; here arrays are made, and a file that names anything else is refused.
+``SLOWFAST_8x8_R50.pkl`` is a Caffe2 pickle of ``{"blobs": {name: array}}``. A pickle can call any
+function; here only arrays are built, and a file that refers to anything else is rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mrmodel.convert.encoders.recipe import Recipe, count_layers, size_of
 from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.errors import CheckpointError
 
-# The classifier, counters of training, and what the optimizer kept.
+# The classifier, training counters, and optimizer state.
 _LEFT_OUT = re.compile(r"(head\..*|.*num_batches_tracked|pred_.*|.*momentum|lr|model_iter)$")
 _ENDINGS = {
     "_bn_s": "_bn.weight",
@@ -31,7 +31,7 @@ _ENDINGS = {
     "_w": ".weight",
     "_b": ".bias",
 }
-# Caffe2's names without their ending -> PySlowFast's; t_ is the fast path.
+# Caffe2's names without suffix -> PySlowFast's; t_ is the fast pathway.
 _LAYERS = (
     (r"^(res_)?conv1(?=\.|_bn)", "s1.pathway0_stem.conv"),
     (r"^t_(res_)?conv1(?=\.|_bn)", "s1.pathway1_stem.conv"),
@@ -41,7 +41,7 @@ _LAYERS = (
     (r"^t_res(\d)_(\d+)_branch1", r"s\1.pathway1_res\2.branch1"),
     (r"^res(\d)_(\d+)_branch2([abc])", r"s\1.pathway0_res\2.branch2.\3"),
     (r"^t_res(\d)_(\d+)_branch2([abc])", r"s\1.pathway1_res\2.branch2.\3"),
-    # These two norms stand beside their convolution under a name of their own.
+    # These two norms are siblings of their convolution in Caffe2's names.
     (r"\.(conv|conv_f2s)_bn\.", ".bn."),
 )
 
@@ -52,10 +52,10 @@ def networks(config: SlowFastConfig) -> tuple[nn.Module, ...]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> tuple[SlowFastConfig, dict[str, Tensor]]:
-    """Names as `SlowFast` has them, and the sizes.
+    """Rename tensors for `SlowFast`, and infer the sizes.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing.
+        CheckpointError: a tensor that determines a size is missing.
     """
     kept = {name: tensor for name, tensor in tensors.items() if not _LEFT_OUT.match(name)}
     if "conv1_w" in kept:
@@ -75,10 +75,10 @@ def from_caffe2(name: str) -> str:
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
-    """Arrays of a Caffe2 pickle by name; None for a file of another kind.
+    """Arrays of a Caffe2 pickle by name; None for another format.
 
     Raises:
-        CheckpointError: it names code, cannot be read, or holds something else.
+        CheckpointError: it refers to code, cannot be read, or holds something else.
     """
     if path.suffix != ".pkl":
         return None
@@ -89,16 +89,16 @@ def read(path: Path) -> dict[str, Tensor] | None:
         return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle can end anywhere, with any exception
+    except Exception as error:  # a damaged pickle can raise any exception
         kind = type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as blobs of Caffe2 ({kind})") from None
 
 
 class _ArrayReader(pickle.Unpickler):
-    """Makes arrays of NumPy and plain containers."""
+    """Builds only NumPy arrays and plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few things that a pickled array names, under its old and its new module."""
+        """Resolve the names in a pickled array, under NumPy's old and new modules."""
         place = module.replace("numpy._core", "numpy.core")
         if place == "numpy.core.multiarray" and name in ("_reconstruct", "scalar"):
             return np.zeros(1).__reduce__()[0] if name == "_reconstruct" else _scalar

@@ -1,7 +1,7 @@
-"""The tensors of a TorchScript archive, without compiling the program that lies beside them.
+"""Reads the tensors of a TorchScript archive, without compiling its code.
 
-OpenAI published CLIP as such an archive. It is a zip file: one pickle that describes a tree of
-modules, one file a tensor, and code. Here the tree is read, the code is not.
+OpenAI published CLIP as such an archive. It is a zip file: one pickle with a tree of modules, one
+file per tensor, and code. Only the tree and the tensors are read.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _DTYPES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-# Typed lists; their first argument is the list.
+# Builders of typed lists; their first argument is the list.
 _LISTS = {"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"}
 
 
 def is_torchscript(path: Path) -> bool:
-    """True for a zip file that holds a pickled module and code."""
+    """Whether a file is a zip file with a pickled module and code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -44,7 +44,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """All tensors by their dotted names.
 
     Raises:
-        CheckpointError: the archive is damaged, or its tree names something else than modules and
+        CheckpointError: the archive is damaged, or its tree refers to anything but modules and
             tensors.
     """
     try:
@@ -54,7 +54,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
                 module = _TreeReader(file, archive, root.removesuffix(".pkl")).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle can end anywhere, with any exception
+    except Exception as error:  # a damaged pickle can raise any exception
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__})") from None
     tensors: dict[str, Tensor] = {}
     _collect(module, "", tensors)
@@ -62,18 +62,18 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """A module of the archive: its attributes, and nothing of its class."""
+    """A module of the archive: its attributes, without its class."""
 
 
 class _TreeReader(pickle.Unpickler):
-    """Makes modules without behaviour, tensors, and plain containers; refuses the rest."""
+    """Builds modules without behaviour, tensors, and plain containers; rejects the rest."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, data: str) -> None:
         super().__init__(file)
         self._archive, self._data = archive, data
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few things that an archive may name."""
+        """Resolve the few names that an archive may contain."""
         if module.partition(".")[0] == "__torch__":
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -87,7 +87,7 @@ class _TreeReader(pickle.Unpickler):
         raise CheckpointError(f"names {module}.{name}; reading on could run code")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The flat tensor that ``("storage", dtype, file, place, count)`` means."""
+        """The flat tensor of ``("storage", dtype, file, location, count)``."""
         _, dtype, name, _, count = pid
         content = bytearray(self._archive.read(f"{self._data}/{name}"))
         return torch.frombuffer(content, dtype=dtype, count=count)

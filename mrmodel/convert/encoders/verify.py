@@ -1,4 +1,4 @@
-"""Are the encoder weights what the locks say?"""
+"""Checks encoder weights against their locks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mrmodel.errors import UnknownNameError, WeightsError
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One file of a package, or one set: whether it is sound, in a line."""
+    """Result for one packaged file or one set, as a line."""
 
     line: str
     sound: bool
 
 
 def verify_weights(names: Sequence[str] = (), root: Path | None = None) -> list[Finding]:
-    """Check the files inside packages, then weight sets; goes on past what is wrong.
+    """Check the files inside packages, then weight sets; continues after failures.
 
     Args:
-        names: sets; empty: all that the weights folder holds.
-        root: another weights folder than the user's.
+        names: sets; empty: all in the weights folder.
+        root: replaces the user's weights folder.
 
     Raises:
         UnknownNameError: no such set.

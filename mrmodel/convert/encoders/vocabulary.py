@@ -1,6 +1,6 @@
-"""Published vocabulary files as tokenizers.
+"""Tokenizers from published vocabulary files.
 
-A ``tokenizer.json`` is taken as it is.
+A ``tokenizer.json`` is used unchanged.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 
 from mrmodel.errors import CheckpointError
 
-# 49408 entries: 256 bytes, the same at the end of a word, the merges, and the two marks.
+# 49408 entries: 256 bytes, the same at the end of a word, the merges, and two special tokens.
 _MAX_MERGES = 49408 - 2 * 256 - 2
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_tokenizer(path: Path) -> Tokenizer:
-    """CLIP's byte-pair encoding: lower case, start and end mark around each text.
+    """CLIP's byte-pair encoding: lower case, start and end token around each text.
 
     Args:
         path: ``bpe_simple_vocab_16e6.txt.gz`` of OpenAI, or a ``tokenizer.json``.
 
     Raises:
-        CheckpointError: neither of the two.
+        CheckpointError: the file is neither of them.
     """
     if path.suffix == ".json":
         return _from_json(path)
@@ -50,13 +50,13 @@ def clip_tokenizer(path: Path) -> Tokenizer:
 
 
 def bert_tokenizer(path: Path) -> Tokenizer:
-    """BERT's word pieces: lower case without accents, [CLS] and [SEP] around each text.
+    """BERT's WordPiece: lower case without accents, [CLS] and [SEP] around each text.
 
     Args:
         path: ``vocab.txt`` of an uncased BERT, or a ``tokenizer.json``.
 
     Raises:
-        CheckpointError: neither of the two, or it lacks a mark.
+        CheckpointError: the file is neither of them, or lacks a special token.
     """
     if path.suffix == ".json":
         return _from_json(path)
@@ -105,10 +105,10 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """A visible letter for each byte, in the order of the vocabulary.
+    """A printable character for each byte, in the order of the vocabulary.
 
-    Bytes that are visible in Latin-1 stand for themselves and come first; the others take the
-    letters from 256 on.
+    Bytes that are printable in Latin-1 stand for themselves and come first; the others are mapped
+    to the characters from 256 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sum(1 for byte in range(256) if byte not in visible)

@@ -1,1 +1,1 @@
-"""The public data sets: one file each, which reads what was published; `convert` writes splits."""
+"""Public data sets: one module each reads the published files; `convert` writes the splits."""

@@ -1,4 +1,4 @@
-"""What a public data set is to `mrmodel data convert`: its files, its rules and its reader."""
+"""Interface of a public data set for `mrmodel data convert`: its files, rules and reader."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LabelGrid = Literal["seconds", "published"]
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """A split as it was published.
+    """A published split.
 
     Attributes:
-        split: what its authors call it.
-        names: file names that it goes by, the one to prefer first.
-        sizes: rows of the known releases; another number is reported.
+        split: its published name.
+        names: possible file names, in order of preference.
+        sizes: number of records of the known releases; other numbers are reported.
     """
 
     split: Split
@@ -33,12 +33,12 @@ class PublishedFile:
 
 @dataclass(slots=True)
 class Table:
-    """Rows of one file in the schema of `mrmodel.types.Annotation`, and what is not among them.
+    """Records of one file in the schema of `mrmodel.types.Annotation`, with errors and warnings.
 
     Attributes:
-        rows: usable rows; those of sets with domains have a ``domain`` too.
+        rows: usable records; those of sets with domains also have a ``domain``.
         rejected: why the others are left out, each with its line.
-        warnings: what is odd but usable.
+        warnings: unusual but usable records.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -48,13 +48,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """Choices in reading.
+    """Options for reading.
 
     Attributes:
-        first_qid: number of the first row of a format without ids.
-        label_grid: where labels are given for clips of other lengths than ours: ``seconds`` brings
-            them to ours by time, ``published`` has label i for row i of the features, as the
-            published systems have it.
+        first_qid: qid of the first record of a format without ids.
+        label_grid: for labels of clips whose length is not ours: ``seconds`` resamples them to ours
+            by time, ``published`` uses label i for feature row i, as the published systems do.
     """
 
     first_qid: int = 0
@@ -66,13 +65,13 @@ class PublishedDataset(ABC):
 
     Attributes:
         name: as in `DATASETS`, and the name of its evaluation protocol.
-        title: for people.
+        title: display name.
         clip_len_s, max_clips, max_tokens: of the published recipes; None: no limit.
-        files: one published file a split.
-        domains: what `domain` of a row may be; empty where the set has none.
-        saliency: the rule of the clip scores, for people.
-        held_out: share of the training videos (of each domain) that choose weights, where the
-            published split that is not trained on is the one that figures are reported on.
+        files: one published file per split.
+        domains: allowed values of `domain`; empty where the set has none.
+        saliency: the rule of the clip scores, in words.
+        held_out: fraction of the training videos (of each domain) held out for model selection,
+            where the only other published split is the one that metrics are reported on.
     """
 
     name: ClassVar[str]
@@ -87,15 +86,15 @@ class PublishedDataset(ABC):
 
     @abstractmethod
     def read(self, path: Path, options: ReadOptions) -> Table:
-        """Read one published file; goes on behind bad rows.
+        """Read one published file; continues after bad records.
 
         Raises:
-            DataError: the file cannot be read at all, or is in none of the known formats.
+            DataError: the file cannot be read, or has an unknown format.
         """
 
 
 def read_moments(path: Path, clip_len_s: float) -> Table:
-    """Rows of a file that is in our schema already: JSON lines as QVHighlights has them."""
+    """Records of a file that already has our schema: JSON lines of QVHighlights."""
     scan = scan_annotations(path, clip_len_s)
     rows = []
     for row in scan.rows:
@@ -106,7 +105,7 @@ def read_moments(path: Path, clip_len_s: float) -> Table:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
-    """Line number and object of each line; a line that is none gives the error instead.
+    """Line number and object of each line; for a line that is not an object, the error instead.
 
     Raises:
         DataError: the file cannot be read.
@@ -127,7 +126,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is not blank.
 
     Raises:
-        DataError: the file cannot be read, or is no UTF-8 text.
+        DataError: the file cannot be read, or is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:

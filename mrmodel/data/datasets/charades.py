@@ -1,4 +1,4 @@
-"""Charades-STA (Gao et al., 2017): one moment a sentence, in half-minute videos of households."""
+"""Charades-STA (Gao et al., 2017): one moment per sentence, in half-minute household videos."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mrmodel.data.datasets.base import (
 )
 from mrmodel.errors import DataError
 
-# Lengths of the videos, which the text files lack, stand in the tables of Charades itself.
+# Tables of Charades itself with the lengths of the videos, which the text files lack.
 LENGTH_TABLES = ("Charades_v1_train.csv", "Charades_v1_test.csv")
 _LINE = re.compile(r"(?P<vid>\S+)\s+(?P<start>[\d.]+)\s+(?P<end>[\d.]+)\s*##(?P<query>.*)")
 
 
 class CharadesSta(PublishedDataset):
-    """JSON lines, or the text files as first published (``VID START END##sentence``)."""
+    """JSON lines, or the original text files (``VID START END##sentence``)."""
 
     name = "charades"
     title = "Charades-STA"
@@ -55,14 +55,14 @@ class CharadesSta(PublishedDataset):
     )
 
     def read(self, path: Path, options: ReadOptions) -> Table:
-        """Read either format, told apart by the ending of the name."""
+        """Read either format, recognised by the file suffix."""
         if path.suffix == ".txt":
             return _read_text(path, options.first_qid)
         return read_moments(path, self.clip_len_s)
 
 
 def _read_text(path: Path, first_qid: int) -> Table:
-    """Rows of a text file, numbered from `first_qid` on; moments are cut to their video."""
+    """Records of a text file, with qids from `first_qid` on; moments are clipped to the video."""
     lengths, table = _lengths(path.parent), Table()
     for line, text in text_lines(path):
         try:
@@ -75,7 +75,7 @@ def _read_text(path: Path, first_qid: int) -> Table:
 
 
 def _row(text: str, lengths: dict[str, float]) -> dict[str, Any]:
-    """A line without its number; raises ValueError with the rule that it breaks."""
+    """Parse a line to a record without qid; raises ValueError with the rule that it breaks."""
     found = _LINE.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text.strip()[:60]!r}: expected VID START END##sentence")
@@ -93,7 +93,7 @@ def _row(text: str, lengths: dict[str, float]) -> dict[str, Any]:
 
 
 def _lengths(folder: Path) -> dict[str, float]:
-    """Seconds of each video by id, from the tables beside the text files."""
+    """Seconds of each video by id, from the tables next to the text files."""
     lengths: dict[str, float] = {}
     tables = [folder / name for name in LENGTH_TABLES if (folder / name).exists()]
     if not tables:

@@ -1,4 +1,4 @@
-"""`mrmodel data convert`: published annotation files as the three files that the pipeline reads."""
+"""`mrmodel data convert`: converts published annotation files to the pipeline's three splits."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ConvertRequest:
     Attributes:
         dataset: entry of `components.DATASETS`.
         source: folder with the published files, under their published names.
-        output: folder that takes train.jsonl, val.jsonl, test.jsonl and dataset.json.
-        domain: only rows of this domain; None: all.
+        output: folder that receives train.jsonl, val.jsonl, test.jsonl and dataset.json.
+        domain: only records of this domain; None: all.
         label_grid: see `ReadOptions`.
-        held_out: see `splits.divide`; None: the data set's own share.
+        held_out: see `splits.divide`; None: the data set's default.
     """
 
     dataset: str
@@ -47,7 +47,7 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was written: rows a split, what was left out, and what is odd."""
+    """Result of a conversion: records per split, rejected records, and warnings."""
 
     divided: Divided
     rejected: list[DataError]
@@ -59,7 +59,7 @@ def convert(request: ConvertRequest) -> ConvertReport:
 
     Raises:
         UnknownNameError: no such data set.
-        DataError: a file is missing or holds no usable row, the domain is unknown, or `output`
+        DataError: a file is missing or holds no usable record, the domain is unknown, or `output`
             holds annotations that this command did not write.
     """
     dataset: PublishedDataset = DATASETS.get(request.dataset)()
@@ -82,10 +82,10 @@ def convert(request: ConvertRequest) -> ConvertReport:
 
 
 def find_files(dataset: PublishedDataset, source: Path) -> dict[Split, Path]:
-    """The published files that are in `source`: ``train`` and at least one other split.
+    """The published files in `source`: ``train`` and at least one other split.
 
     Raises:
-        DataError: one that is needed is not there; says the names that it may have.
+        DataError: a required one is missing; lists its possible names.
     """
     found = {}
     for file in dataset.files:
@@ -101,7 +101,7 @@ def find_files(dataset: PublishedDataset, source: Path) -> dict[Split, Path]:
 
 
 def format_report(report: ConvertReport) -> str:
-    """The report as text for a person."""
+    """The report as text."""
     lines = [f"left out: {error}" for error in report.rejected]
     lines += [f"note: {note}" for note in report.notes]
     for split, rows in report.divided.rows.items():
@@ -127,7 +127,7 @@ def _check_domain(dataset: PublishedDataset, domain: str | None) -> None:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """Annotations of one's own are not replaced."""
+    """Raise rather than replace annotations that this command did not write."""
     there = [f"{split}.jsonl" for split in SPLITS if (output / f"{split}.jsonl").exists()]
     if there and not (output / RECORD).exists():
         rule = f"holds {', '.join(there)}, which this command did not write; move them away"
@@ -149,7 +149,7 @@ def _of_domain(rows: Rows, domain: str | None) -> Rows:
 
 
 def _drop_repeated(published: dict[Split, Rows], files: Mapping[Split, Path]) -> list[DataError]:
-    """Take out rows whose qid an earlier split has; within a split the reader saw to it."""
+    """Remove records whose qid is in an earlier split; the reader checks within a split."""
     seen: dict[object, Split] = {}
     errors = []
     for split, rows in published.items():
@@ -190,7 +190,7 @@ def _write(
     files: Mapping[Split, Path],
     rejected: list[DataError],
 ) -> None:
-    """The record goes first: an interrupted conversion may be repeated over its own files."""
+    """Write dataset.json first, so that an interrupted conversion may overwrite its own files."""
     record: dict[str, Any] = {
         "dataset": dataset.name,
         "domain": request.domain,

@@ -1,4 +1,4 @@
-"""JSON lines of sets that label every clip and have domains: TVSum and YouTube Highlights."""
+"""JSON lines of sets with labels for every clip and domains: TVSum and YouTube Highlights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Ratings = Callable[[Mapping[str, Any]], tuple[float, list[list[float]]]]
 
 
 class Refused(Exception):
-    """A rule that a row breaks; becomes a DataError with its place."""
+    """A rule that a record breaks; converted to a DataError with file and line."""
 
 
 def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Table:
-    """Rows whose every clip is rated.
+    """Read records in which every clip is rated.
 
     Args:
         path: JSON lines with `qid`, `query`, `vid`, `domain`.
-        domains: what a domain may be.
-        ratings: seconds of the video, and one list of ratings a clip, of a row.
+        domains: allowed domains.
+        ratings: record -> seconds of the video, and one list of ratings per clip.
 
     Raises:
         DataError: the file cannot be read.
@@ -46,7 +46,7 @@ def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Tab
 
 
 def labels_of(record: Mapping[str, Any]) -> list[list[float]]:
-    """The labels of a row: one list a clip."""
+    """The labels of a record: one list per clip."""
     labels = record.get("label")
     if not isinstance(labels, list) or not labels:
         raise Refused("'label' must be a list with one list of labels a clip")

@@ -1,8 +1,8 @@
-"""Which rows train, which choose weights, and which figures are reported on: never the same twice.
+"""Disjoint splits for training, model selection and reported metrics.
 
 Charades-STA, TVSum and YouTube Highlights were published with two splits, and the published systems
-choose their weights on the split that they report (baselines.md, section 8.3). Here a share of the
-training videos chooses instead.
+select checkpoints on the split that they report. Here a fraction of the training videos is held
+out for selection instead.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """The three splits that the pipeline reads, and in words where each is from."""
+    """The pipeline's three splits, and a description of the source of each."""
 
     rows: dict[Split, Rows]
     origin: dict[Split, str]
 
 
 def divide(name: str, published: Mapping[Split, Rows], held_out: float) -> Divided:
-    """The published test split, or else the published val split, becomes ``test``.
+    """Use the published test split, or else the published val split, as ``test``.
 
-    In the second case ``val`` is a share of the training videos, chosen by a hash of their names.
+    In the second case ``val`` is a fraction of the training videos, chosen by a hash of the name.
 
     Args:
         name: of the data set, part of the hash.
-        published: rows of each published split that is there; ``train`` must be.
-        held_out: share of the training videos, of each domain, in ``val`` (at least one video).
+        published: records of each published split; ``train`` is required.
+        held_out: fraction of the training videos, of each domain, in ``val`` (at least one video).
 
     Raises:
         DataError: a domain has a single training video, so none can be held out.
@@ -81,6 +81,6 @@ def _first_by_hash(name: str, videos: Sequence[str], share: float) -> list[str]:
 
 
 def _base(row: Mapping[str, Any]) -> str:
-    """The whole video that a row's video is a part of: parts of one video stay together."""
+    """The whole video of a record's segment; segments of one video stay in one split."""
     segment = split_segment(row["vid"])
     return segment.base if segment else row["vid"]

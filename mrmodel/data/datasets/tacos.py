@@ -1,4 +1,4 @@
-"""TACoS (Regneri et al., 2013): one moment a sentence, in long videos of cooking."""
+"""TACoS (Regneri et al., 2013): one moment per sentence, in long cooking videos."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tacos(PublishedDataset):
     )
 
     def read(self, path: Path, options: ReadOptions) -> Table:
-        """Read either format, told apart by the ending of the name."""
+        """Read either format, recognised by the file suffix."""
         return _read_frames(path) if path.suffix == ".json" else read_moments(path, self.clip_len_s)
 
 

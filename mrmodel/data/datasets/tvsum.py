@@ -16,7 +16,7 @@ LOWEST, HIGHEST = 1, 5
 class TVSum(PublishedDataset):
     """Labels 1..5 become ratings 0..4, whose sum (of 0..80) is then scaled to 0..12.
 
-    A label stands for two seconds. The published files give the number of labels as `duration`,
+    A label covers two seconds. The published files give the number of labels as `duration`,
     which is half of the seconds; here `duration` is in seconds.
     """
 

@@ -1,4 +1,4 @@
-"""YouTube Highlights (Sun et al., 2014): highlight or not, for clips of videos of 6 domains."""
+"""YouTube Highlights (Sun et al., 2014): binary highlight labels of clips, 6 domains."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from mrmodel.data.datasets.labelled import Refused, labels_of, read_labelled
 
 
 class YouTubeHighlights(PublishedDataset):
-    """Published labels are of clips of about 100 frames, one beginning every 50 frames.
+    """Published labels are for clips of about 100 frames, one starting every 50 frames.
 
-    The published systems nevertheless read label i beside row i of features of one second. With
-    the grid ``seconds`` a second has the label 1 where more than half of it lies in clips of label
-    1; with ``published`` labels stay as they are, and rows of features behind the last label count
-    as 0.
+    The published systems nevertheless pair label i with feature row i, which covers one second.
+    With the grid ``seconds`` a second has label 1 if more than half of it lies in clips of label
+    1; with ``published`` labels are unchanged, and feature rows after the last label count as 0.
     """
 
     name = "youtube_hl"

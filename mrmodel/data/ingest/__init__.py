@@ -1,1 +1,1 @@
-"""Brings people's own videos and annotations into the corpus."""
+"""Ingests users' own videos and annotations into the corpus."""

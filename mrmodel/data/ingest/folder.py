@@ -1,6 +1,6 @@
-"""A person's own videos (or imported features) and annotations, in the layout of the sample corpus.
+"""Imports a user's videos (or imported features) and annotations as a corpus.
 
-Bad records and bad videos are left out and listed in corpus.json.
+Bad records and videos are left out and listed in corpus.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FeatureLibrary:
     """All stores of a folder.
 
     Args:
-        folder: holds one store a stream; without any, every row is fine.
+        folder: holds one store per stream; without any, every record is valid.
 
     Raises:
         FeatureError: a store is damaged.
@@ -40,11 +40,11 @@ class FeatureLibrary:
 
     @property
     def has_videos(self) -> bool:
-        """Whether there are features of videos, so that the videos themselves are not needed."""
+        """Whether there are video features, so that the videos themselves are not needed."""
         return any(store.info.modality == "video" for store in self._stores)
 
     def problem(self, row: Annotation) -> str | None:
-        """Why a row cannot be used: its video or its query has no features in a store."""
+        """Why a record cannot be used: its video or query lacks features in a store."""
         for store in self._stores:
             if store.info.modality == "video":
                 if row.vid not in store:
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Table:
-    """What is kept of one file: its rows as they were, and the stems of their videos."""
+    """The kept records of one file, unchanged, and the stems of their videos."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     videos: set[str] = field(default_factory=set)
@@ -78,23 +78,23 @@ def import_folder(
     reporter: Reporter,
     imports: Path | None = None,
 ) -> CorpusSummary:
-    """Bring ``folder`` into `out`: the same files as `render.render_corpus` writes.
+    """Import ``folder`` into `out`, with the same files as `render.render_corpus` writes.
 
-    The folder holds ``videos/``, ``train.jsonl``, ``val.jsonl`` and, if wanted, ``test.jsonl`` and
-    ``captions.jsonl`` (the table of InternVid, its ids being file names). Of these two, the one
-    that is missing is written empty. Without a test split, figures are reported on val. Where all
-    features are imported, ``videos/`` may be missing; captions are left out then.
+    The folder holds ``videos/``, ``train.jsonl``, ``val.jsonl`` and, optionally, ``test.jsonl`` and
+    ``captions.jsonl`` (InternVid format, with file names as ids). A missing optional file is
+    written empty. Without a test split, metrics are reported on val. If all features are imported,
+    ``videos/`` may be missing; captions are left out then.
 
     Args:
-        folder: the person's folder; it is only read.
+        folder: the user's folder; read-only.
         clip_len_s: seconds of one clip, the unit of ``relevant_clip_ids``.
-        out: where the corpus goes; its videos folder must not hold other videos.
-        reporter: told of every row that is checked and every video that is copied.
-        imports: folder of imported feature stores, in each of which a row must have features.
+        out: target of the corpus; its videos folder must not hold other videos.
+        reporter: notified of every checked record and every copied video.
+        imports: folder of imported feature stores; a record needs features in each of them.
 
     Raises:
-        DataError: no videos folder, no train or val split, a split without a usable row, or `out`
-            holds the videos of another corpus.
+        DataError: no videos folder, no train or val split, a split without a usable record, or
+            `out` holds the videos of another corpus.
     """
     features = FeatureLibrary(imports) if imports is not None else None
     spared = features is not None and features.has_videos and not (folder / "videos").is_dir()
@@ -120,13 +120,13 @@ def import_folder(
 
 @dataclass(frozen=True, slots=True)
 class _Usable:
-    """What a row needs: a video, features, or both; None: it needs none."""
+    """What a record must have: a video, features, or both; None: not required."""
 
     library: VideoLibrary | None
     features: FeatureLibrary | None
 
     def problem(self, row: Annotation, clip_len_s: float) -> str | None:
-        """Why a row cannot be used; None if it can."""
+        """Why a record cannot be used; None if it can."""
         if not row.relevant_windows and not row.saliency_scores:
             rule = "training and evaluation need one of them"
             return f"no relevant_windows and no saliency_scores; {rule}"
@@ -138,18 +138,18 @@ class _Usable:
         return self.features.problem(row) if self.features else None
 
     def name_of(self, vid: str) -> str:
-        """What counts as the video of a row."""
+        """Name of the video of a record."""
         return vid if self.library is None else self.library.name_of(vid)
 
 
 def _bring_videos(
     library: VideoLibrary | None, names: set[str], out: Path, reporter: Reporter
 ) -> int:
-    """Copy the videos; their size in bytes."""
+    """Copy the videos; returns their size in bytes."""
     refuse_foreign_videos(out, [] if library is None else library.file_names(names))
     if library is not None:
         return library.copy(names, out / "videos", reporter)
-    # The folder is what later stages depend on, and DVC keeps no empty ones.
+    # Later stages depend on the folder, and DVC does not track empty ones.
     write_text(out / "videos" / NO_VIDEOS, "")
     return 0
 
@@ -175,7 +175,7 @@ def _read_split(path: Path, clip_len_s: float, usable: _Usable, reporter: Report
 
 
 def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter) -> Table:
-    """The rows whose video is there; the InterVid-MR stage checks everything else in them."""
+    """The rows whose video exists; the InterVid-MR stage checks everything else."""
     table = Table()
     if not path.exists():
         return table

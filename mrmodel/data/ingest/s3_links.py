@@ -1,4 +1,4 @@
-"""`mrmodel data link`: a pointer file for every video below an address in S3."""
+"""`mrmodel data link`: writes a pointer file for every video below an S3 address."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from mrmodel.errors import DataError, VideoError
 from mrmodel.storage import Listed, list_objects
 from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_pointer, write_pointer
 
-# File systems allow 255, of which a temporary name takes some.
+# File systems allow 255, part of which temporary names need.
 _LONGEST_STEM_BYTES = 200
 
 
 @dataclass(slots=True)
 class LinkReport:
-    """What became of the objects.
+    """Result of linking, by object.
 
     Attributes:
-        new, updated, unchanged: pointers, by whether they were there and named another version.
-        ignored: objects that are no videos by their suffix, or whose name starts with a dot.
+        new, updated, unchanged: number of pointers that were created, had another version, or were
+            up to date.
+        ignored: objects without a video suffix, or whose name starts with a dot.
         problems: one sentence for each video that got no pointer.
     """
 
@@ -36,10 +37,10 @@ class LinkReport:
 def link_videos(url: str, folder: Path) -> LinkReport:
     """Write ``<stem>.s3`` into `folder` for every video below ``s3://bucket/folder``.
 
-    Pointers of the same version are left alone; no file is removed. Only the listing is read.
+    Pointers to the same version are left alone; no file is removed. Only the listing is read.
 
     Raises:
-        StorageError: the address is none, or the server cannot be reached or refuses.
+        StorageError: the address is invalid, or the server is unreachable or rejects the request.
         DataError: there is no video below the address.
     """
     objects = list_objects(url)
@@ -62,7 +63,7 @@ def link_videos(url: str, folder: Path) -> LinkReport:
 
 
 def format_report(report: LinkReport) -> str:
-    """The report as text for a person: problems first, then the counts."""
+    """The report as text: problems first, then the counts."""
     lines = [f"error: {problem}" for problem in report.problems]
     lines.append(
         f"{report.new} new, {report.updated} updated, {report.unchanged} unchanged; "
@@ -98,7 +99,7 @@ def _problem(stem: str, versions: list[Listed], there: Iterable[Path]) -> str | 
 
 
 def _target(pointer: Path) -> str | None:
-    """Where a pointer leads; None where it is damaged and may be written over."""
+    """Target of a pointer; None where it is damaged and may be overwritten."""
     try:
         return read_pointer(pointer).url
     except VideoError:

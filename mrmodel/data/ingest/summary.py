@@ -1,4 +1,4 @@
-"""What a finished corpus folder says of itself: corpus.json, and the check before it is filled."""
+"""corpus.json of a corpus folder, and the check before the folder is filled."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class CorpusSummary:
     """Counts of a corpus.
 
     Attributes:
-        source: rendered, or brought in from a folder.
-        reported_split: the split whose figures are reported: val where there is no test split.
-        videos: how many video files, by what they are for.
-        queries: annotated queries a split.
+        source: rendered, or imported from a folder.
+        reported_split: the split whose metrics are reported: val where there is no test split.
+        videos: number of video files, by purpose.
+        queries: annotated queries per split.
         captions: rows of the caption table.
-        rejected: rows and videos that were left out; corpus.json lists them.
+        rejected: number of rejected records and videos; corpus.json lists them.
         video_bytes: size of all video files.
     """
 
@@ -42,7 +42,7 @@ class CorpusSummary:
 
 
 def refuse_foreign_videos(out: Path, expected: Collection[str]) -> None:
-    """Stop when ``out/videos`` holds files of another corpus, which later stages would read.
+    """Raise if ``out/videos`` holds files of another corpus, which later stages would read.
 
     Raises:
         DataError: names the first of them.
@@ -50,7 +50,7 @@ def refuse_foreign_videos(out: Path, expected: Collection[str]) -> None:
     folder = out / "videos"
     if not folder.is_dir():
         return
-    # What starts with a dot is the rest of a killed write; nothing reads it.
+    # Names with a leading dot are leftovers of a killed write, which nothing reads.
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     foreign = sorted(present - set(expected))
     if foreign:

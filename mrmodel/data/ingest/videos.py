@@ -1,4 +1,4 @@
-"""The videos of a person's folder: found by name, opened once, copied when wanted."""
+"""The videos of a user's folder: looked up by name, opened once, copied if needed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VIDEO_SUFFIXES = frozenset(
 
 
 class VideoLibrary:
-    """A folder of video files, or of pointers to videos in S3; a vid is a name without its suffix.
+    """A folder of video files, or of pointers to videos in S3; a vid is a file stem.
 
     Args:
-        folder: the folder; files that are no videos by their suffix are ignored.
+        folder: the folder; files without a video suffix are ignored.
 
     Raises:
-        DataError: there is no such folder, or no video in it.
+        DataError: the folder is missing or holds no video.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,16 +44,16 @@ class VideoLibrary:
         self.failures: dict[str, VideoError] = {}
 
     def name_of(self, vid: str) -> str:
-        """Stem of the file that `vid` is in: itself, or of the video that it is a segment of."""
+        """Stem of the file of `vid`: itself, or the video that it is a segment of."""
         segment = split_segment(vid)
         return segment.base if segment and vid not in self._files else vid
 
     def problem(self, vid: str, end_s: float) -> str | None:
-        """Why `vid` cannot be used by a row that needs `end_s` seconds of it; None if it can.
+        """Why `vid` cannot be used by a record that needs `end_s` seconds of it; None if it can.
 
         Raises:
-            VideoError: S3 cannot be read. It says nothing of the video; to leave out the row would
-                make another corpus.
+            VideoError: S3 cannot be read. The video may be valid, and dropping the record would
+                change the corpus.
         """
         name, segment = self.name_of(vid), split_segment(vid)
         if name not in self._files:
@@ -70,14 +70,14 @@ class VideoLibrary:
             return f"its video {self._path(name).name} cannot be read: {error.code}"
         if segment is not None and name == segment.base:
             end_s += segment.start_s
-        # A file whose header states no length is believed.
+        # A file whose header has no length passes.
         if 0 < self._lengths_s[name] < end_s:
             length = f"{self._lengths_s[name]:.1f} s"
             return f"its video {self._path(name).name} lasts {length}, less than the row says"
         return None
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """Files that none of `names` (stems) is in."""
+        """Files that are not used by any of `names` (stems)."""
         used = set(names)
         left = [paths for name, paths in self._files.items() if name not in used]
         return [path.name for paths in left for path in paths]
@@ -87,12 +87,11 @@ class VideoLibrary:
         return [self._path(name).name for name in sorted(names)]
 
     def copy(self, names: Iterable[str], target: Path, reporter: Reporter) -> int:
-        """Copy the videos of these stems into `target`; their size in bytes.
+        """Copy the videos of these stems into `target`; returns their size in bytes.
 
-        Of a video in S3 the pointer is copied, and the size is the object's.
+        For a video in S3 the pointer is copied, and the size is the object's.
 
-        Copied and not linked: DVC makes the files that it tracks read-only, and through a hard
-        link it would do so to the originals.
+        Not hard-linked: DVC makes tracked files read-only, which would affect the originals.
         """
         paths = [self._path(name) for name in sorted(names)]
         total = 0
@@ -106,7 +105,7 @@ class VideoLibrary:
         return self._files[name][0]
 
     def _open(self, name: str) -> None:
-        """Decode the first frame: what fails here gives no feature either."""
+        """Decode the first frame; if that fails, feature extraction would, too."""
         decoder = Decoder(self._path(name), VideoLimits())
         try:
             next(decoder.frames())

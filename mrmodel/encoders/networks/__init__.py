@@ -1,1 +1,1 @@
-"""Networks of encoders, in PyTorch."""
+"""Encoder networks in PyTorch."""

@@ -1,6 +1,6 @@
-"""BERT (Devlin et al. 2019) without padding: all texts of a batch have one length.
+"""BERT (Devlin et al. 2019) without padding: all texts of a batch have equal length.
 
-Parameters are named as in Hugging Face's and in the official code. Post-norm blocks, exact GELU.
+Parameters are named as in Hugging Face's and the official code. Post-norm blocks, exact GELU.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ NORM_EPS = 1e-12
 
 
 class BertSizes(TransformerSizes):
-    """Sizes of the network; the defaults are BERT-large's, but for `layers`.
+    """Sizes of the network; the defaults are those of BERT-large, except `layers`.
 
-    InternVideo2 reads texts with the first 19 of its 24 layers; the others mix in the video.
+    InternVideo2 encodes texts with the first 19 of its 24 layers; the others cross-attend to video.
     """
 
     width: Count = 1024
@@ -28,7 +28,7 @@ class BertSizes(TransformerSizes):
 
 
 class _Embeddings(nn.Module):
-    """Words, positions and the one token type, added and normalised."""
+    """Sum of word, position and (single) token-type embeddings, normalised."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Embeddings(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    """Attention before its output layer."""
+    """Attention without its output layer."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _SelfAttention(nn.Module):
 
 
 class _Output(nn.Module):
-    """A linear map, added to what came before it, normalised."""
+    """Linear layer, residual, LayerNorm."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -133,6 +133,6 @@ class Bert(nn.Module):
         self.encoder = _Encoder(sizes)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, N) int64 of texts of one length, marks included -> (B, N, width)."""
+        """(B, N) int64 of texts of equal length, special tokens included -> (B, N, width)."""
         states: Tensor = self.encoder(self.embeddings(token_ids))
         return states

@@ -1,7 +1,7 @@
-"""CLIP (Radford et al. 2021): a vision and a text transformer that end in one space.
+"""CLIP (Radford et al. 2021): a vision and a text transformer with a common output space.
 
-Parameters are named as in the Hugging Face checkpoint, spelling included, so that one loads as it
-is; `mrmodel.convert.encoders.clip` renames OpenAI's. Blocks are pre-norm, and the activation is the
+Parameters are named as in the Hugging Face checkpoint, spelling included, so that it loads as is;
+`mrmodel.convert.encoders.clip` renames OpenAI's. Blocks are pre-norm, and the activation is the
 quick GELU, x * sigmoid(1.702 x), which the weights were trained with.
 """
 
@@ -38,7 +38,7 @@ class ClipConfig(SetConfig):
 
 
 class _Attention(nn.Module):
-    """Multi-head self-attention with biases everywhere."""
+    """Multi-head self-attention with biases in all layers."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Mlp(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and with a residual."""
+    """Attention and MLP, each with pre-LayerNorm and residual."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """The layers, one after the other."""
+    """The stack of layers."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Encoder(nn.Module):
 
 
 class _VisionEmbeddings(nn.Module):
-    """Patches, a class token in front, learned positions."""
+    """Class token and patches, with learned positions."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.vision.width, eps=NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, width): the class token behind the last norm."""
+        """(B, 3, S, S) -> (B, width): the class token after the last norm."""
         states = self.encoder(self.pre_layrnorm(self.embeddings(images)))
         pooled: Tensor = self.post_layernorm(states[:, 0])
         return pooled
@@ -171,13 +171,13 @@ class _TextTransformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.text.width, eps=NORM_EPS)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, N) int64 -> (B, N, width): each token sees itself and what is before it."""
+        """(B, N) int64 -> (B, N, width), with causal attention."""
         states: Tensor = self.final_layer_norm(self.encoder(self.embeddings(token_ids), True))
         return states
 
 
 class ClipText(nn.Module):
-    """Token ids to the states behind the last norm; `project` leads on to the common space."""
+    """Token ids to the states after the last norm; `project` maps them to the common space."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -185,11 +185,11 @@ class ClipText(nn.Module):
         self.text_projection = nn.Linear(config.text.width, config.projection, bias=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, N) int64 of texts of one length, end mark included -> (B, N, width)."""
+        """(B, N) int64 of texts of equal length, end token included -> (B, N, width)."""
         states: Tensor = self.text_model(token_ids)
         return states
 
     def project(self, states: Tensor) -> Tensor:
-        """(..., width) -> (..., projection); the row of the end mark is the sentence vector."""
+        """(..., width) -> (..., projection); the row of the end token is the sentence vector."""
         projected: Tensor = self.text_projection(states)
         return projected

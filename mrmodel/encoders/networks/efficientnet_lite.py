@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: an ImageNet classifier for small machines (Tan and Le 2019).
+"""EfficientNet-Lite0: an ImageNet classifier for small devices (Tan and Le 2019).
 
 Inverted residual blocks with ReLU6, no squeeze-excitation. Batch normalisation is folded into the
-convolutions while the checkpoint is read, so the module is good for inference only.
+convolutions on loading, so the module is for inference only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEM_CHANNELS = 32
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution that pads as TensorFlow does: output side = ceil(side / stride), extra at end."""
+    """Convolution with TensorFlow's SAME padding: output ceil(side / stride), extra at end."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, C', ceil(H / stride), ceil(W / stride))."""
@@ -42,7 +42,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter each channel (kxk), narrow (1x1); plus the input where shapes allow."""
+    """Expand (1x1), depthwise (kxk), project (1x1); with a residual where shapes allow."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int

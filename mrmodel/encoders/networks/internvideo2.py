@@ -1,11 +1,11 @@
-"""The vision tower of InternVideo2 stage 2 (Wang et al. 2024), in plain PyTorch.
+"""The vision network of InternVideo2 stage 2 (Wang et al. 2024), in plain PyTorch.
 
 A vision transformer over the patches of all frames at once. Parameters are named as in the official
-code, so its checkpoint loads as it is. What is easily got wrong (features.md, section 1.2):
+code, so its checkpoint loads as is. Easily got wrong:
 
 * queries and keys are normalised over the whole width, before they are split into heads;
-* there is no norm at the end: attention pooling asks with the mean of all tokens, CLS included;
-* a clip of one frame has a table of positions of its own;
+* there is no final norm: the query of attention pooling is the mean of all tokens, CLS included;
+* a clip of one frame has a separate position table;
 * the weights were trained with the tanh form of GELU; the official fallback code has the exact one.
 """
 
@@ -27,13 +27,13 @@ Gelu = Literal["tanh", "exact"]
 
 
 class VisionSizes(TransformerSizes):
-    """Sizes of the tower; the defaults are those of 1B.
+    """Sizes of the network; the defaults are those of 1B.
 
     Attributes:
         pool_heads, pooled: heads and channels of the attention pooling.
-        patch: pixels of a patch's side.
-        grid: patches of a picture's side in the tables of positions.
-        table_frames: frames in the table of positions for videos.
+        patch: side of a patch in pixels.
+        grid: patches per image side in the position tables.
+        table_frames: frames in the position table for videos.
     """
 
     width: Count = 1408
@@ -68,7 +68,7 @@ class _RmsNorm(nn.Module):
 
 
 class _LayerScale(nn.Module):
-    """A learned factor a channel, applied in float32."""
+    """A learned factor per channel, applied in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _LayerScale(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention; queries and keys are normalised before there are heads."""
+    """Self-attention; queries and keys are normalised before the split into heads."""
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and MLP, each behind a norm, scaled, and added to its input."""
+    """Attention and MLP, each with pre-norm, layer scale and residual."""
 
     def __init__(self, sizes: VisionSizes, gelu: Gelu) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """A linear map of each patch of each frame; no frames are joined."""
+    """Linear embedding of each patch of each frame, without temporal patches."""
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """One query over all tokens; the biases are parameters of their own in the published files."""
+    """One query over all tokens; the biases are separate parameters in the published files."""
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _CrossAttention(nn.Module):
 
 
 class _AttentionPooling(nn.Module):
-    """The mean of all tokens asks all tokens, each role behind a LayerNorm of its own."""
+    """The mean of all tokens attends to all tokens; q, k and v have separate LayerNorms."""
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class InternVideo2Vision(nn.Module):
         return pooled
 
     def _positions(self, frames: int, side: int) -> Tensor:
-        """(1, 1 + frames * side^2, width), stretched where the table has another size."""
+        """(1, 1 + frames * side^2, width), interpolated where the table has another size."""
         sizes = self.sizes
         if frames == 1:
             return stretch_positions(self.img_pos_embed, (1, sizes.grid), (1, side))
@@ -227,9 +227,9 @@ class InternVideo2Vision(nn.Module):
 
 
 def stretch_positions(positions: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """A table of positions for other numbers of (frames, patches of a side); CLS keeps its row.
+    """Interpolate a position table to another (frames, patches per side); CLS keeps its row.
 
-    Linear along time, then bicubic in space, as the official loader does it.
+    Linear along time, then bicubic in space, as in the official loader.
 
     Args:
         positions: (1, 1 + frames * side^2, width).

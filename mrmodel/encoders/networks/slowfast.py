@@ -1,8 +1,9 @@
 """SlowFast R50 8x8 (Feichtenhofer et al. 2019): two 3-D ResNets over one clip.
 
-The slow path sees every fourth frame with many channels, the fast path all frames with an eighth of
-them; after each stage the fast path is folded in time and joins the slow one. Parameters are named
-as in PySlowFast, so that its state dict loads as it is. Sizes are free, the wiring is R50 8x8's.
+The slow pathway sees every fourth frame with many channels, the fast pathway all frames with an
+eighth of them; a lateral connection after each stage fuses the fast pathway into the slow one.
+Parameters are named as in PySlowFast, so that its state dict loads as is. Sizes are configurable,
+the structure is that of R50 8x8.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from mrmodel.encoders.user_weights import Count, SetConfig, Sizes
 
 NORM_EPS = 1e-5
-# Frames that the first convolution of a stage's blocks sees, by path.
+# Temporal kernel of the first convolution of a stage's blocks, by pathway.
 _SLOW_KERNELS, _FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
 _STEM_KERNELS = (1, 5)
 _FUSE_KERNEL, _FUSE_GROWTH = 7, 2
@@ -25,9 +26,9 @@ _STRIDES = (1, 2, 2, 2)
 
 
 class SlowFastStage(Sizes):
-    """One of the four residual stages: its blocks, and the slow path's channels in and after them.
+    """One of the four residual stages: blocks, and the slow pathway's inner and output channels.
 
-    The fast path has `fast_ratio` times fewer.
+    The fast pathway has `fast_ratio` times fewer.
     """
 
     blocks: Count
@@ -39,16 +40,16 @@ class SlowFastConfig(SetConfig):
     """config.json of the set ``slowfast``.
 
     Attributes:
-        stem: channels of the slow path after the first convolution.
+        stem: channels of the slow pathway after the first convolution.
         stages: four of them.
-        fast_ratio: channels of the slow path / of the fast path.
-        frames: of a clip; the slow path sees every `alpha`-th.
+        fast_ratio: channels of the slow pathway / of the fast pathway.
+        frames: per clip; the slow pathway sees every `alpha`-th.
         alpha: see above.
-        image_size: pixels of the square picture.
-        compat: ``hero`` takes the frames that the community's features were made of, ``fixed``
-            spreads them over the clip evenly (features.md, section 2.1).
-        compute_dtype: on a GPU bfloat16 is slower here, and rows then depend on the clip's place in
-            its batch by a rounding.
+        image_size: pixels of the square image.
+        compat: ``hero`` takes the frames of the published HERO features, ``fixed`` spreads them
+            over the clip evenly.
+        compute_dtype: on a GPU bfloat16 is slower here, and makes the rounding of rows depend on
+            the clip's position in its batch.
     """
 
     compute_dtype: Literal["float32"] = "float32"
@@ -68,13 +69,13 @@ class SlowFastConfig(SetConfig):
 
     @property
     def width(self) -> int:
-        """Channels of a row: the last stage of both paths."""
+        """Channels of a row: the last stage of both pathways."""
         out = self.stages[-1].out
         return out + out // self.fast_ratio
 
 
 class _BatchNorm(nn.Module):
-    """Batch normalisation with recorded statistics; it learns nothing here."""
+    """Frozen batch normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ def _convolution(
 
 
 class _Stem(nn.Module):
-    """Convolution over 7 x 7 pixels and some frames, then a quarter of the pixels is left."""
+    """7 x 7 convolution over `frames` frames, then pooling; a quarter of each side remains."""
 
     def __init__(self, channels: int, frames: int) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class _Bottleneck(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A bottleneck and a shortcut, which has weights where the shapes differ."""
+    """A bottleneck and a shortcut, with a projection where the shapes differ."""
 
     def __init__(self, channels: tuple[int, int, int], frames: int, stride: int) -> None:
         super().__init__()
@@ -151,7 +152,7 @@ class _Residual(nn.Module):
 
 
 class _Stems(nn.Module):
-    """The first layers of both paths."""
+    """The first layers of both pathways."""
 
     def __init__(self, config: SlowFastConfig) -> None:
         super().__init__()
@@ -160,12 +161,12 @@ class _Stems(nn.Module):
         self.pathway1_stem = _Stem(config.stem // config.fast_ratio, fast)
 
     def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of both paths -> their states."""
+        """Frames of both pathways -> their states."""
         return self.pathway0_stem(slow), self.pathway1_stem(fast)
 
 
 class _Stage(nn.Module):
-    """The same number of residual blocks in both paths."""
+    """The same number of residual blocks in both pathways."""
 
     def __init__(self, config: SlowFastConfig, number: int, slow_channels: int) -> None:
         super().__init__()
@@ -182,7 +183,7 @@ class _Stage(nn.Module):
                 channels = stage.out // divisor
 
     def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
-        """States of both paths -> their states."""
+        """States of both pathways -> their states."""
         for block in range(self.blocks):
             slow = self.get_submodule(f"pathway0_res{block}")(slow)
             fast = self.get_submodule(f"pathway1_res{block}")(fast)
@@ -190,7 +191,7 @@ class _Stage(nn.Module):
 
 
 class _Fuse(nn.Module):
-    """The fast path, folded in time, joins the slow one."""
+    """Lateral connection: concatenates the fast pathway, strided in time, to the slow."""
 
     def __init__(self, channels: int, alpha: int) -> None:
         super().__init__()
@@ -199,13 +200,13 @@ class _Fuse(nn.Module):
         self.bn = _BatchNorm(out)
 
     def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, T / alpha, H, W) and (B, C / 8, T, H, W) -> a wider slow path; the same fast."""
+        """(B, C, T / alpha, H, W) and (B, C / 8, T, H, W) -> wider slow states; the same fast."""
         folded = F.relu(self.bn(self.conv_f2s(fast)))
         return torch.cat((slow, folded), dim=1), fast
 
 
 class SlowFast(nn.Module):
-    """Clips to pooled features of both paths."""
+    """Clips to pooled features of both pathways."""
 
     def __init__(self, config: SlowFastConfig) -> None:
         super().__init__()
@@ -219,7 +220,7 @@ class SlowFast(nn.Module):
             self.add_module(f"s{number + 2}", stage)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(B, 3, T, H, W) normalised -> (B, slow + fast channels), none below 0."""
+        """(B, 3, T, H, W) normalised -> (B, slow + fast channels), non-negative."""
         slow, fast = self.s1(frames[:, :, self._slow_frames(frames.shape[2])], frames)
         for number in range(1, 5):
             slow, fast = self.get_submodule(f"s{number}_fuse")(slow, fast)

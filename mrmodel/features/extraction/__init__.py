@@ -1,1 +1,1 @@
-"""Extraction of features: jobs, processes, GPU batches, shards."""
+"""Feature extraction: jobs, worker processes, GPU batches, shards."""

@@ -1,4 +1,4 @@
-"""A video file, or texts, through an encoder: the rows that are stored, or served at once."""
+"""Encode a video file, or texts, into feature rows, for a store or for serving."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mrmodel.features.store import Half, to_stored
 from mrmodel.video.decoder import VideoLimits
 from mrmodel.video.frames import ClipFrames, DecodeReport, FrameSource
 
-# Clips go to the encoder in groups: large enough to be fast, small enough for large frames.
+# Clips passed to the encoder at once: enough to be fast, few enough to fit large frames.
 _GROUP_CLIPS = 32
 _GROUP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedVideo:
-    """Rows (n_clips, dim) of a video, how its decoding went, and the seconds spent on each part."""
+    """Rows (n_clips, dim) of a video, its decode report, and the seconds spent on each part."""
 
     rows: Half
     report: DecodeReport

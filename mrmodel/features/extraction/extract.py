@@ -1,9 +1,9 @@
-"""Extraction: videos or texts through an encoder into a feature store, resumable.
+"""Resumable extraction of videos or texts into a feature store.
 
-Worker processes, or shards on other machines (`shards`), leave finished pieces in a work folder; at
-the end they are put together in key order. So the bytes of a store depend neither on the number of
-workers and shards nor on interruptions, but for what a GPU's encoder makes of the order in which
-clips come (benchmarks/RESULTS.md).
+Worker processes, or shards on other machines (`shards`), write partial results to a work folder,
+which are merged in key order at the end. So the bytes of a store depend neither on the number of
+workers and shards nor on interruptions; only on a GPU may rounding depend on the order of the
+clips (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ class ExtractionSummary:
 
     Attributes:
         stream: name of the stream.
-        n_items, n_ok, n_partial, n_failed: videos (or texts), by how they went.
-        n_resumed: pieces (a video, or some texts) found finished, of an interrupted run or a shard.
+        n_items, n_ok, n_partial, n_failed: number of videos (or texts), in total and by status.
+        n_resumed: jobs already finished by an interrupted run or a shard.
         n_rows: rows stored.
         wall_s: seconds of this run.
-        rows_per_s: rows (clips, or tokens) made in this run a second, all workers together.
-        decode_wait_ratio: share of the encoder's time (of all encoders) in which it waited for
-            frames.
+        rows_per_s: rows (clips, or tokens) computed per second in this run, over all workers.
+        decode_wait_ratio: fraction of the encoders' time spent waiting for frames.
         problems: key -> reason, of every partial and failed item.
     """
 
@@ -75,7 +74,7 @@ def extract_videos(
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
 ) -> ExtractionSummary:
-    """Extract one stream of features from video files.
+    """Extract one feature stream from video files.
 
     Args:
         videos: video id -> file.
@@ -83,7 +82,7 @@ def extract_videos(
         clip_len_s: seconds of one row.
         out_dir: the feature store to write.
         settings: see `ExtractionSettings`.
-        reporter: told of every finished video.
+        reporter: notified of every finished video.
 
     Raises:
         FeatureError: more videos failed than allowed; lists them with their reasons.
@@ -98,7 +97,7 @@ def extract_texts(
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
 ) -> ExtractionSummary:
-    """Extract one stream of token features from texts; equal texts are stored once.
+    """Extract one stream of token features from texts; duplicate texts are stored once.
 
     Raises:
         FeatureError: a text is empty or cannot be encoded.
@@ -120,7 +119,7 @@ def extract_texts(
 
 
 def _extract(work: ExtractionJob, out_dir: Path) -> ExtractionSummary:
-    """Do what is left, then write the store."""
+    """Run the remaining jobs, then write the store."""
     started = time.perf_counter()
     work.run()
     _judge(work)
@@ -147,7 +146,7 @@ def _judge(work: ExtractionJob) -> None:
     if failed <= work.settings.max_failed_share * total:
         return
     for name, failure in work.failures.items():
-        if not failure.lasting:  # The next run tries again, also what a shard has failed at.
+        if not failure.lasting:  # The next run retries it, even if it failed in a shard.
             work.folder.forget(name)
     shown = [f"{key}: {failure.reason}" for key, failure in sorted(work.failures.items())]
     rest = f"; and {failed - _SHOWN_FAILURES} more" if failed > _SHOWN_FAILURES else ""
@@ -169,7 +168,7 @@ def _assemble(work: ExtractionJob, out_dir: Path) -> list[Entry]:
 
 
 def _pieces(work: ExtractionJob) -> Iterator[tuple[Entry, Any]]:
-    """Entries and rows of all jobs, which come in key order."""
+    """Entries and rows of all jobs, in key order."""
     nothing = np.zeros((0, work.info.dim), dtype=np.float16)
     for job in work.jobs:
         if job.name in work.failures:

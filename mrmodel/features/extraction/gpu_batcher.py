@@ -1,8 +1,8 @@
-"""Many processes that decode, one encoder: what extraction does where batches pay, on a GPU.
+"""Extraction on a GPU: many decoding processes feed one encoder in batches.
 
-Clips of different videos share a batch, so the encoder works on full ones whatever the videos'
-lengths. What waits between the two sides is bounded: the slots of each worker and two batches. The
-encoder runs in a thread beside this one, which fills the next batch meanwhile.
+A batch mixes clips of different videos, so batches are full whatever the videos' lengths. The
+queue between the two sides is bounded: the slots of each worker and two batches. The encoder runs
+in a second thread while this one fills the next batch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from mrmodel.video.decoder import VideoLimits
 
 log = logging.getLogger(__name__)
 
-# Of one of a worker's two slots: what it may decode ahead of the encoder.
+# Size of each of a worker's two slots, which bounds how far it decodes ahead of the encoder.
 _SLOT_BYTES = 8 << 20
 
 
 @dataclass(eq=False)
 class _Video:
-    """A try at a video: its rows so far, and how its decoding ended."""
+    """One attempt at a video: its rows so far, and how its decoding ended."""
 
     job: VideoJob
     rows: list[Rows] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _Video:
     failure: Failure | None = None
 
     def end(self, result: Entry | Failure | Crash) -> None:
-        """Take note of how the decoding went."""
+        """Record how the decoding ended."""
         self.is_decoded = True
         if isinstance(result, Entry):
             self.entry = result
@@ -62,7 +62,7 @@ class _Video:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether all rows of the video are there."""
         if not self.is_decoded or self.failure is not None:
             return self.is_decoded
         return self.entry is not None and self.entry.n_rows == sum(map(len, self.rows))
@@ -70,7 +70,7 @@ class _Video:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Rows, or a failure, of each span of a batch, and the encoder's times by `perf_counter`."""
+    """Rows, or a failure, per span of a batch, and the encoder's times by `perf_counter`."""
 
     results: list[Rows | Failure]
     started_s: float
@@ -78,11 +78,11 @@ class _Encoded:
 
 
 class _Batch:
-    """Clips for one call of the encoder, and whose they are."""
+    """Clips for one call of the encoder, and the videos they belong to."""
 
     def __init__(self, size: int, shape: tuple[int, ...]) -> None:
         self._clips = np.empty((size, *shape), np.uint8)
-        self.spans: list[tuple[_Video, int]] = []  # clips of a video, in order
+        self.spans: list[tuple[_Video, int]] = []  # (video, number of clips), in order
         self.count = 0
 
     @property
@@ -95,7 +95,7 @@ class _Batch:
         return self._clips[: self.count]
 
     def fill(self, video: _Video, clips: Frames) -> int:
-        """Copy as many clips as there is room for; their number."""
+        """Copy as many clips as there is room for; returns their number."""
         taken = min(len(clips), len(self._clips) - self.count)
         self._clips[self.count : self.count + taken] = clips[:taken]
         self.spans.append((video, taken))
@@ -107,14 +107,14 @@ class _Batch:
 
 
 class BatchingEncoder:
-    """The extraction of some videos through one encoder in this process.
+    """Extracts videos with one encoder in this process and several decoding processes.
 
     Args:
-        encoder: its `batch_clips` is the size of a batch; it asks for pictures of one size.
+        encoder: its `batch_clips` is the batch size; its `sampling` must have a fixed frame size.
         clip_len_s: seconds of one row.
-        limits: videos beyond them are refused.
-        folder: takes the finished pieces.
-        count: decoding processes.
+        limits: videos beyond them are rejected.
+        folder: receives the partial results.
+        count: number of decoding processes.
         timeout_s: wall-clock limit of one video's decoding.
     """
 
@@ -135,19 +135,19 @@ class BatchingEncoder:
         self._running: Future[_Encoded] | None = None
         self._videos: dict[VideoJob, _Video] = {}
         self._news: deque[Event[VideoJob]] = deque()
-        self._first = 0  # clip of the next part that is not in a batch yet
-        # Of the encoder, since the last video that was told of; and when it ended its last batch.
+        self._first = 0  # index of the next part's first clip that is not in a batch yet
+        # Encoder times since the last reported video; and when its last batch ended.
         self._idle_s = self._busy_s = 0.0
         self._ended_s = 0.0
 
     def run(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoJob, Done | Crash]]:
-        """Yield what became of each video, in the order of completion.
+        """Yield the result of each video, in the order of completion.
 
-        `decode_s` and `encode_s` of the results tell how long the encoder waited, and worked, since
-        the result before.
+        `decode_s` and `encode_s` of a result are the seconds the encoder waited, and worked, since
+        the previous result.
 
         Raises:
-            MrModelError: something that concerns all videos, such as missing weights.
+            MrModelError: a problem that affects all videos, such as missing weights.
             RuntimeError: a defect in a worker process; the message holds its traceback.
         """
         slot_bytes = max(_SLOT_BYTES, math.prod(self._shape))
@@ -171,13 +171,13 @@ class BatchingEncoder:
                 pool.close()
 
     def _is_due(self, pool: WorkerPool[VideoJob]) -> bool:
-        """Whether to encode what is there: a full batch, or the last clips of all."""
+        """Whether to encode the current batch: it is full, or holds the last clips."""
         return self._filling.is_full or bool(
             self._filling.count and pool.is_done and not self._news
         )
 
     def _digest(self) -> bool:
-        """Deal with what workers said, as far as there is room; whether anything was done."""
+        """Handle worker events while there is room; returns whether anything was done."""
         if not self._news:
             return False
         event = self._news[0]
@@ -195,7 +195,7 @@ class BatchingEncoder:
         elif isinstance(event, Finished):
             self._videos.setdefault(event.job, _Video(event.job)).end(event.result)
         else:
-            # Its rows that are still to come find a video that nobody waits for.
+            # Its outstanding rows go to a `_Video` that is no longer used.
             self._videos.pop(event.job, None)
         self._news.popleft()
         return True
@@ -210,7 +210,7 @@ class BatchingEncoder:
         except MrModelError:
             raise
         except Exception as error:
-            # One of the videos may be to blame: only that one shall pay.
+            # One video may be the cause: only that one shall fail.
             log.warning(
                 "%s: %d clips: %r; one video at a time", self._encoder.name, batch.count, error
             )
@@ -236,7 +236,7 @@ class BatchingEncoder:
         return rows
 
     def _collect(self) -> None:
-        """Give the rows of the batch that was encoded to its videos."""
+        """Assign the rows of the encoded batch to its videos."""
         assert self._running is not None
         encoded, self._running = self._running.result(), None
         self._idle_s += encoded.started_s - self._ended_s

@@ -1,4 +1,4 @@
-"""The work of an extraction: jobs become finished pieces, some of which are there already."""
+"""Runs the jobs of an extraction that have no stored result yet."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from mrmodel.video.decoder import VideoLimits
 
 log = logging.getLogger(__name__)
 
-# Raised when pieces of an earlier release can no longer be read.
+# Incremented when partial results of an earlier release can no longer be read.
 _PIECES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractionSettings:
-    """How to extract.
+    """Settings of an extraction.
 
     Attributes:
-        work_dir: keeps finished pieces until the store is whole; not below the store.
-        workers: processes; 0 = one a core.
-        max_failed_share: of the videos; more failures than this stop the extraction.
-        limits: videos beyond them are refused.
+        work_dir: keeps partial results until the store is complete; not inside the store.
+        workers: number of processes; 0 = one per core.
+        max_failed_share: largest fraction of failed videos; above it the extraction fails.
+        limits: videos beyond them are rejected.
         timeout_s: wall-clock limit of one video.
         shard_bytes: largest file of the store.
     """
@@ -50,21 +50,21 @@ class ExtractionSettings:
 
 
 class ExtractionJob:
-    """Jobs of one stream, and what has come of them so far.
+    """The jobs of one stream and their results so far.
 
     Args:
         info: the stream.
         jobs: in key order.
-        run_jobs: does some of the jobs in so many processes; what became of each.
+        run_jobs: runs the given jobs in the given number of processes; yields their results.
         settings: see `ExtractionSettings`.
-        reporter: told of every finished job.
+        reporter: notified of every finished job.
 
     Attributes:
-        folder: the pieces.
-        failures: name -> failure, of all jobs, those of shards included.
+        folder: the partial results.
+        failures: name -> failure, over all jobs, including those of shards.
         n_resumed: jobs that were finished before this run.
-        rows_made, working_s, decode_s, encode_s: of this run; the last two are the time in which
-            encoders waited for frames and worked, over all encoders.
+        rows_made, working_s, decode_s, encode_s: of this run; the last two are the time that all
+            encoders together waited for frames, and worked.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class ExtractionJob:
         self._run_jobs, self._reporter = run_jobs, reporter or NullReporter()
 
     def run(self, *, retry_transient: bool = False) -> None:
-        """Do the jobs that have no finished piece.
+        """Run the jobs that have no stored result.
 
         Args:
-            retry_transient: also those that a shard failed at for a reason that may have passed.
+            retry_transient: also retry jobs that failed in a shard for a transient reason.
         """
         self.folder.open(piece_plan(self.info, self.settings.limits))
         left = []
@@ -123,7 +123,7 @@ class ExtractionJob:
 
     @property
     def decode_wait_ratio(self) -> float:
-        """Share of the encoder's time, of all encoders, in which it waited for frames."""
+        """Fraction of the encoders' time spent waiting for frames."""
         spent_s = self.decode_s + self.encode_s
         return self.decode_s / spent_s if spent_s else 0.0
 
@@ -153,10 +153,10 @@ def video_work(
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
 ) -> ExtractionJob:
-    """The work on a stream of videos: id -> file.
+    """The extraction job of a stream of videos: id -> file.
 
-    An encoder that wants batches of clips (on a GPU) runs once, in this process, and the workers
-    decode for it; any other runs in each worker.
+    An encoder that uses batches of clips (on a GPU) runs once, in this process, and the workers
+    only decode; any other encoder runs in each worker.
     """
     info = describe_stream(encoder_name, "video", clip_len_s)
     jobs = [VideoJob.of(vid, path) for vid, path in sorted(videos.items())]
@@ -175,13 +175,13 @@ def video_work(
 
 
 def piece_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:
-    """What decides the pieces of a stream, as JSON: those of two plans are never mixed."""
+    """What determines a stream's partial results, as JSON; those of two plans are never mixed."""
     shown = info.model_dump(mode="json")
     return {"version": _PIECES_VERSION, "info": shown, "limits": asdict(limits)}
 
 
 def require_plan(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that pieces were, or would be, made as expected.
+    """Check that partial results were made, or would be made, as expected.
 
     Raises:
         FeatureMismatch: with each part of the plan that differs.
@@ -192,7 +192,7 @@ def require_plan(name: str, found: Mapping[str, Any], expected: Mapping[str, Any
 def describe_stream(
     encoder_name: str, modality: Literal["video", "text"], clip_len_s: float | None
 ) -> StreamInfo:
-    """What the rows of an encoder are; reads no weights.
+    """Describe the rows of an encoder; reads no weights.
 
     Raises:
         FeatureError: the encoder is for the other modality.
@@ -211,7 +211,7 @@ def describe_stream(
 
 
 def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a plan side by side, so that a difference is named and not its section."""
+    """Flatten a plan, so that a mismatch names the entry and not its section."""
     flat: dict[str, Any] = {}
     for name, value in plan.items():
         if isinstance(value, Mapping):

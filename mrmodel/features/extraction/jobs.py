@@ -1,6 +1,6 @@
-"""What a worker process does in an extraction: one video, or some texts, into a finished piece.
+"""Worker handlers of an extraction: turn one video, or some texts, into a partial result.
 
-Or into frames, where one encoder on a GPU serves all workers (`feed`).
+Or into frames, where one encoder on a GPU serves all workers (`gpu_batcher`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from mrmodel.video.sampling import FrameSampling
 
 log = logging.getLogger(__name__)
 
-# The encoder's process goes first where there are fewer cores than work: it keeps the GPU busy.
+# Decoders yield the CPU to the encoder's process, which keeps the GPU busy.
 _DECODING_NICENESS = 5
 
-# What may be otherwise on another machine, or at another time; all else is in the file.
+# Transient errors; all others are caused by the file itself.
 _PASSING_CODES = ("not_found", "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
 class VideoJob:
-    """One video to extract; `source` tells whether the file has changed since."""
+    """One video to extract; `source` serves to detect that the file has changed."""
 
     name: str
     path: Path
@@ -48,7 +48,7 @@ class VideoJob:
 
     @classmethod
     def of(cls, name: str, path: Path) -> VideoJob:
-        """The job of a file as it is now; a missing file fails later, as that video's failure."""
+        """The job of a file in its current state; a missing file is reported when the job runs."""
         try:
             found = path.stat()
         except FileNotFoundError:
@@ -70,7 +70,7 @@ Job = VideoJob | TextJob
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A worker's word on a job: rows made, seconds spent, and why it failed, if it did."""
+    """A worker's report on a job: rows made, seconds spent, and the failure, if any."""
 
     n_rows: int = 0
     decode_s: float = 0.0
@@ -84,7 +84,7 @@ def video_handler(
     limits: VideoLimits,
     folder: PartialResults,
 ) -> Callable[[VideoJob], Done]:
-    """For a worker: build the encoder, then extract one video a call."""
+    """For a worker: build the encoder, then extract one video per call."""
     encoder = make_encoder()
 
     def handle(job: VideoJob) -> Done:
@@ -102,7 +102,7 @@ def video_handler(
 def frames_handler(
     sampling: FrameSampling, clip_len_s: float, limits: VideoLimits, slots: SharedSlots
 ) -> Callable[[VideoJob], Generator[tuple[int, int], None, Entry | Failure]]:
-    """For a worker that decodes only: clips of one video a call, laid into the slots.
+    """For a worker that only decodes: writes the clips of one video per call into the slots.
 
     The generator yields (slot, number of clips in it); it returns the entry of the video.
     """
@@ -132,17 +132,17 @@ def frames_handler(
 
 
 def clip_shape(sampling: FrameSampling) -> tuple[int, int, int, int]:
-    """(T, H, W, 3) of the clips that an encoder of pictures of one size asks for."""
+    """(T, H, W, 3) of the clips of an encoder with a fixed frame size."""
     assert sampling.size is not None
     width, height = sampling.size
     return sampling.frames_per_clip, height, width, 3
 
 
 def failure_of(job: VideoJob, error: Exception) -> Failure:
-    """What an exception in the work on a video means for it.
+    """The failure that an exception during the extraction of a video amounts to.
 
     Raises:
-        MrModelError: the error concerns all videos, as missing weights do.
+        MrModelError: the error affects all videos, as missing weights do.
     """
     if isinstance(error, VideoError):
         return Failure(f"{error.code}: {error.detail}", lasting=error.code not in _PASSING_CODES)
@@ -155,12 +155,12 @@ def failure_of(job: VideoJob, error: Exception) -> Failure:
 
 
 def save_video(folder: PartialResults, job: VideoJob, entry: Entry, rows: Half) -> None:
-    """Keep the finished piece of a video."""
+    """Store the result of a video."""
     folder.save(job.name, VideoFeatures((entry,), rows), dict(job.source), entry.src_sha256)
 
 
 def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
-    """The index entry of a video that was read; it has a row a clip."""
+    """The index entry of a decoded video; it has one row per clip."""
     facts = asdict(report)
     extra = {key: facts[key] for key in ("width", "height", "decoded_s", "bad_packets")}
     return Entry(
@@ -178,7 +178,7 @@ def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
 def text_handler(
     make_encoder: Callable[[], TextEncoder], folder: PartialResults
 ) -> Callable[[TextJob], Done]:
-    """For a worker: build the encoder, then encode the texts of one job a call."""
+    """For a worker: build the encoder, then encode the texts of one job per call."""
     encoder = make_encoder()
 
     def handle(job: TextJob) -> Done:

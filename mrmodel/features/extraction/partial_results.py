@@ -1,7 +1,7 @@
-"""Finished pieces of an extraction: what a killed run, or a shard, leaves for the next one.
+"""Partial results of an extraction, from which a later run resumes.
 
-A piece is the rows of one video, or of some texts. The folder lies outside the feature store,
-because DVC empties a stage's outputs before it runs the stage again.
+A partial result is the rows of one video, or of some texts. The folder lies outside the feature
+store, because DVC removes a stage's outputs before it reruns the stage.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class VideoFeatures:
-    """Entries in key order and their rows, one entry's after the other's."""
+    """Entries in key order, and their rows, concatenated."""
 
     entries: tuple[Entry, ...]
     rows: Half
@@ -39,8 +39,8 @@ class Failure:
     """Why a video gave no rows.
 
     Attributes:
-        reason: for a person.
-        lasting: the file itself is to blame: another try, elsewhere, would end the same way.
+        reason: readable message.
+        lasting: permanent: the file itself is the cause, so a retry would fail as well.
     """
 
     reason: str
@@ -49,14 +49,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class VideoNote:
-    """What is known of a piece, beside its rows.
+    """Metadata of a partial result.
 
     Attributes:
         name: of the job.
-        source: size (``bytes``) and time (``mtime_ns``) of the video; empty for texts.
+        source: size (``bytes``) and modification time (``mtime_ns``) of the video; empty for
+            texts.
         sha256: of the video; empty for texts.
         entries: see `VideoFeatures`; empty for a failure.
-        failure: set when the job gave no rows and is not to be done again.
+        failure: set when the job gave no rows and is not to be retried.
     """
 
     name: str
@@ -67,13 +68,13 @@ class VideoNote:
 
 
 class PartialResults:
-    """Pieces on disk, each found by its name; the note beside the rows says that they are whole."""
+    """Partial results on disk by job name; the note, written last, marks rows as complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, plan: Mapping[str, Any]) -> None:
-        """Begin or continue work; pieces that were made under another plan are removed."""
+        """Start or resume; partial results made under another plan are removed."""
         path = self.folder / _PLAN_FILE
         if path.exists() and _read_json(path) == plan:
             return
@@ -89,7 +90,7 @@ class PartialResults:
     def save(
         self, name: str, piece: VideoFeatures, source: dict[str, int], sha256: str = ""
     ) -> None:
-        """Keep a piece; `source` and `sha256` identify what it was made of."""
+        """Store a partial result; `source` and `sha256` identify its input."""
         with atomic_path(self.rows_path(name)) as temporary, temporary.open("wb") as file:
             np.save(file, piece.rows)
         self._write(VideoNote(name, source, sha256, piece.entries))
@@ -97,18 +98,18 @@ class PartialResults:
     def save_failure(
         self, name: str, failure: Failure, source: dict[str, int], sha256: str
     ) -> None:
-        """Keep that a job failed, so that it is not done again."""
+        """Record that a job failed, so that it is not retried."""
         self._write(VideoNote(name, source, sha256, failure=failure))
 
     def forget(self, name: str) -> None:
-        """Have a job done again."""
+        """Drop the result of a job, so that it runs again."""
         self._note_path(name).unlink(missing_ok=True)
 
     def find(self, name: str, source: dict[str, int], path: Path | None = None) -> VideoNote | None:
-        """The note of a piece that is there and was made of the same source.
+        """The note of a stored result that was made from the same source.
 
-        A clone or a check-out gives a file a new time. With `path`, such a file is known by its
-        size and SHA-256, and then noted under its new time, so that it is read only once.
+        A clone or a check-out changes a file's modification time. With `path`, such a file is
+        recognised by size and SHA-256, and its new time is stored, so that it is hashed only once.
         """
         note = self._read(name)
         if note is None or note.source == source:
@@ -121,14 +122,14 @@ class PartialResults:
         return note
 
     def load(self, name: str) -> VideoFeatures:
-        """A piece that `find` found, and which is no failure."""
+        """The partial result of a note from `find` that is not a failure."""
         note = self._read(name)
         assert note is not None
         rows: Half = np.load(self.rows_path(name))
         return VideoFeatures(note.entries, rows)
 
     def rows_path(self, name: str) -> Path:
-        """The .npy file of a piece."""
+        """The .npy file of a partial result."""
         return self._note_path(name).with_suffix(".npy")
 
     def _note_path(self, name: str) -> Path:
@@ -148,12 +149,12 @@ class PartialResults:
 
 
 def file_stem(name: str) -> str:
-    """A file name for a piece: ids of other people's videos need not be good ones."""
+    """A safe file name for a job: ids of external videos may not be valid file names."""
     return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def _read_json(path: Path) -> Any:
-    """The value in a file; None where there is no file or it is damaged."""
+    """The parsed file; None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

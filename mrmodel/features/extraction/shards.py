@@ -1,8 +1,8 @@
-"""Shards of an extraction: results of some videos, made on any machine, sent as a tar file.
+"""Shards of an extraction: results of some videos, made on any machine, packed as a tar file.
 
-Merged into the work folder of the ordinary extraction, they look like the results of an
-interrupted run, so the store has the same bytes. Equal results give an equal tar file. When it is
-read, the manifest is checked against its own digest and the rows against the manifest.
+Merged into the work folder of the main extraction, they look like the results of an interrupted
+run, so the store has the same bytes. Equal results give an equal tar file. On reading, the
+manifest is checked against its own digest and the rows against the manifest.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _VERSION: Literal[1] = 1
 
 
 class _Manifest(BaseModel):
-    """manifest.json: `digest` is that of everything else; `rows` says name -> SHA-256."""
+    """manifest.json: `digest` covers all other fields; `rows` maps name -> SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ShardTar:
-    """An open shard: the notes of its pieces, and their rows on demand."""
+    """An open shard: the notes of its results, and their rows on demand."""
 
     path: Path
     notes: list[VideoNote]
@@ -65,12 +65,12 @@ class ShardTar:
     _content: _Content
 
     def is_in(self, folder: PartialResults, note: VideoNote) -> bool:
-        """Whether the folder holds the very rows of a piece already."""
+        """Whether the folder already holds identical rows."""
         path = folder.rows_path(note.name)
         return path.exists() and sha256_of(path) == self._rows.get(note.name)
 
     def piece(self, note: VideoNote) -> VideoFeatures:
-        """The piece of a note that is no failure.
+        """The result of a note that is not a failure.
 
         Raises:
             FeatureError: its rows are missing or damaged.
@@ -84,7 +84,7 @@ class ShardTar:
 def write_tar(
     target: Path, plan: Mapping[str, Any], notes: list[VideoNote], folder: PartialResults
 ) -> None:
-    """Pack the pieces of these notes, in their order, atomically."""
+    """Pack the results of these notes, in their order, atomically."""
     kept = [note for note in notes if note.failure is None]
     body = {
         "version": _VERSION,
@@ -103,13 +103,13 @@ def write_tar(
 
 @contextmanager
 def read_tar(path: Path, plan: Mapping[str, Any]) -> Iterator[ShardTar]:
-    """Open what `write_tar` wrote.
+    """Open a tar file of `write_tar`.
 
     Raises:
-        FeatureError: it is damaged, or its pieces were made under another plan than this.
+        FeatureError: it is damaged, or was made under another plan.
     """
     try:
-        tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed below, whatever the reader does
+        tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed below, even on errors
     except (tarfile.TarError, OSError) as error:
         raise FeatureError(f"{path}: not a shard of an extraction: {error}") from error
     with tar:
@@ -120,7 +120,7 @@ def read_tar(path: Path, plan: Mapping[str, Any]) -> Iterator[ShardTar]:
 
 
 class _Content:
-    """Members of a tar by name; `tarfile` would search its list for each."""
+    """Members of a tar by name; `tarfile` would search its list for each lookup."""
 
     def __init__(self, tar: tarfile.TarFile, path: Path) -> None:
         self._tar, self._path = tar, path
@@ -152,7 +152,7 @@ def _read_manifest(content: _Content, path: Path) -> _Manifest:
 
 
 def _without_time(note: VideoNote) -> dict[str, Any]:
-    """A note as JSON; the time of the file means nothing elsewhere."""
+    """A note as JSON; a modification time has no meaning on another machine."""
     return asdict(note) | {"source": {"bytes": note.source["bytes"]}}
 
 
@@ -169,15 +169,15 @@ def _plain(name: str, size: int) -> tarfile.TarInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What became of the videos of a shard.
+    """The results of a shard's videos.
 
     Attributes:
-        n_items, n_ok, n_partial, n_failed: videos, by how they went.
+        n_items, n_ok, n_partial, n_failed: number of videos, in total and by status.
         n_resumed: videos that were finished before this run.
-        n_rows: rows in the pieces.
+        n_rows: rows in the results.
         wall_s: seconds of this run.
         problems: id -> reason, of every partial and failed video.
-        passing: ids that failed for a reason that may have passed at another try.
+        passing: ids that failed for a transient reason.
     """
 
     n_items: int
@@ -199,10 +199,10 @@ def extract_shard(
     settings: ExtractionSettings,
     reporter: Reporter | None = None,
 ) -> ShardSummary:
-    """Make the pieces of some videos and pack them into the tar file `target`.
+    """Extract some videos and pack the results into the tar file `target`.
 
-    Finished pieces stay in `settings.work_dir`: a killed shard goes on there. Failed videos are
-    packed as such; how many may fail is for the whole extraction to say.
+    Results stay in `settings.work_dir`, from which a killed shard resumes. Failed videos are
+    packed as such; the limit on failures applies to the whole extraction only.
 
     Args:
         videos: video id -> file, of this shard alone.
@@ -210,10 +210,10 @@ def extract_shard(
         clip_len_s: seconds of one row.
         target: the tar file to write.
         settings: see `ExtractionSettings`.
-        reporter: told of every finished video.
+        reporter: notified of every finished video.
 
     Raises:
-        FeatureError: a video is not there, or the disk does not give it.
+        FeatureError: a video is missing or cannot be read from disk.
     """
     started = time.perf_counter()
     _require_there(videos)
@@ -230,20 +230,20 @@ def merge_shard(
     plan: Mapping[str, Any],
     folder: PartialResults,
 ) -> ShardSummary:
-    """Put the pieces of a shard into the work folder of an extraction.
+    """Copy the results of a shard into the work folder of an extraction.
 
-    Nothing of a shard is laid before all of its videos have been compared with the files here;
-    what an earlier call has laid is left alone.
+    Nothing is copied before all of its videos have been compared with the local files; results
+    copied by an earlier call are left alone.
 
     Args:
         tar: what `extract_shard` wrote.
         videos: video id -> file, of exactly this shard.
-        plan: `work.piece_plan` of the extraction.
+        plan: `job_runner.piece_plan` of the extraction.
         folder: its work folder, opened with that plan.
 
     Raises:
-        FeatureError: the tar file is damaged, was made under another plan or of other files, or
-            holds other videos than these; or a video is not there. The message says which.
+        FeatureError: the tar file is damaged, was made under another plan or from other files, or
+            holds other videos than these; or a video is missing. The message says which.
     """
     started = time.perf_counter()
     _require_there(videos)
@@ -264,7 +264,7 @@ def merge_shard(
 
 
 def _require_there(videos: Mapping[str, Path]) -> None:
-    """A missing file is no failure of a video, which would be stored as such."""
+    """Raise on missing files, which must not be stored as failed videos."""
     for vid, path in sorted(videos.items()):
         if not path.exists():
             raise FeatureError(f"{vid}: {path} is not checked out")
@@ -293,7 +293,7 @@ def _is_merged(folder: PartialResults, job: VideoJob, shard: ShardTar, note: Vid
     found = folder.find(job.name, dict(job.source), job.path)
     if found is None or (found.entries, found.failure) != (note.entries, note.failure):
         return False
-    # Equal facts about a video do not yet mean equal rows: other code may have made them.
+    # Equal notes do not imply equal rows: other code may have computed them.
     return note.failure is not None or shard.is_in(folder, note)
 
 
@@ -307,7 +307,7 @@ def _require_keys(tar: Path, found: set[str], expected: set[str]) -> None:
 
 
 def _require_sources(tar: Path, jobs: list[VideoJob], notes: Mapping[str, VideoNote]) -> None:
-    """Compare the files here with those that the shard read; hashing is most of the work."""
+    """Compare the local files with those that the shard read; most of the time is hashing."""
     for job in jobs:
         found, read = dict(job.source)["bytes"], notes[job.name].source["bytes"]
         if found != read:

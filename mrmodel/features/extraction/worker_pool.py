@@ -1,7 +1,7 @@
-"""Worker processes that may die: native code crashes or hangs cost one item, not the run.
+"""Worker processes that may die: a crash or hang in native code costs one item, not the run.
 
-Each worker holds one job at a time, so a death always has a known cause. A job's result is sent
-back at its end; large arrays can be sent before that in parts, through shared memory.
+Each worker runs one job at a time, so a crash is always attributed to a job. A job's result is
+sent back at its end; large arrays can be sent before that in parts, through shared memory.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from numpy.typing import NDArray
 from mrmodel.errors import FeatureError, MrModelError
 from mrmodel.processes import die_with_parent
 
-# While one is read the other is filled.
+# Double buffering: one is read while the other is filled.
 SLOTS = 2
 
 
 class SharedSlots:
-    """`SLOTS` places of equal size for arrays of bytes, in memory of two processes.
+    """`SLOTS` byte buffers of equal size, in memory shared by two processes.
 
-    It can be given to a process when that is started, and in no other way.
+    It can only be passed to a process when that is started.
 
     Args:
-        fd: of a file of the right size that has no name, so it goes with its last process.
+        fd: an unnamed file of the right size, which is freed with its last process.
         slot_bytes: size of one slot.
     """
 
@@ -47,7 +47,7 @@ class SharedSlots:
 
     @classmethod
     def create(cls, slot_bytes: int) -> SharedSlots:
-        """New memory. It does not lie in /dev/shm, which containers make 64 MB small."""
+        """Allocate the memory; not in /dev/shm, which containers limit to 64 MB."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("frames")
         else:
@@ -57,13 +57,13 @@ class SharedSlots:
         return cls(fd, slot_bytes)
 
     def array(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """The first bytes of a slot as an array that can be read and written."""
+        """The first bytes of a slot as a writable array."""
         start = slot * self.slot_bytes
         flat = np.frombuffer(self._memory, np.uint8, int(np.prod(shape)), start)
         return flat.reshape(shape)
 
     def close(self) -> None:
-        """Let go of the file; arrays that are still in use stay good."""
+        """Close the file; arrays that are still in use stay valid."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -80,13 +80,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MAX_CRASHES = 2
-# Read once by the numeric libraries when they load; more threads than workers only get in the way.
+# Read by the numeric libraries when they load; one thread per worker avoids oversubscription.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """A job that gave no result: its worker died twice, or ran past the time limit."""
+    """A job without result: its worker died twice, or ran past the time limit."""
 
     reason: str
 
@@ -101,14 +101,14 @@ class Finished(Generic[Job]):
 
 @dataclass(frozen=True, slots=True)
 class Restarted(Generic[Job]):
-    """The worker of a job died and the job starts again: the parts it gave are void."""
+    """The worker of a job died and the job is restarted: discard the parts received so far."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Part(Generic[Job]):
-    """What a job's handler yielded; it may lie in `slots`, so say `taken` when it is read."""
+    """What a job's handler yielded; call `taken` after reading, as the data may lie in `slots`."""
 
     job: Job
     value: Any
@@ -116,12 +116,12 @@ class Part(Generic[Job]):
 
     @property
     def slots(self) -> SharedSlots:
-        """The memory that this worker writes into."""
+        """The shared memory of this worker."""
         assert self._worker.slots is not None
         return self._worker.slots
 
     def taken(self) -> None:
-        """Let the worker write over it."""
+        """Allow the worker to overwrite it."""
         self._worker.take()
 
 
@@ -136,8 +136,8 @@ class _Worker(Generic[Job]):
     ready: bool = False
     job: Job | None = None
     deadline: float = float("inf")
-    # Parts that are not taken yet, and the seconds left to the job when the first of them came:
-    # a worker that has to wait for us is not late.
+    # Parts that are not taken yet, and the seconds left to the job when the first of them arrived:
+    # time in which the worker waits for us does not count.
     held: int = 0
     left_s: float = field(default=float("inf"))
 
@@ -147,7 +147,7 @@ class _Worker(Generic[Job]):
         self.held += 1
 
     def begin(self, job: Job, timeout_s: float) -> None:
-        """Give it a job. While a part of the job before is held, the clock does not start."""
+        """Send a job. The timeout starts when no part of the previous job is held."""
         self.job, self.left_s = job, timeout_s
         self.deadline = float("inf") if self.held else time.monotonic() + timeout_s
         self.say("job", job)
@@ -162,22 +162,22 @@ class _Worker(Generic[Job]):
         try:
             self.connection.send((kind, value))
         except OSError:
-            return  # It died: reading from it tells the rest.
+            return  # It died: the next read detects that.
 
 
 class WorkerPool(Generic[Job]):
     """Jobs for `count` spawned processes, each with one numeric thread.
 
     Args:
-        make_handler: picklable; called once in every worker, returns what handles a job there. With
-            `slot_bytes` it is called with the worker's `SharedSlots`, and what it returns may be a
-            generator function: each value that it yields becomes a `Part`, what it returns is the
-            result. When a generator goes on, the part before the last one has been taken.
+        make_handler: picklable; called once in every worker, returns the handler of jobs. With
+            `slot_bytes` it is called with the worker's `SharedSlots`, and the handler may be a
+            generator function: each value that it yields becomes a `Part`, its return value is the
+            result. When a generator resumes, the part before the last one has been taken.
         jobs: picklable and hashable.
-        count: worker processes; they are started when there is something for them to do.
-        timeout_s: wall-clock limit of one job, time in which we let it wait aside; its worker is
-            killed.
-        slot_bytes: of each of a worker's two slots; 0: no shared memory.
+        count: worker processes; they are started when there are jobs for them.
+        timeout_s: wall-clock limit of one job, not counting time in which it waits for us; its
+            worker is killed.
+        slot_bytes: size of each of a worker's two slots; 0: no shared memory.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class WorkerPool(Generic[Job]):
         return not self._waiting and all(worker.job is None for worker in self._workers)
 
     def events(self, *others: Connection) -> list[Event[Job]]:
-        """Wait until a worker has something to say, or one of `others` has; what workers said.
+        """Wait for a message of a worker or of one of `others`; returns the workers' events.
 
         Raises:
             FeatureError: a worker could not start, or a job raised a MrModelError.
@@ -215,7 +215,7 @@ class WorkerPool(Generic[Job]):
         found = []
         for worker in self._with_news(others):
             event = self._receive(worker)
-            # Not as soon as its process is dead: what it said before is still to be read.
+            # Not as soon as its process is dead: messages may still be in the pipe.
             if worker.connection.closed:
                 self._workers.remove(worker)
             if event is not None:
@@ -229,7 +229,7 @@ class WorkerPool(Generic[Job]):
         self._workers.clear()
 
     def _with_news(self, others: Sequence[Connection]) -> list[_Worker[Job]]:
-        """Workers that said something, died, or are late."""
+        """Workers that sent a message, died, or are past their deadline."""
         deadlines = [worker.deadline for worker in self._workers]
         patience = max(0.0, min(deadlines, default=float("inf")) - time.monotonic())
         connections = [*(worker.connection for worker in self._workers), *others]
@@ -266,7 +266,7 @@ class WorkerPool(Generic[Job]):
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         job = worker.job
         if job is None and worker.ready:
-            return None  # It had nothing to do; another one is started when there is work.
+            return None  # It was idle; another one is started when there is work.
         if job is None:
             raise FeatureError(f"a worker process died while starting ({how})")
         self._crashes[job] += 1
@@ -304,14 +304,14 @@ def _start(make_handler: Callable[..., Any], slot_bytes: int) -> _Worker[Any]:
     process = context.Process(target=_serve, args=(theirs, make_handler, slots), daemon=True)
     with _one_thread_each():
         process.start()
-    theirs.close()  # so that the end of the process is the end of the pipe
+    theirs.close()  # so that the pipe closes when the process ends
     return _Worker(process, ours, slots)
 
 
 def _stop(worker: _Worker[Any]) -> None:
     worker.connection.close()
     if worker.process.is_alive():
-        # A worker that died by itself is gone in a moment: its exit code is worth waiting for.
+        # Wait briefly, so that a worker that died by itself keeps its exit code.
         worker.process.join(timeout=0.2)
         worker.process.kill()
     worker.process.join()
@@ -322,7 +322,7 @@ def _stop(worker: _Worker[Any]) -> None:
 def _serve(
     connection: Connection, make_handler: Callable[..., Any], slots: SharedSlots | None
 ) -> None:
-    """Life of a worker: make the handler, then one job after the other until the pipe ends."""
+    """Main loop of a worker: make the handler, then run jobs until the pipe closes."""
     die_with_parent()
     line = _Line(connection)
     try:
@@ -343,11 +343,11 @@ def _serve(
 
 
 class _PipeEndError(BaseException):
-    """The parent has closed the pipe, or is gone: nobody waits for what the worker does."""
+    """The parent has closed the pipe or died, so the worker can stop."""
 
 
 class _Line:
-    """A worker's end of the pipe; it knows how many parts are not taken yet."""
+    """A worker's end of the pipe; counts the parts that are not taken yet."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -367,7 +367,7 @@ class _Line:
             self._untaken -= 1
 
     def send_parts(self, parts: Generator[Any, None, Any]) -> Any:
-        """Send what the generator yields; what it returns."""
+        """Send the values that the generator yields; returns its return value."""
         while True:
             try:
                 part = next(parts)
@@ -375,7 +375,7 @@ class _Line:
                 return end.value
             self.send("part", part)
             self._untaken += 1
-            while self._untaken == SLOTS:  # There is no job before a result: it can only be taken.
+            while self._untaken == SLOTS:  # No job comes before a result: this is a `taken`.
                 self._receive()
                 self._untaken -= 1
 

@@ -1,1 +1,1 @@
-"""Published feature archives become feature stores."""
+"""Import of published feature archives into feature stores."""

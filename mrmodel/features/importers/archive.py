@@ -1,4 +1,4 @@
-"""The files of a published archive by the id that each is for."""
+"""The files of a published archive by id."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Contents:
     """What a stream's folders hold.
 
     Attributes:
-        places: id -> its files, one a part of the stream.
-        repeated: id -> the file that is one too many for it.
-        unknown: files whose id nobody asked for.
+        places: id -> its files, one per part of the stream.
+        repeated: id -> a surplus file of it.
+        unknown: files whose id is not wanted.
         normalised: the rows were L2-normalised when they were written.
     """
 
@@ -45,13 +45,13 @@ class Contents:
 
 
 def find_folder(stream: ImportedStream, source: Path) -> Path | None:
-    """The first of a stream's places that is in the archive."""
+    """The first of a stream's folders that is in the archive."""
     present = (source / folder for folder in stream.folders)
     return next((path for path in present if path.exists()), None)
 
 
 def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) -> Contents:
-    """The files of a stream by id; an id is found in the name by the rules of `_candidates`.
+    """The files of a stream by id; `_candidates` derives the id from the file name.
 
     Args:
         stream: see `ImportedStream`.
@@ -72,7 +72,7 @@ def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) 
 
 
 def read_rows(stream: ImportedStream, places: list[Place | None]) -> Array:
-    """The (n, dim) rows of one id, as they are in the files.
+    """The (n, dim) rows of one id, as stored in the files.
 
     Raises:
         UnusableFile: see `_check`; ``unreadable``, ``no_array``, ``missing_part``.
@@ -86,7 +86,7 @@ def read_rows(stream: ImportedStream, places: list[Place | None]) -> Array:
             array = array[None]
         rows.append(_check(array))
     shortest = min(len(part) for part in rows)
-    # The samplings of frames and of flow differ at the end of a video.
+    # RGB and flow are sampled differently at the end of a video.
     joined = rows[0] if len(rows) == 1 else np.concatenate([r[:shortest] for r in rows], axis=1)
     if joined.shape[1] != stream.dim:
         rule = f"rows of {joined.shape[1]} channels, {stream.name} has {stream.dim}"
@@ -107,7 +107,7 @@ def _check(array: Array) -> Array:
 
 
 def _entries(path: Path) -> Iterator[tuple[Place, str]]:
-    """Places below a folder with their names; a sub-folder's name is the first part of an id."""
+    """Files in a folder with their names; a sub-folder's name is the first part of an id."""
     if path.suffix in _HDF5:
         for name in names_in_hdf5(path):
             yield Place(path, name), name
@@ -146,7 +146,7 @@ def _file(
 
 
 def _candidates(stream: ImportedStream, name: str, ending: str) -> Iterator[str]:
-    """What a file's name may mean: the id, ``qid<id>``, or the id of a camera of TACoS."""
+    """Ids that a file name may stand for: the id, ``qid<id>``, or the id of a TACoS camera."""
     key = name.removesuffix(ending)
     yield key
     if stream.modality == "text":

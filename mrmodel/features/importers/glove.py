@@ -1,4 +1,4 @@
-"""GloVe word vectors as rows of a sentence, as the published VGG recipes look them up."""
+"""GloVe word vectors of a sentence, looked up as in the published VGG recipes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ Floats = NDArray[np.float32]
 
 
 class WordVectors:
-    """Vectors of the words that some sentences have.
+    """GloVe vectors of the words in some sentences.
 
-    A word is what stands between white space, in lower case; one that the file does not have is a
-    row of zeros (baselines.md, section 1.1). So ``light.`` at the end of a sentence is unknown, as
-    in the published recipes.
+    Words are split at white space and lower-cased; a word that is not in the file is a row of
+    zeros. So ``light.`` at the end of a sentence is unknown, as in the published recipes.
     """
 
     def __init__(self, dim: int, vectors: dict[str, Floats]) -> None:
@@ -26,7 +25,7 @@ class WordVectors:
 
     @classmethod
     def read(cls, path: Path, dim: int, sentences: Iterable[str]) -> WordVectors:
-        """Read a text file of one word and `dim` numbers a line; only words of `sentences` stay.
+        """Read a text file of one word and `dim` numbers per line; keeps only words of `sentences`.
 
         Raises:
             FeatureError: the file cannot be read, a line has another number of values, or it holds

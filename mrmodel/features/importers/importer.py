@@ -1,7 +1,7 @@
-"""`mrmodel features import`: a published archive becomes feature stores, file by file.
+"""`mrmodel features import`: converts a published archive to feature stores, file by file.
 
-One file is in memory at a time, and an item without rows does not stop the others. A killed import
-leaves no manifest and hence no store; the next one starts over and ends in the same bytes.
+One file is in memory at a time, and an item without rows does not stop the import. A killed import
+leaves no manifest and hence no store; the next one starts over and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "import.json"
 _SHOWN = 20
-# Rows of one sentence under two ids may differ by what float16 rounds.
+# Rows of one sentence under two ids may differ by float16 rounding.
 _SAME = 2e-2
 
 
@@ -52,12 +52,12 @@ class ImportRequest:
     Attributes:
         layout: entry of `components.LAYOUTS`.
         source: the unpacked archive.
-        output: folder that takes a store for each stream.
-        streams: only these; empty: all that the archive holds.
+        output: folder that receives one store per stream.
+        streams: only these; empty: all in the archive.
         clip_len_s: seconds of a row; None: the layout's.
         word_vectors: file with word vectors, for layouts whose archive has no text.
-        max_failed_share: of the wanted ids; more of them without rows stop the import.
-        strict: files of unknown ids stop it, too.
+        max_failed_share: largest fraction of wanted ids without rows; above it the import fails.
+        strict: files of unknown ids make it fail, too.
         shard_bytes: largest file of a store.
     """
 
@@ -74,16 +74,16 @@ class ImportRequest:
 
 @dataclass(slots=True)
 class StreamReport:
-    """What came of one stream.
+    """Import result of one stream.
 
     Attributes:
         stream: its name.
         store: the folder that was written.
-        n_items, n_rows: stored.
+        n_items, n_rows: number of stored items and rows.
         problems: id -> (code, detail) of every wanted id without rows.
-        unknown: files whose id nobody asked for.
-        dtypes: how many items came in which type.
-        differing: sentences whose rows differ between the ids that have them.
+        unknown: files whose id is not wanted.
+        dtypes: number of items per source dtype.
+        differing: sentences whose rows differ between their ids.
     """
 
     stream: str
@@ -99,12 +99,12 @@ class StreamReport:
 def import_archive(
     request: ImportRequest, rows: Sequence[Annotation], reporter: Reporter | None = None
 ) -> list[StreamReport]:
-    """Import every stream of an archive, or those asked for.
+    """Import all streams of an archive, or the requested ones.
 
     Args:
         request: see `ImportRequest`.
         rows: the annotated queries whose videos and sentences need features.
-        reporter: told of every item.
+        reporter: notified of every item.
 
     Raises:
         UnknownNameError: no such layout.
@@ -195,7 +195,7 @@ def _wanted(stream: ImportedStream, rows: Sequence[Annotation]) -> dict[str, lis
 
 
 class _Files:
-    """Rows of the archive's files."""
+    """Rows read from the archive's files."""
 
     def __init__(
         self, stream: ImportedStream, request: ImportRequest, wanted: Mapping[str, list[str]]
@@ -218,7 +218,7 @@ class _Files:
 
 
 class _Words:
-    """Rows looked up word by word."""
+    """Rows looked up in the word vectors."""
 
     def __init__(
         self, stream: ImportedStream, request: ImportRequest, rows: Sequence[Annotation]
@@ -240,7 +240,7 @@ def _stored(
     report: StreamReport,
     reporter: Reporter,
 ) -> Iterator[tuple[Entry, Half]]:
-    """Entries and rows in key order; problems go into the report."""
+    """Entries and rows in key order; problems are added to the report."""
     reporter.start(f"import {report.stream}", len(wanted))
     try:
         for key, ids in wanted.items():
@@ -261,14 +261,14 @@ def _stored(
 
 
 def _rows_of_any(ids: list[str], source: _Files | _Words, report: StreamReport) -> Array:
-    """Rows of the first id that has some; where others differ from them, the report says so."""
+    """Rows of the first id that has some; differences between ids are added to the report."""
     first: Array | None = None
     problem: UnusableFile | None = None
     for name in ids:
         try:
             rows = source.rows_of(name)
         except UnusableFile as error:
-            # One sentence may have many ids, of which an archive needs to hold one.
+            # A sentence may have many ids; the archive needs to hold only one.
             if problem is None or problem.code == "missing_id":
                 problem = error
             continue
@@ -305,7 +305,7 @@ def _judge(report: StreamReport, request: ImportRequest, total: int) -> None:
 
 
 def _record(report: StreamReport, request: ImportRequest) -> dict[str, Any]:
-    """import.json of a store: what a person may want to know of it later."""
+    """Content of a store's import.json: how it was imported."""
     return {
         "layout": request.layout,
         "items": report.n_items,
@@ -321,7 +321,7 @@ def _record(report: StreamReport, request: ImportRequest) -> dict[str, Any]:
 
 
 def format_report(report: StreamReport) -> str:
-    """What came of a stream, as text for a person."""
+    """The report of a stream as text."""
     lines = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
     types = ", ".join(f"{count} {name}" for name, count in sorted(report.dtypes.items()))
     lines.append(f"{report.store}: {report.n_rows} rows of {report.n_items} items ({types})")
@@ -338,16 +338,16 @@ def format_report(report: StreamReport) -> str:
 def copy_store(source: Path, target: Path, stream: str, clip_len_s: float) -> Manifest:
     """Copy a store file by file, the manifest last.
 
-    Copied and not linked: DVC deletes a stage's outputs, and makes files that it tracks read-only.
+    Not linked, because DVC deletes a stage's outputs and makes tracked files read-only.
 
     Args:
         source: the store.
-        target: takes its files.
-        stream: what it must hold.
-        clip_len_s: seconds that a row of a video stream must stand for.
+        target: the new folder.
+        stream: the stream that it must hold.
+        clip_len_s: required seconds per row of a video stream.
 
     Raises:
-        FeatureError: it is no finished store, or a shard is damaged.
+        FeatureError: it is not a finished store, or a shard is damaged.
         FeatureMismatch: it holds another stream, or rows of another length.
     """
     manifest = read_manifest(source)

@@ -1,7 +1,7 @@
-"""Layouts of published feature archives: which folder holds which stream, under which ids.
+"""Layouts of published feature archives: the folder of each stream, and the ids of its files.
 
-Ids are found by rule in all layouts (`mrmodel.features.importers.archive`); a layout only says
-what differs.
+The rules for ids are the same in all layouts (`mrmodel.features.importers.archive`); a layout only
+declares what differs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 VIDEO_ARRAYS = ("features",)
-# States of all tokens if they are there, else the one vector of the sentence.
+# States of all tokens if present, else the single sentence vector.
 TEXT_ARRAYS = ("last_hidden_state", "token", "pooler_output", "text")
 
 
@@ -19,14 +19,14 @@ class ImportedStream:
     """One feature stream of an archive.
 
     Attributes:
-        name: of the stream, as models and `mrmodel weights import` call it.
+        name: of the stream, as in models and in `mrmodel weights import`.
         modality: whether ids are those of videos or of queries; audio counts as video.
         dim: channels of a row.
-        folders: places below the archive's root, alternatives; the first that is there is read. A
-            name with ``.hdf5`` is a file with one data set an id, which UniVTG wrote normalised.
+        folders: alternative paths below the archive's root; the first that exists is read. A
+            ``.hdf5`` path is a file with one data set per id, which UniVTG wrote normalised.
         more: further folders whose files are read as well.
-        parts: endings of several files of one id, whose channels are joined in this order.
-        words: rows are made of a file of word vectors, and the archive has none.
+        parts: name endings of the files of one id, whose channels are concatenated in this order.
+        words: rows are looked up in a file of word vectors; the archive has none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ImportedStream:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the array within a file, the first that is there is read."""
+        """Names of the array within a file; the first that exists is read."""
         return VIDEO_ARRAYS if self.modality == "video" else TEXT_ARRAYS
 
 
@@ -48,10 +48,10 @@ class Layout:
     """A published archive.
 
     Attributes:
-        title: what it is, for people.
+        title: readable description.
         clip_len_s: seconds of a row; None where archives of several data sets look like this.
         streams: what it holds, in the order in which the published systems concatenate them.
-        datasets: names of the data sets that it is of; empty where archives of all look like this.
+        datasets: names of its data sets; empty where the layout fits any data set.
     """
 
     title: str
@@ -81,7 +81,7 @@ def glove() -> ImportedStream:
 
 
 # QVHighlights as Moment-DETR released it (``moment_detr_features.tar.gz``, 8 GB).
-# Queries of the speech captions of its pre-training lie in a folder for each video.
+# Queries from ASR captions (pre-training) are in one folder per video.
 MOMENT_DETR = Layout(
     title="QVHighlights, SlowFast and CLIP (Moment-DETR, QD-DETR, CG-DETR)",
     clip_len_s=2.0,
@@ -111,7 +111,7 @@ MOMENT_DETR_AUDIO = Layout(
 
 
 # QVHighlights as VideoLights released it (11 GB): Moment-DETR's archive, and BLIP-2.
-# Paraphrased queries are files of their own; they are read where the annotations have their ids.
+# Paraphrased queries are separate files, read where the annotations have their ids.
 VIDEO_LIGHTS = Layout(
     title="QVHighlights, SlowFast, CLIP and BLIP-2 (VideoLights)",
     clip_len_s=2.0,
@@ -168,7 +168,7 @@ CHARADES_SLOWFAST_CLIP = Layout(
         clip_text("clip_text_features"),
     ),
 )
-# Four frames of 24 a second make a row.
+# A row is four frames at 24 fps.
 CHARADES_VGG = Layout(
     title="Charades-STA, VGG (CG-DETR), with optical flow (UMT) and GloVe",
     clip_len_s=1 / 6,
@@ -241,7 +241,7 @@ YOUTUBE_HL_I3D = Layout(
 )
 
 
-# A data set's folder of lighthouse's ``features``: one folder a stream, the same for all sets.
+# A data set's folder of lighthouse's ``features``: one folder per stream, the same for all sets.
 # lighthouse concatenates CLIP before SlowFast.
 LIGHTHOUSE = Layout(
     title="lighthouse, features of one data set",
@@ -258,7 +258,7 @@ LIGHTHOUSE = Layout(
 )
 
 
-# A data set's folder of UniVTG's ``data``: files, or one HDF5 file a stream.
+# A data set's folder of UniVTG's ``data``: files, or one HDF5 file per stream.
 UNIVTG = Layout(
     title="UniVTG, features of one data set",
     clip_len_s=None,

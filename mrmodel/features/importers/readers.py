@@ -1,7 +1,7 @@
-"""Arrays out of files of other programs, without running code of theirs.
+"""Reads arrays from files of other programs, without executing code in them.
 
-``.npz`` files as numpy writes them, uncompressed, are read without the zip library: archives hold
-tens of thousands of them, and opening one costs more than its bytes.
+Uncompressed ``.npz`` files are read without the zip library: archives hold tens of thousands of
+them, and opening one takes longer than reading it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC, _DIRECTORY_MAGIC = b"PK\x03\x04", b"PK\x01\x02"
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP64 = 0xFFFFFFFF
-# What damaged bytes make the readers stumble on.
+# Errors that the readers raise on damaged files.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -50,7 +50,7 @@ _DAMAGED = (
 
 
 class UnusableFile(FeatureError):
-    """A file gives no rows; `code` is a stable name such as ``zero_rows``."""
+    """A file gives no rows; `code` is a stable identifier such as ``zero_rows``."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code, self.detail = code, detail
@@ -59,7 +59,7 @@ class UnusableFile(FeatureError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A file, or (of HDF5) one data set in it."""
+    """A file, or one data set in an HDF5 file."""
 
     path: Path
     inner: str | None = None
@@ -73,7 +73,7 @@ def read_array(place: Place, names: Sequence[str]) -> Array:
 
     Args:
         place: the file.
-        names: of the array, where a file holds several; the first that is there is taken.
+        names: names of the array, where a file holds several; the first that exists is used.
 
     Raises:
         UnusableFile: ``unreadable`` (damaged, or a format that needs code), ``no_array``.
@@ -95,7 +95,7 @@ def names_in_hdf5(path: Path) -> list[str]:
     """The data sets of a file.
 
     Raises:
-        FeatureError: h5py is not installed, or the file is something else.
+        FeatureError: h5py is not installed, or the file is not HDF5.
     """
     try:
         with _h5py().File(path, "r") as file:
@@ -116,7 +116,7 @@ def _from_npz(content: bytes, names: Sequence[str]) -> Array:
 
 
 def _stored_members(content: bytes) -> dict[str, tuple[memoryview, int]] | None:
-    """Bytes and CRC-32 of each member; None where one is compressed, or sizes come behind it."""
+    """Bytes and CRC-32 of each member; None where one is compressed, or has a data descriptor."""
     members = {}
     view, start = memoryview(content), 0
     while content[start : start + 4] == _LOCAL_MAGIC:
@@ -154,7 +154,7 @@ def _from_npy(content: memoryview) -> Array:
 
 @lru_cache(maxsize=4096)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type; files of one archive share few headers, and each is slow to parse."""
+    """Shape, order and dtype; cached, because parsing is slow and files share few headers."""
     stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0
@@ -167,11 +167,11 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _from_torch(path: Path, names: Sequence[str]) -> Array:
-    import torch  # it takes seconds, and few archives hold such files
+    import torch  # lazy: takes seconds, and few archives need it
 
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the damaged pickle makes it stumble on
+    except Exception as error:  # a damaged pickle makes torch raise various types
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnusableFile("unreadable", first) from None
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""InterVid-MR: queries for pre-training, made from captioned video segments."""
+"""InterVid-MR: pre-training queries from captioned video segments."""

@@ -1,7 +1,7 @@
-"""Row-local caption rules: which captions describe a scene (pretraining_data.md A.2, rules 1-8).
+"""Row-local caption rules: which captions describe a scene.
 
-The SG-DETR paper only says that "meaningless" captions were removed; these rules are our reading.
-A row's outcome is the index in `RULES` of the first rule that it fails, or `PASSED`.
+The SG-DETR paper only states that "meaningless" captions were removed; these rules are ours.
+The result of a row is the index in `RULES` of the first rule that it fails, or `PASSED`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ Bools = NDArray[np.bool_]
 
 
 def rule_index(name: str) -> int:
-    """Position of a rule in `RULES`."""
+    """Index of a rule in `RULES`."""
     return RULES.index(name)
 
 
 def normalise_caption(caption: str) -> str:
-    """The caption as query: normalised like every query, without quotes around the whole.
+    """The caption as a query: normalised like every query, without enclosing quotes.
 
-    The result does not change under `features.keys.normalise_query`, so the text key of a caption
-    is the same wherever it is made.
+    The result is invariant under `features.keys.normalise_query`, so the text key of a caption is
+    the same everywhere.
     """
     text = normalise_query(caption)
     while len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
@@ -73,7 +73,7 @@ class CaptionWords:
 
 @cache
 def caption_words() -> CaptionWords:
-    """The word lists, read once a process."""
+    """The word lists, read once per process."""
     source = resources.files("mrmodel.pretraining.intervid").joinpath("caption_words.yaml")
     lists = yaml.safe_load(source.read_text(encoding="utf-8"))
     writing = f"in (?:{_any_of(lists['languages'])}) (?:{_any_of(lists['writing'])})"
@@ -101,8 +101,8 @@ def first_failed(rows: CaptionColumns, settings: CaptionSettings, max_ms: int) -
 
     Args:
         rows: n rows.
-        settings: switches and limits.
-        max_ms: longest interval, which is the length of a segment.
+        settings: enabled rules and limits.
+        max_ms: maximum interval, equal to the segment length.
 
     Returns:
         (n,) index in `RULES`, or `PASSED`.
@@ -130,14 +130,14 @@ def first_failed(rows: CaptionColumns, settings: CaptionSettings, max_ms: int) -
 
 
 def repeats_itself(caption: str, settings: CaptionSettings) -> bool:
-    """Rule `repetition`: a word or a pair of words too often, or too few distinct words."""
+    """Rule `repetition`: a word or word pair occurs too often, or too few words are distinct."""
     words = _WORD.findall(caption.lower())
     distinct = set(words)
     if len(distinct) == len(words):
         return False
     if len(distinct) < settings.min_distinct_share * len(words):
         return True
-    # No word can repeat more often than this, and no pair more often than its words.
+    # Upper bound on the count of any word, and so of any pair.
     spare = len(words) - len(distinct) + 1
     if spare <= min(settings.max_word_repeats, settings.max_bigram_repeats):
         return False

@@ -1,4 +1,4 @@
-"""The kept rows of a caption table: one pass over its chunks, then the group rules (A.9)."""
+"""Filters a caption table: one pass over its chunks, then the group rules."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _MIN_ROW_BYTES = 100  # the column names alone take 90
 
 @dataclass(frozen=True, slots=True)
 class CaptionTable:
-    """What a caption table holds and what is left of it.
+    """A filtered caption table and its counts.
 
     Attributes:
         kept: rows that pass every rule, ascending in ``qid``, with the columns of
             `captions.ParsedChunk` and ``table_end_ms``, the latest end of any row of the video.
-        bad_rows: rows that break the format.
-        rows: number of rows that are not empty lines.
+        bad_rows: malformed rows.
+        rows: number of non-empty lines.
         normalised: captions that the rule `normalise` changed.
-        removed: rows removed, by rule.
-        duplicates: rows dropped because an equal row stands in the table.
-        collisions: lines dropped because another row has the same qid by chance.
+        removed: number of rows removed, by rule.
+        duplicates: rows dropped because the table has an equal row.
+        collisions: lines dropped because another row has the same qid (hash collision).
     """
 
     kept: pd.DataFrame
@@ -54,14 +54,14 @@ class CaptionTable:
     collisions: list[int]
 
     def bad_counts(self) -> dict[str, int]:
-        """Bad rows by reason."""
+        """Number of bad rows by reason."""
         return dict(sorted(Counter(row.reason for row in self.bad_rows).items()))
 
 
 def filter_captions(
     path: Path, settings: IntervidSettings, leak_videos: AbstractSet[str], reporter: Reporter
 ) -> CaptionTable:
-    """Read a caption table and apply all rules of A.2.
+    """Read a caption table and apply all rules.
 
     Raises:
         DataError: the table is missing or has other columns.
@@ -92,7 +92,7 @@ def _parsed(path: Path, settings: IntervidSettings, reporter: Reporter) -> Itera
     size = path.stat().st_size if path.exists() else 0
     workers = settings.workers or os.cpu_count() or 1
     if size < settings.chunk_rows * _MIN_ROW_BYTES:
-        workers = 1  # one chunk, so processes would only cost their start
+        workers = 1  # a single chunk is not worth starting processes
     reporter.start("read captions", size)
     try:
         for chunk, parsed in _in_order(parse, read_chunks(path, settings.chunk_rows), workers):
@@ -105,7 +105,7 @@ def _parsed(path: Path, settings: IntervidSettings, reporter: Reporter) -> Itera
 def _in_order(
     parse: Callable[[Chunk], ParsedChunk], chunks: Iterable[Chunk], workers: int
 ) -> Iterator[tuple[Chunk, ParsedChunk]]:
-    """Results in the order of the chunks; at most two chunks a worker are in memory."""
+    """Results in the order of the chunks; at most two chunks per worker are in memory."""
     if workers == 1:
         yield from ((chunk, parse(chunk)) for chunk in chunks)
         return

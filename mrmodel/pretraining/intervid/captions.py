@@ -1,9 +1,9 @@
-"""Reading a caption table of the InternVid format (pretraining_data.md A.1), in bounded memory.
+"""Reading a caption table in the InternVid format, in bounded memory.
 
-A table of ten million rows is ~2 GB of text, so captions are never held together. One pass over
-chunks keeps about 50 bytes a row: numbers, hashes and the outcome of the row-local rules. That is
-half a gigabyte for the whole of InternVid-10M-FLT, so the group rules need no partitions on disk.
-`read_selected` then goes back to the lines of the few rows that were kept.
+A table of ten million rows is ~2 GB of text, so captions are never all in memory. One pass over
+chunks keeps about 50 bytes per row: numbers, hashes and the result of the row-local rules. That is
+half a gigabyte for InternVid-10M-FLT, so the group rules need no partitions on disk.
+`read_selected` then reads the lines of the few kept rows again.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ COLUMNS = (
 )
 _TIME_TEMPLATE = b"00:00:00.000"
 _BATCH = 1000
-_QID_SHIFT = 11  # 64-bit hash -> the 53 bits that every JSON reader keeps
+_QID_SHIFT = 11  # 64-bit hash -> 53 bits, exact in every JSON reader
 _VALUES = itemgetter(*COLUMNS)
 
 
 class _Unusable(Exception):
-    """(reason, detail) of a row that breaks the format."""
+    """(reason, detail) of a malformed row."""
 
 
 class _Row(NamedTuple):
-    """A row that keeps the format; `caption` is normalised, times are still texts."""
+    """A well-formed row; `caption` is normalised, times are not parsed yet."""
 
     line: int
     video_id: str
@@ -71,7 +71,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used at all, and why."""
+    """A malformed row, and why."""
 
     line: int
     reason: str
@@ -84,12 +84,12 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class ParsedChunk:
-    """What stays of a chunk.
+    """The parsed rows of a chunk.
 
     Attributes:
-        frame: one row a well-formed line: ``line``, ``video`` and ``caption`` (64-bit hashes),
+        frame: one row per well-formed line: ``line``, ``video`` and ``caption`` (64-bit hashes),
             ``qid``, ``start_ms``, ``end_ms``, ``umt``, ``failed`` (index of a rule, or PASSED).
-        bad_rows: the others.
+        bad_rows: the malformed lines.
         normalised: number of captions that the rule `normalise` changed.
     """
 
@@ -100,7 +100,7 @@ class ParsedChunk:
 
 @dataclass(frozen=True, slots=True)
 class SelectedCaption:
-    """The text parts of a kept row; `caption` is the query."""
+    """The text fields of a kept row; `caption` is the query."""
 
     line: int
     video_id: str
@@ -132,7 +132,7 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
 
 
 def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
-    """Check the rows of a chunk and apply the row-local rules."""
+    """Parse a chunk and apply the row-local rules."""
     bad: list[BadRow] = []
     rows: list[_Row] = []
     for line, record in _records(chunk, bad):
@@ -150,7 +150,7 @@ def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
             "line": np.array([row.line for row in rows], dtype=np.int64),
             "video": _hashes(row.video_id for row in rows),
             "caption": _hashes(captions),
-            # 53 bits: the same in every run, exact in JSON, and a hash order (A.8).
+            # 53 bits: deterministic, exact in JSON, and in hash order.
             "qid": (_hashes(map(_identity, rows)) >> np.uint64(_QID_SHIFT)).astype(np.int64),
             "start_ms": start_ms.astype(np.int32),
             "end_ms": end_ms.astype(np.int32),
@@ -166,7 +166,7 @@ def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
 
 
 def read_selected(path: Path, lines: NDArray[np.int64]) -> list[SelectedCaption]:
-    """The texts of some rows of a table.
+    """Read the texts of some rows of a table.
 
     Args:
         path: the table.
@@ -188,9 +188,9 @@ def read_selected(path: Path, lines: NDArray[np.int64]) -> list[SelectedCaption]
 
 
 def caption_texts(path: Path) -> list[str]:
-    """Every distinct normalised caption of a table, in order: what the text encoder must encode.
+    """All distinct normalised captions of a table, in order, for the text encoder.
 
-    Rows that are not usable are passed over here; `parse_chunk` reports them.
+    Malformed rows are skipped here; `parse_chunk` reports them.
 
     Raises:
         DataError: no such file, or its first row does not have the columns.
@@ -219,7 +219,7 @@ def _check_columns(path: Path, line: bytes) -> None:
 
 
 def _records(chunk: Chunk, bad: list[BadRow]) -> Iterator[tuple[int, Any]]:
-    """(line, parsed JSON) of all lines but the empty ones; what is no JSON goes to `bad`."""
+    """(line, parsed JSON) of all non-empty lines; invalid JSON goes to `bad`."""
     numbered = [
         (number, text)
         for number, raw in enumerate(chunk.lines, start=chunk.first_line)
@@ -231,7 +231,7 @@ def _records(chunk: Chunk, bad: list[BadRow]) -> Iterator[tuple[int, Any]]:
 
 def _parse_batch(numbered: list[tuple[int, bytes]], bad: list[BadRow]) -> Iterable[tuple[int, Any]]:
     # One array of a thousand objects parses 2.5 times faster than a thousand objects; pyarrow's
-    # reader is faster again but kills the process on a line that says `null` (release 25.0.1).
+    # reader is faster still but kills the process on a line `null` (release 25.0.1).
     try:
         records = json.loads(b"[" + b",".join(text for _, text in numbered) + b"]")
     except (ValueError, RecursionError):
@@ -248,7 +248,7 @@ def _parse_batch(numbered: list[tuple[int, bytes]], bad: list[BadRow]) -> Iterab
 
 
 def _checked(line: int, record: Any, id_length: int | None) -> _Row:
-    """A row that keeps the format, but for its times, which are checked by the column.
+    """Check a row, except its times, which are checked per column.
 
     Raises:
         _Unusable: with reason and detail.
@@ -285,7 +285,7 @@ def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether `value` is a string that UTF-8 can hold; JSON lets lone surrogates through."""
+    """Whether `value` is a string that UTF-8 can encode; JSON allows lone surrogates."""
     if not isinstance(value, str):
         return False
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
@@ -319,7 +319,7 @@ def _times_ms(texts: list[str]) -> NDArray[np.int64]:
 def _with_good_times(
     rows: list[_Row], bad: list[BadRow]
 ) -> tuple[list[_Row], NDArray[np.int64], NDArray[np.int64]]:
-    """The rows with a readable interval, and its two ends in ms; the others go to `bad`."""
+    """The rows with a valid interval, and its two ends in ms; the others go to `bad`."""
     start, end = _times_ms([row.start for row in rows]), _times_ms([row.end for row in rows])
     unreadable = (start < 0) | (end < 0)
     good = ~unreadable & (end > start)

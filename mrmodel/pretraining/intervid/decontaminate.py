@@ -1,4 +1,4 @@
-"""Evaluation videos, which must not give training samples (pretraining_data.md A.2, rule 11)."""
+"""Evaluation videos, which must be excluded from training samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def read_leak_files(paths: Iterable[Path]) -> frozenset[str]:
     """Video ids of evaluation sets.
 
     Args:
-        paths: ``.jsonl`` files are annotation files, whose field ``vid`` counts; others hold one
-            id a line. Segments count as their whole video, and under their own name too, since an
-            id may happen to look like a segment.
+        paths: ``.jsonl`` files are annotation files, of which the field ``vid`` is read; others
+            hold one id per line. Segments are listed as their whole video and under their own name,
+            since an id may happen to look like a segment.
 
     Raises:
         DataError: a file is missing, holds no id, or a row has no ``vid``.

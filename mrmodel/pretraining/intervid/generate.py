@@ -1,11 +1,11 @@
-"""InterVid-MR: captions of single intervals become queries with windows and grades.
+"""InterVid-MR: turns captions of single intervals into queries with windows and grades.
 
 The pre-training set of SG-DETR (section 4.3.2): a caption of InternVid belongs to one interval, but
 other clips of the video may match it as well. The clips of a segment around the interval are
-compared with the caption (eq. 16), those about as similar as the annotated ones become positive
+compared with the caption (eq. 16); those about as similar as the annotated ones become positive
 (eq. 17) and get a grade from 1 to 4 (eq. 18). The output has the format of QVHighlights.
 
-The road: `caption_table` -> `intervid_samples` (segments, similarities, labels) -> files here.
+Data flow: `caption_table` -> `samples` (segments, similarities, labels) -> `output`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ def generate(
 ) -> IntervidReport:
     """Build the data set.
 
-    Writes train.jsonl, val.jsonl, labels.parquet (one row a sample, by qid), rejects.jsonl,
-    report.json, metrics.json, plots/*.csv and, last of all, manifest.json: a folder without it is
-    not finished. A corpus without captions, or with none that lasts, gives empty files and the
-    state ``empty``; that is no error.
+    Writes train.jsonl, val.jsonl, labels.parquet (one row per sample, by qid), rejects.jsonl,
+    report.json, metrics.json, plots/*.csv and, last, manifest.json: a folder without it is
+    incomplete. A corpus without captions, or without any that passes, gives empty files and the
+    state ``empty``; that is not an error.
 
     Raises:
-        DataError: the caption table or a leak list is missing or has another format, or more rows
-            than `captions.max_bad_row_share` are bad (rejects.jsonl is written then).
+        DataError: the caption table or a leak list is missing or has another format, or the
+            fraction of bad rows exceeds `captions.max_bad_row_share` (rejects.jsonl is written
+            then).
         FeatureMismatch: clip and caption vectors are of different spaces.
     """
     (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
@@ -67,7 +68,7 @@ def generate(
 def _run(
     settings: IntervidSettings, inputs: IntervidInputs, out_dir: Path, reporter: Reporter
 ) -> Outcome:
-    """All steps but the writing."""
+    """All steps except writing."""
     captions, features = inputs.captions, inputs.features
     if captions is None or features is None:
         report = _report({}, None, "the corpus has no caption table")
@@ -84,10 +85,10 @@ def _run(
 
 
 def _leak_videos(settings: IntervidSettings, inputs: IntervidInputs) -> frozenset[str]:
-    """Evaluation videos; segments count as their whole video.
+    """Evaluation videos; segments are mapped to their whole video.
 
     Raises:
-        DataError: the rule `leak` is on and nobody says which videos are for evaluation.
+        DataError: the rule `leak` is on but no evaluation videos are given.
     """
     if not settings.captions.rules.leak:
         return frozenset()
@@ -116,7 +117,7 @@ def _check_bad_share(
 def _counts(
     table: CaptionTable, dropped: list[Dropped], featureless: int, samples: Samples
 ) -> dict[str, Any]:
-    """Rows and samples by step and reason; each step starts with what the one before left."""
+    """Rows and samples by step and reason; each step starts with the rest of the previous one."""
     outcomes = Counter(map(str, samples.split))
     return {
         "rows": {"read": table.rows, "bad": table.bad_counts(), "normalised": table.normalised},
@@ -160,7 +161,7 @@ def _why_empty(table: CaptionTable, candidates: Candidates) -> str:
 
 
 def _rejects(table: CaptionTable, dropped: list[Dropped], samples: Samples) -> list[dict[str, Any]]:
-    """Rows of rejects.jsonl by line; what a rule removed is counted, not listed."""
+    """Rows of rejects.jsonl by line; rows removed by a rule are counted, not listed."""
     rows = [row.as_row() for row in table.bad_rows]
     rows += [row.as_row() for row in (*dropped, *samples.rejected())]
     rows += [{"line": line, "reason": "qid_collision"} for line in table.collisions]

@@ -1,7 +1,7 @@
-"""Caption rules that look at several rows: generic, dedupe, cap, leak (A.2, rules 6, 9-11).
+"""Caption rules across rows: generic, dedupe, cap, leak.
 
 They work on the compact columns of `captions.ParsedChunk` and mark a row with the first rule that
-it fails, like the row-local rules. The outcome does not depend on the order of the table's rows.
+it fails, like the row-local rules. The result does not depend on the order of the table's rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Bools = NDArray[np.bool_]
 def apply_group_rules(
     rows: pd.DataFrame, settings: CaptionSettings, leak_videos: AbstractSet[str]
 ) -> NDArray[np.int8]:
-    """The first rule of all that each row fails.
+    """The first rule, of all rules, that each row fails.
 
     Args:
         rows: the columns of `captions.ParsedChunk`, of the whole table.
-        settings: switches and limits.
+        settings: enabled rules and limits.
         leak_videos: ids of evaluation videos.
 
     Returns:
@@ -35,7 +35,7 @@ def apply_group_rules(
     failed = rows["failed"].to_numpy(dtype=np.int8).copy()
     rules = settings.rules
     if rules.generic:
-        # This rule stands between the row-local ones, so it overrides those that come after it.
+        # This rule ranks among the row-local ones, so it overrides those after it.
         later = (failed == PASSED) | (failed > rule_index("generic"))
         failed[later & _generic(rows, settings.generic_videos)] = rule_index("generic")
     if rules.dedupe:
@@ -50,7 +50,7 @@ def apply_group_rules(
 
 
 def count_rules(failed: NDArray[np.int8]) -> dict[str, int]:
-    """Rows that each rule removed, in the order of the rules."""
+    """Number of rows that each rule removed, in the order of the rules."""
     counts = np.bincount(failed[failed != PASSED], minlength=len(RULES))
     return dict(zip(RULES, counts.tolist(), strict=True))
 
@@ -62,13 +62,13 @@ def _generic(rows: pd.DataFrame, videos: int) -> Bools:
 
 
 def _best_first(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Rows sorted by `keys`, best UMT score first; ties by content, so not by place."""
+    """Rows sorted by `keys`, best UMT score first; ties by content, not by position."""
     order = [*keys, "umt", "start_ms", "end_ms", "caption", "line"]
     return rows.sort_values(order, ascending=[name != "umt" for name in order])
 
 
 def _duplicates(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """Labels of rows that overlap a better row with the same caption of the same video."""
+    """Index labels of rows that overlap a better row with the same caption and video."""
     repeated = rows[rows.duplicated(["video", "caption"], keep=False)]
     dropped: list[int] = []
     kept: list[tuple[int, int]] = []
@@ -85,6 +85,6 @@ def _duplicates(rows: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _over_cap(rows: pd.DataFrame, most: int) -> NDArray[np.int64]:
-    """Labels of the rows beyond the best `most` of their video."""
+    """Index labels of the rows beyond the best `most` of their video."""
     ordered = _best_first(rows, ["video"])
     return ordered.index[ordered.groupby("video", sort=False).cumcount() >= most].to_numpy()

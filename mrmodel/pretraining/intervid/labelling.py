@@ -1,12 +1,10 @@
-"""From similarities to positive clips, windows and grades: SG-DETR eq. 16-18 in flat form.
+"""From similarities to positive clips, windows and grades: SG-DETR eq. 16-18 on flat arrays.
 
-The clips of all segments lie in one array of C clips; segment ``q`` of Q owns the clips
+The clips of all segments are in one array of C clips; segment ``q`` of Q has the clips
 ``offsets[q]:offsets[q + 1]``. Sums over a segment are `bincount`s (`reduceat` returns a wrong
-element for an empty segment), the variance takes two passes because similarities near 0.3 with a
-standard deviation near 0.02 lose half their digits in one. A segment's result depends on its own
-clips alone, bit for bit, so callers may cut the work where they like.
-
-Design: pretraining_data.md A.4-A.7 and A.9.
+element for an empty segment); the variance takes two passes because similarities near 0.3 with a
+std near 0.02 lose half their digits in one. A segment's result depends on its own clips alone, bit
+for bit, so callers may process any blocks of segments.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ from numpy.typing import NDArray
 from mrmodel.config.intervid import LabelSettings
 
 EPS = 1e-6
-MIN_SD_CLIPS = 4  # fewer annotated clips say nothing about the spread of similarities
-# The mean of equal float32 similarities may miss them by a rounding error of float64.
+MIN_SD_CLIPS = 4  # fewer annotated clips give no estimate of the std
+# The mean of equal float32 similarities may differ from them by a float64 rounding error.
 _TIE = 1e-9
 
 ACCEPTED = "accepted"
-# Why a segment gives no sample, in the order of the checks.
+# Rejection reasons of a segment, in the order of the checks.
 REASONS = (ACCEPTED, "bad_caption", "invalid_clips", "no_annotated_clip", "windows", "coverage")
 
 Bools = NDArray[np.bool_]
@@ -41,7 +39,7 @@ class Similarities:
         offsets: (Q + 1,) first clip of each segment, ascending from 0 to C.
         score: (C,) similarity to the segment's caption, 0 where not valid.
         valid: (C,) whether clip and caption have a usable feature.
-        annotated: (C,) P0: valid clips of the annotated interval.
+        annotated: (C,) P0, the valid clips of the annotated interval.
         caption_valid: (Q,) whether the caption has a usable feature.
     """
 
@@ -73,10 +71,10 @@ class Labels:
     Attributes:
         grade: (C,) 1..4 on positive clips, 0 elsewhere; clips of rejected segments keep theirs.
         reason: (Q,) index in `REASONS`, 0 = accepted.
-        mean, sd: (Q,) of the annotated clips; `sd` is at least the floor.
+        mean, sd: (Q,) mean and std of the annotated clips; `sd` is at least the floor.
         threshold: (Q,) S_min, eq. 17.
-        window_segment, window_first, window_last: (R,) runs of positive clips in order; the clips
-            count from the first clip of the segment and are inclusive.
+        window_segment, window_first, window_last: (R,) runs of positive clips in order; first and
+            last (inclusive) count from the first clip of the segment.
     """
 
     grade: NDArray[np.int8]
@@ -91,7 +89,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """Runs of clips as inclusive places in the flat array, in order."""
+    """Runs of clips as inclusive indices into the flat array, in order."""
 
     first: Ints
     last: Ints
@@ -117,7 +115,7 @@ def cosine(clips: Singles, captions: Singles, segment: Ints) -> tuple[Singles, B
 
 
 def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -> Bools:
-    """Clips that the annotated interval covers by at least half, else the best covered one.
+    """Clips of which the annotated interval covers at least half, else the best covered one.
 
     Args:
         offsets: (Q + 1,) as in `Similarities`.
@@ -126,7 +124,7 @@ def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -
         clip_ms: length of a clip.
 
     Returns:
-        (C,) bool, before any clip is found invalid; none where the interval misses the segment.
+        (C,) bool, regardless of validity; none where the interval misses the segment.
     """
     segment, place = _places(offsets)
     clip_start = place * clip_ms
@@ -143,9 +141,9 @@ def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -
 
 
 def sd_floor(similarities: Similarities, quantile: float | None) -> float:
-    """The floor of sd of a run: a quantile over the segments with four or more annotated clips.
+    """The std floor of a run: a quantile over the segments with four or more annotated clips.
 
-    0 without a quantile, or where no segment has so many.
+    0 without a quantile, or if no segment has that many.
     """
     if quantile is None:
         return 0.0
@@ -161,10 +159,10 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
 
     Args:
         similarities: scores of Q segments.
-        settings: options of A.5-A.7, and `threshold_std`, the 3 of eq. 17. An encoder that aligns
-            less well than InternVideo2 spreads the annotated clips so widely that 3 lets half of
-            the segment in.
-        floor: smallest standard deviation, see `sd_floor`.
+        settings: labelling options, including `threshold_std`, the 3 of eq. 17. With an encoder
+            that aligns less well than InternVideo2 the std is so large that 3 accepts half of the
+            segment.
+        floor: smallest std, see `sd_floor`.
     """
     score, total = similarities.score, len(similarities)
     segment, place = _places(similarities.offsets)
@@ -182,7 +180,7 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
     grade = _grades(score - grade_mean[segment], grade_sd[segment])
     windows = _windows(positive, segment, similarities, settings)
     kept = _covered(windows, len(score))
-    # A filled gap is below the threshold, so below every other positive clip: the lowest grade.
+    # A filled gap is below the threshold and so below all positive clips: the lowest grade.
     grade = np.where(kept, np.where(positive, grade, 1), 0).astype(np.int8)
     reason = _reasons(similarities, settings, count, kept, segment[windows.first])
     owner = segment[windows.first]
@@ -194,7 +192,7 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
 def label_in_blocks(
     similarities: Similarities, settings: LabelSettings, floor: float, block: int
 ) -> Labels:
-    """`label`, `block` segments at a time: the same result in bounded memory."""
+    """`label` in blocks of `block` segments: the same result in bounded memory."""
     starts = range(0, max(len(similarities), 1), block)
     parts = [
         label(similarities.part(first, min(first + block, len(similarities))), settings, floor)
@@ -210,14 +208,14 @@ def label_in_blocks(
 
 
 def _places(offsets: Ints) -> tuple[Ints, Ints]:
-    """(C,) segment of each clip and (C,) its place in the segment."""
+    """(C,) segment of each clip and (C,) its index in the segment."""
     counts = np.diff(offsets)
     segment = np.repeat(np.arange(len(counts)), counts)
     return segment, np.arange(int(offsets[-1])) - offsets[:-1][segment]
 
 
 def _unit_rows(rows: Singles) -> tuple[Singles, Bools]:
-    """Rows of length one, and which rows are usable; the others become zero."""
+    """Unit-length rows, and which rows are usable; the others become zero."""
     rows = rows.astype(np.float32)
     finite = np.isfinite(rows).all(axis=1)
     rows[~finite] = 0
@@ -229,7 +227,7 @@ def _unit_rows(rows: Singles) -> tuple[Singles, Bools]:
 def _moments(
     segment: Ints, weights: Doubles, score: Doubles, total: int
 ) -> tuple[Doubles, Doubles, Doubles]:
-    """(Q,) count, mean and population standard deviation of the clips with weight 1."""
+    """(Q,) count, mean and population std of the clips with weight 1."""
     count = np.bincount(segment, weights=weights, minlength=total).astype(np.float64)
     divisor = np.maximum(count, 1)
     mean = np.bincount(segment, weights=weights * score, minlength=total) / divisor
@@ -241,8 +239,8 @@ def _moments(
 def _grades(distance: Doubles, sd: Doubles) -> NDArray[np.int8]:
     """Grades of clips at `distance` from the mean of the positive clips (eq. 18).
 
-    With sd = 0 the printed bins of grades 2 and 3 are empty and the annotated clip itself would
-    get grade 1; there a clip at the mean has grade 3, one above it 4, one below it 2.
+    With std 0 the published bins of grades 2 and 3 are empty and the annotated clip itself would
+    get grade 1; then a clip at the mean gets grade 3, one above it 4, one below it 2.
     """
     grade = 1 + (distance > -1.5 * sd).astype(np.int8)
     grade += distance > _TIE
@@ -254,14 +252,14 @@ def _grades(distance: Doubles, sd: Doubles) -> NDArray[np.int8]:
 def _windows(
     positive: Bools, segment: Ints, similarities: Similarities, settings: LabelSettings
 ) -> _Runs:
-    """Runs of positive clips after small gaps are filled and short runs removed (A.7)."""
+    """Runs of positive clips after filling small gaps and removing short runs."""
     new_segment = np.ones(len(segment) + 1, dtype=bool)
     new_segment[1:-1] = segment[1:] != segment[:-1]
     before = np.concatenate(([False], positive[:-1]))
     after = np.concatenate((positive[1:], [False]))
     first = np.flatnonzero(positive & (new_segment[:-1] | ~before))
     last = np.flatnonzero(positive & (new_segment[1:] | ~after))
-    # An invalid clip cannot be positive, so a gap that holds one stays open.
+    # An invalid clip cannot be positive, so a gap with one is not filled.
     invalid = _prefix_counts(~similarities.valid)
     gap = first[1:] - last[:-1] - 1
     joined = (segment[first[1:]] == segment[last[:-1]]) & (gap <= settings.gap_merge)
@@ -291,7 +289,7 @@ def _reasons(
     kept: Bools,
     window_segment: Ints,
 ) -> NDArray[np.int8]:
-    """(Q,) the first check that each segment fails, as index in `REASONS`."""
+    """(Q,) index in `REASONS` of the first check that each segment fails."""
     total = len(similarities)
     length = np.maximum(np.diff(similarities.offsets), 1)
     segment, _ = _places(similarities.offsets)

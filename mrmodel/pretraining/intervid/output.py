@@ -1,4 +1,4 @@
-"""The output folder of InterVid-MR: samples, side table, rejects, report, manifest (A.8, A.12)."""
+"""The output folder of InterVid-MR: samples, labels table, rejects, report, manifest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mrmodel.pretraining.intervid.samples import IntervidInputs, Samples
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
-# They cut the work and must not be seen in the result.
+# Settings that do not affect the result.
 _EXECUTION_ONLY = {"workers", "chunk_rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished run: what went in and what came out; without captions there are no samples."""
+    """Inputs and results of a finished run; without captions there are no samples."""
 
     settings: IntervidSettings
     inputs: IntervidInputs
@@ -61,7 +61,7 @@ def _annotations(outcome: Outcome, split: str) -> list[dict[str, Any]]:
 
 
 def _labels_table(samples: Samples | None) -> pa.Table:
-    """How each sample came about, ascending in qid; an invalid clip has similarity NaN."""
+    """Labelling details of each sample, ascending in qid; invalid clips have similarity NaN."""
     chosen = [] if samples is None else samples.indices(*SPLITS)
     columns = {
         name: pa.array([] if samples is None else read(samples, chosen), kind)
@@ -140,7 +140,7 @@ def _input_digests(outcome: Outcome) -> dict[str, Any]:
 
 
 def _store_digest(rows: RowTable) -> str | None:
-    """Digest of a store's manifest, which has its shards' SHA-256; None for rows in memory."""
+    """Digest of a store's manifest, which holds the shards' SHA-256; None for rows in memory."""
     if not isinstance(rows, FeatureStore):
         return None
     return digest_of(rows.manifest.model_dump(mode="json"))

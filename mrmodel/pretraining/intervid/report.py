@@ -1,4 +1,4 @@
-"""What an InterVid-MR run reports: distributions, figures for DVC, warnings (A.6, A.12)."""
+"""Report of an InterVid-MR run: distributions, DVC metrics, warnings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LENGTH_BIN_S = 5
 Floats = NDArray[np.float64]
 
 
-# Tables behind the plots. Coverage is the positive share of a segment; interval lengths are those
-# of the caption table, window lengths the new ones.
+# Tables of the plots. Coverage is the positive fraction of a segment; interval lengths are from
+# the caption table, window lengths from the labelling.
 PLOT_COLUMNS = {
     "grades": ("grade", "clips", "share"),
     "windows_per_query": ("windows", "queries"),
@@ -32,15 +32,15 @@ Table = list[dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class IntervidReport:
-    """What a run did; report.json.
+    """Content of report.json.
 
     Attributes:
-        state: ``complete``, or ``empty`` when there is not one sample.
+        state: ``complete``, or ``empty`` if there is no sample.
         reason: why it is empty.
         counts: rows and samples by step and reason.
-        metrics: flat figures of the samples; metrics.json.
-        warnings: what to know before training on them.
-        distributions: one table for each name of `PLOT_COLUMNS`; plots/*.csv.
+        metrics: flat metrics of the samples; metrics.json.
+        warnings: issues to consider before training on them.
+        distributions: one table per name of `PLOT_COLUMNS`; plots/*.csv.
     """
 
     state: Literal["complete", "empty"]
@@ -52,7 +52,7 @@ class IntervidReport:
 
 
 def describe(samples: Samples | None) -> tuple[dict[str, Table], dict[str, Any]]:
-    """Distributions and flat figures of the train and val samples; zeros where there are none."""
+    """Distributions and flat metrics of the train and val samples; zeros if there are none."""
     chosen = [] if samples is None else samples.indices("train", "val")
     grades, windows, intervals_s, videos = _columns(samples, chosen)
     histogram = np.bincount(np.concatenate([np.zeros(0, np.int8), *grades]), minlength=5)[1:]
@@ -88,7 +88,7 @@ def describe(samples: Samples | None) -> tuple[dict[str, Table], dict[str, Any]]
 
 
 def warnings_of(figures: dict[str, Any]) -> list[str]:
-    """What somebody should know before training on these labels."""
+    """Issues to consider before training on these labels."""
     if not figures["samples_train"] + figures["samples_val"]:
         return []
     found = []
@@ -110,7 +110,7 @@ def warnings_of(figures: dict[str, Any]) -> list[str]:
 
 
 def csv_text(rows: Table, columns: tuple[str, ...]) -> str:
-    """Rows as CSV with a header, also where there is no row."""
+    """Rows as CSV with a header, even without rows."""
     lines = [",".join(columns), *(",".join(f"{row[name]:g}" for name in columns) for row in rows)]
     return "\n".join(lines) + "\n"
 
@@ -118,7 +118,7 @@ def csv_text(rows: Table, columns: tuple[str, ...]) -> str:
 def _columns(
     samples: Samples | None, chosen: list[int]
 ) -> tuple[list[NDArray[np.int8]], list[list[list[float]]], Floats, set[str]]:
-    """Grades, windows, interval length in the table, and videos of the chosen samples."""
+    """Grades, windows, caption interval lengths, and videos of the chosen samples."""
     if samples is None:
         return [], [], np.zeros(0), set()
     rows = samples.candidates.rows.iloc[chosen]

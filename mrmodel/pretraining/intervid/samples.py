@@ -1,4 +1,4 @@
-"""From kept captions and features to labelled samples of InterVid-MR (A.3-A.8)."""
+"""From kept captions and features to labelled samples of InterVid-MR."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from mrmodel.pretraining.intervid.segments import Intervals, Segments, choose_se
 from mrmodel.progress import Reporter
 
 BLOCK_CLIPS = 65_536  # clips whose features are in memory at once
-# An interval loses up to a clip to the grid and one to the rest after the video's last clip; if it
-# leaves the video by more, it is about another video.
+# An interval loses up to one clip to the grid and one to the remainder after the video's last clip;
+# if it exceeds the video by more, it belongs to another video.
 MAX_LOST_CLIPS = 2
 
 Ints = NDArray[np.int64]
@@ -41,10 +41,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Where the vectors come from.
+    """The source of the vectors.
 
     Attributes:
-        clips: video stream, keyed by video id, or by segment where only segments were extracted.
+        clips: video stream, keyed by video id, or by segment if only segments were extracted.
         texts: text stream of the same space, keyed by `text_key(caption)`; row 0 = sentence.
         clip_len_s: seconds of a clip.
     """
@@ -61,13 +61,13 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class IntervidInputs:
-    """What the stage reads.
+    """The inputs of the stage.
 
     Attributes:
-        captions: table of the InternVid format; None where the corpus has none.
+        captions: table in the InternVid format; None if the corpus has none.
         features: clip and caption vectors of one space; None only together with `captions`.
-        leak_videos: ids of evaluation videos that the caller knows.
-        leak_files: annotation files (``.jsonl``) or lists with more of them.
+        leak_videos: ids of evaluation videos known to the caller.
+        leak_files: annotation files (``.jsonl``) or lists with further ones.
     """
 
     captions: Path | None
@@ -81,11 +81,11 @@ class Candidates:
     """Q segments whose features exist, ascending in qid.
 
     Attributes:
-        rows: the compact columns, one row a segment.
+        rows: the compact columns, one row per segment.
         captions: their texts.
         vids: segment names ``<id>_<start>_<end>``.
-        segments: where the segments lie.
-        estimated: (Q,) whether the length of the video is only known from the table.
+        segments: positions of the segments.
+        estimated: (Q,) whether the video's length is only estimated from the table.
     """
 
     rows: pd.DataFrame
@@ -122,8 +122,8 @@ def find_candidates(
     """Choose a segment for each kept caption whose video has features.
 
     Returns:
-        The candidates, the captions that got no usable segment, and the number of captions about
-        videos without features, which is expected (removed, private) and not listed.
+        The candidates, the captions without a usable segment, and the number of captions of videos
+        without features, which are expected (removed, private) and not listed.
     """
     known = {hash64(base_video(key)) for key in features.clips} | set(map(hash64, features.clips))
     has_video = np.isin(kept["video"].to_numpy(), np.array(sorted(known), dtype=np.uint64))
@@ -157,10 +157,10 @@ def find_candidates(
 def measure(
     candidates: Candidates, features: Features, reporter: Reporter, block_clips: int = BLOCK_CLIPS
 ) -> Similarities:
-    """Similarity of all clips of all candidates to their captions (eq. 16), in blocks.
+    """Similarity of the clips of all candidates to their captions (eq. 16), in blocks.
 
     Raises:
-        FeatureMismatch: the two streams do not have the same number of channels.
+        FeatureMismatch: the two streams differ in the number of channels.
     """
     if features.clips.dim != features.texts.dim:
         rule = f"clips have {features.clips.dim} channels, captions {features.texts.dim}"
@@ -191,7 +191,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Labelled candidates and which of them become samples of which split.
+    """Labelled candidates and their assignment to splits.
 
     `split` holds ``train``, ``val``, ``reserve`` (beyond `max_samples`) or a reason of `REASONS`.
     """
@@ -204,16 +204,16 @@ class Samples:
     clip_ms: int
 
     def indices(self, *splits: str) -> list[int]:
-        """The samples of some splits, ascending in qid."""
+        """Indices of the samples of some splits, ascending in qid."""
         return np.flatnonzero(np.isin(self.split.astype(str), splits)).tolist()
 
     def clips(self, index: int) -> slice:
-        """Where the clips of a sample lie in the flat arrays."""
+        """The clips of a sample in the flat arrays."""
         first, last = self.similarities.offsets[index : index + 2].tolist()
         return slice(first, last)
 
     def windows(self, index: int) -> list[list[float]]:
-        """The windows of a sample in seconds, half open."""
+        """The windows of a sample in seconds, half-open."""
         owner = self.labels.window_segment
         part = slice(*np.searchsorted(owner, [index, index + 1]).tolist())
         first = self.labels.window_first[part].tolist()
@@ -224,7 +224,7 @@ class Samples:
         ]
 
     def annotation(self, index: int, annotators: int) -> dict[str, Any]:
-        """The row of a training file (A.8)."""
+        """The record of a training file."""
         grades = self.labels.grade[self.clips(index)]
         positive = np.flatnonzero(grades)
         return {
@@ -238,7 +238,7 @@ class Samples:
         }
 
     def rejected(self) -> Iterator[Dropped]:
-        """Candidates that a check of `labelling` refused."""
+        """Candidates rejected by a check of `labelling`."""
         for index in self.indices(*REASONS[1:]):
             text, vid = self.candidates.captions[index], self.candidates.vids[index]
             yield Dropped(text.line, self.candidates.qid(index), vid, str(self.split[index]))
@@ -247,7 +247,7 @@ class Samples:
 def label_candidates(
     candidates: Candidates, similarities: Similarities, settings: IntervidSettings, clip_ms: int
 ) -> Samples:
-    """Label all candidates (eq. 17 and 18) and share the accepted ones out to the splits."""
+    """Label all candidates (eq. 17 and 18) and assign the accepted ones to splits."""
     floor = sd_floor(similarities, settings.labels.sd_floor_quantile)
     longest = int(np.diff(similarities.offsets).max(initial=1))
     block = max(1, 16 * BLOCK_CLIPS // longest)
@@ -258,7 +258,7 @@ def label_candidates(
     held_out = _validation_videos(video_ids, settings)
     is_val = np.array([video_id in held_out for video_id in video_ids], dtype=bool)
     split[accepted[is_val]] = "val"
-    # qids are hashes and ascending, so the first N samples are a random N, nested in any more.
+    # qids are hashes and ascending, so the first N samples are random, a subset of any larger N.
     train = accepted[~is_val]
     split[train] = "train"
     if settings.max_samples is not None:
@@ -267,13 +267,13 @@ def label_candidates(
 
 
 def seconds(milliseconds: int) -> float:
-    """Seconds, as an integer where they are whole, as QVHighlights writes them."""
+    """Milliseconds to seconds, an integer if whole, as in QVHighlights."""
     whole, rest = divmod(milliseconds, 1000)
     return milliseconds / 1000 if rest else whole
 
 
 def _validation_videos(video_ids: list[str], settings: IntervidSettings) -> set[str]:
-    """Videos held out for validation: by hash, and both splits get one where there are two."""
+    """Videos held out for validation, by hash; with two or more, both splits get one."""
     place = {video: derive_seed(settings.seed, "split", video) for video in set(video_ids)}
     ordered = sorted(place, key=lambda video: (place[video], video))
     if settings.val_share == 0 or len(ordered) < 2:
@@ -283,7 +283,7 @@ def _validation_videos(video_ids: list[str], settings: IntervidSettings) -> set[
 
 
 def _texts_of(path: Path, rows: pd.DataFrame) -> list[SelectedCaption]:
-    """The texts of `rows`, in their order; the file is read in the order of its lines."""
+    """The texts of `rows`, in their order; the file is read in line order."""
     lines = rows["line"].to_numpy(np.int64)
     order = np.argsort(lines)
     texts = read_selected(path, lines[order])
@@ -293,7 +293,7 @@ def _texts_of(path: Path, rows: pd.DataFrame) -> list[SelectedCaption]:
 def _durations(
     rows: pd.DataFrame, captions: list[SelectedCaption], features: Features
 ) -> tuple[Ints, Bools]:
-    """(Q,) length of each row's video, and whether it is an estimate from the table's rows."""
+    """(Q,) length of each row's video, and whether it is estimated from the table."""
     whole = set(features.clips)
     ids = sorted({text.video_id for text in captions} & whole)
     counts = features.clips.resolve(ids).count.tolist()
@@ -325,7 +325,7 @@ def _segment_problems(
     features: Features,
     settings: IntervidSettings,
 ) -> list[str | None]:
-    """Why a segment cannot be labelled, None where it can."""
+    """Why a segment cannot be labelled; None if it can."""
     outside = segments.lost_ms > MAX_LOST_CLIPS * features.clip_ms
     outside |= segments.interval_end_ms <= segments.interval_start_ms
     checks = zip(captions, vids, segments.n_clips.tolist(), outside.tolist(), strict=True)

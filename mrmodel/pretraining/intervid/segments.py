@@ -1,4 +1,4 @@
-"""Choosing the stretch of video around a caption's interval (pretraining_data.md A.3).
+"""Chooses the video segment around a caption's interval.
 
 All times are whole milliseconds. Segments start on the clip grid of their video, so the features
 of a video are extracted once and sliced.
@@ -32,10 +32,10 @@ class Segments:
     """Chosen segments, (n,) each.
 
     Attributes:
-        first_clip: place of the segment on its video's clip grid.
+        first_clip: index of its first clip in the video's clip grid.
         n_clips: its length.
-        interval_start_ms, interval_end_ms: the interval relative to the segment, cut to it.
-        lost_ms: how much of the interval the cut took away.
+        interval_start_ms, interval_end_ms: the interval relative to the segment, clipped to it.
+        lost_ms: length of the interval outside of the segment.
     """
 
     first_clip: Ints
@@ -45,7 +45,7 @@ class Segments:
     lost_ms: Ints
 
     def take(self, chosen: NDArray[np.bool_]) -> Segments:
-        """Some of the segments."""
+        """A subset of the segments."""
         return Segments(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
@@ -54,14 +54,14 @@ def choose_segments(
 ) -> Segments:
     """Place a segment of at most `settings.length_s` around each interval.
 
-    The video is first cut to whole clips. The design draws from the real duration, which leaves
-    no grid point, and a stub of a segment, for an interval in the remainder after the last clip.
+    The video is first truncated to whole clips: with the exact duration, an interval in the
+    remainder after the last clip would have no grid point and get a truncated segment.
 
     Args:
         intervals: n intervals.
-        settings: length and offset rule; the length is a whole number of clips.
+        settings: length (a whole number of clips) and offset rule.
         clip_ms: length of a clip.
-        seed: of the random offsets; each is drawn from (seed, qid), whatever the other rows.
+        seed: of the random offsets; each depends on (seed, qid) alone.
     """
     longest = round(settings.length_s * 1000) // clip_ms
     available = intervals.duration_ms // clip_ms
@@ -75,7 +75,7 @@ def choose_segments(
         centre = (intervals.start_ms + end_ms) // 2
         ideal = (centre - longest * clip_ms // 2 + clip_ms // 2) // clip_ms
         first = np.clip(ideal, lowest, np.maximum(lowest, highest))
-    # An interval of almost the full length may leave no grid point: start at its clip, cut its end.
+    # An interval of almost full length may leave no grid point: start at its clip, clip its end.
     first = np.where(highest < lowest, inside, first)
     n_clips = np.clip(available - first, 0, longest)
     start = np.clip(intervals.start_ms - first * clip_ms, 0, n_clips * clip_ms)
@@ -85,6 +85,6 @@ def choose_segments(
 
 
 def _draws(qids: Ints, counts: Ints, seed: int) -> Ints:
-    """One number in [0, count) for each query; 0 where count is not positive."""
+    """One number in [0, count) per query; 0 where count is not positive."""
     seeds = [derive_seed(seed, "segment", qid) for qid in qids.tolist()]
     return np.array(seeds, dtype=np.int64) % np.maximum(counts, 1)
