@@ -121,7 +121,7 @@ def full_name(name: str, model: str, run: str) -> str:
         name: short name.
         model: name below `models`.
         run: section below `train` that is tuned.
-        """
+    """
     if name.startswith("train.run."):
         return f"train.{run}.{name.removeprefix('train.run.')}"
     if name.startswith(("train.", "evaluate.", "postprocess.")):
