@@ -1,4 +1,4 @@
-"""Span-aware refinement decoder: layers refine the queries' spans (SA-DETR, section 3.4).
+"""Span-aware refinement decoder: layers refine the queries' spans (SA-DETR, Sec. 3.4).
 
 docs/models/sa_detr.md, section 2.10, describes the layer.
 """

@@ -1,7 +1,6 @@
 """VideoLights (Paul et al. 2024): refined clips, bi-directional fusion, QD-DETR's decoder.
 
-Follows the published code; docs/models/video_lights.md describes every switch, and in sections 7
-and 8 what the switches correct.
+Follows the published code. What the switches correct: docs/models/video_lights.md, sections 7 to 8.
 """
 
 from __future__ import annotations
