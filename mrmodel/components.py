@@ -1,7 +1,7 @@
-"""Registries: the one line that makes a model, an encoder, a dataset or a protocol known.
+"""Registries of models, encoders, datasets and protocols: one line per component.
 
-An entry is a name and the place of its class as ``module:attribute``; the module is imported when
-the component is first asked for, so listing names costs nothing and no layer imports another one.
+An entry maps a name to its class as ``module:attribute``. The module is imported when the component
+is first requested, so listing names is cheap and no layer imports another one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mrmodel.errors import UnknownNameError
 
 
 class Registry:
-    """Names of one kind of component and where each of them lives."""
+    """Import paths of one kind of component by name."""
 
     def __init__(self, kind: str, places: dict[str, str]) -> None:
         self.kind = kind
@@ -55,7 +55,7 @@ MODELS = Registry(
     },
 )
 
-# One entry a feature stream: an encoder turns clips (or sentences) into the rows of one stream.
+# One entry per feature stream: an encoder computes the features of clips (or sentences).
 ENCODERS = Registry(
     "encoder",
     {

@@ -1,7 +1,7 @@
-"""Every error a user can meet, with the place of the mistake in its message.
+"""Errors for users; their messages name the location of the mistake.
 
-`MrModelError` is the root: the command line prints it as one line and exits with 2. Anything else
-that escapes is a defect of ours and keeps its traceback.
+`MrModelError` is the base class: the command line prints it as one line and exits with 2. Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from pathlib import Path
 
 
 class MrModelError(Exception):
-    """Root of all errors that are the input's fault rather than ours."""
+    """Base class of all errors caused by input rather than by bugs."""
 
 
 class ConfigError(MrModelError):
-    """A value in params.yaml (or a preset) breaks a rule.
+    """A value in params.yaml (or a preset) is invalid.
 
     Args:
         path: dotted path of the value, e.g. ``train.finetune.lr``.
-        value: what was found there; a mapping is not repeated in the message.
-        rule: the rule that it breaks, as a sentence fragment.
-        nearest: close valid names, when the mistake looks like a misspelling.
+        value: the value; mappings are not shown in the message.
+        rule: the violated rule, as a sentence fragment.
+        nearest: similar valid names, if the mistake looks like a misspelling.
     """
 
     def __init__(self, path: str, value: object, rule: str, nearest: Sequence[str] = ()) -> None:
         self.path, self.value, self.rule, self.nearest = path, value, rule, tuple(nearest)
         hint = suggestion(nearest)
-        # A rule between the keys of a section names them itself; the whole section would hide it.
+        # A rule about several keys names them itself; printing the whole section would hide it.
         found = "" if isinstance(value, Mapping) else f" = {value!r}"
         super().__init__(f"{path}{found}: {rule}{hint}")
 
 
 class DataError(MrModelError):
-    """A row of a data file breaks a rule.
+    """A record of a data file is invalid.
 
     Args:
         rule: what is wrong and what was expected.
-        file: the file, when there is one.
+        file: the file, if there is one.
         line: 1-based line number.
-        qid: query id (or another row id) when the row has one.
+        qid: query id (or another record id) if the record has one.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DataError(MrModelError):
 
 
 class VideoError(MrModelError):
-    """A video file cannot give frames; `code` is a stable name such as ``no_video_stream``."""
+    """A video file cannot be decoded; `code` is a stable name such as ``no_video_stream``."""
 
     def __init__(self, path: Path | str, code: str, detail: str) -> None:
         self.path, self.code, self.detail = path, code, detail
@@ -66,11 +66,11 @@ class VideoError(MrModelError):
 
 
 class FeatureError(MrModelError):
-    """A feature store is damaged, incomplete, or lacks a key that was asked for."""
+    """A feature store is damaged, incomplete, or lacks a requested key."""
 
 
 class FeatureMismatch(FeatureError):
-    """Features were made by another encoder, or another setting, than the ones expected."""
+    """Features were made by another encoder, or with other settings, than expected."""
 
 
 class WeightsError(MrModelError):
@@ -86,20 +86,20 @@ class TrainingError(MrModelError):
 
 
 class StoppedEarly(MrModelError):
-    """A training was ended on purpose; no failure of it."""
+    """A training was stopped deliberately, not by a failure."""
 
 
 class TuningError(MrModelError):
-    """A search for better values cannot begin, go on or be applied."""
+    """A hyperparameter search cannot start, continue or be applied."""
 
 
 class StorageError(MrModelError):
-    """A store cannot be reached, refuses, or holds damaged bytes; no message holds a secret.
+    """A store is unreachable, denies access or holds damaged data; messages hold no secrets.
 
     Args:
         store: address of the store, without credentials.
         rule: what went wrong.
-        key: the object's key, when it is about one.
+        key: the object's key, if the error concerns one.
     """
 
     def __init__(self, store: str, rule: str, *, key: str | None = None) -> None:
@@ -112,11 +112,11 @@ class ObjectMissing(StorageError):
 
 
 class ObjectChanged(StorageError):
-    """An object is no longer the version that was asked for."""
+    """An object is no longer the requested version."""
 
 
 class ConflictError(MrModelError):
-    """A conditional write came too late; nothing was written.
+    """A conditional write failed; nothing was written.
 
     Args:
         store: address of the store, without credentials.
@@ -130,23 +130,23 @@ class ConflictError(MrModelError):
 
 
 class OrchestrationError(MrModelError):
-    """A stage, or the whole pipeline, could not be run on the workers."""
+    """A stage or the pipeline could not be run on the workers."""
 
 
 class RegistryError(MrModelError):
-    """The model registry lacks a version, or its parts do not fit together."""
+    """The model registry lacks a version, or is inconsistent."""
 
 
 class AlreadyChampion(RegistryError):
-    """There is nothing to decide about: the version serves already."""
+    """The version is already the champion."""
 
 
 class PromotionRefused(MrModelError):
-    """A gate failed; the message lists every failed one with its figures."""
+    """A gate failed; the message lists every failed gate with its metrics."""
 
 
 class DeliveryError(MrModelError):
-    """New data cannot be taken in, for a reason that is not in the data."""
+    """New data cannot be ingested, for a reason outside the data."""
 
 
 class UnknownNameError(MrModelError):
@@ -160,10 +160,10 @@ class UnknownNameError(MrModelError):
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
-    """The valid names that look most like `name`, best first; empty when none is close."""
+    """The valid names most similar to `name`, best first; empty if none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
 def suggestion(near: Sequence[str]) -> str:
-    """The end of a message that names the nearest valid names; empty when there are none."""
+    """A message suffix that suggests the nearest valid names; empty if there are none."""
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

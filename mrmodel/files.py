@@ -1,4 +1,4 @@
-"""Atomic writes, hashing and JSON: what a killed process leaves behind is whole or absent."""
+"""Atomic writes, hashing and JSON: a killed process leaves complete files or none."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is synced and renamed over it."""
+    """Yield a temporary path next to `target`; on success fsync it and rename it to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files private; what a stage writes is for everybody who may read the folder.
+        # mkstemp creates private files; outputs should be readable by all.
         temporary.chmod(0o644)
         yield temporary
         with temporary.open("rb") as file:
@@ -33,7 +33,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Run the block while no other process runs one with the same `lock` file."""
+    """Run the block under an exclusive lock on the file `lock`, across processes."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -47,12 +47,12 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, atomically; NaN is refused."""
+    """Write `value` as indented JSON with a final newline, atomically; NaN is rejected."""
     write_text(target, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(target: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON object a line, atomically; NaN is refused."""
+    """Write one JSON object per line, atomically; NaN is rejected."""
     lines = (json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)
@@ -65,17 +65,17 @@ def sha256_of(path: Path) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder."""
+    """Total size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of the canonical JSON of `value`: equal values, equal digest, whatever the order."""
+    """SHA-256 of the canonical JSON of `value`, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from (run seed, purpose, item id ...), the same in every process and order."""
+    """A 63-bit seed from (run seed, purpose, item id ...), independent of process and order."""
     text = "\x1f".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

@@ -1,9 +1,9 @@
-"""Child processes: how many run, that none outlives its parent, and no secret in their output.
+"""Child processes: worker counts, termination with the parent, no secrets in the output.
 
-``python -m mrmodel.processes COMMAND...`` runs a command and kills every descendant it leaves.
-Standard input is a pipe whose other end the starter holds. When that end closes, because the
-starter closes it or was killed, every process that the command has started is killed, also those
-whose own parent is gone: this process is their subreaper.
+``python -m mrmodel.processes COMMAND...`` runs a command and kills any descendants it leaves.
+Standard input is a pipe held open by the caller. When it closes, because the caller closes it or is
+killed, every process started by the command is killed, including orphans: this process is their
+subreaper.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from urllib.parse import urlsplit
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # Exit code of a command that `main` killed.
 KILLED = 128 + signal.SIGKILL
-# Lines that `run_python` keeps of a program's output.
+# Number of last output lines that `run_python` keeps.
 _LAST_LINES = 20
 
 
 def worker_count(wish: int) -> int:
-    """Number of worker processes: `wish`, or one a core where it is 0."""
+    """Number of worker processes: `wish`, or one per core if it is 0."""
     return wish or os.cpu_count() or 1
 
 
 def tasks_at_once(tasks: int) -> int:
-    """How many of so many tasks this machine runs at the same time, when it runs them all."""
+    """Number of tasks, out of `tasks`, that this machine runs concurrently."""
     return max(1, min(tasks, os.cpu_count() or 1))
 
 
 def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
     """Ask the kernel to signal this process when its parent dies; does nothing outside Linux.
 
-    DVC killed with SIGKILL leaves the stage command running, which would go on writing into a
-    folder that the next `dvc repro` already owns (mlops.md, section 1).
+    If DVC is killed with SIGKILL, the stage command keeps running and would write into a folder
+    that the next `dvc repro` already uses.
     """
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0)
-    if os.getppid() != parent:  # It died just before the request was made.
+    if os.getppid() != parent:  # The parent died just before the prctl call.
         os.kill(os.getpid(), how)
 
 
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY")
-# A shorter value would blot out ordinary words of a log.
+# Hiding shorter values would mask ordinary words of a log.
 _SHORTEST_SECRET = 6
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
-    """Values of the environment that no log may show, the longest first."""
+    """Secret values of the environment, longest first."""
     values = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
     for value in environ.values():
         try:
@@ -84,11 +84,11 @@ def hide_user(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a program ended.
+    """Result of a program.
 
     Attributes:
-        code: its exit code; negative: the signal that killed it.
-        last: its last lines, without secrets.
+        code: exit code; negative: the signal that killed it.
+        last: its last output lines, without secrets.
     """
 
     code: int
@@ -108,10 +108,10 @@ def run_python(
     Args:
         module: e.g. ``dvc``.
         *arguments: of the module.
-        folder: its current folder, e.g. a clone, whose code comes before what is installed.
-        on_line: called with every line of its output, without secrets.
+        folder: working directory, e.g. a clone, whose code takes precedence over installed code.
+        on_line: called with every line of output, without secrets.
         variables: added to its environment.
-        without: variables whose names start so are left out.
+        without: prefixes of environment variables to remove.
     """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(without)},
@@ -139,16 +139,16 @@ def run_python(
                 last.append(hide_secrets(line.rstrip("\n"), secrets))
                 if on_line is not None:
                     on_line(last[-1])
-        except BaseException:  # E.g. of a flow that is cancelled.
+        except BaseException:  # E.g. if a flow is cancelled.
             process.kill()
             raise
     return Ended(process.returncode, list(last))
 
 
 def main() -> int:
-    """Run the command of the arguments; its exit code, or 137 when it was killed here."""
+    """Run the command in the arguments; returns its exit code, or 137 if it was killed here."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # A worker that ends a flow signals its whole process group; the pipe says when it is time.
+    # A worker signals the whole process group when it ends a flow; here only the pipe counts.
     os.setsid()
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     handle = os.pidfd_open(child.pid)
@@ -161,8 +161,8 @@ def main() -> int:
 
 
 def _kill_all() -> None:
-    """Kill and reap until no descendant is left."""
-    import psutil  # Served models have this module, and not that package.
+    """Kill and reap all descendants."""
+    import psutil  # Not installed with served models, which include this module.
 
     while family := psutil.Process().children(recursive=True):
         for process in family:

@@ -1,4 +1,4 @@
-"""Progress reports: one small interface, so that library code never prints."""
+"""Progress reporting: one small interface, so that library code never prints."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 T = TypeVar("T")
 
-# File that takes events as JSON lines; the orchestration sets it for the stages that it runs.
+# Path of a JSON Lines file of events; set by the orchestration for stages.
 EVENTS = "MRMODEL_EVENTS"
-# Seconds between two lines about the same piece of work.
+# Minimum seconds between two events of a task.
 _EVENT_INTERVAL_S = 1.0
 
 
 class Reporter(Protocol):
-    """What long work tells the outside."""
+    """Interface of progress reporting."""
 
     def start(self, name: str, total: int, done: int = 0) -> None:
-        """A piece of work of `total` steps begins, `done` of which an earlier run has done."""
+        """Start a task of `total` steps, `done` of which were completed by an earlier run."""
 
     def advance(self, steps: int = 1, **info: object) -> None:
-        """`steps` more are done; `info` is shown beside the bar (loss, speed ...)."""
+        """Report `steps` more steps as done; `info` is shown next to the bar (loss, speed ...)."""
 
     def finish(self) -> None:
-        """The piece of work ended."""
+        """End the task."""
 
 
 class NullReporter:
-    """Says nothing."""
+    """Reports nothing."""
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """Ignore."""
@@ -49,9 +49,9 @@ class NullReporter:
 
 
 class RichReporter:
-    """A progress bar on a terminal; a line every tenth of the work where there is none.
+    """A progress bar on a terminal, otherwise one line per 10 % of the work.
 
-    Both tell how long the rest takes at the speed so far, unless steps are too different for that.
+    Both show an ETA, unless it is switched off because steps differ too much.
     """
 
     def __init__(self, console: Console | None = None, *, with_eta: bool = True) -> None:
@@ -97,34 +97,34 @@ class RichReporter:
         return f"eta {timedelta(seconds=round(left_s))} "
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class EventReporter:
-    """Announces progress to whoever started this process, besides what another reporter shows."""
+    """Emits progress events to the process that started this one, and wraps another reporter."""
 
     def __init__(self, shown: Reporter) -> None:
         self._shown = shown
         self._name, self._total, self._done, self._told_at = "", 0, 0, 0.0
 
     def start(self, name: str, total: int, done: int = 0) -> None:
-        """Announce the start."""
+        """Emit the start."""
         self._shown.start(name, total, done)
         self._name, self._total, self._done, self._told_at = name, total, done, 0.0
         self._tell()
 
     def advance(self, steps: int = 1, **info: object) -> None:
-        """Announce where the work is, at most once a second."""
+        """Emit the progress, at most once per second."""
         self._shown.advance(steps, **info)
         self._done += steps
         if time.monotonic() - self._told_at >= _EVENT_INTERVAL_S:
             self._tell()
 
     def finish(self) -> None:
-        """Announce the last state."""
+        """Emit the final state."""
         self._shown.finish()
         self._tell()
 
@@ -134,23 +134,23 @@ class EventReporter:
 
 
 def announce(event: str, **values: object) -> None:
-    """Append an event to the file that the environment names; without one nothing happens."""
+    """Append an event to the file in the environment variable `EVENTS`, if it is set."""
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"event": event, "at": time.time(), **values}) + "\n"
-        # One write of one line: several processes may write to the file.
+        # A single write per line, because several processes may write to the file.
         with Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())
 
 
 class Steps:
-    """The steps of one command, each of which is named when it begins.
+    """The steps of a command, each named when it begins.
 
     A context manager: ``with Steps(reporter, "register", 2) as steps: steps.begin("scoring") ...``.
     """
 
     def __init__(self, reporter: Reporter | None, name: str, total: int) -> None:
-        """Prepare `total` steps; with None as `reporter` nothing is shown."""
+        """Prepare `total` steps; `reporter` None shows nothing."""
         self._reporter, self._name, self._total = reporter or NullReporter(), name, total
         self._begun = 0
 
@@ -159,18 +159,18 @@ class Steps:
         return self
 
     def begin(self, step: str) -> None:
-        """Name the step that begins; the one before it is done."""
+        """Begin the step `step`; the previous one is done."""
         self._reporter.advance(min(self._begun, 1), now=step)
         self._begun += 1
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:  # Steps that were not needed count as done.
+        if error is None:  # Skipped steps count as done.
             self._reporter.advance(self._total - max(self._begun - 1, 0))
         self._reporter.finish()
 
 
 def track(items: Iterable[T], reporter: Reporter, name: str, total: int) -> Iterator[T]:
-    """Iterate over `items`, one step an item."""
+    """Iterate over `items`, reporting one step per item."""
     reporter.start(name, total)
     try:
         for item in items:

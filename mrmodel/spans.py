@@ -1,6 +1,6 @@
-"""Spans on a line: conversion, IoU, generalised IoU. Pure functions on tensors.
+"""1-D spans: conversion, IoU, generalised IoU. Pure functions on tensors.
 
-All arithmetic is float32 whatever the autocast type (sg_detr.md, section 1.2).
+All arithmetic is float32, regardless of autocast.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def aligned_iou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
 
 
 def aligned_giou(first_xx: Tensor, second_xx: Tensor) -> Tensor:
-    """Generalised IoU of span i with span i, in [-1, 1] (Rezatofighi et al. 2019, on a line)."""
+    """Generalised IoU of span i with span i, in [-1, 1] (Rezatofighi et al. 2019, in 1-D)."""
     return aligned_iou_and_giou(first_xx, second_xx)[1]
 
 
 def aligned_iou_and_giou(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor]:
     """`aligned_iou` and `aligned_giou` of the same spans.
 
-    The second is the first minus the share that the gap between the two spans has in the stretch
-    from the first start to the last end.
+    gIoU is IoU minus the fraction of the convex hull (first start to last end) that is the gap
+    between the two spans.
     """
     shared, total = _shared_and_total(first_xx, second_xx)
     intersection = shared.clamp(min=0)
@@ -50,13 +50,13 @@ def aligned_iou_and_giou(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, T
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-3) -> Tensor:
-    """log(x / (1 - x)) with both parts held above `eps`, so that references stay within +-6.91."""
+    """log(x / (1 - x)) with both parts clamped to at least `eps`, so it stays within +-6.91."""
     values = values.float().clamp(0.0, 1.0)
     return (values.clamp(min=eps) / (1.0 - values).clamp(min=eps)).log()
 
 
 def _shared_and_total(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor]:
-    """What two spans share, below 0 by the gap where they do not overlap, and both widths added."""
+    """Overlap of two spans (minus the gap if they do not overlap), and the sum of both widths."""
     first_start, first_end = first_xx.float().unbind(-1)
     second_start, second_end = second_xx.float().unbind(-1)
     shared = first_end.minimum(second_end) - first_start.maximum(second_start)

@@ -1,4 +1,4 @@
-"""Tables and curves as text: Markdown tables, sparklines."""
+"""Markdown tables and sparklines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; whatever the cells hold, each stays one cell of one line."""
+    """A Markdown table; cell contents are escaped."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
 
@@ -21,12 +21,12 @@ def _cell(value: object) -> str:
 def sparkline(
     values: Sequence[float], width: int, combine: Callable[[Sequence[float]], float]
 ) -> str:
-    """Values as bars between the lowest and the highest one shown.
+    """Values as bars, scaled between the minimum and the maximum shown.
 
     Args:
         values: at least one.
-        width: characters at most; with fewer values, one each.
-        combine: makes one value of the neighbours that share a character, for example `max`.
+        width: maximum number of characters; fewer values take one each.
+        combine: reduces neighbouring values that share a character, for example `max`.
     """
     count = max(1, min(width, len(values)))
     edges = [column * len(values) // count for column in range(count + 1)]

@@ -1,9 +1,9 @@
-"""The vocabulary: what walks between the parts of the system.
+"""Data types shared by all parts of the system.
 
-Shape letters, used in every docstring:
+Shape letters used in docstrings:
 
 * ``B`` samples of a batch, ``L`` clips (padded to the longest of the batch), ``N`` text tokens
-  (padded), ``Dv``/``Dt`` channels of the prepared video/text rows, ``d`` hidden width,
+  (padded), ``Dv``/``Dt`` channels of the prepared video/text features, ``d`` hidden width,
   ``Q`` moment queries, ``G`` ground-truth windows of all samples of a batch together,
   ``P`` saliency clip pairs of a sample.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the row types serve torch-free commands, whose start must not wait for torch
+if TYPE_CHECKING:  # Annotation and Prediction must be importable without torch
     import torch
     from torch import Tensor
 
@@ -30,8 +30,8 @@ Window = tuple[float, float]
 class Annotation:
     """One query about one video, in the QVHighlights schema.
 
-    `relevant_windows` are in seconds; `saliency_scores[i]` are the ratings (0..4), one a rater, of
-    clip `relevant_clip_ids[i]`. The three last fields are empty where a set does not have them.
+    `relevant_windows` are in seconds; `saliency_scores[i]` are the ratings (0..4) of clip
+    `relevant_clip_ids[i]`, one per rater. The last three fields are empty if a data set lacks them.
     """
 
     qid: QueryId
@@ -43,7 +43,7 @@ class Annotation:
     saliency_scores: tuple[tuple[float, ...], ...] = ()
 
     def as_row(self) -> dict[str, object]:
-        """The row of an annotation file."""
+        """The record of an annotation file."""
         return {
             "qid": self.qid,
             "query": self.query,
@@ -57,7 +57,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one query: windows in seconds, best first, and one score a clip."""
+    """Prediction for one query: windows in seconds, best first, and one score per clip."""
 
     qid: QueryId
     query: str
@@ -66,7 +66,7 @@ class Prediction:
     saliency: tuple[float, ...]
 
     def as_row(self) -> dict[str, object]:
-        """The row of a QVHighlights submission file."""
+        """The record of a QVHighlights submission file."""
         return {
             "qid": self.qid,
             "query": self.query,
@@ -82,9 +82,9 @@ class Batch:
 
     Attributes:
         qids, vids: B ids, for error messages and predictions.
-        video: (B, L, Dv) prepared clip rows (features.prepare), temporal end-points last.
+        video: (B, L, Dv) prepared clip features (features.prepare), temporal end-points last.
         video_mask: (B, L) bool; every sample has at least one valid clip, valid clips come first.
-        text: (B, N, Dt) prepared token rows.
+        text: (B, N, Dt) prepared token features.
         text_mask: (B, N) bool; every sample has at least one valid token.
         duration_s: B video lengths in seconds.
         clip_len_s: seconds of one clip.
@@ -152,9 +152,9 @@ class ModelOutput:
 
     Attributes:
         last: heads of the last decoder layer.
-        spans_cxw: (B, Q, 2) the windows of `last`; a window of no width is none.
+        spans_cxw: (B, Q, 2) the windows of `last`; windows of zero width are ignored.
         scores: (B, Q) confidence of each window, in [0, 1].
-        saliency: (B, L) one real number a clip; padded clips hold values nobody may read.
+        saliency: (B, L) one real number per clip; values of padded clips are undefined.
         aux: heads of the earlier decoder layers, first to last; empty in eval mode.
         extras: tensors that only the model's own losses read.
     """
@@ -167,10 +167,10 @@ class ModelOutput:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
-        """The windows to answer with, in eval mode.
+        """Candidate windows for post-processing, in eval mode.
 
         Args:
-            settings: for models that make one list of several kinds of windows.
+            settings: for models that merge several kinds of windows.
 
         Returns:
             (B, K, 2) (centre, width) and (B, K) scores in [0, 1]; K = Q for most models.

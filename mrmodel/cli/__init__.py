@@ -1,1 +1,1 @@
-"""The command line: one file a command group; each command parses, calls one function, prints."""
+"""The command line: one file per command group; commands parse, call one function, print."""

@@ -12,7 +12,7 @@ from mrmodel.components import DATASETS
 
 @click.group()
 def group() -> None:
-    """Annotation files: whether they are sound, what is in them; published ones; videos in S3."""
+    """Check annotation files, convert published ones, link videos in S3."""
 
 
 @group.command()
@@ -20,14 +20,14 @@ def group() -> None:
 @click.option(
     "--videos",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that must hold every video.",
+    help="Folder that must contain every video.",
 )
 @click.option("--clip-len", default=2.0, show_default=True, help="Seconds of one clip.")
 @click.pass_context
 def check(context: click.Context, file: Path, videos: Path | None, clip_len: float) -> None:
-    """Check the annotation FILE (JSON lines in the QVHighlights schema) and sum it up.
+    """Check and summarise the annotation FILE (JSON lines in the QVHighlights schema).
 
-    Lists every mistake with its line; the exit code is 2 where there is one.
+    Lists every mistake with its line; the exit code is 2 if there is any.
     """
     from mrmodel.data.check import check_file, format_report
 
@@ -45,7 +45,7 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("own_videos"),
     show_default=True,
-    help="Folder that takes the three splits.",
+    help="Output folder of the three splits.",
 )
 @click.option("--domain", help="Only this domain (TVSum, YouTube Highlights).")
 @click.option(
@@ -58,7 +58,7 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
 @click.option(
     "--held-out",
     type=click.FloatRange(0.0, 0.5, min_open=True),
-    help="Share of the training videos that choose weights, where no published split may.",
+    help="Fraction of training videos for model selection, if no published split can be used.",
 )
 def convert(
     dataset: str,
@@ -70,8 +70,8 @@ def convert(
 ) -> None:
     """Write train.jsonl, val.jsonl and test.jsonl from the published files in the folder SOURCE.
 
-    Weights are never chosen on the split that figures are reported on. Bad rows are left out and
-    listed.
+    Weights are never selected on the split that metrics are reported on. Invalid rows are skipped
+    and listed.
     """
     from mrmodel.data.datasets.convert import ConvertRequest, format_report
     from mrmodel.data.datasets.convert import convert as convert_files
@@ -88,10 +88,10 @@ def convert(
 def link(context: click.Context, address: str, folder: Path) -> None:
     """Write a pointer into FOLDER for each video below ADDRESS (s3://bucket/folder).
 
-    A pointer, <name>.s3, stands for a video file: features are extracted by reading the object in
-    parts, without a copy on the disk. It names the version of the object. Run it again after
-    objects have changed: their pointers are updated. No file is removed. The server is AWS, or that
-    of MRMODEL_S3_ENDPOINT; credentials are found as by the AWS command line.
+    A pointer, <name>.s3, stands for a video file and names the version of the object. Features are
+    extracted by reading the object in parts, without a local copy. Run the command again to update
+    pointers after objects have changed. No file is removed. The server is AWS, or that of
+    MRMODEL_S3_ENDPOINT; credentials are resolved as by the AWS command line.
 
     A video that cannot be linked is listed, and the exit code is 2.
     """
@@ -110,13 +110,13 @@ def delivery_group() -> None:
 
 @delivery_group.command(name="check")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--rev", default="HEAD", show_default=True, help="Revision with the data to compare.")
+@click.option("--rev", default="HEAD", show_default=True, help="Git revision to compare with.")
 @click.pass_context
 def check_delivery(context: click.Context, folder: Path, rev: str) -> None:
-    """Say whether the data in FOLDER would be taken, and why not.
+    """Check whether the data in FOLDER would be accepted, and if not, why.
 
     Compares them with the data of this repository, or of the one in MRMODEL_GIT_URL, as the
-    scheduled retraining does. Nothing is changed or sent. The exit code is 2 where the delivery
+    scheduled retraining does. Nothing is changed or uploaded. The exit code is 2 if the delivery
     would be quarantined.
     """
     from mrmodel.orchestrate.environment import RuntimeEnvironment

@@ -23,16 +23,16 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(["official", "clean"]),
     default="official",
     show_default=True,
-    help="official: the published numbers, quirks included. clean: ranks by score, holds windows "
-    "to the video, scores a query without windows as a miss.",
+    help="official: as the published evaluators, quirks included. clean: ranks by score, clamps "
+    "windows to the video, scores a query without windows as a miss.",
 )
 @click.option(
     "--allow-missing",
     is_flag=True,
-    help="Score the queries that both files have instead of refusing a difference.",
+    help="Score the queries that both files have instead of failing on a difference.",
 )
 @click.option("--output", type=_FILE, help="Write all metrics to this JSON file.")
-@click.option("--per-query", type=_FILE, help="Write each query's figures to this JSON file.")
+@click.option("--per-query", type=_FILE, help="Write per-query metrics to this JSON file.")
 def command(
     annotations: Path,
     predictions: Path,
@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Score a prediction file against annotations.
 
-    Percentages with two decimals (TVSum and YouTube Highlights: fractions); "-" where no query
-    enters a figure, which is null in the JSON.
+    Percentages with two decimals (TVSum and YouTube Highlights: fractions); "-", in JSON null, for
+    a metric to which no query contributes.
     """
     scores = score_files(annotations, predictions, protocol, mode, allow_missing=allow_missing)
     if output is not None:

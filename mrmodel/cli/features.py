@@ -1,4 +1,4 @@
-"""`mrmodel features`: look at feature stores, check them, make them of published archives."""
+"""`mrmodel features`: inspect and verify feature stores, import published archives."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Feature stores: what is in them, whether they are sound; archives imported."""
+    """Inspect and verify feature stores, import published archives."""
 
 
 @group.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--annotations", type=FILE, help="Every row of this file must have features.")
+@click.option("--annotations", type=FILE, help="Every query of this file must have features.")
 @click.pass_context
 def verify(context: click.Context, folder: Path, annotations: Path | None) -> None:
     """Check hashes, offsets, values and coverage of the feature store DIR.
 
-    Lists everything that is wrong; the exit code is 2 where there is something.
+    Lists every problem; the exit code is 2 if there is any.
     """
     from mrmodel.data.feature_check import verify_store
 
@@ -50,17 +50,17 @@ def info(folder: Path) -> None:
 @click.argument("source", metavar="SRC", type=FOLDER)
 @click.option("--layout", required=True, type=click.Choice(list(LAYOUTS)))
 @click.option(
-    "--corpus", required=True, type=FOLDER, help="Holds train.jsonl, val.jsonl, test.jsonl."
+    "--corpus", required=True, type=FOLDER, help="Folder of train.jsonl, val.jsonl, test.jsonl."
 )
 @click.option(
     "--output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that takes one store a stream.",
+    help="Output folder, one store per stream.",
 )
 @click.option("--stream", "streams", multiple=True, help="Only this stream; may be repeated.")
 @click.option(
-    "--clip-len", type=click.FloatRange(min=0, min_open=True), help="Seconds of a row of a video."
+    "--clip-len", type=click.FloatRange(min=0, min_open=True), help="Seconds per video feature."
 )
 @click.option("--word-vectors", type=FILE, help="GloVe text file, for streams of word vectors.")
 @click.option(
@@ -68,9 +68,9 @@ def info(folder: Path) -> None:
     type=click.FloatRange(0.0, 1.0),
     default=0.0,
     show_default=True,
-    help="Of the annotated ids: more without rows stop the import.",
+    help="The import fails if a larger fraction of annotated ids has no features.",
 )
-@click.option("--strict", is_flag=True, help="Files of no annotated id stop the import, too.")
+@click.option("--strict", is_flag=True, help="Also fail on files without an annotated id.")
 def import_command(
     source: Path,
     layout: str,
@@ -82,9 +82,9 @@ def import_command(
     max_failed_share: float,
     strict: bool,
 ) -> None:
-    """Make feature stores of the published archive that is unpacked in SRC.
+    """Create feature stores from the published archive that is unpacked in SRC.
 
-    Videos and sentences of the corpus are looked for; every id that gives no rows is named.
+    Imports the videos and sentences of the corpus and lists every id without features.
     """
     from mrmodel.data.corpus_rows import corpus_clip_len, corpus_rows
     from mrmodel.features.importers.importer import ImportRequest, format_report, import_archive

@@ -1,4 +1,4 @@
-"""``mrmodel``: attaches the command groups, which are imported only when they are used."""
+"""``mrmodel``: the command groups, which are imported lazily."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mrmodel")
-@click.option("-v", "--verbose", is_flag=True, help="Say more of what goes on.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def cli(verbose: bool) -> None:
     """Video moment retrieval and highlight detection.
 

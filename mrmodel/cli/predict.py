@@ -41,10 +41,10 @@ def command(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Find the moments that sentences describe in VIDEO, and score every clip of it.
+    """Find the moments in VIDEO that the queries describe, and score every clip.
 
-    The line `clips` is a curve of the clip scores along the video. It has one character a clip; in
-    a video of more clips than fit into the line, each character is the highest score of several
+    The line `clips` is a curve of the clip scores along the video, with one character per clip. If
+    there are more clips than fit into the line, each character shows the highest score of several
     neighbouring clips. --json prints every score.
     """
     from mrmodel.predict.predictor import Predictor
@@ -76,10 +76,10 @@ def command(
 
 
 def default_model() -> Path:
-    """The served model that params.yaml names first, or else the first that is there.
+    """The first served model of `train.models`, or else the first that exists.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no served model.
     """
     from mrmodel.config.schema import load_config
 
@@ -96,12 +96,12 @@ def default_model() -> Path:
 
 
 def curve_line(scores: tuple[float, ...], width: int) -> str:
-    """The line ``clips`` of one query, however long the video is.
+    """The line ``clips`` of one query.
 
     Args:
-        scores: one a clip.
-        width: columns of the terminal; the line is never longer. Clips that share a column show
-            their maximum, because a mean would hide a short moment in a long video.
+        scores: one per clip.
+        width: columns of the terminal, the maximum length of the line. Clips that share a column
+            show their maximum, because a mean would hide a short moment in a long video.
     """
     label = "  clips  "
     return label + sparkline(scores, width - len(label), max)

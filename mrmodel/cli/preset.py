@@ -1,4 +1,4 @@
-"""``mrmodel preset`` and ``mrmodel config``: parameter files for known situations, and checks."""
+"""``mrmodel preset`` and ``mrmodel config``: parameter presets, and validation of params.yaml."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrmodel.config.schema import load_config
 FEATURES = click.option(
     "--features",
     type=click.Choice(presets.feature_sets()),
-    help="Other features than the preset's own.",
+    help="Use these features instead of the preset's own.",
 )
 
 
@@ -23,7 +23,7 @@ def group() -> None:
 
 @group.command(name="list")
 def list_command() -> None:
-    """Names of all presets, each with its first comment line; then what --features may be."""
+    """List all presets and all values of --features, each with its first comment line."""
     for name in presets.names():
         click.echo(f"{name:<28} {presets.summary(name)}")
     click.echo()
@@ -49,7 +49,7 @@ def show(name: str, features: str | None) -> None:
     show_default=True,
 )
 def apply(name: str, features: str | None, output: Path) -> None:
-    """Write a preset over params.yaml, and say which of its inputs are missing."""
+    """Overwrite params.yaml with a preset, and list its missing inputs."""
     from mrmodel.config.schema import load_config
     from mrmodel.stages.paths import Paths
     from mrmodel.stages.required_inputs import missing_inputs
@@ -73,7 +73,7 @@ def config_group() -> None:
     "path", type=click.Path(path_type=Path, dir_okay=False), default=Path("params.yaml")
 )
 def check(path: Path) -> None:
-    """Check every value of a parameter file; a mistake is named and gives exit code 2."""
+    """Validate every value of a parameter file; the exit code is 2 on a mistake."""
     config = load_config(path)
     models = ", ".join(config.train.models)
     click.echo(

@@ -1,4 +1,4 @@
-"""``mrmodel registry`` and ``mrmodel lineage``: which model serves, and where it came from."""
+"""``mrmodel registry`` and ``mrmodel lineage``: the champion model, and where it came from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKS = {True: "passed", False: "FAILED", None: "-"}
 
 
 def _renamed(new: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
-    """Callback of an option that has a new name; the old one goes with the next version."""
+    """Callback of a renamed option, which will be removed in the next version."""
 
     def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
@@ -33,14 +33,14 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, str | None],
 def group() -> None:
     """Register, promote and roll back models.
 
-    Versions are in MLflow (MLFLOW_TRACKING_URI), the champion's pointer and the audit objects in
-    the store MRMODEL_REGISTRY (s3://bucket/prefix or a folder); without them all is in .mrmodel.
+    Versions are in MLflow (MLFLOW_TRACKING_URI), the champion pointer and the audit objects in the
+    store MRMODEL_REGISTRY (s3://bucket/prefix or a folder); both default to .mrmodel.
     """
 
 
 @group.command(name="list")
 def list_command() -> None:
-    """All versions with their headline figure and aliases, the oldest first."""
+    """List all versions with their headline metric and aliases, oldest first."""
     registry, _ = _open()
     aliases: dict[int, list[str]] = {}
     for alias, version in registry.versions.aliases().items():
@@ -70,10 +70,10 @@ def show(version: int) -> None:
     type=click.Choice(["finetuned", "scratch", "pretrained", "imported"]),
     default="finetuned",
     show_default=True,
-    help="Which of its weights.",
+    help="Which weights of the model.",
 )
 def register(model: str | None, kind: str) -> None:
-    """Make a trained and evaluated model of this repository a version: the new challenger."""
+    """Register a trained and evaluated model of this repository as the new challenger."""
     registry, config, reporter = _open_for_long()
     # Not before the first line of progress: these imports take seconds.
     from mrmodel.registry.promote import register as run
@@ -91,13 +91,13 @@ def register(model: str | None, kind: str) -> None:
     "--reset-baseline",
     metavar="REASON",
     default="",
-    help="The test set has changed on purpose: promote without comparing with the champion.",
+    help="Reason why the test set has changed; skips the comparison with the champion.",
 )
 @click.option("--new-line", hidden=True, expose_value=False, callback=_renamed("--reset-baseline"))
 def promote(version: int | None, reset_baseline: str) -> None:
-    """Make VERSION (default: the challenger) the champion, if it passes every gate.
+    """Promote VERSION (default: the challenger) to champion, if it passes every gate.
 
-    The exit code is 2 when a gate fails or another promotion was faster; nothing changes then.
+    The exit code is 2, and nothing changes, if a gate fails or another promotion came first.
     """
     registry, config, reporter = _open_for_long()
     # Not before the first line of progress: these imports take seconds.
@@ -108,9 +108,9 @@ def promote(version: int | None, reset_baseline: str) -> None:
 
 @group.command()
 @click.option("--reason", required=True, help="Why, for the audit object.")
-@click.option("--to", "version", type=int, help="A champion of before [default: the last one].")
+@click.option("--to", "version", type=int, help="An earlier champion [default: the previous one].")
 def rollback(reason: str, version: int | None) -> None:
-    """Let an earlier champion serve again, at once and without gates."""
+    """Make an earlier champion the champion again, immediately and without gates."""
     from mrmodel.registry.promote import rollback as run
 
     registry, _ = _open()
@@ -118,9 +118,9 @@ def rollback(reason: str, version: int | None) -> None:
 
 
 @group.command()
-@click.option("--gates", is_flag=True, help="Print what every gate found.")
+@click.option("--gates", is_flag=True, help="Print the result of every gate.")
 def history(gates: bool) -> None:
-    """Every decision, the oldest first, from the audit objects."""
+    """List every decision, oldest first, from the audit objects."""
     registry, _ = _open()
     for decision in registry.history():
         before = "-" if decision.before is None else decision.before
@@ -134,7 +134,7 @@ def history(gates: bool) -> None:
 
 @group.command()
 def reconcile() -> None:
-    """Finish what a process left half done: set aliases and audit objects by the pointer."""
+    """Repair after an interruption: set aliases and audit objects according to the pointer."""
     registry, _ = _open()
     done = registry.reconcile()
     for line in done or ["everything agrees with the pointer"]:
@@ -151,10 +151,10 @@ def _open() -> tuple[Registry, Config]:
 
 
 def _open_for_long() -> tuple[Registry, Config, Reporter]:
-    """As `_open`, with progress on stderr from the first moment: the imports take seconds."""
+    """As `_open`, with progress on stderr from the start, because the imports take seconds."""
     from mrmodel.progress import RichReporter, Steps
 
-    # A smoke test takes longer than all other steps, so their speed says nothing of the rest.
+    # The smoke test dominates the time, so an ETA from the other steps would be meaningless.
     reporter = RichReporter(with_eta=False)
     with Steps(reporter, "registry", 1) as steps:
         steps.begin("opening")
@@ -170,13 +170,13 @@ def _print_decision(decision: Decision) -> None:
 
 @click.group()
 def lineage_group() -> None:
-    """Where a registered model came from, and the same model made again."""
+    """Show where a registered model came from, and reproduce it."""
 
 
 @lineage_group.command(name="show")
 @click.argument("version", type=int)
 def show_lineage(version: int) -> None:
-    """Print revision, inputs and stages of VERSION, with the hash of everything."""
+    """Print revision, inputs and stages of VERSION, with all hashes."""
     from mrmodel.registry.lineage import describe
 
     for line in describe(_record(version)):
@@ -187,9 +187,9 @@ def show_lineage(version: int) -> None:
 @click.argument("version", type=int)
 @click.pass_context
 def reproduce(context: click.Context, version: int) -> None:
-    """Make VERSION again in a temporary clone of its revision, and compare every output.
+    """Reproduce VERSION in a temporary clone of its revision, and compare every output.
 
-    Takes as long as the pipeline up to the training. The exit code is 2 where a byte differs.
+    Takes as long as the pipeline up to the training. The exit code is 2 if a byte differs.
     """
     from mrmodel.orchestrate.environment import RuntimeEnvironment
     from mrmodel.registry.lineage import reproduce as run

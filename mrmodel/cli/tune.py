@@ -22,14 +22,14 @@ F = TypeVar("F", bound=Callable[..., object])
 def group() -> None:
     """Search for better loss weights, noise scales and schedules.
 
-    What is searched, and for how long, is in the section `tune` of params.yaml. Studies are kept in
-    OPTUNA_STORAGE (e.g. postgresql://host/name), by default in a journal below .mrmodel/tune.
+    Configured in the section `tune` of params.yaml. Studies are stored in OPTUNA_STORAGE (e.g.
+    postgresql://host/name), by default in a journal below .mrmodel/tune.
     """
 
 
 def study_option(function: F) -> F:
     """``--study``."""
-    return click.option("--study", "name", help="Its name [default: tune.study].")(function)
+    return click.option("--study", "name", help="Study name [default: tune.study].")(function)
 
 
 def extent_options(function: F) -> F:
@@ -41,7 +41,7 @@ def extent_options(function: F) -> F:
 
 @group.command()
 def space() -> None:
-    """Print what is searched: range, condition and starting value of each dimension."""
+    """Print the search space: range, condition and starting value of each dimension."""
     from mrmodel.tune.space import post_hoc_plan, training_plan
 
     config, _ = _here()
@@ -58,9 +58,9 @@ def space() -> None:
 @study_option
 @extent_options
 def run(name: str | None, trials: int | None, workers: int | None) -> None:
-    """Begin a search and carry it out: trials, confirmation over seeds, choices after training.
+    """Run a new search: trials, confirmation over seeds, post-hoc search.
 
-    The trained data must be there (dvc repro). Ctrl-C loses nothing: `mrmodel tune resume`.
+    Needs the outputs of the pipeline (dvc repro). After Ctrl-C continue with `mrmodel tune resume`.
     """
     from mrmodel.tune.local import with_extent
     from mrmodel.tune.storage import open_storage, storage_address
@@ -80,9 +80,9 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
 @study_option
 @extent_options
 def resume(name: str | None, trials: int | None, workers: int | None) -> None:
-    """Go on with a search that was ended, or prolong it with more --trials.
+    """Continue an interrupted search, or extend it with more --trials.
 
-    It goes on with the parameters that it was begun with, whatever params.yaml says by now.
+    Uses the parameters with which the search was started, not the current params.yaml.
     """
     from mrmodel.tune.local import resumed_config
     from mrmodel.tune.storage import open_storage, storage_address
@@ -95,7 +95,7 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
 @group.command()
 @study_option
 def status(name: str | None) -> None:
-    """Print how far a search is."""
+    """Print the progress of a search."""
     from mrmodel.tune.report import lines
 
     for line in lines(_study(name)):
@@ -104,7 +104,7 @@ def status(name: str | None) -> None:
 
 @group.command()
 @study_option
-@click.option("--top", default=5, show_default=True, help="So many trials are shown.")
+@click.option("--top", default=5, show_default=True, help="Number of trials to show.")
 def best(name: str | None, top: int) -> None:
     """Print the best trials, the confirmation, and what `apply` would write."""
     from mrmodel.tune.report import best_lines
@@ -118,10 +118,10 @@ def best(name: str | None, top: int) -> None:
 @click.option(
     "--unconfirmed",
     is_flag=True,
-    help="Take the best candidate although its gain over the starting point is not clear.",
+    help="Apply the best candidate even if its gain over the starting point is not confirmed.",
 )
 def apply(name: str | None, unconfirmed: bool) -> None:
-    """Write the confirmed values into params.yaml; `dvc status dvc.yaml` shows what must run."""
+    """Write the confirmed values to params.yaml; `dvc status dvc.yaml` shows what must run."""
     from mrmodel.tune.apply import apply_changes, changes_to_apply
 
     study = _study(name)

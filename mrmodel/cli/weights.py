@@ -1,4 +1,4 @@
-"""``mrmodel weights``: checkpoints of other programs, of models and of encoders."""
+"""``mrmodel weights``: published checkpoints of models and encoders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Checkpoints of other programs: models to import, encoder weights to convert and check."""
+    """Import published models; convert, verify and share encoder weights."""
 
 
 @group.command(name="import")
@@ -29,26 +29,24 @@ def group() -> None:
     type=click.Choice(FORMATS),
     default="auto",
     show_default=True,
-    help="auto: as the names of the tensors say.",
+    help="auto: detected from the tensor names.",
 )
 @click.option("--output", type=_PATH, required=True, help="Model folder to write.")
 @click.option(
     "--video-streams",
-    help="In order: NAME of an encoder, or NAME:WIDTH of other rows; commas between.",
+    help="Comma-separated, in order: NAME of an encoder, or NAME:WIDTH of other features.",
 )
-@click.option("--text-streams", help="Likewise, for sentences.")
+@click.option("--text-streams", help="The same for text.")
 @click.option("--heads", type=click.IntRange(1), help="Attention heads.")
 @click.option(
     "--clip-len", "clip_len_s", type=click.FloatRange(0, min_open=True), help="Seconds of a clip."
 )
+@click.option("--max-clips", type=click.IntRange(1), help="Maximum number of clips per video.")
 @click.option(
-    "--max-clips", type=click.IntRange(1), help="Clips of a video that the model sees at once."
+    "--max-tokens", type=click.IntRange(1), help="Tokens per sentence; longer ones are truncated."
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(1), help="Tokens of a sentence; longer ones are cut."
-)
-@click.option("--legacy", is_flag=True, help="Repeat the published quirks (legacy_* settings).")
-@click.option("--force", is_flag=True, help="Replace the model that the folder holds.")
+@click.option("--legacy", is_flag=True, help="Reproduce the published quirks (legacy_* settings).")
+@click.option("--force", is_flag=True, help="Replace an existing model.")
 def import_command(
     file: Path,
     kind: str,
@@ -59,10 +57,11 @@ def import_command(
     force: bool,
     **given: Any,
 ) -> None:
-    """Turn the published checkpoint FILE into a model folder, without running code of the file.
+    """Convert the published checkpoint FILE to a model folder, without running code from it.
 
-    Sizes are read off the tensors, the rest off the options that FILE holds; an option here wins.
-    Where a tensor does not fit, nothing is written and the exit code is 2.
+    Sizes are inferred from the tensors, the rest is read from the options stored in FILE; options
+    given here take precedence. If a tensor does not match, nothing is written and the exit code
+    is 2.
     """
     from mrmodel.convert.checkpoint import ImportRequest, format_report, import_checkpoint
     from mrmodel.convert.streams import parse_streams
@@ -87,21 +86,21 @@ def import_command(
 @group.command()
 @click.argument("name", metavar="|".join(PUBLISHED))
 @click.option("--weights", type=_PATH, required=True, help="Published file.")
-@click.option("--vocabulary", type=_PATH, help="Published vocabulary, for sets that read text.")
+@click.option("--vocabulary", type=_PATH, help="Published vocabulary, for text encoders.")
 @click.option(
     "options",
     "--option",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A choice in config.json; may be given more than once.",
+    help="A value in config.json; repeatable.",
 )
-@click.option("--force", is_flag=True, help="Replace the set that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing set.")
 def convert(
     name: str, weights: Path, vocabulary: Path | None, options: tuple[str, ...], force: bool
 ) -> None:
-    """Turn published encoder weights into a weight set, without running code of the files.
+    """Convert published encoder weights to a weight set, without running code from the files.
 
-    It is written below the folder that MRMODEL_WEIGHTS_DIR names, and locked by SHA-256.
+    The set is written below MRMODEL_WEIGHTS_DIR and locked by SHA-256.
     """
     from mrmodel.convert.encoders.convert import Conversion, parse_options
     from mrmodel.convert.encoders.convert import convert as convert_set
@@ -113,9 +112,9 @@ def convert(
 @group.command()
 @click.argument("name", metavar="SET")
 def lock(name: str) -> None:
-    """Lock the weight set SET as it is now, say after its config.json was changed by hand.
+    """Lock the current content of the weight set SET, e.g. after editing its config.json.
 
-    Features that were made before keep their fingerprint and no longer fit.
+    Features extracted before keep their fingerprint and no longer match.
     """
     from mrmodel.convert.encoders.convert import lock_again
 
@@ -126,9 +125,9 @@ def lock(name: str) -> None:
 @click.argument("names", metavar="[SET]...", nargs=-1)
 @click.pass_context
 def verify(context: click.Context, names: tuple[str, ...]) -> None:
-    """Check all weights against their SHA-256: those of the packages, and the sets SET.
+    """Check weights against their SHA-256: those of the packages, and the sets SET.
 
-    Without a name all sets that are there. The exit code is 2 where something is wrong.
+    Default: all existing sets. The exit code is 2 if there is a problem.
     """
     from mrmodel.convert.encoders.verify import verify_weights
 
@@ -142,9 +141,9 @@ def verify(context: click.Context, names: tuple[str, ...]) -> None:
 @group.command()
 @click.argument("names", metavar="[SET]...", nargs=-1)
 def pin(names: tuple[str, ...]) -> None:
-    """Make the weight sets SET those of this project: encoder_weights.lock, which DVC watches.
+    """Pin the weight sets SET in encoder_weights.lock, which is a DVC dependency.
 
-    Without a name all sets that are there. Run it in the root of the repository.
+    Default: all existing sets. Run it in the root of the repository.
     """
     from mrmodel.encoders.weights_lock import pin_sets
     from mrmodel.stages.paths import PIN_FILE
@@ -157,9 +156,9 @@ def pin(names: tuple[str, ...]) -> None:
 @click.argument("store")
 @click.argument("names", metavar="[SET]...", nargs=-1)
 def push(store: str, names: tuple[str, ...]) -> None:
-    """Bring weight sets into STORE (s3://bucket/prefix or a folder), for other machines to pull.
+    """Upload weight sets to STORE (s3://bucket/prefix or a folder), for other machines to pull.
 
-    Without a name all sets that are there.
+    Default: all existing sets.
     """
     from mrmodel.encoders.weights_lock import push_sets
     from mrmodel.storage import open_store
@@ -172,9 +171,9 @@ def push(store: str, names: tuple[str, ...]) -> None:
 @click.argument("store")
 @click.argument("names", metavar="[SET]...", nargs=-1)
 def pull(store: str, names: tuple[str, ...]) -> None:
-    """Fetch the weight sets that this project pins from STORE into the weights folder.
+    """Download the pinned weight sets from STORE to the weights folder.
 
-    Without a name all pinned ones. Run it in the root of the repository.
+    Default: all pinned sets. Run it in the root of the repository.
     """
     from mrmodel.encoders.weights_lock import pull_sets
     from mrmodel.stages.paths import PIN_FILE

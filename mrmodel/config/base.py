@@ -1,4 +1,4 @@
-"""What all settings are made of: a section of params.yaml, numbers with ranges, clear errors."""
+"""Building blocks of settings: sections of params.yaml, numbers with ranges, clear errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: no unknown keys, no silent conversion, no change after loading."""
+    """A part of params.yaml: no unknown keys, no implicit conversion, immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,7 +35,7 @@ def validate_section(section: type[S], raw: Any, path: str = "") -> S:
 
 def _as_config_error(section: type[BaseModel], error: ValidationError, path: str) -> ConfigError:
     mistakes = error.errors(include_url=False)
-    # A misspelt key is also a missing one; the unknown key is what the person wrote.
+    # A misspelt key is both unknown and missing; report the unknown one, which the user wrote.
     first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(([path] if path else []) + location) or "params"

@@ -10,9 +10,9 @@ from mrmodel.config.base import Count, CountOrZero, NonNegative, Positive, Secti
 
 
 class CaptionRuleSwitches(Section):
-    """Which caption rules run; they run in this order (pretraining_data.md A.2).
+    """Switches of the caption rules, which run in this order.
 
-    The first rule of the design, `normalise`, has no switch: text features are keyed by it.
+    The first rule, `normalise`, has no switch, because text features are keyed by its result.
     """
 
     length: bool
@@ -28,7 +28,7 @@ class CaptionRuleSwitches(Section):
 
 
 class CaptionSettings(Section):
-    """Limits of the caption rules: a row is kept only if every switched-on rule passes."""
+    """Limits of the caption rules: a row is kept only if it passes all enabled rules."""
 
     rules: CaptionRuleSwitches
     video_id_length: Count | None
@@ -56,7 +56,7 @@ class CaptionSettings(Section):
 
 
 class SegmentSettings(Section):
-    """The stretch of video around a caption's interval."""
+    """The segment of video around a caption's interval."""
 
     length_s: Positive
     offset: Literal["random", "center"]
@@ -88,9 +88,8 @@ class LabelSettings(Section):
 class IntervidSettings(Section):
     """InterVid-MR generation (SG-DETR section 4.3.2).
 
-    All values stand in the file. `preset` is a promise about the eleven of them that
-    `INTERVID_PRESETS` lists; `parse_config` refuses a file that breaks it, and ``custom``
-    promises nothing.
+    All values are in the file. `preset` asserts that the eleven values of `INTERVID_PRESETS` are
+    those of the preset; `parse_config` rejects a file that breaks this. ``custom`` asserts nothing.
     """
 
     preset: Literal["paper", "robust", "custom"]
@@ -104,7 +103,7 @@ class IntervidSettings(Section):
     labels: LabelSettings
 
     def broken_promises(self) -> list[tuple[str, object, object]]:
-        """(dotted path, value found, preset's value) of each departure from the preset."""
+        """(dotted path, actual value, preset's value) of each deviation from the preset."""
         promised = INTERVID_PRESETS.get(self.preset, {})
         found = {path: getattr(getattr(self, path[0]), path[1]) for path in promised}
         return [(".".join(p), found[p], promised[p]) for p in promised if found[p] != promised[p]]
@@ -118,7 +117,7 @@ class IntervidSettings(Section):
         return IntervidSettings.model_validate(tree)
 
 
-# What the paper says, and what its labels need to be useful (pretraining_data.md A.2, A.5-A.7).
+# The paper's values, and values that give more useful labels.
 INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {
     "paper": {
         ("captions", "min_umt_score"): None,

@@ -1,7 +1,7 @@
-"""The section ``postprocess``: from a trained model's output to the windows that it answers with.
+"""The section ``postprocess``: from a trained model's output to its predicted windows.
 
-It decides no weights. The stage ``package`` writes it into ``serving.json`` beside the weights, and
-whoever answers or scores with the model reads it there.
+It does not affect training. The stage ``package`` writes it to ``serving.json`` next to the
+weights, where inference and evaluation read it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mrmodel.config.base import Count, Positive, Section, Share
 
 
 class AnchorSelection(Section):
-    """Which anchor windows of SG-DETR enter fusion (its paper, section 3.6).
+    """Selection of SG-DETR's anchor windows for fusion (section 3.6 of the paper).
 
     Attributes:
-        top_k: the best of them by score that are looked at.
-        nms_iou: IoU with a better one above which a window is dropped.
-        keep: how many are kept at most.
+        top_k: number of windows considered, by score.
+        nms_iou: NMS threshold.
+        keep: maximum number of windows kept.
     """
 
     top_k: Count
@@ -28,13 +28,13 @@ class AnchorSelection(Section):
 
 
 class FusionSettings(Section):
-    """Weighted boxes fusion of decoder and anchor windows (Solovyev et al. 2021), of SG-DETR.
+    """Weighted boxes fusion (Solovyev et al. 2021) of SG-DETR's decoder and anchor windows.
 
     Attributes:
-        enabled: false: the decoder's windows are the answer. True: fused, where there are anchors.
-        conf: score of a fused window: the mean or the best of its members.
+        enabled: false: only the decoder's windows. True: fused, if there are anchors.
+        conf: score of a fused window: the mean or the maximum of its members.
         iou_thr: IoU above which windows are fused.
-        weights: of the decoder's and of the anchors' windows.
+        weights: weights of the decoder's and the anchors' windows.
         skip: windows below this score are dropped.
     """
 
@@ -46,15 +46,15 @@ class FusionSettings(Section):
 
 
 class PostprocessConfig(Section):
-    """The section ``postprocess`` of params.yaml, and what serving.json holds.
+    """The section ``postprocess`` of params.yaml, and the content of serving.json.
 
     Attributes:
-        alpha: windows are ranked by p^alpha IoU^(1 - alpha) where a model predicts the IoU.
+        alpha: windows are ranked by p^alpha IoU^(1 - alpha) if a model predicts the IoU.
         anchors: see `AnchorSelection`.
         fusion: see `FusionSettings`.
-        round_to_clips: window ends become multiples of a clip.
-        nms_iou: IoU above which the worse of two final windows is dropped; below 0: none is.
-        max_windows: windows of one answer.
+        round_to_clips: round window ends to multiples of a clip.
+        nms_iou: NMS threshold for the final windows; below 0: off.
+        max_windows: maximum number of windows per query.
     """
 
     alpha: Share
@@ -65,8 +65,8 @@ class PostprocessConfig(Section):
     max_windows: Count
 
 
-# Validation in training finishes windows by this whatever params.yaml says, so that `postprocess`
-# may be chosen on a trained model without training again.
+# Post-processing of validation during training, regardless of params.yaml, so that `postprocess`
+# can be tuned on a trained model without retraining.
 VALIDATION = PostprocessConfig(
     alpha=0.5,
     anchors=AnchorSelection(top_k=100, nms_iou=0.6, keep=25),

@@ -1,7 +1,7 @@
-"""params.yaml as frozen, typed, ranged settings; one class a section.
+"""params.yaml as frozen, typed settings with ranges; one class per section.
 
-Nothing here has a default: the file says everything, so that what DVC hashes is what runs.
-A mistake becomes a `ConfigError` with the dotted path, the value, the rule and the nearest key.
+Nothing here has a default: the file is complete, so that DVC hashes every value that is used.
+A mistake raises a `ConfigError` with the dotted path, the value, the rule and the nearest key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
 
 
 class CorpusVideos(Section):
-    """How many videos the sample corpus has, by what they are for."""
+    """Number of videos of the sample corpus, by purpose."""
 
     pretrain: CountOrZero
     train: Count
@@ -55,15 +55,15 @@ class CorpusSettings(Section):
     crf: Annotated[int, Field(ge=0, le=51)]
 
 
-# Last part of `features.imports` where there are none.
+# Last component of `features.imports` if there are no imports.
 NO_IMPORTS = "none"
 
 
 class FeatureSettings(Section):
-    """What is extracted, and how much may fail.
+    """Feature streams, and limits of the extraction.
 
-    `imports` is a folder of stores that `mrmodel features import` wrote, by name of the stream;
-    one that is there is taken, and the encoder of that name is not asked.
+    `imports` is a folder of stores written by `mrmodel features import`, by name of the stream; an
+    existing one is used instead of running the encoder of that name.
     """
 
     clip_len_s: Positive
@@ -78,22 +78,22 @@ class FeatureSettings(Section):
 
     @property
     def has_imports(self) -> bool:
-        """Whether streams may be of published features."""
+        """Whether streams may come from imported features."""
         return PurePath(self.imports).name != NO_IMPORTS
 
 
 class RunSettings(Section):
-    """One training run: how long, how fast.
+    """Length and learning-rate schedule of one training run.
 
     Attributes:
         epochs, steps: its length, in one of the two.
-        lr: the highest learning rate.
-        schedule: its course, see `mrmodel.train.optim.learning_rate`.
-        step_size: of the schedule ``step``.
-        milestones, gamma: of the schedule ``multistep``: at each of these epochs the rate is
-            multiplied by gamma. The schedule ``linear`` has one milestone, where the fall begins.
-        warmup, warmup_unit: how long the rate climbs at the start, in steps or epochs.
-        select: the final weights, or those of the best validation.
+        lr: the peak learning rate.
+        schedule: see `mrmodel.train.optim.learning_rate`.
+        step_size: for the schedule ``step``.
+        milestones, gamma: for the schedule ``multistep``: at each of these epochs the rate is
+            multiplied by gamma. The schedule ``linear`` has one milestone, where the decay begins.
+        warmup, warmup_unit: length of the linear warm-up, in steps or epochs.
+        select: the last weights, or those of the best validation.
     """
 
     epochs: Count | None
@@ -128,9 +128,9 @@ class RunSettings(Section):
 class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
-    `start` says which weights fine-tuning goes on from: ``pretrained``, or ``imported`` ones
-    (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on` says what
-    `weight_decay` applies to, see `mrmodel.train.optim.build_optimizer`.
+    `start`: initial weights of fine-tuning: ``pretrained``, or ``imported`` ones
+    (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on`: the parameters
+    that `weight_decay` applies to, see `mrmodel.train.optim.build_optimizer`.
     """
 
     models: Annotated[list[str], Field(min_length=1)]
@@ -162,7 +162,7 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How predictions are scored; what makes them is the section `postprocess`."""
+    """How predictions are scored; the section `postprocess` defines how they are made."""
 
     protocol: str
     mode: Literal["official", "clean"]
@@ -171,14 +171,14 @@ class EvaluateSettings(Section):
 
 
 class TrackingSettings(Section):
-    """The MLflow record; without a server it is a SQLite file below .mrmodel/."""
+    """MLflow tracking; without a server it uses a SQLite file below .mrmodel/."""
 
     enabled: bool
     experiment: Annotated[str, Field(min_length=1)]
 
 
 class ShardSettings(Section):
-    """How one extraction is spread over workers; never changes its bytes."""
+    """How an extraction is distributed over workers; never changes its output."""
 
     count: Count
     runner: Literal["processes", "dask", "ray"]
@@ -192,7 +192,7 @@ class ShardSettings(Section):
 
 
 class OrchestrateSettings(Section):
-    """Which worker runs which stage, and what happens when it dies; DVC does not watch these."""
+    """Work pools, retries and timeouts of stages; not a DVC dependency."""
 
     pools: dict[str, Annotated[str, Field(min_length=1)]]
     default_pool: Annotated[str, Field(min_length=1)]
@@ -203,25 +203,25 @@ class OrchestrateSettings(Section):
 
 
 class CardSettings(Section):
-    """What the model card says and no figure shows; the sample corpus has texts of its own."""
+    """Text of the model card besides the metrics; the sample corpus has its own."""
 
     data_licence: Annotated[str, Field(min_length=1)] | None
     limits: list[Annotated[str, Field(min_length=1)]]
 
 
 class PromotionSettings(Section):
-    """When a registered model becomes the champion; docs/explanation/gates.md explains the gates.
+    """Gates for promotion to champion; docs/explanation/gates.md explains them.
 
     Attributes:
         registered_model: its name in MLflow, and the folder of its pointer and audit objects.
         resamples, confidence: of the bootstrap over videos.
-        min_gain: the lower end of the interval of (candidate - champion) in the protocol's
-            headline must lie above this, in points of the figure.
-        slices: figures that may not fall; None: those of the protocol.
-        max_slice_loss: by how many points each of them may fall.
+        min_gain: lower bound for the lower end of the interval of (candidate - champion) in the
+            protocol's headline metric, in points.
+        slices: metrics that must not drop; None: those of the protocol.
+        max_slice_loss: maximum drop of each of them, in points.
         max_latency_s: median seconds for one query about the model's example video.
         max_size_mb: of all files of the registered model.
-        smoke_timeout_s: a fresh process that has not answered by then has failed.
+        smoke_timeout_s: timeout of the smoke test, which runs in a fresh process.
         card: see `CardSettings`.
     """
 
@@ -238,20 +238,19 @@ class PromotionSettings(Section):
 
 
 class DriftSettings(Section):
-    """How far new data may lie from the training data, beyond what chance explains.
+    """Limits of drift between new data and the training data, beyond what chance explains.
 
-    A limit that is None is not judged; its figure is shown all the same.
+    With a limit of None the metric is reported but not checked.
 
     Attributes:
-        significance_level: how often data like the training data may seem different by mere
-            chance; the allowance for it shrinks with the size of the delivery and is added to
-            each limit.
+        significance_level: false-positive rate for data like the training data; the resulting
+            allowance shrinks with the size of the delivery and is added to each limit.
         duration_s, window_s, windows_per_query, words_per_query: Kolmogorov-Smirnov distances, from
             0 (equal distributions) to 1.
-        unknown_words: share of the words that no training query has, beyond what a further video
-            of the same kind would bring.
+        unknown_words: fraction of words that no training query has, beyond what another video
+            of the same kind would add.
         features: shift of the mean features, in standard deviations between training videos.
-        videos: so many of the new videos are encoded for it.
+        videos: number of new videos that are encoded for this check.
     """
 
     significance_level: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -265,7 +264,7 @@ class DriftSettings(Section):
 
 
 class RetrainSettings(Section):
-    """When new data are taken in; `max_bad_share` is of the rows of a delivery."""
+    """When new data are accepted; `max_bad_share` is a fraction of the rows of a delivery."""
 
     max_bad_share: Share
     drift: DriftSettings
@@ -290,7 +289,7 @@ class Config(Section):
 
 
 def load_config(path: Path) -> Config:
-    """Read and check a parameter file.
+    """Read and validate a parameter file.
 
     Raises:
         ConfigError: the first mistake found, with its dotted path.
@@ -307,7 +306,7 @@ def load_config(path: Path) -> Config:
     return parse_config(raw)
 
 
-# Keys of earlier versions that are in the section `postprocess` now.
+# Keys of earlier versions that moved to the section `postprocess`.
 _MOVED = (
     "evaluate.round_to_clips",
     "evaluate.nms_iou",
@@ -327,7 +326,7 @@ _RENAMED = {
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
-    """Check a parameter tree; see `load_config`."""
+    """Validate a parameter tree; see `load_config`."""
     moved = [path for path in _MOVED if _has(raw, path.split("."))]
     moved += [
         f"{old} (now {new.rpartition('.')[2]})"
@@ -380,7 +379,7 @@ def _check_names(config: Config) -> None:
 
 
 def _check_token_positions(tokens: int, model: Any, path: str) -> None:
-    """A model with learned positions must have one for every token that it is given."""
+    """A model with learned positions must have one for every token."""
     positions = getattr(model, "max_tokens", tokens)
     if getattr(model, "text_positions", False) and tokens > positions:
         rule = f"text_positions needs at least features.max_tokens of them, which is {tokens}"
@@ -392,7 +391,7 @@ def _check_intervid(config: Config) -> None:
     for path, value, promised in settings.broken_promises():
         rule = f"preset {settings.preset!r} has {promised!r}; set it so, or say `preset: custom`"
         raise ConfigError(f"intervid.{path}", value, rule)
-    # Segments are named with one decimal and cut on the clip grid, so both must fit exactly.
+    # Segment names have one decimal and segments lie on the clip grid, so both must be exact.
     if abs(clip_len_s * 10 - round(clip_len_s * 10)) > 1e-6:
         rule = "InterVid-MR names segments with one decimal: give a multiple of 0.1 s"
         raise ConfigError("features.clip_len_s", clip_len_s, rule)

@@ -1,9 +1,9 @@
-"""What a search may change: named dimensions with a range, a scale and a condition.
+"""Search spaces: named dimensions with a range, a scale and a condition.
 
 A model declares the dimensions of its settings and of its training (`MomentModel.search_space`);
-params.yaml may change, add or drop some. Names are short: ``dn.groups`` is a setting of the model,
-``train.run.lr`` one of the run that is tuned, ``train.weight_decay`` one of all runs, and
-``postprocess.nms_iou`` one of what follows training.
+params.yaml may change, add or remove some. Names are short: ``dn.groups`` is a setting of the
+model, ``train.run.lr`` one of the tuned run, ``train.weight_decay`` one of all runs, and
+``postprocess.nms_iou`` one of the post-processing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Value = bool | int | float | str | None
 
 
 class Condition(Section):
-    """What all dimensions have.
+    """Attributes common to all dimensions.
 
     Attributes:
-        when: name -> values; the dimension exists only where each of these settings has one of its
-            values. A setting that is itself searched is looked at as the trial has it.
-        unset: what a null stands for in params.yaml, so that a search can start from it.
+        when: name -> values; the dimension exists only if each of these settings has one of its
+            values. For settings that are searched too, the trial's value is used.
+        unset: the number that null in params.yaml stands for, so that a search can start from it.
     """
 
     when: dict[str, list[Value]] = Field(default={})
@@ -34,7 +34,7 @@ class Condition(Section):
 
 
 class FloatRange(Condition):
-    """A real number in [low, high]; `log`: equal ratios are equally likely."""
+    """A real number in [low, high]; `log`: on a log scale."""
 
     type: Literal["float"] = "float"
     low: Finite
@@ -48,7 +48,7 @@ class FloatRange(Condition):
 
 
 class IntRange(Condition):
-    """A whole number in [low, high], in steps."""
+    """An integer in [low, high], in steps."""
 
     type: Literal["int"] = "int"
     low: int
@@ -67,7 +67,7 @@ class IntRange(Condition):
 
 
 class Choice(Condition):
-    """One of some values, without an order between them."""
+    """A categorical value."""
 
     type: Literal["choice"] = "choice"
     choices: Annotated[list[Value], Field(min_length=1)]
@@ -85,16 +85,16 @@ _KINDS: dict[str, type[FloatRange] | type[IntRange] | type[Choice]] = {
 def changed_space(
     declared: SearchSpace, changes: Mapping[str, Mapping[str, Any] | None], path: str
 ) -> dict[str, Dimension]:
-    """A declared space as params.yaml wants it.
+    """Apply the changes in params.yaml to a declared space.
 
     Args:
-        declared: of the model.
-        changes: name -> null: not searched; keys of a declared dimension: changed; a mapping with
-            `type`: a dimension of its own.
-        path: of `changes` in params.yaml, for errors.
+        declared: search space of the model.
+        changes: name -> null: removed; keys of a declared dimension: changed; a mapping with
+            `type`: a new dimension.
+        path: path of `changes` in params.yaml, for errors.
 
     Raises:
-        ConfigError: a name that is not declared and has no `type`; a key, type or range is wrong.
+        ConfigError: a name is not declared and has no `type`; a key, type or range is invalid.
     """
     space = dict(declared)
     for name, change in changes.items():

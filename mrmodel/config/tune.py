@@ -1,4 +1,4 @@
-"""The section `tune` of params.yaml: a search for better values."""
+"""The section `tune` of params.yaml: hyperparameter search."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mrmodel.config.base import Count, CountOrZero, NonNegative, Positive, Secti
 
 
 class PruneSettings(Section):
-    """When a trial is given up; judged at each validation of the training.
+    """Pruning of trials, checked at each validation during training.
 
     Attributes:
         enabled: false: every trial trains to its end.
-        min_epochs: nobody is judged before.
-        reduction: of the trials that reach a round of Hyperband, one in so many is good enough.
-        patience: only after so many validations without a gain above `min_delta`.
-        min_delta: in points of the figure.
+        min_epochs: no pruning before this epoch.
+        reduction: reduction factor of Hyperband.
+        patience: prune only after this many validations without a gain above `min_delta`.
+        min_delta: in points of the metric.
     """
 
     enabled: bool
@@ -28,36 +28,36 @@ class PruneSettings(Section):
 
 
 class ConfirmSettings(Section):
-    """The `best` trials and the starting point are trained again with each of so many seeds."""
+    """Confirmation: retrain the `best` trials and the starting point with each of `seeds` seeds."""
 
     best: Count
     seeds: Count
 
 
 class PostHocSettings(Section):
-    """The second level: what can be chosen after training, on stored detections."""
+    """Post-hoc search of settings after training, on cached detections."""
 
     trials: CountOrZero
     space: dict[str, dict[str, Any] | None]
 
 
 class TuneSettings(Section):
-    """Search for better values, `mrmodel tune`: docs/howto/tune.md; no stage depends on these.
+    """Hyperparameter search, `mrmodel tune`: docs/howto/tune.md; no stage depends on these.
 
     Attributes:
-        study: its name in the storage.
+        study: name of the study in the storage.
         model: name below `models`; None: the first of `train.models`.
         run: section below `train` that is tuned.
-        seed: of the draws of the sampler.
-        trials: so many end, killed ones not counted.
+        seed: seed of the sampler.
+        trials: number of finished trials, not counting killed ones.
         workers: processes on one machine, or flow runs on a work pool.
-        attempts: of a trial whose worker was killed.
-        figures: what is maximised; empty: the protocol's headline. Of two figures the Pareto front
-            is searched, without pruning.
-        max_latency_s: seconds a query; slower trials are not feasible. None: no limit.
-        validate_every_epochs: of trials; trainings of the main job have their own.
-        prune, confirm, post_hoc: see there.
-        space: changes to the dimensions that the model declares.
+        attempts: maximum attempts of a trial whose worker was killed.
+        figures: metrics to maximise; empty: the protocol's headline. With two metrics the Pareto
+            front is searched, without pruning.
+        max_latency_s: seconds per query; slower trials are infeasible. None: no limit.
+        validate_every_epochs: for trials; `train` has its own value.
+        prune, confirm, post_hoc: see their classes.
+        space: changes to the search space that the model declares.
     """
 
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]

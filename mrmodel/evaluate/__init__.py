@@ -1,1 +1,1 @@
-"""Metrics of moment retrieval and highlight detection; NumPy only, nothing here loads torch."""
+"""Metrics of moment retrieval and highlight detection; NumPy only, without torch."""

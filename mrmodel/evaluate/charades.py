@@ -1,4 +1,4 @@
-"""Charades-STA and TACoS: one moment a query, recall at fixed ranks."""
+"""Charades-STA and TACoS: one moment per query, recall at fixed ranks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Charades(Protocol):
 
 
 class Tacos(Charades):
-    """As Charades-STA; the published systems leave windows unclamped, so they may start below 0."""
+    """As Charades-STA; published systems do not clamp windows, so they may start below 0."""
 
     name = "tacos"
 

@@ -1,8 +1,8 @@
 """Highlight metrics: average precision and Hit@1 of clip scores against ratings.
 
-Three definitions of average precision live here because the data sets use three: QVHighlights (mean
-of the interpolated precision), TVSum (trapezoid over the five best clips) and YouTube Highlights
-(trapezoid over all clips). Shapes: ``n`` queries, ``L`` clips (padded), ``R`` raters.
+The data sets use three definitions of average precision: QVHighlights (mean of the interpolated
+precision), TVSum (trapezoid over the five best clips) and YouTube Highlights (trapezoid over all
+clips). Shapes: ``n`` queries, ``L`` clips (padded), ``R`` raters.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mrmodel.evaluate.ragged import Floats, Integers, Ragged
 
 RATING_THRESHOLDS = {"Fair": 2.0, "Good": 3.0, "VeryGood": 4.0}
 
-# Table entries handled at once: keeps a block inside the cache and long videos out of memory.
+# Array elements per block: fits the cache and limits memory for long videos.
 _BLOCK = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class HighlightArrays:
-    """Clip scores and ratings of n queries, as lists.
+    """Clip scores and ratings of n queries, as ragged lists.
 
     Attributes:
-        scores: predicted score of each clip, possibly more or fewer than there are clips.
+        scores: predicted clip scores, possibly more or fewer than there are clips.
         clip_ids: annotated clips.
         ratings: (total, R) ratings of those clips; all other clips are rated 0.
-        n_clips: (n,) clips of each video.
+        n_clips: (n,) number of clips of each video.
     """
 
     scores: Ragged
@@ -46,12 +46,12 @@ class HighlightScores:
 
 
 def rate_highlights(arrays: HighlightArrays, *, missing_clips_last: bool) -> HighlightScores:
-    """Average precision per threshold and rater, and whether the best clip is a highlight.
+    """Average precision per threshold and rater, and Hit@1.
 
-    A list that is too long is cut and one that is too short filled up: with zeros as published,
-    which outrank negative scores, or behind all others with `missing_clips_last`. The best clip is
-    looked up in the list as given (published) or after the cut (`missing_clips_last`); beyond the
-    last clip it is a miss. A query without any score has 0 everywhere.
+    Too long lists are truncated, too short ones padded: with zeros as published, which outrank
+    negative scores, or ranked last with `missing_clips_last`. The best clip is taken from the list
+    as given (published) or after truncation (`missing_clips_last`); beyond the last clip it is a
+    miss. A query without scores has 0 everywhere.
     """
     n, raters = len(arrays.n_clips), arrays.ratings.values.shape[1]
     result = HighlightScores(np.zeros((n, 3, raters)), np.zeros((n, 3)))
@@ -70,7 +70,7 @@ def interpolated_ap(
 ) -> Floats:
     """Mean interpolated precision at the recall steps: (n, L), (n, C, L), (n, L) -> (n, C).
 
-    Clips of equal score form one step. No positive clip gives 0, only positive clips give 1.
+    Clips with equal scores form one step. The value is 0 without positive clips, 1 if all are.
     """
     order = np.argsort(np.where(valid, -scores, np.inf), axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
@@ -79,7 +79,7 @@ def interpolated_ap(
     step_end[:, :-1] &= (ranked[:, :-1] != ranked[:, 1:]) | ~inside[:, 1:]
     step_end = step_end[:, None, :]
     labels = np.take_along_axis(positive & valid[:, None, :], order[:, None, :], axis=2)
-    # Only the ends of steps count: elsewhere both numbers are 0, which no running maximum sees.
+    # Only ends of steps count: elsewhere both are 0, which does not affect a running maximum.
     true_count = np.cumsum(labels, axis=2, dtype=np.int32) * step_end
     precision = true_count / np.arange(1, scores.shape[1] + 1)
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
@@ -92,7 +92,7 @@ def interpolated_ap(
 def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
     """Area under the precision-recall polygon that starts at (0, 1): (C, k) labels -> (C,).
 
-    Recall is relative to the positives among the k labels; none of them gives 0.
+    Recall is relative to the positives among the k labels; 0 if there are none.
     """
     if not ranked_labels.shape[1]:
         return np.zeros(len(ranked_labels))
@@ -107,8 +107,8 @@ def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
 def tvsum_ap(scores: Floats, ratings: Floats, top: int = 5) -> Floats:
     """Top-5 average precision of one video for each rater: (L',) and (L, R) -> (R,).
 
-    A clip is positive for a rater when its rating is above the rater's lower median over all clips.
-    Scores beyond the last clip are ignored; clips without a score are not in the ranking.
+    A clip is positive for a rater if its rating is above the rater's lower median over all clips.
+    Scores beyond the last clip are ignored; clips without a score are not ranked.
     """
     middle = (len(ratings) - 1) // 2
     positive = ratings > np.partition(ratings, middle, axis=0)[middle]
@@ -117,7 +117,7 @@ def tvsum_ap(scores: Floats, ratings: Floats, top: int = 5) -> Floats:
 
 
 def youtube_ap(scores: Floats, labels: Floats) -> float | None:
-    """Average precision of one video over all its clips; None without a positive clip."""
+    """Average precision of one video over all its clips; None if it has no positive clip."""
     order = np.argsort(-scores[: len(labels)], kind="stable")
     positive = labels > 0.0
     if not positive.any():

@@ -17,9 +17,9 @@ from mrmodel.predict.postprocess import PostprocessSettings
 class TVSum(Protocol):
     """Top-5 mAP of clip scores against 20 raters.
 
-    Annotation rows: `saliency_scores` holds the raters' ratings of **every** clip in order
-    (`relevant_clip_ids` may be left out; if given they are 0, 1, 2 ...). Prediction rows:
-    `pred_saliency_scores`. With a `domain` in each annotation row, averages over domains are added.
+    Annotations: `saliency_scores` holds the raters' ratings of **every** clip in order
+    (`relevant_clip_ids` is optional; if given it is 0, 1, 2 ...). Predictions:
+    `pred_saliency_scores`. If every annotation has a `domain`, averages over domains are added.
     """
 
     name = "tvsum"
@@ -28,7 +28,7 @@ class TVSum(Protocol):
     decimals = 5
 
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
-        """The mAP over all videos (a fraction), then by domain where rows have domains."""
+        """The mAP over all videos (a fraction), then by domain if the annotations have domains."""
         domains: dict[str, float | None] = metrics.get("mAP_per_domain", {})
         chosen: dict[str, float | None] = {"mAP": metrics["mAP"]}
         if domains:
@@ -36,7 +36,7 @@ class TVSum(Protocol):
         return chosen | {f"mAP {domain}": value for domain, value in domains.items()}
 
     def official_postprocess(self, clip_len_s: float) -> PostprocessSettings:
-        """Windows are not scored; they stay as they are."""
+        """No changes: windows are not scored."""
         return PostprocessSettings(official=True)
 
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
@@ -56,7 +56,7 @@ class TVSum(Protocol):
         return Scores(metrics | self._by_domain(pairing.annotations, per_video), per_query)
 
     def _video_ap(self, scores: Floats, ratings: Floats) -> float:
-        """The video's mean over its raters; NaN when it does not count."""
+        """Mean over the raters of a video; NaN if the video is excluded."""
         return float(highlight.tvsum_ap(scores, ratings).mean())
 
     def _ratings(self, rows: RowFile) -> Ragged:
@@ -86,9 +86,9 @@ class TVSum(Protocol):
 
 
 class YouTubeHighlights(TVSum):
-    """mAP of clip scores against one binary label a clip; rows as for `TVSum`, one rater.
+    """mAP of clip scores against one binary label per clip; records as for `TVSum`, one rater.
 
-    A video without any positive clip does not enter the mean; its own figure is null.
+    A video without a positive clip is excluded from the mean; its own metric is null.
     """
 
     name = "youtube_hl"
@@ -114,9 +114,9 @@ def _lists(ragged: Ragged) -> list[Floats]:
 
 
 def _split(scores: Ragged, ratings: Ragged, mode: Mode) -> list[Floats]:
-    """Each video's scores; in clean mode missing clips rank last instead of being left out.
+    """Each video's scores; in clean mode missing clips rank last instead of being omitted.
 
-    A list without any score stays empty: nothing is retrieved, so its figure is 0.
+    An empty list stays empty: nothing is retrieved, so the metric is 0.
     """
     lists = _lists(scores)
     if mode == "official":

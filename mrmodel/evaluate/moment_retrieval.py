@@ -21,13 +21,13 @@ RECALL_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(14))
 
 @dataclass(frozen=True, slots=True)
 class MomentArrays:
-    """Windows of n queries in seconds; lists that are shorter are filled up with [0, 0].
+    """Windows of n queries in seconds; shorter lists are padded with [0, 0].
 
-    A window without length overlaps nothing, so filled places can never be hits.
+    An empty window overlaps nothing, so padding is never a hit.
 
     Attributes:
-        ranked: (n, K, 2) the windows that enter average precision, best first.
-        listed: (n, k, 2) the windows that enter recall at 1..k, in their order.
+        ranked: (n, K, 2) the windows used for average precision, best first.
+        listed: (n, k, 2) the windows used for recall at 1..k, in their order.
         truth: (n, G, 2) ground truth.
         truth_valid: (n, G) bool.
     """
@@ -38,9 +38,9 @@ class MomentArrays:
     truth_valid: Flags
 
     def within(self, shortest: float, longest: float) -> tuple[NDArray[np.int64], MomentArrays]:
-        """Keep ground truth with a length in (shortest, longest]; queries without any drop out.
+        """Keep ground truth with a length in (shortest, longest], and the queries that have any.
 
-        Predictions are not filtered, so a right answer outside of the range is a false positive.
+        Predictions are not filtered, so a correct one outside the range is a false positive.
         """
         length = self.truth[..., 1] - self.truth[..., 0]
         valid = self.truth_valid & (length > shortest) & (length <= longest)
@@ -55,7 +55,7 @@ class MomentArrays:
 
 
 def by_score(windows: Ragged) -> Ragged:
-    """Each list of (start, end, score) in descending score; equal scores keep their order."""
+    """Each list of (start, end, score) by descending score; the sort is stable."""
     order = np.lexsort((-windows.values[:, 2], windows.owners()))
     ranked: Floats = windows.values[order]
     return Ragged(ranked, windows.counts)
@@ -64,7 +64,7 @@ def by_score(windows: Ragged) -> Ragged:
 def pairwise_iou(first: Floats, second: Floats) -> Floats:
     """IoU of every window with every other: (n, K, 2) and (n, G, 2) -> (n, K, G).
 
-    Windows without length, and windows that end before they start, have IoU 0 with everything.
+    Empty windows, and windows that end before they start, have IoU 0 with everything.
     """
     start, end, other_start, other_end = _pairs(first, second)
     overlap = np.maximum(0.0, np.minimum(end, other_end) - np.maximum(start, other_start))
@@ -74,10 +74,10 @@ def pairwise_iou(first: Floats, second: Floats) -> Floats:
 
 
 def best_iou(listed: Floats, truth: Floats, truth_valid: Flags) -> Floats:
-    """Each window's IoU with the ground truth it overlaps most: (n, k, 2) -> (n, k).
+    """Each window's IoU with the best ground truth: (n, k, 2) -> (n, k).
 
-    The union is taken as the hull, as published: equal for windows that overlap, but rounded in
-    another way than in `pairwise_iou`, which decides hits that lie exactly on a threshold.
+    As published, the union is computed as the hull: the same for overlapping windows, but rounded
+    differently than in `pairwise_iou`, which matters for hits exactly on a threshold.
     """
     start, end, other_start, other_end = _pairs(listed, truth)
     overlap = np.maximum(0.0, np.minimum(end, other_end) - np.maximum(start, other_start))
@@ -90,9 +90,9 @@ def best_iou(listed: Floats, truth: Floats, truth_valid: Flags) -> Floats:
 def average_precision(arrays: MomentArrays, thresholds: tuple[float, ...]) -> Floats:
     """Interpolated (VOC 2011) average precision of each query and IoU threshold: (n, T).
 
-    Going down the ranking, a prediction takes the free ground-truth window with which it has the
-    highest IoU (the later one when equal), and is a true positive when that IoU reaches the
-    threshold. No prediction, or no ground truth, gives 0.
+    In rank order, each prediction takes the unmatched ground-truth window with the highest IoU
+    (the later one on ties), and is a true positive if that IoU reaches the threshold. Without
+    predictions or without ground truth the value is 0.
     """
     iou = np.where(arrays.truth_valid[:, None, :], pairwise_iou(arrays.ranked, arrays.truth), -1.0)
     found = _match(iou, np.array(thresholds))
@@ -101,7 +101,7 @@ def average_precision(arrays: MomentArrays, thresholds: tuple[float, ...]) -> Fl
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     recall = true_count / np.maximum(arrays.truth_valid.sum(axis=1), 1)[:, None, None]
     gain = np.diff(recall, axis=2, prepend=0.0) * precision
-    # In rank order, so that the sum has the rounding of one that walks down the ranking.
+    # Summed in rank order, to reproduce the rounding of a sequential sum.
     total = np.zeros(gain.shape[:2])
     for rank in range(gain.shape[2]):
         total += gain[:, :, rank]
@@ -120,12 +120,12 @@ def _pairs(first: Floats, second: Floats) -> tuple[Floats, Floats, Floats, Float
 def _match(iou: Floats, thresholds: Floats) -> Flags:
     """(n, K, G) IoU, -1 where there is no ground truth -> (n, T, K) true positives."""
     n, ranks, n_truth = iou.shape
-    # Reversed, so that arg-max (first of equals) finds the later ground truth.
+    # Reversed, so that argmax (first of equals) returns the later ground truth.
     iou = iou[:, :, ::-1]
     taken = np.zeros((n, len(thresholds), n_truth), dtype=bool)
     found = np.zeros((n, len(thresholds), ranks), dtype=bool)
     for rank in range(ranks):
-        # Most guesses miss everything; the rest of the loop is for those that may hit.
+        # Most predictions miss everything; process only those that may hit.
         rows = np.flatnonzero(iou[:, rank].max(axis=1) >= thresholds.min())
         occupied = taken[rows]
         free_iou = np.where(occupied, -1.0, iou[rows, rank][:, None, :])

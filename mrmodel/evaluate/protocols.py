@@ -1,10 +1,10 @@
-"""Evaluation protocols: which figures a data set is judged by, and how windows are finished for it.
+"""Evaluation protocols: the metrics of each data set, and its post-processing of windows.
 
-`official` mode gives the numbers of the published evaluators, quirks included. `clean` mode ranks
-predictions by score before cutting them, holds windows to [0, duration], scores a query without
-predictions as a miss (instead of refusing it), lets missing clips rank last (instead of as score 0)
-and refuses windows that end before they start and repeated prediction rows. A new protocol is one
-class here, or in a file of its own, and one line in `components.PROTOCOLS`.
+`official` mode reproduces the published evaluators, quirks included. `clean` mode ranks predictions
+by score before truncating them, clamps windows to [0, duration], scores a query without predictions
+as a miss (instead of rejecting it), ranks missing clips last (instead of as score 0) and rejects
+windows that end before they start and repeated predictions. A new protocol is one class, here or in
+a file of its own, and one line in `components.PROTOCOLS`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One evaluation: the metrics (JSON-able) and the queries behind them."""
+    """One evaluation: the metrics (JSON-able) and the per-query values."""
 
     metrics: dict[str, Any]
     per_query: PerQuery
 
 
 class Protocol(ABC):
-    """How one data set is scored.
+    """Evaluation of one data set.
 
     Attributes:
         name: as in `components.PROTOCOLS`.
-        headline: the figure by which a model is chosen, a key of `figures`.
-        columns: those of `figures` that a table of ten columns shows, and their names there;
-            empty: the first ten, as they are called.
-        best: its highest value, 100 where figures are percentages.
-        decimals: of a figure.
+        headline: the metric that selects a model, a key of `figures`.
+        columns: the keys of `figures` shown in tables (at most ten), and their headings; empty:
+            the first ten under their own names.
+        best: highest possible value of the headline, 100 for percentages.
+        decimals: number of decimals of a metric.
     """
 
     name: ClassVar[str]
@@ -60,16 +60,16 @@ class Protocol(ABC):
         *,
         allow_missing: bool = False,
     ) -> Scores:
-        """Score prediction rows against annotation rows (both as in the files; see `rows`).
+        """Score predictions against annotations (both as in the files; see `rows`).
 
         Args:
             annotations: ground truth, each qid once.
             predictions: the submission, in any order.
-            mode: see the module's first lines.
-            allow_missing: score the queries that both have, instead of refusing a difference.
+            mode: see the module docstring.
+            allow_missing: score the queries that both have instead of raising an error.
 
         Raises:
-            DataError: a row breaks a rule.
+            DataError: a record is invalid.
         """
         pairing = pair_rows(
             as_row_file(annotations),
@@ -101,33 +101,33 @@ class Protocol(ABC):
         *,
         allow_missing: bool = False,
     ) -> PerQuery:
-        """The queries' figures alone; see `score`."""
+        """The per-query metrics alone; see `score`."""
         return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
 
     def shown(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """At most ten of the `figures`, under the names of the papers' tables."""
+        """At most ten of the metrics `figures`, under the names used in papers."""
         names = self.columns or {name: name for name in figures}
         chosen = {short: figures[name] for name, short in names.items() if name in figures}
         return dict(list(chosen.items())[:10])
 
     @abstractmethod
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
-        """The few figures to show, by name; None where no query enters a figure."""
+        """The main metrics by name; None if no query has a value."""
 
     @abstractmethod
     def official_postprocess(self, clip_len_s: float) -> PostprocessSettings:
-        """How the published systems finish windows for this data set."""
+        """Post-processing of the published systems on this data set."""
 
     @abstractmethod
     def _score(self, pairing: Pairing, mode: Mode) -> Scores: ...
 
 
 def saliency_lists(pairing: Pairing, mode: Mode) -> Ragged:
-    """Each query's clip scores; of repeated rows the last counts.
+    """Each query's clip scores; the last of repeated predictions is used.
 
     Raises:
-        DataError: a list that is missing or holds anything but finite numbers; in `official` mode,
-            where no value is defined for it, also an empty one.
+        DataError: a list is missing or holds anything but finite numbers, or is empty in
+            `official` mode, which defines no value for it.
     """
     scores = ragged.number_lists(pairing.predictions, "pred_saliency_scores")
     empty = np.flatnonzero(scores.counts == 0)
@@ -138,11 +138,11 @@ def saliency_lists(pairing: Pairing, mode: Mode) -> Ragged:
 
 
 def empty_per_query(pairing: Pairing) -> PerQuery:
-    """The queries of an evaluation, without figures so far."""
+    """The queries of an evaluation, without metrics yet."""
     rows = pairing.annotations
     return PerQuery([row["qid"] for row in rows], ragged.video_ids(rows), {})
 
 
 def percent(value: float) -> float | None:
-    """Percentage with two decimals; null in JSON when no query entered the mean."""
+    """Percentage with two decimals; null in JSON if no query has a value."""
     return None if np.isnan(value) else round(100.0 * float(value), 2)

@@ -19,12 +19,12 @@ from mrmodel.predict.postprocess import PostprocessSettings
 class QVHighlights(Protocol):
     """Moment retrieval by window length and highlight detection by rating level.
 
-    A submission may hold windows, clip scores or both; only what it holds is scored.
+    A submission may have windows, clip scores or both; only what is present is scored.
     """
 
     name = "qvhighlights"
     headline = "MR-full-mAP"
-    # Seconds, of ground-truth windows. `full` has no bounds.
+    # Length of ground-truth windows in seconds; `full` is unbounded.
     lengths: ClassVar[dict[str, tuple[float, float]]] = {
         "short": (0.0, 10.0),
         "middle": (10.0, 30.0),
@@ -127,7 +127,7 @@ class QVHighlights(Protocol):
 
 
 def _brief(blocks: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures that papers report, out of the long blocks."""
+    """The metrics that papers report."""
     brief: dict[str, float | None] = {}
     if "full" in blocks:
         full = blocks["full"]

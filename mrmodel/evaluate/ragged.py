@@ -1,7 +1,7 @@
-"""From checked rows to arrays: one function a field, each error naming file, line, qid and value.
+"""Validated fields of records as arrays, one function per field; errors name file, line and qid.
 
-The checks run at C speed over whole lists (types as sets, finiteness over one array); Python loops
-over single values only to word an error.
+The checks are vectorised over whole lists (types as sets, finiteness over one array); Python loops
+over single values only to build an error message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Mode = Literal["official", "clean"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# A day: longer durations are milliseconds by mistake, and would make the tables below huge.
+# A day: longer durations are usually milliseconds, and would make the arrays huge.
 MAX_DURATION_S = 86_400.0
 _NUMBER = frozenset((int, float))
 _LIST = frozenset((list, tuple))
@@ -35,16 +35,16 @@ class Ragged:
     counts: Integers
 
     def owners(self) -> Integers:
-        """(total,) the list that each value is of."""
+        """(total,) index of the list of each value."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def positions(self) -> Integers:
-        """(total,) the place of each value within its list."""
+        """(total,) position of each value within its list."""
         starts = np.cumsum(self.counts) - self.counts
         return np.arange(len(self.values)) - np.repeat(starts, self.counts)
 
     def keep(self, chosen: NDArray[np.bool_]) -> Ragged:
-        """Only the values at which `chosen` (total,) is true."""
+        """Only the values where `chosen` (total,) is true."""
         counts = np.bincount(self.owners()[chosen], minlength=len(self.counts))
         return Ragged(self.values[chosen], counts.astype(np.int64))
 
@@ -60,7 +60,7 @@ class Ragged:
         return Ragged(self.values[np.repeat(starts, counts) + within], counts)
 
     def merge(self, owners: Integers, n_lists: int) -> Ragged:
-        """Join lists of the same owner, earlier lists first: n lists become `n_lists`."""
+        """Concatenate the lists of each owner, in order: n lists become `n_lists`."""
         value_owners = np.repeat(owners, self.counts)
         counts = np.bincount(value_owners, minlength=n_lists).astype(np.int64)
         return Ragged(self.values[np.argsort(value_owners, kind="stable")], counts)
@@ -73,16 +73,16 @@ class Ragged:
         return table
 
     def valid(self, width: int | None = None) -> NDArray[np.bool_]:
-        """(n, width) which entries of `padded` are real."""
+        """(n, width) mask of the entries of `padded` that are not padding."""
         width = max(1, int(self.counts.max(initial=0))) if width is None else width
         return np.arange(width) < self.counts[:, None]
 
 
 def has_field(rows: RowFile, key: str) -> bool:
-    """Whether the rows carry `key`: all of them, or none.
+    """Whether all records have `key`, or none.
 
     Raises:
-        DataError: some rows have it and some do not.
+        DataError: only some records have it.
     """
     having = [key in row for row in rows]
     if any(having) and not all(having):
@@ -104,7 +104,7 @@ def durations(rows: RowFile) -> Floats:
 
 
 def number_lists(rows: RowFile, key: str) -> Ragged:
-    """A list of finite numbers a row."""
+    """A list of finite numbers per record."""
     lists = [_list_field(rows, index, key) for index in range(len(rows))]
     counts = _counts(lists)
     return Ragged(_numbers(rows, key, list(chain.from_iterable(lists)), counts), counts)
@@ -126,11 +126,11 @@ def annotated_windows(rows: RowFile) -> Ragged:
 
 
 def predicted_windows(rows: RowFile, mode: Mode) -> Ragged:
-    """Predicted windows (total, 3): start, end in seconds and score, in file order.
+    """Predicted windows (total, 3): start and end in seconds, score; in file order.
 
-    In `official` mode a query needs a window, since the published evaluator has no value for one
-    without, but a window may end before it starts: it overlaps nothing. In `clean` mode it is the
-    other way round.
+    In `official` mode every query needs a window, because the published evaluator defines no value
+    without one, but a window may end before it starts: it overlaps nothing. `clean` mode accepts
+    queries without windows and rejects such windows.
     """
     windows = _tuples(rows, "pred_relevant_windows", ("start", "end", "score"))
     if mode == "clean":
@@ -144,11 +144,11 @@ def predicted_windows(rows: RowFile, mode: Mode) -> Ragged:
 
 
 def clip_ratings(rows: RowFile) -> tuple[Ragged, Ragged]:
-    """Annotated clips: ids (total,) and their ratings (total, raters), one list a row.
+    """Annotated clips: ids (total,) and their ratings (total, raters), one list per record.
 
     Raises:
-        DataError: ids that are no clip numbers, lists of different length, or another number of
-            raters than in the rows before.
+        DataError: invalid clip ids, lists of different length, or a number of raters that
+            differs from that of earlier records.
     """
     ids = number_lists(rows, "relevant_clip_ids")
     wrong = np.flatnonzero((ids.values < 0) | (ids.values % 1 != 0))
@@ -175,7 +175,7 @@ def rating_lists(rows: RowFile) -> Ragged:
 
 
 def video_ids(rows: RowFile) -> list[str]:
-    """The video of each query; a row without 'vid' counts as a video of its own."""
+    """The video of each query; a record without 'vid' counts as a video of its own."""
     return [str(row.get("vid", f"qid {row['qid']}")) for row in rows]
 
 
@@ -212,7 +212,7 @@ def _stacked(rows: RowFile, key: str, lists: Sequence[Sequence[Any]], width: int
 
 
 def _numbers(rows: RowFile, key: str, flat: list[Any], counts: Integers) -> Floats:
-    """`flat` as an array; its values are those of row 0, then of row 1 ..., `counts` (n,) each."""
+    """`flat` as an array; its values are grouped by record, `counts` (n,) each."""
     if set(map(type, flat)) <= _NUMBER:
         try:
             values = np.array(flat, dtype=np.float64)

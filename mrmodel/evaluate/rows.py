@@ -1,4 +1,4 @@
-"""Rows of annotation and prediction files, each with its place for error messages."""
+"""Records of annotation and prediction files, with their line numbers for error messages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mrmodel.errors import DataError
 
 Row = Mapping[str, Any]
 
-# Characters of a value that an error shows.
+# Maximum characters of a value in an error message.
 _SHOWN = 60
 
 
 class RowFile(Sequence[Row]):
-    """Rows and where they came from; rows made in memory have no file and no line."""
+    """Records with their file and lines; records created in memory have neither."""
 
     def __init__(
         self, rows: Sequence[Row], path: Path | None = None, lines: Sequence[int] | None = None
@@ -43,13 +43,13 @@ class RowFile(Sequence[Row]):
         return iter(self._rows)
 
     def select(self, indices: Iterable[int]) -> RowFile:
-        """The rows at `indices`, each still knowing its line."""
+        """The records at `indices`, with their lines."""
         chosen = list(indices)
         lines = None if self._lines is None else [self._lines[index] for index in chosen]
         return RowFile([self._rows[index] for index in chosen], self.path, lines)
 
     def error(self, index: int, rule: str) -> DataError:
-        """The error to raise about row `index`."""
+        """The error to raise for record `index`."""
         row = self._rows[index]
         qid = row.get("qid") if isinstance(row, Mapping) else None
         if type(qid) is not int and type(qid) is not str:
@@ -60,19 +60,19 @@ class RowFile(Sequence[Row]):
         return DataError(rule, file=self.path, line=self.line(index), qid=qid)
 
     def line(self, index: int) -> int | None:
-        """1-based line of row `index`; None for rows made in memory."""
+        """1-based line of record `index`; None for records created in memory."""
         return None if self._lines is None else self._lines[index]
 
     def place(self, index: int) -> str:
-        """Where row `index` is, for the middle of a sentence about another file."""
+        """Location of record `index`, for messages about another file."""
         return f"row {index + 1}" if self._lines is None else f"{self.path}:{self._lines[index]}"
 
 
 def read_rows(path: Path) -> RowFile:
-    """Read a file of one JSON object a line; blank lines are skipped.
+    """Read a file with one JSON object per line; blank lines are skipped.
 
     Raises:
-        DataError: no such file, not UTF-8, a line that is not a JSON object, or no row at all.
+        DataError: no such file, not UTF-8, a line that is not a JSON object, or no records.
     """
     rows: list[Row] = []
     lines: list[int] = []
@@ -88,10 +88,10 @@ def read_rows(path: Path) -> RowFile:
 
 
 def as_row_file(rows: Sequence[Row]) -> RowFile:
-    """`rows` with error places; a `RowFile` passes through.
+    """`rows` as a `RowFile`; a `RowFile` is returned unchanged.
 
     Raises:
-        DataError: there is no row, or one of them is not a mapping.
+        DataError: there are no records, or one of them is not a mapping.
     """
     file = rows if isinstance(rows, RowFile) else RowFile(rows)
     if not len(file):
@@ -103,20 +103,20 @@ def as_row_file(rows: Sequence[Row]) -> RowFile:
 
 
 def show(value: object) -> str:
-    """`value` as JSON-like text, shortened so that an error stays one readable line."""
+    """`value` as JSON-like text, truncated so that an error message stays on one line."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Which prediction belongs to which query.
+    """Assignment of predictions to queries.
 
     Attributes:
-        annotations: n kept annotation rows, in file order.
-        predictions: m kept prediction rows, in file order.
-        owners: (m,) the query (0..n-1) of each kept prediction row.
-        latest: (n,) the last kept prediction row of each query.
+        annotations: n kept annotations, in file order.
+        predictions: m kept predictions, in file order.
+        owners: (m,) query index (0..n-1) of each kept prediction.
+        latest: (n,) index of the last kept prediction of each query.
     """
 
     annotations: RowFile
@@ -128,16 +128,16 @@ class Pairing:
 def pair_rows(
     annotations: RowFile, predictions: RowFile, *, repeats: bool, allow_missing: bool
 ) -> Pairing:
-    """Match prediction rows with annotation rows by `qid`.
+    """Match predictions with annotations by `qid`.
 
     Args:
         annotations: the ground truth; each qid once.
         predictions: the submission.
-        repeats: accept several prediction rows for one qid, as the published evaluator does.
-        allow_missing: keep what both files have instead of refusing a difference.
+        repeats: accept several predictions per qid, as the published evaluator does.
+        allow_missing: keep the qids that both files have instead of raising an error.
 
     Raises:
-        DataError: a bad or repeated qid, or qids that only one of the files has.
+        DataError: an invalid or repeated qid, or qids that only one of the files has.
     """
     annotated = _unique_ids(annotations)
     predicted = _ids(predictions)
@@ -159,7 +159,7 @@ def pair_rows(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Parsing makes no cycles, but enough lists that searching them for cycles costs a third."""
+    """Pause garbage collection: parsing creates no cycles, and GC takes a third of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Score files or rows by the name of a protocol."""
+"""Score files or records by the name of a protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
     *,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """The metrics of prediction rows; see `Protocol.score`."""
+    """The metrics of predictions; see `Protocol.score`."""
     judge = get_protocol(protocol)
     return judge.evaluate(annotations, predictions, mode, allow_missing=allow_missing)
 
@@ -46,7 +46,7 @@ def score_files(
     """Read two JSONL files and score them; see `Protocol.score`.
 
     Raises:
-        DataError: a file, a line or a row breaks a rule; the message says where.
+        DataError: a file, line or record is invalid; the message says where.
         UnknownNameError: no such protocol.
     """
     judge = get_protocol(protocol)

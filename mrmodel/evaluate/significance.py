@@ -1,6 +1,6 @@
-"""Significance tests: a bootstrap over videos of per-query metrics.
+"""Significance tests: bootstrap of per-query metrics over videos.
 
-Queries of one video are not independent. So whole videos are drawn with replacement, with all
+Queries of one video are not independent, so whole videos are drawn with replacement, with all
 their queries; the resampled metric is the mean over those queries.
 """
 
@@ -19,14 +19,14 @@ from mrmodel.files import derive_seed
 
 @dataclass(frozen=True, slots=True)
 class PerQuery:
-    """Figures of each query, in the order of the annotation file.
+    """Metrics of each query, in the order of the annotation file.
 
     Attributes:
         qids: n query ids.
-        vids: n video ids; queries of one video are not independent.
-        values: figure name -> (n,) values whose mean is the figure in the metrics (before
-            rounding); NaN where a query does not enter that mean.
-        details: the parts behind them, e.g. ``ap`` (n, thresholds).
+        vids: n video ids.
+        values: metric name -> (n,) values whose mean is the reported metric (before rounding);
+            NaN for queries excluded from that mean.
+        details: their components, e.g. ``ap`` (n, thresholds).
     """
 
     qids: list[int | str]
@@ -43,13 +43,13 @@ class PerQuery:
         }
 
 
-# Draws handled at once, so that memory does not grow with the number of resamples.
+# Draws per block, so that memory does not grow with the number of resamples.
 _BLOCK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """How often to resample, with which seed, and how wide the interval is."""
+    """Number of resamples, seed, and confidence level."""
 
     resamples: int = 10_000
     seed: int = 0
@@ -62,7 +62,7 @@ class BootstrapSettings:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure, its bootstrap interval, and what it rests on."""
+    """A metric, its bootstrap interval, and its sample sizes."""
 
     value: float
     low: float
@@ -73,13 +73,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second system minus first: mean difference, interval, and share of resamples above 0."""
+    """Second system minus first: mean difference, interval, and fraction of resamples above 0."""
 
     difference: Interval
     share_above_zero: float
 
     def as_json(self) -> dict[str, float]:
-        """The difference, the ends of its interval, and the share, for a file."""
+        """JSON-able form: the difference, the ends of its interval, and the fraction."""
         gain = self.difference
         return {
             "difference": gain.value,
@@ -92,10 +92,10 @@ class Comparison:
 def confidence_interval(
     system: PerQuery, figure: str, settings: BootstrapSettings | None = None
 ) -> Interval:
-    """Bootstrap interval of one figure of one system.
+    """Bootstrap interval of one metric of one system.
 
     Raises:
-        DataError: the evaluation has no such figure, or no query enters it.
+        DataError: the evaluation has no such metric, or no query has a value.
     """
     settings = settings or BootstrapSettings()
     values = _figure(system, figure)
@@ -115,7 +115,7 @@ def paired_bootstrap(
         settings: resamples, seed, confidence.
 
     Raises:
-        DataError: the two were evaluated on different queries, or lack the figure.
+        DataError: the two were evaluated on different queries, or lack the metric.
     """
     settings = settings or BootstrapSettings()
     values = _figure_in_order(second, first, figure) - _figure(first, figure)
@@ -131,12 +131,12 @@ def bootstrap_over_seeds(
 ) -> Comparison:
     """How much better training `second` is than training `first`, each run with several seeds.
 
-    A resample draws videos, the same for both systems, and then runs of each system on its own:
-    the seed of a run pairs nothing between two networks. So the interval holds both what another
-    test set and what another training would change; `paired_bootstrap` of the seeds' means would
-    leave the second out. Of S runs S - 1 are drawn, since drawing S shows (S - 1) / S of the
-    variance between runs (McCarthy & Snowden 1985), a third too little with three. With one run a
-    system this is `paired_bootstrap`.
+    A resample draws videos, the same for both systems, and then runs of each system independently,
+    because equal seeds of two networks are unrelated. The interval thus covers the variance between
+    test sets and between trainings; `paired_bootstrap` of the seeds' means would omit the latter.
+    S - 1 of S runs are drawn, because drawing S yields only (S - 1) / S of the variance between
+    runs (McCarthy & Snowden 1985), a third too little with three. With one run per system this is
+    `paired_bootstrap`.
 
     Args:
         first: the runs of the system to beat.
@@ -145,7 +145,7 @@ def bootstrap_over_seeds(
         settings: resamples, seed, confidence.
 
     Raises:
-        DataError: two runs were evaluated on different queries, or lack the figure.
+        DataError: two runs were evaluated on different queries, or lack the metric.
     """
     settings = settings or BootstrapSettings()
     systems = [
@@ -172,7 +172,7 @@ def _mean_of_drawn_runs(generator: np.random.Generator, means: Floats) -> Floats
 
 
 def _figure_in_order(system: PerQuery, like: PerQuery, figure: str) -> Floats:
-    """The figure of each query, in the order in which `like` has the queries."""
+    """The metric of each query, in the query order of `like`."""
     if dict(zip(like.qids, like.vids, strict=True)) != dict(
         zip(system.qids, system.vids, strict=True)
     ):
@@ -192,9 +192,9 @@ def _figure(system: PerQuery, figure: str) -> Floats:
 
 
 def _resampled(values: Floats, vids: list[str], settings: BootstrapSettings) -> Floats:
-    """(rows, queries) -> (resamples, rows): means over the queries that are NaN in no row.
+    """(rows, queries) -> (resamples, rows): means over the queries without NaN in any row.
 
-    The draws depend on the seed and the set of videos only, so that figures can be compared.
+    The draws depend only on the seed and the set of videos, so metrics are comparable.
     """
     counted = ~np.isnan(values).any(axis=0)
     _, video_of = np.unique(np.array(vids), return_inverse=True)
@@ -210,7 +210,7 @@ def _resampled(values: Floats, vids: list[str], settings: BootstrapSettings) -> 
         count = min(rows, settings.resamples - start)
         times = _draw(generator, count, n_videos)
         size = times @ sizes
-        # A resample may miss every video of a rare length group: it has no mean and drops out.
+        # A resample without any video of a rare length group has no mean and is skipped.
         means.append((times @ sums)[size > 0.0] / size[size > 0.0, None])
     return np.concatenate(means)
 

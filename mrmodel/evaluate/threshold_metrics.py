@@ -1,4 +1,4 @@
-"""What the protocols that score windows share: ranking both sides, and blocks of percentages."""
+"""Shared by the protocols that score windows: padded arrays and blocks of percentages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mrmodel.evaluate.protocols import percent
 from mrmodel.evaluate.ragged import Floats, Mode
 from mrmodel.evaluate.rows import Pairing
 
-# The published evaluators look at no more than this many windows of a query.
+# The published evaluators use at most this many windows per query.
 MAX_RANKED = 10
 
 
 def moment_arrays(pairing: Pairing, mode: Mode) -> moment_retrieval.MomentArrays:
-    """Windows of both sides as padded arrays, predictions ranked and cut as `mode` asks.
+    """Predictions and ground truth as padded arrays; predictions ranked and cut as `mode` defines.
 
-    Official: each row's first `MAX_RANKED` windows in file order enter average precision, rows that
-    repeat a qid together; recall looks at the last such row, as listed.
+    Official: average precision uses the first `MAX_RANKED` windows of each prediction in file
+    order, merging those that repeat a qid; recall uses the last of these, as listed.
     """
     truth = ragged.annotated_windows(pairing.annotations)
     windows = ragged.predicted_windows(pairing.predictions, mode)
@@ -40,7 +40,7 @@ def moment_arrays(pairing: Pairing, mode: Mode) -> moment_retrieval.MomentArrays
 
 
 def precision_block(ap: Floats) -> dict[str, float | None]:
-    """Mean of (n, T) per threshold and over all, in percent."""
+    """Mean of (n, T) per threshold and over all thresholds, in percent."""
     means = ap.mean(axis=0) if len(ap) else np.full(ap.shape[1], np.nan)
     block = {
         str(level): percent(mean)
@@ -50,6 +50,6 @@ def precision_block(ap: Floats) -> dict[str, float | None]:
 
 
 def threshold_block(hits: NDArray[np.bool_], levels: tuple[float, ...]) -> dict[str, float | None]:
-    """Share of hits (n, T) per threshold, in percent."""
+    """Hit rate of (n, T) per threshold, in percent."""
     means = hits.mean(axis=0) if len(hits) else np.full(len(levels), np.nan)
     return {str(level): percent(mean) for level, mean in zip(levels, means, strict=True)}

@@ -1,1 +1,1 @@
-"""Studies over the main job: seeds, ablation, comparison of models."""
+"""Studies on top of the pipeline: seeds, ablation, comparison of models."""

@@ -1,7 +1,7 @@
-"""Study ``ablation``: the rows of SG-DETR's table 2 and the other models, at equal steps.
+"""Study ``ablation``: the rows of SG-DETR's table 2 and the other models, with equal steps.
 
-A row is a preset, trained from fresh weights for a fixed number of steps: its changes are merged
-into params.yaml, so that all rows share the size and the data of the main job.
+A row is a preset, trained from scratch for a fixed number of steps: its changes are merged into
+params.yaml, so that all rows share the size and the data of the main job.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def ablation(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
 
 
 def summarise(runs: Runs) -> dict[str, Any]:
-    """The table: what all runs share, and a row a preset with its switches and summary.
+    """The table: shared values, and one row per preset with its switches and summary.
 
     Args:
-        runs: the results of ``ablation_run``, of each seed, by preset.
+        runs: the results of ``ablation_run`` by preset, one per seed.
 
     Raises:
-        DataError: there are no runs, or runs of different corpora, figures or numbers of steps.
+        DataError: there are no runs, or their corpora, metrics or numbers of steps differ.
     """
     shared = shared_values("ablation", runs, ("corpus", "headline", "steps"))
     return {**shared, "rows": {name: _row(of_seeds) for name, of_seeds in runs.items()}}
@@ -71,7 +71,7 @@ def _row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def ablation_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``studies/reports/ablation/<preset>-<seed>.json``: settings, size and test figures."""
+    """Write ``studies/reports/ablation/<preset>-<seed>.json``: settings, size and test metrics."""
     preset, seed = arguments["preset"], int(arguments["seed"])
     config = config_of_row(config, preset, int(arguments["steps"]))
     model = config.train.models[0]
@@ -88,7 +88,7 @@ def ablation_run(config: Config, reporter: Reporter, arguments: dict[str, str]) 
 
 
 def config_of_row(config: Config, preset: str, steps: int) -> Config:
-    """`config` with the changes of a preset; its control run takes `steps`.
+    """`config` with the changes of a preset, and `steps` for its control run.
 
     Raises:
         UnknownNameError: no such preset.

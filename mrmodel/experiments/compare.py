@@ -1,8 +1,7 @@
-"""Study ``compare``: all models at equal steps, what they cost, and whether they differ.
+"""Study ``compare``: all models with equal steps, their costs, and whether they differ.
 
-Each model has its size in params.yaml and trains from fresh weights for a fixed number of steps.
-Beside its metrics, a run records their cost and the metrics of each test query, which decide
-whether two models differ.
+Each model has its size from params.yaml and trains from scratch for a fixed number of steps.
+Besides its metrics, a run records its costs and per-query metrics, for significance tests.
 """
 
 from __future__ import annotations
@@ -53,19 +52,18 @@ def compare(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
 
 
 def summarise(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str, Any]:
-    """The table: what all runs share, a row a model, and each model's difference to the default.
+    """The table: shared values, a row per model, and each model's difference to the default.
 
-    Rows are in the order of the headline figure, the best first.
+    Rows are ordered by the headline metric, best first.
 
     Args:
-        runs: the results of ``compare_run``, of each seed, by model.
+        runs: the results of ``compare_run`` by model, one per seed.
         default: the model that the others are compared with.
         settings: of the bootstrap.
 
     Raises:
-        DataError: there are no runs, none of the default model, or runs of different corpora,
-            figures, numbers of steps, queries, devices or threads; or seeds of a model differ in
-            its size.
+        DataError: there are no runs, or none of the default model; corpora, metrics, numbers of
+            steps, queries, devices or threads differ; or the size of a model differs between seeds.
     """
     shared = shared_values("compare", runs, ("corpus", "headline", "steps", "device", "threads"))
     if default not in runs:
@@ -107,12 +105,12 @@ def _per_query(run: Mapping[str, Any], headline: str) -> PerQuery:
     return PerQuery(queries["qids"], queries["vids"], {headline: values})
 
 
-# Passes over the test split that are timed; the fastest counts: other work only adds to a pass.
+# Number of timed passes over the test split; the fastest is used.
 PASSES = 5
 
 
 def compare_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``studies/reports/compare/<model>-<seed>.json``: figures, costs, and single queries."""
+    """Write ``studies/reports/compare/<model>-<seed>.json``: metrics, costs, per-query values."""
     model, seed = arguments["model"], int(arguments["seed"])
     if model not in config.models:
         near = nearest_names(model, config.models)
@@ -137,13 +135,13 @@ def compare_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -
 
 
 def queries_per_second(test: ReportedSplit, model: MomentModel) -> float:
-    """Queries of the split a second of forward pass and decoding; the model has answered before."""
+    """Queries per second of forward pass and decoding; the model must be warmed up."""
     seconds = [test.seconds(model) for _ in range(PASSES)]
     return len(test.data) / min(seconds)
 
 
 def queries_of(per_query: PerQuery, figure: str) -> dict[str, Sequence[object]]:
-    """Ids, videos and values of one figure, as JSON has them; null does not enter the mean."""
+    """Ids, videos and values of one metric for JSON; null is excluded from the mean."""
     values = per_query.values[figure].tolist()
     return {
         "qids": per_query.qids,

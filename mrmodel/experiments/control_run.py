@@ -1,7 +1,7 @@
-"""What the runs of studies share: folders of their models, the control run, test figures.
+"""Shared by the runs of studies: model folders, the control run, test metrics.
 
-The models and curves of a run go below ``.mrmodel/studies/``, so that DVC caches figures only; for
-the files of figures see `study_tables`.
+The models and curves of a run are kept below ``.mrmodel/studies/``, so that DVC caches only the
+metric files (see `mrmodel.experiments.tables`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mrmodel.types import Prediction
 
 @dataclass(frozen=True, slots=True)
 class StudyFolder:
-    """Where the models and curves of one run of a study go."""
+    """Folder of the models and curves of one run of a study."""
 
     root: Path
 
@@ -43,15 +43,15 @@ class StudyFolder:
         return self.root / kind
 
     def figures(self, run: str) -> Path:
-        """Stem of the results and curves of a training."""
+        """Path stem of the results and curves of a training."""
         return self.root / "training" / run
 
 
 @dataclass(frozen=True, slots=True)
 class ControlRun:
-    """A training from fresh weights on the annotated queries alone, as `scratch` of the main job.
+    """A training from scratch on the annotated queries alone, as `scratch` of the main job.
 
-    `name` is what the study calls the run, its seed included.
+    `name` is the name of the run in the study, including its seed.
     """
 
     study: str
@@ -60,13 +60,13 @@ class ControlRun:
     seed: int
 
     def result(self) -> Path:
-        """The file that takes what the study keeps of the run."""
+        """The result file of the run."""
         return REPORTS / self.study / f"{self.name}.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained model: its folder, facts for the result file, and the seconds of its steps."""
+    """A trained model: its folder, values for the result file, and the seconds of its steps."""
 
     folder: Path
     facts: dict[str, Any]
@@ -74,15 +74,15 @@ class Trained:
 
 
 def with_steps(config: Config, steps: int) -> Config:
-    """`config` whose control run takes `steps`, whatever length its section has."""
-    # Nothing is pre-trained for it, so the rule of equal steps for the control does not apply.
+    """`config` with `steps` as the length of its control run."""
+    # There is no pre-training, so the rule of equal steps for the control does not apply.
     scratch = config.train.scratch.model_copy(update={"steps": steps, "epochs": None})
     train = config.train.model_copy(update={"scratch": scratch})
     return config.model_copy(update={"train": train})
 
 
 def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Trained:
-    """Train the model of a run; continue if interrupted."""
+    """Train the model of a run; resumes an interrupted training."""
     paths = Paths(config)
     folder = StudyFolder.of(paths, run.study, run.name)
     job = Job(
@@ -108,14 +108,14 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
 
 
 class EvaluationSet:
-    """Annotated rows with their features (`data`) and their judge.
+    """Annotated samples with their features (`data`) and their scorer.
 
-    `headline` is the figure by which models are chosen.
+    `headline` is the metric that selects models.
 
     Args:
         config: all settings.
-        paths: where the features are.
-        file: the annotations.
+        paths: locations of the features.
+        file: the annotation file.
     """
 
     def __init__(self, config: Config, paths: Paths, file: Path) -> None:
@@ -133,28 +133,28 @@ class EvaluationSet:
         return model
 
     def answers(self, model: MomentModel) -> list[Prediction]:
-        """What a model predicts for its rows."""
+        """Predictions of a model for all samples."""
         return predict_set(model, self.data, self._batch_size, self._postprocess)
 
     def seconds(self, model: MomentModel) -> float:
-        """Seconds of forward pass and decoding for all its rows, see `seconds_of_predictions`."""
+        """Seconds of forward pass and decoding for all samples, see `seconds_of_predictions`."""
         return seconds_of_predictions(model, self.data, self._batch_size, self._postprocess)
 
     def score(self, predictions: Sequence[Prediction]) -> Scores:
-        """All metrics of predictions for its rows, and the queries behind them."""
+        """All metrics of predictions for its samples, and the per-query values."""
         return self._judge.score(self._truth, [prediction.as_row() for prediction in predictions])
 
     def figures(self, scores: Scores) -> dict[str, float]:
-        """The few figures to show, the headline first."""
+        """The main metrics, the headline first."""
         return self._judge.figures(scores)
 
     def figures_of(self, folder: Path) -> dict[str, float]:
-        """Figures of the model in a model folder."""
+        """Main metrics of the model in a model folder."""
         return self.figures(self.score(self.answers(self.model(folder))))
 
 
 class ReportedSplit(EvaluationSet):
-    """The split that figures are reported on."""
+    """The split that metrics are reported on."""
 
     def __init__(self, config: Config, paths: Paths) -> None:
         super().__init__(config, paths, paths.split(reported_split(paths)))

@@ -1,4 +1,4 @@
-"""Study ``seeds``: the three trainings with other seeds; mean and standard deviation of metrics."""
+"""Study ``seeds``: the trainings with other seeds; mean and standard deviation of metrics."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def seeds(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None
 
 
 def summarise(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Summary]:
-    """The summary of each way of answering."""
+    """The summary of each variant."""
     return {way: mean_and_sd([run[way] for run in runs]) for way in runs[0]}
 
 
 def as_markdown(table: Mapping[str, Mapping[str, Summary]], counts: Mapping[str, int]) -> str:
-    """One table a model."""
+    """One table per model."""
     lines = []
     for model, ways in table.items():
         figures = list(next(iter(ways.values())))
@@ -43,7 +43,7 @@ def as_markdown(table: Mapping[str, Mapping[str, Summary]], counts: Mapping[str,
 
 
 def seed_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``studies/reports/seeds/<model>-<seed>.json``: figures of each kind of weights."""
+    """Write ``studies/reports/seeds/<model>-<seed>.json``: metrics of each kind of weights."""
     paths, model, seed = Paths(config), arguments["model"], int(arguments["seed"])
     folder = StudyFolder.of(paths, "seeds", f"{model}-{seed}")
     for job in jobs(paths, folder, model, seed):

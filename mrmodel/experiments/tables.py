@@ -1,4 +1,4 @@
-"""What the summaries of studies share: runs from their files, means over seeds, tables as text.
+"""Shared by the summaries of studies: reading runs, means over seeds, tables as text.
 
 A run of a study is one JSON file ``<what>-<seed>.json`` below ``studies/reports/<study>/``.
 """
@@ -24,7 +24,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
-    """The finished runs of a study: ``{what: [content of its file of each seed]}``, by name."""
+    """The finished runs of a study, sorted: ``{what: [content of the file of each seed]}``."""
     runs: dict[str, list[Any]] = defaultdict(list)
     for path in sorted((reports / study).glob("*.json")):
         runs[path.stem.rpartition("-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
@@ -32,7 +32,7 @@ def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
 
 
 def shared_values(study: str, runs: Runs, keys: Sequence[str]) -> dict[str, Any]:
-    """The values that all runs of a study must have in common.
+    """The values of `keys`, which must be equal in all runs of a study.
 
     Raises:
         DataError: there are no runs, or they differ in one of `keys`.
@@ -49,9 +49,9 @@ def shared_values(study: str, runs: Runs, keys: Sequence[str]) -> dict[str, Any]
 
 
 def mean_and_sd(runs: Sequence[Mapping[str, float]]) -> Summary:
-    """Mean and standard deviation over runs, of the figures that all of them have.
+    """Mean and standard deviation over runs, for the metrics that all of them have.
 
-    The standard deviation is that of a sample (n - 1); one run has none, which is written as 0.
+    The sample standard deviation (n - 1) is used; it is written as 0 for a single run.
     """
     summary = {}
     for name in (name for name in runs[0] if all(name in run for run in runs)):
@@ -62,6 +62,6 @@ def mean_and_sd(runs: Sequence[Mapping[str, float]]) -> Summary:
 
 
 def made_with() -> dict[str, str]:
-    """The commit that a study is of, as a part of its result; empty outside of git."""
+    """The current commit, as part of a study's result; empty outside of git."""
     revision = code_tags().get("git.revision")
     return {} if revision is None else {"commit": revision[:12]}

@@ -1,1 +1,1 @@
-"""Matching and losses; a model puts them together in its `criterion`."""
+"""Matching and losses; each model combines them in its `criterion`."""

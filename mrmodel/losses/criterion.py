@@ -1,8 +1,8 @@
 """A criterion is a list of named losses, their weights, and the weighted sum.
 
-Layer losses judge the windows of all decoder layers after matching; those of the last layer are
-named as such, those of the earlier ones have the suffix ``_0``, ``_1`` ... Clip losses judge the
-clip scores. Without a matcher only the clip losses run (highlight-only data sets).
+Layer losses apply to the windows of all decoder layers after matching; those of the last layer
+have no suffix, those of the earlier ones ``_0``, ``_1`` ... Clip losses apply to the clip scores.
+Without a matcher only the clip losses run (highlight-only data sets).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a loss may look at."""
+    """Inputs available to a loss."""
 
     output: ModelOutput
     targets: Targets
@@ -29,17 +29,17 @@ class LossInputs:
 
 
 class LayerLoss(Protocol):
-    """Judges the windows of decoder layers."""
+    """A loss on the windows of decoder layers."""
 
     def __call__(
         self, layers: LayerOutput, matching: Matching, inputs: LossInputs
     ) -> dict[str, Tensor]:
-        """Named losses of heads (K, B, Q, ...), one of each layer: (K,)."""
+        """Named losses of heads (K, B, Q, ...), one per layer: (K,)."""
         ...
 
 
 class ClipLoss(Protocol):
-    """Judges the clip scores."""
+    """A loss on the clip scores."""
 
     def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
         """Named scalars."""
@@ -50,8 +50,8 @@ class Criterion(ABC):
     """Named losses of a batch, each unweighted, and their weighted sum.
 
     Attributes:
-        epoch: the epoch, counted from 0, that training is in; the loop sets it. Weights may
-            depend on it, losses do not.
+        epoch: the current epoch, counted from 0; set by the loop. Weights may depend on it,
+            losses do not.
     """
 
     epoch: int = 0
@@ -62,10 +62,10 @@ class Criterion(ABC):
 
     @abstractmethod
     def weight(self, name: str) -> float:
-        """Weight of a loss as reported; 0 when it is only reported."""
+        """Weight of a loss by its reported name; 0 if it is only reported."""
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, a scalar to run backward from."""
+        """The weighted sum, a scalar."""
         weights = {name: weight for name in losses if (weight := self.weight(name))}
         values = torch.stack([losses[name] for name in weights])
         factors = torch.tensor(list(weights.values())).to(values.device, non_blocking=True)
@@ -73,15 +73,15 @@ class Criterion(ABC):
 
 
 class DetrCriterion(Criterion):
-    """The losses of a DETR: each decoder layer is matched on its own, all are judged at once.
+    """The losses of a DETR: each decoder layer is matched separately, losses are batched.
 
     Args:
-        layer_losses: judge every supervised decoder layer.
-        clip_losses: judge the clip scores.
+        layer_losses: losses on every supervised decoder layer.
+        clip_losses: losses on the clip scores.
         weights: weight of each loss by its name without suffix; a loss without a weight is only
             reported.
         matcher: pairs queries with windows; None = clip losses only.
-        growing: losses whose weight is multiplied by the number of the epoch, counted from 1.
+        growing: losses whose weight is multiplied by the epoch number, counted from 1.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class DetrCriterion(Criterion):
         return losses
 
     def weight(self, name: str) -> float:
-        """Weight of a loss as reported, e.g. ``span`` or ``span_0``; 0 when it has none."""
+        """Weight of a loss by its reported name, e.g. ``span`` or ``span_0``; 0 if it has none."""
         base, _, layer = name.rpartition("_")
         weight = self.weights.get(base if layer.isdigit() else name, 0.0)
         return weight * (self.epoch + 1) if name in self.growing else weight
 
 
 def stack_layers(layers: Sequence[LayerOutput]) -> LayerOutput:
-    """Heads of K layers as one: every tensor (K, ...)."""
+    """Stack the heads of K layers: every tensor becomes (K, ...)."""
     return LayerOutput(
         torch.stack([layer.logits for layer in layers]),
         torch.stack([layer.spans_cxw for layer in layers]),

@@ -1,4 +1,4 @@
-"""Losses of clip scores (SG-DETR eq. 11; sg_detr.md, section 5.2)."""
+"""Losses of clip scores (SG-DETR eq. 11; docs/models/sg_detr.md, section 5.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TWELVE = 12.0  # the published divisor of the eleven thresholds
 
 
 class ClipScoreSettings(Section):
-    """Losses of clip scores (sg_detr.md, section 5.2)."""
+    """Settings of `HighlightLoss`."""
 
     margin: NonNegative = 0.2
     tau: Positive = 0.5
@@ -27,8 +27,8 @@ class ClipScoreSettings(Section):
 class HighlightLoss:
     """``margin``, ``rctl``, ``bce_pos`` and ``bce_neg`` of clip scores.
 
-    A sample without relevant clip, or without negative sentence, adds nothing to the terms that
-    need one. Padded clips are never read.
+    A sample without a relevant clip, or without a negative sentence, contributes nothing to the
+    terms that need one. Padded clips are ignored.
     """
 
     def __init__(self, settings: ClipScoreSettings) -> None:
@@ -42,13 +42,13 @@ class HighlightLoss:
         targets: Targets,
         mask: Tensor,
     ) -> dict[str, Tensor]:
-        """Unweighted float32 losses by name: scalars or, of K kinds of scores at once, (K,) each.
+        """Unweighted float32 losses by name: scalars, or (K,) each for K kinds of scores at once.
 
         Args:
             scores: (B, L) or (K, B, L) logits of the clips under their sentence.
-            negative: likewise of the same clips under a sentence of another video.
-            has_negative: (B,) bool, rows of `negative` that exist.
-            targets: the clip pairs and the labels, 0..12, are read.
+            negative: logits of the same clips under a sentence of another video.
+            has_negative: (B,) bool, the samples for which `negative` is valid.
+            targets: its clip pairs and labels (0..12) are used.
             mask: (B, L) bool.
         """
         s = self.settings
@@ -73,8 +73,8 @@ class HighlightLoss:
 def margin(scores: Tensor, targets: Targets, lead: float) -> Tensor:
     """2 / (B P) times the sum over pairs of max(0, lead + s_neg - s_pos).
 
-    A pair of one clip with itself stands for "no such pair" and counts as 0, and so does a first
-    clip that is not relevant: all raters may have given 0. Scores are (..., B, L).
+    A pair of one clip with itself stands for "no pair" and contributes 0, and so does a pair whose
+    first clip is not relevant (all raters gave 0). Scores are (..., B, L).
     """
     pos, neg = targets.saliency_pos, targets.saliency_neg
     counts = (pos != neg) & (targets.saliency_labels.gather(1, pos) > 0.0)
@@ -85,16 +85,16 @@ def margin(scores: Tensor, targets: Targets, lead: float) -> Tensor:
 
 
 def threshold_shares(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What part each clip has in the rank loss.
+    """Weight of each clip in the rank loss.
 
-    Threshold r = 1..11 asks for the mean over the clips with label >= r, then for the mean over the
-    samples; all of them weigh log-probabilities of the same softmax, so their weights add up.
+    Each threshold r = 1..11 takes the mean over the clips with label >= r, then over the samples;
+    all use log-probabilities of the same softmax, so their weights add up.
 
     Args:
         labels: (B, L), 0 at padding.
 
     Returns:
-        (B, L) weights, and how many thresholds have a positive clip somewhere in the batch.
+        (B, L) weights, and the number of thresholds with a positive clip in the batch.
     """
     thresholds = torch.arange(1.0, HIGHEST_THRESHOLD + 1.0, device=labels.device)
     positive = labels >= thresholds[:, None, None]
@@ -104,12 +104,12 @@ def threshold_shares(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rank_contrastive(logits: Tensor, allowed: Tensor, shares: Tensor) -> Tensor:
-    """Minus the sum over clips of share * log softmax of the logits (TR-DETR's and CG-DETR's loss).
+    """Minus the sum over clips of share * log softmax of the logits (as in TR-DETR and CG-DETR).
 
     Args:
-        logits: (..., B, 2L) float32, scores over temperature: the clips, then they again under the
+        logits: (..., B, 2L) float32, scores / temperature: the clips, then the same clips under the
             negative sentence.
-        allowed: (B, 2L) bool, what the softmax runs over.
+        allowed: (B, 2L) bool, the entries that the softmax runs over.
         shares: (B, L), 0 at padding.
     """
     logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
@@ -118,7 +118,7 @@ def rank_contrastive(logits: Tensor, allowed: Tensor, shares: Tensor) -> Tensor:
 
 
 def relevance(scores: Tensor, relevant: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy of sigmoid(scores) and `relevant`, mean over all valid clips of the batch.
+    """Binary cross entropy of the scores and `relevant`, mean over all valid clips of the batch.
 
     Scores are (..., B, L).
     """

@@ -1,4 +1,4 @@
-"""One-to-one matching of predicted and true windows (baselines.md, section 6)."""
+"""One-to-one matching of predicted and true windows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FOREGROUND = 0
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """M matched pairs in each of K decoder layers, sample after sample.
+    """M matched pairs in each of K decoder layers, ordered by sample.
 
-    A sample has as many pairs as windows, or as queries if those are fewer, in every layer.
+    In every layer a sample has min(windows, queries) pairs.
 
     Attributes:
         layer: (K, M) index of the layer.
         sample: (K, M) index of the sample.
-        query: (K, M) index of the query in its sample, rising within a sample.
+        query: (K, M) index of the query in its sample, ascending within a sample.
         window: (K, M) index of the window in the stacked `Targets.spans_cxw`.
     """
 
@@ -37,15 +37,15 @@ class Matching:
 
     @property
     def queries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What picks the matched rows (K, M, ...) out of rows (K, B, Q, ...)."""
+        """Index that selects the matched rows (K, M, ...) of rows (K, B, Q, ...)."""
         return self.layer, self.sample, self.query
 
 
 class Matcher(Protocol):
-    """Chooses which query answers for which true window."""
+    """Assigns queries to true windows."""
 
     def __call__(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Matching:
-        """Match every decoder layer on its own; heads (K, B, Q, ...)."""
+        """Match every decoder layer separately; heads (K, B, Q, ...)."""
         ...
 
 
@@ -61,9 +61,9 @@ class MatcherSettings(Protocol):
 
 
 class HungarianMatcher:
-    """Least total cost of span L1 x 10, gIoU x -1 and foreground probability x -4.
+    """Hungarian matching by span L1 x 10, gIoU x -1 and foreground probability x -4.
 
-    Where a layer has ``start_end_logits``, the span cost is minus the probability of the true first
+    If a layer has ``start_end_logits``, the span cost is minus the probability of the true first
     clip and the true last clip instead of L1 and gIoU.
     """
 
@@ -81,7 +81,7 @@ class HungarianMatcher:
 
         A sample may have no windows, or more than Q.
         """
-        # A broken model is reported by its losses, with the batch's ids, and not from in here.
+        # NaNs are reported later, by the loss check, which names the batch's ids.
         cost = self.cost(layers, targets, batch).nan_to_num(0.0, 1e9, -1e9).cpu().numpy()
         pairs = [
             _cheapest_pairs(of_layer[windows].T, layer, sample, windows.start)
@@ -93,7 +93,7 @@ class HungarianMatcher:
         return Matching(*indices.view(len(indices), len(cost), -1).unbind())
 
     def cost(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Tensor:
-        """(K, G, Q): what it would cost each query to answer for window g of its own sample."""
+        """(K, G, Q) cost of each query for window g of the same sample."""
         sample = window_samples(targets).to(layers.logits.device, non_blocking=True)
         probability = layers.logits.float().softmax(-1)[..., FOREGROUND]
         cost = -self.foreground * probability[:, sample]
@@ -105,13 +105,13 @@ class HungarianMatcher:
 
 
 def window_samples(targets: Targets) -> Tensor:
-    """(G,) which sample each stacked window belongs to."""
+    """(G,) sample index of each stacked window."""
     counts = torch.tensor(targets.span_counts)
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
 def first_and_last_clip(targets: Targets, batch: Batch) -> Tensor:
-    """(G, 2) int64: the clips in which a window begins and ends, both inclusive."""
+    """(G, 2) int64: first and last clip of each window, both inclusive."""
     device = targets.spans_cxw.device
     clips = batch.video_mask.sum(1).to(device)[window_samples(targets).to(device)]
     edges = cxw_to_xx(targets.spans_cxw) * clips[:, None]
@@ -133,7 +133,7 @@ def _cheapest_pairs(
     cost: NDArray[np.float32], layer: int, sample: int, first_window: int
 ) -> NDArray[np.int64]:
     """(Q, windows of the sample) costs -> (4, pairs), the rows of a `Matching`."""
-    from scipy.optimize import linear_sum_assignment  # Half a second; only training matches.
+    from scipy.optimize import linear_sum_assignment  # Slow import (0.5 s), only for training.
 
     query, window = linear_sum_assignment(cost)
     constant = np.full_like(query, layer), np.full_like(query, sample)
@@ -141,7 +141,7 @@ def _cheapest_pairs(
 
 
 def _window_ranges(counts: list[int]) -> list[slice]:
-    """Where the windows of each sample lie in the stack of all."""
+    """Slices of each sample's windows within the stack."""
     stops = [0]
     for count in counts:
         stops.append(stops[-1] + count)

@@ -1,4 +1,4 @@
-"""Losses of the clip scores (baselines.md, sections 7.2 and 7.3)."""
+"""Losses of the clip scores, as in the published code of Moment-DETR and QD-DETR."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 from mrmodel.losses.criterion import LossInputs
 from mrmodel.types import Targets
 
-LEVELS = torch.arange(1.0, 12.0)  # rating sums that split a video into "at least" and "below"
-LEVEL_DIVISOR = 12.0  # as published, although level 12 never runs
+LEVELS = torch.arange(1.0, 12.0)  # rating sums used as thresholds
+LEVEL_DIVISOR = 12.0  # as published, although there are eleven levels
 TEMPERATURE = 0.5
 MASKED_SCORE = -1000.0
 
 
 class SaliencyMarginLoss:
-    """``saliency``: the positive clip of each pair must lead the negative one by `margin`."""
+    """``saliency``: hinge loss with `margin` on pairs of a positive and a negative clip."""
 
     def __init__(self, margin: float) -> None:
         self.margin = margin
 
     def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """Named scalars; 0 when there are no pairs."""
+        """Named scalars; 0 if there are no pairs."""
         return {"saliency": margin_loss(inputs.output.saliency, inputs.targets, self.margin)}
 
 
 class QueryDependentSaliencyLoss:
-    """``saliency`` of QD-DETR: margin + rank-contrastive + negative-pair term, one number."""
+    """``saliency`` of QD-DETR: the sum of the margin, rank-contrastive and negative-pair terms."""
 
     def __init__(self, margin: float) -> None:
         self.margin = margin
@@ -53,7 +53,7 @@ def margin_loss(saliency: Tensor, targets: Targets, margin: float) -> Tensor:
 def negative_pair_loss(negative: Tensor, mask: Tensor) -> Tensor:
     """Batch mean of the sum over valid clips of -log(1 - sigmoid(s)), written as softplus(s).
 
-    softplus cannot overflow where the published form becomes infinite (s above about 17).
+    The published form becomes infinite for s above about 17; softplus does not.
     """
     return (F.softplus(negative) * mask).sum(1).mean()
 
@@ -63,8 +63,8 @@ def rank_contrastive_loss(
 ) -> Tensor:
     """Clips rated at least r must outscore the other clips and all clips of the negative pair.
 
-    For each level r = 1..11 with a positive clip somewhere in the batch: the batch mean of the
-    negative mean log-probability of the positives, softmax over the 2L scores of a sample.
+    For each level r = 1..11 with a positive clip in the batch: the batch mean of the negative mean
+    log-probability of the positives, with a softmax over the 2L scores of a sample.
 
     Args:
         saliency: (B, L) scores of the real pairs.
@@ -79,10 +79,10 @@ def rank_contrastive_loss(
     scores = torch.cat((saliency, negative), dim=1).masked_fill(~valid, MASKED_SCORE) / TEMPERATURE
     logits = scores - scores.amax(1, keepdim=True)
     log_probability = (logits - (logits.exp().sum(1, keepdim=True) + 1e-6).log()) * valid
-    # Negative pairs have label 0, so that only the real half can be positive: (levels, B, L).
+    # Negative pairs have label 0, so only the real half has positives: (levels, B, L).
     positive = labels >= LEVELS.to(labels.device, non_blocking=True)[:, None, None]
     count = positive.sum(-1)
     real = log_probability[:, : labels.shape[1]]
     mean = (positive * real).sum(-1) / (count + 1e-6)
-    # A sample without positives of a level has mean 0 already.
+    # The mean of a sample without positives at a level is already 0.
     return -mean.mean(1).sum() / LEVEL_DIVISOR

@@ -15,7 +15,7 @@ from mrmodel.types import LayerOutput
 class SpanLoss:
     """``span``: mean absolute error of centre and width. ``giou``: mean of 1 - gIoU.
 
-    Both means run over the matched windows of a layer; without any they are 0.
+    Both means run over the matched windows of a layer; 0 if there are none.
     """
 
     def __call__(
@@ -47,9 +47,9 @@ class ClipIndexLoss:
 
 
 class LabelLoss:
-    """``label``: cross entropy, background weighted down, plain mean over all B x Q queries.
+    """``label``: cross entropy with down-weighted background, mean over all B x Q queries.
 
-    ``class_error`` is the share of matched queries called background, in percent (reported only).
+    ``class_error`` is the percentage of matched queries classified as background (reported only).
     """
 
     def __init__(self, background_weight: float) -> None:
@@ -72,13 +72,13 @@ class LabelLoss:
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Binary cross entropy times how wrong the answer is (Lin et al. 2017).
+    """Binary focal loss (Lin et al. 2017).
 
     Args:
-        logits: (...) of the foreground.
+        logits: (...) foreground logits.
         targets: (...) 0 or 1.
         alpha: weight of the foreground; the background has 1 - alpha.
-        gamma: exponent of the probability that was given to the wrong answer, at least 1.
+        gamma: focusing exponent, at least 1.
 
     Returns:
         (...) float32.
@@ -92,7 +92,7 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
 
 
 def smooth_l1(predicted: Tensor, true: Tensor, beta: float) -> Tensor:
-    """Absolute error, quadratic below `beta`: (...) -> (...) float32; `beta` 0 is the plain one."""
+    """Absolute error, quadratic below `beta`: (...) -> (...) float32; `beta` 0 gives plain L1."""
     return F.smooth_l1_loss(predicted.float(), true.float(), reduction="none", beta=beta)
 
 
@@ -100,7 +100,7 @@ class ContrastiveLoss:
     """``contrastive``: noise-contrastive estimate over the queries of a sample.
 
     E(q) = <query q, sum of the token vectors> / temperature; the loss is the batch mean of
-    logsumexp(E) - mean of E over the matched queries. A sample without windows counts as 0.
+    logsumexp(E) - mean of E over the matched queries. A sample without windows contributes 0.
     """
 
     def __init__(self, temperature: float) -> None:

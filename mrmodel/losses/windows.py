@@ -1,4 +1,4 @@
-"""True windows as a padded table, the form in which a batch is judged at once."""
+"""True windows as padded tensors, for batched losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrmodel.types import Targets
 
 @dataclass(frozen=True, slots=True)
 class PaddedWindows:
-    """True windows of a batch, one row a sample.
+    """True windows of a batch, one row per sample.
 
     Attributes:
         spans_cxw: (B, Gmax, 2) float32, fractions of T; (0.5, 0.5) at padding. Gmax may be 0.
@@ -34,20 +34,20 @@ def pad_windows(targets: Targets) -> PaddedWindows:
     longest = max(targets.span_counts, default=0)
     valid = (torch.arange(longest) < counts[:, None]).to(device, non_blocking=True)
     spans = targets.spans_cxw.new_full((len(counts), longest, 2), 0.5)
-    # Not `spans[valid] = ...`, which waits for the device to count.
+    # Not `spans[valid] = ...`, which synchronises with the device.
     spans.masked_scatter_(valid.unsqueeze(2), targets.spans_cxw)
     return PaddedWindows(spans, valid, int(counts.sum()))
 
 
 def own_windows(window: Tensor, windows: PaddedWindows) -> Tensor:
-    """(K, B, S) indices within the sample, -1 for none -> (K, B, S, 2); (0.5, 0.5) for none."""
-    # One row more than there are windows: -1 reads it, also where no sample has any.
+    """Windows (K, B, S, 2) at indices (K, B, S) within the sample; (0.5, 0.5) for index -1."""
+    # An extra last row, read by index -1, also if no sample has windows.
     table = F.pad(windows.spans_cxw, (0, 0, 0, 1), value=0.5)
     return table[torch.arange(len(table), device=table.device)[:, None], window]
 
 
 def best_iou(spans_cxw: Tensor, windows: PaddedWindows) -> Tensor:
-    """(K, B, S, 2) -> (K, B, S) IoU with the best true window of the sample; 0 without any.
+    """(K, B, S, 2) -> (K, B, S) IoU with the best true window of the sample; 0 if there is none.
 
     No gradient.
     """

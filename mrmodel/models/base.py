@@ -1,7 +1,7 @@
-"""What every model is: built from two feature widths and settings, it maps a Batch to windows.
+"""Base class of the models: built from feature widths and settings, maps a Batch to windows.
 
-A model names its own settings (`Settings`) and its own losses (`criterion`), so that the training
-loop, the command line and the pipeline never ask which model they hold.
+A model declares its settings (`Settings`) and its losses (`criterion`), so the training loop, the
+command line and the pipeline need no model-specific code.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mrmodel.types import Batch, ModelOutput, Targets
 
 
 class MomentModel(nn.Module, ABC):
-    """A network that finds windows and scores clips for a sentence.
+    """A network that predicts windows and clip scores for a query.
 
     Subclasses take ``(video_dim, text_dim, settings)`` and set `Settings`, the section of
-    params.yaml below ``models.<name>``; `settings` is the one that the model was built with.
+    params.yaml below ``models.<name>``; `settings` is the instance the model was built with.
 
     Attributes:
-        search_space: what a search may change of its training; short names, see
+        search_space: training dimensions that a search may change; short names, see
             `mrmodel.config.search_space`.
-        post_hoc_space: what a search may change after training, on stored detections.
-        validation: how validation in training finishes windows, whatever params.yaml says.
-        progress: share of the training that is done, in [0, 1]; the loop sets it before each step.
-            What a model shows itself in training may depend on it, its answers do not.
+        post_hoc_space: dimensions that a search may change after training, on cached detections.
+        validation: post-processing used for validation during training, regardless of params.yaml.
+        progress: fraction of the training that is done, in [0, 1]; the loop sets it before each
+            step. Training inputs such as noise may depend on it, predictions do not.
     """
 
     Settings: ClassVar[type[Section]]
@@ -49,15 +49,15 @@ class MomentModel(nn.Module, ABC):
 
         Args:
             batch: the input.
-            targets: the ground truth, in training, for models that are shown parts of it
-                (denoising queries); the others do not look at it.
+            targets: the ground truth, in training, for models with denoising queries; other models
+                ignore it.
         """
 
     @classmethod
     def check_streams(
         cls, settings: Mapping[str, Any], video_dims: Sequence[int], text_dims: Sequence[int]
     ) -> None:
-        """Refuse feature streams that the model cannot read as its settings say; most read any.
+        """Reject feature streams that these settings do not support; most models accept any.
 
         Args:
             settings: the mapping ``models.<name>`` of params.yaml.
@@ -65,7 +65,7 @@ class MomentModel(nn.Module, ABC):
             text_dims: the same of the text streams.
 
         Raises:
-            ConfigError: naming the setting that does not fit.
+            ConfigError: names the setting that does not fit.
         """
 
     @abstractmethod
@@ -80,10 +80,10 @@ def build_model(
 
     Args:
         name: a name of `components.MODELS`.
-        video_dim: Dv, channels of the prepared clip rows, temporal end-points included.
-        text_dim: Dt, channels of the prepared token rows.
-        settings: the mapping ``models.<name>`` of params.yaml; an absent key has its published
-            value.
+        video_dim: Dv, channels of the prepared clip features, temporal end-points included.
+        text_dim: Dt, channels of the prepared token features.
+        settings: the mapping ``models.<name>`` of params.yaml; absent keys default to the
+            published values.
 
     Raises:
         UnknownNameError: no such model.

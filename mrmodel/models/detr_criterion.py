@@ -1,4 +1,4 @@
-"""The criterion of Moment-DETR and of what descends from it."""
+"""The criterion of Moment-DETR and of the models derived from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def detr_criterion(
     span_loss: LayerLoss | None = None,
     growing: Collection[str] = (),
 ) -> DetrCriterion:
-    """Span, gIoU and class of matched windows, alignment where it is on, and `clip_losses`.
+    """Span, gIoU and class losses of matched windows, optional alignment, and `clip_losses`.
 
     Args:
-        settings: weights and switches; with `highlights_only` the `clip_losses` are all there is.
-        clip_losses: the model's losses of clip scores.
-        span_loss: judges the spans; None = `SpanLoss`.
+        settings: weights and switches; with `highlights_only` only the `clip_losses` are used.
+        clip_losses: the model's losses on clip scores.
+        span_loss: the loss on spans; None = `SpanLoss`.
         growing: see `DetrCriterion`.
     """
     layer_losses = [span_loss or SpanLoss(), LabelLoss(settings.background_weight)]

@@ -1,6 +1,6 @@
-"""Moment-DETR (Lei, Berg, Bansal 2021): a DETR over clips and tokens, read as windows.
+"""Moment-DETR (Lei, Berg, Bansal 2021): a DETR over clips and tokens that predicts windows.
 
-Follows the published code; where it differs from the paper see baselines.md, sections 3 and 10.
+Follows the published code; docs/models/moment_detr.md lists where it differs from the paper.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
 class MomentDetrSettings(DetrSettings):
-    """`DetrSettings` and what only Moment-DETR has.
+    """`DetrSettings` and the settings specific to Moment-DETR.
 
     Attributes:
         pre_norm: norms before attention and feed-forward instead of after them.
         span_loss: ``l1`` regresses (centre, width); ``ce`` classifies the first and the last clip
-            among `max_clips` (off in every published run).
-        max_clips: classes of ``ce``.
+            among `max_clips` (unused in the published runs).
+        max_clips: number of classes of ``ce``.
         legacy_contrastive_padding: let padded tokens take part in the alignment loss.
     """
 
@@ -72,7 +72,7 @@ class MomentDetr(MomentModel):
         """Windows and clip scores of a batch.
 
         Returns:
-            `ModelOutput`; with ``span_loss: ce`` a layer's `extras` hold ``start_end_logits``
+            `ModelOutput`; with ``span_loss: ce`` each layer's `extras` hold ``start_end_logits``
             (B, Q, 2, max_clips).
         """
         clips = batch.video.shape[1]
@@ -87,7 +87,7 @@ class MomentDetr(MomentModel):
         return detr_output(layers, saliency, extras, self.training and self.settings.aux_loss)
 
     def criterion(self) -> DetrCriterion:
-        """L1 + gIoU + class of matched windows, margin loss on clip pairs."""
+        """L1 + gIoU + class losses of matched windows, margin loss on clip pairs."""
         s = self.settings
         span_loss = ClipIndexLoss() if s.span_loss == "ce" else None
         return detr_criterion(s, [SaliencyMarginLoss(s.saliency_margin)], span_loss)

@@ -1,6 +1,6 @@
-"""QD-DETR (Moon et al. 2023): clips read the sentence first, then a DAB-style decoder finds spans.
+"""QD-DETR (Moon et al. 2023): clips attend to the text, then a DAB-style decoder predicts spans.
 
-Follows the published code; where it differs from the paper see baselines.md, sections 4 and 10.
+Follows the published code; docs/models/qd_detr.md lists where it differs from the paper.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from mrmodel.types import Batch, ModelOutput, Targets
 
 
 class QdDetrSettings(DetrSettings):
-    """`DetrSettings` and what only QD-DETR has; it has `encoder_layers` text-to-video layers too.
+    """`DetrSettings` and those of QD-DETR.
+
+    `encoder_layers` is the number of encoder layers and of text-to-video layers alike.
 
     Attributes:
-        legacy_mask_tiling: hide tokens by the padding of other samples, as the published code does.
+        legacy_mask_tiling: mask tokens by the padding of other samples, as the published code does.
         legacy_negative_positions: with `text_positions`, a negative sentence keeps the positions
             of the sentence that it replaces.
-        legacy_empty_alignment: with `contrastive`, align with the published empty token list, which
-            makes that loss a constant.
+        legacy_empty_alignment: with `contrastive`, align with an empty token list as published,
+            which makes that loss a constant.
     """
 
     legacy_mask_tiling: bool = False
@@ -62,7 +64,7 @@ class QdDetr(MomentModel):
         """Windows and clip scores of a batch.
 
         In training every clip sequence is also paired with the sentence of the next sample. Both
-        pairs walk through the encoder as one batch of 2B; only the real pairs are decoded.
+        pairs go through the encoder as one batch of 2B; only the real pairs are decoded.
 
         Returns:
             `ModelOutput`; in training `extras` holds ``negative_saliency`` (B, L).
@@ -82,15 +84,15 @@ class QdDetr(MomentModel):
         return detr_output(layers, saliency[:size], extras, keep_aux)
 
     def criterion(self) -> DetrCriterion:
-        """Moment losses of matched windows and the three-part saliency loss."""
+        """Losses of matched windows and the three-part saliency loss."""
         saliency_loss = QueryDependentSaliencyLoss(self.settings.saliency_margin)
         return detr_criterion(self.settings, [saliency_loss])
 
     def _read_text(self, inputs: Projected, position: Tensor, batch: Batch) -> Tensor:
-        """Clips (B, L, d) that read their sentence, in training (2B, L, d) with negatives.
+        """Clips (B, L, d) after attention to their text; in training (2B, L, d) with negatives.
 
-        A layer's keys and values of the text are projected once: those of a negative sentence are
-        the next sample's.
+        A layer projects the keys and values of the text once: those of a negative sentence are the
+        next sample's.
         """
         video, text, text_position = inputs
         located = text if text_position is None else text + text_position

@@ -14,7 +14,7 @@ DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class LayerSettings(Protocol):
-    """What a transformer layer needs to know; `drop` is explained at `SizeSettings`."""
+    """Settings that a transformer layer reads; `drop` is explained at `SizeSettings`."""
 
     @property
     def hidden(self) -> int: ...  # noqa: D102
@@ -29,7 +29,7 @@ class LayerSettings(Protocol):
 
 
 class ProjectionSettings(Protocol):
-    """What the input projections need to know; explained at `SizeSettings`."""
+    """Settings that the input projections read; explained at `SizeSettings`."""
 
     @property
     def hidden(self) -> int: ...  # noqa: D102
@@ -44,11 +44,11 @@ class ProjectionSettings(Protocol):
 
 
 class PresetSection(Section):
-    """A section whose absent keys get their values from a preset; a written key always wins.
+    """A section whose absent keys take their values from a preset; a written key always wins.
 
     Attributes:
-        preset: ``paper`` reads the paper literally wherever it is clear; ``robust`` departs from it
-            in the values of `ROBUST`.
+        preset: ``paper`` follows the paper literally wherever it is clear; ``robust`` departs from
+            it in the values of `ROBUST`.
     """
 
     ROBUST: ClassVar[Mapping[str, Any]] = {}
@@ -63,7 +63,7 @@ class PresetSection(Section):
 
 
 def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` over `base`, mapping by mapping."""
+    """Recursive merge: `given` over `base`."""
     merged = dict(base) | dict(given)
     for key in base.keys() & given.keys():
         if isinstance(base[key], Mapping) and isinstance(given[key], Mapping):
@@ -80,7 +80,7 @@ class MatcherWeights(Section):
 
 
 class LossWeights(Section):
-    """Weights of the losses; `contrastive` counts only where the model's `contrastive` is on."""
+    """Weights of the losses; `contrastive` is used only if the model's `contrastive` is on."""
 
     span: NonNegative = 10.0
     giou: NonNegative = 1.0
@@ -90,16 +90,16 @@ class LossWeights(Section):
 
 
 class SizeSettings(Section):
-    """Sizes and regularisation that all models have.
+    """Sizes and regularisation common to all models.
 
     Attributes:
-        hidden: width d of all layers, a multiple of `heads` and of 4 (sine codes).
+        hidden: width d of all layers, a multiple of `heads` and of 4 (sine position codes).
         ffn: width of the feed-forward blocks.
-        projection_layers: (LayerNorm, dropout, Linear) blocks from features to `hidden`.
-        drop: what a residual branch loses in training: single units, or the whole branch of a
+        projection_layers: number of (LayerNorm, dropout, Linear) blocks from features to `hidden`.
+        drop: dropout of residual branches: single units (``unit``), or the whole branch of a
             sample (``path``).
         text_positions: learned positions for tokens; off in every published run.
-        max_tokens: rows of the learned position table, used with `text_positions` only.
+        max_tokens: size of the learned position table, used with `text_positions` only.
     """
 
     hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
@@ -120,14 +120,14 @@ class SizeSettings(Section):
 
 
 class DetrSettings(SizeSettings):
-    """`SizeSettings`, layers and losses of Moment-DETR and of what descends from it.
+    """`SizeSettings`, layers and losses of Moment-DETR and of the models derived from it.
 
     Attributes:
         queries: windows predicted for each sample.
         aux_loss: also supervise the earlier decoder layers.
         background_weight: class weight of unmatched queries.
         saliency_margin: margin between the two clips of a pair.
-        highlights_only: no windows to learn from (TVSum, YouTube-HL): saliency loss alone.
+        highlights_only: no window annotations (TVSum, YouTube-HL): saliency loss alone.
         contrastive: alignment of matched queries with the text (off in the published runs),
             with `contrastive_width` channels and `contrastive_temperature`.
     """
@@ -146,7 +146,7 @@ class DetrSettings(SizeSettings):
     loss: LossWeights = LossWeights()
 
 
-# After training: the IoU above which the worse of two windows goes; below 0: none does.
+# Post-hoc: NMS threshold; below 0 nothing is suppressed.
 SUPPRESSION: SearchSpace = {
     "postprocess.nms_iou": Choice(
         choices=[-1.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9],
@@ -154,11 +154,11 @@ SUPPRESSION: SearchSpace = {
     )
 }
 _WINDOWS: dict[str, list[Value]] = {"highlights_only": [False]}
-# What a search may change of every DETR here: weights relative to that of the span loss.
+# Search space shared by the DETR models: weights relative to that of the span loss.
 DETR_SPACE: SearchSpace = {
     "loss.giou": FloatRange(low=0.3, high=5.0, log=True, when=_WINDOWS),
     "loss.label": FloatRange(low=1.0, high=8.0, log=True, when=_WINDOWS),
-    # {1, 4} by the authors of QD-DETR (baselines.md, section 8.2).
+    # {1, 4} in the published QD-DETR runs.
     "loss.saliency": FloatRange(low=0.3, high=6.0, log=True),
     "background_weight": FloatRange(low=0.05, high=0.3, when=_WINDOWS),
     "saliency_margin": FloatRange(low=0.1, high=1.0),

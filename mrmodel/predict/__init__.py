@@ -1,1 +1,1 @@
-"""From a trained model to answers: windows and clip scores for a sentence about a video."""
+"""Inference: windows and clip scores for a query about a video."""

@@ -1,4 +1,4 @@
-"""Predictions of a model for a whole annotated set, from cached features."""
+"""Predictions of a model for an annotated set, from cached features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrmodel.types import Batch, ModelOutput, Prediction
 def predict_set(
     model: MomentModel, data: MomentDataset, batch_size: int, postprocess: Postprocess
 ) -> list[Prediction]:
-    """One prediction a row of `data`, in the order of its annotations.
+    """One prediction per sample of `data`, in the order of its annotations.
 
     `model` must be in eval mode and on the device of `data`.
     """
@@ -38,9 +38,9 @@ def predict_set(
 def seconds_of_predictions(
     model: MomentModel, data: MomentDataset, batch_size: int, postprocess: Postprocess
 ) -> float:
-    """Seconds that forward pass and decoding of a whole set take; loading is not counted.
+    """Seconds of forward pass and decoding for a whole set, without loading.
 
-    `model` as for `predict_set`. The first call for a set also pays what is paid once.
+    `model` as for `predict_set`. The first call for a set includes one-time costs.
     """
     seconds = 0.0
     with torch.inference_mode():

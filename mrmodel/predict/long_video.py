@@ -1,4 +1,4 @@
-"""Videos longer than a model was trained for: overlapping stretches, and one answer out of many."""
+"""Long videos: prediction on overlapping chunks, and merging of the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mrmodel.predict.postprocess import Decoded, PostprocessSettings, keep_best
 
-# Stretches overlap, so a moment may be found twice; where nothing else is suppressed, that is.
+# Removes duplicates from overlapping chunks if the settings suppress nothing.
 _SAME_MOMENT_IOU = 0.7
 
 
@@ -22,10 +22,10 @@ class Stretch:
 
 
 def stretches(n_clips: int, longest: int) -> list[Stretch]:
-    """Cover `n_clips` clips with stretches of at most `longest`, each half over the one before.
+    """Cover `n_clips` clips with chunks of at most `longest` clips and 50 % overlap.
 
-    A moment of up to half of `longest` lies whole within at least one stretch. The last stretch
-    ends with the video.
+    A moment of up to half of `longest` lies entirely within at least one chunk. The last chunk ends
+    with the video.
     """
     if n_clips <= longest:
         return [Stretch(0, n_clips)]
@@ -40,11 +40,10 @@ def merge_stretches(
     clip_len_s: float,
     settings: PostprocessSettings,
 ) -> Decoded:
-    """One answer for the whole video.
+    """Merge the predictions for the chunks of a video.
 
-    Windows are moved to the video's time and go through non-maximum suppression together, at the
-    IoU of the settings, or 0.7 where those suppress nothing; a clip's score is the mean over the
-    stretches that hold it.
+    Windows are shifted to video time and suppressed jointly, at the IoU of the settings, or 0.7 if
+    those suppress nothing; a clip's score is the mean over the chunks that contain it.
     """
     if len(parts) == 1:
         return answers[0]

@@ -1,8 +1,8 @@
-"""Settings that can be chosen after training, tried out on stored detections (sg_detr.md, 13).
+"""Post-hoc search on cached detections (docs/models/sg_detr.md, section 13).
 
-A model runs over a set once (`cache_detections`). Each trial of a search then repeats what follows
-its heads (scores, fusion, suppression, rounding) without a forward pass, in under a second for
-1,550 queries. The windows are bit-equal to those of a model with the same settings.
+A model runs over a set once (`cache_detections`). Each trial of a search then repeats the steps
+after its heads (scores, fusion, suppression, rounding) without a forward pass, in under a second
+for 1,550 queries. The windows are bit-identical to those of a model with the same settings.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from mrmodel.types import Prediction, QueryId
 
 _FORMAT = "mrmodel detections 1"
 _LOWEST = torch.finfo(torch.float32).min
-# What the fields of `RawDetections` are padded with, along their second dimension.
+# Fill values of `RawDetections` for padding along the second dimension.
 _FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_cxw": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class CachedDetections:
-    """All that decoding reads of the N rows of a set, on the CPU, in the order of the set.
+    """Inputs of decoding for the N samples of a set, on the CPU, in the order of the set.
 
     Attributes:
-        raw: detections, padded along the anchors; None: the model makes its windows in one way
-            only, and `final` has them.
-        final: spans (N, Q, 2) and scores (N, Q) of the answer, where `raw` is None.
-        saliency, clip_mask: (N, L) clip scores, and which clips exist.
+        raw: detections, padded along the anchors; None if the model has a single list of
+            windows, which is in `final`.
+        final: spans (N, Q, 2) and scores (N, Q) of the prediction, if `raw` is None.
+        saliency, clip_mask: (N, L) clip scores, and the mask of valid clips.
         duration_s: (N,) float64.
         clip_len_s: seconds of one clip.
-        qids, queries, vids: of each row.
+        qids, queries, vids: one per sample.
     """
 
     raw: RawDetections | None
@@ -70,7 +70,7 @@ class CachedDetections:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file holds something else.
+            DataError: the file has other content.
         """
         parts = torch.load(path, weights_only=True)
         if not isinstance(parts, dict) or parts.pop("format", None) != _FORMAT:
@@ -80,7 +80,7 @@ class CachedDetections:
 
 
 def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -> CachedDetections:
-    """Run `model`, in eval mode and on the device of `data`, over all rows of `data`."""
+    """Run `model`, in eval mode and on the device of `data`, over all samples of `data`."""
     order = data.eval_batches(batch_size)
     raws, clips = [], []
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -
 
 
 def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[Prediction]:
-    """What `inference.predict_set` gives for the model and the set behind `cached`."""
+    """The result of `inference.predict_set` for the model and the set of `cached`."""
     with torch.inference_mode():
         spans, scores = _windows(cached, postprocess.candidates)
     raw = RawPredictions(
@@ -136,13 +136,13 @@ def _windows(cached: CachedDetections, settings: PostprocessConfig) -> tuple[Ten
 
 
 def _tensors(raw: RawDetections) -> dict[str, Tensor]:
-    """The fields that are there, on the CPU."""
+    """The fields that are not None, on the CPU."""
     fields = {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
     return {name: value.cpu() for name, value in fields.items() if value is not None}
 
 
 def _stacked(parts: Sequence[Tensor], place: Tensor, fill: float = 0.0) -> Tensor:
-    """Batches (B_i, n_i, ...) as one (N, max n, ...), whose row r is row place[r] of them."""
+    """Batches (B_i, n_i, ...) as one (N, max n, ...), whose row r is their row place[r]."""
     width = max(part.shape[1] for part in parts)
     padded = [
         F.pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1]), value=fill)

@@ -1,7 +1,7 @@
 """From raw model outputs to ranked windows in seconds; NumPy, whole batches at once.
 
-Two ways to finish: the default converts with the clips that the model saw and holds windows inside
-the video; `official` repeats the published evaluation path (annotated duration, a fixed clamp,
+There are two paths: the default converts with the model's number of clips and clamps windows to the
+video; `official` reproduces the published evaluation path (annotated duration, a fixed clamp,
 rounding to clips half-to-even, scores with four decimals, float16 saliency) to the last digit.
 Shapes: ``B`` samples, ``Q`` windows, ``L`` clips.
 """
@@ -20,25 +20,25 @@ Reals = NDArray[np.floating[Any]]
 Move = Literal["left", "right", "center"]
 
 DECIMALS = 4
-# Shorter windows are none: a model fills up with windows of no width, and clamping makes some.
+# Shorter windows are dropped: models pad with empty windows, and clamping creates some.
 MIN_WINDOW_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class PostprocessSettings:
-    """How windows are finished.
+    """Post-processing of windows.
 
     Attributes:
         official: the published path instead of the default one.
-        clamp_s: fixed range of times; without it the default path clamps to [0, duration] and the
+        clamp_s: fixed range of times; None: the default path clamps to [0, duration], the
             official one does not clamp.
-        round_to_s: times become multiples of this, halves go to the even one; None: as they are.
-            By the default path a window never shrinks to nothing: it becomes the clip that holds
-            its middle; and a last clip that is cut short ends with the video.
-        min_window_s, max_window_s: hold window lengths to this range (None: leave them).
-        move: which end moves for that: ``left`` keeps the start, ``right`` keeps the end.
-        max_windows: how many windows are kept.
-        nms_iou: drop a window that overlaps a better one by more; below 0: keep all.
+        round_to_s: times become multiples of this, halves go to the even one; None: no rounding.
+            On the default path a window that would become empty becomes the clip that contains
+            its middle, and a truncated last clip ends with the video.
+        min_window_s, max_window_s: limits of window lengths (None: no limit).
+        move: which end is moved for that: ``left`` keeps the start, ``right`` keeps the end.
+        max_windows: maximum number of windows.
+        nms_iou: NMS threshold: drop a window with a higher IoU with a better one; below 0: off.
     """
 
     official: bool = False
@@ -53,11 +53,11 @@ class PostprocessSettings:
 
 @dataclass(frozen=True, slots=True)
 class Postprocess:
-    """All that follows a model.
+    """Complete post-processing of a model.
 
     Attributes:
-        candidates: which windows the model's output becomes (`ModelOutput.candidates`).
-        finish: how they are finished.
+        candidates: settings of the candidate windows (`ModelOutput.candidates`).
+        finish: settings of the steps after that.
     """
 
     candidates: PostprocessConfig
@@ -65,7 +65,7 @@ class Postprocess:
 
     @classmethod
     def of(cls, config: PostprocessConfig, clip_len_s: float) -> Postprocess:
-        """As the section ``postprocess`` says."""
+        """From the section ``postprocess``."""
         finish = PostprocessSettings(
             round_to_s=clip_len_s if config.round_to_clips else None,
             max_windows=config.max_windows,
@@ -96,25 +96,25 @@ class RawPredictions:
 
 
 class Decoded(NamedTuple):
-    """One sample's answer: (start, end, score) best first, and one score a valid clip."""
+    """One sample's prediction: (start, end, score) best first, and one score per valid clip."""
 
     windows: tuple[tuple[float, float, float], ...]
     saliency: tuple[float, ...]
 
 
 def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
-    """Rank, convert and finish the windows of a batch.
+    """Rank, convert and post-process the windows of a batch.
 
-    Equal scores are ranked by start time and then in the model's order, by the official path in the
-    model's order alone. The default path drops windows shorter than `MIN_WINDOW_S` within the
-    video, so a sample may be left without any.
+    Equal scores are ranked by start time and then in the model's order, on the official path in the
+    model's order alone. The default path drops windows with less than `MIN_WINDOW_S` inside the
+    video, so a sample may have none left.
     """
     windows, scores = _ranked(raw, settings.official)
     windows, usable = _finish(windows, raw.duration_s, settings)
     kept = keep_best(windows, scores, settings.nms_iou, settings.max_windows, usable)
     saliency = raw.saliency
     if settings.official:
-        # The published files hold half-precision scores: the cast makes ties, which metrics see.
+        # The published files hold float16 scores: the cast creates ties, which affect the metrics.
         with np.errstate(over="ignore"):
             saliency = saliency.astype(np.float16)
     triples = np.concatenate([windows.astype(np.float64), scores[..., None]], axis=2)
@@ -130,20 +130,20 @@ def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
 
 
 def clamp_windows(windows: Reals, low: float | Reals, high: float | Reals) -> Reals:
-    """Both ends of (..., 2) windows into [low, high]; a window wholly outside gets no length."""
+    """Clamp (..., 2) windows to [low, high]; a window entirely outside becomes empty."""
     clamped: Reals = np.clip(windows, low, high).astype(windows.dtype)
     return clamped
 
 
 def round_windows(windows: Reals, unit_s: float) -> Reals:
-    """Both ends of (..., 2) windows to multiples of `unit_s`, halves to the even multiple."""
+    """Round (..., 2) windows to multiples of `unit_s`, halves to the even multiple."""
     unit = windows.dtype.type(unit_s)
     rounded: Reals = np.rint(windows / unit) * unit
     return rounded
 
 
 def limit_lengths(windows: Reals, shortest: float, longest: float, move: Move) -> Reals:
-    """Stretch or cut (..., 2) windows to a length in [shortest, longest].
+    """Extend or shorten (..., 2) windows to a length in [shortest, longest].
 
     ``left`` keeps the start and moves the end, ``right`` keeps the end, ``center`` the middle.
     """
@@ -168,11 +168,10 @@ def keep_best(
     max_windows: int,
     usable: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which windows stay: (B, Q, 2) and (B, Q), both best first -> (B, Q) bool.
+    """Greedy non-maximum suppression: (B, Q, 2) and (B, Q), both best first -> (B, Q) kept.
 
-    Greedy non-maximum suppression: a window goes when its IoU with a better one that stays is above
-    `nms_iou` (equal stays). Below 0 nothing is suppressed. What `usable` (B, Q) leaves out neither
-    stays nor suppresses.
+    A window is dropped if its IoU with a better kept one is above `nms_iou` (not if equal). Below 0
+    nothing is suppressed. Windows not in `usable` (B, Q) are dropped and suppress nothing.
     """
     left = np.ones(scores.shape, dtype=bool) if usable is None else usable.copy()
     if nms_iou < 0.0:
@@ -209,9 +208,9 @@ def _ranked(raw: RawPredictions, official: bool) -> tuple[Reals, Reals]:
 def _finish(
     windows: Reals, duration_s: Reals, settings: PostprocessSettings
 ) -> tuple[Reals, NDArray[np.bool_]]:
-    """(B, Q, 2) finished windows and (B, Q) which of them are windows at all."""
+    """(B, Q, 2) post-processed windows and (B, Q) mask of the non-empty ones."""
     if settings.official:
-        # Single precision from here on, as published: the files show its digits.
+        # float32 from here on, as in the published files.
         windows = windows.astype(np.float32)
     if settings.min_window_s is not None or settings.max_window_s is not None:
         shortest = settings.min_window_s or 0.0
@@ -231,7 +230,7 @@ def _finish(
 
 
 def _whole_clips(windows: Reals, unit_s: float) -> Reals:
-    """`round_windows`, but a window that comes out empty becomes the clip around its middle."""
+    """`round_windows`, but a window that becomes empty is replaced by the clip at its middle."""
     rounded = round_windows(windows, unit_s)
     first = np.floor(windows.mean(axis=-1, keepdims=True) / unit_s) * unit_s
     empty = rounded[..., 1:] <= rounded[..., :1]
@@ -240,7 +239,7 @@ def _whole_clips(windows: Reals, unit_s: float) -> Reals:
 
 
 def _decimals(values: Reals) -> NDArray[np.float64]:
-    """Four decimals. Exact for single precision: the product below fits a double."""
+    """Round to four decimals; exact for float32, because the product below fits a double."""
     scale = 10.0**DECIMALS
     rounded: NDArray[np.float64] = np.rint(values.astype(np.float64) * scale) / scale
     return rounded

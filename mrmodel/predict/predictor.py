@@ -1,7 +1,7 @@
-"""Search a video file: encode it once, ask it often.
+"""Search a video file: encode it once, query it repeatedly.
 
-Rows go the same way as in training: encoder -> float16 -> `BatchBuilder` -> model, so the tensor
-that a trained sample saw is the tensor that the same video gives here.
+Features take the same path as in training, encoder -> float16 -> `BatchBuilder` -> model, so a
+video gives the model the same tensor as in training.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mrmodel.train.optim import pick_device
 from mrmodel.types import Annotation, Prediction
 from mrmodel.video.frames import DecodeReport
 
-# A query may be asked of many stretches of a long video; so many go through the model at once.
+# Batch size for the chunks of a long video.
 _BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SearchableVideo:
-    """A video whose clips are encoded: one store a stream, all with the key `vid`."""
+    """A video with encoded clips: one store per stream, all with the key `vid`."""
 
     vid: str
     duration_s: float
@@ -52,13 +52,13 @@ class Predictor:
 
     Args:
         model: in eval mode.
-        config: what the model folder says.
-        postprocess: how its windows are made.
-        device: where the model lies.
+        config: config.json of the model folder.
+        postprocess: its post-processing.
+        device: device of the model.
 
     Raises:
-        FeatureError: a stream is made by another program.
-        FeatureMismatch: an encoder here differs from the one that made the training features.
+        FeatureError: a stream was made by another program.
+        FeatureMismatch: a local encoder differs from the one that made the training features.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Predictor:
         """Decode and encode a video file of any length.
 
         Raises:
-            VideoError: the file gives no frames.
+            VideoError: no frames can be decoded.
         """
         path, clip_len_s = Path(path), self.config.clip_len_s
         encoded = [encode_video(path, encoder, clip_len_s) for encoder in self._video]
@@ -100,7 +100,7 @@ class Predictor:
     def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[Prediction]:
         """Windows (seconds, best first) and clip scores for each query.
 
-        A video longer than the model's `max_clips` is searched in overlapping stretches.
+        A video longer than the model's `max_clips` is searched in overlapping chunks.
 
         Raises:
             DataError: a query is empty.

@@ -1,7 +1,7 @@
-"""``serving.json``: how the windows of a packaged model are made, beside its weights.
+"""``serving.json``: the post-processing of a packaged model, stored with its weights.
 
 The stage ``package`` writes it from the section ``postprocess``; the `Predictor`, the registered
-model and the stage ``evaluate`` read it, so that what is served is what was scored.
+model and the stage ``evaluate`` read it, so a model is served exactly as it was scored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SERVING = "serving.json"
 FORMAT = 1
-# What `mrmodel predict` did before there was a serving.json.
+# Default of `mrmodel predict` before serving.json was introduced.
 _SUPPRESSION = 0.7
 
 
@@ -35,11 +35,11 @@ def write_serving(folder: Path, postprocess: PostprocessConfig) -> None:
 def read_serving(folder: Path) -> PostprocessConfig:
     """The post-processing of a model folder.
 
-    A folder without serving.json (imported, or of an earlier version) has what config.json says of
-    it, else the values that answers were made with before; a warning says so.
+    Without serving.json (an imported model, or one of an earlier version) it is read from
+    config.json, or else has the earlier defaults, and a warning is logged.
 
     Raises:
-        CheckpointError: serving.json or config.json is damaged, or of another format.
+        CheckpointError: serving.json or config.json is damaged or of an unknown format.
     """
     path = folder / SERVING
     try:
@@ -65,7 +65,7 @@ def read_serving(folder: Path) -> PostprocessConfig:
 
 
 def _of_earlier_version(folder: Path) -> PostprocessConfig:
-    """The section `infer` of the model's settings, where config.json has one, over its defaults."""
+    """The section `infer` of the model's settings in config.json, if any, over the defaults."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError) as error:
@@ -78,7 +78,7 @@ def _of_earlier_version(folder: Path) -> PostprocessConfig:
         tree["anchors"], infer, {"top_k": "atss_topk", "nms_iou": "atss_nms", "keep": "atss_keep"}
     )
     fusion = {"enabled": None, "iou_thr": iou_thr} | infer.get("wbf", {})
-    fusion["enabled"] = fusion["enabled"] is not False  # null was: where there are anchors
+    fusion["enabled"] = fusion["enabled"] is not False  # null meant: if there are anchors
     tree["fusion"] |= fusion
     try:
         return validate_section(PostprocessConfig, tree, "settings.infer")

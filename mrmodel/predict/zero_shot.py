@@ -1,7 +1,6 @@
-"""Moments without any training: clips whose vectors are close to the sentence's vector.
+"""Zero-shot retrieval: clips whose embeddings are close to that of the sentence.
 
-It works for encoders that put clips and sentences into one space, and is the line that training
-has to beat.
+Needs encoders with a joint space of clips and sentences; it is the baseline for training.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ def predict_zero_shot(
     """Predictions from cosine similarity alone.
 
     Args:
-        annotations: the queries; their ground truth is not read.
+        annotations: the queries; their ground truth is ignored.
         video: clip vectors by video id.
         text: rows by text key; row 0 is the sentence vector, in the space of the clip vectors.
         threshold_std: a window is a run of clips above mean + this many standard deviations.
 
     Raises:
-        ValueError: the two stores have different widths, so there is no common space.
+        ValueError: the two stores have different widths, so there is no joint space.
     """
     if video.dim != text.dim:
         raise ValueError(f"{video.name} has {video.dim} channels, {text.name} has {text.dim}")
@@ -57,12 +56,12 @@ def similarity_windows(
     """Runs of clips above mean + `threshold_std` standard deviations, in seconds, best first.
 
     Args:
-        similarity: (L,) one number a clip.
+        similarity: (L,) similarity per clip.
         clip_len_s: seconds of a clip.
-        threshold_std: see above. The most similar clip is always in, so there is a window.
+        threshold_std: see above. The most similar clip is always included, so there is a window.
 
     Returns:
-        (start, end, mean similarity of the run), by falling score.
+        (start, end, mean similarity of the run), by descending score.
     """
     above = similarity > similarity.mean() + threshold_std * similarity.std()
     above[similarity.argmax()] = True

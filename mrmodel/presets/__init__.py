@@ -1,13 +1,12 @@
-"""Parameter presets: ``sample.yaml`` is a whole params.yaml, the others change some of its values.
+"""Parameter presets: ``sample.yaml`` is a complete params.yaml, the others override some values.
 
-A preset file other than ``sample`` holds only the keys that differ, so what a preset is about can
-be read off it; `render` gives the complete file, comments included. Sections merge key by key, but
-for those in `REPLACED`, which a preset replaces as a whole: an absent setting of a model has its
-published value, whatever the base has. A key ``models.<name>`` instead changes settings of that
-model only.
+A preset file other than ``sample`` holds only the keys that differ; `render` returns the complete
+file, including comments. Sections are merged key by key, except those in `REPLACED`, which a preset
+replaces as a whole: an absent setting of a model has its published value, whatever the base has. A
+key ``models.<name>`` instead changes settings of that model only.
 
-Files in ``features`` name the streams of one kind of published features; one of them may be laid
-over any preset.
+Files in ``features`` name the streams of one kind of published features; one of them can be applied
+on top of any preset.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mrmodel.errors import ConfigError, UnknownNameError
 from mrmodel.files import write_text
 
 BASE = "sample"
-# Sections whose keys are names that a preset may bring or drop; they are replaced as a whole.
+# Sections whose keys are names that a preset may add or remove; replaced as a whole.
 REPLACED = ("models", "tune.space", "tune.post_hoc.space")
 
 
@@ -38,13 +37,13 @@ def names() -> list[str]:
 
 
 def feature_sets() -> list[str]:
-    """Names of all kinds of features that a preset can be given."""
+    """Names of all kinds of features that can be combined with a preset."""
     files = resources.files(__package__).joinpath("features").iterdir()
     return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
 
 
 def summary(name: str) -> str:
-    """The first comment line of a preset that says what it is for."""
+    """The first comment line of a preset, which describes it."""
     return _comment(_read(name), "# preset:")
 
 
@@ -54,11 +53,11 @@ def feature_summary(name: str) -> str:
 
 
 def render(name: str, features: str | None = None) -> str:
-    """The complete params.yaml of a preset, checked.
+    """The complete, validated params.yaml of a preset.
 
     Args:
-        name: of the preset.
-        features: one of `feature_sets` in place of the preset's own streams.
+        name: name of the preset.
+        features: one of `feature_sets`, replacing the preset's own streams.
 
     Raises:
         UnknownNameError: no such preset, or no such kind of features.
@@ -79,13 +78,13 @@ def apply(name: str, target: Path, features: str | None = None) -> None:
 
 
 def changes(name: str) -> dict[str, Any]:
-    """The values in which a preset other than the base differs from it, as its file has them."""
+    """The content of a preset file: the values that differ from the base."""
     tree: dict[str, Any] = yaml.safe_load(_read(name))
     return tree
 
 
 def overlay(text: str, changes: Mapping[str, Any]) -> str:
-    """`text` (YAML) with the values of `changes` in place, comments and order kept.
+    """`text` (YAML) updated with `changes`, keeping comments and order.
 
     Raises:
         ConfigError: a key of `changes` is not in `text`.
@@ -103,7 +102,7 @@ def overlay(text: str, changes: Mapping[str, Any]) -> str:
 
 
 def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
-    """Put the values of `changes` into a parameter tree by the rules of a preset.
+    """Merge `changes` into a parameter tree by the rules of a preset.
 
     Raises:
         ConfigError: a key of `changes` is not in `tree`.
@@ -122,14 +121,14 @@ def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str 
 
 
 def _with_point(representer: Any, value: float) -> Any:
-    """What PyYAML reads as a number again: 1e-07 without a point is text to it."""
+    """Write a float so that PyYAML reads it as a number: 1e-07 without a point is text to it."""
     mantissa, mark, exponent = repr(value).partition("e")
     text = f"{mantissa}.0e{exponent}" if mark and "." not in mantissa else repr(value)
     return representer.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _with_quotes(representer: Any, value: str) -> Any:
-    """What PyYAML reads as text again: off without quotes is a truth value to it."""
+    """Write a string so that PyYAML reads it as text: off without quotes is a boolean to it."""
     try:
         is_text = yaml.safe_load(value) == value
     except yaml.YAMLError:

@@ -1,1 +1,1 @@
-"""The report a person reads after a run: one HTML file with everything inside."""
+"""The HTML report of a run: one self-contained file."""

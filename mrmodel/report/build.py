@@ -23,7 +23,7 @@ THUMBNAILS = 8
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One query of the test split as the report shows it."""
+    """One query of the test split in the report."""
 
     title: str
     qid: str
@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with a caption; the row of index `strong` is the one the report is about."""
+    """A table with a caption; the row with index `strong` is highlighted."""
 
     caption: str
     columns: Sequence[str]
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, what it says in words, then tables, charts (SVG) and examples."""
+    """A heading, text, then tables, charts (SVG) and examples."""
 
     title: str
     text: str = ""
@@ -57,7 +57,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything the page says."""
+    """Content of the page."""
 
     title: str
     lead: str
@@ -67,7 +67,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page as HTML text; all values are escaped but for our own SVG."""
+    """The page as HTML text; all values except our own SVG are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mrmodel", "report"),
         autoescape=True,

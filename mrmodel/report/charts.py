@@ -1,6 +1,6 @@
 """Small SVG charts as strings: lines over steps, bars, and the timeline of one query.
 
-SVG text keeps the report one file without scripts or fonts to load, sharp at any size.
+SVG keeps the report a single file without scripts or fonts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The drawing area: outer size and margins, in pixels, and the value ranges it shows."""
+    """The drawing area: outer size and margins, in pixels, and the value ranges."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Frame:
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], y_label: str, x_label: str = "step") -> str:
-    """Lines with a legend; series without points are left out; empty text when none is left."""
+    """Lines with a legend; series without points are omitted; empty text if none is left."""
     drawn = {name: points for name, points in series.items() if points}
     if not drawn:
         return ""
@@ -62,7 +62,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], y_label: str, x_label: str
 
 
 def bar_chart(bars: Mapping[str, float], y_label: str) -> str:
-    """One bar a name, its value above it."""
+    """One bar per name, with its value above it."""
     if not bars:
         return ""
     frame = Frame(560, 200, (0.0, float(len(bars))), (0.0, max(*bars.values(), 1e-9) * 1.15))
@@ -82,10 +82,10 @@ def bar_chart(bars: Mapping[str, float], y_label: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """One query: what is true, what was found, and the clip scores, all over the same seconds.
+    """Timeline of one query: true windows, predicted windows, and clip scores.
 
     `truth` windows (start, end), `found` windows (start, end, score) best first, `saliency` the
-    model's clip scores, `ratings` the raters' mean a clip (0..4), `clip_len_s` seconds of a clip.
+    model's clip scores, `ratings` the mean rating per clip (0..4), `clip_len_s` seconds of a clip.
     """
 
     duration_s: float
@@ -96,7 +96,7 @@ class Timeline:
     ratings: Sequence[float]
 
     def svg(self) -> str:
-        """Ratings as columns, saliency as a line, then a row of true and a row a found window."""
+        """Columns of ratings, the saliency line, a row of true windows, a row per predicted one."""
         rows = 1 + len(self.found)
         bottom = 30 + 17 * rows
         frame = Frame(
@@ -133,7 +133,7 @@ class Timeline:
 
 
 def standalone(chart: str) -> str:
-    """A chart as the text of an SVG file; in the page, its style comes from there."""
+    """A chart as the text of an SVG file, with the style that the page otherwise provides."""
     space = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11"'
     background = '<rect width="100%" height="100%" fill="white"/>'
     head, _, body = chart.partition(">")

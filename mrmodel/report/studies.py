@@ -1,4 +1,4 @@
-"""Results of studies as sentences and tables, for the HTML report and for Markdown."""
+"""Study results as sentences and tables, for the HTML report and Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPARISON = REPORTS / "compare.json"
 # Headings of `difference_cells`.
 DIFFERENCE = ("difference", "95 % interval", "resamples above 0")
 ROW_PREFIX = "sg_detr_ablation_"
-# Settings by which the rows differ (sg_detr.md, section 8; the last two belong to the detector).
+# Settings that differ between rows (docs/models/sg_detr.md, section 8; the last two: detector).
 SWITCHES = (
     "sgca.gate",
     "iou_head",
@@ -30,8 +30,8 @@ PAPER_METRICS: dict[str, dict[str, float]] = {
     "MR-full-mAP": {"a": 48.3, "b": 50.1, "c": 51.1, "d": 52.2, "e": 55.6},
     "HL-min-VeryGood-Hit1": {"a": 68.6, "b": 70.1, "c": 69.9, "d": 71.1, "e": 71.4},
 }
-# The figures of the first table and their names there, in percent with one decimal, which is what
-# the deviations allow; of another protocol, its first five.
+# Metrics of the first table and their headings, in percent; one decimal, given the standard
+# deviations. Other protocols show their first five.
 SHOWN = {
     "MR-full-mAP": "mAP",
     "MR-full-R1@0.5": "R1@0.5",
@@ -43,7 +43,7 @@ COSTS = ("training_seconds", "queries_per_second")
 
 
 def ablation_sentences(table: Mapping[str, Any]) -> list[str]:
-    """What was run, the order of the rows, and which of the two sets of values measures better."""
+    """What was run, the ranking of the rows, and which of the two sets of values is better."""
     rows, headline = table["rows"], table["headline"]
     means = {short(name): row["figures"][headline]["mean"] for name, row in rows.items()}
     order = sorted(means, key=lambda name: -means[name])
@@ -72,7 +72,7 @@ def ablation_sentences(table: Mapping[str, Any]) -> list[str]:
 
 
 def ablation_tables(table: Mapping[str, Any]) -> list[Table]:
-    """Our figures beside those of the paper; the switches of the rows; all figures."""
+    """Our metrics next to those of the paper; the switches of the rows; all metrics."""
     rows, headline = table["rows"], table["headline"]
     figures = all_figures(rows)
     compared = [headline, *(name for name in PAPER_METRICS if name in figures and name != headline)]
@@ -116,7 +116,7 @@ def short(name: str) -> str:
 
 
 def setting_at(settings: Any, path: str) -> Any:
-    """Value at a dotted path; None where it has no such key."""
+    """Value at a dotted path; None if there is no such key."""
     for part in path.split("."):
         settings = settings.get(part) if isinstance(settings, Mapping) else None
     return settings
@@ -129,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def comparison_sentences(table: Mapping[str, Any]) -> list[str]:
-    """What was run, the order of the models, and which of them differ from the default model."""
+    """What was run, the ranking of the models, and which differ from the default model."""
     rows, headline, default = table["rows"], table["headline"], table["default"]
     words = [
         f"Corpus {table['corpus']}, {table['steps']} steps from fresh weights on the annotated "
@@ -149,7 +149,7 @@ def comparison_sentences(table: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_tables(table: Mapping[str, Any]) -> list[Table]:
-    """Figures and costs; differences to the default model; all figures."""
+    """Metrics and costs; differences to the default model; all metrics."""
     strong = list(table["rows"]).index(table["default"])
     first = _figures_and_costs(table, strong)
     return [first, _differences(table), table_of_figures(table["rows"], strong)]
@@ -204,18 +204,18 @@ def mean_of(row: Mapping[str, Any], figure: str) -> float:
 
 
 def number_of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many seeds the rows of a table have: ``3``, or ``1 to 3`` where they differ."""
+    """Number of seeds of the rows: ``3``, or ``1 to 3`` if they differ."""
     counts = sorted({row["seeds"] for row in rows.values()})
     return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
 def all_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The names of the figures of all rows, in the order in which they appear."""
+    """Names of the metrics of all rows, in order of appearance."""
     return list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
 
 
 def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Table:
-    """All figures of all rows, by the names that the rows shall have."""
+    """All metrics of all rows, keyed by row heading."""
     figures = all_figures(rows)
     cells = [
         [name, *(cell(row["figures"].get(figure)) for figure in figures)]
@@ -225,7 +225,7 @@ def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) 
 
 
 def commit_sentences(table: Mapping[str, Any]) -> list[str]:
-    """Which commit a study is of: later ones may train, or make windows, in another way."""
+    """The commit of a study; later commits may train or post-process differently."""
     return [f"Made with commit {table['commit']}."] if "commit" in table else []
 
 
@@ -237,7 +237,7 @@ def cell(figure: Mapping[str, float] | None, decimals: int = 2) -> str:
 
 
 def difference_cells(found: Mapping[str, float]) -> list[str]:
-    """Difference, 95 % interval and share of resamples above 0, of `Comparison.as_json`."""
+    """Difference, 95 % interval and fraction of resamples above 0, from `Comparison.as_json`."""
     return [
         f"{found['difference']:+.2f}",
         f"{found['low']:+.2f} to {found['high']:+.2f}",
@@ -246,7 +246,7 @@ def difference_cells(found: Mapping[str, float]) -> list[str]:
 
 
 def markdown_page(sentences: Sequence[str], tables: Sequence[Table]) -> str:
-    """Sentences, each a line, and then each table below its caption."""
+    """Sentences, one per line, then each table below its caption."""
     lines = [*sentences, ""]
     for grid in tables:
         lines += [grid.caption, "", table(grid.columns, grid.rows), ""]

@@ -1,5 +1,5 @@
 """The stages of dvc.yaml: one file each, started as ``python -m mrmodel.stages.<stage>``.
 
-A stage reads params.yaml, calls the library, and writes its outputs atomically. It knows nothing of
-who started it: DVC on a laptop and a flow on a worker run the same command.
+A stage reads params.yaml, calls the library, and writes its outputs atomically. DVC on a laptop and
+a flow on a worker run the same command.
 """

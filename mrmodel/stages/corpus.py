@@ -1,4 +1,4 @@
-"""Stage ``corpus``: videos, annotations and captions, rendered or brought in from a folder."""
+"""Stage ``corpus``: videos, annotations and captions, rendered or ingested from a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mrmodel.stages.runner import run_stage
 
 
 def corpus(config: Config, reporter: Reporter) -> None:
-    """Make ``data/<corpus>``."""
+    """Write ``data/<corpus>``."""
     from pathlib import Path
 
     paths = Paths(config)

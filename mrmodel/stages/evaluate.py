@@ -1,9 +1,9 @@
-"""Stage ``evaluate``: every way of answering the test queries, scored and compared.
+"""Stage ``evaluate``: scores and compares all variants on the test queries.
 
-``zero_shot`` is similarity alone; ``pretrained`` has seen no annotated query (``imported``, where
-`train.start` says so, what its authors had); ``scratch`` has seen nothing else than those of this
-corpus; ``finetuned`` has seen both. Fine-tuned models are compared with the other ways, and the
-first with those of other models, by a paired bootstrap over videos.
+``zero_shot`` uses similarity alone; ``pretrained`` was trained without annotated queries (or, if
+`train.start` is ``imported``, on its authors' data); ``scratch`` on the annotated queries of this
+corpus only; ``finetuned`` on both. Fine-tuned models are compared with the other variants, and the
+first one with the other fine-tuned models, by a paired bootstrap over videos.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ IMPORTED = "imported"
 def evaluate(config: Config, reporter: Reporter) -> None:
     """Write ``reports/evaluation``, ``metrics.json``, ``metrics/`` and ``recall.csv`` there.
 
-    Fine-tuned models answer as they are served, other weights of a model in the same way.
+    All weights of a model use the post-processing with which it is served.
     """
     paths = Paths(config)
     set_threads(config.train.threads)
@@ -84,7 +84,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
 def _answers(
     config: Config, paths: Paths, truth: list[Annotation], judge: Scorer, reporter: Reporter
 ) -> dict[str, list[Prediction]]:
-    """Predictions of each way, by name: ``zero_shot``, ``<model>.pretrained`` ..."""
+    """Predictions of each variant by name: ``zero_shot``, ``<model>.pretrained`` ..."""
     device = pick_device(config.train.device)
     builder = open_features(config, paths, device)
     data = open_set(config, truth, builder, config.seed)
@@ -103,13 +103,13 @@ def _answers(
 
 
 def stream_digests(config: Config, paths: Paths) -> dict[str, str]:
-    """Fingerprint of each feature stream that the figures rest on, as a digest."""
+    """Fingerprint digest of each feature stream used."""
     names = (*config.features.video_streams, *config.features.text_streams)
     return {name: digest_of(FeatureStore(paths.stream(name)).info.fingerprint) for name in names}
 
 
 def weight_digests(config: Config, paths: Paths) -> dict[str, str]:
-    """SHA-256 of the weights behind each way of answering that has some."""
+    """SHA-256 of the weights of each variant that has weights."""
     return {
         f"{name}.{kind}": sha256_of(model_folder(paths, kind, name) / WEIGHTS)
         for name in config.train.models
@@ -118,17 +118,17 @@ def weight_digests(config: Config, paths: Paths) -> dict[str, str]:
 
 
 def model_folder(paths: Paths, kind: str, name: str) -> Path:
-    """Where a model's weights of one kind are scored: the fine-tuned ones where they are served."""
+    """Folder of a model's weights of one kind; for the fine-tuned ones the served folder."""
     return paths.served(name) if kind == "finetuned" else paths.model(kind, name)
 
 
 def trained_kinds(config: Config) -> tuple[str, ...]:
-    """What is scored of each model: the start of fine-tuning, the control, the result."""
+    """Kinds of weights scored per model: start of fine-tuning, control, fine-tuned."""
     return (config.train.start, *TRAINED[1:])
 
 
 def zero_shot_predictions(config: Config, data: MomentDataset) -> dict[str, list[Prediction]]:
-    """Predictions by similarity alone; nothing where clips and sentences share no space."""
+    """Predictions by similarity alone; empty if clips and sentences have no joint space."""
     video, text = data.builder.video[0], data.builder.text[0]
     apart = isinstance(text, FeatureStore) and not has_sentence_row(text.info)
     if apart or video.dim != text.dim:
@@ -138,7 +138,7 @@ def zero_shot_predictions(config: Config, data: MomentDataset) -> dict[str, list
 
 
 def compare(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
-    """Intervals of the headline figure, and of the differences between `pairs`."""
+    """Intervals of the headline metric, and of the differences between `pairs`."""
     figure = judge.protocol.headline
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
     intervals, differences = {}, {}
@@ -154,11 +154,11 @@ def compare(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[s
 
 
 def pairs(models: Sequence[str], ways: Container[str]) -> list[tuple[str, str]]:
-    """Which ways of answering are compared: (fine-tuned model, other way).
+    """Variants to compare: (fine-tuned model, other variant).
 
     Each fine-tuned model with zero-shot and with its own other weights, and the first one with the
-    other fine-tuned models; all pairs of five models would be too many to read. A way that was not
-    scored is left out.
+    other fine-tuned models; all pairs would be too many to read. Variants that were not scored are
+    omitted.
     """
     found = []
     for model in models:
@@ -171,7 +171,7 @@ def pairs(models: Sequence[str], ways: Container[str]) -> list[tuple[str, str]]:
 
 
 def _write_recall(path: Path, results: dict[str, Scores]) -> None:
-    """R1 over IoU thresholds, one row a way and threshold, for ``dvc plots``."""
+    """R1 over IoU thresholds, one row per variant and threshold, for ``dvc plots``."""
     rows = []
     for name, scores in results.items():
         block = scores.metrics.get("full", scores.metrics)

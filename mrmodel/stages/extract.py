@@ -1,4 +1,4 @@
-"""Stage ``extract``: one feature stream of the corpus, of its videos or of its sentences."""
+"""Stage ``extract``: one feature stream of the corpus, of its videos or its sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     if stream not in ENCODERS:
         raise DataError("\n".join(missing_streams(config, paths, (stream,))))
     require_pinned(paths.weight_pins, stream)
-    # The pieces in there know what they were made of; other inputs start anew.
+    # Partial results there record their inputs; with other inputs extraction starts anew.
     settings = extraction_settings(config, work_folder(config, stream))
     out = paths.stream(stream)
     if ENCODERS.get(stream).modality == "video":
@@ -53,7 +53,7 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
 
 
 def _figures(summary: ExtractionSummary, modality: str) -> dict[str, float]:
-    """For the record: all counts, and how fast it went."""
+    """Metrics for MLflow: all counts, and the speed."""
     counts = {name: value for name, value in asdict(summary).items() if isinstance(value, int)}
     if modality == "text":
         return counts | {"rows_per_s": summary.rows_per_s}
@@ -70,7 +70,7 @@ def _bring_in(config: Config, paths: Paths, stream: str) -> None:
 
 
 def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
-    """How params.yaml wants a stream extracted."""
+    """Extraction settings of a stream from params.yaml."""
     return ExtractionSettings(
         work_dir=work_dir,
         workers=config.features.workers,
@@ -80,19 +80,19 @@ def extraction_settings(config: Config, work_dir: Path) -> ExtractionSettings:
 
 
 def work_folder(config: Config, stream: str) -> Path:
-    """Where a stream's finished pieces wait, its own and those that shards have made."""
+    """Folder of a stream's partial results, its own and those of shards."""
     return Paths(config).state / "resume" / f"extract-{config.corpus.name}-{stream}"
 
 
 def videos_in(paths: Paths) -> dict[str, Path]:
-    """Video id -> file, of all videos of the corpus."""
+    """Video id -> file for all videos of the corpus."""
     files = sorted(paths.videos.iterdir())
     return {path.stem: path for path in files if not path.name.startswith(".")}
 
 
 def corpus_texts(paths: Paths, clip_len_s: float) -> list[str]:
-    """Every sentence that any stage will look up: queries of all splits, and captions."""
-    # It imports pandas, which each worker process of a stream of videos would do in vain.
+    """Every sentence that a stage looks up: queries of all splits, and captions."""
+    # Imports pandas, which worker processes of video streams do not need.
     from mrmodel.pretraining.intervid.captions import caption_texts
 
     rows = [row for name in SPLITS for row in read_rows_if_any(paths.split(name), clip_len_s)]

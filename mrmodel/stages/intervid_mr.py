@@ -1,4 +1,4 @@
-"""Stage ``intervid_mr``: pre-training queries from the corpus' caption table."""
+"""Stage ``intervid_mr``: pre-training queries from the captions of the corpus."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def intervid_mr(config: Config, reporter: Reporter) -> None:
 
 
 def open_aligned(config: Config, paths: Paths) -> Features:
-    """The first video stream and the first text stream, which must share one space (eq. 16).
+    """The first video stream and the first text stream, which must have a joint space (eq. 16).
 
     Raises:
-        FeatureError: the text stream has no sentence vectors to compare with clips.
+        FeatureError: the text stream has no sentence vectors.
     """
     clips = FeatureStore(paths.stream(config.features.video_streams[0]))
     texts = FeatureStore(paths.stream(config.features.text_streams[0]))

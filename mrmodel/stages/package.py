@@ -1,4 +1,4 @@
-"""Stage ``package``: a fine-tuned model as it is served, weights and post-processing together."""
+"""Stage ``package``: fine-tuned weights and post-processing in one folder for serving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def package(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
         temporary.unlink()
         try:
             os.link(source / WEIGHTS, temporary)
-        except OSError:  # another file system, or one without links
+        except OSError:  # another file system, or no support for links
             shutil.copyfile(source / WEIGHTS, temporary)
     with atomic_path(target / CONFIG) as temporary:
         shutil.copyfile(source / CONFIG, temporary)

@@ -1,4 +1,4 @@
-"""Where everything lies below the repository root; dvc.yaml names the same places."""
+"""Paths below the repository root, the same as in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Paths:
-    """Folders of one configuration, relative to the current folder."""
+    """Folders of a configuration, relative to the working directory."""
 
     def __init__(self, config: Config, root: Path = Path()) -> None:
         self.root = root
@@ -38,7 +38,7 @@ class Paths:
         return self.features / name
 
     def imported(self, name: str) -> Path:
-        """Store of a stream that `mrmodel features import` wrote, if it is there."""
+        """Store of a stream written by `mrmodel features import`, which need not exist."""
         return self.imports / name
 
     def model(self, kind: str, name: str) -> Path:
@@ -46,9 +46,9 @@ class Paths:
         return self.root / "models" / kind / name
 
     def served(self, name: str) -> Path:
-        """The fine-tuned model with its post-processing, as it is served."""
+        """The packaged model: fine-tuned weights with their post-processing."""
         return self.root / "models" / "served" / name
 
     def resume(self, stage: str, inputs: str) -> Path:
-        """State of an interrupted stage with that digest of its inputs; never one of DVC's outs."""
+        """Resume state of a stage with this digest of its inputs; never a DVC output."""
         return self.state / "resume" / stage / inputs[:16]

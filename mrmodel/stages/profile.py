@@ -1,7 +1,7 @@
-"""Stage ``profile``: what the training data are like, small enough to be kept for comparisons.
+"""Stage ``profile``: a compact statistical profile of the training data.
 
-New data are compared with this file (`mrmodel.retrain.drift`), so taking them in needs neither the
-features nor the videos of the old ones.
+New data are compared with this file (`mrmodel.retrain.drift`), so the drift check needs neither the
+features nor the videos of the training data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mrmodel.stages.runner import run_stage
 from mrmodel.stages.scorer import read_rows_if_any
 from mrmodel.types import Annotation
 
-# A distribution function that is known at so many ranks is off by a thousandth at most.
+# An empirical distribution at this many ranks is accurate to 0.001.
 _MOST_VALUES = 1001
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -37,11 +37,11 @@ class _Frozen(BaseModel):
 
 
 class Sample(_Frozen):
-    """Values of one kind.
+    """Empirical distribution of a quantity.
 
     Attributes:
-        count: how many there are.
-        values: all of them in order, or those at equal steps of rank where they are many.
+        count: number of values.
+        values: all values in ascending order, or those at equal steps of rank if there are many.
     """
 
     count: int
@@ -49,7 +49,7 @@ class Sample(_Frozen):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Sample:
-        """Keep what is needed of `values`."""
+        """Sort and subsample `values`."""
         ordered = np.sort(np.array(list(values), dtype=np.float64))
         kept = ordered
         if len(ordered) > _MOST_VALUES:
@@ -59,12 +59,12 @@ class Sample(_Frozen):
 
 
 class StreamProfile(_Frozen):
-    """The features of one video stream, a mean vector a video.
+    """The features of one video stream, as one mean vector per video.
 
     Attributes:
-        videos: how many of them.
-        mean: of the videos' mean vectors, by channel.
-        sd: their standard deviation, by channel; zeros of a single video.
+        videos: number of videos.
+        mean: mean of the videos' mean vectors, per channel.
+        sd: their standard deviation, per channel; zeros for a single video.
         fingerprint: how the features were made.
     """
 
@@ -75,7 +75,7 @@ class StreamProfile(_Frozen):
 
 
 class Profile(_Frozen):
-    """The training split in figures.
+    """Statistics of the training split.
 
     Attributes:
         rows: annotated queries.
@@ -83,8 +83,8 @@ class Profile(_Frozen):
         window_s: length of each window.
         windows_per_query, words_per_query: of each query.
         words: every word of the queries, sorted.
-        unknown_words: share of the words that the queries of one video alone have: what a further
-            video of the same kind is expected to bring.
+        unknown_words: fraction of words that occur in the queries of one video only: what another
+            video of the same kind is expected to add.
         streams: features by the name of the stream.
     """
 
@@ -99,7 +99,7 @@ class Profile(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Profile:
-        """Read what the stage wrote; raises DataError where the file is something else."""
+        """Read a profile; raises DataError if the file has other content."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
@@ -118,7 +118,7 @@ def profile(config: Config, reporter: Reporter) -> None:
 
 
 def profile_of(rows: Sequence[Annotation], streams: dict[str, StreamProfile]) -> Profile:
-    """The profile of annotated rows and the features of their videos."""
+    """The profile of annotations and the features of their videos."""
     by_video: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         by_video[row.vid] += words_of(row.query)
@@ -169,7 +169,7 @@ def _of_store(store: FeatureStore, rows: Sequence[Annotation], reporter: Reporte
 
 
 def _count_words(by_video: dict[str, list[str]]) -> tuple[list[str], float]:
-    """All words, and the share of their uses by the only video that has them."""
+    """All words, and the fraction of word occurrences whose word is in one video only."""
     videos: dict[str, set[str]] = defaultdict(set)
     for vid, words in by_video.items():
         for word in words:

@@ -1,4 +1,4 @@
-"""Stage ``report``: one HTML page that says what the run gave, in tables, curves and pictures."""
+"""Stage ``report``: one HTML page with the tables, curves and examples of a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def report(config: Config, reporter: Reporter) -> None:
 
 
 def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) -> dict[str, str]:
-    """The cards on top of the page."""
+    """The summary cards at the top of the page."""
     best = metrics[f"{model}.finetuned"]
     gains = comparison["differences"]
     cards = {
@@ -95,7 +95,7 @@ def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) ->
 def results_section(
     config: Config, metrics: dict[str, dict[str, float]], comparison: dict[str, Any]
 ) -> Section:
-    """All ways of answering, the interval of the headline figure, and the paired differences."""
+    """All variants, the interval of the headline metric, and the paired differences."""
     figures = list(dict.fromkeys(name for row in metrics.values() for name in row))
     clips = [name for name in figures if name.startswith("HL-")]
     windows = [name for name in figures if name not in clips]
@@ -125,7 +125,7 @@ def results_section(
 
 
 def training_section(config: Config, paths: Paths) -> Section:
-    """Loss and validation curves of every run; of several models, a chart a run."""
+    """Loss and validation curves of every run; with several models, one chart per run."""
     models, runs = config.train.models, ("pretrain", "finetune", "scratch")
     charts = []
     for shown in [runs] if len(models) == 1 else [(run,) for run in runs]:
@@ -146,14 +146,14 @@ def training_section(config: Config, paths: Paths) -> Section:
 
 
 def _curves(paths: Paths, models: Sequence[str], runs: Sequence[str]) -> dict[str, Path]:
-    """Name of each curve and its file."""
+    """Curve name -> file."""
     return {
         f"{run} {model}": paths.training / f"{run}-{model}.csv" for model in models for run in runs
     }
 
 
 def intervid_section(paths: Paths) -> Section:
-    """What became of the captions."""
+    """Statistics of the caption rules and the generated samples."""
     found = _json(paths.intervid / "report.json")
     if found["state"] == "empty":
         return Section("Pre-training data", f"No generated queries: {found['reason']}.")
@@ -174,7 +174,7 @@ def intervid_section(paths: Paths) -> Section:
 
 
 def ablation_sections(config: Config, result: Path) -> list[Section]:
-    """The ablation table, where the study (studies/dvc.yaml) has one of this corpus."""
+    """The ablation table, if the study (studies/dvc.yaml) was run on this corpus."""
     table = _table_of_study(config, result)
     if table is None:
         return []
@@ -183,7 +183,7 @@ def ablation_sections(config: Config, result: Path) -> list[Section]:
 
 
 def compare_sections(config: Config, result: Path) -> list[Section]:
-    """All models beside each other, where the study (studies/dvc.yaml) has them on this corpus."""
+    """The comparison of models, if the study (studies/dvc.yaml) was run on this corpus."""
     table = _table_of_study(config, result)
     if table is None:
         return []
@@ -191,7 +191,7 @@ def compare_sections(config: Config, result: Path) -> list[Section]:
 
 
 def search_sections(config: Config, folder: Path) -> list[Section]:
-    """Searches for better values on this corpus (`mrmodel tune`), one section each."""
+    """Hyperparameter searches on this corpus (`mrmodel tune`), one section each."""
     found = [_table_of_study(config, path) for path in sorted(folder.glob("tune-*.json"))]
     return [
         Section(
@@ -213,12 +213,12 @@ def _table_of_study(config: Config, result: Path) -> Any:
 
 
 def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> Section:
-    """The last grid, all figures, is too wide for a page and stands beside the study's JSON."""
+    """Without the last grid (all metrics), which is too wide; it is in the study's Markdown."""
     return Section(title, " ".join(words), tables=grids[:-1])
 
 
 def examples_section(examples: Sequence[Example]) -> Section:
-    """What the model found, seen."""
+    """Example predictions."""
     return Section(
         "What the model finds",
         "Test queries at the top, in the middle and at the bottom of the ranking by average "
@@ -228,7 +228,7 @@ def examples_section(examples: Sequence[Example]) -> Section:
 
 
 def choose_examples(config: Config, paths: Paths, way: str) -> list[Example]:
-    """`N_EXAMPLES` test queries spread evenly over the ranking by headline figure."""
+    """`N_EXAMPLES` test queries, evenly spaced in the ranking by headline metric."""
     judge = Scorer(config)
     truth = read_annotations(paths.split(reported_split(paths)), config.features.clip_len_s)
     predictions = {row["qid"]: row for row in read_rows(paths.evaluation / f"{way}.jsonl")}
@@ -277,7 +277,7 @@ def _example(
 
 
 def provenance(config: Config, paths: Paths) -> dict[str, str]:
-    """Which features and models the page is about; of declared dependencies alone."""
+    """Features and models of the page, read from declared dependencies only."""
     streams = _json(paths.evaluation / "streams.json")
     kinds = ", ".join(trained_kinds(config))
     return {

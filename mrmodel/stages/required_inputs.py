@@ -1,7 +1,7 @@
-"""What a person must bring before the pipeline can run, and what of it is missing.
+"""Inputs that the user must provide before the pipeline can run, and which are missing.
 
-DVC would name a missing path and no more. The stage ``corpus``, which runs before all others, says
-which file is meant, where it goes, and which command brings it in.
+DVC would only name a missing path. The stage ``corpus``, which runs before all others, reports
+what is missing, where it belongs, and which command creates it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _GUIDE = "docs/howto/your_own_videos.md"
 
 
 def require_inputs(config: Config, paths: Paths) -> None:
-    """Stop where inputs are missing.
+    """Raise an error if inputs are missing.
 
     Raises:
-        DataError: one line for each of them.
+        DataError: one line per missing input.
     """
     missing = missing_inputs(config, paths)
     if missing:
@@ -30,7 +30,7 @@ def require_inputs(config: Config, paths: Paths) -> None:
 
 
 def missing_inputs(config: Config, paths: Paths) -> list[str]:
-    """What is missing, where it goes, and how it gets there; empty for the sample corpus."""
+    """What is missing, where it belongs, and how to create it; empty for the sample corpus."""
     if config.corpus.source == "sample":
         return []
     features = config.features
@@ -39,13 +39,13 @@ def missing_inputs(config: Config, paths: Paths) -> list[str]:
 
 
 def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
-    """The streams that have neither a store nor what their encoder needs.
+    """The streams that have neither a store nor the inputs of their encoder.
 
-    Weights of an encoder are not looked for: it names them itself when it is asked for rows.
+    Encoder weights are not checked; an encoder reports missing weights when it is used.
     """
     has_videos = (paths.root / config.corpus.folder / "videos").is_dir()
     unstored = [stream for stream in streams if not paths.imported(stream).is_dir()]
-    # An encoder of text needs no more than the annotations.
+    # Text encoders need only the annotations.
     ready = [
         stream
         for stream in unstored
@@ -54,7 +54,7 @@ def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> lis
     absent = [stream for stream in unstored if stream not in ready]
     if not absent:
         return []
-    # Whoever brings an archive for the others takes texts from it, too.
+    # If other streams need an archive, text streams are taken from it too.
     wanted = absent if has_videos else unstored
     archived = _by_archive(wanted, config.corpus.name) if config.features.has_imports else {}
     lines = [_archive_line(config, paths, name, found) for name, found in archived.items()]
@@ -63,7 +63,7 @@ def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> lis
 
 
 def _unarchived(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
-    """Lines about streams that no archive has."""
+    """Lines about streams that are in no archive."""
     lines = [
         f"features {stream}: no store in {paths.imports}, no encoder of that name, and no archive "
         f"of {config.corpus.name} has it"
@@ -94,7 +94,7 @@ def _missing_annotations(config: Config, paths: Paths) -> list[str]:
 
 
 def _archive_line(config: Config, paths: Paths, name: str, streams: Sequence[str]) -> str:
-    """Where the stores of some streams go, and the command that makes them of an archive."""
+    """Where the stores of some streams belong, and the command to import them."""
     folder = paths.root / config.corpus.folder
     options = f"--corpus {folder} --output {paths.imports}"
     line = (
@@ -108,9 +108,9 @@ def _archive_line(config: Config, paths: Paths, name: str, streams: Sequence[str
 
 
 def _by_archive(streams: Sequence[str], dataset: str) -> dict[str, list[str]]:
-    """Layout -> the streams to take from it: one that has them all, or else as few as do."""
+    """Layout -> the streams to take from it, with as few layouts as possible."""
     layouts: dict[str, ArchiveLayout] = {name: LAYOUTS.get(name) for name in LAYOUTS}
-    # Archives of this very data set before those that look alike for all sets.
+    # Archives of this data set before generic ones.
     known = sorted(layouts, key=lambda name: dataset not in layouts[name].datasets)
     known = [
         name for name in known if dataset in layouts[name].datasets or not layouts[name].datasets

@@ -1,4 +1,4 @@
-"""What all stage commands share: logging, the parameter file, the record, errors as one line."""
+"""Entry point of the stages: logging, parameters, MLflow tracking, one-line errors."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mrmodel.stages.paths import Paths
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.run import PARENT, TrackedRun, open_run
 
-# Of the settings, the progress and the command-line arguments.
+# Called with the settings, the reporter and the command-line arguments.
 Stage = Callable[[Config, Reporter, dict[str, str]], None]
 
 PARAMS = Path("params.yaml")
-# DVC sets it for the command of a stage.
+# Set by DVC for the command of a stage.
 _DVC_STAGE = "DVC_STAGE"
 
 
 def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
-    """Run `stage` as a process of its own: exit code 1 and one line on a mistake of the input."""
+    """Run `stage` as the main program: exit code 1 and one line on invalid input."""
     run_stage_with(lambda config, reporter, _: stage(config, reporter), ())
 
 
 def run_stage_with(stage: Stage, arguments: tuple[str, ...], recorded: bool = True) -> None:
-    """Like `run_stage`, with required command-line arguments ``--name VALUE`` for the stage.
+    """Like `run_stage`, with required command-line arguments ``--name VALUE``.
 
-    With `recorded` it is a run in MLflow, see `mrmodel.tracking.run.current_run`.
+    With `recorded` the stage is tracked as an MLflow run, see `mrmodel.tracking.run.current_run`.
     """
     parser = argparse.ArgumentParser()
     for name in arguments:
@@ -76,7 +76,7 @@ def _run(
 
 
 def _opening(config: Config, values: dict[str, str], command: str | None) -> RunSpec:
-    """What the record is of: DVC's stage, or, run by hand, the module and its arguments."""
+    """Run spec of the DVC stage or, if run by hand, of the module and its arguments."""
     module = sys.modules["__main__"].__spec__
     path = module.name if module is not None else Path(sys.argv[0]).stem
     name = command or path.rpartition(".")[2]
@@ -92,7 +92,7 @@ def _opening(config: Config, values: dict[str, str], command: str | None) -> Run
 
 
 def _name_device(record: TrackedRun) -> None:
-    """Which processor did the work, for stages that loaded torch."""
+    """Log the device, for stages that loaded torch."""
     torch = sys.modules.get("torch")
     if torch is not None:
         cuda = torch.cuda.is_initialized()

@@ -1,4 +1,4 @@
-"""How every stage post-processes and scores predictions, by the section `evaluate`."""
+"""Post-processing and scoring of predictions, according to the section `evaluate`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Scorer:
         self.protocol: Protocol = get_protocol(self.settings.protocol)
 
     def postprocess(self, config: PostprocessConfig) -> Postprocess:
-        """How the windows of a model become predictions.
+        """Post-processing of a model.
 
         Args:
-            config: which windows, and in ``clean`` mode also how they are finished; ``official``
-                mode finishes them as published for the data set.
+            config: candidate windows and, in ``clean`` mode, the steps after them; ``official``
+                mode uses the published steps for the data set.
         """
         if self.settings.mode == "official":
             return Postprocess(config, self.protocol.official_postprocess(self.clip_len_s))
@@ -43,7 +43,7 @@ class Scorer:
         """All metrics.
 
         A query without a prediction (its video has no features) is a miss in clean mode; official
-        mode, which knows no misses, scores the others and says so.
+        mode scores only the others. Both log a warning.
         """
         rows = list(predictions)
         missing = {row["qid"] for row in truth} - {row["qid"] for row in rows}
@@ -56,7 +56,7 @@ class Scorer:
         return self.protocol.score(truth, rows, "clean")
 
     def figures(self, scores: Scores) -> dict[str, float]:
-        """The few figures to show, the one that chooses a model first; undefined ones left out."""
+        """The main metrics, the headline first; undefined ones are omitted."""
         found = self.protocol.figures(scores.metrics)
         first = self.protocol.headline
         ordered = {first: found.get(first), **found}
@@ -64,14 +64,14 @@ class Scorer:
 
 
 def read_rows_if_any(path: Path, clip_len_s: float) -> list[Annotation]:
-    """The rows of an annotation file; none where a stage wrote it empty on purpose."""
+    """The annotations of a file, which may be empty."""
     if path.stat().st_size == 0:
         return []
     return read_annotations(path, clip_len_s)
 
 
 def reported_split(paths: Paths) -> str:
-    """The split that figures are reported on: ``test``, or ``val`` where a folder has no test."""
+    """The split that metrics are reported on: ``test``, or ``val`` if there is no test split."""
     summary = json.loads((paths.corpus / "corpus.json").read_text(encoding="utf-8"))
     split: str = summary["reported_split"]
     return split

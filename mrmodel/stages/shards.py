@@ -1,8 +1,8 @@
-"""Steps of an extraction in shards, each a command in a clone of the revision that is extracted.
+"""Steps of a sharded extraction, each a command in a clone of the revision to extract.
 
 ``python -m mrmodel.stages.shards --stream S --step plan|make|lay --folder DIR``; see
-`mrmodel.orchestrate.sharding`, which runs them. They are no stages: `extract` is, and it finds what
-``merge`` has put into its work folder.
+`mrmodel.orchestrate.sharding`, which runs them. They are not stages: the stage `extract` uses what
+``lay`` has put into its work folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EARLIER_FILE = "earlier.tar"
 
 
 def step(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Run one step; what it reads and writes lies in ``--folder``.
+    """Run one step; its inputs and outputs are in ``--folder``.
 
     Raises:
         ConfigError: no such step.
@@ -58,18 +58,18 @@ def step(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
 
 
 def stream_plan(config: Config, stream: str) -> dict[str, Any]:
-    """What decides the pieces of a stream of videos, here and now; see `piece_plan`."""
+    """Inputs that determine the partial results of a video stream; see `piece_plan`."""
     info = describe_stream(stream, "video", config.features.clip_len_s)
     return piece_plan(info, extraction_settings(config, Path()).limits)
 
 
 def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
-    """Make the shard that ``order.json`` describes: ``shard.tar`` and ``summary.json``.
+    """Extract the shard described by ``order.json`` to ``shard.tar`` and ``summary.json``.
 
-    ``earlier.tar`` is the same shard with failures that may have passed; its pieces are kept.
+    ``earlier.tar`` is an earlier attempt with transient failures; its successful results are kept.
 
     Raises:
-        FeatureMismatch: this machine would make other rows than the order asks for.
+        FeatureMismatch: this machine would produce other features than the order requires.
     """
     order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
     require_plan(f"{stream} on this machine", stream_plan(config, stream), order["plan"])
@@ -85,10 +85,10 @@ def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
 
 
 def merge(config: Config, stream: str, folder: Path) -> None:
-    """Put the pieces of ``<index>-of-<count>.tar`` into the work folder of the stage ``extract``.
+    """Unpack ``<index>-of-<count>.tar`` into the work folder of the stage ``extract``.
 
     Raises:
-        FeatureError: a shard is refused, see `merge_shard`.
+        FeatureError: a shard is rejected, see `merge_shard`.
     """
     count = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))["count"]
     videos, plan = videos_in(Paths(config)), stream_plan(config, stream)
@@ -119,5 +119,5 @@ def _keep(
 
 
 if __name__ == "__main__":
-    # The stage whose shards these are has the record.
+    # Only the stage `extract` is tracked.
     run_stage_with(step, ("stream", "step", "folder"), recorded=False)

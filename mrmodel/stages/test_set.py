@@ -1,7 +1,7 @@
-"""A test set as it was when a model was scored on it: rows, video contents, one digest.
+"""Frozen test set of an evaluation: annotations, video contents, and one digest.
 
-Two models are compared on one digest only. A row more, a window moved or a video encoded anew is
-another test set, and starts another line of comparison.
+Models are compared only if the digests are equal. Any change of a row, a window or a video gives
+another test set and a new baseline.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mrmodel.types import Annotation
 
 @dataclass(frozen=True, slots=True)
 class TestSetContents:
-    """Annotated queries and the videos that they are about.
+    """Annotated queries and their videos.
 
     Attributes:
-        split: ``test``, or ``val`` where a folder has no test split.
-        rows: as in the annotation file, in its order.
-        videos: SHA-256 of each video file by id; empty where features came without one.
+        split: ``test``, or ``val`` if there is no test split.
+        rows: records of the annotation file, in its order.
+        videos: SHA-256 of each video file by id; empty if features came without videos.
     """
 
     split: str
@@ -36,12 +36,12 @@ class TestSetContents:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that may decide a figure; the order of the rows does not."""
+        """SHA-256 of everything that affects a metric; independent of the order of the rows."""
         ordered = sorted(self.rows, key=lambda row: str(row["qid"]))
         return digest_of({"rows": ordered, "videos": dict(self.videos)})
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """JSON-able form for `from_json`."""
         return {
             "digest": self.digest,
             "split": self.split,
@@ -51,14 +51,14 @@ class TestSetContents:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> TestSetContents:
-        """Read a frozen set and check it against its own digest.
+        """Read a frozen set and verify its digest.
 
         Args:
             text: JSON of `as_json`.
-            where: for messages.
+            where: origin, for error messages.
 
         Raises:
-            DataError: it is something else, or was changed.
+            DataError: the text has other content, or was changed.
         """
         try:
             raw = json.loads(text)
@@ -73,7 +73,7 @@ class TestSetContents:
 
 
 def freeze(split: str, truth: Iterable[Annotation], stream: Path) -> TestSetContents:
-    """The rows of a split with the contents of their videos, as the feature folder records them."""
+    """The rows of a split with the hashes of their videos from the feature folder."""
     rows = tuple(row.as_row() for row in truth)
     contents = video_contents(stream)
     bases = {_whole(str(row["vid"]), contents) for row in rows}
@@ -81,11 +81,11 @@ def freeze(split: str, truth: Iterable[Annotation], stream: Path) -> TestSetCont
 
 
 def video_contents(stream: Path) -> dict[str, str]:
-    """SHA-256 of the file of every video behind a feature folder, failed ones too."""
+    """SHA-256 of every video file of a feature folder, including failed ones."""
     return {row.entry.key: row.entry.src_sha256 for row in read_index(stream)}
 
 
 def _whole(vid: str, contents: Mapping[str, str]) -> str:
-    """The video that `vid` is, or is a part of."""
+    """The id of the whole video, if `vid` is a segment."""
     segment = split_segment(vid)
     return vid if vid in contents or segment is None else segment.base

@@ -1,4 +1,4 @@
-"""Stages ``pretrain``, ``finetune`` and ``scratch``: the three trainings of the main job."""
+"""Stages ``pretrain``, ``finetune`` and ``scratch``: the three trainings of the pipeline."""
 
 from __future__ import annotations
 

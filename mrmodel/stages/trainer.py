@@ -1,4 +1,4 @@
-"""What ``pretrain``, ``finetune`` and ``scratch`` share: data in, one model folder out."""
+"""Training shared by ``pretrain``, ``finetune`` and ``scratch``: data in, model folder out."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from mrmodel.types import Annotation
 
 log = logging.getLogger(__name__)
 
-# A resume state of other code must not be continued: it would end in weights nobody can make again.
+# Packages whose code invalidates a resume state: mixing versions would not be reproducible.
 _CODE = ("data", "features", "losses", "models", "train")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training: which model, on what, from where, to where.
+    """One training: model, data, initial weights and outputs.
 
     Attributes:
         run: ``pretrain``, ``finetune`` or ``scratch``: the section below `train`.
         model: name below `models`.
-        seed: of every random draw.
-        train, val: annotation files; without a row in `val` nothing is validated.
-        start: model folder of the first weights, None = fresh ones.
+        seed: seed of all random draws.
+        train, val: annotation files; if `val` is empty there is no validation.
+        start: model folder of the initial weights, None = random initialisation.
         out: model folder to write.
-        figures: ``<figures>.json`` and ``<figures>.csv`` take the results and the curves.
-        label: what a study calls the run; the main job has none.
+        figures: results are written to ``<figures>.json``, curves to ``<figures>.csv``.
+        label: name of the run in a study; None in the main job.
     """
 
     run: str
@@ -64,22 +64,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For people and for folder names."""
+        """Name for display and for folders."""
         return f"{self.label or self.run}@{self.model}"
 
 
 def train_model(
     config: Config, job: Job, reporter: Reporter, watch: Recorder | None = None
 ) -> Progress:
-    """Train and write the model folder, the figures and the curves; continue if interrupted.
+    """Train and write the model folder, metrics and curves; resumes an interrupted training.
 
-    The time that it took is in what it returns, and in no file: outputs are the same every time.
+    The training time is returned but not written to a file: outputs are reproducible.
 
     Args:
         config: all settings.
         job: the training.
-        reporter: told of every step.
-        watch: told of every epoch, after the record; it may raise `StoppedEarly`.
+        reporter: notified of every step.
+        watch: notified of every epoch, after tracking; it may raise `StoppedEarly`.
     """
     paths = Paths(config)
     device = pick_device(config.train.device)
@@ -119,19 +119,19 @@ class _Both:
         self._recorders = first, second
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Tell both."""
+        """Log to both."""
         for recorder in self._recorders:
             recorder.log(figures, step)
 
 
 def run_settings(config: Config, run: str) -> RunSettings:
-    """The section of a run."""
+    """The section of a run below `train`."""
     settings: RunSettings = getattr(config.train, run)
     return settings
 
 
 def open_features(config: Config, paths: Paths, device: torch.device) -> BatchBuilder:
-    """The corpus' feature stores as a source of batches."""
+    """A batch builder over the feature stores of the corpus."""
     return BatchBuilder(
         [FeatureStore(paths.stream(name)) for name in config.features.video_streams],
         [FeatureStore(paths.stream(name)) for name in config.features.text_streams],
@@ -149,10 +149,10 @@ def open_set(
 
 
 def describe_model(config: Config, job: Job, builder: BatchBuilder) -> ModelConfig:
-    """config.json of the model folder, but for the results.
+    """config.json of the model folder, without the results.
 
     Raises:
-        ConfigError: the model cannot read these feature streams as its settings say.
+        ConfigError: the model's settings do not support these feature streams.
     """
     MODELS.get(job.model).check_streams(
         config.models[job.model],
@@ -173,7 +173,7 @@ def describe_model(config: Config, job: Job, builder: BatchBuilder) -> ModelConf
 
 
 class Validation:
-    """Figures of a model on annotated rows, the one that chooses first."""
+    """Metrics of a model on annotated samples, the headline first."""
 
     def __init__(self, config: Config, rows: Sequence[Annotation], builder: BatchBuilder) -> None:
         self._judge = Scorer(config)
@@ -182,7 +182,7 @@ class Validation:
         self._data = open_set(config, rows, builder, seed=0)
 
     def __call__(self, model: MomentModel) -> dict[str, float]:
-        """Predict all rows and score them."""
+        """Predict all samples and score them."""
         postprocess = self._judge.postprocess(model.validation)
         found = predict_set(model, self._data, self._batch_size, postprocess)
         rows = [prediction.as_row() for prediction in found]
@@ -216,7 +216,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
 
 
 def _record_settings(record: TrackedRun, config: Config, job: Job) -> None:
-    """What decides the training, with every value that params.yaml leaves to a preset."""
+    """Log the settings of the training, including all values that come from a preset."""
     settings = MODELS.get(job.model).Settings
     model = validate_section(settings, config.models[job.model], f"models.{job.model}")
     run = run_settings(config, job.run)
@@ -241,5 +241,5 @@ def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress
 
 
 def validation_of(row: Mapping[str, float]) -> dict[str, float]:
-    """The validation figures in a row of a training's history; empty where none was due."""
+    """The validation metrics in a row of the training history; empty if there was none."""
     return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}

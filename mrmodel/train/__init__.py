@@ -1,1 +1,1 @@
-"""Training: the loop, the schedule, and what a trained model is on disk."""
+"""Training: the loop, the schedule, and model folders."""

@@ -1,7 +1,7 @@
-"""What a model is on disk: ``model.safetensors`` and ``config.json``; and, apart, the resume state.
+"""Model folders (``model.safetensors``, ``config.json``) and, apart from them, the resume state.
 
-The model folder is a DVC output and holds nothing that could run code. The resume state lives
-outside of it (DVC deletes a stage's outputs before it runs it) and is gone once training ends.
+The model folder is a DVC output and holds nothing that could run code. The resume state is kept
+outside of it (DVC deletes a stage's outputs before running it) and is deleted when training ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class ModelStream:
-    """One feature stream that a model reads: its encoder's name, width and fingerprint digest.
+    """A feature stream of a model: name of its encoder, width and fingerprint digest.
 
-    Without a fingerprint the rows are made by another program, and nothing here can check them.
+    Streams made by other programs have no fingerprint and cannot be checked.
     """
 
     name: str
@@ -41,10 +41,10 @@ class ModelStream:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """All that is needed to build the model again and to prepare its input.
+    """Everything needed to rebuild the model and to prepare its input.
 
     `settings` are the model's own; `clip_len_s`, `max_clips` and `max_tokens` shape the input;
-    `training` says where the weights came from and is not read by the code.
+    `training` records the origin of the weights and is not read by the code.
     """
 
     model: str
@@ -59,21 +59,21 @@ class ModelConfig:
 
     @property
     def video_dim(self) -> int:
-        """Channels of a prepared clip row: all streams and the two temporal end-points."""
+        """Channels of a prepared clip: all streams and the two temporal end-points."""
         return sum(stream.dim for stream in self.video_streams) + 2
 
     @property
     def text_dim(self) -> int:
-        """Channels of a prepared token row."""
+        """Channels of a prepared token."""
         return sum(stream.dim for stream in self.text_streams)
 
     def build(self) -> MomentModel:
-        """A model of this configuration with fresh weights from torch's global generator."""
+        """A model of this configuration, initialised from torch's global generator."""
         return build_model(self.model, self.video_dim, self.text_dim, self.settings)
 
 
 def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
-    """Write a model folder; config.json comes last, so a folder with it is whole."""
+    """Write a model folder; config.json is written last, so a folder with it is complete."""
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
@@ -87,7 +87,7 @@ def load_config(folder: Path) -> ModelConfig:
     """Read config.json of a model folder.
 
     Raises:
-        CheckpointError: no such folder, or it was written by another format.
+        CheckpointError: no such folder, or its format is not supported.
     """
     path = folder / CONFIG
     try:
@@ -112,10 +112,10 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def _without_postprocessing(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of SG-DETR as 73fdf51 wrote them, as the network reads them now.
+    """Convert settings of SG-DETR from the format of commit 73fdf51.
 
-    What made windows was a part of them (`mrmodel.predict.serving` reads it), and the exponent of
-    the matching cost could be null for the one that ranked windows.
+    They included the post-processing (which `mrmodel.predict.serving` reads), and a null exponent
+    of the matching cost meant that of the window ranking.
     """
     kept = {name: value for name, value in settings.items() if name != "infer"}
     match = kept.get("match", {})
@@ -125,10 +125,10 @@ def _without_postprocessing(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:
-    """Build the model of a folder and fill in its weights, in eval mode.
+    """Build the model of a folder and load its weights, in eval mode.
 
     Raises:
-        CheckpointError: missing file, unknown model, or tensors that do not fit, each named.
+        CheckpointError: missing file, unknown model, or mismatched tensors, each named.
     """
     config = load_config(folder)
     try:
@@ -140,7 +140,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Moment
 
 
 def load_weights(model: MomentModel, folder: Path) -> None:
-    """Copy the weights of a model folder into `model`; every name and shape must fit."""
+    """Copy the weights of a model folder into `model`; all names and shapes must match."""
     path = folder / WEIGHTS
     try:
         tensors = load_file(path)
@@ -155,12 +155,12 @@ def load_weights(model: MomentModel, folder: Path) -> None:
 
 
 def load_start(model: MomentModel, folder: Path, config: ModelConfig) -> None:
-    """Fill `model`, which `config` describes, with the weights that training goes on from.
+    """Load the initial weights of training into `model`, which `config` describes.
 
     Raises:
-        CheckpointError: the folder's model is another one, or has other attention heads, which
-            leave no trace in the shapes; or a tensor does not fit.
-        FeatureMismatch: it reads other features.
+        CheckpointError: the folder holds another model, or one with another number of attention
+            heads (which the shapes do not show); or a tensor does not match.
+        FeatureMismatch: it was trained on other features.
     """
     start = load_config(folder)
     if start.model != config.model:
@@ -174,10 +174,10 @@ def load_start(model: MomentModel, folder: Path, config: ModelConfig) -> None:
 
 
 def require_same_features(folder: Path, model: ModelConfig, here: ModelConfig) -> None:
-    """Check that the model of a folder reads the streams that `here` has.
+    """Check that the model of a folder uses the streams that `here` has.
 
     Raises:
-        FeatureMismatch: it reads others. Rows of another program are known by name and width only.
+        FeatureMismatch: it uses others. Streams of other programs are compared by name and width.
     """
     for kind in ("video_streams", "text_streams"):
         theirs, ours = getattr(model, kind), getattr(here, kind)
@@ -197,7 +197,7 @@ def _heads(config: ModelConfig) -> int | None:
 
 
 def _same_rows(theirs: tuple[ModelStream, ...], ours: tuple[ModelStream, ...]) -> bool:
-    """Whether two models read the same rows; without a fingerprint the names must do."""
+    """Whether two models use the same features; without a fingerprint the names are compared."""
     return len(theirs) == len(ours) and all(
         (a.name, a.dim) == (b.name, b.dim) and a.fingerprint in (None, b.fingerprint)
         for a, b in zip(theirs, ours, strict=True)
@@ -221,7 +221,7 @@ def save_resume_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any] | None:
-    """The state of an interrupted training, or None when there is none."""
+    """The state of an interrupted training, or None."""
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
-"""The training loop; read it from top to bottom.
+"""The training loop.
 
-Everything random in step k comes from seeds derived from (run seed, k), so a run that was killed
-and continues from its last checkpoint ends in the same bytes as one that was left alone.
+All randomness of step k is seeded from (run seed, k), so a run that is interrupted and resumed from
+its last checkpoint produces byte-identical outputs.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ Validate = Callable[[MomentModel], Mapping[str, float]]
 
 
 class TrainingData(Protocol):
-    """What the loop needs of a data set; `mrmodel.data.loader.MomentDataset` is one."""
+    """Interface of a data set for the loop; implemented by `mrmodel.data.loader.MomentDataset`."""
 
     def epoch_batches(self, epoch: int) -> Sequence[Any]:
-        """Row numbers of each batch of an epoch; a function of the epoch alone."""
+        """Sample indices of each batch of an epoch; depends on the epoch alone."""
 
     def batch(self, indices: Any, epoch: int) -> tuple[Batch, Targets]:
-        """Input and ground truth of these rows, on the device of the model."""
+        """Input and ground truth of these samples, on the device of the model."""
 
 
 class Recorder(Protocol):
-    """Where figures go while training runs."""
+    """Destination of metrics during training."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Keep `figures` as of `step`."""
+        """Log the metrics `figures` at `step`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train: the settings, the seed, and where an interrupted run left its state."""
+    """How to train: the settings, the seed, and the resume file."""
 
     settings: TrainSettings
     run: RunSettings
@@ -67,10 +67,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is. `history` has one row an epoch; `best_*` belong to the best validation.
+    """State of a run. `history` has one row per epoch; `best_*` belong to the best validation.
 
-    `seconds` is the time of the steps alone, from the forward pass to the update: no loading, no
-    validation, no checkpoints. Steps that are done again after an interruption count once.
+    `seconds` is the time of the steps alone, from the forward pass to the update, without loading,
+    validation and checkpoints. Steps repeated after an interruption count once.
     """
 
     step: int = 0
@@ -89,18 +89,18 @@ def fit(
     validate: Validate | None,
     watchers: tuple[Recorder, Reporter],
 ) -> Progress:
-    """Train `model` in place; it ends with the weights that the run's `select` rule picks.
+    """Train `model` in place; it ends with the weights selected by the run's `select`.
 
     Args:
-        model: a model with its first weights.
+        model: a model with its initial weights.
         data: the training set.
         plan: settings, seed, resume file.
-        validate: figures of the model on validation data; the first one decides what is best.
-            Without it the last weights are the result, whatever `select` says.
-        watchers: where figures and progress go.
+        validate: metrics of the model on validation data; the first one selects the best weights.
+            Without it the last weights are the result, regardless of `select`.
+        watchers: receive metrics and progress.
 
     Raises:
-        TrainingError: a loss stopped being finite; names the step, the losses and the batch's ids.
+        TrainingError: a loss is not finite; names the step, the losses and the batch's ids.
     """
     recorder, reporter = watchers
     settings, run = plan.settings, plan.run
@@ -111,7 +111,7 @@ def fit(
     parameters = list(model.parameters())
     optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.weight_decay_on)
     progress = resume(plan.resume_file, model, optimizer)
-    for row in progress.history:  # Of the interrupted run, whose record is another.
+    for row in progress.history:  # Of the interrupted run, which was another MLflow run.
         recorder.log(row, int(row["step"]))
 
     batches = data.epoch_batches(0)
@@ -171,14 +171,14 @@ def fit(
 
 
 def read_figures(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """The total (as ``loss``) and every named loss as numbers, with a single device transfer."""
+    """The total (as ``loss``) and every named loss as floats, with a single device transfer."""
     with torch.no_grad():
         values = torch.stack([total, *losses.values()])
     return dict(zip(["loss", *losses], values.tolist(), strict=True))
 
 
 def stop_if_not_finite(figures: Mapping[str, float], step: int, batch: Batch) -> None:
-    """Raise TrainingError when a loss is NaN or infinite."""
+    """Raise TrainingError if a loss is NaN or infinite."""
     broken = {name: value for name, value in figures.items() if not math.isfinite(value)}
     if broken:
         faults = ", ".join(f"{name} = {value}" for name, value in broken.items())
@@ -190,14 +190,14 @@ def stop_if_not_finite(figures: Mapping[str, float], step: int, batch: Batch) ->
 
 
 def close_epoch(progress: Progress, steps: int, epoch: int, rate: float) -> dict[str, float]:
-    """Means over the epoch's steps as a history row; the sums start anew."""
+    """Means over the epoch's steps as a history row; resets the sums."""
     means = {f"train/{name}": value / steps for name, value in progress.sums.items()}
     progress.sums = {}
     return {"step": progress.step, "epoch": epoch + 1, "lr": rate, **means}
 
 
 def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[str, float]:
-    """Validate, and keep the weights when they are the best so far (the earliest wins a tie)."""
+    """Validate, and keep the weights if they are the best so far (the earliest wins a tie)."""
     model.eval()
     with torch.inference_mode():
         figures = dict(validate(model))
@@ -213,7 +213,7 @@ def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[st
 def state_of(
     model: MomentModel, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> dict[str, Any]:
-    """All that the next step depends on."""
+    """The complete resume state."""
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -222,7 +222,7 @@ def state_of(
 
 
 def resume(path: Path, model: MomentModel, optimizer: torch.optim.Optimizer) -> Progress:
-    """Continue from the state at `path` where there is one, else start at step 0."""
+    """Continue from the state at `path` if there is one, else start at step 0."""
     state = load_resume_state(path)
     if state is None:
         return Progress()

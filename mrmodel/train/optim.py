@@ -1,8 +1,8 @@
-"""AdamW, learning-rate schedules as functions of the step alone, and device and precision of a run.
+"""AdamW, learning-rate schedules, and device and precision of a run.
 
-The published baselines use one parameter group with weight decay on everything (baselines: 8.1),
-SG-DETR decays matrices only (its design, section 7). The schedule is a pure function, so a resumed
-run needs no scheduler state.
+The published baselines use one parameter group with weight decay on everything, SG-DETR decays
+matrices only. The schedule is a pure function of the step, so a resumed run needs no scheduler
+state.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import nn
 from mrmodel.config.schema import RunSettings
 from mrmodel.errors import ConfigError
 
-# Share of the rate with which the warm-up of `multistep` begins.
+# Initial factor of the learning rate in the warm-up of `multistep`.
 _FIRST_SHARE = 1e-3
 
 
 def build_optimizer(
     module: nn.Module, lr: float, weight_decay: float, decay: Literal["all", "matrices"]
 ) -> torch.optim.AdamW:
-    """AdamW with the fused kernel, which exists on CPU and CUDA and reads each tensor once.
+    """AdamW with the fused kernel (CPU and CUDA).
 
     Args:
-        module: whose parameters to train.
-        lr: first learning rate of every group.
-        weight_decay: share of a decayed parameter that a step at rate 1 takes away.
-        decay: what is decayed: ``all`` parameters, or ``matrices``, which are the weights of linear
-            maps, convolutions and attention, but neither biases, norms and scalars nor embeddings,
+        module: the module to train.
+        lr: initial learning rate of every group.
+        weight_decay: decoupled weight decay.
+        decay: which parameters are decayed: ``all``, or ``matrices``: the weights of linear
+            layers, convolutions and attention, but not biases, norms, scalars, embeddings,
             learned tokens and references.
     """
     groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
@@ -46,8 +46,8 @@ def build_optimizer(
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices, all others), each in the order of ``module.parameters()``.
 
-    A matrix has at least two axes and is called ``weight`` or ``..._weight`` in a layer other than
-    an embedding; a learned token or reference is a parameter with a name of its own.
+    A matrix has at least two axes and is named ``weight`` or ``..._weight`` in a layer other than
+    an embedding; learned tokens and references have other names.
     """
     tables = {
         id(table)
@@ -66,10 +66,10 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of 0-based `step`.
 
-    ``constant``; ``step``: x 0.1 every `step_size`; ``cosine``: down to 1 % of `lr` at the
-    end; ``linear``: constant to the milestone, then down to nothing at the end (SA-DETR's design,
-    section 4); `warmup` climbs linearly to `lr` first. ``multistep``: x `gamma` at each milestone,
-    times a warm-up from 0.1 % that does not delay the milestones (SG-DETR's design, section 7).
+    ``constant``; ``step``: x 0.1 every `step_size`; ``cosine``: down to 1 % of `lr` at the end;
+    ``linear``: constant up to the milestone, then linearly to zero at the end (SA-DETR); all of
+    them after a linear `warmup` to `lr`. ``multistep``: x `gamma` at each milestone, times a
+    warm-up from 0.1 % that does not delay the milestones (SG-DETR).
     """
     warmup = run.warmup * (steps_per_epoch if run.warmup_unit == "epoch" else 1)
     if run.schedule == "multistep":
@@ -90,16 +90,16 @@ def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the rate `lr`."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def pick_device(wish: str) -> torch.device:
-    """``auto`` is the first CUDA device where there is one, else the CPU.
+    """Device by name; ``auto`` is the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: a CUDA device was asked for and none is there.
+        ConfigError: a CUDA device was requested, but none is available.
     """
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,15 +109,15 @@ def pick_device(wish: str) -> torch.device:
 
 
 def set_threads(wish: int) -> None:
-    """Threads of one tensor operation; 0 means one a core.
+    """Set the number of intra-op threads; 0 means one per core.
 
-    The number of threads changes the order of float sums, so it is part of what gives equal bytes.
+    It changes the order of float sums, so reproducible outputs need the same number.
     """
     torch.set_num_threads(wish or os.cpu_count() or 1)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of the forward pass: bfloat16 matrix products, or nothing for ``fp32``."""
+    """The context of the forward pass: bfloat16 autocast, or a null context for ``fp32``."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

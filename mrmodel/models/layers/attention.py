@@ -15,7 +15,7 @@ from mrmodel.models.layers.feed_forward import Drop, add_projected
 
 
 class Inputs(NamedTuple):
-    """What attention reads: (B, S, d), (B, T, d), (B, T, d)."""
+    """Query, key and value: (B, S, d), (B, T, d), (B, T, d)."""
 
     query: Tensor
     key: Tensor
@@ -60,15 +60,15 @@ def attend_by(
     weigh: Callable[[Tensor], Tensor],
     p: float = 0.0,
 ) -> Tensor:
-    """`attend` with weights of the caller's making.
+    """`attend` with attention weights computed by the caller.
 
     Args:
-        query: as in `attend`, like all but `weigh`.
+        query: as in `attend`, like all arguments but `weigh`.
         key: (B, T, d).
         value: (B, T, V).
         heads: divides d and V.
-        weigh: makes attention weights of the scaled scores, both (B, heads, S, T) float32. Masks
-            are its business.
+        weigh: maps scaled scores to attention weights, both (B, heads, S, T) float32; it also
+            applies masks.
         p: dropout of the weights.
 
     Returns:
@@ -81,7 +81,7 @@ def attend_by(
 
 
 def interleave_heads(content: Tensor, position: Tensor, heads: int) -> Tensor:
-    """Each head gets its content, then its position.
+    """Concatenate content and position within each head.
 
     Args:
         content: (B, S, d).
@@ -114,7 +114,7 @@ class MultiheadAttention(nn.Module):
     def forward(
         self, inputs: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
     ) -> Tensor:
-        """norm(residual + dropout(attention)); without `norm` the sum itself.
+        """norm(residual + dropout(attention)); just the sum if `norm` is None.
 
         Args:
             inputs: query (B, S, d), key (B, T, d) and value (B, T, d) before their projections.
@@ -136,7 +136,7 @@ class MultiheadAttention(nn.Module):
     def read(
         self, projected: Inputs, allowed: Tensor | None, residual: Tensor, norm: nn.LayerNorm | None
     ) -> Tensor:
-        """As `forward`, of inputs that are projected already."""
+        """As `forward`, with inputs that are already projected."""
         mixed = attend(*projected, self.heads, allowed, self.p)
         return add_projected(mixed, residual, self.out_proj, self.branch, norm)
 
@@ -167,7 +167,7 @@ class MultiheadAttention(nn.Module):
         return Inputs(*self._project(sequence, 0, 3).chunk(3, dim=-1))
 
     def _project_apart(self, sequences: Sequence[Tensor], parts: Sequence[int]) -> list[Tensor]:
-        """Each sequence by so many of the three parts of the weights, in their order."""
+        """Project each sequence with its number of consecutive parts of the packed weights."""
         rows = [part * self.hidden for part in parts]
         weights, biases = (torch.split(t, rows) for t in (self.in_proj_weight, self.in_proj_bias))
         return [F.linear(*inputs) for inputs in zip(sequences, weights, biases, strict=True)]

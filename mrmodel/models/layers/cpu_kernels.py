@@ -1,14 +1,14 @@
-"""Fused steps for CPU: the arithmetic of the plain layers, walked in cache-sized pieces.
+"""Fused CPU kernels: the arithmetic of the plain layers, computed in cache-sized chunks.
 
-On a CPU a transformer layer loses a third of its time between the matrix products: every dropout,
-activation and norm sends whole tensors through memory. Rows (or samples) do not depend on each
-other there, so these functions take a few hundred rows through all steps while they stay in the
-cache, keep only what the backward pass needs, and redraw the dropout masks from their random bits.
+On a CPU a transformer layer spends a third of its time outside the matrix products: every dropout,
+activation and norm streams whole tensors through memory. Rows (or samples) are independent there,
+so these functions take a few hundred rows through all steps while they stay in the cache, keep
+only what the backward pass needs, and regenerate the dropout masks from their random bits.
 
 The gradients are written out by hand; tests compare each function with the same layers in autograd.
-`usable` says where they apply: float32 training on a CPU without autocast (`usable_for_inference`:
-the same without gradients, for the one function that pays there). Everywhere else the modules run
-their plain definition.
+`usable` decides where they apply: float32 training on a CPU without autocast
+(`usable_for_inference`: the same without gradients, for the one function that is faster there).
+Everywhere else the modules run their plain definition.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from mrmodel.models.layers.dropout import (
     kept_paths,
 )
 
-PIECE = 1 << 19  # elements of the widest tensor of a piece: 2 MiB
-_LINE = 16  # floats of a cache line: rows that start on one are read faster by matrix products
+PIECE = 1 << 19  # elements of the widest tensor of a chunk: 2 MiB
+_LINE = 16  # floats per cache line: matrix products read aligned rows faster
 
 
 def usable(tensor: Tensor, training: bool) -> bool:
-    """Whether the fused functions compute what the plain layers would compute for `tensor`."""
+    """Whether the fused functions are equivalent to the plain layers for `tensor`."""
     return (
         training
         and tensor.device.type == "cpu"
@@ -45,7 +45,7 @@ def usable(tensor: Tensor, training: bool) -> bool:
 
 
 def usable_for_inference(tensor: Tensor, training: bool) -> bool:
-    """Whether `feed_forward_at_rest` computes what the plain layers would compute for `tensor`."""
+    """Whether `feed_forward_at_rest` is equivalent to the plain layers for `tensor`."""
     return usable(tensor, not training) and not torch.is_grad_enabled()
 
 
@@ -63,7 +63,7 @@ def feed_forward(
         residual: what the result is added to.
         layers: first Linear, activation, second Linear.
         norm: over the last axis.
-        branch: what is dropped before the sum; units are dropped after the activation too.
+        branch: dropout before the sum; unit dropout also applies after the activation.
     """
     first, activation, second = layers
     slope = activation.weight if isinstance(activation, nn.PReLU) else None
@@ -121,7 +121,7 @@ def add_projected(
     norm: nn.LayerNorm | None,
     branch: BranchDropout,
 ) -> Tensor:
-    """norm(residual + Drop(W source)), (B, ..., d) each; without `norm` the sum itself."""
+    """norm(residual + Drop(W source)), (B, ..., d) each; just the sum if `norm` is None."""
     bias = linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
     output: Tensor = _AddProjected.apply(  # type: ignore[no-untyped-call]
         _rows(source), _rows(residual), linear.weight, bias,
@@ -150,7 +150,7 @@ def attend(
 
 
 class _Masks:
-    """The dropout of one fused function: draws a mask for each piece, and redraws it later."""
+    """Dropout of one fused function: draws a mask per chunk and regenerates it for backward."""
 
     def __init__(self, p: float) -> None:
         self.p, self.scale = p, 1.0 / (1.0 - p)
@@ -159,7 +159,7 @@ class _Masks:
         self._mask, self._mask_of = torch.empty(0), -1
 
     def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
-        """`values` without the dropped elements, in `out` or in place; the scale is left out."""
+        """Zero the dropped elements of `values`, in `out` or in place, without rescaling."""
         out = values if out is None else out
         if self.p:
             return torch.mul(values, self._of(values, piece), out=out)
@@ -172,7 +172,7 @@ class _Masks:
         return torch.addcmul(residual, values, self._of(values, piece), value=self.scale, out=out)
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
-        """1 for what stays, 0 for what is dropped, in a buffer that the next piece will reuse."""
+        """1 for kept elements, 0 for dropped ones, in a buffer that the next chunk reuses."""
         if self._source is not None and piece == len(self._dropped):
             self._dropped.append(self._source.draw(values.numel()))
         dropped = self._dropped[piece]
@@ -185,7 +185,7 @@ class _Masks:
 
 
 class _PathMasks(_Masks):
-    """Likewise for whole branches: one decision for all rows of a sample."""
+    """Masks of whole branches: one decision for all rows of a sample."""
 
     def __init__(self, p: float, residual: Tensor) -> None:
         super().__init__(0.0)
@@ -196,7 +196,7 @@ class _PathMasks(_Masks):
 
     def _of(self, values: Tensor, piece: int) -> Tensor:
         if piece == 0:
-            self._size = len(values)  # all pieces but the last one are alike
+            self._size = len(values)  # all chunks but the last have this size
         return self._kept[piece * self._size :][: len(values)]
 
 
@@ -429,17 +429,17 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 def _size(width: int) -> int:
-    """Rows of a piece whose widest tensor has `width` elements a row."""
+    """Rows of a chunk whose widest tensor has `width` elements per row."""
     return max(1, PIECE // width)
 
 
 def _samples(key: Tensor, weights: Tensor) -> int:
-    """Samples of a piece of attention."""
+    """Samples of a chunk of attention."""
     return _size(max(key[0].numel(), weights[0].numel()))
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, slice]]:
-    """(0, rows of the first piece), (1, rows of the second) ..."""
+    """(0, rows of the first chunk), (1, rows of the second) ..."""
     return ((i, slice(start, start + size)) for i, start in enumerate(range(0, count, size)))
 
 
@@ -455,7 +455,7 @@ def _split(sequence: Tensor, heads: int) -> Tensor:
 
 
 def _joined_shape(split: Tensor) -> Tensor:
-    """Room for `split` (B, heads, S, E / heads) in the layout (B, S, E)."""
+    """Uninitialised memory for `split` (B, heads, S, E / heads) in the layout (B, S, E)."""
     size, heads, length, width = split.shape
     return split.new_empty(size, length, heads * width)
 
@@ -489,7 +489,7 @@ def _norm_backward(
     gradient: Tensor, source: Tensor, statistics: tuple[Tensor, Tensor],
     affine: tuple[Tensor, Tensor], sums: Any, with_source: bool = True,
 ) -> Tensor:  # fmt: skip
-    """Gradient of a LayerNorm's input; those of its gain and offset are added to `sums`."""
+    """Gradient of a LayerNorm's input; those of its weight and bias are added to `sums`."""
     d_source, d_gamma, d_beta = torch.ops.aten.native_layer_norm_backward(
         gradient, source, affine[0].shape, *statistics, *affine, [with_source, True, True]
     )

@@ -1,4 +1,4 @@
-"""The DAB-style decoder of QD-DETR: queries are spans that each layer refines."""
+"""The DAB-DETR-style decoder of QD-DETR: queries are spans that each layer refines."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class DabDecoder(nn.Module):
             allowed: as in `attend`.
 
         Returns:
-            Normalised states (layers, B, Q, d), and the reference spans (layers, B, Q, 2) that each
-            layer started from. A reference passes its gradient to the heads that read it, not
-            to the layer that starts from it.
+            Normalised states (layers, B, Q, d), and the reference spans (layers, B, Q, 2) of each
+            layer's input. A reference propagates gradients from the heads that read it, but not
+            from the layer that starts from it.
         """
-        # Until the first layer has read the memory all samples are alike: one row stands for all.
+        # All samples are identical until the first layer reads the memory: batch size 1 until then.
         reference = start = anchors.sigmoid().unsqueeze(0)
         target = memory.new_zeros(1, len(anchors), self.hidden)
         targets: list[Tensor] = []
@@ -67,12 +67,12 @@ class DabDecoder(nn.Module):
         query = self.query_position(code)
         if scaled:
             code = code * self.query_scale(target)
-        # One factor for all channels, the centre's half included: as published.
+        # As published: one factor for all channels, including the centre's half.
         return query, code * (self.width_scale(target).sigmoid() / span[..., 1:])
 
 
 class DabDecoderLayer(nn.Module):
-    """Self-attention, cross-attention with span codes beside the content, PReLU feed-forward."""
+    """Self-attention, cross-attention on content and span codes, PReLU feed-forward."""
 
     def __init__(self, settings: LayerSettings, first: bool) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class DabDecoderLayer(nn.Module):
         allowed: Tensor | None,
         mutual: Tensor | None = None,
     ) -> Tensor:
-        """One round of decoding.
+        """Apply the layer.
 
         Args:
             target: (B or 1, Q, d).

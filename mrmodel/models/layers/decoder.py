@@ -12,7 +12,7 @@ from mrmodel.models.settings import DetrSettings
 
 
 class Memory(NamedTuple):
-    """What the decoder reads.
+    """Keys and values of the decoder's cross-attention.
 
     `content` (B, T, d), `located` = content + positions, `allowed` as in `attend`.
     """
@@ -25,7 +25,7 @@ class Memory(NamedTuple):
 class DecoderLayer(nn.Module):
     """Queries attend to each other, then to the memory; ReLU feed-forward; three norms.
 
-    Post-norm as in `EncoderLayer`; with `pre_norm` the norms are at the entries of the branches.
+    Post-norm as in `EncoderLayer`; with `pre_norm` each branch is normalised at its input.
     """
 
     def __init__(self, settings: DetrSettings, pre_norm: bool = False) -> None:

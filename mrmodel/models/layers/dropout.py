@@ -1,10 +1,10 @@
-"""Dropout of units and of whole branches, made for CPU training.
+"""Dropout of units and of whole branches, optimised for CPU training.
 
-torch draws one Mersenne-Twister number for each element, which costs as much as a fifth of a
-training step. Here 64 elements are decided at once: bit by bit of the drop probability, written in
-binary, a 64-bit random word is or-ed (bit 1) or and-ed (bit 0) to a word of decisions. Each of its
-bits is then 1 with exactly that probability, independently of the others. The probability is
-rounded to a multiple of 2**-13, that is by at most 6.2e-5.
+torch draws one Mersenne-Twister number per element, which costs up to a fifth of a training step.
+Here 64 elements are decided at once: for each binary digit of the drop probability a 64-bit random
+word is or-ed (digit 1) or and-ed (digit 0) into a word of decisions. Each of its bits is then 1
+with exactly that probability, independently of the others. The probability is rounded to a
+multiple of 2**-13, that is by at most 6.2e-5.
 
 The words come from numpy's SFC64, seeded from torch's global generator, so ``torch.manual_seed``
 still fixes every bit. Other devices use torch's own dropout.
@@ -29,7 +29,7 @@ _KEEP = 1.0 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).ast
 
 
 class Dropout(nn.Module):
-    """Zero each element with probability `p` in training; the rest is scaled by 1 / (1 - p)."""
+    """Zero each element with probability `p` in training; scale the rest by 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Dropout(nn.Module):
 class DropPath(nn.Module):
     """Skip a residual branch for a whole sample with probability `p` in training.
 
-    Stochastic depth (Huang et al. 2016): the branches that stay are scaled by 1 / (1 - p).
+    Stochastic depth (Huang et al. 2016): the remaining branches are scaled by 1 / (1 - p).
     """
 
     def __init__(self, p: float) -> None:
@@ -63,14 +63,14 @@ BranchDropout = Dropout | DropPath
 
 
 def branch_dropout(p: float, drop: Literal["path", "unit"]) -> BranchDropout:
-    """What ends a residual branch: ``path`` drops it for whole samples, ``unit`` its elements."""
+    """Dropout of a residual branch: ``path`` drops it for whole samples, ``unit`` its elements."""
     return DropPath(p) if drop == "path" else Dropout(p)
 
 
 def kept_paths(samples: int, p: float) -> Tensor:
-    """(samples,) 1 for a branch that stays, 0 for one that is dropped.
+    """(samples,) 1 for a kept branch, 0 for a dropped one.
 
-    Drawn on the CPU, so that a seed means the same on every device.
+    Drawn on the CPU, so that a seed gives the same result on every device.
     """
     return (torch.rand(samples) >= p).float()
 
@@ -88,17 +88,17 @@ def dropout(values: Tensor, p: float) -> Tensor:
 
 
 class DropSource:
-    """A stream of drop decisions, one bit an element, seeded from torch's global generator."""
+    """Stream of drop decisions, one bit per element, seeded from torch's global generator."""
 
     def __init__(self, p: float) -> None:
         self._generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
         numerator = min(round(p * 2**BITS), 2**BITS - 1)
-        # Lowest bit first; below it every word would be and-ed to zero.
+        # Start at the lowest set bit: before it every word would be and-ed to zero.
         digits = bin(numerator)[2:].rjust(BITS, "0").rstrip("0")
         self._digits = [digit == "1" for digit in reversed(digits)]
 
     def draw(self, count: int) -> Bytes:
-        """Decisions for the next `count` elements, eight a byte, 1 = drop."""
+        """Decisions for the next `count` elements, eight per byte, 1 = drop."""
         words = -(-count // 64)
         decided = np.zeros(words, dtype=np.uint64)
         for digit in self._digits:
@@ -108,7 +108,7 @@ class DropSource:
 
 
 def keep_mask(dropped: Bytes, count: int, buffer: Tensor) -> Tensor:
-    """The first `count` decisions as 1 (keep) or 0 in `buffer`, which has room for them.
+    """Write the first `count` decisions as 1 (keep) or 0 into `buffer`.
 
     The buffer is float32, contiguous, and at least as long as the whole words of `dropped`.
     """
@@ -118,7 +118,7 @@ def keep_mask(dropped: Bytes, count: int, buffer: Tensor) -> Tensor:
 
 
 class _CpuDropout(torch.autograd.Function):
-    """Keeps one bit of an element for the backward pass rather than a float mask."""
+    """Saves one bit per element for the backward pass instead of a float mask."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, dropped: Bytes, p: float) -> Tensor:

@@ -12,8 +12,8 @@ from mrmodel.models.settings import LayerSettings
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward; queries and keys carry positions, values do not.
 
-    Post-norm: x <- LN1(x + Drop(attention)), x <- LN2(x + Drop(ffn(x))). With `pre_norm` the norms
-    are at the entries of the two branches instead.
+    Post-norm: x <- LN1(x + Drop(attention)), x <- LN2(x + Drop(ffn(x))). With `pre_norm` the inputs
+    of the two branches are normalised instead.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class EncoderLayer(nn.Module):
 
 
 class ReadingLayer(nn.Module):
-    """Rows of one modality read those of the other.
+    """Cross-attention from one modality to the other, and feed-forward.
 
     Post-norm: x <- LN1(x + Drop(attention)), x <- LN2(x + Drop(ffn(x))).
     """
@@ -54,7 +54,7 @@ class ReadingLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
 
     def keys_and_values(self, state: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows that may be read (B, T, d) -> (B, T, d) each; positions go into the keys only."""
+        """Project (B, T, d) to keys and values; positions are added to the keys only."""
         if position is None:
             return self.attention.project_key_and_value(state)
         return self.attention.project_key(state + position), self.attention.project_value(state)
@@ -66,13 +66,13 @@ class ReadingLayer(nn.Module):
         read: tuple[Tensor, Tensor],
         allowed: Tensor | None,
     ) -> Tensor:
-        """Read the other modality.
+        """Attend to the other modality.
 
         Args:
             state: (B, S, d).
-            position: (B or 1, S, d) codes that the queries carry.
-            read: projected keys and values (k B, T, d); with k = 2 each row reads two sentences,
-                its own and a negative one, in two halves of the output.
+            position: (B or 1, S, d) codes added to the queries.
+            read: projected keys and values (k B, T, d); with k = 2 each sample reads its own
+                sentence and a negative one, in the two halves of the output.
             allowed: as in `attend`.
 
         Returns:
@@ -92,10 +92,10 @@ class ReadingLayer(nn.Module):
 
 
 class TextToVideoLayer(ReadingLayer):
-    """Clips read the sentence (QD-DETR, section 4.1 of baselines.md).
+    """Cross-attention from clips to the sentence (QD-DETR).
 
-    The published mixture of norms is kept: the feed-forward reads LN1(r), yet its output is added
-    to r itself before LN2.
+    As in the published code the feed-forward reads LN1(r), but its output is added to r itself
+    before LN2.
     """
 
     def _mix(self, projected: Inputs, allowed: Tensor | None, state: Tensor) -> Tensor:

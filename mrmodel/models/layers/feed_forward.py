@@ -17,8 +17,7 @@ Drop = Literal["path", "unit"]
 class FeedForward(nn.Module):
     """Linear -> activation -> dropout -> Linear, the block of a transformer layer.
 
-    ``prelu`` has one learned slope for the block, 0.25 at first. `drop` says what the branch loses
-    in training (`branch_dropout`).
+    ``prelu`` has one learned slope for the block, initially 0.25. For `drop` see `branch_dropout`.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class FeedForward(nn.Module):
         self.branch = branch_dropout(p, drop)
 
     def forward(self, source: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> Tensor:
-        """norm(residual + dropout(block(source))), (B, ..., d); without `norm` the sum itself."""
+        """norm(residual + dropout(block(source))), (B, ..., d); just the sum if `norm` is None."""
         layers = (self.expand, self.activation, self.contract)
         if norm is not None and cpu_kernels.usable(residual, self.training):
             return cpu_kernels.feed_forward(source, residual, layers, norm, self.branch)
@@ -43,7 +42,7 @@ class FeedForward(nn.Module):
         return total if norm is None else norm(total)
 
     def doubled(self, source: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """norm(y + dropout(y)) of y = block(source), (B, ..., d): nothing of `source` is added."""
+        """norm(y + dropout(y)) of y = block(source), (B, ..., d): `source` itself is not added."""
         if cpu_kernels.usable(source, self.training):
             layers = (self.expand, self.activation, self.contract)
             return cpu_kernels.feed_forward_doubled(source, layers, norm, self.branch)
@@ -70,7 +69,7 @@ def add_projected(
     dropout: BranchDropout,
     norm: nn.LayerNorm | None,
 ) -> Tensor:
-    """norm(residual + dropout(linear(source))), (B, ..., d); without `norm` the sum itself."""
+    """norm(residual + dropout(linear(source))), (B, ..., d); just the sum if `norm` is None."""
     if cpu_kernels.usable(residual, dropout.training):
         return cpu_kernels.add_projected(source, residual, linear, norm, dropout)
     total: Tensor = residual + dropout(linear(source))

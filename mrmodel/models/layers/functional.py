@@ -1,4 +1,4 @@
-"""Small pieces that models share: attention masks, float32 arithmetic, initial weights, stacks."""
+"""Helpers shared by the models: attention masks, float32 arithmetic, initial weights, stacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def key_mask(mask: Tensor) -> Tensor | None:
     """(B, T) valid keys -> (B, 1, 1, T) for `attend`; None when nothing is padded.
 
-    The shortcut is taken on CPU only: elsewhere looking at the mask would wait for the device.
+    The shortcut is taken on CPU only: on a GPU reading the mask would force a synchronisation.
     """
     if mask.device.type == "cpu" and bool(mask.all()):
         return None
@@ -21,14 +21,14 @@ def key_mask(mask: Tensor) -> Tensor | None:
 
 
 def cross_mask(readers: Tensor, keys: Tensor, heads: int, legacy_samples: int) -> Tensor | None:
-    """Which keys of another sequence may be read.
+    """Cross-attention mask.
 
     Args:
         readers: (B, S) bool.
         keys: (B, T) bool.
         heads: attention heads.
-        legacy_samples: size of the published batches, of which there may be several one after the
-            other, for `legacy_tiled_mask`; 0 = hide padding only.
+        legacy_samples: batch size for `legacy_tiled_mask`; B may be a multiple of it (several
+            batches stacked). 0 = mask padding only.
 
     Returns:
         As `key_mask`, or (B, heads, S, T).
@@ -42,11 +42,11 @@ def cross_mask(readers: Tensor, keys: Tensor, heads: int, legacy_samples: int) -
 
 
 def legacy_tiled_mask(readers: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """The published cross-modal mask, in which a sample is hidden tokens by its batch mates.
+    """The published cross-modal mask, in which the padding of other samples hides tokens.
 
-    The extra mask (reader and key both padding) is laid out head by head, yet read sample by
-    sample: row ``b * heads + h`` gets the mask of sample ``(b * heads + h) mod B`` (baselines.md,
-    section 4.3). For parity with published numbers only.
+    The extra mask (reader and key both padding) is laid out head by head but read sample by
+    sample: row ``b * heads + h`` gets the mask of sample ``(b * heads + h) mod B``. For parity with
+    published numbers only.
 
     Args:
         readers: (B, S) bool.
@@ -62,7 +62,7 @@ def legacy_tiled_mask(readers: Tensor, keys: Tensor, heads: int) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A block in which products of float32 tensors are not taken in bfloat16."""
+    """A context in which autocast is off, so float32 products stay float32."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -84,7 +84,7 @@ LayerType = TypeVar("LayerType", bound=nn.Module)
 
 
 class Stack(nn.ModuleList, Generic[LayerType]):
-    """`nn.ModuleList` whose iteration gives the layer's own class."""
+    """`nn.ModuleList` that is typed by the class of its layers."""
 
     def __iter__(self) -> Iterator[LayerType]:
         return cast("Iterator[LayerType]", super().__iter__())
@@ -101,5 +101,5 @@ def with_next_sample(rows: Tensor) -> Tensor:
 
 
 def with_negatives(rows: Tensor, negative: Tensor | None) -> Tensor:
-    """(B, ...) and B row numbers -> (2B, ...): the rows, then those of the negative sentences."""
+    """(B, ...) and B indices -> (2B, ...): the rows, then those of the negative sentences."""
     return rows if negative is None else torch.cat((rows, rows[negative]))

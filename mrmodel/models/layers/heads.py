@@ -16,7 +16,7 @@ FOREGROUND, BACKGROUND = 0, 1  # class indices of the published checkpoints
 
 
 class ContrastiveHead(nn.Module):
-    """Unit vectors of queries and tokens in one space (Moment-DETR's optional alignment loss)."""
+    """Queries and tokens as unit vectors in a joint space (Moment-DETR's alignment loss)."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class ContrastiveHead(nn.Module):
         self.text = nn.Linear(hidden, width)
 
     def project_query(self, states: Tensor) -> Tensor:
-        """(..., d) -> (..., width), rows of length 1."""
+        """(..., d) -> (..., width), unit vectors."""
         return F.normalize(self.query(states), dim=-1)
 
     def sum_text(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, N, d) -> (B, width): the sum of the unit vectors of all (or the valid) tokens."""
+        """(B, N, d) -> (B, width): sum of the unit vectors of all tokens, or of those in `mask`."""
         vectors = F.normalize(self.text(tokens), dim=-1)
         if mask is not None:
             vectors = vectors * mask.unsqueeze(-1)
@@ -36,7 +36,7 @@ class ContrastiveHead(nn.Module):
 
 
 class DecoderHeads(nn.Module):
-    """Class, span and, if wanted, alignment vector of decoder states; one set for all layers."""
+    """Class, span and optional alignment heads, shared by all decoder layers."""
 
     def __init__(self, settings: DetrSettings, span_outputs: int = 2) -> None:
         super().__init__()
@@ -52,7 +52,8 @@ class DecoderHeads(nn.Module):
 
         Args:
             states: (layers, B, Q, d).
-            references: (layers, B, Q, 2) spans that the span head moves; None = it says the span.
+            references: (layers, B, Q, 2) spans to which the span head predicts offsets; None = it
+                predicts the span itself.
         """
         spans = self.span_head(states).float()
         if references is not None:
@@ -62,7 +63,7 @@ class DecoderHeads(nn.Module):
     def outputs(
         self, states: Tensor, spans_cxw: Tensor, extras: Mapping[str, Tensor]
     ) -> list[LayerOutput]:
-        """Outputs with given spans (layers, B, Q, 2); each of the `extras` is (layers, ...)."""
+        """Outputs for given spans (layers, B, Q, 2); each of the `extras` is (layers, ...)."""
         extras = dict(extras)
         if self.contrastive is not None:
             extras["contrastive_query"] = self.contrastive.project_query(states)
@@ -78,7 +79,7 @@ class DecoderHeads(nn.Module):
 def detr_output(
     layers: Sequence[LayerOutput], saliency: Tensor, extras: dict[str, Tensor], keep_aux: bool
 ) -> ModelOutput:
-    """The answer of a model whose last layer's windows are its windows, ranked by class."""
+    """The output of a model that returns its last layer's windows, ranked by class."""
     last = layers[-1]
     return ModelOutput(
         last=last,
@@ -91,19 +92,19 @@ def detr_output(
 
 
 def no_windows(saliency: Tensor) -> tuple[LayerOutput, Tensor, Tensor]:
-    """Heads, windows and scores of a model without queries, for clip scores (B, L)."""
+    """Empty heads, windows and scores of a model without queries, for clip scores (B, L)."""
     scores = saliency.new_zeros(len(saliency), 0)
     spans = scores.unsqueeze(-1).expand(-1, -1, 2)
     return LayerOutput(scores.unsqueeze(-1), spans), spans, scores
 
 
 def foreground_scores(layer: LayerOutput) -> Tensor:
-    """(B, Q) probability of each query to be a moment."""
+    """(B, Q) foreground probability of each query."""
     return layer.logits.float().softmax(-1)[..., FOREGROUND]
 
 
 class SaliencyHead(nn.Module):
-    """Scaled product of each clip with the saliency token (QD-DETR; baselines.md 4.1)."""
+    """Scaled dot product of each clip with the saliency token (QD-DETR)."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -112,8 +113,7 @@ class SaliencyHead(nn.Module):
     def forward(self, clips: Tensor, token: Tensor) -> Tensor:
         """Clips (B, L, d), token (B, d) -> (B, L).
 
-        <W c + b, u> is computed as <c, W^T u> + <b, u>: the same number without a matrix product
-        over all clips.
+        <W c + b, u> is computed as <c, W^T u> + <b, u>: no matrix product over all clips.
         """
         direction = self.token(token) * token.shape[-1] ** -0.5
         offset = direction @ self.clip.bias

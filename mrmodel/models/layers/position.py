@@ -1,4 +1,4 @@
-"""Position codes of clips, spans and tokens (baselines.md, sections 2 and 4.2)."""
+"""Position codes of clips, spans and tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPERATURE = 10000.0
 
 
 def clip_positions(mask: Tensor, hidden: int) -> Tensor:
-    """Sine code of the running count of valid clips, scaled to 2 pi at the sample's last clip.
+    """Sine code of the cumulative count of valid clips, scaled to 2 pi at the last valid clip.
 
     Padding repeats the last code, so a sample's codes do not depend on its batch.
 
@@ -22,8 +22,8 @@ def clip_positions(mask: Tensor, hidden: int) -> Tensor:
         hidden: channels d, even.
 
     Returns:
-        (B, L, d) float32; on a CPU (1, L, d) when all samples have the same length, so that what
-        depends on positions alone is computed once for the batch.
+        (B, L, d) float32; on a CPU (1, L, d) when all samples have the same length, so that
+        results that depend on positions alone are computed once per batch.
     """
     if mask.device.type == "cpu" and bool((mask == mask[:1]).all()):
         mask = mask[:1]
@@ -32,7 +32,7 @@ def clip_positions(mask: Tensor, hidden: int) -> Tensor:
 
 
 def repeat_positions(position: Tensor, size: int) -> Tensor:
-    """Codes (B, L, d) for k B sequences; codes that all samples share (1, L, d) stay one row."""
+    """Repeat codes (B, L, d) for k B sequences; shared codes (1, L, d) are returned as they are."""
     return position if len(position) == 1 else position.repeat(size // len(position), 1, 1)
 
 
@@ -69,7 +69,7 @@ def sine_code(fractions: Tensor, channels: int) -> Tensor:
 
 
 class TextPositions(nn.Module):
-    """Learned positions of tokens; note that the published code includes the token itself."""
+    """Learned positions of tokens; as published, the code includes the token itself."""
 
     def __init__(self, max_tokens: int, hidden: int, p: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From features to the hidden width (baselines.md, section 2: "input projection")."""
+"""Input projection: from features to the hidden width."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mrmodel.models.settings import ProjectionSettings
 
 
 class ProjectionLayer(nn.Module):
-    """LayerNorm -> dropout -> Linear -> ReLU (the last one only where `relu` says so).
+    """LayerNorm -> dropout -> Linear -> ReLU (the ReLU only with `relu`).
 
-    With a `kernel` above 1 the linear layer is a convolution over so many neighbours (an odd
-    number), which reads zeros at padding and beyond both ends.
+    With a `kernel` above 1 (an odd number) the linear layer is a 1-D convolution of that size,
+    zero-padded at masked positions and beyond both ends.
     """
 
     def __init__(self, width: int, hidden: int, p: float, relu: bool, kernel: int = 1) -> None:
@@ -32,7 +32,7 @@ class ProjectionLayer(nn.Module):
         self.relu = relu
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, L, width) -> (B, L, hidden); the mask (B, L) is read by convolutions only."""
+        """(B, L, width) -> (B, L, hidden); the mask (B, L) is used by convolutions only."""
         if isinstance(self.linear, nn.Conv1d):
             rows = self.dropout(self.norm(features))
             rows = rows if mask is None else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -45,7 +45,7 @@ class ProjectionLayer(nn.Module):
 
 
 class InputProjection(Stack[ProjectionLayer]):
-    """Projection layers from `width` to the hidden one, ReLU after all but the last one."""
+    """Projection layers from `width` to the hidden width, ReLU after all but the last one."""
 
     def __init__(self, width: int, settings: ProjectionSettings, kernel: int = 1) -> None:
         hidden, p, layers = settings.hidden, settings.input_dropout, settings.projection_layers
@@ -62,7 +62,7 @@ class InputProjection(Stack[ProjectionLayer]):
 
 
 class Projected(NamedTuple):
-    """Clips (B, L, d), tokens (B, N, d) and, where they have any, codes of the tokens (B, N, d)."""
+    """Clips (B, L, d), tokens (B, N, d) and optional position codes of the tokens (B, N, d)."""
 
     video: Tensor
     text: Tensor
@@ -70,7 +70,7 @@ class Projected(NamedTuple):
 
 
 class InputProjections(nn.Module):
-    """A projection of the clips, one of the tokens, and learned positions of tokens if wanted."""
+    """Projections of clips and tokens, and optional learned positions of the tokens."""
 
     def __init__(
         self, video_dim: int, text_dim: int, settings: ProjectionSettings, kernel: int = 1
@@ -87,9 +87,9 @@ class InputProjections(nn.Module):
     def forward(
         self, video: Tensor, text: Tensor, masks: tuple[Tensor, Tensor] | None = None
     ) -> Projected:
-        """Prepared rows (B, L, Dv) and (B, N, Dt) at the hidden width.
+        """Project prepared features (B, L, Dv) and (B, N, Dt) to the hidden width.
 
-        The masks (B, L) and (B, N) are needed where a `kernel` reads neighbours.
+        The masks (B, L) and (B, N) are needed if `kernel` is above 1.
         """
         video_mask, text_mask = (None, None) if masks is None else masks
         clips, tokens = self.video(video, video_mask), self.text(text, text_mask)

@@ -1,7 +1,7 @@
-"""Groups of decoder queries that walk through the decoder together and do not see each other.
+"""Groups of decoder queries that share the decoder but are masked from each other.
 
-Beside the queries that answer, training has queries whose true window is known before decoding:
-noisy copies of the true windows among them, in groups of one copy of each kind for each window.
+Besides the moment queries, training has queries whose true window is known before decoding, such
+as denoising queries (noisy copies of the true windows) in groups of one copy per kind and window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mrmodel.losses.windows import PaddedWindows
 from mrmodel.spans import xx_to_cxw
 
 NARROWEST_CLIPS = 0.5  # of a noisy copy
-MOMENT = 0  # group number of the queries that answer
+MOMENT = 0  # group number of the moment queries
 
 
 @dataclass(slots=True)
@@ -27,8 +27,8 @@ class LabelledQueries:
     Attributes:
         spans_cxw: (B, S, 2) reference spans in [0, 1], no gradient; (0.5, 0.5) in unused slots.
         window: (B, S) int64, index of the true window within its sample, 0 where there is none.
-        positive: (B, S) bool, the slot must find its window; other used slots are background.
-        used: (B, S) bool; an unused slot is neither read nor judged.
+        positive: (B, S) bool, the target is the slot's window; other used slots are background.
+        used: (B, S) bool; an unused slot is padding: masked and without loss.
     """
 
     spans_cxw: Tensor
@@ -39,7 +39,7 @@ class LabelledQueries:
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Some of the decoder's queries.
+    """A group of decoder queries.
 
     Attributes:
         content: (B, S, d).
@@ -55,20 +55,20 @@ class QueryGroup:
 
 
 def moment_group(content: Tensor, spans_cxw: Tensor) -> QueryGroup:
-    """The queries that answer: contents (B, Q, d), references (B, Q, 2)."""
+    """The moment queries: contents (B, Q, d), references (B, Q, 2)."""
     used = torch.ones_like(spans_cxw[..., 0], dtype=torch.bool)
     number = torch.full((used.shape[1],), MOMENT, device=used.device)
     return QueryGroup(content, spans_cxw, used, number)
 
 
 def known_group(queries: LabelledQueries, content: Tensor, number: Tensor) -> QueryGroup:
-    """Known queries with their contents (B, S, d); unused slots have no content."""
+    """The group of labelled queries with contents (B, S, d); unused slots have zero content."""
     content = content * queries.used.unsqueeze(-1)
     return QueryGroup(content, queries.spans_cxw, queries.used, number)
 
 
 class JoinedQueries(NamedTuple):
-    """Contents (B, P, d), references (B, P, 2), and who reads whom as in `attend`."""
+    """Contents (B, P, d), references (B, P, 2), and the self-attention mask as in `attend`."""
 
     content: Tensor
     spans_cxw: Tensor
@@ -76,7 +76,7 @@ class JoinedQueries(NamedTuple):
 
 
 def join_groups(groups: Sequence[QueryGroup], sees_match: bool) -> JoinedQueries:
-    """All groups as one, in their order; `sees_match` as in `group_mask`."""
+    """Concatenate the groups in order; `sees_match` as in `group_mask`."""
     if len(groups) == 1:
         return JoinedQueries(groups[0].content, groups[0].spans_cxw, None)
     return JoinedQueries(
@@ -91,17 +91,17 @@ def join_groups(groups: Sequence[QueryGroup], sees_match: bool) -> JoinedQueries
 
 
 def group_mask(group: Tensor, used: Tensor, sees_match: bool) -> Tensor:
-    """Which query may read which (sg_detr.md, section 4.5).
+    """Self-attention mask between groups (docs/models/sg_detr.md, section 4.5).
 
     Args:
         group: (P,) int64: 0 for moment queries, -1 for auxiliary ones, 1 .. for the denoising
             groups.
         used: (B, P) bool.
-        sees_match: denoising queries read the moment queries too.
+        sees_match: denoising queries also attend to the moment queries.
 
     Returns:
-        (B, 1, P, P) bool. Queries read their own group; nobody reads an unused slot, but that
-        slot itself.
+        (B, 1, P, P) bool. Queries attend to their own group; an unused slot is attended to by
+        itself only.
     """
     row, column = group[:, None], group[None, :]
     allowed = row == column
@@ -112,7 +112,7 @@ def group_mask(group: Tensor, used: Tensor, sees_match: bool) -> Tensor:
 
 
 class Noise(NamedTuple):
-    """Draws of noisy copies, (Gmax, B, groups, kinds, 2) each: size in [0, 1), sign +-1."""
+    """Random numbers of noisy copies, (Gmax, B, groups, kinds, 2): size in [0, 1), sign +-1."""
 
     size: Tensor
     sign: Tensor
@@ -124,15 +124,15 @@ class Noise(NamedTuple):
 
 
 def draw_noise(shape: tuple[int, int, int], longest: int, generator: torch.Generator) -> Noise:
-    """Fresh draws on the CPU, so that a step can be repeated on any device.
+    """Draw on the CPU, so that a step is reproducible on any device.
 
-    The window is the slowest axis: a fuller sample in the batch adds draws behind the others and
-    changes none of them.
+    The window is the slowest axis: a sample with more windows in the batch appends draws and
+    changes no others.
 
     Args:
         shape: samples, groups and kinds of copies.
-        longest: windows of the fullest sample.
-        generator: where the numbers come from.
+        longest: largest number of windows of a sample.
+        generator: the random generator.
     """
     draws = torch.rand((longest, *shape, 2, 2), generator=generator)
     return Noise(draws[..., 0], torch.where(draws[..., 1] < 0.5, -1.0, 1.0))
@@ -144,16 +144,16 @@ def seeded_generator() -> torch.Generator:
 
 
 def noisy_copies(ends_xx: Tensor, windows: PaddedWindows, clips: Tensor) -> LabelledQueries:
-    """Queries from moved windows; kind 0 must find its window.
+    """Queries from perturbed windows; the target of kind 0 is its window.
 
     Args:
-        ends_xx: (B, groups, kinds, Gmax, 2) moved starts and ends. They are held in the video and
-            sorted, as large noise exchanges them.
+        ends_xx: (B, groups, kinds, Gmax, 2) perturbed starts and ends. They are clamped to the
+            video and sorted, because large noise swaps them.
         windows: the truth, Gmax > 0.
         clips: (B,) valid clips; a reference is at least half a clip wide.
 
     Returns:
-        Queries with S = groups x kinds x Gmax slots: group by group, positives before negatives.
+        S = groups x kinds x Gmax query slots: group by group, positives before negatives.
     """
     device = ends_xx.device
     groups, kinds, longest = ends_xx.shape[1:4]
@@ -163,7 +163,7 @@ def noisy_copies(ends_xx: Tensor, windows: PaddedWindows, clips: Tensor) -> Labe
     used = windows.valid[:, None, None].expand(-1, groups, kinds, -1).flatten(1)
     index = torch.arange(longest, device=device).repeat(groups * kinds)
     kind = torch.arange(kinds, device=device).repeat_interleave(longest).repeat(groups)
-    # Away from the ends of the video, so that both ends of the reference stay inside.
+    # Keeps both ends of the reference inside the video.
     centre = centre.clamp(0.5 * width, 1.0 - 0.5 * width)
     spans = torch.stack((centre, width), -1)
     return LabelledQueries(

@@ -1,6 +1,6 @@
-"""From clips that have read their sentence to windows and clip scores.
+"""From text-conditioned clips to windows and clip scores.
 
-QD-DETR behind its first stage, and VideoLights behind its first two.
+The part of QD-DETR after its first stage, and of VideoLights after its first two.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class TokenDetr(nn.Module):
         self.saliency_head = SaliencyHead(settings.hidden)
 
     def initialise(self, *before: nn.Module) -> None:
-        """First weights of the encoder, of the decoder, and of the stages `before` them."""
+        """Initialise the encoder, the decoder, and the stages `before` them."""
         xavier_matrices(*before, self.encoder, self.decoder)
 
     def forward(self, video: Tensor, position: Tensor, mask: Tensor) -> DetrOutput:
-        """Score the clips of all sequences, and find windows in the first of each sample.
+        """Score the clips of all sequences, and decode windows from the first one of each sample.
 
         Args:
-            video: (k B, L, d); with k = 2 the second half are negative pairs, which are not
+            video: (k B, L, d); with k = 2 the second half holds the negative pairs, which are not
                 decoded.
             position: codes of the clips (B or 1, L, d).
             mask: (B, L) bool.

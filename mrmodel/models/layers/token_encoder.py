@@ -1,4 +1,4 @@
-"""Self-attention over [token; clips]: the token becomes a summary of the clips (QD-DETR)."""
+"""Self-attention over [token; clips]: the token summarises the clips (QD-DETR)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mrmodel.models.settings import LayerSettings
 
 
 class PositionedTensor(NamedTuple):
-    """States and their position codes, (..., d) each; fewer codes than states repeat."""
+    """States and their position codes, (..., d) each; the codes are repeated over the batch."""
 
     state: Tensor
     position: Tensor
 
 
 class LearnedToken(nn.Module):
-    """A token that all samples start with, and its position code."""
+    """A learned token, shared by all samples, and its position code."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LearnedToken(nn.Module):
 
 
 class TokenEncoder(nn.Module):
-    """PReLU encoder layers over a token, which is always valid, and the clips of a sample."""
+    """PReLU encoder layers over a token (always valid) and the clips of a sample."""
 
     def __init__(self, settings: LayerSettings, layers: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class TokenEncoder(nn.Module):
     def forward(
         self, token: PositionedTensor, clips: PositionedTensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode k sequences for each sample of the batch, for example its negative pair too.
+        """Encode k sequences per sample of the batch, for example also its negative pair.
 
         Args:
             token: state (d,) or (k B, d); position (d,), zeros where the token has none.

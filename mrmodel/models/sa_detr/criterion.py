@@ -1,4 +1,4 @@
-"""All losses of SA-DETR by name, and their weights (eq. 10; sa_detr.md, section 3.2).
+"""All losses of SA-DETR by name, and their weights (eq. 10; docs/models/sa_detr.md, section 3.2).
 
 A name is ``<group>/.../<term>``: ``direct/l1/giou``, ``init/l1``, ``noise/l0/l1``,
 ``quality/l1/iou``, ``quality/l0/margin``, ``align/vtc``, ``align/local``, ``saliency/rctl``.
@@ -31,7 +31,7 @@ SALIENCY_TERMS = ("margin", "rctl", "bce_neg")
 
 
 class SaDetrCriterion(Criterion):
-    """Alignment, saliency, moment and quality losses; a part that the output lacks is left out."""
+    """Alignment, saliency, moment and quality losses; parts that the output lacks are skipped."""
 
     def __init__(self, settings: SaDetrSettings) -> None:
         self.settings = settings
@@ -95,7 +95,7 @@ class SaDetrCriterion(Criterion):
         return self._by_layer("direct", terms) | self._by_layer("quality", {"iou": quality})
 
     def _first(self, spans_cxw: Tensor, windows: PaddedWindows) -> dict[str, Tensor]:
-        """Spans before the refiner, matched on their own."""
+        """Losses of the spans before the refiner, which are matched separately."""
         if not self.settings.judges_first_spans:
             return {}
         spans = spans_cxw[None]
@@ -104,7 +104,7 @@ class SaDetrCriterion(Criterion):
         return {f"init/{term}": value[0] for term, value in terms.items()}
 
     def _noise(self, parts: SaDetrTraining, windows: PaddedWindows) -> dict[str, Tensor]:
-        """Near copies find their window; far copies know that they are worse (eq. 9)."""
+        """Near copies regress their window; far copies must have lower quality (eq. 9)."""
         s = self.settings
         if parts.noise is None or parts.noise_queries is None:
             return self._absent(parts)
@@ -129,7 +129,7 @@ class SaDetrCriterion(Criterion):
         return quality_loss(found, windows, positive, queries.used, self.settings.quality)
 
     def _absent(self, parts: SaDetrTraining) -> dict[str, Tensor]:
-        """The terms of noise queries that the batch has none of: 0, so that the names stay."""
+        """Zero terms for a batch without noise queries, which keep the set of names constant."""
         s = self.settings
         if parts.idle is None:
             return {}
@@ -140,7 +140,7 @@ class SaDetrCriterion(Criterion):
         return self._by_layer("noise", spans) | self._by_layer("quality", quality)
 
     def _match(self, spans: Tensor, windows: PaddedWindows, favour: Tensor | None) -> Tensor:
-        """Cheapest pairs by place (section 3.1); `favour` (K, B, Q) makes a query cheaper."""
+        """Hungarian matching by span (section 3.1); `favour` (K, B, Q) reduces a query's cost."""
         with torch.no_grad():
             distance, apart = location_costs(spans, windows)
             cost = self.settings.match.l1 * distance + self.settings.match.giou * apart
@@ -151,19 +151,19 @@ class SaDetrCriterion(Criterion):
     def _spans(
         self, spans: Tensor, window: Tensor, windows: PaddedWindows, divisor: float
     ) -> dict[str, Tensor]:
-        """``l1`` and ``giou`` (K,) of the queries that have a `window` (K or 1, B, S)."""
+        """``l1`` and ``giou`` (K,) of the queries with a `window` (K or 1, B, S)."""
         absolute, apart, _ = span_errors(spans, own_windows(window, windows).expand_as(spans))
         positive = (window >= 0).float()
         errors = {"l1": absolute, "giou": apart}
         return {term: (positive * e).sum((1, 2)) / divisor for term, e in errors.items()}
 
     def _divisor(self, windows: PaddedWindows) -> float:
-        """What sums over windows are divided by: their number, or that of the samples."""
+        """Divisor of sums over windows: the number of windows or of samples."""
         count = windows.total if self.settings.loss.norm == "gt" else len(windows.valid)
         return float(max(count, 1))
 
     def _by_layer(self, group: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """(K,) losses by name, of the layers that are judged."""
+        """(K,) losses by name, of the supervised layers."""
         first = 0 if self.settings.loss.aux else self.settings.layers.refiner - 1
         return {
             f"{group}/l{layer}/{term}": value

@@ -1,4 +1,4 @@
-"""Gaussian masks of spans, and attention that they modulate (SA-DETR eqs 5, 6; CNM)."""
+"""Gaussian masks of spans, and attention modulated by them (SA-DETR eqs 5, 6; CNM)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 GaussMode = Literal["mul_logits", "add_log", "none"]
-FLOOR = 1e-10  # a span far outside of the clips has a mask of zeros
+FLOOR = 1e-10  # the mask of a span far outside the clips underflows to 0
 LOWEST_EXPONENT = -80.0
 
 
@@ -22,7 +22,7 @@ def gaussian_mask(
         spans_cxw: (B, P, 2).
         clips: (B,) valid clips Lv.
         length: clips L, padding included.
-        alpha: how fast the mask falls; at the ends of the span it is exp(-alpha / 4).
+        alpha: rate of decay; the mask is exp(-alpha / 4) at the ends of the span.
         offset: 1/2 for the middles of the clips, 1 for their ends.
 
     Returns:
@@ -38,16 +38,16 @@ def gaussian_mask(
 def gaussian_weights(
     mode: GaussMode, gauss: Tensor | None, allowed: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
-    """What turns attention scores into weights, for `attend_by`.
+    """The function from attention scores to weights, for `attend_by`.
 
-    ``mul_logits`` is softmax(score x mask), as the paper writes it: outside of the span scores
-    become 0, so that the clips there win against clips inside with negative scores. ``add_log`` is
-    softmax(score + log mask): the weights times the mask, made to sum to 1 again.
+    ``mul_logits`` is softmax(score x mask), as in the paper: scores outside the span become 0, so
+    those clips outweigh clips inside with negative scores. ``add_log`` is softmax(score + log
+    mask): the weights times the mask, renormalised.
 
     Args:
-        mode: how the mask acts; ``none`` leaves it out.
-        gauss: (B, P, L), see `gaussian_mask`; not read with ``none``.
-        allowed: as in `attend`; padding is hidden after the modulation.
+        mode: how the mask is applied; ``none``: not at all.
+        gauss: (B, P, L), see `gaussian_mask`; ignored with ``none``.
+        allowed: as in `attend`; padding is masked after the modulation.
     """
 
     def weigh(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses that bring clips and sentences together (SA-DETR; sa_detr.md, sections 2.2 and 2.5)."""
+"""Video-text alignment losses (SA-DETR; docs/models/sa_detr.md, sections 2.2 and 2.5)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from mrmodel.losses.highlight import relevance
 from mrmodel.models.sa_detr.settings import CtmSettings
 
-EPS = 1e-6  # least length of a vector that is normalised
+EPS = 1e-6  # lower bound of the norm in normalisation
 
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """Which clips the sentences are about.
+    """Clips that are relevant to the sentences.
 
     Attributes:
         labels: (B, L), a clip is relevant above 0; 0 at padding.
         mask: (B, L) bool.
-        clip: (B,) int64, one relevant clip of each sample, drawn by the loader.
-        exists: (B,) bool, the sample has such a clip; others count in no loss.
+        clip: (B,) int64, one relevant clip per sample, drawn by the loader.
+        exists: (B,) bool, the sample has such a clip; other samples are excluded from the losses.
     """
 
     labels: Tensor
@@ -32,7 +32,7 @@ class Relevance:
 
 
 def drawn_clips(positive_clips: Tensor, labels: Tensor, mask: Tensor) -> Relevance:
-    """Take the last clip of the margin pairs (B, P), which is drawn among the relevant ones."""
+    """Take the positive clip of the last margin pair (B, P), drawn among the relevant clips."""
     labels = labels.masked_fill(~mask, 0.0)
     if not positive_clips.shape[1]:
         positive_clips = positive_clips.new_zeros(len(labels), 1)
@@ -41,12 +41,12 @@ def drawn_clips(positive_clips: Tensor, labels: Tensor, mask: Tensor) -> Relevan
 
 
 def video_text_contrast(video: Tensor, text: Tensor, same: Tensor, tau: float) -> Tensor:
-    """A video finds its sentence in the batch, and a sentence its video: mean of both entropies.
+    """Mean of the video-to-text and text-to-video cross entropies over the batch.
 
     Args:
         video: (B, d) vectors of the videos.
         text: (B, d) vectors of their sentences.
-        same: (B, B) bool, see `same_sentence`; such pairs are no negatives.
+        same: (B, B) bool, see `same_sentence`; such pairs are not used as negatives.
         tau: temperature of the cosines.
     """
     logits = _both_ways(_directions(video) @ _directions(text).T) / tau
@@ -54,15 +54,15 @@ def video_text_contrast(video: Tensor, text: Tensor, same: Tensor, tau: float) -
 
 
 class ClipTextMatching:
-    """``local``, ``intra`` and ``inter``: each relevant clip is nearer to its sentence than others.
+    """Clip-text contrast in three terms: ``local``, ``intra`` and ``inter``.
 
-    * ``local`` (TR-DETR): cross entropy of sigmoid(cosine / tau) and relevance, mean over the valid
+    * ``local`` (TR-DETR): cross entropy of sigmoid(cosine / tau) and relevance, mean over valid
       clips.
-    * ``intra`` (UniVTG): the drawn clip against the clips of lower label of its video.
-    * ``inter`` (UniVTG): the drawn clip against the sentences of the batch, and the sentence
-      against the drawn clips, summed.
+    * ``intra`` (UniVTG): the drawn clip against the clips of its video with a lower label.
+    * ``inter`` (UniVTG): the drawn clip against the sentences of the batch, plus the sentence
+      against the drawn clips.
 
-    All are 0 where no sample has a relevant clip.
+    All are 0 if no sample has a relevant clip.
     """
 
     def __init__(self, settings: CtmSettings) -> None:
@@ -86,7 +86,7 @@ class ClipTextMatching:
         counted = truth.mask & exists[:, None]
         drawn = clips[torch.arange(len(clips), device=clips.device), truth.clip]
         pairs = _both_ways(drawn @ sentence.T) / tau
-        # A sentence looks among the drawn clips, a clip among all sentences.
+        # Candidates of a sentence are the drawn clips; candidates of a clip are all sentences.
         hidden = torch.stack((same, same | ~exists))
         return {
             "local": relevance(logits.masked_fill(~counted, 0.0), truth.labels > 0.0, counted),
@@ -108,22 +108,22 @@ class ClipTextMatching:
 
 
 def _directions(rows: Tensor) -> Tensor:
-    """(..., d) -> (..., d) float32 of length 1."""
+    """(..., d) -> (..., d) float32 unit vectors."""
     return F.normalize(rows.float(), dim=-1, eps=EPS)
 
 
 def _both_ways(logits: Tensor) -> Tensor:
-    """(B, B) -> (2, B, B): rows look for their column, and columns for their row."""
+    """(B, B) -> (2, B, B): the logits and their transpose."""
     return torch.stack((logits, logits.T))
 
 
 def _own(logits: Tensor, hidden: Tensor, counts: Tensor) -> Tensor:
-    """Cross entropy of row i with target column i, mean over the rows that count: (2,).
+    """Cross entropy of row i with target column i, mean over the rows in `counts`: (2,).
 
     Args:
         logits: (2, B, B).
-        hidden: (2, B, B) or (B, B) bool, columns that are left out; a row's own column is not, if
-            it counts.
+        hidden: (2, B, B) or (B, B) bool, excluded columns; never the own column of a row in
+            `counts`.
         counts: (B,) bool.
     """
     own = torch.eye(len(counts), dtype=torch.bool, device=logits.device)

@@ -1,4 +1,4 @@
-"""Losses of the quality that a query gives its own span (SA-DETR eqs 8, 9; BAM-DETR)."""
+"""Losses of the predicted span quality (SA-DETR eqs 8, 9; BAM-DETR)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mrmodel.losses.windows import PaddedWindows, best_iou
 from mrmodel.models.sa_detr.settings import QualitySettings
 from mrmodel.models.sa_detr.span_refiner import RefinedQueries
 
-# IoUs above the first, between the two, and up to the second are judged alike with `bins`.
+# With `bins`, IoUs above the first, between the two, and up to the second have equal weight.
 BIN_EDGES = (0.7, 0.3)
 
 
@@ -23,12 +23,12 @@ def quality_loss(
 
     Args:
         found: K layers of S queries.
-        windows: the truth; a sample without any asks for quality 0.
-        matched: (K or 1, B, S) bool, these count `w_matched` times.
-        used: (B, S) bool, the others are not judged.
+        windows: the true windows; the target of a sample without any is 0.
+        matched: (K or 1, B, S) bool, queries with weight `w_matched`.
+        used: (B, S) bool, the queries with a loss.
         settings: ``matched``: the weighted mean over used queries (or their sum, mean over
-            samples); ``bins``: the mean over three ranges of IoU of the mean within each, 0 for a
-            range that nothing falls into.
+            samples); ``bins``: the mean over three ranges of IoU of the mean within each, 0 for an
+            empty range.
 
     Returns:
         (K,).
@@ -51,7 +51,7 @@ def quality_margin(quality: Tensor, used: Tensor, margin: float) -> Tensor:
     Args:
         quality: (K, B, groups, 2, Gmax), the near copies first.
         used: of the same shape without K, bool.
-        margin: by how much the near copy must lead.
+        margin: required lead of the near copy.
 
     Returns:
         (K,).
@@ -61,5 +61,5 @@ def quality_margin(quality: Tensor, used: Tensor, margin: float) -> Tensor:
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """(K, B, S) -> (K,) weighted mean of each layer, 0 without weight."""
+    """(K, B, S) -> (K,) weighted mean of each layer, 0 if all weights are 0."""
     return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1.0)

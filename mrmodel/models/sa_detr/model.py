@@ -1,7 +1,7 @@
-"""SA-DETR (Xiong et al. 2025): span aware queries, refined by what lies inside of their spans.
+"""SA-DETR (Xiong et al. 2025): span-aware queries, refined with the clips inside their spans.
 
-Read `forward` from top to bottom; docs/models/sa_detr.md has the picture, and what the paper leaves
-open.
+docs/models/sa_detr.md has the data flow and what the paper leaves open; section numbers below refer
+to it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mrmodel.types import Batch, LayerOutput, Targets
 
 
 class SaDetr(MomentModel):
-    """Aligned fusion of clips and words, direct and noise queries, span aware refiner."""
+    """Shared fusion of clips and words, direct and noise queries, span-aware refiner."""
 
     Settings: ClassVar[type[SaDetrSettings]] = SaDetrSettings
     search_space: ClassVar[SearchSpace] = SEARCH_SPACE
@@ -65,8 +65,8 @@ class SaDetr(MomentModel):
     def forward(self, batch: Batch, targets: Targets | None = None) -> SaDetrOutput:
         """Windows and clip scores of a batch.
 
-        In training every video is also paired with a sentence of another video, as far as to the
-        clip scores; given `targets`, noise queries are made of the true windows.
+        In training every video is also paired with a sentence of another video, up to the clip
+        scores; given `targets`, noise queries are built from the true windows.
         """
         size, mask = len(batch), batch.video_mask
         negative, has_negative = negative_sentences(batch, self.training)
@@ -116,7 +116,7 @@ class SaDetr(MomentModel):
     def _pooled(
         self, inputs: Projected, fused: Tensor, words: Tensor | None, batch: Batch
     ) -> PooledPair | None:
-        """Mean vectors before or after the fusion (section 2.2)."""
+        """Mean vectors for the video-text contrast, before or after the fusion (section 2.2)."""
         if not self.settings.vtc.enabled:
             return None
         video, text = inputs.video, inputs.text
@@ -127,7 +127,7 @@ class SaDetr(MomentModel):
     def _clip_text(
         self, inputs: Projected, fused: Tensor, sentence: Tensor | None, batch: Batch
     ) -> ClipText | None:
-        """What clips are compared with their sentence (section 2.5)."""
+        """Clips and sentence tokens for clip-text matching (section 2.5)."""
         if not self.settings.ctm.enabled:
             return None
         if self.early_pool is not None:
@@ -137,14 +137,14 @@ class SaDetr(MomentModel):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What windows are found in.
+    """Encoded video and sentence.
 
     Attributes:
         fused: [token; clips] (B, 1 + L, d) after the fusion encoder.
         mixed: likewise after the global block.
         mask: (B, 1 + L) bool.
         position: codes of the clips (B or 1, L, d).
-        sentence: (B, d), if anybody reads it.
+        sentence: (B, d); None if unused.
     """
 
     fused: Tensor
@@ -172,13 +172,13 @@ class MomentFinder(nn.Module):
         delta: float,
         training: SaDetrTraining | None,
     ) -> LayerOutput:
-        """Heads of the last layer; the class logit is that of the quality.
+        """Heads of the last layer; the class logit is the quality logit.
 
         Args:
             encoded: the video.
-            windows: the truth that noise queries are made of, in training.
-            delta: scale of the far noise queries beyond that of the near ones.
-            training: takes what the losses read; None in eval mode.
+            windows: true windows for the noise queries, in training.
+            delta: extra noise scale of the far noise queries.
+            training: filled in with the inputs of the losses; None in eval mode.
         """
         token, memory = self._look_closer(encoded)
         mask = encoded.mask[:, 1:]
@@ -196,7 +196,7 @@ class MomentFinder(nn.Module):
         return LayerOutput(direct.quality_logits[-1].unsqueeze(-1), direct.spans_cxw[-1])
 
     def _look_closer(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Token (B, d) and clips (B, L, d) with their neighbours mixed in (section 2.7)."""
+        """Token (B, d) and clips (B, L, d) after the local block (section 2.7)."""
         local = self.settings.local
         sequence = encoded.mixed if local.input == "global" else encoded.fused
         if local.include_token:
@@ -207,12 +207,12 @@ class MomentFinder(nn.Module):
     def _noise_groups(
         self, mask: Tensor, windows: PaddedWindows | None, delta: float, training: SaDetrTraining
     ) -> list[QueryGroup]:
-        """The noise queries of all groups, noted in `training`; none without windows."""
+        """The noise queries of all groups, also stored in `training`; empty without windows."""
         if self.noise_content is None or windows is None:
             return []
         samples, longest = windows.valid.shape
         if not longest:
-            # Every parameter has a gradient in every step, as distributed training wants.
+            # Every parameter gets a gradient in every step, as distributed training requires.
             training.idle = 0.0 * self.noise_content.sum()
             return []
         dn, kinds = self.settings.dn, 2 if self.settings.uses_negatives else 1

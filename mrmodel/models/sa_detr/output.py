@@ -1,4 +1,4 @@
-"""What SA-DETR gives in training besides windows and clip scores: the parts its losses read."""
+"""Training outputs of SA-DETR besides windows and clip scores: the inputs of its losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrmodel.types import ModelOutput
 
 @dataclass(slots=True)
 class PooledPair:
-    """One vector of each video and one of each sentence, (B, d) both."""
+    """One vector per video and one per sentence, (B, d) each."""
 
     video: Tensor
     text: Tensor
@@ -21,7 +21,7 @@ class PooledPair:
 
 @dataclass(slots=True)
 class ClipText:
-    """Clips (B, L, d) and the sentence token (B, d) that they are compared with."""
+    """Clips (B, L, d) and the sentence token (B, d) to compare them with."""
 
     clips: Tensor
     sentence: Tensor
@@ -29,17 +29,17 @@ class ClipText:
 
 @dataclass(slots=True)
 class SaDetrTraining:
-    """What only the losses read; a part that the settings switch off is None.
+    """Inputs of the losses; None for parts that the settings switch off.
 
     Attributes:
         negative_saliency: (B, L) clip scores under a sentence of another video.
-        has_negative: (B,) bool, such a sentence was in the batch.
-        pooled: for the contrast of videos and sentences.
-        clip_text: for the matching of clips and sentences.
+        has_negative: (B,) bool, the batch has such a sentence.
+        pooled: for video-text contrast.
+        clip_text: for clip-text matching.
         first_spans: (B, Q, 2) direct spans before the refiner.
         direct: predictions of the direct queries.
-        noise, noise_queries: those of the noise queries, and what they must answer.
-        idle: 0, attached to the contents of noise queries that this batch has none of.
+        noise, noise_queries: predictions of the noise queries, and their targets.
+        idle: 0, attached to the noise contents if this batch has no noise queries.
     """
 
     negative_saliency: Tensor

@@ -1,4 +1,4 @@
-"""First spans and contents of SA-DETR's queries (sa_detr.md, sections 2.8 and 2.9)."""
+"""Initial spans and contents of queries (docs/models/sa_detr.md, sections 2.8 and 2.9)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LearnedSpans(nn.Module):
 
 
 class DirectQueries(nn.Module):
-    """Queries whose first spans come from the fusion token, or are learned.
+    """Queries whose initial spans are predicted from the fusion token, or learned.
 
-    At first the centres lie evenly over the video and all widths are 0.2; were the spans alike,
-    nothing would part the queries. Contents are learned, from zero.
+    Initially the centres are spread evenly over the video and all widths are 0.2; with equal spans
+    the queries could not diverge. Contents are learned, starting at zero.
     """
 
     def __init__(self, hidden: int, settings: InitSettings) -> None:
@@ -62,13 +62,13 @@ def even_spans(count: int) -> Tensor:
 
 
 def noise_sizes(noise: Noise, settings: NoiseSettings, delta: float) -> Tensor:
-    """How far near and far copies move, as shares: the sizes in [0, 1) of `noise` made to measure.
+    """Noise ratios of near and far copies: the sizes in [0, 1) of `noise`, rescaled.
 
     Args:
         noise: kind 0 are the near copies, kind 1 the far ones if there are any.
-        settings: `sigma_p` bounds the near copies; with `band` the far ones begin there, otherwise
-            at 0.
-        delta: the far copies are bounded by `sigma_p` + delta.
+        settings: `sigma_p` is the upper bound of near copies; with `band` it is also the lower
+            bound of far ones, otherwise that is 0.
+        delta: the upper bound of far copies is `sigma_p` + delta.
 
     Returns:
         As `noise.size`.
@@ -84,13 +84,13 @@ def noise_sizes(noise: Noise, settings: NoiseSettings, delta: float) -> Tensor:
 def noise_queries(
     windows: PaddedWindows, clips: Tensor, noise: Noise, settings: NoiseSettings, delta: float
 ) -> LabelledQueries:
-    """Copies of the true windows with centre and width moved, near ones to be restored.
+    """Copies of the true windows with noisy centre and width; near ones are to be denoised.
 
-    |dc| < r w / 2 (or r c / 2 with ``center_ref: center``) and |dw| < r w with the shares r of
-    `noise_sizes`, each drawn on its own.
+    |dc| < r w / 2 (or r c / 2 with ``center_ref: center``) and |dw| < r w with the ratios r of
+    `noise_sizes`, drawn independently.
 
     Args:
-        windows: the truth, Gmax > 0.
+        windows: the true windows, Gmax > 0.
         clips: (B,) valid clips.
         noise: see `draw_noise`.
         settings: see `noise_sizes`.

@@ -1,7 +1,8 @@
-"""Settings of SA-DETR and its search space: the paper's values or ours, and every ablation switch.
+"""Settings and search space of SA-DETR: the paper's values or ours, and every ablation switch.
 
-``preset`` names the values that an absent key has: ``paper`` reads the paper literally wherever it
-is clear, ``robust`` departs from it in the values of `DEPARTURES`. A written key always wins.
+``preset`` selects the values of absent keys: ``paper`` follows the paper literally wherever it is
+clear, ``robust`` departs from it in the values of `DEPARTURES`. A written key always wins. Section
+numbers refer to docs/models/sa_detr.md.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class VtcSettings(Section):
 class CtmSettings(Section):
     """Clip-text matching (section 2.5).
 
-    `legacy_intra_transposed` adds UniVTG's second half of the term within a video, whose softmax
-    runs over the batch at one clip index.
+    `legacy_intra_transposed` adds the second half of UniVTG's intra-video term, whose softmax runs
+    over the batch at one clip index.
     """
 
     enabled: bool = True
@@ -54,9 +55,9 @@ class CtmSettings(Section):
 class FusionSettings(Section):
     """Fusion encoder (section 2.3).
 
-    `share`: one set of weights for both directions. `update`: with ``parallel`` a layer reads what
-    the layer before made of the other stream, with ``independent`` the projected rows.
-    `keys_include_token`: the words read the fusion token too.
+    `share`: one set of weights for both directions. `update`: with ``parallel`` a layer attends to
+    the previous layer's output of the other stream, with ``independent`` to the projected rows.
+    `keys_include_token`: words also attend to the fusion token.
     """
 
     share: bool = True
@@ -65,7 +66,7 @@ class FusionSettings(Section):
 
 
 class LocalBlockSettings(Section):
-    """Local block (section 2.7): what it convolves; `include_token` convolves the token too."""
+    """Local block (section 2.7): its input; `include_token` convolves the token too."""
 
     input: Literal["global", "fused"] = "global"
     include_token: bool = False
@@ -74,8 +75,8 @@ class LocalBlockSettings(Section):
 class InitSettings(Section):
     """Direct queries (section 2.8).
 
-    `anchors`: first spans from the fusion token, or ``learned`` ones. `loss`: judge them; null: as
-    far as they are dynamic. `detach_ref`: the refiner does not teach them; null: where `loss` does.
+    `anchors`: initial spans from the fusion token, or ``learned``. `loss`: supervise them; null: if
+    they are dynamic. `detach_ref`: no gradient from the refiner to them; null: if `loss` is on.
     """
 
     anchors: Literal["dynamic", "learned"] = "dynamic"
@@ -88,8 +89,8 @@ class NoiseSettings(Section):
     """Noise queries of training (section 2.9).
 
     `mode`: ``none``; ``positive_only``; ``fixed`` with negatives of scale `sigma_p` + `delta`;
-    ``curriculum``, whose delta falls to `delta_end`. `band`: negatives have at least the noise of
-    the widest positive. `center_ref`: what the shift of the centre is relative to.
+    ``curriculum``, whose delta falls to `delta_end`. `band`: the noise of negatives is at least
+    `sigma_p`. `center_ref`: what the shift of the centre is relative to.
     """
 
     mode: Literal["none", "positive_only", "fixed", "curriculum"] = "fixed"
@@ -103,17 +104,17 @@ class NoiseSettings(Section):
 
 
 class AlignSettings(Section):
-    """Temporal align (section 2.10): points of a span, and by how much it is widened first."""
+    """Temporal align (section 2.10): sample points per span, and how far it is widened first."""
 
     samples: Count = 10
     expand: NonNegative = 0.0
 
 
 class EnhanceSettings(Section):
-    """Span based enhance (section 2.10).
+    """Span-based enhancement (section 2.10).
 
-    `norm`: how the scores of the points weigh them: as they are, or their ``softmax``. `gate`: one
-    number a query, or one a ``channel``; `scaled`: its products are divided by sqrt(d).
+    `norm`: weights of the points: their raw scores, or the ``softmax``. `gate`: one number per
+    query, or per ``channel``; `scaled`: divide its products by sqrt(d).
     `zero_init`: the branch starts at zero.
     """
 
@@ -133,9 +134,9 @@ class GaussSettings(Section):
 
 
 class QualitySettings(Section):
-    """Quality losses (section 3.2). `margin` null: 0.4 where there are negative noise queries.
+    """Quality losses (section 3.2). `margin` null: 0.4 if there are negative noise queries.
 
-    With ``bins`` neither `w_matched` nor `norm` counts.
+    With ``bins``, `w_matched` and `norm` are ignored.
     """
 
     w_matched: Positive = 1.0
@@ -156,8 +157,8 @@ class LocationMatchSettings(Section):
 class SaDetrLossSettings(Section):
     """Weights of eqs 7 and 10 (section 3.2).
 
-    `norm`: span losses are divided by the windows of the batch (``gt``), or summed over the windows
-    of a sample as the paper writes them (``none``). `aux`: also judge the earlier layers.
+    `norm`: span losses are divided by the number of windows in the batch (``gt``), or summed over
+    the windows of a sample as in the paper (``none``). `aux`: also supervise the earlier layers.
     """
 
     l1: Weight = 10.0
@@ -171,7 +172,7 @@ class SaDetrLossSettings(Section):
 
 
 DEFAULT_MARGIN = 0.4
-# Where we would depart from the literal reading (section 9: rows 5, 7, 8, 12).
+# Where ``robust`` departs from the literal reading (section 9: rows 5, 7, 8, 12).
 DEPARTURES: dict[str, Any] = {
     "enhance": {"norm": "softmax", "scaled": True, "zero_init": True},
     "gauss": {"mode": "add_log"},
@@ -180,13 +181,12 @@ DEPARTURES: dict[str, Any] = {
 
 
 class SaDetrSettings(PresetSection, SizeSettings):
-    """SA-DETR; section numbers are those of its design, kept in docs/models/sa_detr.md.
+    """Settings of SA-DETR.
 
     Attributes:
-        residual: what the cross attention is added to: the content, or the projected ``query``.
-        update: spans move in ``logit`` space, or are added up and cut to [0, 1] (``raw``).
-        highlights_only: no windows to learn from (TVSum, YouTube-HL): what finds windows does not
-            exist.
+        residual: what the cross-attention is added to: the content, or the projected ``query``.
+        update: offsets are added in ``logit`` space, or directly and clamped to [0, 1] (``raw``).
+        highlights_only: no window annotations (TVSum, YouTube-HL): the model has no moment branch.
     """
 
     ROBUST: ClassVar[Mapping[str, Any]] = DEPARTURES
@@ -235,42 +235,42 @@ class SaDetrSettings(PresetSection, SizeSettings):
 
     @property
     def uses_negatives(self) -> bool:
-        """Noise queries come in a near and a far kind."""
+        """There are far noise queries besides the near ones."""
         return self.dn.mode in ("fixed", "curriculum")
 
     @property
     def judges_first_spans(self) -> bool:
-        """The direct spans before the refiner have a loss of their own."""
+        """The direct spans before the refiner are supervised."""
         return self.init.anchors == "dynamic" and self.init.loss is not False
 
     @property
     def detaches_first_spans(self) -> bool:
-        """The refiner's losses do not teach the direct spans that it starts from."""
+        """The refiner's losses do not reach the direct spans it starts from."""
         return self.judges_first_spans and self.init.detach_ref is not False
 
     @property
     def margin(self) -> float:
-        """By how much the quality of a near copy must exceed that of the far one."""
+        """Margin by which a near copy's quality must exceed that of the far one."""
         return DEFAULT_MARGIN if self.quality.margin is None else self.quality.margin
 
     @property
     def reads_words(self) -> bool:
-        """The words read the clips: somebody needs what they become."""
+        """Words attend to clips, because the fused words are used."""
         after = [part.enabled and part.stage == "after" for part in (self.vtc, self.ctm)]
         return any(after) or self.enhances
 
     @property
     def enhances(self) -> bool:
-        """Queries read the clips of their span before the cross attention."""
+        """Queries attend to the clips of their span before the cross-attention."""
         return self.enhance.enabled and not self.highlights_only
 
     @property
     def needs_sentence(self) -> bool:
-        """There is a sentence token of the fused words."""
+        """A sentence token is pooled from the fused words."""
         return self.enhances or (self.ctm.enabled and self.ctm.stage == "after")
 
     def delta_at(self, progress: float) -> float:
-        """Scale of the far copies beyond that of the near ones at a share of the training."""
+        """Extra noise scale of far copies at this fraction of the training."""
         if self.dn.mode != "curriculum":
             return self.dn.delta
         return self.dn.delta + (self.dn.delta_end - self.dn.delta) * progress
@@ -296,7 +296,7 @@ SEARCH_SPACE: SearchSpace = {
         low=1.0, high=6.0, when={**_WINDOWS, "gauss.mode": ["mul_logits", "add_log"]}
     ),
     "dn.sigma_p": FloatRange(low=0.1, high=0.4, when=_NOISE),
-    # The design goes to 0.6 and cuts sigma_p + delta at 0.95; here no pair needs a cut.
+    # Bounded so that sigma_p + delta never exceeds 0.95.
     "dn.delta": FloatRange(low=0.2, high=0.55, when=_NEGATIVES),
     "dn.groups": IntRange(low=2, high=8, when=_NOISE),
     "align.samples": Choice(choices=[5, 10, 15, 20], when=_WINDOWS),

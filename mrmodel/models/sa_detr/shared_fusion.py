@@ -1,4 +1,4 @@
-"""Clips and words read each other with one set of weights (SA-DETR; sa_detr.md, section 2.3)."""
+"""Cross-modal fusion with shared weights (SA-DETR; docs/models/sa_detr.md, section 2.3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrmodel.models.settings import LayerSettings
 
 
 class Stream(NamedTuple):
-    """Rows of one modality: states (B, S, d), their codes (B or 1, S, d) if any, mask (B, S)."""
+    """One modality: states (B, S, d), optional position codes (B or 1, S, d), mask (B, S)."""
 
     state: Tensor
     position: Tensor | None
@@ -24,13 +24,13 @@ class Stream(NamedTuple):
 
 
 class FusionEncoder(nn.Module):
-    """Layers that both directions walk through; without `share` the words have their own.
+    """Cross-attention layers shared by both directions; without `share` the words have their own.
 
     Args:
-        settings: of the layers.
+        settings: settings of the layers.
         fusion: see `FusionSettings`.
-        layers: their number.
-        both: the words read the clips too; otherwise only the clips read.
+        layers: number of layers.
+        both: words attend to clips too; otherwise only clips attend to words.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class FusionEncoder(nn.Module):
         self.layers: Stack[ReadingLayer] = Stack(ReadingLayer(settings) for _ in range(layers))
         self.word_rounds = layers if both else 0
         if fusion.update == "parallel" and not both:
-            self.word_rounds = layers - 1  # what the last layer makes of the words is not read
-        # Shared layers have one name: a file of weights refuses a tensor under two.
+            self.word_rounds = layers - 1  # the last layer's words are unused
+        # Shared layers are registered once: safetensors rejects a tensor under two names.
         self.word_layers: Stack[ReadingLayer] | None = None
         if not fusion.share:
             self.word_layers = Stack(ReadingLayer(settings) for _ in range(self.word_rounds))
@@ -54,12 +54,12 @@ class FusionEncoder(nn.Module):
 
         Args:
             clips: [fusion token; clips], S = 1 + L.
-            words: of the sentences.
-            negative: (B,) whose sentence is the negative one of each sample, or None.
+            words: words of the sentences.
+            negative: (B,) index of the sample whose sentence is the negative one, or None.
 
         Returns:
-            (k B, 1 + L, d) clips with their sentence, then with the negative one, and (B, N, d)
-            words with their clips, or None where only the clips read.
+            (k B, 1 + L, d) clips fused with their sentence, then with the negative one, and
+            (B, N, d) words fused with their clips, or None if only the clips attend.
         """
         run = self._independent if self.fusion.update == "independent" else self._parallel
         return run(clips, words, negative)
@@ -67,7 +67,7 @@ class FusionEncoder(nn.Module):
     def _independent(
         self, clips: Stream, words: Stream, negative: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Every layer reads the rows that came in, which are projected once for all pairs."""
+        """Every layer attends to the input rows, which are projected once for all pairs."""
         video, text, position = clips.state, words.state, clips.position
         clip_rows, clip_mask = self._readable(clips)
         tokens = key_mask(with_negatives(words.mask, negative))
@@ -84,7 +84,7 @@ class FusionEncoder(nn.Module):
     def _parallel(
         self, clips: Stream, words: Stream, negative: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Every layer reads what the layer before made of the other modality, pair by pair."""
+        """Every layer attends to the previous layer's output of the other modality, per pair."""
         size = len(words.state)
         copies = 1 if negative is None else 2
         clips = Stream(
@@ -110,12 +110,12 @@ class FusionEncoder(nn.Module):
         return clips.state, words.state[:size] if self.both else None
 
     def _readable(self, clips: Stream) -> tuple[Tensor, Tensor | None]:
-        """What the words read, and its mask for `attend`."""
+        """Clips that the words attend to, and their mask for `attend`."""
         first = 0 if self.fusion.keys_include_token else 1
         return clips.state[:, first:], key_mask(clips.mask[:, first:])
 
     def _rounds(self) -> Iterator[tuple[ReadingLayer, ReadingLayer | None]]:
-        """The layer of the clips and, in rounds in which the words read, theirs."""
+        """The clips' layer and, in rounds in which the words are updated, the words' layer."""
         word_layers = self.layers if self.word_layers is None else self.word_layers
         return zip_longest(self.layers, islice(word_layers, self.word_rounds))
 

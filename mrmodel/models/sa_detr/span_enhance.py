@@ -1,4 +1,4 @@
-"""Span-based enhancement: a query reads the clips of its span, weighted by fit to the sentence.
+"""Span-based enhancement: a query pools the clips of its span, weighted by text relevance.
 
 SA-DETR, equations 2 and 3. The clips of a span are read at evenly spaced points, as in G-TAD (Xu
 et al. 2020).
@@ -18,16 +18,16 @@ from mrmodel.spans import cxw_to_xx
 
 
 def sample_points(spans_cxw: Tensor, clips: Tensor, samples: int, expand: float = 0.0) -> Tensor:
-    """Where a span is sampled, in units of clips; clip i has its middle at i.
+    """Sample points of spans, in units of clips; the middle of clip i is at i.
 
-    Point j is at the fraction (j + 1/2) / samples of the span, held between the middles of the
+    Point j is at the fraction (j + 1/2) / samples of the span, clamped to the middles of the
     sample's first and last clip.
 
     Args:
         spans_cxw: (B, P, 2).
         clips: (B,) valid clips.
-        samples: points of a span.
-        expand: share of its width by which a span is widened at each end first.
+        samples: points per span.
+        expand: fraction of its width by which a span is first widened at each end.
 
     Returns:
         (B, P, samples) float32.
@@ -41,14 +41,14 @@ def sample_points(spans_cxw: Tensor, clips: Tensor, samples: int, expand: float 
 
 
 def hat_weights(points: Tensor, length: int) -> Tensor:
-    """Linear interpolation as a matrix: row j weighs the two clips around point j.
+    """Linear interpolation as a matrix: row j weights the two clips around point j.
 
     Args:
         points: (B, P, S) in units of clips, inside the valid clips.
         length: clips L, padding included.
 
     Returns:
-        (B, P, S, L) float32, rows with sum 1; padding has weight 0.
+        (B, P, S, L) float32, rows sum to 1; padding has weight 0.
     """
     middles = torch.arange(length, device=points.device, dtype=torch.float32)
     return (1.0 - (points.unsqueeze(-1) - middles).abs()).relu()
@@ -57,8 +57,8 @@ def hat_weights(points: Tensor, length: int) -> Tensor:
 class SpanEnhance(nn.Module):
     """C <- LN(W_f((m + C) gate) + C), m the weighted mean of the clips at points of the span.
 
-    Sampling is linear, so the rows of the points are never made: their scores are interpolated from
-    scores of the clips, and their weighted mean is a weighted mean of the clips.
+    Sampling is linear, so sampled features are never materialised: their scores are interpolated
+    from the clips' scores, and their weighted mean is a weighted mean of the clips.
     """
 
     def __init__(self, settings: SaDetrSettings) -> None:
@@ -71,7 +71,7 @@ class SpanEnhance(nn.Module):
         self.branch = branch_dropout(settings.dropout, settings.drop)
 
     def silence(self) -> None:
-        """Contents pass unchanged, up to the norm, until the branch has learned something."""
+        """Initialise the branch to zero, so that contents first pass unchanged up to the norm."""
         nn.init.zeros_(self.fuse.weight)
         nn.init.zeros_(self.fuse.bias)
 
@@ -96,10 +96,10 @@ class SpanEnhance(nn.Module):
         return add_projected(mixed, content, self.fuse, self.branch, self.norm)
 
     def summary(self, spans_cxw: Tensor, memory: Tensor, sentence: Tensor, clips: Tensor) -> Tensor:
-        """(B, P, d): the clips at the points of each span, weighed by what they score (eq. 2)."""
+        """(B, P, d): the clips at the points of each span, weighted by their scores (eq. 2)."""
         points = sample_points(spans_cxw, clips, self.align.samples, self.align.expand)
         hat = hat_weights(points, memory.shape[1])
-        # A row of the hat matrix sums to 1, so that the offset of the score comes through.
+        # Rows of the hat matrix sum to 1, so the bias of the score is preserved.
         scores = (hat @ self.relevance(memory, sentence)[:, None, :, None]).squeeze(-1)
         if self.settings.norm == "softmax":
             weights = scores.softmax(-1)

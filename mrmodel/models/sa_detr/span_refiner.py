@@ -1,6 +1,6 @@
-"""Span aware refine decoder: queries move their spans layer by layer (SA-DETR, sec. 3.4).
+"""Span-aware refinement decoder: layers refine the queries' spans (SA-DETR, Sec. 3.4).
 
-The design of the layer is section 2.10 of sa_detr.md.
+docs/models/sa_detr.md, section 2.10, describes the layer.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mrmodel.spans import inverse_sigmoid
 
 @dataclass(frozen=True, slots=True)
 class SeenVideo:
-    """What the refiner reads.
+    """Input of the refiner.
 
     Attributes:
         memory: clips (B, L, d).
         position: their codes (B or 1, L, d).
         mask: (B, L) bool.
-        sentence: (B, d), None where no layer enhances.
+        sentence: (B, d), None without span-based enhancement.
     """
 
     memory: Tensor
@@ -46,7 +46,7 @@ class SeenVideo:
 
     @property
     def clips(self) -> Tensor:
-        """(B,) valid clips."""
+        """(B,) number of valid clips."""
         return self.mask.sum(1)
 
 
@@ -70,7 +70,7 @@ class RefinedQueries:
 
 
 class RefinerLayer(nn.Module):
-    """Self-attention, span based enhance, Gaussian-modulated cross attention, feed-forward."""
+    """Self-attention, span-based enhancement, Gaussian cross-attention, feed-forward."""
 
     def __init__(self, settings: SaDetrSettings) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ class RefinerLayer(nn.Module):
     def forward(
         self, content: Tensor, spans_cxw: Tensor, seen: SeenVideo, mutual: Tensor | None
     ) -> Tensor:
-        """One round of refinement.
+        """Apply the layer.
 
         Args:
             content: (B, P, d).
             spans_cxw: (B, P, 2).
             seen: the video.
-            mutual: queries that a query may read, as in `attend`.
+            mutual: self-attention mask, as in `attend`.
 
         Returns:
             (B, P, d).
@@ -112,7 +112,7 @@ class RefinerLayer(nn.Module):
         return refined
 
     def _read(self, content: Tensor, code: Tensor, spans_cxw: Tensor, seen: SeenVideo) -> Tensor:
-        """Cross attention, whose scores the spans modulate (eqs 4 to 6)."""
+        """Cross-attention with scores modulated by the spans (eqs 4 to 6)."""
         query = self.cross_query(content)
         value, allowed = self.cross_value(seen.memory), key_mask(seen.mask)
         queries = interleave_heads(query, code, self.heads)
@@ -131,7 +131,7 @@ class RefinerLayer(nn.Module):
 
 
 class SpanRefiner(nn.Module):
-    """Stack of `RefinerLayer`s, and the heads that all of them share."""
+    """Stack of `RefinerLayer`s with shared heads."""
 
     def __init__(self, settings: SaDetrSettings) -> None:
         super().__init__()
@@ -146,12 +146,12 @@ class SpanRefiner(nn.Module):
                 layer.enhance.silence()
         self.offset = Mlp(hidden, hidden, 2, 3)
         self.quality = nn.Linear(hidden, 1)
-        # At first every layer keeps the span that it was given.
+        # Zero offsets: initially every layer keeps its input span.
         nn.init.zeros_(self.offset[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.offset[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, queries: JoinedQueries, seen: SeenVideo) -> RefinedQueries:
-        """Refine the spans; a layer's span passes no gradient on to the layer before it.
+        """Refine the spans; they are detached between layers.
 
         Args:
             queries: contents and first spans in [0, 1].
@@ -174,7 +174,7 @@ class SpanRefiner(nn.Module):
 
 
 def move_spans(spans_cxw: Tensor, offset: Tensor, update: str) -> Tensor:
-    """Spans (..., 2) moved in ``logit`` space, or added up and held in [0, 1] (``raw``)."""
+    """Spans (..., 2) plus offset in ``logit`` space, or added and clamped to [0, 1] (``raw``)."""
     if update == "raw":
         return (spans_cxw + offset).clamp(0.0, 1.0)
     return (offset + inverse_sigmoid(spans_cxw)).sigmoid()

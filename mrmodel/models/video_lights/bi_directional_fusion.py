@@ -1,4 +1,4 @@
-"""Clips and tokens read each other, then clips read those tokens (video_lights.md, section 3)."""
+"""Bi-directional cross-modal fusion (docs/models/video_lights.md, section 3)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class FusionSettings(Section):
     """Bi-directional cross-modal fusion (Bi-CMF).
 
     Attributes:
-        layers: how often; each layer reads the projected tokens.
+        layers: number of layers; each attends to the projected tokens.
         ffn_residual: add the input of the feed-forward block to its output. The published block
             adds its output to itself.
-        text_norm: a norm after the tokens have read the clips. The published code builds one and
-            leaves it out.
+        text_norm: a norm after the tokens' attention to the clips. The published code creates one
+            but does not use it.
     """
 
     layers: Count = 1
@@ -33,10 +33,10 @@ class FusionSettings(Section):
 
 
 class Text(NamedTuple):
-    """What the layers read of the sentences.
+    """Text input of the layers.
 
-    Tokens (B, N, d) without and with their positions; `negatives`: each sample reads the sentence
-    of the next one too.
+    Tokens (B, N, d) without and with their positions; `negatives`: each sample is also paired with
+    the sentence of the next one.
     """
 
     state: Tensor
@@ -44,12 +44,12 @@ class Text(NamedTuple):
     negatives: bool
 
     def pairs(self, rows: Tensor) -> Tensor:
-        """Rows (B, ...) made from the tokens, for all pairs: (k B, ...)."""
+        """Expand token rows (B, ...) to all pairs: (k B, ...)."""
         return with_next_sample(rows) if self.negatives else rows
 
 
 class CrossMasks(NamedTuple):
-    """Tokens that clips may read and clips that tokens may read, as in `attend`."""
+    """Masks of clip-to-token and token-to-clip attention, as in `attend`."""
 
     tokens: Tensor | None
     clips: Tensor | None
@@ -89,7 +89,7 @@ class BiDirectionalFusionLayer(nn.Module):
             video: (B, L, d), or (k B, L, d) from an earlier layer.
             position: codes of the clips (B or 1, L, d), or (k B, L, d).
             text: the sentences.
-            allowed: what may be read, of all pairs.
+            allowed: attention masks of all pairs.
 
         Returns:
             (k B, L, d).
@@ -135,7 +135,7 @@ class BiDirectionalFusionLayer(nn.Module):
         out = attention.out_proj
         if self.training or torch.is_grad_enabled():
             return add_projected(self.branch(out(mixed)), residual, linear, self.nothing, norm)
-        # Nothing stands between the two linear layers at rest: their product is one.
+        # In eval mode nothing stands between the two linear layers: merge them into one.
         bias = F.linear(out.bias, linear.weight, linear.bias)
         total = residual + F.linear(mixed, linear.weight @ out.weight, bias)
         return total if norm is None else norm(total)

@@ -1,4 +1,4 @@
-"""Clips that have seen their sentence before any attention (video_lights.md, section 2)."""
+"""Text-aware clip features before any attention (docs/models/video_lights.md, section 2)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from mrmodel.models.layers.dropout import Dropout
 
 Correspondence = Literal["constant", "words"]
 
-# The published log(mask + 1e-45) at padding. Written out, because that sum is a subnormal number:
-# processors that flush those to zero would make it minus infinity.
+# The published log(mask + 1e-45) at padding, as a constant: that sum is a subnormal number, and
+# processors that flush subnormals to zero would give minus infinity.
 LEGACY_PADDED_SIMILARITY = -103.2789
 
 
-LEAST_SQUARE = 1e-16  # of a product of lengths, where a cosine divides by it
+LEAST_SQUARE = 1e-16  # lower bound of the squared denominator of a cosine
 
 
 class FeatureRefinement(nn.Module):
-    """relu(W [clip; similarity; sentence; correspondence]): what a clip is in view of its sentence.
+    """relu(W [clip; similarity; sentence; correspondence]): text-aware clip features.
 
     * similarity: cosine of clip and sentence, times a learned vector;
     * sentence: the sum of the tokens, weighted by a learned pooling;
-    * correspondence: a learned vector, which ``words`` multiplies with the mean of the tokens,
-      weighted by how well they fit the clip. The published code means to weight the rows of a
-      matrix in that way, but all its rows are equal: ``constant`` is what is left of that.
+    * correspondence: a learned vector; ``words`` multiplies it with the mean of the tokens,
+      weighted by their similarity to the clip. The published code weights the rows of a matrix
+      that way, but all rows are equal, which reduces to ``constant``.
 
     Args:
         hidden: channels d.
         correspondence: as above.
         p: dropout of the four parts and of the result.
-        legacy_padding: give padded clips their published values, which are large.
+        legacy_padding: give padded clips their (large) published values.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class FeatureRefinement(nn.Module):
     def _mix_dropped(
         self, video: Tensor, similarity: Tensor, sentence: Tensor, correspondence: Tensor
     ) -> Tensor:
-        """Dropout of single channels leaves nothing to compute once: all parts are written out."""
+        """The sum with dropout of single channels, which needs all four parts materialised."""
         parts = (video, similarity * self.similarity.T, sentence, correspondence)
         joined = torch.cat([part.expand_as(video) for part in parts], dim=-1)
         mixed: Tensor = self.mixer(self.dropout(joined))
@@ -85,7 +85,7 @@ class FeatureRefinement(nn.Module):
     def _mix(
         self, video: Tensor, similarity: Tensor, sentence: Tensor, correspondence: Tensor
     ) -> Tensor:
-        """The same sum, part by part: what clips share is computed once a sample."""
+        """The same sum, part by part: parts shared by the clips are computed once per sample."""
         of_video, of_similarity, of_sentence, of_rest = self.mixer.weight.chunk(4, dim=1)
         shared = F.linear(sentence, of_sentence) + F.linear(correspondence, of_rest)
         mixed = F.linear(video, of_video, self.mixer.bias) + shared
@@ -93,9 +93,9 @@ class FeatureRefinement(nn.Module):
 
 
 def clip_cosine(clips: Tensor, vector: Tensor) -> Tensor:
-    """(B, L, d) and (B, 1, d) -> (B, L), 0 for a clip of zeros.
+    """Cosine of (B, L, d) and (B, 1, d) -> (B, L), 0 for a clip of zeros.
 
-    The lengths divide the products; torch's function divides all channels of all clips first.
+    Divides the products by the norms; torch's function divides all channels of all clips first.
     """
     products = (clips @ vector.transpose(1, 2)).squeeze(-1)
     squares = clips.square().sum(-1) * vector.square().sum(-1)

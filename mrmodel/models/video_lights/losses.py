@@ -1,7 +1,7 @@
-"""Losses of VideoLights on whole rows of clip scores (video_lights.md, section 6.1).
+"""Losses on the vector of a sample's clip scores (docs/models/video_lights.md, section 6.1).
 
-A row of scores is judged by its direction: moved so that its least score is 0, then scaled to
-length 1, as are the labels.
+They compare directions: scores are shifted to a minimum of 0 and scaled to unit length, and so are
+the labels.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import Tensor
 
 from mrmodel.losses.criterion import LossInputs
 
-# The two whose weight is multiplied by the number of the epoch, counted from 1.
+# Losses whose weight is multiplied by the epoch number, counted from 1.
 HARD_LOSSES = ("hard_negative", "hard_positive")
 
 
 class DirectionLosses:
     """Cosine and squared distances between the clip scores of a sample and its labels.
 
-    * ``task_specific``: 1 - cosine of the scores; ``task_coupled``: of the scores that the best
-      window gives (`MomentToHighlight`); ``video_text``: of the cosines of refined clips and
+    * ``task_specific``: 1 - cosine of the scores; ``task_coupled``: of the scores derived from the
+      best window (`MomentToHighlight`); ``video_text``: of the cosines of refined clips and the
       mean token. Sum (or mean) over the batch.
     * ``hard_negative``: squared distance over clips with label 0, ``hard_positive``: over the
       others; each divided by the number of all clips. Mean over the batch.
 
-    A sample without relevant clip has no direction to learn and counts as 0.
+    A sample without relevant clips contributes 0.
 
     Args:
-        batch_reduction: of the cosine terms; published is the sum, which makes them weigh more in
-            a larger batch.
-        legacy_padding: as published: the least score is one of the whole batch, padding included;
-            padded clips take part; samples without relevant clip count.
+        batch_reduction: of the cosine terms; the published sum makes their weight grow with the
+            batch size.
+        legacy_padding: as published: the minimum is taken over the whole batch, padding included;
+            padded clips and samples without relevant clips contribute.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DirectionLosses:
         self.batch_reduction, self.legacy_padding = batch_reduction, legacy_padding
 
     def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """Named scalars; a term whose scores are not among the output's `extras` is left out."""
+        """Named scalars; terms whose scores are missing in the output's `extras` are skipped."""
         labels, mask = inputs.targets.saliency_labels, inputs.batch.video_mask
         if self.legacy_padding:
             mask = torch.ones_like(mask)
@@ -62,13 +62,13 @@ class DirectionLosses:
         return losses
 
     def _direction(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """(K, B, L) rows of length 1, 0 at padding; one of equal scores is 0, without gradient."""
+        """(K, B, L) unit vectors, 0 at padding; all 0 without gradient if the scores are equal."""
         scores = scores.float()
         if self.legacy_padding:
             return F.normalize(scores - scores.amin((1, 2), keepdim=True), dim=2)
         least = scores.masked_fill(~mask, torch.inf).amin(2, keepdim=True)
         moved = (scores - least).masked_fill(~mask, 0.0)
-        # The slope of x / |x| has no bound near 0, and would drown all other gradients of the step.
+        # The gradient of x / |x| is unbounded near 0 and would dominate all others.
         return F.normalize(moved.masked_fill(~moved.any(2, keepdim=True), 0.0), dim=2)
 
     def _cosine_losses(self, rows: Tensor, truth: Tensor, counts: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""VideoLights (Paul et al. 2024): refined clips, fusion in both directions, QD-DETR's decoder.
+"""VideoLights (Paul et al. 2024): refined clips, bi-directional fusion, QD-DETR's decoder.
 
-Follows the published code; docs/models/video_lights.md has the picture and every switch. What the
-switches correct: video_lights.md, sections 7 to 8.
+Follows the published code. What the switches correct: docs/models/video_lights.md, sections 7 to 8.
 """
 
 from __future__ import annotations
@@ -50,20 +49,20 @@ OddCount = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class RefinementSettings(Section):
-    """Feature refinement (FRA): see `FeatureRefinement`; `dropout` null is that of all layers."""
+    """Feature refinement (FRA), see `FeatureRefinement`; `dropout` null: that of all layers."""
 
     correspondence: Correspondence = "constant"
     dropout: DropRate | None = None
 
 
 class VideoLightsLossWeights(LossWeights):
-    """`LossWeights` and those of `DirectionLosses`; the published lambda_al is two of them.
+    """`LossWeights` and those of `DirectionLosses`; the published lambda_al sets two of them.
 
     Attributes:
         contrastive, video_text: alignment of queries, and of clips, with the text.
         task_specific: cosine of scores and labels.
-        task_coupled: the same of the scores that the best window gives.
-        hard_negative, hard_positive: in the first epoch; see `hard_growth`.
+        task_coupled: cosine of the scores derived from the best window and the labels.
+        hard_negative, hard_positive: value in the first epoch; see `hard_growth`.
     """
 
     contrastive: NonNegative = 0.2
@@ -75,18 +74,18 @@ class VideoLightsLossWeights(LossWeights):
 
 
 class VideoLightsSettings(DetrSettings):
-    """`DetrSettings` and what only VideoLights has.
+    """`DetrSettings` and the settings specific to VideoLights.
 
     Attributes:
-        kernel: clips (or tokens) that a projection layer reads at once; 1 as published.
+        kernel: kernel size of the projection layers; 1 as published.
         refinement, fusion: the two stages before the encoder.
         contrastive: both alignment losses.
         moment_to_highlight: the training-only branch of the joint-task feedback, and its loss.
-        hard_growth: multiply the weight of the hard losses by the number of the epoch.
+        hard_growth: multiply the weight of the hard losses by the epoch number.
         batch_reduction: of the cosine terms, see `DirectionLosses`.
-        legacy_mask_tiling: hide tokens and clips by the padding of other samples, as published.
-        legacy_loss_padding: as published, padding takes part in the losses, and the least score is
-            one of the whole batch.
+        legacy_mask_tiling: mask tokens and clips by the padding of other samples, as published.
+        legacy_loss_padding: as published, include padding in the losses, and take the minimum
+            score over the whole batch.
         legacy_window_slice: see `MomentToHighlight`.
     """
 
@@ -105,7 +104,7 @@ class VideoLightsSettings(DetrSettings):
     legacy_window_slice: bool = False
 
 
-# The published lambda_al is 0.01 to 0.3, from data set to data set (baselines.md, section 8.2).
+# The published lambda_al is 0.01 to 0.3, depending on the data set.
 SEARCH_SPACE: SearchSpace = {
     **DETR_SPACE,
     "loss.contrastive": FloatRange(low=0.01, high=1.0, log=True, when={"contrastive": [True]}),
@@ -147,11 +146,11 @@ class VideoLights(MomentModel):
         """Windows and clip scores of a batch.
 
         In training every clip sequence is also paired with the sentence of the next sample. Both
-        pairs walk through the encoder as one batch of 2B; only the real pairs are decoded.
+        pairs go through the encoder as one batch of 2B; only the real pairs are decoded.
 
         Returns:
-            `ModelOutput`; in training `extras` hold ``negative_saliency`` (B, L) and what the
-            losses of `DirectionLosses` and `ContrastiveLoss` read.
+            `ModelOutput`; in training `extras` hold ``negative_saliency`` (B, L) and the inputs of
+            `DirectionLosses` and `ContrastiveLoss`.
         """
         size, mask = len(batch), batch.video_mask
         inputs = self.projections(batch.video, batch.text, (mask, batch.text_mask))
@@ -168,7 +167,7 @@ class VideoLights(MomentModel):
         return detr_output(layers, saliency[:size], extras, keep_aux)
 
     def criterion(self) -> DetrCriterion:
-        """QD-DETR's losses and those on whole rows of clip scores."""
+        """QD-DETR's losses, and those on the vector of a sample's clip scores."""
         s = self.settings
         clip_losses: list[ClipLoss] = [
             QueryDependentSaliencyLoss(s.saliency_margin),
@@ -198,7 +197,7 @@ class VideoLights(MomentModel):
         )
 
     def _alignment(self, text: Tensor, refined: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What the alignment losses read (video_lights.md, section 6.2)."""
+        """Inputs of the alignment losses (docs/models/video_lights.md, section 6.2)."""
         contrastive = self.detr.heads.contrastive
         if contrastive is None or self.settings.highlights_only:
             return {}
@@ -213,7 +212,7 @@ class VideoLights(MomentModel):
     def _feedback(
         self, video: Tensor, memory: Tensor, windows: LayerOutput, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Clip scores from the best window, before any text was read, for the task-coupled loss."""
+        """Clip scores from the best window and the text-free clips, for the task-coupled loss."""
         if self.window_saliency is None:
             return {}
         return {"window_saliency": self.window_saliency(video, memory, windows, mask)}

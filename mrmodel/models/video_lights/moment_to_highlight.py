@@ -1,6 +1,6 @@
-"""Clip scores from the best window (MR2HD of VideoLights; video_lights.md, section 5).
+"""Clip scores from the best window (MR2HD; docs/models/video_lights.md, section 5).
 
-In training only: a loss compares them with the ratings, so that finding windows serves highlights.
+Training only: a loss compares them with the ratings, which couples the two tasks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mrmodel.types import LayerOutput
 
 
 class MomentToHighlight(nn.Module):
-    """A GRU reads the clips of the best window; its state weighs all clips.
+    """A GRU over the clips of the best window, whose state weights all clips.
 
     Args:
         hidden: channels d.
-        legacy_slice: cut the window out as published: a fraction is one of the padded length, a
-            start before the video counts from its end, and the GRU goes on over zeros up to the
+        legacy_slice: slice the window as published: fractions refer to the padded length, a start
+            before the video counts from its end, and the GRU continues over zeros up to the
             padded length.
     """
 
@@ -44,7 +44,7 @@ class MomentToHighlight(nn.Module):
             best = foreground_scores(windows).argmax(1)[:, None, None].expand(-1, 1, 2)
             span = cxw_to_xx(windows.spans_cxw.detach().gather(1, best)).transpose(1, 2)
             weight = (video @ self._summary(video, span, mask).unsqueeze(-1)).squeeze(-1)
-            # The published score is the sum of all channels of a linear layer: a product with the
+            # The published score sums all channels of a linear layer, which is a product with the
             # sum of its rows.
             scores = (memory @ self.score.weight.sum(0)) * (1.0 + weight) + self.score.bias.sum()
             scaled: Tensor = scores * memory.shape[-1] ** -0.5
@@ -58,7 +58,7 @@ class MomentToHighlight(nn.Module):
         ends = (span * count.unsqueeze(1)).floor().long().clamp(min=0)
         first, last = ends.minimum(count.unsqueeze(1) - 1).unbind(1)
         steps = torch.arange(video.shape[1], device=video.device)
-        if video.device.type == "cpu":  # elsewhere looking at the lengths would wait for the device
+        if video.device.type == "cpu":  # on a GPU reading the lengths would synchronise
             steps = steps[: int((last - first).max()) + 1]
         states, _ = self.gru(_rows(video, (first + steps).minimum(last)))
         return _rows(states, last - first).squeeze(1)
@@ -79,5 +79,5 @@ def _rows(sequence: Tensor, index: Tensor) -> Tensor:
 
 
 def _from_the_end(index: Tensor, length: int) -> Tensor:
-    """What Python's slices make of an index: negative ones count from the end."""
+    """Resolve indices as Python slices do: negative ones count from the end."""
     return torch.where(index < 0, index + length, index).clamp(0, length)
