@@ -1,4 +1,4 @@
-"""What a GPU makes of training, inference and the brought encoders: speed, and equal bytes.
+"""Training, inference and encoders with user weights on a GPU: speed, and equal bytes.
 
 Run ``python -m benchmarks.gpu [--part NAME ...] [--models NAME ...] [--seconds N] [--json]``; with
 ``--device cpu --small`` it is a dry run with tiny networks. One line is printed as soon as it is

@@ -97,9 +97,9 @@ def sleep_search(trials: int, workers: int, seconds: float) -> float:
         study.fill(trials)
         paths = Paths(config, folder)
         with open_search_record(config, paths) as record:
-            crew = LocalWorkerPool(address, folder / "workers", record.run_id(60.0))
+            worker_pool = LocalWorkerPool(address, folder / "workers", record.run_id(60.0))
             started = time.perf_counter()
-            follow(study, crew, workers, lambda: None)
+            follow(study, worker_pool, workers, lambda: None)
             return time.perf_counter() - started
 
 
@@ -125,13 +125,13 @@ def real_search(config: Config, workers: int) -> float:
     """Seconds of a search without its confirmation; the same draws whatever the workers."""
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         address = str(Path(name) / "journal.log")
-        crew = LocalWorkerPool(address, Path(name) / "workers", None)
+        worker_pool = LocalWorkerPool(address, Path(name) / "workers", None)
         storage = open_storage(address)
         # One thread a process in both, which is what two processes have on two cores.
         one_thread = changed_config(config.model_dump(), {"train.threads": 1, "tune.workers": 1})
-        study = open_search(one_thread, SearchContext(storage, name, crew, lambda _: None))
+        study = open_search(one_thread, SearchContext(storage, name, worker_pool, lambda _: None))
         started = time.perf_counter()
-        follow(study, crew, workers, lambda: None)
+        follow(study, worker_pool, workers, lambda: None)
         return time.perf_counter() - started
 
 

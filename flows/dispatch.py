@@ -100,7 +100,7 @@ def run_stage_on_pool(
         return ending_of(state)
     result = result_store.find(scheduled.order.stage, scheduled.key)
     if result is None:
-        return StageOutcome(reason="ended without a record in the hand-over store", retryable=True)
+        return StageOutcome(reason="ended without a record in the result store", retryable=True)
     return StageOutcome(result=result)
 
 

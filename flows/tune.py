@@ -48,8 +48,8 @@ class PrefectWorkerPool:
         client: of the server.
         work: the search.
         pool: work pool; None: that of the tuned stage.
-        result_store: URL of the project's result store; distinguishes its searches from others on the
-            same server.
+        result_store: URL of the project's result store; distinguishes its searches from others on
+            the same server.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ RETIRED = {
     r"\bintake\b": "ingestion",
     r"\b[Bb]rought (weights|encoders)": "user weights",
     r"\btickets?\b": "enqueued trial",
-    r"new.line of comparison|--new-line|\bnew_line\b": "--reset-baseline",
+    r"new.line of comparison|\bnew_line\b": "--reset-baseline",
     r"\bmrmodel[./](promotion|track|pipeline|corpus|generate|official)\b": "packages that moved",
     r"\b(baselines|embedded|pretraining_data)\.md\b": "a design note outside of the repository",
 }

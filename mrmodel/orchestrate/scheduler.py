@@ -1,8 +1,8 @@
 """Schedules the stages of a graph: which can start now, and how to handle their outcome.
 
-It starts nothing itself: the caller runs the stages that `ready` returns, on workers or locally, and
-reports how each ended. The graph is queried again after every merged result, since only then is it
-known whether downstream stages have changed inputs.
+It starts nothing itself: the caller runs the stages that `ready` returns, on workers or locally,
+and reports how each ended. The graph is queried again after every merged result, since only then
+is it known whether downstream stages have changed inputs.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class SearchContext:
     Attributes:
         storage: of the studies.
         store: URL of a store that all workers reach.
-        crew: the worker pool.
+        worker_pool: the worker pool.
         told: called repeatedly while they work, with the study.
     """
 

@@ -244,7 +244,7 @@ def test_the_commands_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "0 errors, 0 warnings" in result.output
 
 
-# (train, val, test) of the conversions, from section 1.6 of baselines.md.
+# (train, val, test) of the conversions, counted in the published files.
 PUBLISHED_SIZES = {
     "qvhighlights": (7218, 1550, 1542),
     "charades": (12404, 0, 3720),

@@ -151,7 +151,7 @@ class Site:
             return len(client.read_task_runs(task_run_filter=wanted))
 
     def results(self) -> list[StageResult]:
-        """All records in the hand-over store."""
+        """All records in the result store."""
         store = open_store(self.environment["MRMODEL_HANDOVER"])
         found = [store.get(key) for key in store.keys("results")]
         return [StageResult(**json.loads(one.content)) for one in found if one is not None]

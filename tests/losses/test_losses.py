@@ -168,7 +168,7 @@ def test_negative_pair_loss_sums_over_valid_clips_and_cannot_overflow() -> None:
 
 
 def published_rank_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> float:
-    """The level loop of section 7.3 of baselines.md, written out sample by sample."""
+    """The published loop over levels, written out sample by sample."""
     total = 0.0
     for level in range(1, 12):
         if not (labels >= level).any():

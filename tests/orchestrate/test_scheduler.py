@@ -129,10 +129,10 @@ def test_what_an_earlier_run_made_is_not_made_again(
     (scheduled,) = scheduler.ready()
     result_store.keep(result_of(edited, scheduled))
     with open_graph(EDIT) as graph:
-        retryable = walk_of(graph, result_store)
-        assert retryable.next() == []
-        assert states(retryable) == {"evaluate": "restored"}
-        assert retryable.succeeded
+        again = walk_of(graph, result_store)
+        assert again.ready() == []
+        assert states(again) == {"evaluate": "restored"}
+        assert again.succeeded
 
 
 def test_a_record_whose_data_are_gone_is_dropped(
@@ -144,8 +144,8 @@ def test_a_record_whose_data_are_gone_is_dropped(
     result.entry["outs"][0]["md5"] = "ef" + "0" * 30 + ".dir"
     result_store.keep(result)
     with open_graph(EDIT) as graph:
-        retryable = walk_of(graph, result_store)
-        assert [scheduled.order.stage for scheduled in retryable.next()] == ["evaluate"]
+        again = walk_of(graph, result_store)
+        assert [scheduled.order.stage for scheduled in again.ready()] == ["evaluate"]
     assert result_store.find("evaluate", scheduled.key) is None
 
 

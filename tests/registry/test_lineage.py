@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mrmodel.cli.registry import group
+from mrmodel.cli.registry import lineage_group
 from mrmodel.config.schema import load_config
 from mrmodel.errors import RegistryError
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -73,7 +73,7 @@ def test_what_differs_is_named_the_cause_first(record: ModelRecord, project: Pro
 def test_what_no_commit_holds_cannot_be_made_again(record: ModelRecord) -> None:
     places = RuntimeEnvironment.from_environment()
     code = record.code | {"git.changed": "params.yaml mrmodel/config/schema.py dvc.lock"}
-    with pytest.raises(RegistryError, match=r"no commit holds .* \(mrmodel/config\.py\)"):
+    with pytest.raises(RegistryError, match=r"no commit holds .* \(mrmodel/config/schema\.py\)"):
         reproduce(changed(record, code=code), places)
     with pytest.raises(RegistryError, match=r"no stage of its dvc\.lock made it"):
         reproduce(changed(record, way="moment_detr.imported"), places)
@@ -90,7 +90,7 @@ def test_the_command_shows_every_input(project: Project) -> None:
     config = load_config(Path("params.yaml"))
     paths = Paths(config)
     version, _ = register(open_registry(config, paths), config, paths, "moment_detr", "finetuned")
-    shown = CliRunner().invoke(group, ["show", str(version)], catch_exceptions=False).output
+    shown = CliRunner().invoke(lineage_group, ["show", str(version)], catch_exceptions=False).output
     assert project.git("rev-parse", "HEAD").strip() in shown
     assert "stage finetune@moment_detr: python -m mrmodel.stages.train" in shown
     assert "  read data/miniature/train.jsonl  md5 " in shown

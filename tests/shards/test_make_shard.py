@@ -149,7 +149,7 @@ def test_a_failure_that_may_have_passed_is_all_that_is_tried_again(clone, sharde
     report = json.loads(store.get(key).content)
     report["summary"]["passing"] = ["v03"]
     store.put(key, json.dumps(report).encode())
-    assert [o.index for o in ShardRounds(sharded, store, 1).next()] == [0]
+    assert [o.index for o in ShardRounds(sharded, store, 1).ready()] == [0]
     again = make_shard(order, clone.folder, store)
     # The sound file is a lasting failure and is resumed too.
     assert (again.summary.n_resumed, again.summary.n_ok, again.summary.passing) == (12, 12, [])

@@ -47,7 +47,7 @@ CHANGES = {
 }
 
 
-class CloneCrew:
+class ClonePool:
     """What flow runs do, in threads."""
 
     def __init__(self, places: RuntimeEnvironment, work: RevisionSearch) -> None:
@@ -129,11 +129,11 @@ def assert_published(found: SearchOutcome, project: Project) -> None:
 
 @pytest.mark.services
 def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, project: Project) -> None:
-    crews = []
+    pools = []
 
-    def open_pool(work: RevisionSearch) -> CloneCrew:
-        crews.append(CloneCrew(places, work))
-        return crews[-1]
+    def open_pool(work: RevisionSearch) -> ClonePool:
+        pools.append(ClonePool(places, work))
+        return pools[-1]
 
     found = search_revision(
         places, "HEAD", SearchOverrides(study="clones"), open_pool, NullReporter()
@@ -147,7 +147,7 @@ def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, projec
     assert_published(found, project)
     assert not list(places.clones.glob("*"))
 
-    (worker_pool,) = crews
+    (worker_pool,) = pools
     rows = {"data/miniature/train.jsonl", "data/miniature/val.jsonl"}
     features = {"features/miniature/tiny.video", "features/miniature/tiny.text"}
     judged = {"data/miniature/val.jsonl"}
@@ -197,7 +197,7 @@ def make_study(places: RuntimeEnvironment, project: Project) -> TrialQueue:
 
 
 def test_one_search_of_a_name_at_a_time(places: RuntimeEnvironment) -> None:
-    def open_pool(work: RevisionSearch) -> CloneCrew:
+    def open_pool(work: RevisionSearch) -> ClonePool:
         with pytest.raises(TuningError, match="another process"):
             search_revision(
                 places, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter()

@@ -107,7 +107,7 @@ def test_trials_of_an_earlier_search_that_was_killed_are_taken_up(no_servers: Pa
 
 
 class Heir(LocalWorkerPool):
-    """Takes over a worker that another crew has started."""
+    """Takes over a worker that another pool has started."""
 
     def __init__(self, address: str, handle: WorkerHandle) -> None:
         super().__init__(address, Path("workers"), None)
