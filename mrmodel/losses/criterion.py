@@ -49,24 +49,25 @@ class ClipLoss(Protocol):
 class Criterion(ABC):
     """Named losses of a batch, each unweighted, and their weighted sum.
 
-    Attributes:
-        epoch: the current epoch, counted from 0; set by the loop. Weights may depend on it,
-            losses do not.
+    Weights may depend on the epoch, losses do not.
     """
-
-    epoch: int = 0
 
     @abstractmethod
     def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name, float32 scalars."""
 
     @abstractmethod
-    def weight(self, name: str) -> float:
-        """Weight of a loss by its reported name; 0 if it is only reported."""
+    def weight(self, name: str, epoch: int = 0) -> float:
+        """Weight of a loss by its reported name; 0 if it is only reported.
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, a scalar."""
-        weights = {name: weight for name in losses if (weight := self.weight(name))}
+        Args:
+            name: of the loss.
+            epoch: counted from 0; weights may grow with it.
+        """
+
+    def total(self, losses: Mapping[str, Tensor], epoch: int = 0) -> Tensor:
+        """The weighted sum in this epoch, a scalar."""
+        weights = {name: weight for name in losses if (weight := self.weight(name, epoch))}
         values = torch.stack([losses[name] for name in weights])
         factors = torch.tensor(list(weights.values())).to(values.device, non_blocking=True)
         return (factors * values).sum()
@@ -114,11 +115,11 @@ class DetrCriterion(Criterion):
             losses |= clip_loss(inputs)
         return losses
 
-    def weight(self, name: str) -> float:
+    def weight(self, name: str, epoch: int = 0) -> float:
         """Weight of a loss by its reported name, e.g. ``span`` or ``span_0``; 0 if it has none."""
         base, _, layer = name.rpartition("_")
         weight = self.weights.get(base if layer.isdigit() else name, 0.0)
-        return weight * (self.epoch + 1) if name in self.growing else weight
+        return weight * (epoch + 1) if name in self.growing else weight
 
 
 def stack_layers(layers: Sequence[LayerOutput]) -> LayerOutput:

@@ -32,8 +32,6 @@ class MomentModel(nn.Module, ABC):
             `mrmodel.config.search_space`.
         post_hoc_space: dimensions that a search may change after training, on cached detections.
         validation: post-processing used for validation during training, regardless of params.yaml.
-        progress: fraction of the training that is done, in [0, 1]; the loop sets it before each
-            step. Training inputs such as noise may depend on it, predictions do not.
     """
 
     Settings: ClassVar[type[Section]]
@@ -41,16 +39,19 @@ class MomentModel(nn.Module, ABC):
     post_hoc_space: ClassVar[SearchSpace] = SUPPRESSION
     settings: Section
     validation: PostprocessConfig = VALIDATION
-    progress: float = 0.0
 
     @abstractmethod
-    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> ModelOutput:
         """Windows and clip scores of a batch; `aux` and loss-only tensors in training mode only.
 
         Args:
             batch: the input.
             targets: the ground truth, in training, for models with denoising queries; other models
                 ignore it.
+            progress: fraction of the training that is done, in [0, 1). Training inputs such as
+                noise may depend on it, predictions do not.
         """
 
     @classmethod

@@ -68,7 +68,9 @@ class MomentDetr(MomentModel):
         self.saliency_head = nn.Linear(s.hidden, 1)
         xavier_matrices(self.encoder, self.decoder)
 
-    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> ModelOutput:
         """Windows and clip scores of a batch.
 
         Returns:

@@ -60,7 +60,9 @@ class QdDetr(MomentModel):
         self.detr = TokenDetr(s)
         self.detr.initialise(self.text_to_video)
 
-    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> ModelOutput:
         """Windows and clip scores of a batch.
 
         In training every clip sequence is also paired with the sentence of the next sample. Both

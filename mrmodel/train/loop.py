@@ -130,11 +130,10 @@ def fit(
 
         started = time.perf_counter()
         model.train()
-        model.progress, criterion.epoch = step / total_steps, epoch
         with autocast(device, settings.precision):
-            output = model(batch, targets)
+            output = model(batch, targets, step / total_steps)
         losses = criterion(output, targets, batch)
-        total = criterion.total(losses)
+        total = criterion.total(losses, epoch)
         figures = read_figures(total, losses)
         stop_if_not_finite(figures, step, batch)
 

@@ -342,9 +342,8 @@ def run(
     case: Case, model: MomentModel, epoch: int = 0
 ) -> tuple[ModelOutput, dict[str, Tensor], Tensor]:
     output, criterion = model(case.batch), model.criterion()
-    criterion.epoch = epoch
     losses = criterion(output, case.targets, case.batch)
-    total = criterion.total(losses)
+    total = criterion.total(losses, epoch)
     return output, add_parts(losses, criterion), total
 
 

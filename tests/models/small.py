@@ -43,11 +43,15 @@ def away_from_the_start(
 
 
 def train_pass(
-    model: MomentModel, batch: Batch, targets: Targets | None, seed: int = 0
+    model: MomentModel,
+    batch: Batch,
+    targets: Targets | None,
+    seed: int = 0,
+    progress: float = 0.0,
 ) -> tuple[Any, Any]:
     """Output and training parts of one pass in training mode with the noise of `seed`."""
     torch.manual_seed(seed)
-    output: Any = model.train()(batch, targets)
+    output: Any = model.train()(batch, targets, progress)
     assert output.training is not None
     return output, output.training
 

@@ -112,8 +112,8 @@ def test_hard_losses_weigh_more_in_later_epochs_only() -> None:
         model = build_model("video_lights", 8, 8, {"hidden": 16, "ffn": 16, "hard_growth": growth})
         criterion = model.criterion()
         assert criterion.weight("hard_positive") == criterion.weight("hard_negative") == 10.0
-        criterion.epoch = 7
-        assert criterion.weight("hard_positive") == criterion.weight("hard_negative") == expected
-        assert criterion.weight("task_specific") == 1.0
+        hard = criterion.weight("hard_positive", 7), criterion.weight("hard_negative", 7)
+        assert hard == (expected, expected)
+        assert criterion.weight("task_specific", 7) == 1.0
         losses = {"hard_positive": torch.tensor(2.0), "task_specific": torch.tensor(3.0)}
-        assert float(criterion.total(losses)) == 2.0 * expected + 3.0
+        assert float(criterion.total(losses, 7)) == 2.0 * expected + 3.0

@@ -59,7 +59,7 @@ class SaDetrCriterion(Criterion):
             losses |= self._noise(parts, windows)
         return losses
 
-    def weight(self, name: str) -> float:
+    def weight(self, name: str, epoch: int = 0) -> float:
         """Weight of a loss by its name."""
         group, term = name.partition("/")[0], name.rpartition("/")[2]
         own = self._group_weights.get(group)

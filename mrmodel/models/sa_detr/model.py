@@ -62,7 +62,9 @@ class SaDetr(MomentModel):
         xavier_matrices(self.fusion, self.encoder)
         self.finder = None if s.highlights_only else MomentFinder(s)
 
-    def forward(self, batch: Batch, targets: Targets | None = None) -> SaDetrOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> SaDetrOutput:
         """Windows and clip scores of a batch.
 
         In training every video is also paired with a sentence of another video, up to the clip
@@ -94,7 +96,7 @@ class SaDetr(MomentModel):
             return SaDetrOutput(*no_windows(saliency), saliency, training=training)
         encoded = Encoded(fused[:size], mixed[:size], valid, position, sentence)
         windows = pad_windows(targets) if self.training and targets is not None else None
-        delta = self.settings.delta_at(self.progress)
+        delta = self.settings.delta_at(progress)
         last = self.finder(encoded, windows, delta, training)
         scores = last.logits.squeeze(-1).sigmoid()
         return SaDetrOutput(last, last.spans_cxw, scores, saliency, training=training)

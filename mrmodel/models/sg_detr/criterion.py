@@ -51,7 +51,7 @@ class SgDetrCriterion(Criterion):
             losses |= self.alignment(parts.alignment, labels, mask, batch.text_keys)
         return losses
 
-    def weight(self, name: str) -> float:
+    def weight(self, name: str, epoch: int = 0) -> float:
         """Weight of a loss by its name."""
         return self._weights[name.partition("/")[0], name.rpartition("/")[2]]
 

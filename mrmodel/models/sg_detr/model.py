@@ -103,7 +103,9 @@ class SgDetr(MomentModel):
             )
             raise ConfigError("models.sg_detr.local.space", "raw", rule)
 
-    def forward(self, batch: Batch, targets: Targets | None = None) -> SgDetrOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> SgDetrOutput:
         """Windows and clip scores of a batch.
 
         In training every video is also paired with a sentence of another video, as far as to the

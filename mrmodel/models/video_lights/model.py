@@ -142,7 +142,9 @@ class VideoLights(MomentModel):
         )
         self.detr.initialise(self.fusion)
 
-    def forward(self, batch: Batch, targets: Targets | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+    ) -> ModelOutput:
         """Windows and clip scores of a batch.
 
         In training every clip sequence is also paired with the sentence of the next sample. Both

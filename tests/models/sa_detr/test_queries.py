@@ -122,8 +122,7 @@ def test_without_negatives_all_copies_are_near() -> None:
 def noise_spans(model: Any, progress: float = 0.0) -> Tensor:
     batch = make_batch()
     seen = RefinerInput(model)
-    model.progress = progress
-    _, parts = train_pass(model, batch, make_targets(batch, (1, 1, 1)))
+    _, parts = train_pass(model, batch, make_targets(batch, (1, 1, 1)), progress=progress)
     assert parts.noise_queries is not None
     assert torch.equal(seen.queries.spans_cxw[:, :-4], parts.noise_queries.spans_cxw)
     return parts.noise_queries.spans_cxw
