@@ -1,20 +1,13 @@
-"""Reads arrays from files of other programs, without executing code in them.
-
-Uncompressed ``.npz`` files are read without the zip library: archives hold tens of thousands of
-them, and opening one takes longer than reading it.
-"""
+"""Reads arrays from files of other programs, without executing code in them."""
 
 from __future__ import annotations
 
-import io
-import math
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +20,6 @@ Array = NDArray[Any]
 
 SUFFIXES = (".npz", ".npy", ".pt", ".hdf5", ".h5")
 
-_LOCAL = struct.Struct("<4sHHHHHIIIHH")
-_LOCAL_MAGIC, _DIRECTORY_MAGIC = b"PK\x03\x04", b"PK\x01\x02"
-_NPY_MAGIC = b"\x93NUMPY"
-_ZIP64 = 0xFFFFFFFF
 # Errors that the readers raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -83,10 +72,7 @@ def read_array(place: Place, names: Sequence[str]) -> Array:
             return _from_hdf5(place)
         if place.path.suffix == ".pt":
             return _from_torch(place.path, names)
-        content = place.path.read_bytes()
-        if content.startswith(_NPY_MAGIC):
-            return _from_npy(memoryview(content))
-        return _from_npz(content, names)
+        return _from_numpy(place.path, names)
     except _DAMAGED as error:
         raise UnusableFile("unreadable", f"{error}") from None
 
@@ -104,66 +90,14 @@ def names_in_hdf5(path: Path) -> list[str]:
         raise FeatureError(f"{path}: not an HDF5 file: {error}") from None
 
 
-def _from_npz(content: bytes, names: Sequence[str]) -> Array:
-    members = _stored_members(content)
-    if members is None:
-        return _from_any_zip(content, names)
-    name = _first(names, members)
-    data, checksum = members[name]
-    if zlib.crc32(data) != checksum:
-        raise UnusableFile("unreadable", f"{name}: its checksum does not fit its bytes")
-    return _from_npy(data)
-
-
-def _stored_members(content: bytes) -> dict[str, tuple[memoryview, int]] | None:
-    """Bytes and CRC-32 of each member; None where one is compressed, or has a data descriptor."""
-    members = {}
-    view, start = memoryview(content), 0
-    while content[start : start + 4] == _LOCAL_MAGIC:
-        if start + _LOCAL.size > len(content):
-            return None
-        header = _LOCAL.unpack_from(content, start)
-        flags, method, checksum, size = header[2], header[3], header[6], header[8]
-        name_end = start + _LOCAL.size + header[9]
-        first = name_end + header[10]
-        if size == _ZIP64 and header[10] >= 20:
-            size = struct.unpack_from("<Q", content, name_end + 4)[0]
-        if method != zipfile.ZIP_STORED or flags & 8 or first + size > len(content):
-            return None
-        name = content[start + _LOCAL.size : name_end].decode()
-        members[name.removesuffix(".npy")] = (view[first : first + size], checksum)
-        start = first + size
-    return members if content[start : start + 4] == _DIRECTORY_MAGIC else None
-
-
-def _from_any_zip(content: bytes, names: Sequence[str]) -> Array:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        array: Array = archive[_first(names, archive)]
-    return array
-
-
-def _from_npy(content: memoryview) -> Array:
-    major = content[6]
-    length_bytes = 2 if major == 1 else 4
-    length = int.from_bytes(content[8 : 8 + length_bytes], "little")
-    first = 8 + length_bytes + length
-    shape, fortran, dtype = _npy_header(bytes(content[:first]))
-    array = np.frombuffer(content, dtype, math.prod(shape), offset=first)
-    return array.reshape(shape, order="F" if fortran else "C")
-
-
-@lru_cache(maxsize=4096)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype; cached, because parsing is slow and files share few headers."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("holds Python objects, which are not loaded")
-    return shape, fortran, dtype
+def _from_numpy(path: Path, names: Sequence[str]) -> Array:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        array: Array = found
+        return array
+    with found:
+        chosen: Array = found[_first(names, found)]
+    return chosen
 
 
 def _from_torch(path: Path, names: Sequence[str]) -> Array:
