@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import StreamInfo
 from mrmodel.features.prepare import TEF_DIM
@@ -111,7 +111,7 @@ def _store(
     with FeatureWriter(folder, info) as writer:
         for key, rows in keys.items():
             values = rng.standard_normal((rows, dim), dtype=np.float32)
-            writer.add(Entry(key=key, n_rows=rows), values.astype(np.float16))
+            writer.add(IndexEntry(key=key, n_rows=rows), values.astype(np.float16))
     return FeatureStore(folder)
 
 

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from mrmodel.features.importers.importer import ImportRequest, import_archive
+from mrmodel.features.importers.importer import FeatureImportRequest, import_archive
 from mrmodel.types import Annotation
 
 
@@ -86,7 +86,7 @@ def imported(folder: Path, videos: int) -> dict[str, float]:
         Annotation(number, f"a sentence of number {number}", f"v{number:07d}_60.0_210.0", 150.0)
         for number in range(videos)
     ]
-    request = ImportRequest("moment_detr", folder / "archive", folder / f"stores{videos}")
+    request = FeatureImportRequest("moment_detr", folder / "archive", folder / f"stores{videos}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     reports = import_archive(request, rows)

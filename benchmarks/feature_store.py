@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.manifest import StreamInfo
 from mrmodel.features.store import FeatureStore
 from mrmodel.features.writer import FeatureWriter
@@ -98,7 +98,7 @@ def build(folder: Path, videos: int) -> list[str]:
         for key in keys:
             rows = rng.standard_normal((int(rng.integers(30, 76)), DIM), np.float32)
             half = rows.astype(np.float16)
-            writer.add(Entry(key, len(half)), half)
+            writer.add(IndexEntry(key, len(half)), half)
             np.savez(folder / "npz" / f"{key}.npz", features=half)
     return keys
 

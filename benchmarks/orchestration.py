@@ -21,7 +21,7 @@ from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import StageRequest
 from mrmodel.orchestrate.run_branch import set_parameters
-from mrmodel.orchestrate.stage_process import Listener, run_stage
+from mrmodel.orchestrate.stage_process import Listener, run_stage_process
 
 STAGE = "evaluate"
 
@@ -71,7 +71,7 @@ def order_to_command(rev: str) -> dict[str, float]:
     """Seconds from the call to each step of a stage; its command is stopped as it begins."""
     watch = Watch()
     with contextlib.suppress(Stop):
-        run_stage(StageRequest(STAGE, rev), watch)
+        run_stage_process(StageRequest(STAGE, rev), watch)
     return {f"{name}_at_s": round(at, 2) for name, at in watch.steps.items()}
 
 

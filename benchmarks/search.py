@@ -27,7 +27,7 @@ from mrmodel.tune.search import SearchContext, open_search
 from mrmodel.tune.space import changed_config, training_plan
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Facts, TrialQueue
-from mrmodel.tune.worker import ClaimedTrial, Result
+from mrmodel.tune.worker import ClaimedTrial, TrialResult
 from mrmodel.tune.worker_pool import LocalWorkerPool, follow
 
 # Below a second a trial would be mostly machinery, and most of a search's trials take minutes.
@@ -46,7 +46,7 @@ class Sleeping:
         """None is given up."""
         return NopPruner()
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Report a curve, then sleep."""
         values = [claimed.trial.suggest_float(f"x{number}", 0.0, 1.0) for number in range(12)]
         with current_run().part(f"trial-{claimed.origin}") as record:
@@ -55,7 +55,7 @@ class Sleeping:
                 claimed.trial.report(values[0] * epoch, epoch)
                 record.log({"val/figure": values[0] * epoch}, epoch)
             time.sleep(self._seconds)
-        return Result([values[0]])
+        return TrialResult([values[0]])
 
 
 def main() -> None:

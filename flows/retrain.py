@@ -17,7 +17,13 @@ from prefect.states import Completed, Failed
 from flows.pipeline import orchestrate
 from flows.promote import register_and_decide
 from mrmodel.orchestrate.environment import RuntimeEnvironment
-from mrmodel.retrain.finish import Summary, finish, open_incoming, open_ledger, summarize_ingestion
+from mrmodel.retrain.finish import (
+    RetrainingSummary,
+    finish,
+    open_incoming,
+    open_ledger,
+    summarize_ingestion,
+)
 from mrmodel.retrain.ingest import IngestResult, ingest
 from mrmodel.retrain.outcomes import Ledger
 
@@ -58,7 +64,7 @@ def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> I
     return ingested
 
 
-def ended(summary: Summary) -> State[Any]:
+def ended(summary: RetrainingSummary) -> State[Any]:
     """The final state, with the summary's name, and its text as message."""
     create_markdown_artifact(summary.text, "retraining", summary.name)
     get_run_logger().info("%s: %s", summary.name, summary.text)

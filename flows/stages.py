@@ -22,8 +22,7 @@ from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.markdown import stage_markdown
 from mrmodel.orchestrate.result_store import StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream, ShardFailed, ShardInterrupted
-from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled
-from mrmodel.orchestrate.stage_process import run_stage as run_attempt
+from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled, run_stage_process
 
 # A killed flow cannot release its slot, so the GPU is blocked this long. Prefect's minimum.
 _LEASE_S = 60.0
@@ -52,7 +51,7 @@ def run_stage(
     with gpu_slot():
         try:
             sharded = spread(order) if shards else None
-            result = run_attempt(order, FlowListener(stage), sharded)
+            result = run_stage_process(order, FlowListener(stage), sharded)
         except (StageKilled, ShardInterrupted) as error:
             return Crashed(message=str(error))
         except (StageFailed, ShardFailed) as error:

@@ -13,7 +13,7 @@ from typing import Any
 from mrmodel.errors import UnknownNameError
 
 
-class Registry:
+class ComponentRegistry:
     """Import paths of one kind of component by name."""
 
     def __init__(self, kind: str, places: dict[str, str]) -> None:
@@ -44,7 +44,7 @@ class Registry:
         return name in self._places
 
 
-MODELS = Registry(
+MODELS = ComponentRegistry(
     "model",
     {
         "moment_detr": "mrmodel.models.moment_detr:MomentDetr",
@@ -56,7 +56,7 @@ MODELS = Registry(
 )
 
 # One entry per feature stream: an encoder computes the features of clips (or sentences).
-ENCODERS = Registry(
+ENCODERS = ComponentRegistry(
     "encoder",
     {
         "embedded.video": "mrmodel.encoders.builtin:AlignedVideoEncoder",
@@ -75,7 +75,7 @@ ENCODERS = Registry(
     },
 )
 
-PROTOCOLS = Registry(
+PROTOCOLS = ComponentRegistry(
     "evaluation protocol",
     {
         "qvhighlights": "mrmodel.evaluate.qvhighlights:QVHighlights",
@@ -87,7 +87,7 @@ PROTOCOLS = Registry(
 )
 
 # Public data sets, as `mrmodel data convert` reads them.
-DATASETS = Registry(
+DATASETS = ComponentRegistry(
     "data set",
     {
         "qvhighlights": "mrmodel.data.datasets.qvhighlights:QVHighlights",
@@ -99,7 +99,7 @@ DATASETS = Registry(
 )
 
 # Published feature archives, as `mrmodel features import` reads them.
-LAYOUTS = Registry(
+LAYOUTS = ComponentRegistry(
     "feature layout",
     {
         "moment_detr": "mrmodel.features.importers.layouts:MOMENT_DETR",

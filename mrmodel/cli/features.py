@@ -87,10 +87,14 @@ def import_command(
     Imports the videos and sentences of the corpus and lists every id without features.
     """
     from mrmodel.data.corpus_rows import corpus_clip_len, corpus_rows
-    from mrmodel.features.importers.importer import ImportRequest, format_report, import_archive
+    from mrmodel.features.importers.importer import (
+        FeatureImportRequest,
+        format_report,
+        import_archive,
+    )
     from mrmodel.progress import RichReporter
 
-    request = ImportRequest(
+    request = FeatureImportRequest(
         layout=layout,
         source=source,
         output=output,

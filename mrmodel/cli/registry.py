@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from mrmodel.config.schema import Config
     from mrmodel.progress import Reporter
-    from mrmodel.registry.champion import Registry
+    from mrmodel.registry.champion import ModelRegistry
     from mrmodel.registry.decision import Decision
     from mrmodel.registry.model_record import ModelRecord
 
@@ -141,7 +141,7 @@ def reconcile() -> None:
         click.echo(line)
 
 
-def _open() -> tuple[Registry, Config]:
+def _open() -> tuple[ModelRegistry, Config]:
     from mrmodel.config.schema import load_config
     from mrmodel.registry.champion import open_registry
     from mrmodel.stages.paths import Paths
@@ -150,7 +150,7 @@ def _open() -> tuple[Registry, Config]:
     return open_registry(config, Paths(config)), config
 
 
-def _open_for_long() -> tuple[Registry, Config, Reporter]:
+def _open_for_long() -> tuple[ModelRegistry, Config, Reporter]:
     """As `_open`, with progress on stderr from the start, because the imports take seconds."""
     from mrmodel.progress import RichReporter, Steps
 
@@ -177,9 +177,9 @@ def lineage_group() -> None:
 @click.argument("version", type=int)
 def show_lineage(version: int) -> None:
     """Print revision, inputs and stages of VERSION, with all hashes."""
-    from mrmodel.registry.lineage import describe
+    from mrmodel.registry.lineage import describe_lineage
 
-    for line in describe(_record(version)):
+    for line in describe_lineage(_record(version)):
         click.echo(line)
 
 

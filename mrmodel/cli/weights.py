@@ -63,10 +63,10 @@ def import_command(
     given here take precedence. If a tensor does not match, nothing is written and the exit code
     is 2.
     """
-    from mrmodel.convert.checkpoint import ImportRequest, format_report, import_checkpoint
+    from mrmodel.convert.checkpoint import CheckpointImportRequest, format_report, import_checkpoint
     from mrmodel.convert.streams import parse_streams
 
-    request = ImportRequest(
+    request = CheckpointImportRequest(
         file=file,
         output=output,
         format=kind,

@@ -15,7 +15,7 @@ import yaml
 from mrmodel.components import MODELS
 from mrmodel.convert.features import check_features, end_points_last, notes, text_width, video_width
 from mrmodel.convert.parameter_names import MatchResult, match_state
-from mrmodel.convert.safe_unpickle import PublishedFile, read_published
+from mrmodel.convert.safe_unpickle import PublishedCheckpoint, read_published
 from mrmodel.convert.settings import (
     SIGNATURE_KEYS,
     Setting,
@@ -112,7 +112,7 @@ _NO_LIMIT = {"max_clips": None, "max_tokens": 100}
 
 
 @dataclass(frozen=True, slots=True)
-class ImportRequest:
+class CheckpointImportRequest:
     """What to import, and settings that are not in the file.
 
     Attributes:
@@ -136,7 +136,7 @@ class ImportRequest:
     replace: bool = False
 
 
-def import_checkpoint(request: ImportRequest) -> ImportReport:
+def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
     """Read, check and convert a published checkpoint; write the model folder if all matches.
 
     Raises:
@@ -167,7 +167,7 @@ def import_checkpoint(request: ImportRequest) -> ImportReport:
 
 
 def _describe(
-    request: ImportRequest, file: PublishedFile
+    request: CheckpointImportRequest, file: PublishedCheckpoint
 ) -> tuple[tuple[Setting, ...], tuple[Setting, ...], ModelConfig]:
     """Settings of the model, limits of its input, and config.json of the model folder."""
     name = _model_of(file, request.format)
@@ -200,7 +200,7 @@ def _describe(
     return tuple(settings), tuple(limits), config
 
 
-def _model_of(file: PublishedFile, wanted: str) -> str:
+def _model_of(file: PublishedCheckpoint, wanted: str) -> str:
     named = file.options.get("model_name")
     if named is not None and str(named) not in SIGNATURE_KEYS:
         known = ", ".join(sorted(SIGNATURE_KEYS))
@@ -215,7 +215,9 @@ def _model_of(file: PublishedFile, wanted: str) -> str:
     return found
 
 
-def _settings(name: str, request: ImportRequest, file: PublishedFile) -> list[Setting]:
+def _settings(
+    name: str, request: CheckpointImportRequest, file: PublishedCheckpoint
+) -> list[Setting]:
     settings = infer_settings(name, file.shapes, file.options)
     if "heads" in request.given:
         settings = [setting for setting in settings if setting.name != "heads"]
@@ -223,7 +225,9 @@ def _settings(name: str, request: ImportRequest, file: PublishedFile) -> list[Se
     return settings + (legacy_switches(name) if request.legacy else [])
 
 
-def _limits(request: ImportRequest, file: PublishedFile, max_tokens: int) -> list[Setting]:
+def _limits(
+    request: CheckpointImportRequest, file: PublishedCheckpoint, max_tokens: int
+) -> list[Setting]:
     """Clip length, maximum clips and maximum tokens."""
     usual: dict[str, tuple[str, Any]] = {
         "clip_len_s": ("clip_length", 2.0),
@@ -270,6 +274,6 @@ def _check_tables(tree: Mapping[str, Any], limit: Mapping[str, Any]) -> None:
             )
 
 
-def _given(request: ImportRequest, name: str) -> Setting:
+def _given(request: CheckpointImportRequest, name: str) -> Setting:
     option = name.removesuffix("_s").replace("_", "-")
     return Setting(name, request.given[name], f"--{option}")

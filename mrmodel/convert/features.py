@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrmodel.convert.safe_unpickle import PublishedFile
+from mrmodel.convert.safe_unpickle import PublishedCheckpoint
 from mrmodel.errors import CheckpointError
 from mrmodel.features.prepare import TEF_DIM
 
 _VIDEO, _TEXT = "input_vid_proj.0.", "input_txt_proj.0."
 
 
-def video_width(file: PublishedFile) -> int:
+def video_width(file: PublishedCheckpoint) -> int:
     """Channels of all video streams together, without TEF."""
     return _width(file, _VIDEO) - TEF_DIM
 
 
-def text_width(file: PublishedFile) -> int:
+def text_width(file: PublishedCheckpoint) -> int:
     """Channels of all text streams together."""
     return _width(file, _TEXT)
 
 
-def check_features(model_name: str, file: PublishedFile) -> None:
+def check_features(model_name: str, file: PublishedCheckpoint) -> None:
     """Reject a checkpoint whose input features are not supported.
 
     Raises:
@@ -51,7 +51,7 @@ def check_features(model_name: str, file: PublishedFile) -> None:
         raise CheckpointError(f"a_feat_dir is set: the model reads the temporal end-points {rule}")
 
 
-def end_points_last(file: PublishedFile) -> dict[str, Tensor]:
+def end_points_last(file: PublishedCheckpoint) -> dict[str, Tensor]:
     """Reorder the channels of the first projection to our order.
 
     With audio, lighthouse and VideoLights concatenate [video; TEF; audio]; here TEF comes last. The
@@ -97,7 +97,7 @@ def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _width(file: PublishedFile, projection: str) -> int:
+def _width(file: PublishedCheckpoint, projection: str) -> int:
     name = f"{projection}LayerNorm.weight"
     if len(file.shapes.get(name, ())) != 1:
         raise CheckpointError(f"{name} is missing, and the width of the features follows from it")

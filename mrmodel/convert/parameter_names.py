@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mrmodel.errors import UnknownNameError
 
-Rules = tuple[tuple[str, str], ...]
+NameRules = tuple[tuple[str, str], ...]
 
-_SHARED: Rules = (
+_SHARED: NameRules = (
     (r"^module\.", ""),
     (r"^input_vid_proj\.", "projections.video."),
     (r"^input_txt_proj\.", "projections.text."),
@@ -42,7 +42,7 @@ _SHARED: Rules = (
     (r"^([\w.]*(?:head|scale|embed))\.layers\.2\.", r"\1.4."),
 )
 
-_DAB: Rules = (
+_DAB: NameRules = (
     (r"^query_embed\.weight$", "anchors"),
     (r"^global_rep_token$", "token.state"),
     (r"^global_rep_pos$", "token.position"),
@@ -65,7 +65,7 @@ _DAB: Rules = (
     (r"^(?=(?:token|encoder|decoder|heads|saliency_head)\.|anchors$)", "detr."),
 )
 
-RULES: dict[str, Rules] = {
+RULES: dict[str, NameRules] = {
     "moment_detr": (
         *_SHARED,
         (r"^query_embed\.weight$", "queries"),

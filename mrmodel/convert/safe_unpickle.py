@@ -41,7 +41,7 @@ _OPTIONS = ("opt", "args")
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedFile:
+class PublishedCheckpoint:
     """Content of a checkpoint.
 
     Attributes:
@@ -60,7 +60,7 @@ class PublishedFile:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read_published(path: Path) -> PublishedFile:
+def read_published(path: Path) -> PublishedCheckpoint:
     """Read the weights and the options of a checkpoint.
 
     Supports the published container (``model`` and ``opt``), ``state_dict`` in place of ``model``,
@@ -84,7 +84,7 @@ def read_published(path: Path) -> PublishedFile:
     if not isinstance(options, Mapping):
         kind = type(options).__name__
         raise CheckpointError(f"{path}: its options are a {kind}, expected names with values")
-    return PublishedFile(tensors, dict(options), lighthouse)
+    return PublishedCheckpoint(tensors, dict(options), lighthouse)
 
 
 def load_plain(path: Path) -> Mapping[str, Any]:

@@ -50,7 +50,9 @@ def check_file(
     scan = scan_annotations(path, clip_len_s)
     if videos_dir is not None:
         scan.errors.extend(_missing_videos(path, scan, videos_dir))
-    return CheckReport(path, summarise(scan.rows, clip_len_s), scan.errors, scan.warnings)
+    return CheckReport(
+        path, summarise_annotations(scan.rows, clip_len_s), scan.errors, scan.warnings
+    )
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
@@ -71,7 +73,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
     return found
 
 
-def summarise(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
+def summarise_annotations(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
     """Summary statistics of annotations, by name."""
     if not rows:
         return {"queries": 0}

@@ -46,7 +46,7 @@ class TargetSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Ragged:
+class RaggedTargets:
     """Lists of different lengths in one flat array: list i is ``values[start[i]:][:count[i]]``."""
 
     values: NDArray[Any]
@@ -54,7 +54,7 @@ class Ragged:
     count: Ints
 
     @classmethod
-    def of(cls, values: NDArray[Any], count: Ints) -> Ragged:
+    def of(cls, values: NDArray[Any], count: Ints) -> RaggedTargets:
         """Consecutive lists with these lengths."""
         return cls(values, np.cumsum(count) - count, count)
 
@@ -98,7 +98,7 @@ class TargetTable:
         windows = repair_windows(windows, total_s, clip_len_s)
         spans = np.stack([windows.mean(axis=1), windows[:, 1] - windows[:, 0]], axis=1)
         counts = np.bincount(owner, minlength=len(annotations))
-        self._spans = Ragged.of((spans / total_s[:, None]).astype(np.float32), counts)
+        self._spans = RaggedTargets.of((spans / total_s[:, None]).astype(np.float32), counts)
         clips = _RelevantClips(annotations, n_clips, clip_len_s, settings.clip_rule)
         self._labels, self._relevant, self._rated = clips.labels, clips.relevant, clips.rated
         self._best, self._worst = clips.extremes()
@@ -188,8 +188,8 @@ class _RelevantClips:
     ) -> None:
         self._n_clips = n_clips
         self.rated = np.array([bool(row.saliency_scores) for row in annotations], dtype=np.bool_)
-        self.labels = Ragged.of(np.zeros(n_clips.sum(), dtype=np.float32), n_clips)
-        self.relevant = Ragged.of(np.zeros(n_clips.sum(), dtype=np.bool_), n_clips)
+        self.labels = RaggedTargets.of(np.zeros(n_clips.sum(), dtype=np.float32), n_clips)
+        self.relevant = RaggedTargets.of(np.zeros(n_clips.sum(), dtype=np.bool_), n_clips)
         for sample, row in enumerate(annotations):
             n = int(n_clips[sample])
             if row.saliency_scores:

@@ -112,7 +112,7 @@ def check_frames(frames: Frames, sampling: FrameSampling) -> None:
         raise ValueError(f"clips of shape {shape} {frames.dtype}; expected {expected}")
 
 
-def describe(
+def describe_encoder(
     name: str,
     dim: int,
     libraries: Sequence[str],

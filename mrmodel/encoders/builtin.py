@@ -21,7 +21,7 @@ from mrmodel.encoders.base import (
     Rows,
     cache_folder,
     check_frames,
-    describe,
+    describe_encoder,
 )
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.minilm import MAX_TOKENS, WIDTH, SentenceModel, sentence_vector
@@ -93,7 +93,9 @@ class AlignedVideoEncoder:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows, except the backend: both give the same rows."""
-        shared = describe(self.name, self.dim, ["torch", "onnxruntime"], sampling=self.sampling)
+        shared = describe_encoder(
+            self.name, self.dim, ["torch", "onnxruntime"], sampling=self.sampling
+        )
         return shared | {
             "weights": self._lock.digests(*IMAGE_WEIGHTS, *TEXT_WEIGHTS),
             "temperature": alignment.TEMPERATURE,
@@ -149,7 +151,7 @@ class AlignedTextEncoder:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        shared = describe(self.name, self.dim, ["torch", "tokenizers"])
+        shared = describe_encoder(self.name, self.dim, ["torch", "tokenizers"])
         weights = self._lock.digests(*TEXT_WEIGHTS)
         return shared | {"weights": weights, "max_tokens": MAX_TOKENS, "special_tokens": False}
 

@@ -24,7 +24,7 @@ NORM_EPS = 1e-12
 MAX_TOKENS = 256  # longer texts are truncated: the model was trained on no more
 
 
-class EncoderLayer(nn.Module):
+class MiniLmLayer(nn.Module):
     """Self-attention and feed-forward, each followed by residual and LayerNorm."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class MiniLm(nn.Module):
         self.words = nn.Embedding(VOCABULARY, WIDTH)
         self.positions = nn.Embedding(POSITIONS, WIDTH)
         self.norm = nn.LayerNorm(WIDTH, eps=NORM_EPS)
-        self.layers = nn.ModuleList(EncoderLayer() for _ in range(DEPTH))
+        self.layers = nn.ModuleList(MiniLmLayer() for _ in range(DEPTH))
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(B, N) int64 -> (B, N, 384); a text's sentence vector is the mean of its N rows."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.encoders.base import Frames, Modality, Rows, check_frames, describe
+from mrmodel.encoders.base import Frames, Modality, Rows, check_frames, describe_encoder
 from mrmodel.encoders.optical_flow import optical_flow
 from mrmodel.video.sampling import FrameSampling
 
@@ -50,7 +50,7 @@ class MotionEncoder:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        return describe(self.name, self.dim, ["numpy"], sampling=self.sampling)
+        return describe_encoder(self.name, self.dim, ["numpy"], sampling=self.sampling)
 
 
 def _encode(clip: Frames) -> Floats:

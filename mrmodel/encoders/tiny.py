@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe
+from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe_encoder
 from mrmodel.files import derive_seed
 from mrmodel.video.sampling import FrameSampling
 
@@ -45,7 +45,7 @@ class TinyVideoEncoder:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        return describe(self.name, self.dim, ["numpy"], sampling=self.sampling)
+        return describe_encoder(self.name, self.dim, ["numpy"], sampling=self.sampling)
 
     @cached_property
     def _projection(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class TinyTextEncoder:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        return describe(self.name, self.dim, ["numpy"])
+        return describe_encoder(self.name, self.dim, ["numpy"])
 
     def _encode(self, text: str) -> Rows:
         words = [self._vector(word) for word in _WORD.findall(text.lower())]

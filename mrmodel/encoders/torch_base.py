@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe
+from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe_encoder
 from mrmodel.encoders.user_weights import SetConfig, WeightSet
 from mrmodel.errors import ConfigError
 from mrmodel.video.sampling import FrameSampling
@@ -178,7 +178,7 @@ class UserWeightsVideoEncoder(_UserWeightsEncoder):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        shared = describe(
+        shared = describe_encoder(
             self.name, self.dim, self.libraries, sampling=self.sampling, schema=_CLIPS_SCHEMA
         )
         return shared | self._recipe()
@@ -202,7 +202,7 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
-        shared = describe(self.name, self.dim, (*self.libraries, "tokenizers"))
+        shared = describe_encoder(self.name, self.dim, (*self.libraries, "tokenizers"))
         return shared | {"layout": self.layout, "max_tokens": self.max_tokens} | self._recipe()
 
     def _arrange(self, states: Tensor) -> Rows:

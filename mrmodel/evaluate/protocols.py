@@ -23,7 +23,7 @@ from mrmodel.evaluate.rows import Pairing, Row, as_row_file, pair_rows
 from mrmodel.evaluate.significance import PerQuery
 from mrmodel.predict.postprocess import PostprocessSettings
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Protocol(ABC):
         )
         repeated = len(pairing.owners) - len(pairing.latest)
         if repeated:
-            logger.warning("%d prediction rows repeat a qid", repeated)
+            log.warning("%d prediction rows repeat a qid", repeated)
         return self._score(pairing, mode)
 
     def evaluate(

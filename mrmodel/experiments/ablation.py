@@ -35,7 +35,7 @@ from mrmodel.stages.runner import run_command
 
 def ablation(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``studies/reports/ablation.json`` and ``ablation.md``."""
-    table = summarise(runs_of("ablation")) | made_with()
+    table = ablation_table(runs_of("ablation")) | made_with()
     write_json(ABLATION, table)
     write_text(
         ABLATION.with_suffix(".md"),
@@ -43,7 +43,7 @@ def ablation(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
     )
 
 
-def summarise(runs: Runs) -> dict[str, Any]:
+def ablation_table(runs: Runs) -> dict[str, Any]:
     """The table: shared values, and one row per preset with its switches and summary.
 
     Args:

@@ -43,7 +43,7 @@ from mrmodel.train.optim import pick_device
 def compare(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``studies/reports/compare.json`` and ``compare.md``."""
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
-    table = summarise(runs_of("compare"), config.train.models[0], settings) | made_with()
+    table = comparison_table(runs_of("compare"), config.train.models[0], settings) | made_with()
     write_json(COMPARISON, table)
     write_text(
         COMPARISON.with_suffix(".md"),
@@ -51,7 +51,7 @@ def compare(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     )
 
 
-def summarise(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str, Any]:
+def comparison_table(runs: Runs, default: str, settings: BootstrapSettings) -> dict[str, Any]:
     """The table: shared values, a row per model, and each model's difference to the default.
 
     Rows are ordered by the headline metric, best first.

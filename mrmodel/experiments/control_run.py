@@ -21,7 +21,7 @@ from mrmodel.progress import Reporter
 from mrmodel.report.studies import REPORTS
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer, reported_split
-from mrmodel.stages.trainer import Job, open_features, open_set, train_model
+from mrmodel.stages.trainer import TrainingJob, open_features, open_set, train_model
 from mrmodel.train.checkpoint import load_model
 from mrmodel.train.optim import pick_device
 from mrmodel.types import Prediction
@@ -85,7 +85,7 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
     """Train the model of a run; resumes an interrupted training."""
     paths = Paths(config)
     folder = StudyFolder.of(paths, run.study, run.name)
-    job = Job(
+    job = TrainingJob(
         run="scratch",
         model=run.model,
         seed=run.seed,

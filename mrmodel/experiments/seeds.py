@@ -13,20 +13,20 @@ from mrmodel.report.studies import REPORTS, cell
 from mrmodel.stages.evaluate import TRAINED, zero_shot_predictions
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
-from mrmodel.stages.trainer import Job, train_model
+from mrmodel.stages.trainer import TrainingJob, train_model
 from mrmodel.text import table as markdown_table
 
 
 def seeds(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``studies/reports/seeds.json`` and ``seeds.md``."""
     runs = runs_of("seeds")
-    table = {model: summarise(found) for model, found in runs.items()}
+    table = {model: seeds_table(found) for model, found in runs.items()}
     write_json(REPORTS / "seeds.json", table)
     counts = {model: len(found) for model, found in runs.items()}
     write_text(REPORTS / "seeds.md", as_markdown(table, counts))
 
 
-def summarise(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Summary]:
+def seeds_table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Summary]:
     """The summary of each variant."""
     return {way: mean_and_sd([run[way] for run in runs]) for way in runs[0]}
 
@@ -55,7 +55,7 @@ def seed_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
     write_json(REPORTS / "seeds" / f"{model}-{seed}.json", figures)
 
 
-def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[Job]:
+def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[TrainingJob]:
     """The same three trainings as in the main job, in its order."""
     generated = (paths.intervid / "train.jsonl", paths.intervid / "val.jsonl")
     annotated = (paths.split("train"), paths.split("val"))
@@ -65,7 +65,7 @@ def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[Job]:
         ("scratch", annotated, None, "scratch"),
     ]
     return [
-        Job(run, model, seed, *rows, start, folder.model(kind), folder.figures(run))
+        TrainingJob(run, model, seed, *rows, start, folder.model(kind), folder.figures(run))
         for run, rows, start, kind in plans
     ]
 

@@ -18,7 +18,7 @@ Status = Literal["ok", "partial", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """Index entry of one key, without the location of its rows.
 
     Attributes:
@@ -44,14 +44,14 @@ class Entry:
     start_s: float = 0.0
 
 
-_OF_ENTRY = tuple(field.name for field in fields(Entry))
+_OF_ENTRY = tuple(field.name for field in fields(IndexEntry))
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
     """An entry and the location of its rows: `n_rows` rows of `shard`, from `row_offset` on."""
 
-    entry: Entry
+    entry: IndexEntry
     shard: int
     row_offset: int
 
@@ -89,7 +89,7 @@ def read_index(folder: Path) -> list[IndexRow]:
     rows = []
     for record in table.to_pylist():
         shard, row_offset = record.pop("shard"), record.pop("row_offset")
-        rows.append(IndexRow(Entry(**record), shard, row_offset))
+        rows.append(IndexRow(IndexEntry(**record), shard, row_offset))
     return rows
 
 

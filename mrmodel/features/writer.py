@@ -10,7 +10,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from mrmodel.errors import FeatureError
-from mrmodel.features.index import Entry, IndexRow, write_index
+from mrmodel.features.index import IndexEntry, IndexRow, write_index
 from mrmodel.features.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -50,7 +50,7 @@ class FeatureWriter:
             for stale in folder.glob(pattern):
                 stale.unlink()
 
-    def add(self, entry: Entry, rows: Half) -> None:
+    def add(self, entry: IndexEntry, rows: Half) -> None:
         """Store the (n, dim) float16 rows of one item.
 
         Raises:

@@ -111,7 +111,7 @@ class StageRequest:
     parent_run: str | None = None
 
 
-class Outcome(enum.IntEnum):
+class ExitCode(enum.IntEnum):
     """How an attempt ended."""
 
     DONE = 0

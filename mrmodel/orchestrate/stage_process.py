@@ -18,7 +18,7 @@ from typing import Any
 
 from mrmodel.errors import OrchestrationError
 from mrmodel.files import write_json
-from mrmodel.orchestrate.result_store import Outcome, StageRequest, StageResult
+from mrmodel.orchestrate.result_store import ExitCode, StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream
 from mrmodel.processes import hide_secrets, secrets_of
 from mrmodel.progress import EVENTS
@@ -45,7 +45,7 @@ class Listener:
         """Receive the start of a step, or progress; see `mrmodel.progress.announce`."""
 
 
-def run_stage(
+def run_stage_process(
     order: StageRequest, listener: Listener, sharded: ShardedStream | None = None
 ) -> StageResult:
     """Run one stage in its own process, which dies with this one.
@@ -68,9 +68,9 @@ def run_stage(
         last: deque[str] = deque(maxlen=_SHOWN_LINES)
         with _guarded("mrmodel.orchestrate.stage_runner", folder / "order.json", events) as process:
             code = _listen(process, events, listener, last, order)
-        if code == Outcome.DONE:
+        if code == ExitCode.DONE:
             return StageResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
-        if code == Outcome.KILLED or code > 128:
+        if code == ExitCode.KILLED or code > 128:
             raise StageKilled(f"{order.stage}: its process was killed")
         raise StageFailed(_reason(order.stage, folder / "error.json", last))
 

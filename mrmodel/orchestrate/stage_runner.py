@@ -2,7 +2,7 @@
 
 Always its own process under `guard`, so that it can be killed as a whole. It announces its steps
 through `mrmodel.progress.announce` and writes the result next to the request; its exit code is an
-`Outcome`.
+`ExitCode`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
-from mrmodel.orchestrate.result_store import Outcome, ResultStore, StageRequest, StageResult
+from mrmodel.orchestrate.result_store import ExitCode, ResultStore, StageRequest, StageResult
 from mrmodel.orchestrate.sharding import ShardedStream, ShardInterrupted
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
@@ -195,13 +195,13 @@ def main() -> int:
     except Exception as error:
         if _killed(error) or isinstance(error, ShardInterrupted):
             log.error("%s: its process was killed", order.stage)
-            return Outcome.KILLED
+            return ExitCode.KILLED
         if not isinstance(error, MrModelError | DvcException):
             log.exception("%s", order.stage)
         write_json(file.with_name("error.json"), {"message": _explain(error)})
-        return Outcome.FAILED
+        return ExitCode.FAILED
     write_json(file.with_name("result.json"), asdict(result))
-    return Outcome.DONE
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
 from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import sha256_of
 from mrmodel.predict.serving import read_serving
-from mrmodel.registry.model_record import Figure, ModelRecord, TestSet, find_leaks
+from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer
 from mrmodel.stages.test_set import TestSetContents, video_contents
@@ -112,18 +112,20 @@ def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Pa
     return [*folders, *files]
 
 
-def figures_of(config: Config, frozen: TestSetContents, predictions: Path) -> dict[str, Figure]:
+def figures_of(
+    config: Config, frozen: TestSetContents, predictions: Path
+) -> dict[str, RecordedMetric]:
     """Every metric of the protocol that has a confidence interval, the headline first."""
-    evaluate_gates = Scorer(config)
-    scores = evaluate_gates.score(frozen.rows, read_rows(predictions))
+    scorer = Scorer(config)
+    scores = scorer.score(frozen.rows, read_rows(predictions))
     settings = BootstrapSettings(
         config.promotion.resamples, config.seed, config.promotion.confidence
     )
     found = {}
-    for name in evaluate_gates.figures(scores):
+    for name in scorer.figures(scores):
         if name in scores.per_query.values:
             interval = confidence_interval(scores.per_query, name, settings)
-            found[name] = Figure(
+            found[name] = RecordedMetric(
                 value=interval.value,
                 low=interval.low,
                 high=interval.high,

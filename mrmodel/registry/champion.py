@@ -38,7 +38,7 @@ class PointerSnapshot:
     tag: str | None
 
 
-class Registry:
+class ModelRegistry:
     """One registered model: its versions in MLflow, its pointer and audit objects in a store.
 
     Args:
@@ -170,7 +170,7 @@ class Registry:
         return f"{self.store.url}/{key}"
 
 
-def open_registry(config: Config, paths: Paths) -> Registry:
+def open_registry(config: Config, paths: Paths) -> ModelRegistry:
     """The registry configured in the environment.
 
     Versions are in the MLflow of ``MLFLOW_TRACKING_URI``, pointer and audit objects in the store of
@@ -178,7 +178,7 @@ def open_registry(config: Config, paths: Paths) -> Registry:
     """
     client, experiment = open_experiment(config.tracking.experiment, paths.state)
     versions = Versions(client, experiment, config.promotion.registered_model)
-    return Registry(versions, registry_store(paths.state))
+    return ModelRegistry(versions, registry_store(paths.state))
 
 
 def registry_store(state: Path) -> Store:

@@ -95,7 +95,7 @@ def decision_id(at: datetime) -> str:
     return f"{at:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
 
 
-def now() -> datetime:
+def timestamp() -> datetime:
     """The current time, UTC."""
     return datetime.now(UTC)
 

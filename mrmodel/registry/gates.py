@@ -64,7 +64,7 @@ class ModelUnderTest:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class GateRules:
     """Requirements of the gates.
 
     Attributes:
@@ -80,7 +80,7 @@ class Rules:
 
 
 def evaluate_gates(
-    candidate: ModelUnderTest, champion: ModelUnderTest | None, smoke: Smoke, rules: Rules
+    candidate: ModelUnderTest, champion: ModelUnderTest | None, smoke: Smoke, rules: GateRules
 ) -> list[Gate]:
     """All gates of one promotion, comparisons first."""
     return [
@@ -95,7 +95,7 @@ def evaluate_gates(
 
 
 def _compared(
-    candidate: ModelUnderTest, champion: ModelUnderTest | None, rules: Rules
+    candidate: ModelUnderTest, champion: ModelUnderTest | None, rules: GateRules
 ) -> list[Gate]:
     if champion is None:
         detail = "there is no champion to compare with"

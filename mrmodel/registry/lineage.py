@@ -69,7 +69,7 @@ def upstream(lock: Mapping[str, Any], stage: str) -> list[str]:
     return order
 
 
-def describe(record: ModelRecord) -> Iterator[str]:
+def describe_lineage(record: ModelRecord) -> Iterator[str]:
     """Human-readable lines: code, then each stage with the data it read, the last one first."""
     for name, value in record.code.items():
         yield f"{name}: {value}"
@@ -124,10 +124,10 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
             (folder / "dvc.lock").unlink(missing_ok=True)
             _bring_own_videos(record, places, folder)
             _run(folder, stage)
-            return compare(record, folder)
+            return compare_outputs(record, folder)
 
 
-def compare(record: ModelRecord, folder: Path) -> Reproduction:
+def compare_outputs(record: ModelRecord, folder: Path) -> Reproduction:
     """Differences in a folder where the stages of a record have run again."""
     stage = stage_of(record)
     made = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]

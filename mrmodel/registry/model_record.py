@@ -22,7 +22,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Figure(Frozen):
+class RecordedMetric(Frozen):
     """A metric on the test set with its bootstrap interval."""
 
     value: float
@@ -81,7 +81,7 @@ class ModelRecord(Frozen):
     corpus: dict[str, Any]
     test_set: TestSet
     headline: str
-    figures: dict[str, Figure]
+    figures: dict[str, RecordedMetric]
     confidence: float
     predictions_sha256: str
     streams: dict[str, str]

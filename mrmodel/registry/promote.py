@@ -11,9 +11,9 @@ from mrmodel.evaluate.rows import read_rows
 from mrmodel.files import folder_bytes
 from mrmodel.progress import Reporter, Steps
 from mrmodel.registry.candidate import Candidate, gather
-from mrmodel.registry.champion import CHALLENGER, PointerSnapshot, Registry
-from mrmodel.registry.decision import Decision, Gate, Pointer, actor, decision_id, now
-from mrmodel.registry.gates import ModelUnderTest, Rules, evaluate_gates
+from mrmodel.registry.champion import CHALLENGER, ModelRegistry, PointerSnapshot
+from mrmodel.registry.decision import Decision, Gate, Pointer, actor, decision_id, timestamp
+from mrmodel.registry.gates import GateRules, ModelUnderTest, evaluate_gates
 from mrmodel.registry.mlflow_versions import Files, Versions
 from mrmodel.registry.smoke_test import run_smoke
 from mrmodel.stages.paths import Paths
@@ -22,7 +22,7 @@ from mrmodel.tracking.mlflow_model import write_mlflow_model
 
 
 def promote(
-    registry: Registry,
+    registry: ModelRegistry,
     config: Config,
     version: int | None = None,
     reset_baseline: str = "",
@@ -53,7 +53,7 @@ def promote(
 
 
 def decide(
-    registry: Registry,
+    registry: ModelRegistry,
     config: Config,
     version: int,
     reset_baseline: str = "",
@@ -97,7 +97,7 @@ def decide(
     return decision
 
 
-def rollback(registry: Registry, reason: str, version: int | None = None) -> Decision:
+def rollback(registry: ModelRegistry, reason: str, version: int | None = None) -> Decision:
     """Make an earlier champion the champion again; no gate is evaluated.
 
     The version that served until now is withdrawn: the gates reject it from now on.
@@ -168,7 +168,7 @@ def rolled_back(pointer: Pointer, decision: Decision) -> Pointer:
     )
 
 
-def _challenger(registry: Registry) -> int:
+def _challenger(registry: ModelRegistry) -> int:
     registry.reconcile()
     version = registry.versions.aliases().get(CHALLENGER)
     if version is None:
@@ -178,7 +178,7 @@ def _challenger(registry: Registry) -> int:
 
 
 def _judged(
-    registry: Registry,
+    registry: ModelRegistry,
     config: Config,
     pointer: Pointer | None,
     version: int,
@@ -187,7 +187,7 @@ def _judged(
 ) -> tuple[list[Gate], str]:
     """All gates, and the digest of the version's test set."""
     withdrawn = pointer.withdrawn if pointer else []
-    rules = Rules(config.promotion, reset_baseline, registry.versions.weights(withdrawn))
+    rules = GateRules(config.promotion, reset_baseline, registry.versions.weights(withdrawn))
     with tempfile.TemporaryDirectory(prefix="mrmodel-promote-") as folder:
         steps.begin(f"fetching version {version}")
         files = registry.versions.files(version, Path(folder) / "candidate")
@@ -204,7 +204,7 @@ def _judged(
         return evaluate_gates(candidate, champion, smoke, rules), candidate.record.test_set.digest
 
 
-def _side(registry: Registry, config: Config, version: int, files: Files) -> ModelUnderTest:
+def _side(registry: ModelRegistry, config: Config, version: int, files: Files) -> ModelUnderTest:
     """A version scored on its own frozen test set, with the current rules."""
     test_set = files.record.test_set
     if test_set.protocol != config.evaluate.protocol:
@@ -225,9 +225,9 @@ def _side(registry: Registry, config: Config, version: int, files: Files) -> Mod
 
 
 def _decision(
-    registry: Registry, seen: PointerSnapshot, version: int, test_set: str, reason: str
+    registry: ModelRegistry, seen: PointerSnapshot, version: int, test_set: str, reason: str
 ) -> Decision:
-    at = now()
+    at = timestamp()
     return Decision(
         id=decision_id(at),
         at=at.isoformat(timespec="seconds"),
@@ -242,7 +242,7 @@ def _decision(
 
 
 def register(
-    registry: Registry,
+    registry: ModelRegistry,
     config: Config,
     paths: Paths,
     model: str,

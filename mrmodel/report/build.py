@@ -45,7 +45,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """A heading, text, then tables, charts (SVG) and examples."""
 
     title: str
@@ -62,7 +62,7 @@ class Report:
     title: str
     lead: str
     headline: Mapping[str, str]
-    sections: Sequence[Section]
+    sections: Sequence[ReportSection]
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from mrmodel.features.extraction.encode import encode_video
 from mrmodel.features.extraction.job_runner import describe_stream
 from mrmodel.features.manifest import require_fingerprint
 from mrmodel.files import derive_seed
-from mrmodel.retrain.report import Figure
+from mrmodel.retrain.report import DriftMetric
 from mrmodel.stages.profile import (
     Profile,
     Sample,
@@ -67,12 +67,12 @@ class Drift:
             except FeatureMismatch as error:
                 raise DeliveryError(f"{error}: `dvc repro profile`") from None
 
-    def figures(self, rows: Sequence[Annotation], videos: Sequence[Path]) -> list[Figure]:
+    def figures(self, rows: Sequence[Annotation], videos: Sequence[Path]) -> list[DriftMetric]:
         """All drift metrics of annotated records and new video files; empty if there are none."""
         found = self._of_rows(rows) if rows else []
         return found + self._of_videos(sorted(videos, key=lambda path: path.name))
 
-    def _of_rows(self, rows: Sequence[Annotation]) -> list[Figure]:
+    def _of_rows(self, rows: Sequence[Annotation]) -> list[DriftMetric]:
         new, old, limits = profile_of(rows, {}), self.profile, self.config.retrain.drift
         return [
             self._distance("seconds of a video", new.duration_s, old.duration_s, limits.duration_s),
@@ -89,19 +89,19 @@ class Drift:
             self._unknown_words(rows),
         ]
 
-    def _distance(self, name: str, new: Sample, old: Sample, limit: float | None) -> Figure:
+    def _distance(self, name: str, new: Sample, old: Sample, limit: float | None) -> DriftMetric:
         value = float(ks_2samp(new.values, old.values, method="asymp").statistic)
-        return Figure(name, value, self._allowed(limit, new.count, old.count), new.count)
+        return DriftMetric(name, value, self._allowed(limit, new.count, old.count), new.count)
 
-    def _unknown_words(self, rows: Sequence[Annotation]) -> Figure:
+    def _unknown_words(self, rows: Sequence[Annotation]) -> DriftMetric:
         known = set(self.profile.words)
         words = [word for row in rows for word in words_of(row.query)]
         unknown = sum(word not in known for word in words)
         limit = self._allowed(self.config.retrain.drift.unknown_words, len(rows), self.profile.rows)
         limit = None if limit is None else limit + self.profile.unknown_words
-        return Figure("share of unknown words", unknown / max(len(words), 1), limit, len(rows))
+        return DriftMetric("share of unknown words", unknown / max(len(words), 1), limit, len(rows))
 
-    def _of_videos(self, videos: Sequence[Path]) -> list[Figure]:
+    def _of_videos(self, videos: Sequence[Path]) -> list[DriftMetric]:
         count = self.config.retrain.drift.videos
         # A pseudo-random but reproducible subset.
         chosen = sorted(videos, key=lambda path: derive_seed("drift", path.name))[:count]
@@ -124,7 +124,7 @@ class Drift:
             means.append(mean_vector(rows))
         return stream_profile(means, {}) if means else None
 
-    def _shift(self, name: str, new: StreamProfile) -> Figure:
+    def _shift(self, name: str, new: StreamProfile) -> DriftMetric:
         old, limits = self.profile.streams[name], self.config.retrain.drift
         sd = np.array(old.sd)
         sd = np.maximum(sd, max(_LEAST_SD * math.sqrt(np.mean(sd**2)), 1e-12))
@@ -135,7 +135,7 @@ class Drift:
             # As if there were one channel: they are correlated to an unknown degree.
             chance = float(norm.isf(limits.significance_level / 2))
             limit += chance * math.sqrt(1 / new.videos + 1 / old.videos)
-        return Figure(f"features {name}, shift in sd", value, limit, new.videos)
+        return DriftMetric(f"features {name}, shift in sd", value, limit, new.videos)
 
     def _allowed(self, limit: float | None, new: int, old: int) -> float | None:
         """`limit` plus the critical value of a two-sample Kolmogorov-Smirnov test."""

@@ -13,8 +13,8 @@ from mrmodel.orchestrate.run_branch import fast_forward, workspace
 from mrmodel.registry.champion import registry_store
 from mrmodel.registry.decision import Decision
 from mrmodel.retrain.ingest import IngestResult
-from mrmodel.retrain.outcomes import Entry, Ledger
-from mrmodel.retrain.report import Report
+from mrmodel.retrain.outcomes import Ledger, LedgerEntry
+from mrmodel.retrain.report import DeliveryReport
 from mrmodel.storage import Store, open_store
 
 # Names of the final states of retraining flow runs, on which automations can be triggered.
@@ -28,7 +28,7 @@ END_OF = {
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class RetrainingSummary:
     """How a retraining ended.
 
     Attributes:
@@ -40,17 +40,19 @@ class Summary:
     text: str
 
 
-def summarize_ingestion(reports: Iterable[Report]) -> Summary:
+def summarize_ingestion(reports: Iterable[DeliveryReport]) -> RetrainingSummary:
     """Summary of a retraining that had nothing to train on."""
     found = list(reports)
     states = {report.state for report in found}
     text = "\n".join(map(_line, found)) or "no new delivery"
     if "quarantined" in states:
-        return Summary("Quarantined", text)
-    return Summary("Waiting" if "waiting" in states else "Unchanged", text)
+        return RetrainingSummary("Quarantined", text)
+    return RetrainingSummary("Waiting" if "waiting" in states else "Unchanged", text)
 
 
-def summarize_decision(decision: Decision, moved: str, reports: Iterable[Report]) -> Summary:
+def summarize_decision(
+    decision: Decision, moved: str, reports: Iterable[DeliveryReport]
+) -> RetrainingSummary:
     """Summary of a retraining whose model was evaluated.
 
     Args:
@@ -59,7 +61,9 @@ def summarize_decision(decision: Decision, moved: str, reports: Iterable[Report]
         reports: of all deliveries that were checked.
     """
     said = [f"{decision.model} version {decision.version} {explain(decision)}", moved]
-    return Summary(END_OF[decision.kind], "\n".join(filter(None, [*said, *map(_line, reports)])))
+    return RetrainingSummary(
+        END_OF[decision.kind], "\n".join(filter(None, [*said, *map(_line, reports)]))
+    )
 
 
 def explain(decision: Decision) -> str:
@@ -73,7 +77,7 @@ def explain(decision: Decision) -> str:
     return f"is {'refused' if decision.failed else 'champion'} ({found})"
 
 
-def _line(report: Report) -> str:
+def _line(report: DeliveryReport) -> str:
     reasons = f" ({'; '.join(report.reasons)})" if report.reasons else ""
     return f"delivery {report.name}: {report.state}{reasons}"
 
@@ -110,7 +114,7 @@ def finish(
     ingested: IngestResult,
     branch: str,
     decision: Decision,
-) -> Summary:
+) -> RetrainingSummary:
     """Record the outcomes of the deliveries; after a promotion, merge their data into the base.
 
     If the process dies in here, either deliveries have no outcome, and the next retraining makes
@@ -137,7 +141,7 @@ def finish(
 
 def _note(ledger: Ledger, ingested: IngestResult, branch: str, decision: Decision) -> None:
     for report in ingested.taken:
-        entry = Entry(
+        entry = LedgerEntry(
             delivery=report.name,
             digest=report.digest,
             outcome="refused" if decision.kind == "refuse" else "promoted",

@@ -25,8 +25,8 @@ from mrmodel.retrain.deliveries import (
     list_deliveries,
 )
 from mrmodel.retrain.dvc_dataset import DvcDataset, IngestedDelivery
-from mrmodel.retrain.outcomes import Entry, Ledger
-from mrmodel.retrain.report import Report
+from mrmodel.retrain.outcomes import Ledger, LedgerEntry
+from mrmodel.retrain.report import DeliveryReport
 from mrmodel.retrain.validate import ValidatedDelivery, check_folder
 from mrmodel.storage import Store
 
@@ -46,11 +46,11 @@ class IngestResult:
         branch: run branch with the new data; None: no delivery was accepted.
     """
 
-    reports: list[Report] = field(default_factory=list)
+    reports: list[DeliveryReport] = field(default_factory=list)
     branch: str | None = None
 
     @property
-    def taken(self) -> list[Report]:
+    def taken(self) -> list[DeliveryReport]:
         """Deliveries whose data are on the branch."""
         return [report for report in self.reports if report.state == "taken"]
 
@@ -96,7 +96,7 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
     return ingested
 
 
-def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> Report:
+def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> DeliveryReport:
     """Check a folder before it is sent; nothing is written.
 
     Args:
@@ -144,7 +144,7 @@ class _Ingestion:
             self._space.publish(files, f"Deliveries: {names}")
             self._intake.branch = self._space.branch
 
-    def _look(self, delivery: Delivery) -> Report:
+    def _look(self, delivery: Delivery) -> DeliveryReport:
         folder = self._space.folder / _DOWNLOADS / delivery.name
         try:
             if not download(self._incoming, delivery, folder):
@@ -156,7 +156,7 @@ class _Ingestion:
             # It crashed twice, see `_apart`, and would do so every night.
             reason = "the process that checks it dies: a damaged video, or too little memory"
             checked = ValidatedDelivery(
-                Report(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
+                DeliveryReport(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
             )
         if checked.report.state == "quarantined":
             self._quarantine(checked.report)
@@ -178,9 +178,9 @@ class _Ingestion:
                 checked.report.reasons.append(f"so beside what was taken before it: {names}")
         return checked
 
-    def _quarantine(self, report: Report) -> None:
+    def _quarantine(self, report: DeliveryReport) -> None:
         self._ledger.note(
-            Entry(
+            LedgerEntry(
                 delivery=report.name,
                 digest=report.digest,
                 outcome="quarantined",
@@ -196,8 +196,8 @@ class _Ingestion:
 
 
 def _unmerged(
-    entries: Iterable[Entry], present: Iterable[IngestedDelivery], withdrawn: Collection[int]
-) -> Entry | None:
+    entries: Iterable[LedgerEntry], present: Iterable[IngestedDelivery], withdrawn: Collection[int]
+) -> LedgerEntry | None:
     """The last promotion, except of withdrawn models, whose data are not in the folder."""
     known = {(one.name, one.digest) for one in present}
     lost = [
@@ -210,7 +210,7 @@ def _unmerged(
     return lost[-1] if lost else None
 
 
-def _merge(places: RuntimeEnvironment, rev: str, entry: Entry) -> None:
+def _merge(places: RuntimeEnvironment, rev: str, entry: LedgerEntry) -> None:
     """Fast-forward `rev` to the run branch of a promotion.
 
     Raises:
@@ -223,7 +223,7 @@ def _merge(places: RuntimeEnvironment, rev: str, entry: Entry) -> None:
 
 
 def _pending(
-    listed: Iterable[Delivery], entries: Iterable[Entry], present: Iterable[IngestedDelivery]
+    listed: Iterable[Delivery], entries: Iterable[LedgerEntry], present: Iterable[IngestedDelivery]
 ) -> list[Delivery]:
     """Deliveries without an outcome that are not in the data."""
     done = {(entry.delivery, entry.digest) for entry in entries}
@@ -258,21 +258,21 @@ def _check(
     except DeliveryError:
         raise
     except MrModelError as error:
-        report = Report(delivery.name, delivery.digest, "quarantined", [str(error)])
+        report = DeliveryReport(delivery.name, delivery.digest, "quarantined", [str(error)])
         return ValidatedDelivery(report, [], {})
     except Exception as error:  # A bug here must not block the other deliveries.
         log.exception("delivery %s", delivery.name)
         return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
 
 
-def _incomplete(delivery: Delivery) -> Report:
+def _incomplete(delivery: Delivery) -> DeliveryReport:
     reason = f"not complete yet: it has no object {MARKER}"
-    return Report(delivery.name, delivery.digest, "incomplete", [reason])
+    return DeliveryReport(delivery.name, delivery.digest, "incomplete", [reason])
 
 
-def _left(delivery: Delivery, reason: str) -> Report:
-    return Report(delivery.name, delivery.digest, "waiting", [reason])
+def _left(delivery: Delivery, reason: str) -> DeliveryReport:
+    return DeliveryReport(delivery.name, delivery.digest, "waiting", [reason])
 
 
-def _because(report: Report) -> str:
+def _because(report: DeliveryReport) -> str:
     return f" ({'; '.join(report.reasons)})" if report.reasons else ""

@@ -12,7 +12,7 @@ from mrmodel.registry.decision import pointer_key, read_pointer
 from mrmodel.storage import Store
 
 
-class Entry(BaseModel):
+class LedgerEntry(BaseModel):
     """The outcome of one delivery.
 
     Attributes:
@@ -47,7 +47,7 @@ class Ledger:
     def __init__(self, store: Store, model: str) -> None:
         self._store, self._model, self._folder = store, model, f"{model}/deliveries"
 
-    def note(self, entry: Entry) -> Entry:
+    def note(self, entry: LedgerEntry) -> LedgerEntry:
         """Write an outcome; returns the stored one, which is another process's if it was first.
 
         Raises:
@@ -61,7 +61,7 @@ class Ledger:
             return self._read(key) or entry
         return entry
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """All outcomes, oldest first.
 
         Raises:
@@ -84,12 +84,12 @@ class Ledger:
             return []
         return read_pointer(found.content, f"{self._store.url}/{key}").withdrawn
 
-    def _read(self, key: str) -> Entry | None:
+    def _read(self, key: str) -> LedgerEntry | None:
         found = self._store.get(key)
         if found is None:
             return None
         try:
-            return Entry.model_validate_json(found.content)
+            return LedgerEntry.model_validate_json(found.content)
         except ValidationError as error:
             rule = f"holds no outcome of a delivery: {error.errors()[0]['msg']}"
             raise DataError(rule, file=f"{self._store.url}/{key}") from None

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-State = Literal["taken", "quarantined", "waiting", "incomplete"]
+DeliveryState = Literal["taken", "quarantined", "waiting", "incomplete"]
 _MOST_ROWS = 50
 _VERDICTS = {True: "within", False: "**beyond**", None: "not judged"}
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class RejectedRecord:
     """A record that is excluded.
 
     Attributes:
@@ -34,7 +34,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class DriftMetric:
     """A metric and its limit.
 
     Attributes:
@@ -60,7 +60,7 @@ class Figure:
 
 
 @dataclass(slots=True)
-class Report:
+class DeliveryReport:
     """The result of checking one delivery.
 
     Attributes:
@@ -78,13 +78,13 @@ class Report:
 
     name: str
     digest: str
-    state: State
+    state: DeliveryState
     reasons: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     videos: list[str] = field(default_factory=list)
     known: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    bad: list[RejectedRecord] = field(default_factory=list)
+    figures: list[DriftMetric] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
@@ -109,7 +109,7 @@ class Report:
         return f"Good rows: {rows}. New videos: {len(self.videos)}. Left out: {left_out}."
 
 
-def _figure_table(figures: Iterable[Figure]) -> list[str]:
+def _figure_table(figures: Iterable[DriftMetric]) -> list[str]:
     head = ["| figure | found | limit | values | |", "|---|---|---|---|---|"]
     return head + [
         f"| {_text(one.name)} | {one.value:.3g} | "
@@ -119,7 +119,7 @@ def _figure_table(figures: Iterable[Figure]) -> list[str]:
     ]
 
 
-def _bad_row(row: BadRow) -> str:
+def _bad_row(row: RejectedRecord) -> str:
     line = "" if row.line is None else row.line
     qid = "" if row.qid is None else _code(str(row.qid))
     return f"| {row.file} | {line} | {qid} | {_text(row.rule)} |"

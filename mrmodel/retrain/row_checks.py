@@ -14,13 +14,13 @@ from mrmodel.files import digest_of
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
 from mrmodel.retrain.baseline import Moment, Reference, caption_digest, moment_of
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS
-from mrmodel.retrain.report import BadRow
+from mrmodel.retrain.report import RejectedRecord
 from mrmodel.retrain.videos import DeliveredVideos
 from mrmodel.types import Annotation, QueryId
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DeliveredRecord:
     """A well-formed record.
 
     Attributes:
@@ -53,9 +53,9 @@ class CheckedRecords:
         bad: the others, each with the rule that it violates.
     """
 
-    good: list[Row] = field(default_factory=list)
+    good: list[DeliveredRecord] = field(default_factory=list)
     known: int = 0
-    bad: list[BadRow] = field(default_factory=list)
+    bad: list[RejectedRecord] = field(default_factory=list)
 
     @property
     def bad_share(self) -> float:
@@ -91,7 +91,7 @@ def check_records(
         if again and rule is None:
             judged.known += 1
         elif rule or repeated:
-            judged.bad.append(BadRow(row.table, row.line, row.id, rule or repeated))
+            judged.bad.append(RejectedRecord(row.table, row.line, row.id, rule or repeated))
         else:
             judged.good.append(row)
     judged.bad.sort(key=lambda bad: (bad.file, bad.line or 0))
@@ -106,13 +106,13 @@ class _Seen:
         self._moments: dict[Moment, tuple[str, QueryId]] = {}
         self._captions: set[str] = set()
 
-    def look(self, row: Row) -> tuple[bool, str]:
+    def look(self, row: DeliveredRecord) -> tuple[bool, str]:
         """Whether the data contain this record, and which rule about duplicates it violates."""
         if row.annotation is None:
             return self._caption(row)
         return self._annotation(row.table, row.annotation)
 
-    def _caption(self, row: Row) -> tuple[bool, str]:
+    def _caption(self, row: DeliveredRecord) -> tuple[bool, str]:
         digest = caption_digest(row.raw) or ""
         if digest in self._reference.captions:
             return True, ""
@@ -135,7 +135,7 @@ class _Seen:
         return False, ""
 
 
-def _read(folder: Path, config: Config, bad: list[BadRow]) -> Iterator[Row]:
+def _read(folder: Path, config: Config, bad: list[RejectedRecord]) -> Iterator[DeliveredRecord]:
     for table in ANNOTATIONS:
         if (folder / table).exists():
             yield from _read_annotations(folder / table, config.features.clip_len_s, bad)
@@ -143,24 +143,29 @@ def _read(folder: Path, config: Config, bad: list[BadRow]) -> Iterator[Row]:
         yield from _read_captions(folder / CAPTIONS, config, bad)
 
 
-def _read_annotations(path: Path, clip_len_s: float, bad: list[BadRow]) -> Iterator[Row]:
+def _read_annotations(
+    path: Path, clip_len_s: float, bad: list[RejectedRecord]
+) -> Iterator[DeliveredRecord]:
     scan = scan_annotations(path, clip_len_s)
-    bad += [BadRow(path.name, error.line, error.qid, error.rule) for error in scan.errors]
+    bad += [RejectedRecord(path.name, error.line, error.qid, error.rule) for error in scan.errors]
     lines = path.read_bytes().split(b"\n")
     for line, row in zip(scan.lines, scan.rows, strict=True):
         if row.relevant_windows:
-            yield Row(path.name, line, lines[line - 1].strip(), row.vid, row)
+            yield DeliveredRecord(path.name, line, lines[line - 1].strip(), row.vid, row)
         else:
             rule = "no relevant_windows; training needs at least one"
-            bad.append(BadRow(path.name, line, row.qid, rule))
+            bad.append(RejectedRecord(path.name, line, row.qid, rule))
 
 
-def _read_captions(path: Path, config: Config, bad: list[BadRow]) -> Iterator[Row]:
+def _read_captions(
+    path: Path, config: Config, bad: list[RejectedRecord]
+) -> Iterator[DeliveredRecord]:
     lines = path.read_bytes().split(b"\n")
     parsed = parse_chunk(Chunk(1, lines), config.intervid)
     bad += [
-        BadRow(path.name, row.line, None, f"{row.reason}: {row.detail}") for row in parsed.bad_rows
+        RejectedRecord(path.name, row.line, None, f"{row.reason}: {row.detail}")
+        for row in parsed.bad_rows
     ]
     for line in parsed.frame["line"].tolist():
         raw = lines[line - 1].strip()
-        yield Row(path.name, line, raw, json.loads(raw)["YoutubeID"], None)
+        yield DeliveredRecord(path.name, line, raw, json.loads(raw)["YoutubeID"], None)

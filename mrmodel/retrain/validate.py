@@ -11,8 +11,8 @@ from mrmodel.config.schema import Config
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VIDEOS, Delivery
 from mrmodel.retrain.drift import Drift
-from mrmodel.retrain.report import Report
-from mrmodel.retrain.row_checks import CheckedRecords, Row, check_records
+from mrmodel.retrain.report import DeliveryReport
+from mrmodel.retrain.row_checks import CheckedRecords, DeliveredRecord, check_records
 from mrmodel.retrain.videos import DeliveredVideos
 
 
@@ -26,8 +26,8 @@ class ValidatedDelivery:
         videos: file of each new video -> MD5.
     """
 
-    report: Report
-    rows: list[Row]
+    report: DeliveryReport
+    rows: list[DeliveredRecord]
     videos: dict[Path, str]
 
     def lines(self) -> dict[str, list[bytes]]:
@@ -64,7 +64,7 @@ def check_folder(
     """
     drift = Drift(reference.profile, config)
     drift.require_streams()
-    report = Report(delivery.name, delivery.digest, "taken")
+    report = DeliveryReport(delivery.name, delivery.digest, "taken")
     frozen = _frozen_table(folder, reference)
     if frozen is not None:
         report.reasons.append(frozen)
@@ -99,7 +99,7 @@ def _frozen_table(folder: Path, reference: Reference) -> str | None:
 
 
 def _tell(
-    report: Report, judged: CheckedRecords, new: Iterable[Path], max_bad_share: float
+    report: DeliveryReport, judged: CheckedRecords, new: Iterable[Path], max_bad_share: float
 ) -> None:
     report.rows, report.known, report.bad = judged.counts(), judged.known, judged.bad
     report.videos = [path.name for path in new]

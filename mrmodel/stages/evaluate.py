@@ -68,7 +68,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     write_json(
         paths.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
     )
-    write_json(paths.evaluation / "comparison.json", compare(config, judge, results))
+    write_json(paths.evaluation / "comparison.json", compare_variants(config, judge, results))
     write_json(paths.evaluation / "streams.json", stream_digests(config, paths))
     write_json(paths.evaluation / "weights.json", weight_digests(config, paths))
     frozen = freeze(split, truth, paths.stream(config.features.video_streams[0]))
@@ -137,7 +137,7 @@ def zero_shot_predictions(config: Config, data: MomentDataset) -> dict[str, list
     return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}
 
 
-def compare(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
+def compare_variants(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
     """Intervals of the headline metric, and of the differences between `pairs`."""
     figure = judge.protocol.headline
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)

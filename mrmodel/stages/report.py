@@ -16,7 +16,7 @@ from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import write_text
 from mrmodel.progress import Reporter
-from mrmodel.report.build import Example, Report, Section, Table, film_strip, render
+from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
 from mrmodel.report.studies import (
     ABLATION,
@@ -94,7 +94,7 @@ def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) ->
 
 def results_section(
     config: Config, metrics: dict[str, dict[str, float]], comparison: dict[str, Any]
-) -> Section:
+) -> ReportSection:
     """All variants, the interval of the headline metric, and the paired differences."""
     figures = list(dict.fromkeys(name for row in metrics.values() for name in row))
     clips = [name for name in figures if name.startswith("HL-")]
@@ -121,10 +121,10 @@ def results_section(
             for name, row in comparison["differences"].items()
         ],
     )
-    return Section("Results", tables=[*tables, gains])
+    return ReportSection("Results", tables=[*tables, gains])
 
 
-def training_section(config: Config, paths: Paths) -> Section:
+def training_section(config: Config, paths: Paths) -> ReportSection:
     """Loss and validation curves of every run; with several models, one chart per run."""
     models, runs = config.train.models, ("pretrain", "finetune", "scratch")
     charts = []
@@ -137,7 +137,7 @@ def training_section(config: Config, paths: Paths) -> Section:
             validated = [column for column in curve.columns if column.startswith("val/")]
             scores[name] = _points(curve, validated[0]) if validated else []
         charts += [line_chart(losses, "training loss"), line_chart(scores, "validation mAP")]
-    return Section(
+    return ReportSection(
         "Training",
         "Mean loss of each epoch, and the figure that chooses the weights on validation data "
         "(for pre-training these are generated queries, so the curves do not compare).",
@@ -152,11 +152,11 @@ def _curves(paths: Paths, models: Sequence[str], runs: Sequence[str]) -> dict[st
     }
 
 
-def intervid_section(paths: Paths) -> Section:
+def intervid_section(paths: Paths) -> ReportSection:
     """Statistics of the caption rules and the generated samples."""
     found = _json(paths.intervid / "report.json")
     if found["state"] == "empty":
-        return Section("Pre-training data", f"No generated queries: {found['reason']}.")
+        return ReportSection("Pre-training data", f"No generated queries: {found['reason']}.")
     counts = found["counts"]
     rows = [["captions read", str(counts["rows"]["read"])]]
     rows += [[f"removed by rule “{name}”", str(count)] for name, count in counts["rules"].items()]
@@ -164,7 +164,7 @@ def intervid_section(paths: Paths) -> Section:
     tables = found["distributions"]
     grades = {f"grade {row['grade']:g}": float(row["clips"]) for row in tables["grades"]}
     windows = {f"{row['windows']:g}": float(row["queries"]) for row in tables["windows_per_query"]}
-    return Section(
+    return ReportSection(
         "Pre-training data (InterVid-MR)",
         "Captions of loose intervals become queries with windows and grades, by the similarity of "
         "clips and caption (SG-DETR, section 4.3.2). " + " ".join(found["warnings"]),
@@ -173,7 +173,7 @@ def intervid_section(paths: Paths) -> Section:
     )
 
 
-def ablation_sections(config: Config, result: Path) -> list[Section]:
+def ablation_sections(config: Config, result: Path) -> list[ReportSection]:
     """The ablation table, if the study (studies/dvc.yaml) was run on this corpus."""
     table = _table_of_study(config, result)
     if table is None:
@@ -182,7 +182,7 @@ def ablation_sections(config: Config, result: Path) -> list[Section]:
     return [_study_section("SG-DETR, part by part", words, grids)]
 
 
-def compare_sections(config: Config, result: Path) -> list[Section]:
+def compare_sections(config: Config, result: Path) -> list[ReportSection]:
     """The comparison of models, if the study (studies/dvc.yaml) was run on this corpus."""
     table = _table_of_study(config, result)
     if table is None:
@@ -190,11 +190,11 @@ def compare_sections(config: Config, result: Path) -> list[Section]:
     return [_study_section("All models", comparison_sentences(table), comparison_tables(table))]
 
 
-def search_sections(config: Config, folder: Path) -> list[Section]:
+def search_sections(config: Config, folder: Path) -> list[ReportSection]:
     """Hyperparameter searches on this corpus (`mrmodel tune`), one section each."""
     found = [_table_of_study(config, path) for path in sorted(folder.glob("tune-*.json"))]
     return [
-        Section(
+        ReportSection(
             f"Search “{one['study']}”",
             f"On validation data: {one['sentence']}.",
             tables=[Table(**table) for table in one["tables"]],
@@ -212,14 +212,14 @@ def _table_of_study(config: Config, result: Path) -> Any:
     return table if table["corpus"] == config.corpus.name else None
 
 
-def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> Section:
+def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> ReportSection:
     """Without the last grid (all metrics), which is too wide; it is in the study's Markdown."""
-    return Section(title, " ".join(words), tables=grids[:-1])
+    return ReportSection(title, " ".join(words), tables=grids[:-1])
 
 
-def examples_section(examples: Sequence[Example]) -> Section:
+def examples_section(examples: Sequence[Example]) -> ReportSection:
     """Example predictions."""
-    return Section(
+    return ReportSection(
         "What the model finds",
         "Test queries at the top, in the middle and at the bottom of the ranking by average "
         "precision, evenly drawn: good and bad answers as they come.",

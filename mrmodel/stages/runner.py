@@ -18,7 +18,7 @@ from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.run import PARENT, TrackedRun, open_run
 
 # Called with the settings, the reporter and the command-line arguments.
-Stage = Callable[[Config, Reporter, dict[str, str]], None]
+StageFunction = Callable[[Config, Reporter, dict[str, str]], None]
 
 PARAMS = Path("params.yaml")
 # Set by DVC for the command of a stage.
@@ -30,7 +30,7 @@ def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
     run_stage_with(lambda config, reporter, _: stage(config, reporter), ())
 
 
-def run_stage_with(stage: Stage, arguments: tuple[str, ...], recorded: bool = True) -> None:
+def run_stage_with(stage: StageFunction, arguments: tuple[str, ...], recorded: bool = True) -> None:
     """Like `run_stage`, with required command-line arguments ``--name VALUE``.
 
     With `recorded` the stage is tracked as an MLflow run, see `mrmodel.tracking.run.current_run`.
@@ -41,7 +41,7 @@ def run_stage_with(stage: Stage, arguments: tuple[str, ...], recorded: bool = Tr
     _run(stage, vars(parser.parse_args()), recorded)
 
 
-def run_command(commands: Mapping[str, tuple[Stage, tuple[str, ...]]]) -> None:
+def run_command(commands: Mapping[str, tuple[StageFunction, tuple[str, ...]]]) -> None:
     """Like `run_stage_with`, for a module of several stages: ``python -m module NAME --x VALUE``.
 
     Args:
@@ -59,7 +59,7 @@ def run_command(commands: Mapping[str, tuple[Stage, tuple[str, ...]]]) -> None:
 
 
 def _run(
-    stage: Stage, values: dict[str, str], recorded: bool = True, command: str | None = None
+    stage: StageFunction, values: dict[str, str], recorded: bool = True, command: str | None = None
 ) -> None:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

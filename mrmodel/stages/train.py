@@ -6,13 +6,13 @@ from mrmodel.config.schema import Config
 from mrmodel.progress import Reporter
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
-from mrmodel.stages.trainer import Job, train_model
+from mrmodel.stages.trainer import TrainingJob, train_model
 
 
 def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/finetuned/<model>``; ``--model`` names one of ``train.models``."""
     paths, model = Paths(config), arguments["model"]
-    job = Job(
+    job = TrainingJob(
         run="finetune",
         model=model,
         seed=config.seed,
@@ -28,7 +28,7 @@ def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
 def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/pretrained/<model>``; ``--model`` names one of ``train.models``."""
     paths, model = Paths(config), arguments["model"]
-    job = Job(
+    job = TrainingJob(
         run="pretrain",
         model=model,
         seed=config.seed,
@@ -44,7 +44,7 @@ def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
 def scratch(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
     """Write ``models/scratch/<model>``; ``--model`` names one of ``train.models``."""
     paths, model = Paths(config), arguments["model"]
-    job = Job(
+    job = TrainingJob(
         run="scratch",
         model=model,
         seed=config.seed,

@@ -38,7 +38,7 @@ _CODE = ("data", "features", "losses", "models", "train")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """One training: model, data, initial weights and outputs.
 
     Attributes:
@@ -69,7 +69,7 @@ class Job:
 
 
 def train_model(
-    config: Config, job: Job, reporter: Reporter, watch: Recorder | None = None
+    config: Config, job: TrainingJob, reporter: Reporter, watch: Recorder | None = None
 ) -> Progress:
     """Train and write the model folder, metrics and curves; resumes an interrupted training.
 
@@ -148,7 +148,7 @@ def open_set(
     return MomentDataset(rows, builder, LoaderSettings(config.train.batch_size, seed, targets))
 
 
-def describe_model(config: Config, job: Job, builder: BatchBuilder) -> ModelConfig:
+def describe_model(config: Config, job: TrainingJob, builder: BatchBuilder) -> ModelConfig:
     """config.json of the model folder, without the results.
 
     Raises:
@@ -194,7 +194,7 @@ def _streams(stores: Sequence[object]) -> tuple[ModelStream, ...]:
     return tuple(ModelStream(info.stream, info.dim, digest_of(info.fingerprint)) for info in infos)
 
 
-def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
+def _digest_of_inputs(config: Config, job: TrainingJob, model: ModelConfig) -> str:
     files = [job.train, job.val]
     if job.start is not None:
         files.append(job.start / "model.safetensors")
@@ -215,7 +215,7 @@ def _digest_of_inputs(config: Config, job: Job, model: ModelConfig) -> str:
     )
 
 
-def _record_settings(record: TrackedRun, config: Config, job: Job) -> None:
+def _record_settings(record: TrackedRun, config: Config, job: TrainingJob) -> None:
     """Log the settings of the training, including all values that come from a preset."""
     settings = MODELS.get(job.model).Settings
     model = validate_section(settings, config.models[job.model], f"models.{job.model}")
@@ -223,7 +223,7 @@ def _record_settings(record: TrackedRun, config: Config, job: Job) -> None:
     record.params({"model": model.model_dump(), "run": run.model_dump(), "seed": job.seed})
 
 
-def _write(job: Job, model: MomentModel, config: ModelConfig, progress: Progress) -> None:
+def _write(job: TrainingJob, model: MomentModel, config: ModelConfig, progress: Progress) -> None:
     validated = [row for row in progress.history if validation_of(row)]
     best = [row for row in validated if row["step"] == progress.best_step]
     shown = {

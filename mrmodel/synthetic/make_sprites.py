@@ -21,7 +21,7 @@ from mrmodel.synthetic.sprites import Subject, sprite_path, subjects
 BITMAP_SIZE = 109
 CANVAS = 2 * BITMAP_SIZE
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def draw_sprite(subject: Subject, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("font", type=Path, help="NotoColorEmoji.ttf")
     size = write_sprites(parser.parse_args().font)
-    logger.info("%d sprites, %d bytes", len(subjects()), size)
+    log.info("%d sprites, %d bytes", len(subjects()), size)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mrmodel.synthetic.statistics import describe_queries, describe_split_hygien
 from mrmodel.synthetic.video_writer import PictureFormat, render_video
 from mrmodel.synthetic.vocabulary import held_out_partners, held_out_subjects
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def render_corpus(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
-from mrmodel.features.index import Entry, read_index
+from mrmodel.features.index import IndexEntry, read_index
 from mrmodel.features.keys import split_segment
 from mrmodel.features.manifest import MANIFEST_FILE
 from mrmodel.features.store import FeatureStore, MemoryStore
@@ -151,7 +151,7 @@ def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:
     return _decode_report(entry, min(segment.end_s, entry.duration_s) - segment.start_s)
 
 
-def _decode_report(entry: Entry, duration_s: float) -> DecodeReport:
+def _decode_report(entry: IndexEntry, duration_s: float) -> DecodeReport:
     facts = {"bad_packets": 0, "decoded_s": 0.0, "height": 0, "width": 0, **json.loads(entry.extra)}
     return DecodeReport(
         status=entry.status,

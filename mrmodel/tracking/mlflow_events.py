@@ -35,7 +35,7 @@ _PASSING = (408, 429)
 _LIBRARIES = ("boto3", "botocore", "sqlalchemy", "urllib3")
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server rejects the whole run."""
 
 
@@ -74,7 +74,7 @@ class Outbox:
             what, send = self._waiting[0]
             try:
                 send()
-            except Refused:
+            except RequestRefused:
                 raise
             except Exception as error:
                 if not is_transient(error):
@@ -256,7 +256,7 @@ class EventHandler:
         except Exception as error:
             if is_transient(error):
                 raise
-            raise Refused(f"no record of {name}: {error}") from error
+            raise RequestRefused(f"no record of {name}: {error}") from error
         run_id = self._runs[0].run_id
         os.write(self._tell, run_id.encode())
         announce("mlflow", address=self._address(run_id))

@@ -24,7 +24,7 @@ from mrmodel.synthetic.script import plan_video
 from mrmodel.synthetic.video_writer import PictureFormat, render_video
 from mrmodel.tracking.experiment import prepare_mlflow
 from mrmodel.tracking.inputs import EXAMPLE
-from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_config
+from mrmodel.train.checkpoint import CONFIG, WEIGHTS, read_model_config
 
 
 def model_signature() -> Any:
@@ -99,7 +99,7 @@ def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfi
 
     pass  # EMPTY
 
-    config = load_config(folder)
+    config = read_model_config(folder)
     with tempfile.TemporaryDirectory(prefix="mrmodel-log-") as name:
         workshop = Path(name)
         example = workshop / _EXAMPLE_FILE

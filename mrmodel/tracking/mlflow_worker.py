@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from mrmodel.processes import die_with_parent
 from mrmodel.tracking.event_log import RunSpec
-from mrmodel.tracking.mlflow_events import EventHandler, Refused
+from mrmodel.tracking.mlflow_events import EventHandler, RequestRefused
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def main() -> int:
         recording.handle(message)
     try:
         _follow(recording, lines, spec)
-    except Refused as error:
+    except RequestRefused as error:
         log.warning("%s", error)
     return 0
 

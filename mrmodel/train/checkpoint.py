@@ -83,7 +83,7 @@ def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
     write_json(folder / CONFIG, {"format": FORMAT, **asdict(config), "versions": versions})
 
 
-def load_config(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path) -> ModelConfig:
     """Read config.json of a model folder.
 
     Raises:
@@ -130,7 +130,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Moment
     Raises:
         CheckpointError: missing file, unknown model, or mismatched tensors, each named.
     """
-    config = load_config(folder)
+    config = read_model_config(folder)
     try:
         model = config.build()
     except UnknownNameError as error:
@@ -162,7 +162,7 @@ def load_start(model: MomentModel, folder: Path, config: ModelConfig) -> None:
             heads (which the shapes do not show); or a tensor does not match.
         FeatureMismatch: it was trained on other features.
     """
-    start = load_config(folder)
+    start = read_model_config(folder)
     if start.model != config.model:
         raise CheckpointError(f"{folder}: holds a {start.model}, not a {config.model}")
     require_same_features(folder, start, config)

@@ -32,18 +32,18 @@ from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.predict.post_hoc import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
 from mrmodel.stages.paths import Paths
-from mrmodel.stages.trainer import Job, train_model
+from mrmodel.stages.trainer import TrainingJob, train_model
 from mrmodel.storage import Store, open_store
 from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
 from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import ClaimedTrial, Result
+from mrmodel.tune.worker import ClaimedTrial, TrialResult
 
 CANDIDATE, SEED = "candidate", "seed"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ConfirmationCandidate:
     """A trial, or the starting point, to confirm.
 
     Attributes:
@@ -56,7 +56,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ConfirmationPlan:
     """Plan of the confirmation study.
 
     Attributes:
@@ -65,22 +65,24 @@ class Plan:
         pretrains: every run begins with its own pre-training.
     """
 
-    candidates: list[Candidate]
+    candidates: list[ConfirmationCandidate]
     seeds: list[int]
     pretrains: bool
 
     @classmethod
-    def of(cls, config: Config, start: Mapping[str, Any], best: Sequence[Candidate]) -> Plan:
+    def of(
+        cls, config: Config, start: Mapping[str, Any], best: Sequence[ConfirmationCandidate]
+    ) -> ConfirmationPlan:
         """The plan for these candidates; seeds are derived from that of the main job."""
-        candidates = [Candidate(None, dict(start)), *best]
+        candidates = [ConfirmationCandidate(None, dict(start)), *best]
         seeds = [config.seed + number for number in range(config.tune.confirm.seeds)]
         touched = any(touches_pretraining(config, one.changes) for one in candidates)
         return cls(candidates, seeds, touched)
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Plan:
+    def from_json(cls, tree: Mapping[str, Any]) -> ConfirmationPlan:
         """Read the output of `as_json`."""
-        candidates = [Candidate(**one) for one in tree["candidates"]]
+        candidates = [ConfirmationCandidate(**one) for one in tree["candidates"]]
         return cls(candidates, list(tree["seeds"]), tree["pretrains"])
 
     def as_json(self) -> dict[str, Any]:
@@ -105,11 +107,11 @@ def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
 
 
 class ConfirmObjective:
-    """Trains one candidate with one seed; `facts.about` is the `Plan`."""
+    """Trains one candidate with one seed; `facts.about` is the `ConfirmationPlan`."""
 
     def __init__(self, facts: Facts) -> None:
         self._raw = changed_config(facts.config, threads_of()).model_dump()
-        self._plan = Plan.from_json(facts.about)
+        self._plan = ConfirmationPlan.from_json(facts.about)
         self._store = open_store(facts.store)
 
     @staticmethod
@@ -117,7 +119,9 @@ class ConfirmObjective:
         """As for the search, plus the generated queries if each run has its own pre-training."""
         config = parse_config(facts.config)
         before = pretraining(config, Path(), "", config.seed)
-        generated = [before.train, before.val] if Plan.from_json(facts.about).pretrains else []
+        generated = (
+            [before.train, before.val] if ConfirmationPlan.from_json(facts.about).pretrains else []
+        )
         return [*read_by_training(config), *generated]
 
     @property
@@ -125,7 +129,7 @@ class ConfirmObjective:
         """These runs are never pruned."""
         return NopPruner()
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Train, evaluate on validation data, publish."""
         plan = self._plan
         number = claimed.trial.suggest_categorical(CANDIDATE, range(len(plan.candidates)))
@@ -142,9 +146,9 @@ class ConfirmObjective:
         wanted = figures_of(config)
         publish_results(self._store, number, seed, only(scores.per_query, wanted), detections)
         shutil.rmtree(folder, ignore_errors=True)  # Not earlier: a killed run resumes from it.
-        return Result([figures[name] for name in wanted], {"figures": figures})
+        return TrialResult([figures[name] for name in wanted], {"figures": figures})
 
-    def _train(self, config: Config, folder: Path, label: str, seed: int) -> Job:
+    def _train(self, config: Config, folder: Path, label: str, seed: int) -> TrainingJob:
         start = None
         try:
             if self._plan.pretrains:
@@ -161,10 +165,10 @@ class ConfirmObjective:
         return job
 
 
-def pretraining(config: Config, folder: Path, label: str, seed: int) -> Job:
+def pretraining(config: Config, folder: Path, label: str, seed: int) -> TrainingJob:
     """The pre-training from which a fine-tuning in `folder` starts."""
     paths = Paths(config)
-    return Job(
+    return TrainingJob(
         run="pretrain",
         model=target_of(config).model,
         seed=seed,
@@ -206,7 +210,7 @@ def publish_results(
     store.put(f"{number}-{seed}.json", json.dumps(told).encode())
 
 
-def read_figures(store: Store, number: int, seed: int) -> PerQuery:
+def read_final_metrics(store: Store, number: int, seed: int) -> PerQuery:
     """The metrics per query of one run.
 
     Raises:
@@ -221,16 +225,18 @@ def read_figures(store: Store, number: int, seed: int) -> PerQuery:
 
 
 def read_detections(store: Store, number: int, seed: int) -> CachedDetections:
-    """The detections of one run; raises as `read_figures`."""
+    """The detections of one run; raises as `read_final_metrics`."""
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         file = Path(name) / "detections.pt"
         file.write_bytes(_content(store, f"{number}-{seed}.pt"))
         return CachedDetections.load(file)
 
 
-def compare(store: Store, plan: Plan, number: int, config: Config, figure: str) -> Comparison:
+def compare_candidates(
+    store: Store, plan: ConfirmationPlan, number: int, config: Config, figure: str
+) -> Comparison:
     """Gain of a candidate over the starting point, across videos and seeds."""
-    runs = [[read_figures(store, one, seed) for seed in plan.seeds] for one in (0, number)]
+    runs = [[read_final_metrics(store, one, seed) for seed in plan.seeds] for one in (0, number)]
     settings = BootstrapSettings(config.evaluate.bootstrap_resamples, config.seed)
     return bootstrap_over_seeds(runs[0], runs[1], figure, settings)
 
@@ -242,7 +248,7 @@ def _content(store: Store, key: str) -> bytes:
     return found.content
 
 
-def confirmation_facts(config: Config, plan: Plan, facts: Facts) -> Facts:
+def confirmation_facts(config: Config, plan: ConfirmationPlan, facts: Facts) -> Facts:
     """The facts of the confirmation study, from those of the search."""
     return Facts(
         objective=f"{ConfirmObjective.__module__}:{ConfirmObjective.__name__}",

@@ -38,7 +38,7 @@ def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResul
         store = str((paths.state / "tune").resolve())
         try:
             verdict = search(
-                config, SearchContext(storage, store, worker_pool, Progress(record, reporter))
+                config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))
             )
         finally:
             reporter.finish()
@@ -92,7 +92,7 @@ def open_search_record(config: Config, paths: Paths) -> Iterator[TrackedRun]:
         yield record
 
 
-class Progress:
+class SearchProgress:
     """Reports the progress of a search's studies to reporter and MLflow run."""
 
     def __init__(self, record: TrackedRun, reporter: Reporter) -> None:

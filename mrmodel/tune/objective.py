@@ -20,7 +20,7 @@ from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
 from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.progress import NullReporter
 from mrmodel.stages.paths import Paths
-from mrmodel.stages.trainer import Job, run_settings, train_model, validation_of
+from mrmodel.stages.trainer import TrainingJob, run_settings, train_model, validation_of
 from mrmodel.train.loop import Progress
 from mrmodel.tune.space import (
     SearchPlan,
@@ -31,7 +31,7 @@ from mrmodel.tune.space import (
     training_plan,
 )
 from mrmodel.tune.study import START, Facts
-from mrmodel.tune.worker import ClaimedTrial, Result, SmallerBatch
+from mrmodel.tune.worker import ClaimedTrial, SmallerBatch, TrialResult
 
 
 class StalledPruner(BasePruner):
@@ -97,7 +97,7 @@ class TrainingObjective:
         )
         return StalledPruner(hyperband, tune.prune.patience, tune.prune.min_delta)
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Train.
 
         Raises:
@@ -118,7 +118,7 @@ class TrainingObjective:
             raise StoppedEarly("not even a batch of one sample fits into memory")
         raise SmallerBatch(batch // 2)
 
-    def _try(self, claimed: ClaimedTrial, changes: Mapping[str, Any]) -> Result | None:
+    def _try(self, claimed: ClaimedTrial, changes: Mapping[str, Any]) -> TrialResult | None:
         """The result; None: out of memory."""
         config = changed_config(self._raw, changes)
         paths, tune = Paths(config), config.tune
@@ -142,7 +142,7 @@ class TrainingObjective:
             for left in (folder, paths.state / "resume" / job.name):
                 shutil.rmtree(left, ignore_errors=True)
         found = chosen_figures(progress, select)
-        return Result(
+        return TrialResult(
             [_figure(found, name) for name in figures],
             {"figures": found, "latency_s": latency_s, "seconds": round(progress.seconds, 3)},
         )
@@ -183,7 +183,9 @@ class _Watch:
             raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
 
 
-def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | None = None) -> Job:
+def job_of(
+    config: Config, folder: Path, label: str, seed: int, start: Path | None = None
+) -> TrainingJob:
     """The training job to tune, with its results in `folder`.
 
     Args:
@@ -201,7 +203,7 @@ def job_of(config: Config, folder: Path, label: str, seed: int, start: Path | No
     }
     if run == "finetune":
         start = start or paths.model(config.train.start, target_of(config).model)
-    return Job(
+    return TrainingJob(
         run=run,
         model=target_of(config).model,
         seed=seed,
@@ -237,7 +239,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
-def _latency_s(config: Config, paths: Paths, job: Job) -> float:
+def _latency_s(config: Config, paths: Paths, job: TrainingJob) -> float:
     """Seconds per query, forward pass and decoding, on the validation data."""
     rows = EvaluationSet(config, paths, job.val)
     model = rows.model(job.out)

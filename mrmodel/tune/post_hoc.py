@@ -24,7 +24,7 @@ from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
 from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import ClaimedTrial, Result
+from mrmodel.tune.worker import ClaimedTrial, TrialResult
 
 
 class PostHocObjective:
@@ -45,12 +45,12 @@ class PostHocObjective:
         """No pruning: a trial takes seconds."""
         return NopPruner()
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Decode and evaluate the detections of every seed."""
         changes = self._plan.changes(self._plan.suggest(claimed.trial))
         claimed.trial.set_user_attr("changes", changes)
         figures = self._runs.figures(changed_config(self._raw, changes))
-        return Result([figures[figures_of(self._config)[0]]], {"figures": figures})
+        return TrialResult([figures[figures_of(self._config)[0]]], {"figures": figures})
 
 
 class ConfirmedRuns:

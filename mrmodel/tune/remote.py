@@ -23,7 +23,7 @@ from mrmodel.tune import report
 from mrmodel.tune.apply import apply_changes
 from mrmodel.tune.local import (
     PATIENCE_S,
-    Progress,
+    SearchProgress,
     alone,
     open_search_record,
     resumed_config,
@@ -116,7 +116,7 @@ def search_revision(
             worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id(PATIENCE_S)))
             store = f"{places.result_store.rstrip('/')}/tune"
             verdict = search(
-                config, SearchContext(storage, store, worker_pool, Progress(record, reporter))
+                config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))
             )
             study = TrialQueue(storage, name)
             record_search(record, study, verdict, paths)

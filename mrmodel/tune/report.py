@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel.errors import TuningError
 from mrmodel.files import write_json, write_text
-from mrmodel.report.build import Report, Section, Table, render
+from mrmodel.report.build import Report, ReportSection, Table, render
 from mrmodel.report.studies import REPORTS
 from mrmodel.stages.paths import Paths
 from mrmodel.tracking.run import TrackedRun
@@ -103,10 +103,10 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
     facts = study.facts
     started = {"starting point": verdict.start, "best trial": verdict.best}
     shown = {name: f"{value:.2f}" for name, value in started.items() if value is not None}
-    sections = [Section("Verdict", sentence(verdict) + ".", tables=result_tables(verdict))]
-    sections.append(Section("Trials", tables=[trial_table(study, verdict.figure)]))
+    sections = [ReportSection("Verdict", sentence(verdict) + ".", tables=result_tables(verdict))]
+    sections.append(ReportSection("Trials", tables=[trial_table(study, verdict.figure)]))
     sections.append(
-        Section(
+        ReportSection(
             "Views",
             "Of all finished trials. The importance of a value is how far the best trials' values "
             "differ from what was drawn (PED-ANOVA); with few trials it says little.",
@@ -115,7 +115,7 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
     )
     for name, (title, _) in _WIDE.items():
         if name in charts:  # Alone in its section, it has the full page width.
-            sections.append(Section(title, charts=[charts[name]]))
+            sections.append(ReportSection(title, charts=[charts[name]]))
     return Report(
         title=f"Search “{study.name}” for {verdict.figure}",
         lead="All figures are of validation data; the test split was not read.",

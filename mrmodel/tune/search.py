@@ -24,7 +24,7 @@ from mrmodel.files import digest_of, sha256_of
 from mrmodel.stages.trainer import run_settings
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
-from mrmodel.tune.confirm import CANDIDATE, SEED, Candidate, Plan
+from mrmodel.tune.confirm import CANDIDATE, SEED, ConfirmationCandidate, ConfirmationPlan
 from mrmodel.tune.objective import TrainingObjective, job_of, read_by_training
 from mrmodel.tune.post_hoc import ConfirmedRuns, post_hoc_facts
 from mrmodel.tune.result import (
@@ -79,7 +79,7 @@ def search(config: Config, context: SearchContext) -> SearchResult:
     study = open_search(config, context)
     discard_result(study)
     carry_out(study, config, context)
-    verdict = summary_of(study, config)
+    verdict = search_summary(study, config)
     best = candidates(study, config.tune.confirm.best)
     choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
     # Post-processing can be tuned for the starting point too, if no trial was better.
@@ -176,7 +176,7 @@ def paper_config(config: Config) -> Config | None:
     return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
 
 
-def summary_of(study: TrialQueue, config: Config) -> SearchResult:
+def search_summary(study: TrialQueue, config: Config) -> SearchResult:
     """Summary of the first level."""
     start = start_of(study)
     return SearchResult(
@@ -196,7 +196,7 @@ def start_of(study: TrialQueue) -> FrozenTrial | None:
     return next((trial for trial in found if trial.user_attrs.get(SOURCE) == START), None)
 
 
-def candidates(study: TrialQueue, count: int) -> list[Candidate]:
+def candidates(study: TrialQueue, count: int) -> list[ConfirmationCandidate]:
     """The best feasible trials above the starting point; with two metrics, of the Pareto front."""
     complete = [trial for trial in study.trials(TrialState.COMPLETE) if is_feasible(trial)]
     start = start_of(study)
@@ -205,20 +205,20 @@ def candidates(study: TrialQueue, count: int) -> list[Candidate]:
         complete = [trial for trial in complete if trial.number in numbers]
     elif start is not None:
         complete = [trial for trial in complete if trial.values[0] > start.values[0]]
-    found: dict[str, Candidate] = {}
+    found: dict[str, ConfirmationCandidate] = {}
     for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
         changes = trial.user_attrs["changes"]
         if changes:
-            found.setdefault(digest_of(changes), Candidate(trial.number, changes))
+            found.setdefault(digest_of(changes), ConfirmationCandidate(trial.number, changes))
     return list(found.values())[:count]
 
 
 def open_confirmation(
-    study: TrialQueue, config: Config, best: Sequence[Candidate], context: SearchContext
-) -> tuple[TrialQueue, Plan]:
+    study: TrialQueue, config: Config, best: Sequence[ConfirmationCandidate], context: SearchContext
+) -> tuple[TrialQueue, ConfirmationPlan]:
     """The confirmation study of these candidates, with its enqueued trials."""
     start = start_of(study)
-    plan = Plan.of(config, {} if start is None else start.user_attrs["changes"], best)
+    plan = ConfirmationPlan.of(config, {} if start is None else start.user_attrs["changes"], best)
     facts = confirm.confirmation_facts(config, plan, study.facts)
     # Other candidates make another study, since a search may be extended.
     name = f"{study.name}.confirm.{facts.digest[:8]}"
@@ -237,7 +237,7 @@ def open_confirmation(
 
 
 def confirmed_candidates(
-    confirmation: TrialQueue, plan: Plan, config: Config
+    confirmation: TrialQueue, plan: ConfirmationPlan, config: Config
 ) -> tuple[list[Confirmed], list[str]]:
     """Results of each candidate's runs, and the candidates with missing runs.
 
@@ -262,7 +262,9 @@ def confirmed_candidates(
         gains = {}
         if number:
             for figure in figures_of(config):
-                gains[figure] = gain_of(confirm.compare(store, plan, number, config, figure))
+                gains[figure] = gain_of(
+                    confirm.compare_candidates(store, plan, number, config, figure)
+                )
         first, *others = figures_of(config)
         found.append(
             Confirmed(
@@ -277,7 +279,7 @@ def confirmed_candidates(
 
 
 def choose_after_training(
-    confirmation: TrialQueue, plan: Plan, verdict: SearchResult, context: SearchContext
+    confirmation: TrialQueue, plan: ConfirmationPlan, verdict: SearchResult, context: SearchContext
 ) -> PostHocSelection | None:
     """The second level, on the runs of the winner, or else of the starting point."""
     winner = verdict.winner

@@ -76,7 +76,7 @@ class SmallerBatch(Exception):  # Not an error: the trial is repeated.
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TrialResult:
     """Result of a trial: the maximised metrics, and further information."""
 
     values: Sequence[float]
@@ -96,7 +96,7 @@ class Objective(Protocol):
     def pruner(self) -> BasePruner:
         """Decides when to prune a trial."""
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Run a trial.
 
         Raises:

@@ -44,7 +44,7 @@ def is_pointer(path: Path) -> bool:
     return path.suffix.lower() == POINTER_SUFFIX
 
 
-def read_pointer(path: Path) -> Listed:
+def read_video_pointer(path: Path) -> Listed:
     """The version of an object that a pointer names.
 
     Raises:
@@ -93,12 +93,12 @@ class RemoteVideo:
             ``not_found``, ``changed`` or ``unreadable``.
 
     Raises:
-        VideoError: see `read_pointer`.
+        VideoError: see `read_video_pointer`.
         StorageError: no client can be created, for instance because the endpoint is invalid.
     """
 
     def __init__(self, path: Path) -> None:
-        version = read_pointer(path)
+        version = read_video_pointer(path)
         self.name = version.url.rpartition("/")[2]
         self.error: BaseException | None = None
         self._path, self._n_bytes = path, version.n_bytes

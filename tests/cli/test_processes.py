@@ -15,7 +15,7 @@ import pytest
 from mrmodel import presets
 from mrmodel.cli.main import COMMANDS
 from mrmodel.encoders.user_weights import WEIGHTS_VARIABLE
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import write_jsonl
 from tests.evaluate.rows_for_tests import random_rows
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "good.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "bad.jsonl").write_text(json.dumps(row | {"duration": -1.0}) + "\n")
     with FeatureWriter(folder / "store", INFO) as writer:
-        writer.add(Entry("a", 2), rows_of(0, 2))
+        writer.add(IndexEntry("a", 2), rows_of(0, 2))
     return folder
 
 

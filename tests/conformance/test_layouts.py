@@ -9,7 +9,7 @@ import pytest
 
 from mrmodel.components import LAYOUTS
 from mrmodel.data.feature_check import verify_store
-from mrmodel.features.importers.importer import ImportRequest, StreamReport, import_archive
+from mrmodel.features.importers.importer import FeatureImportRequest, StreamReport, import_archive
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import sha256_of
@@ -29,7 +29,7 @@ def archive(name: str, tmp_path: Path) -> tuple[Path, Expected]:
 def bring(name: str, root: Path, output: Path) -> list[StreamReport]:
     vectors = root / "glove.6B.300d.txt"
     return import_archive(
-        ImportRequest(
+        FeatureImportRequest(
             layout=name,
             source=root,
             output=output,

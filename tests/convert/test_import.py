@@ -16,7 +16,7 @@ from torch import Tensor
 from mrmodel.errors import FeatureError
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.predictor import Predictor
-from mrmodel.train.checkpoint import load_config, load_model
+from mrmodel.train.checkpoint import load_model, read_model_config
 from mrmodel.types import Batch
 from tests.convert.published import run_import, save_lighthouse, save_official
 from tests.golden_parity.test_models import FILES, GOLDEN, Case
@@ -126,11 +126,11 @@ def test_losses_of_video_lights_are_weighed_as_published(tmp_path: Path) -> None
     changed = {"lw_saliency": 2.0, "cos_sim_loss_coef": 3.0, "hard_pos_neg_loss_coef": 10.0}
     options = options_of(case) | changed
     run_import(save_official(tmp_path / "a.ckpt", case.weights, options), tmp_path / "a", *STREAMS)
-    loss = load_config(tmp_path / "a").settings["loss"]
+    loss = read_model_config(tmp_path / "a").settings["loss"]
     assert (loss["saliency"], loss["task_specific"], loss["hard_negative"]) == (2.0, 6.0, 20.0)
     options["hard_pos_neg_loss"] = False
     run_import(save_official(tmp_path / "b.ckpt", case.weights, options), tmp_path / "b", *STREAMS)
-    config = load_config(tmp_path / "b")
+    config = read_model_config(tmp_path / "b")
     assert config.settings["loss"]["hard_positive"] == 0.0
     assert config.settings["fusion"]["layers"] == case.options["bicmf_layers"]
     assert config.settings["moment_to_highlight"]
@@ -169,7 +169,7 @@ def test_the_report_says_where_values_come_from(tmp_path: Path) -> None:
     assert "rows (20, of another program)" in printed
     section = "{clip_len_s: 1, max_clips: 40, max_tokens: 32}, models: {qd_detr: {ffn: 64, heads:"
     assert section in printed
-    config = load_config(tmp_path / "m")
+    config = read_model_config(tmp_path / "m")
     assert (config.clip_len_s, config.max_clips, config.protocol) == (1.0, 40, "charades")
     assert config.training["file"] == "a.ckpt"
     bare = tmp_path / "bare.pt"

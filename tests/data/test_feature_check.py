@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from mrmodel.cli.features import group
 from mrmodel.data.feature_check import verify_store
-from mrmodel.features.index import Entry, IndexRow, read_index, write_index
+from mrmodel.features.index import IndexEntry, IndexRow, read_index, write_index
 from mrmodel.features.keys import text_key
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import sha256_of
@@ -18,7 +18,7 @@ def store(tmp_path):
     folder = tmp_path / "store"
     with FeatureWriter(folder, INFO, shard_bytes=128 + 5 * 6) as writer:
         for number, key in enumerate("abcd"):
-            writer.add(Entry(key, 2), rows_of(number, 2))
+            writer.add(IndexEntry(key, 2), rows_of(number, 2))
     return folder
 
 
@@ -68,10 +68,10 @@ def test_missing_files(store):
         ({"row_offset": 1}, ["'b' overlaps the rows before 2", "rows 3 to 3 belong to no key"]),
         ({"row_offset": 3}, ["rows 2 to 2 belong to no key", "goes to row 5, the shard has 4"]),
         ({"shard": 7}, ["'b' lies in shard 7", "rows 2 to 3 belong to no key"]),
-        ({"entry": Entry("a", 2)}, ["key 'a' occurs twice"]),
-        ({"entry": Entry("e", 2)}, ["key 'c' after 'e': not in order"]),
-        ({"entry": Entry("b", 2, status="failed")}, ["'b' is failed with 2 rows"]),
-        ({"entry": Entry("b", 2, n_interpolated=3)}, ["3 of 2 interpolated"]),
+        ({"entry": IndexEntry("a", 2)}, ["key 'a' occurs twice"]),
+        ({"entry": IndexEntry("e", 2)}, ["key 'c' after 'e': not in order"]),
+        ({"entry": IndexEntry("b", 2, status="failed")}, ["'b' is failed with 2 rows"]),
+        ({"entry": IndexEntry("b", 2, n_interpolated=3)}, ["3 of 2 interpolated"]),
     ],
 )
 def test_broken_index(store, changes, words):
@@ -110,7 +110,7 @@ def test_coverage_by_video_and_by_text(store, tmp_path):
     keys = sorted(text_key(f"q{qid}") for qid in (0, 1, 2, 4))
     with FeatureWriter(tmp_path / "texts", texts) as writer:
         for key in keys:
-            writer.add(Entry(key, 1), rows_of(1, 1))
+            writer.add(IndexEntry(key, 1), rows_of(1, 1))
     findings = verify_store(tmp_path / "texts", annotations)
     assert len(findings) == 1
     assert "qid 3" in findings[0]

@@ -5,7 +5,7 @@ import torch
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import StreamInfo
 from mrmodel.features.prepare import prepare_text, prepare_video
@@ -104,7 +104,7 @@ def test_served_input_equals_training_input(tmp_path):
         )
         with FeatureWriter(tmp_path / name, info) as writer:
             for key in sorted(rows):
-                writer.add(Entry(key, len(rows[key])), to_stored(rows[key]))
+                writer.add(IndexEntry(key, len(rows[key])), to_stored(rows[key]))
     limits = RowLimits(75, 32)
     stored = BatchBuilder(
         [FeatureStore(tmp_path / "video")], [FeatureStore(tmp_path / "text")], limits
@@ -168,9 +168,9 @@ def test_videos_without_features_are_left_out_and_named(tmp_path, caplog):
         stream="s", dim=6, modality="video", keyed_by="vid", clip_len_s=2.0, fingerprint={}
     )
     with FeatureWriter(tmp_path, info) as writer:
-        failed = Entry("v0", 0, status="failed", reason="no_frames")
+        failed = IndexEntry("v0", 0, status="failed", reason="no_frames")
         writer.add(failed, np.zeros((0, 6), np.float16))
-        writer.add(Entry("v1", 4), to_stored(VIDEO["v1"]))
+        writer.add(IndexEntry("v1", 4), to_stored(VIDEO["v1"]))
     stores = BatchBuilder(
         [FeatureStore(tmp_path)], [MemoryStore("text", TEXT)], RowLimits(None, None)
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mrmodel.data.targets import Ragged, TargetSettings, TargetTable, repair_windows
+from mrmodel.data.targets import RaggedTargets, TargetSettings, TargetTable, repair_windows
 from mrmodel.types import Annotation
 
 
@@ -175,7 +175,7 @@ def test_relevant_clips_without_ratings():
 def test_ragged_lists(counts, data):
     lists = [[10 * owner + place for place in range(n)] for owner, n in enumerate(counts)]
     flat = np.array([value for values in lists for value in values], dtype=np.int64)
-    ragged = Ragged.of(flat, np.array(counts))
+    ragged = RaggedTargets.of(flat, np.array(counts))
     indices = np.array(data.draw(st.lists(st.sampled_from(range(len(counts))), min_size=1)))
     expected = [value for index in indices for value in lists[index]]
     assert flat[ragged.positions(indices)].tolist() == expected

@@ -9,7 +9,7 @@ import yaml
 from mrmodel import presets
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, DataError
-from mrmodel.experiments.ablation import config_of_row, summarise
+from mrmodel.experiments.ablation import ablation_table, config_of_row
 from mrmodel.experiments.tables import made_with
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.report.studies import (
@@ -137,7 +137,7 @@ def run(mean: float, gate: str = "clip", **changes: Any) -> dict[str, Any]:
 def table() -> dict[str, Any]:
     baseline = {"model": "qd_detr", "settings": {"hidden": 64}, "parameters": 99}
     paper = {"preset": "paper", "sgca": {"gate": "clip"}}
-    return summarise(
+    return ablation_table(
         {
             "qd_detr": [run(20.0, **baseline), run(21.0, **baseline), run(22.0, **baseline)],
             "sg_detr_ablation_a": [run(30.0, "none"), run(32.0, "none"), run(37.0, "none")],
@@ -185,12 +185,12 @@ def test_the_best_row_is_the_strong_one() -> None:
 def test_rows_that_do_not_compare_are_refused(key: str, value: object) -> None:
     runs = {"sg_detr_ablation_a": [run(30.0)], "sg_detr_ablation_b": [run(31.0, **{key: value})]}
     with pytest.raises(DataError, match=f"need one {key}"):
-        summarise(runs)
+        ablation_table(runs)
 
 
 def test_no_runs_are_no_table() -> None:
     with pytest.raises(DataError, match="need one corpus"):
-        summarise({})
+        ablation_table({})
 
 
 def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mrmodel.components import MODELS
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery
-from mrmodel.experiments.compare import compare_run, queries_of, summarise
+from mrmodel.experiments.compare import compare_run, comparison_table, queries_of
 from mrmodel.experiments.control_run import with_steps
 from mrmodel.progress import NullReporter
 from mrmodel.report.studies import comparison_sentences, comparison_tables, markdown_page
@@ -57,7 +57,7 @@ def table(default: str = "sg_detr") -> dict[str, Any]:
         "qd_detr": [run(30.0, 30.0, 40.0, 40.0), run(35.0, 35.0, 35.0, 35.0)],
         "sg_detr": [run(31.0, 31.0, 41.0, 41.0), run(35.0, 35.0, 35.0, 35.0)],
     }
-    return summarise(runs, default, SETTINGS)
+    return comparison_table(runs, default, SETTINGS)
 
 
 def test_a_row_has_means_and_deviations_of_figures_and_costs() -> None:
@@ -87,7 +87,7 @@ def test_each_model_is_compared_with_the_default() -> None:
 
 
 def test_the_words_say_who_differs() -> None:
-    apart = summarise(
+    apart = comparison_table(
         {
             "sg_detr": [run(50.0, 50.0, 50.0, 50.0)],
             "sa_detr": [run(51.0, 51.0, 52.0, 52.0)],
@@ -126,7 +126,7 @@ def test_the_default_model_is_the_strong_row() -> None:
 def test_figures_of_another_protocol_stand_under_their_own_names() -> None:
     figures = {f"R1@0.{level}": 10.0 for level in range(1, 8)}
     other = run(1.0, 2.0, headline="R1@0.7", figures=figures)
-    first = comparison_tables(summarise({"sg_detr": [other]}, "sg_detr", SETTINGS))[0]
+    first = comparison_tables(comparison_table({"sg_detr": [other]}, "sg_detr", SETTINGS))[0]
     assert first.columns[1:7] == [*list(figures)[:5], "parameters"]
 
 
@@ -137,18 +137,18 @@ def test_figures_of_another_protocol_stand_under_their_own_names() -> None:
 def test_runs_that_do_not_compare_are_refused(key: str, value: object) -> None:
     runs = {"sg_detr": [run(30.0)], "qd_detr": [run(31.0, **{key: value})]}
     with pytest.raises(DataError, match=f"need one {key}"):
-        summarise(runs, "sg_detr", SETTINGS)
+        comparison_table(runs, "sg_detr", SETTINGS)
 
 
 def test_seeds_of_a_model_have_one_size() -> None:
     """A file of a seed that is no longer in the study stays, and may be of another model size."""
     with pytest.raises(DataError, match=r"need one parameters, found \{'sg_detr': \{"):
-        summarise({"sg_detr": [run(30.0), run(30.0, parameters=9)]}, "sg_detr", SETTINGS)
+        comparison_table({"sg_detr": [run(30.0), run(30.0, parameters=9)]}, "sg_detr", SETTINGS)
 
 
 def test_the_default_must_have_been_run() -> None:
     with pytest.raises(DataError, match=r"no run of 'sg_detr'.*\(runs: qd_detr\).*compare\.models"):
-        summarise({"qd_detr": [run(30.0)]}, "sg_detr", SETTINGS)
+        comparison_table({"qd_detr": [run(30.0)]}, "sg_detr", SETTINGS)
 
 
 def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> None:
@@ -169,7 +169,9 @@ def test_queries_outside_the_mean_are_null_in_the_file_and_left_out_again() -> N
     kept = json.loads(json.dumps(queries_of(per_query, FIGURE), allow_nan=False))
     assert kept == {"qids": [1, 2, 3], "vids": ["a", "a", "b"], "values": [10.0, None, 30.0]}
     better = run(20.0, queries=kept | {"values": [12.0, None, 34.0]})
-    found = summarise({"sg_detr": [run(20.0, queries=kept)], "x": [better]}, "sg_detr", SETTINGS)
+    found = comparison_table(
+        {"sg_detr": [run(20.0, queries=kept)], "x": [better]}, "sg_detr", SETTINGS
+    )
     assert found["differences"]["x"]["difference"] == pytest.approx(3.0)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mrmodel.cli.features import group
 from mrmodel.errors import FeatureError
-from mrmodel.features.importers.importer import ImportRequest, StreamReport, import_archive
+from mrmodel.features.importers.importer import FeatureImportRequest, StreamReport, import_archive
 from mrmodel.features.importers.readers import Place, UnusableFile, read_array
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import MANIFEST_FILE
@@ -36,7 +36,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def bring(root: Path, *streams: str, rows: Any = ROWS, **changes: Any) -> list[StreamReport]:
-    request = ImportRequest("moment_detr", root, root.parent / "out", streams, **changes)
+    request = FeatureImportRequest("moment_detr", root, root.parent / "out", streams, **changes)
     return import_archive(request, rows)
 
 
@@ -85,7 +85,9 @@ def test_what_gives_no_rows_is_named_and_does_not_stop_the_others(archive: Path,
 def test_a_missing_half_of_a_pair(tmp_path: Path) -> None:
     ARCHIVES["tvsum_i3d"](tmp_path / "archive")
     (tmp_path / "archive/video_features" / f"{VIDEOS[0]}_opt.npy").unlink()
-    request = ImportRequest("tvsum_i3d", tmp_path / "archive", tmp_path / "out", ("i3d.video2048",))
+    request = FeatureImportRequest(
+        "tvsum_i3d", tmp_path / "archive", tmp_path / "out", ("i3d.video2048",)
+    )
     with pytest.raises(FeatureError, match="missing_part: there is no file that ends with _opt"):
         import_archive(request, ROWS)
 
@@ -105,14 +107,16 @@ def test_a_layout_that_the_archive_is_not(archive: Path, tmp_path: Path) -> None
     with pytest.raises(FeatureError, match=r"no stream 'clip' .it has slowfast"):
         bring(archive, "clip")
     with pytest.raises(FeatureError, match="holds none of the folders of the layout lighthouse"):
-        import_archive(ImportRequest("lighthouse", archive, tmp_path / "out"), ROWS)
+        import_archive(FeatureImportRequest("lighthouse", archive, tmp_path / "out"), ROWS)
     packed = tmp_path / "features.tar.gz"
     packed.write_bytes(b"")
     with pytest.raises(FeatureError, match="unpack the archive first"):
-        import_archive(ImportRequest("moment_detr", packed, tmp_path / "out"), ROWS)
+        import_archive(FeatureImportRequest("moment_detr", packed, tmp_path / "out"), ROWS)
     ARCHIVES["lighthouse"](tmp_path / "lighthouse")
     with pytest.raises(FeatureError, match=r"give --clip-len"):
-        import_archive(ImportRequest("lighthouse", tmp_path / "lighthouse", tmp_path / "out"), ROWS)
+        import_archive(
+            FeatureImportRequest("lighthouse", tmp_path / "lighthouse", tmp_path / "out"), ROWS
+        )
 
 
 def test_equal_sentences_share_rows(archive: Path) -> None:
@@ -202,14 +206,14 @@ def test_a_wrong_byte_is_an_unusable_file_or_none(
 
 def test_word_vectors_are_checked(tmp_path: Path) -> None:
     ARCHIVES["charades_vgg"](tmp_path / "archive")
-    request = ImportRequest(
+    request = FeatureImportRequest(
         "charades_vgg", tmp_path / "archive", tmp_path / "out", ("glove.text300",)
     )
     with pytest.raises(FeatureError, match="--word-vectors FILE"):
         import_archive(request, ROWS)
     short = tmp_path / "short.txt"
     short.write_text("unused 1\nman 1.0 2.0\n")
-    request = ImportRequest(
+    request = FeatureImportRequest(
         "charades_vgg", tmp_path / "archive", tmp_path / "out", ("glove.text300",), None, short
     )
     with pytest.raises(FeatureError, match=r"short\.txt:2: 'man' has 2 values, expected 300"):

@@ -8,7 +8,7 @@ import yaml
 
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import FeatureError
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import StreamInfo, has_sentence_row
 from mrmodel.features.store import FeatureStore
@@ -34,7 +34,7 @@ def write_store(folder, modality, fingerprint):
     )
     with FeatureWriter(folder, info) as writer:
         rows = np.eye(3, 4, dtype=np.float16)
-        writer.add(Entry("v0" if clips else text_key(QUERY), 3), rows)
+        writer.add(IndexEntry("v0" if clips else text_key(QUERY), 3), rows)
     return FeatureStore(folder)
 
 

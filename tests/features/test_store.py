@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrmodel.errors import FeatureError, FeatureMismatch
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.manifest import StreamInfo, read_manifest, stream_fingerprint
 from mrmodel.features.store import FeatureStore, MemoryStore, to_stored
 from mrmodel.features.writer import FeatureWriter
@@ -26,7 +26,7 @@ def rows_of(number, count):
 def write(folder, counts, shard_bytes=1 << 20):
     with FeatureWriter(folder, INFO, shard_bytes) as writer:
         for number, (key, count) in enumerate(sorted(counts.items())):
-            writer.add(Entry(key, count), rows_of(100 * number, count))
+            writer.add(IndexEntry(key, count), rows_of(100 * number, count))
     return FeatureStore(folder)
 
 
@@ -86,9 +86,9 @@ def test_segments_are_slices_of_their_video(tmp_path):
 
 def test_missing_and_failed_keys_are_named(tmp_path):
     with FeatureWriter(tmp_path, INFO) as writer:
-        failed = Entry("bad", 0, status="failed", reason="no_video_stream")
+        failed = IndexEntry("bad", 0, status="failed", reason="no_video_stream")
         writer.add(failed, np.zeros((0, 3), np.float16))
-        writer.add(Entry("good", 1), rows_of(1, 1))
+        writer.add(IndexEntry("good", 1), rows_of(1, 1))
     store = FeatureStore(tmp_path)
     assert list(store) == ["good"]
     assert store.has_failed("bad")
@@ -101,18 +101,18 @@ def test_missing_and_failed_keys_are_named(tmp_path):
 
 def test_writer_refuses_disorder_and_wrong_shapes(tmp_path):
     with FeatureWriter(tmp_path, INFO) as writer:
-        writer.add(Entry("b", 1), rows_of(1, 1))
+        writer.add(IndexEntry("b", 1), rows_of(1, 1))
         with pytest.raises(FeatureError, match="not in order"):
-            writer.add(Entry("a", 1), rows_of(1, 1))
+            writer.add(IndexEntry("a", 1), rows_of(1, 1))
         with pytest.raises(FeatureError, match="not float16"):
-            writer.add(Entry("c", 2), rows_of(1, 1))
+            writer.add(IndexEntry("c", 2), rows_of(1, 1))
         with pytest.raises(FeatureError, match="not float16"):
-            writer.add(Entry("c", 1), rows_of(1, 1).astype(np.float32))
+            writer.add(IndexEntry("c", 1), rows_of(1, 1).astype(np.float32))
 
 
 def write_and_stop(folder):
     with FeatureWriter(folder, INFO) as writer:
-        writer.add(Entry("b", 1), rows_of(1, 1))
+        writer.add(IndexEntry("b", 1), rows_of(1, 1))
         raise KeyboardInterrupt
 
 
@@ -162,7 +162,7 @@ def test_memory_store_equals_the_stored_one(tmp_path):
     encoded = {"a": rng.standard_normal((4, 3), np.float32), "b": rng.random((2, 3), np.float32)}
     with FeatureWriter(tmp_path, INFO) as writer:
         for key, rows in encoded.items():
-            writer.add(Entry(key, len(rows)), to_stored(rows))
+            writer.add(IndexEntry(key, len(rows)), to_stored(rows))
     keys = ["b", "a_2.0_6.0", "a"]
     stored = FeatureStore(tmp_path).gather(keys)
     held = MemoryStore("memory", encoded, clip_len_s=2.0).gather(keys)

@@ -22,7 +22,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from mrmodel.registry.decision import Decision
-from mrmodel.retrain.outcomes import Entry, Ledger
+from mrmodel.retrain.outcomes import Ledger, LedgerEntry
 from mrmodel.storage import open_store
 from tests.flows.conftest import Site, open_site, wait_until
 from tests.flows.month import GOOD, ROUGH, START, Material, Row, rough
@@ -140,7 +140,7 @@ class Month:
             for alias, version in client.get_registered_model("moments").aliases.items()
         }
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """What became of deliveries."""
         store = open_store(self.site.environment["MRMODEL_REGISTRY"])
         return Ledger(store, "moments").entries()

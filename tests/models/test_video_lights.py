@@ -15,8 +15,8 @@ from mrmodel.models.layers.attention import attend
 from mrmodel.models.settings import DetrSettings
 from mrmodel.models.video_lights.bi_directional_fusion import (
     BiDirectionalFusionLayer,
+    BidirectionalFusionSettings,
     CrossMasks,
-    FusionSettings,
     Text,
 )
 from mrmodel.models.video_lights.feature_refinement import FeatureRefinement, clip_cosine
@@ -163,7 +163,7 @@ def fuse_plainly(layer: Any, clips: Tensor, code: Tensor, tokens: Tensor) -> tup
 def test_fusion_layer(ffn_residual: bool, text_norm: bool, training: bool) -> None:
     torch.manual_seed(2)
     settings = DetrSettings(hidden=D, heads=3, ffn=20, dropout=0.0)
-    fusion = FusionSettings(ffn_residual=ffn_residual, text_norm=text_norm)
+    fusion = BidirectionalFusionSettings(ffn_residual=ffn_residual, text_norm=text_norm)
     layer = BiDirectionalFusionLayer(settings, fusion).train(training)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.4)

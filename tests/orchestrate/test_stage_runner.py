@@ -17,7 +17,7 @@ import pytest
 
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore, StageRequest
-from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled, run_stage
+from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled, run_stage_process
 from tests.project import Project
 
 
@@ -42,7 +42,7 @@ class Bench:
         self.commit("params.yaml", "tracking:\n  enabled: true", "tracking:\n  enabled: false")
 
     def run(self, stage: str, listener: Listener | None = None, **order: Any) -> Any:
-        return run_stage(StageRequest(stage, "HEAD", **order), listener or Listener())
+        return run_stage_process(StageRequest(stage, "HEAD", **order), listener or Listener())
 
     def processes(self) -> list[str]:
         """Commands of all processes that belong to a clone of this test."""
@@ -174,7 +174,7 @@ def test_an_error_of_the_stage_says_its_last_lines(bench: Bench) -> None:
 
 def test_an_unknown_revision(bench: Bench) -> None:
     with pytest.raises(StageFailed, match="has no revision 'nowhere'"):
-        run_stage(StageRequest("evaluate", "nowhere"), Listener())
+        run_stage_process(StageRequest("evaluate", "nowhere"), Listener())
 
 
 @pytest.mark.services

@@ -14,7 +14,7 @@ from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.orchestrate.run_branch import RunBranch, workspace
 from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
-from mrmodel.orchestrate.stage_process import Listener, StageFailed, run_stage
+from mrmodel.orchestrate.stage_process import Listener, StageFailed, run_stage_process
 from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
 from tests.orchestrate.test_stage_runner import Bench, tracked
 
@@ -48,7 +48,7 @@ def finish(scheduler: Scheduler) -> list[ScheduledStage]:
         for scheduled in waiting:
             started.append(scheduled)
             try:
-                ending = StageOutcome(run_stage(scheduled.order, Listener()))
+                ending = StageOutcome(run_stage_process(scheduled.order, Listener()))
             except StageFailed as error:
                 ending = StageOutcome(reason=str(error))
             scheduler.mark_finished(scheduled, ending)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mrmodel.errors import ConflictError, DataError, RegistryError
-from mrmodel.registry.champion import Registry
+from mrmodel.registry.champion import ModelRegistry
 from mrmodel.registry.promote import rolled_back
 from tests.registry.trial import Deadly, Trial, promotion_of, require_agreement
 
@@ -204,7 +204,7 @@ def test_rollbacks_go_back_and_never_forth(plain: Trial) -> None:
     assert back(registry, 3) == (3, 1, [2])
 
 
-def back(registry: Registry, version: int) -> tuple[int, int | None, list[int]]:
+def back(registry: ModelRegistry, version: int) -> tuple[int, int | None, list[int]]:
     seen = registry.read()
     assert seen.pointer is not None
     decision = promotion_of(version, seen).decision

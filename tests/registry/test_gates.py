@@ -10,7 +10,7 @@ import pytest
 from mrmodel.config.schema import CardSettings, PromotionSettings
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bootstrap
 from mrmodel.registry.decision import Gate
-from mrmodel.registry.gates import SLICES, ModelUnderTest, Rules, Smoke, evaluate_gates
+from mrmodel.registry.gates import SLICES, GateRules, ModelUnderTest, Smoke, evaluate_gates
 from mrmodel.registry.model_record import ModelRecord, TestSet
 
 SETTINGS = PromotionSettings(
@@ -64,30 +64,30 @@ def failed(gates: dict[str, Gate]) -> set[str]:
 
 
 def test_a_better_model_passes_every_gate() -> None:
-    gates = verdicts(side(2, flat(55.0)), side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(side(2, flat(55.0)), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     assert all(gate.passed for gate in gates.values())
     assert {f"slice {name}" for name in SLICES["qvhighlights"]} < gates.keys()
     assert gates["better"].figures["low"] == pytest.approx(5.0)
 
 
 def test_the_first_model_is_compared_with_nothing() -> None:
-    gates = verdicts(side(1, flat(50.0)), None, GOOD, Rules(SETTINGS))
+    gates = verdicts(side(1, flat(50.0)), None, GOOD, GateRules(SETTINGS))
     assert failed(gates) == set()
     assert gates["better"].passed is None
     assert gates["smoke"].passed
 
 
 def test_an_equal_model_is_not_better() -> None:
-    gates = verdicts(side(2, flat(50.0)), side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(side(2, flat(50.0)), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     assert failed(gates) == {"better"}
     lenient = SETTINGS.model_copy(update={"min_gain": -0.1})
-    assert not failed(verdicts(side(2, flat(50.0)), side(1, flat(50.0)), GOOD, Rules(lenient)))
+    assert not failed(verdicts(side(2, flat(50.0)), side(1, flat(50.0)), GOOD, GateRules(lenient)))
 
 
 def test_a_gain_that_chance_explains_is_not_one() -> None:
     noise = np.random.default_rng(0).normal(0.0, 30.0, 100)
     noise += 1.0 - noise.mean()
-    gates = verdicts(side(2, flat(50.0 + noise)), side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(side(2, flat(50.0 + noise)), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     found = gates["better"].figures
     assert found["difference"] == pytest.approx(1.0)
     assert found["low"] < 0.0 < found["high"]
@@ -98,57 +98,59 @@ def test_a_gain_that_chance_explains_is_not_one() -> None:
 @pytest.mark.parametrize(("loss", "passes"), [(2.0, True), (2.1, False)])
 def test_a_slice_may_fall_by_the_margin(loss: float, passes: bool) -> None:
     worse = flat(60.0, **{"MR-short-mAP": 50.0 - loss})
-    gates = verdicts(side(2, worse), side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(side(2, worse), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     assert failed(gates) == (set() if passes else {"slice MR-short-mAP"})
     assert gates["slice MR-short-mAP"].figures["change"] == pytest.approx(-loss)
 
 
 def test_a_slice_that_no_query_enters_is_not_judged() -> None:
     none = {"MR-long-mAP": np.nan}
-    gates = verdicts(side(2, flat(60, **none)), side(1, flat(50, **none)), GOOD, Rules(SETTINGS))
+    gates = verdicts(
+        side(2, flat(60, **none)), side(1, flat(50, **none)), GOOD, GateRules(SETTINGS)
+    )
     assert gates["slice MR-long-mAP"].passed is None
 
 
 def test_a_slice_that_only_one_model_has_fails() -> None:
     values = flat(60.0)
     gates = verdicts(
-        side(2, values), side(1, flat(50, **{"MR-long-mAP": np.nan})), GOOD, Rules(SETTINGS)
+        side(2, values), side(1, flat(50, **{"MR-long-mAP": np.nan})), GOOD, GateRules(SETTINGS)
     )
     assert failed(gates) == {"slice MR-long-mAP"}
     del values["MR-long-mAP"]
-    gates = verdicts(side(2, values), side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(side(2, values), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     assert failed(gates) == {"slice MR-long-mAP"}
 
 
 def test_slices_of_the_parameter_file_replace_those_of_the_protocol() -> None:
     chosen = SETTINGS.model_copy(update={"slices": ["MR-long-mAP"]})
-    gates = verdicts(side(2, flat(60.0)), side(1, flat(50.0)), GOOD, Rules(chosen))
+    gates = verdicts(side(2, flat(60.0)), side(1, flat(50.0)), GOOD, GateRules(chosen))
     assert [name for name in gates if name.startswith("slice")] == ["slice MR-long-mAP"]
 
 
 def test_another_test_set_is_never_compared_in_silence() -> None:
     other = side(2, flat(90.0), record=record("b" * 64))
-    gates = verdicts(other, side(1, flat(50.0)), GOOD, Rules(SETTINGS))
+    gates = verdicts(other, side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
     assert failed(gates) == {"test_set"}
     assert "better" not in gates
     assert "bbbbbbbbbbbb" in gates["test_set"].detail
     assert "aaaaaaaaaaaa" in gates["test_set"].detail
-    asked = verdicts(other, side(1, flat(50.0)), GOOD, Rules(SETTINGS, reset_baseline=True))
+    asked = verdicts(other, side(1, flat(50.0)), GOOD, GateRules(SETTINGS, reset_baseline=True))
     assert failed(asked) == set()
     assert asked["test_set"].passed is None
     # The same test set is compared, whatever was asked for.
     same = verdicts(
-        side(2, flat(40.0)), side(1, flat(50.0)), GOOD, Rules(SETTINGS, reset_baseline=True)
+        side(2, flat(40.0)), side(1, flat(50.0)), GOOD, GateRules(SETTINGS, reset_baseline=True)
     )
     assert failed(same) == {"better"}
 
 
 def test_what_a_fresh_process_says_counts() -> None:
     champion = side(1, flat(50.0))
-    slow = verdicts(side(2, flat(60.0)), champion, Smoke("", 1.5), Rules(SETTINGS))
+    slow = verdicts(side(2, flat(60.0)), champion, Smoke("", 1.5), GateRules(SETTINGS))
     assert failed(slow) == {"latency"}
     assert slow["latency"].figures == {"latency_s": 1.5, "max_latency_s": 1.0}
-    silent = verdicts(side(2, flat(60.0)), champion, Smoke("no answer", None), Rules(SETTINGS))
+    silent = verdicts(side(2, flat(60.0)), champion, Smoke("no answer", None), GateRules(SETTINGS))
     assert failed(silent) == {"latency", "smoke"}
 
 
@@ -161,7 +163,7 @@ def test_size_signature_leakage_and_withdrawal() -> None:
         tags={"leakage.train": "test-0001", "way": "m.finetuned"},
     )
     gates = verdicts(
-        bad, side(1, flat(50.0)), GOOD, Rules(SETTINGS, withdrawn=["of-the-candidate"])
+        bad, side(1, flat(50.0)), GOOD, GateRules(SETTINGS, withdrawn=["of-the-candidate"])
     )
     assert failed(gates) == {"size", "signature", "leakage", "withdrawn"}
     assert gates["size"].detail == "10.1 MB; at most 10 MB"

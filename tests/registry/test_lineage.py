@@ -12,7 +12,7 @@ from mrmodel.errors import RegistryError
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.registry.candidate import gather
 from mrmodel.registry.champion import open_registry
-from mrmodel.registry.lineage import compare, reproduce, stage_of, upstream
+from mrmodel.registry.lineage import compare_outputs, reproduce, stage_of, upstream
 from mrmodel.registry.model_record import ModelRecord
 from mrmodel.registry.promote import register
 from mrmodel.stages.paths import Paths
@@ -56,12 +56,12 @@ def test_a_model_is_made_again_to_the_last_bit(record: ModelRecord, project: Pro
 
 
 def test_what_differs_is_named_the_cause_first(record: ModelRecord, project: Project) -> None:
-    assert compare(record, project.folder).differences == []
+    assert compare_outputs(record, project.folder).differences == []
     lock = json.loads(json.dumps(record.lock))
     for name in ("corpus", "pretrain@moment_detr"):
         lock[name]["outs"][0]["md5"] = "0" * 32
     other = changed(record, lock=lock, weights_sha256="1" * 64)
-    found = compare(other, project.folder).differences
+    found = compare_outputs(other, project.folder).differences
     assert [line.partition(" ")[0] for line in found] == [
         "corpus:",
         "pretrain@moment_detr:",

@@ -20,7 +20,7 @@ from mrmodel.errors import (
     RegistryError,
 )
 from mrmodel.registry.candidate import gather
-from mrmodel.registry.champion import PointerSnapshot, Registry, open_registry, registry_store
+from mrmodel.registry.champion import ModelRegistry, PointerSnapshot, open_registry, registry_store
 from mrmodel.registry.decision import Pointer
 from mrmodel.registry.model_card import render_card
 from mrmodel.registry.promote import promote, register, rollback
@@ -33,21 +33,21 @@ MODEL = "moment_detr"
 
 
 @pytest.fixture
-def registry(project: Project) -> Registry:
+def registry(project: Project) -> ModelRegistry:
     config = load_config(Path("params.yaml"))
     return open_registry(config, Paths(config))
 
 
-def add(registry: Registry, kind: str) -> int:
+def add(registry: ModelRegistry, kind: str) -> int:
     config = load_config(Path("params.yaml"))
     return register(registry, config, Paths(config), MODEL, kind)[0]
 
 
-def decide(registry: Registry, version: int | None = None, reset_baseline: str = "") -> int:
+def decide(registry: ModelRegistry, version: int | None = None, reset_baseline: str = "") -> int:
     return promote(registry, load_config(Path("params.yaml")), version, reset_baseline).version
 
 
-def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None:
+def test_a_model_is_promoted_refused_and_rolled_back(registry: ModelRegistry) -> None:
     first = add(registry, "finetuned")
     assert add(registry, "finetuned") == first
     assert registry.versions.aliases() == {"challenger": first}
@@ -88,7 +88,7 @@ def test_a_model_is_promoted_refused_and_rolled_back(registry: Registry) -> None
 
 
 def test_whoever_is_slower_is_told_and_recorded(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another promotion ends between the judgement and the move; then a rollback is too late."""
     config = load_config(Path("params.yaml"))
@@ -119,7 +119,7 @@ def test_whoever_is_slower_is_told_and_recorded(
 
 @pytest.mark.slow
 def test_another_store_does_not_take_the_champion_away(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = add(registry, "finetuned")
     decide(registry)
@@ -137,7 +137,7 @@ def test_another_store_does_not_take_the_champion_away(
 
 
 @pytest.mark.slow
-def test_withdrawn_weights_do_not_come_back_as_another_version(registry: Registry) -> None:
+def test_withdrawn_weights_do_not_come_back_as_another_version(registry: ModelRegistry) -> None:
     first, second = add(registry, "scratch"), add(registry, "finetuned")
     for version in (first, second):
         registry.move(registry.read(), promotion_of(version, registry.read()))
@@ -156,7 +156,7 @@ def test_an_unknown_training_set_is_no_clean_one(project: Project) -> None:
         gather(config, Paths(config), MODEL, "finetuned")
 
 
-def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
+def test_a_changed_test_set_starts_a_new_line(registry: ModelRegistry) -> None:
     first = add(registry, "finetuned")
     decide(registry)
     frozen, fewer = forget_a_query(Path(), f"{MODEL}.finetuned")
@@ -174,7 +174,7 @@ def test_a_changed_test_set_starts_a_new_line(registry: Registry) -> None:
     assert registry.test_set(fewer.digest).rows == fewer.rows
 
 
-def test_test_videos_in_training_are_found_and_refused(registry: Registry) -> None:
+def test_test_videos_in_training_are_found_and_refused(registry: ModelRegistry) -> None:
     test = json.loads(Path("data/miniature/test.jsonl").read_text().splitlines()[0])
     with Path("data/miniature/train.jsonl").open("a") as file:
         file.write(json.dumps(test | {"qid": 99999}) + "\n")
@@ -186,7 +186,7 @@ def test_test_videos_in_training_are_found_and_refused(registry: Registry) -> No
 
 
 def test_files_that_were_changed_after_registration_are_refused(
-    registry: Registry, project: Project
+    registry: ModelRegistry, project: Project
 ) -> None:
     add(registry, "finetuned")
     artifacts = project.folder / ".mrmodel/mlartifacts"
@@ -304,7 +304,7 @@ def test_the_commands(project: Project) -> None:
 
 
 def test_the_alias_gives_the_answers_of_mrmodel_predict(
-    project: Project, registry: Registry
+    project: Project, registry: ModelRegistry
 ) -> None:
     add(registry, "finetuned")
     decide(registry)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrmodel.registry.champion import PointerSnapshot, Registry
-from mrmodel.registry.decision import Decision, Pointer, decision_id, now
+from mrmodel.registry.champion import ModelRegistry, PointerSnapshot
+from mrmodel.registry.decision import Decision, Pointer, decision_id, timestamp
 from mrmodel.registry.mlflow_versions import Versions
 from mrmodel.registry.promote import promoted
 from mrmodel.storage import open_store
@@ -25,13 +25,13 @@ class Trial:
     store: str
     name: str
 
-    def open(self, wrap: Callable[[Any], Any] = lambda part: part) -> Registry:
+    def open(self, wrap: Callable[[Any], Any] = lambda part: part) -> ModelRegistry:
         """The registry; `wrap` may put something around its client and its store."""
         client, experiment = open_experiment("trial", self.state)
         versions = Versions(wrap(client), experiment, self.name)
-        return Registry(versions, wrap(open_store(self.store)))
+        return ModelRegistry(versions, wrap(open_store(self.store)))
 
-    def add_versions(self, count: int) -> Registry:
+    def add_versions(self, count: int) -> ModelRegistry:
         """The registry, with versions that have no files."""
         client, _ = open_experiment("trial", self.state)
         client.create_registered_model(self.name)
@@ -42,7 +42,7 @@ class Trial:
 
 def promotion_of(version: int, seen: PointerSnapshot) -> Pointer:
     """The pointer that a promotion of `version` would write."""
-    at = now()
+    at = timestamp()
     decision = Decision(
         id=decision_id(at),
         at=at.isoformat(),
@@ -56,7 +56,7 @@ def promotion_of(version: int, seen: PointerSnapshot) -> Pointer:
     return promoted(seen.pointer, decision)
 
 
-def require_agreement(registry: Registry) -> Pointer:
+def require_agreement(registry: ModelRegistry) -> Pointer:
     """One champion: pointer, aliases and the last move in the audit objects say the same."""
     pointer = registry.read().pointer
     assert pointer is not None

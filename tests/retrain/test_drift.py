@@ -16,7 +16,7 @@ from mrmodel.config.schema import Config, DriftSettings
 from mrmodel.errors import DeliveryError
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.drift import Drift
-from mrmodel.retrain.report import Figure
+from mrmodel.retrain.report import DriftMetric
 from mrmodel.stages.profile import Profile, profile_of
 from mrmodel.types import Annotation
 from tests.project import Project
@@ -63,7 +63,7 @@ def with_limits(drift: Drift, **limits: float | None) -> Drift:
     return Drift(drift.profile, drift.config.model_copy(update={"retrain": retrain}))
 
 
-def beyond(figures: Sequence[Figure]) -> list[str]:
+def beyond(figures: Sequence[DriftMetric]) -> list[str]:
     return [figure.name for figure in figures if figure.passed is False]
 
 

@@ -14,7 +14,7 @@ from mrmodel.registry.decision import Decision, Gate, Kind
 from mrmodel.retrain.finish import finish, open_incoming, summarize_ingestion
 from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import Ledger
-from mrmodel.retrain.report import Report
+from mrmodel.retrain.report import DeliveryReport
 from mrmodel.storage import open_store
 
 RUN = "runs/1"
@@ -75,8 +75,8 @@ def decide(kind: Kind) -> Decision:
 
 
 def ingested() -> IngestResult:
-    bad = Report("bad", "2" * 64, "quarantined", ["limit"])
-    return IngestResult([bad, Report("good", "1" * 64, "taken")], RUN)
+    bad = DeliveryReport("bad", "2" * 64, "quarantined", ["limit"])
+    return IngestResult([bad, DeliveryReport("good", "1" * 64, "taken")], RUN)
 
 
 def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
@@ -157,8 +157,8 @@ def test_what_serves_already_by_a_rollback_is_promoted(
 
 
 def test_nothing_taken_says_why() -> None:
-    late = Report("late", "3" * 64, "incomplete", ["not complete yet"])
-    waiting = Report("odd", "4" * 64, "waiting", ["it cannot be read"])
+    late = DeliveryReport("late", "3" * 64, "incomplete", ["not complete yet"])
+    waiting = DeliveryReport("odd", "4" * 64, "waiting", ["it cannot be read"])
     assert summarize_ingestion([]).text == "no new delivery"
     assert summarize_ingestion([late]).name == "Unchanged"
     assert summarize_ingestion([late, waiting]).name == "Waiting"

@@ -23,8 +23,8 @@ from mrmodel.registry.decision import pointer_key
 from mrmodel.retrain import ingest as intake_module
 from mrmodel.retrain.deliveries import Delivery
 from mrmodel.retrain.ingest import IngestResult
-from mrmodel.retrain.outcomes import Entry
-from mrmodel.retrain.report import Report, State
+from mrmodel.retrain.outcomes import LedgerEntry
+from mrmodel.retrain.report import DeliveryReport, DeliveryState
 from tests.project import Project
 from tests.registry.trial import promotion_of
 from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
@@ -32,7 +32,7 @@ from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 Make = Callable[..., Parcel]
 
 
-def reports_in(ingested: IngestResult, state: State) -> list[Report]:
+def reports_in(ingested: IngestResult, state: DeliveryState) -> list[DeliveryReport]:
     """Deliveries with this verdict."""
     return [report for report in ingested.reports if report.state == state]
 
@@ -110,7 +110,7 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
 
     # Not merged, but judged: the model that was trained on it was no better.
     (report,) = first.taken
-    refused = Entry(
+    refused = LedgerEntry(
         delivery="monday", digest=report.digest, outcome="refused", reasons=["worse"], version=2
     )
     site.ledger.note(refused)
@@ -120,7 +120,7 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
 def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
     plain.send("monday", parcel())
     ingested = plain.take()
-    promoted = Entry(
+    promoted = LedgerEntry(
         delivery="monday",
         digest=ingested.taken[0].digest,
         outcome="promoted",
@@ -147,7 +147,7 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
     ingested = site.take()
     (report,) = ingested.taken
     site.ledger.note(
-        Entry(
+        LedgerEntry(
             delivery="monday",
             digest=report.digest,
             outcome="promoted",

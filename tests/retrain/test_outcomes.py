@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mrmodel.errors import DataError
-from mrmodel.retrain.outcomes import Entry, Ledger
-from mrmodel.retrain.report import BadRow, Figure, Report
+from mrmodel.retrain.outcomes import Ledger, LedgerEntry
+from mrmodel.retrain.report import DeliveryReport, DriftMetric, RejectedRecord
 from mrmodel.storage import open_store
 
 
-def entry_of(digest: str, outcome: str, at: str) -> Entry:
-    return Entry(delivery="monday", digest=digest, outcome=outcome, reasons=["so"], at=at)
+def entry_of(digest: str, outcome: str, at: str) -> LedgerEntry:
+    return LedgerEntry(delivery="monday", digest=digest, outcome=outcome, reasons=["so"], at=at)
 
 
 def test_an_outcome_is_written_once(tmp_path: Path) -> None:
@@ -36,17 +36,17 @@ def test_an_object_that_is_no_outcome_is_named(tmp_path: Path) -> None:
 
 
 def test_a_report_as_a_page() -> None:
-    report = Report(
+    report = DeliveryReport(
         "monday",
         "0123456789abcdef0123",
         "quarantined",
         reasons=["words a query: 0.9, limit 0.4"],
         rows={"train.jsonl": 3},
         known=1,
-        bad=[BadRow("train.jsonl", 7, "a|b`c", 'query = "<script>\n|": is bad')],
+        bad=[RejectedRecord("train.jsonl", 7, "a|b`c", 'query = "<script>\n|": is bad')],
         figures=[
-            Figure("words a query", 0.9, 0.4, 12),
-            Figure("windows a query", 0.1, None, 12),
+            DriftMetric("words a query", 0.9, 0.4, 12),
+            DriftMetric("windows a query", 0.1, None, 12),
         ],
         notes=["[link](http://example.invalid)"],
     )
@@ -60,7 +60,7 @@ def test_a_report_as_a_page() -> None:
 
 
 def test_a_long_list_of_bad_rows_is_cut() -> None:
-    bad = [BadRow("val.jsonl", line, line, "is bad") for line in range(1, 200)]
-    page = Report("monday", "0", "quarantined", bad=bad).markdown()
+    bad = [RejectedRecord("val.jsonl", line, line, "is bad") for line in range(1, 200)]
+    page = DeliveryReport("monday", "0", "quarantined", bad=bad).markdown()
     assert page.count("is bad") == 50
     assert "... and 149 more." in page

@@ -23,7 +23,7 @@ from mrmodel.errors import (
     FeatureMismatch,
     WeightsError,
 )
-from mrmodel.features.importers.importer import ImportRequest, copy_store, import_archive
+from mrmodel.features.importers.importer import FeatureImportRequest, copy_store, import_archive
 from mrmodel.features.store import FeatureStore
 from mrmodel.predict.predictor import Predictor
 from mrmodel.progress import NullReporter
@@ -92,7 +92,7 @@ def bring_in(folder: Path, name: str, domain: str | None = None) -> None:
     rows = corpus_rows(folder / "own_videos")
     ARCHIVES[name](folder / "archive", rows)
     output = folder / "own_features" / name
-    import_archive(ImportRequest(LAYOUTS[name], folder / "archive", output), rows)
+    import_archive(FeatureImportRequest(LAYOUTS[name], folder / "archive", output), rows)
 
 
 def config_of(preset: str, model: str) -> Config:

@@ -2,7 +2,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
-from mrmodel.tracking.mlflow_events import Outbox, Refused, is_transient
+from mrmodel.tracking.mlflow_events import Outbox, RequestRefused, is_transient
 
 AWAY = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
 WRONG = MlflowException("no such name", error_code=INVALID_PARAMETER_VALUE)
@@ -75,10 +75,10 @@ def test_a_refused_record_is_told() -> None:
     outbox = Outbox()
 
     def refuse() -> None:
-        raise Refused("no")
+        raise RequestRefused("no")
 
     outbox.put("the run", refuse)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         outbox.push()
 
 

@@ -9,9 +9,9 @@ from mrmodel.errors import CheckpointError, FeatureMismatch
 from mrmodel.train.checkpoint import (
     ModelConfig,
     ModelStream,
-    load_config,
     load_model,
     load_start,
+    read_model_config,
     save_model,
 )
 from tests.train.conftest import DIM, make_model
@@ -53,7 +53,7 @@ def test_equal_models_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere: no config\.json"):
-        load_config(tmp_path / "nowhere")
+        read_model_config(tmp_path / "nowhere")
 
 
 def test_missing_weights_are_named(folder: Path) -> None:

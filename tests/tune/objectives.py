@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, NopPruner
 
 from mrmodel.errors import DataError, StoppedEarly, TrainingError
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import ClaimedTrial, Result
+from mrmodel.tune.worker import ClaimedTrial, TrialResult
 
 
 class Sleeping:
@@ -22,10 +22,10 @@ class Sleeping:
     def pruner(self) -> BasePruner:
         return NopPruner()
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         x = claimed.trial.suggest_float("x", 0.0, 1.0)
         time.sleep(self.seconds)
-        return Result([-((x - 0.3) ** 2)], {"origin_seen": claimed.origin})
+        return TrialResult([-((x - 0.3) ** 2)], {"origin_seen": claimed.origin})
 
 
 class Moody(Sleeping):
@@ -35,7 +35,7 @@ class Moody(Sleeping):
         super().__init__(facts)
         self.moods: dict[str, str] = facts.about["moods"]
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         mood = self.moods.get(str(claimed.trial.number))
         x = claimed.trial.suggest_float("x", 0.0, 1.0)
         if mood == "killed":
@@ -52,7 +52,7 @@ class Moody(Sleeping):
 class AlwaysKilled(Sleeping):
     """Kills its worker, whatever the values."""
 
-    def __call__(self, claimed: ClaimedTrial) -> Result:
+    def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         claimed.trial.suggest_float("x", 0.0, 1.0)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")

@@ -16,7 +16,7 @@ from mrmodel.errors import TuningError
 from mrmodel.evaluate.significance import PerQuery
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
-from mrmodel.tune.confirm import Candidate, Plan
+from mrmodel.tune.confirm import ConfirmationCandidate, ConfirmationPlan
 from mrmodel.tune.result import SearchResult
 from mrmodel.tune.search import confirmed_candidates
 from mrmodel.tune.storage import open_storage
@@ -41,10 +41,14 @@ def figures(first: float, second: float, seed: int) -> PerQuery:
 
 def confirmation(
     folder: Path, config: Config, runs: dict[int, tuple[float, float] | str]
-) -> tuple[TrialQueue, Plan]:
+) -> tuple[TrialQueue, ConfirmationPlan]:
     """Candidate -> its two figures with every seed, or why its second seed failed."""
-    best = [Candidate(number, {"train.scratch.lr": number * 1e-4}) for number in runs if number]
-    plan = Plan.of(config, {}, best)
+    best = [
+        ConfirmationCandidate(number, {"train.scratch.lr": number * 1e-4})
+        for number in runs
+        if number
+    ]
+    plan = ConfirmationPlan.of(config, {}, best)
     facts = Facts("unused:Unused", config.model_dump(), plan.as_json(), str(folder), "t", 3)
     count = max(1, len(config.tune.figures))
     study = TrialQueue.create(open_storage(str(folder / "journal.log")), "c", facts, count, 0)

@@ -22,7 +22,7 @@ from mrmodel.storage.s3 import S3Object
 from mrmodel.video import remote
 from mrmodel.video.decoder import Decoder, VideoLimits
 from mrmodel.video.frames import FrameSource
-from mrmodel.video.remote import BLOCK_BYTES, RemoteVideo, read_pointer, write_pointer
+from mrmodel.video.remote import BLOCK_BYTES, RemoteVideo, read_video_pointer, write_pointer
 from mrmodel.video.sampling import FrameSampling
 from tests.services import S3Service
 
@@ -97,7 +97,7 @@ def code_of(path: Path) -> str:
 def test_a_pointer_comes_back_as_it_was_written(tmp_path: Path) -> None:
     version = Listed("s3://bucket/a b/é.mp4", "0123-4", 1 << 40)
     write_pointer(tmp_path / "a.s3", version)
-    assert read_pointer(tmp_path / "a.s3") == version
+    assert read_video_pointer(tmp_path / "a.s3") == version
     assert json.loads((tmp_path / "a.s3").read_text()) == {
         "url": "s3://bucket/a b/é.mp4",
         "etag": "0123-4",
@@ -146,7 +146,7 @@ def test_a_pointer_shows_no_password(tmp_path: Path) -> None:
     path = tmp_path / "a.s3"
     path.write_text(json.dumps(GOOD | {"url": "s3://key:planted@bucket/a.mp4"}))
     with pytest.raises(VideoError, match="invalid_pointer: url: ") as caught:
-        read_pointer(path)
+        read_video_pointer(path)
     assert "planted" not in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mrmodel.components import Registry
+from mrmodel.components import ComponentRegistry
 from mrmodel.convert.encoders.recipe import Recipe
 from mrmodel.convert.encoders.torchscript import is_torchscript, read_torchscript
 from mrmodel.convert.safe_unpickle import load_plain
@@ -36,7 +36,7 @@ from mrmodel.errors import CheckpointError, WeightsError
 from mrmodel.files import atomic_path, sha256_of, write_json
 
 # Weight set -> its conversion recipe.
-RECIPES = Registry(
+RECIPES = ComponentRegistry(
     "weight set",
     {
         "clip_b32": "mrmodel.convert.encoders.clip:RECIPE",

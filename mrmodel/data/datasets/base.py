@@ -32,7 +32,7 @@ class PublishedFile:
 
 
 @dataclass(slots=True)
-class Table:
+class ConvertedSplit:
     """Records of one file in the schema of `mrmodel.types.Annotation`, with errors and warnings.
 
     Attributes:
@@ -85,7 +85,7 @@ class PublishedDataset(ABC):
     held_out: ClassVar[float] = 0.1
 
     @abstractmethod
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read one published file; continues after bad records.
 
         Raises:
@@ -93,7 +93,7 @@ class PublishedDataset(ABC):
         """
 
 
-def read_moments(path: Path, clip_len_s: float) -> Table:
+def read_moments(path: Path, clip_len_s: float) -> ConvertedSplit:
     """Records of a file that already has our schema: JSON lines of QVHighlights."""
     scan = scan_annotations(path, clip_len_s)
     rows = []
@@ -101,7 +101,7 @@ def read_moments(path: Path, clip_len_s: float) -> Table:
         given = row.as_row()
         optional = ("relevant_windows", "relevant_clip_ids", "saliency_scores")
         rows.append({key: value for key, value in given.items() if value or key not in optional})
-    return Table(rows, scan.errors, scan.warnings)
+    return ConvertedSplit(rows, scan.errors, scan.warnings)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.data.datasets.base import (
+    ConvertedSplit,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
-    Table,
     read_moments,
     text_lines,
 )
@@ -54,16 +54,16 @@ class CharadesSta(PublishedDataset):
         ),
     )
 
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read either format, recognised by the file suffix."""
         if path.suffix == ".txt":
             return _read_text(path, options.first_qid)
         return read_moments(path, self.clip_len_s)
 
 
-def _read_text(path: Path, first_qid: int) -> Table:
+def _read_text(path: Path, first_qid: int) -> ConvertedSplit:
     """Records of a text file, with qids from `first_qid` on; moments are clipped to the video."""
-    lengths, table = _lengths(path.parent), Table()
+    lengths, table = _lengths(path.parent), ConvertedSplit()
     for line, text in text_lines(path):
         try:
             row = _row(text, lengths)

@@ -9,12 +9,12 @@ from typing import Any
 
 from mrmodel.components import DATASETS
 from mrmodel.data.datasets.base import (
+    ConvertedSplit,
     LabelGrid,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
     Split,
-    Table,
 )
 from mrmodel.data.datasets.splits import Divided, Rows, divide
 from mrmodel.errors import DataError, nearest_names
@@ -136,8 +136,8 @@ def _refuse_foreign(output: Path) -> None:
 
 def _read_all(
     dataset: PublishedDataset, files: Mapping[Split, Path], grid: LabelGrid
-) -> dict[Split, Table]:
-    tables: dict[Split, Table] = {}
+) -> dict[Split, ConvertedSplit]:
+    tables: dict[Split, ConvertedSplit] = {}
     for split in files:
         first_qid = sum(len(table.rows) for table in tables.values())
         tables[split] = dataset.read(files[split], ReadOptions(first_qid, grid))
@@ -166,7 +166,7 @@ def _drop_repeated(published: dict[Split, Rows], files: Mapping[Split, Path]) ->
 
 
 def _size_notes(
-    dataset: PublishedDataset, files: Mapping[Split, Path], tables: Mapping[Split, Table]
+    dataset: PublishedDataset, files: Mapping[Split, Path], tables: Mapping[Split, ConvertedSplit]
 ) -> list[str]:
     notes = []
     for file in dataset.files:

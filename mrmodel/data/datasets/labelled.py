@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mrmodel.data.datasets.base import Table, json_lines
+from mrmodel.data.datasets.base import ConvertedSplit, json_lines
 from mrmodel.errors import DataError
 
 Ratings = Callable[[Mapping[str, Any]], tuple[float, list[list[float]]]]
@@ -16,7 +16,7 @@ class Refused(Exception):
     """A rule that a record breaks; converted to a DataError with file and line."""
 
 
-def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Table:
+def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> ConvertedSplit:
     """Read records in which every clip is rated.
 
     Args:
@@ -27,7 +27,7 @@ def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Tab
     Raises:
         DataError: the file cannot be read.
     """
-    table, first_line = Table(), dict[object, int]()
+    table, first_line = ConvertedSplit(), dict[object, int]()
     for line, record in json_lines(path):
         if isinstance(record, DataError):
             table.rejected.append(record)

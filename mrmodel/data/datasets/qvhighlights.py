@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrmodel.data.datasets.base import (
+    ConvertedSplit,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
-    Table,
     read_moments,
 )
 
@@ -30,6 +30,6 @@ class QVHighlights(PublishedDataset):
         PublishedFile("test", ("highlight_test_with_gt.jsonl",), (1542,)),
     )
 
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read JSON lines as published."""
         return read_moments(path, self.clip_len_s)

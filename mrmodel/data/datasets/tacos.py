@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.data.datasets.base import (
+    ConvertedSplit,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
-    Table,
     read_moments,
 )
 from mrmodel.errors import DataError
@@ -36,13 +36,13 @@ class Tacos(PublishedDataset):
         ),
     )
 
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read either format, recognised by the file suffix."""
         return _read_frames(path) if path.suffix == ".json" else read_moments(path, self.clip_len_s)
 
 
-def _read_frames(path: Path) -> Table:
-    table = Table()
+def _read_frames(path: Path) -> ConvertedSplit:
+    table = ConvertedSplit()
     for name, video in _videos(path).items():
         vid = name.removesuffix(".avi")
         try:

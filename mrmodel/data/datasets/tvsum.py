@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrmodel.data.datasets.base import PublishedDataset, PublishedFile, ReadOptions, Table
+from mrmodel.data.datasets.base import ConvertedSplit, PublishedDataset, PublishedFile, ReadOptions
 from mrmodel.data.datasets.labelled import Refused, labels_of, read_labelled
 
 RATERS = 20
@@ -33,7 +33,7 @@ class TVSum(PublishedDataset):
         PublishedFile("val", ("tvsum_val_release.jsonl", "tvsum_val.jsonl"), (10,)),
     )
 
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read JSON lines with `label` and `domain`."""
         return read_labelled(path, self.domains, self._ratings)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.data.datasets.base import (
+    ConvertedSplit,
     LabelGrid,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
-    Table,
 )
 from mrmodel.data.datasets.labelled import Refused, labels_of, read_labelled
 
@@ -43,7 +43,7 @@ class YouTubeHighlights(PublishedDataset):
         ),
     )
 
-    def read(self, path: Path, options: ReadOptions) -> Table:
+    def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read JSON lines with `label`, `domain`, `clip` and `fps`."""
         return read_labelled(path, self.domains, partial(self._ratings, options.label_grid))
 

@@ -58,11 +58,11 @@ CAPTIONS = "captions.jsonl"
 REQUIRED_SPLITS = ("train", "val")
 NO_VIDEOS = ".none"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Table:
+class IngestedTable:
     """The kept records of one file, unchanged, and the stems of their videos."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -109,12 +109,12 @@ def import_folder(
     names = set[str]().union(*(table.videos for table in tables.values()))
     video_bytes = _bring_videos(library, names, out, reporter)
     for split in SPLITS:
-        write_jsonl(out / f"{split}.jsonl", tables.get(split, Table()).rows)
+        write_jsonl(out / f"{split}.jsonl", tables.get(split, IngestedTable()).rows)
     write_jsonl(out / CAPTIONS, tables["pretrain"].rows)
     summary = _summary(tables, video_bytes)
     summary.write(out, _details(tables, library, names))
     if summary.rejected:
-        logger.warning("%d rows left out, see %s", summary.rejected, out / "corpus.json")
+        log.warning("%d rows left out, see %s", summary.rejected, out / "corpus.json")
     return summary
 
 
@@ -154,9 +154,11 @@ def _bring_videos(
     return 0
 
 
-def _read_split(path: Path, clip_len_s: float, usable: _Usable, reporter: Reporter) -> Table:
+def _read_split(
+    path: Path, clip_len_s: float, usable: _Usable, reporter: Reporter
+) -> IngestedTable:
     scan = scan_annotations(path, clip_len_s)
-    table = Table(rejected=scan.errors, warnings=scan.warnings)
+    table = IngestedTable(rejected=scan.errors, warnings=scan.warnings)
     lines = path.read_bytes().split(b"\n")
     pairs = list(zip(scan.lines, scan.rows, strict=True))
     for line, row in track(pairs, reporter, f"check {path.name}", len(pairs)):
@@ -174,9 +176,9 @@ def _read_split(path: Path, clip_len_s: float, usable: _Usable, reporter: Report
     return table
 
 
-def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter) -> Table:
+def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter) -> IngestedTable:
     """The rows whose video exists; the InterVid-MR stage checks everything else."""
-    table = Table()
+    table = IngestedTable()
     if not path.exists():
         return table
     if library is None:
@@ -214,7 +216,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _summary(tables: dict[str, Table], video_bytes: int) -> CorpusSummary:
+def _summary(tables: dict[str, IngestedTable], video_bytes: int) -> CorpusSummary:
     return CorpusSummary(
         source="folder",
         reported_split="test" if "test" in tables else "val",
@@ -227,7 +229,7 @@ def _summary(tables: dict[str, Table], video_bytes: int) -> CorpusSummary:
 
 
 def _details(
-    tables: dict[str, Table], library: VideoLibrary | None, names: set[str]
+    tables: dict[str, IngestedTable], library: VideoLibrary | None, names: set[str]
 ) -> dict[str, Any]:
     failures = {} if library is None else library.failures
     shared = {
@@ -245,7 +247,7 @@ def _details(
     }
 
 
-def _as_json(tables: dict[str, Table], kind: str) -> list[dict[str, object]]:
+def _as_json(tables: dict[str, IngestedTable], kind: str) -> list[dict[str, object]]:
     return [
         {
             "file": Path(error.file).name if error.file else None,

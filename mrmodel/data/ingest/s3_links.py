@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
 from mrmodel.errors import DataError, VideoError
 from mrmodel.storage import Listed, list_objects
-from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_pointer, write_pointer
+from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_video_pointer, write_pointer
 
 # File systems allow 255, part of which temporary names need.
 _LONGEST_STEM_BYTES = 200
@@ -101,7 +101,7 @@ def _problem(stem: str, versions: list[Listed], there: Iterable[Path]) -> str | 
 def _target(pointer: Path) -> str | None:
     """Target of a pointer; None where it is damaged and may be overwritten."""
     try:
-        return read_pointer(pointer).url
+        return read_video_pointer(pointer).url
     except VideoError:
         return None
 
@@ -119,6 +119,6 @@ def _link(path: Path, version: Listed, report: LinkReport) -> None:
 
 def _is_of(path: Path, version: Listed) -> bool:
     try:
-        return read_pointer(path) == version
+        return read_video_pointer(path) == version
     except VideoError:
         return False

@@ -12,7 +12,7 @@ from mrmodel.features.keys import split_segment
 from mrmodel.files import atomic_path
 from mrmodel.progress import Reporter, track
 from mrmodel.video.decoder import Decoder, VideoLimits
-from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_pointer
+from mrmodel.video.remote import POINTER_SUFFIX, is_pointer, read_video_pointer
 
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
@@ -98,7 +98,7 @@ class VideoLibrary:
         for path in track(paths, reporter, "copy videos", len(paths)):
             with atomic_path(target / path.name) as temporary:
                 shutil.copyfile(path, temporary)
-            total += read_pointer(path).n_bytes if is_pointer(path) else path.stat().st_size
+            total += read_video_pointer(path).n_bytes if is_pointer(path) else path.stat().st_size
         return total
 
     def _path(self, name: str) -> Path:

@@ -28,7 +28,7 @@ from mrmodel.features.extraction.job_runner import (
 from mrmodel.features.extraction.jobs import Done, TextJob, text_handler
 from mrmodel.features.extraction.partial_results import PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, run_jobs
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import digest_of
@@ -158,7 +158,7 @@ def _judge(work: ExtractionJob) -> None:
     )
 
 
-def _assemble(work: ExtractionJob, out_dir: Path) -> list[Entry]:
+def _assemble(work: ExtractionJob, out_dir: Path) -> list[IndexEntry]:
     entries = []
     with FeatureWriter(out_dir, work.info, work.settings.shard_bytes) as writer:
         for entry, rows in _pieces(work):
@@ -167,13 +167,13 @@ def _assemble(work: ExtractionJob, out_dir: Path) -> list[Entry]:
     return entries
 
 
-def _pieces(work: ExtractionJob) -> Iterator[tuple[Entry, Any]]:
+def _pieces(work: ExtractionJob) -> Iterator[tuple[IndexEntry, Any]]:
     """Entries and rows of all jobs, in key order."""
     nothing = np.zeros((0, work.info.dim), dtype=np.float16)
     for job in work.jobs:
         if job.name in work.failures:
             reason = work.failures[job.name].reason
-            yield Entry(job.name, n_rows=0, status="failed", reason=reason), nothing
+            yield IndexEntry(job.name, n_rows=0, status="failed", reason=reason), nothing
             continue
         piece = work.folder.load(job.name)
         first = 0

@@ -31,7 +31,7 @@ from mrmodel.features.extraction.jobs import (
 )
 from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, Event, Finished, Part, WorkerPool
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.store import to_stored
 from mrmodel.video.decoder import VideoLimits
 
@@ -48,13 +48,13 @@ class _Video:
     job: VideoJob
     rows: list[Rows] = field(default_factory=list)
     is_decoded: bool = False
-    entry: Entry | None = None
+    entry: IndexEntry | None = None
     failure: Failure | None = None
 
-    def end(self, result: Entry | Failure | Crash) -> None:
+    def end(self, result: IndexEntry | Failure | Crash) -> None:
         """Record how the decoding ended."""
         self.is_decoded = True
-        if isinstance(result, Entry):
+        if isinstance(result, IndexEntry):
             self.entry = result
         else:
             lasting = isinstance(result, Failure) and result.lasting

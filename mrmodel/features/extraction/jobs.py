@@ -21,7 +21,7 @@ from mrmodel.errors import FeatureError, MrModelError, VideoError
 from mrmodel.features.extraction.encode import encode_texts, encode_video
 from mrmodel.features.extraction.partial_results import Failure, PartialResults, VideoFeatures
 from mrmodel.features.extraction.worker_pool import SLOTS, SharedSlots
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import Half
 from mrmodel.files import sha256_of
@@ -101,7 +101,7 @@ def video_handler(
 
 def frames_handler(
     sampling: FrameSampling, clip_len_s: float, limits: VideoLimits, slots: SharedSlots
-) -> Callable[[VideoJob], Generator[tuple[int, int], None, Entry | Failure]]:
+) -> Callable[[VideoJob], Generator[tuple[int, int], None, IndexEntry | Failure]]:
     """For a worker that only decodes: writes the clips of one video per call into the slots.
 
     The generator yields (slot, number of clips in it); it returns the entry of the video.
@@ -111,7 +111,7 @@ def frames_handler(
     room = slots.slot_bytes // math.prod(shape)
     slot = 0
 
-    def decode(job: VideoJob) -> Generator[tuple[int, int], None, Entry | Failure]:
+    def decode(job: VideoJob) -> Generator[tuple[int, int], None, IndexEntry | Failure]:
         nonlocal slot
         source, filled = FrameSource(job.path, limits), 0
         try:
@@ -154,16 +154,16 @@ def failure_of(job: VideoJob, error: Exception) -> Failure:
     return Failure(f"{type(error).__name__}: {error}", lasting=False)
 
 
-def save_video(folder: PartialResults, job: VideoJob, entry: Entry, rows: Half) -> None:
+def save_video(folder: PartialResults, job: VideoJob, entry: IndexEntry, rows: Half) -> None:
     """Store the result of a video."""
     folder.save(job.name, VideoFeatures((entry,), rows), dict(job.source), entry.src_sha256)
 
 
-def video_entry(job: VideoJob, report: DecodeReport) -> Entry:
+def video_entry(job: VideoJob, report: DecodeReport) -> IndexEntry:
     """The index entry of a decoded video; it has one row per clip."""
     facts = asdict(report)
     extra = {key: facts[key] for key in ("width", "height", "decoded_s", "bad_packets")}
-    return Entry(
+    return IndexEntry(
         key=job.name,
         n_rows=report.n_clips,
         duration_s=report.duration_s,
@@ -186,7 +186,7 @@ def text_handler(
         rows = encode_texts(job.texts, encoder)
         spent_s = time.perf_counter() - started
         entries = tuple(
-            Entry(text_key(text), len(tokens), extra=json.dumps({"text": text}))
+            IndexEntry(text_key(text), len(tokens), extra=json.dumps({"text": text}))
             for text, tokens in zip(job.texts, rows, strict=True)
         )
         folder.save(job.name, VideoFeatures(entries, np.concatenate(rows)), dict(job.source))

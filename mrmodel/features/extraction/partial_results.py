@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mrmodel.features.index import Entry
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.store import Half
 from mrmodel.files import atomic_path, sha256_of, write_json
 
@@ -30,7 +30,7 @@ _PLAN_FILE = "plan.json"
 class VideoFeatures:
     """Entries in key order, and their rows, concatenated."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexEntry, ...]
     rows: Half
 
 
@@ -63,7 +63,7 @@ class VideoNote:
     name: str
     source: dict[str, int]
     sha256: str = ""
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[IndexEntry, ...] = ()
     failure: Failure | None = None
 
 
@@ -143,7 +143,7 @@ class PartialResults:
         raw = _read_json(self._note_path(name))
         if raw is None or raw["name"] != name:
             return None
-        entries = tuple(Entry(**entry) for entry in raw.pop("entries"))
+        entries = tuple(IndexEntry(**entry) for entry in raw.pop("entries"))
         failure = raw.pop("failure")
         return VideoNote(**raw, entries=entries, failure=Failure(**failure) if failure else None)
 

@@ -71,7 +71,7 @@ def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) 
     return contents
 
 
-def read_rows(stream: ImportedStream, places: list[Place | None]) -> Array:
+def read_features(stream: ImportedStream, places: list[Place | None]) -> Array:
     """The (n, dim) rows of one id, as stored in the files.
 
     Raises:

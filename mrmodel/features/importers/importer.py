@@ -18,11 +18,11 @@ import numpy as np
 
 from mrmodel.components import LAYOUTS
 from mrmodel.errors import FeatureError, FeatureMismatch
-from mrmodel.features.importers.archive import Contents, find_folder, list_contents, read_rows
+from mrmodel.features.importers.archive import Contents, find_folder, list_contents, read_features
 from mrmodel.features.importers.glove import WordVectors
 from mrmodel.features.importers.layouts import ImportedStream, Layout
 from mrmodel.features.importers.readers import Array, UnusableFile
-from mrmodel.features.index import INDEX_FILE, Entry
+from mrmodel.features.index import INDEX_FILE, IndexEntry
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.manifest import (
     MANIFEST_FILE,
@@ -46,7 +46,7 @@ _SAME = 2e-2
 
 
 @dataclass(frozen=True, slots=True)
-class ImportRequest:
+class FeatureImportRequest:
     """What to import.
 
     Attributes:
@@ -97,12 +97,12 @@ class StreamReport:
 
 
 def import_archive(
-    request: ImportRequest, rows: Sequence[Annotation], reporter: Reporter | None = None
+    request: FeatureImportRequest, rows: Sequence[Annotation], reporter: Reporter | None = None
 ) -> list[StreamReport]:
     """Import all streams of an archive, or the requested ones.
 
     Args:
-        request: see `ImportRequest`.
+        request: see `FeatureImportRequest`.
         rows: the annotated queries whose videos and sentences need features.
         reporter: notified of every item.
 
@@ -120,7 +120,7 @@ def import_archive(
     return reports
 
 
-def _chosen(layout: Layout, request: ImportRequest) -> list[ImportedStream]:
+def _chosen(layout: Layout, request: FeatureImportRequest) -> list[ImportedStream]:
     known = {stream.name: stream for stream in layout.streams}
     for name in request.streams:
         if name not in known:
@@ -137,7 +137,7 @@ def _chosen(layout: Layout, request: ImportRequest) -> list[ImportedStream]:
     return there
 
 
-def _is_there(stream: ImportedStream, request: ImportRequest) -> bool:
+def _is_there(stream: ImportedStream, request: FeatureImportRequest) -> bool:
     if stream.words:
         return request.word_vectors is not None
     there = find_folder(stream, request.source) is not None
@@ -146,7 +146,7 @@ def _is_there(stream: ImportedStream, request: ImportRequest) -> bool:
     return there
 
 
-def _clip_length(layout: Layout, request: ImportRequest) -> float:
+def _clip_length(layout: Layout, request: FeatureImportRequest) -> float:
     found = request.clip_len_s or layout.clip_len_s
     if found is None:
         rule = "does not say how many seconds a row stands for; give --clip-len"
@@ -157,7 +157,7 @@ def _clip_length(layout: Layout, request: ImportRequest) -> float:
 def _import(
     stream: ImportedStream,
     clip_len_s: float | None,
-    request: ImportRequest,
+    request: FeatureImportRequest,
     rows: Sequence[Annotation],
     reporter: Reporter,
 ) -> StreamReport:
@@ -198,7 +198,7 @@ class _Files:
     """Rows read from the archive's files."""
 
     def __init__(
-        self, stream: ImportedStream, request: ImportRequest, wanted: Mapping[str, list[str]]
+        self, stream: ImportedStream, request: FeatureImportRequest, wanted: Mapping[str, list[str]]
     ) -> None:
         self._stream, self.nothing = stream, np.zeros((0, stream.dim), np.float16)
         known = {name for ids in wanted.values() for name in ids}
@@ -214,14 +214,14 @@ class _Files:
             raise UnusableFile("duplicate_id", rule)
         if name not in self.contents.places:
             raise UnusableFile("missing_id", "the archive has no file of this id")
-        return read_rows(self._stream, self.contents.places[name])
+        return read_features(self._stream, self.contents.places[name])
 
 
 class _Words:
     """Rows looked up in the word vectors."""
 
     def __init__(
-        self, stream: ImportedStream, request: ImportRequest, rows: Sequence[Annotation]
+        self, stream: ImportedStream, request: FeatureImportRequest, rows: Sequence[Annotation]
     ) -> None:
         self.contents, self.nothing = Contents(), np.zeros((0, stream.dim), np.float16)
         self._queries = {str(row.qid): normalise_query(row.query) for row in rows}
@@ -239,7 +239,7 @@ def _stored(
     source: _Files | _Words,
     report: StreamReport,
     reporter: Reporter,
-) -> Iterator[tuple[Entry, Half]]:
+) -> Iterator[tuple[IndexEntry, Half]]:
     """Entries and rows in key order; problems are added to the report."""
     reporter.start(f"import {report.stream}", len(wanted))
     try:
@@ -250,12 +250,12 @@ def _stored(
                 stored = _to_half(rows)
             except UnusableFile as error:
                 report.problems[ids[0]] = (error.code, error.detail)
-                yield Entry(key, 0, status="failed", reason=str(error)), source.nothing
+                yield IndexEntry(key, 0, status="failed", reason=str(error)), source.nothing
                 continue
             report.n_items += 1
             report.n_rows += len(stored)
             report.dtypes[str(rows.dtype)] += 1
-            yield Entry(key, len(stored)), stored
+            yield IndexEntry(key, len(stored)), stored
     finally:
         reporter.finish()
 
@@ -289,7 +289,7 @@ def _to_half(rows: Array) -> Half:
         raise UnusableFile(code, str(error)) from None
 
 
-def _judge(report: StreamReport, request: ImportRequest, total: int) -> None:
+def _judge(report: StreamReport, request: FeatureImportRequest, total: int) -> None:
     allowed = request.max_failed_share * total
     if len(report.problems) > allowed:
         shown = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
@@ -304,7 +304,7 @@ def _judge(report: StreamReport, request: ImportRequest, total: int) -> None:
         raise FeatureError(f"{report.stream}: {rule}, e.g. {report.unknown[0]}")
 
 
-def _record(report: StreamReport, request: ImportRequest) -> dict[str, Any]:
+def _record(report: StreamReport, request: FeatureImportRequest) -> dict[str, Any]:
     """Content of a store's import.json: how it was imported."""
     return {
         "layout": request.layout,

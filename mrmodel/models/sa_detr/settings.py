@@ -52,7 +52,7 @@ class CtmSettings(Section):
     legacy_intra_transposed: bool = False
 
 
-class FusionSettings(Section):
+class SaDetrFusionSettings(Section):
     """Fusion encoder (section 2.3).
 
     `share`: one set of weights for both directions. `update`: with ``parallel`` a layer attends to
@@ -193,7 +193,7 @@ class SaDetrSettings(PresetSection, SizeSettings):
     layers: LayerCounts = LayerCounts()
     vtc: VtcSettings = VtcSettings()
     ctm: CtmSettings = CtmSettings()
-    fusion: FusionSettings = FusionSettings()
+    fusion: SaDetrFusionSettings = SaDetrFusionSettings()
     local: LocalBlockSettings = LocalBlockSettings()
     init: InitSettings = InitSettings()
     dn: NoiseSettings = NoiseSettings()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mrmodel.models.layers.encoder import ReadingLayer
 from mrmodel.models.layers.functional import Stack, key_mask, with_negatives
 from mrmodel.models.layers.position import repeat_positions
-from mrmodel.models.sa_detr.settings import FusionSettings
+from mrmodel.models.sa_detr.settings import SaDetrFusionSettings
 from mrmodel.models.settings import LayerSettings
 
 
@@ -28,13 +28,13 @@ class FusionEncoder(nn.Module):
 
     Args:
         settings: settings of the layers.
-        fusion: see `FusionSettings`.
+        fusion: see `SaDetrFusionSettings`.
         layers: number of layers.
         both: words attend to clips too; otherwise only clips attend to words.
     """
 
     def __init__(
-        self, settings: LayerSettings, fusion: FusionSettings, layers: int, both: bool
+        self, settings: LayerSettings, fusion: SaDetrFusionSettings, layers: int, both: bool
     ) -> None:
         super().__init__()
         self.fusion, self.both = fusion, both

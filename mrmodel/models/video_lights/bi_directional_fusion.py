@@ -16,7 +16,7 @@ from mrmodel.models.layers.functional import with_next_sample
 from mrmodel.models.settings import LayerSettings
 
 
-class FusionSettings(Section):
+class BidirectionalFusionSettings(Section):
     """Bi-directional cross-modal fusion (Bi-CMF).
 
     Attributes:
@@ -64,7 +64,7 @@ class BiDirectionalFusionLayer(nn.Module):
     4. y = block(v2); LN(y + Drop(y)), or with `ffn_residual` LN(v2 + Drop(y))
     """
 
-    def __init__(self, settings: LayerSettings, fusion: FusionSettings) -> None:
+    def __init__(self, settings: LayerSettings, fusion: BidirectionalFusionSettings) -> None:
         super().__init__()
         hidden, p, drop = settings.hidden, settings.dropout, settings.drop
 

@@ -25,8 +25,8 @@ from mrmodel.models.layers.token_detr import TokenDetr
 from mrmodel.models.settings import DETR_SPACE, DetrSettings, DropRate, LossWeights
 from mrmodel.models.video_lights.bi_directional_fusion import (
     BiDirectionalFusionLayer,
+    BidirectionalFusionSettings,
     CrossMasks,
-    FusionSettings,
     Text,
 )
 from mrmodel.models.video_lights.feature_refinement import (
@@ -93,7 +93,7 @@ class VideoLightsSettings(DetrSettings):
     decoder_layers: Count = 3
     kernel: OddCount = 1
     refinement: RefinementSettings = RefinementSettings()
-    fusion: FusionSettings = FusionSettings()
+    fusion: BidirectionalFusionSettings = BidirectionalFusionSettings()
     contrastive: bool = True
     moment_to_highlight: bool = True
     hard_growth: bool = True

@@ -18,7 +18,7 @@ import pandas as pd
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.pretraining.intervid.caption_rules import PASSED
 from mrmodel.pretraining.intervid.captions import (
-    BadRow,
+    BadCaption,
     Chunk,
     ParsedChunk,
     parse_chunk,
@@ -46,7 +46,7 @@ class CaptionTable:
     """
 
     kept: pd.DataFrame
-    bad_rows: list[BadRow]
+    bad_rows: list[BadCaption]
     rows: int
     normalised: int
     removed: dict[str, int]

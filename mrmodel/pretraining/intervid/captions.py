@@ -70,7 +70,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class BadCaption:
     """A malformed row, and why."""
 
     line: int
@@ -94,7 +94,7 @@ class ParsedChunk:
     """
 
     frame: pd.DataFrame
-    bad_rows: list[BadRow]
+    bad_rows: list[BadCaption]
     normalised: int
 
 
@@ -133,13 +133,13 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
 
 def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
     """Parse a chunk and apply the row-local rules."""
-    bad: list[BadRow] = []
+    bad: list[BadCaption] = []
     rows: list[_Row] = []
     for line, record in _records(chunk, bad):
         try:
             rows.append(_checked(line, record, settings.captions.video_id_length))
         except _Unusable as error:
-            bad.append(BadRow(line, *error.args))
+            bad.append(BadCaption(line, *error.args))
     rows, start_ms, end_ms = _with_good_times(rows, bad)
     captions = [row.caption for row in rows]
     umt = np.array([row.umt for row in rows], dtype=np.float64)
@@ -218,7 +218,7 @@ def _check_columns(path: Path, line: bytes) -> None:
         raise DataError(rule, file=path, line=1)
 
 
-def _records(chunk: Chunk, bad: list[BadRow]) -> Iterator[tuple[int, Any]]:
+def _records(chunk: Chunk, bad: list[BadCaption]) -> Iterator[tuple[int, Any]]:
     """(line, parsed JSON) of all non-empty lines; invalid JSON goes to `bad`."""
     numbered = [
         (number, text)
@@ -229,7 +229,9 @@ def _records(chunk: Chunk, bad: list[BadRow]) -> Iterator[tuple[int, Any]]:
         yield from _parse_batch(numbered[first : first + _BATCH], bad)
 
 
-def _parse_batch(numbered: list[tuple[int, bytes]], bad: list[BadRow]) -> Iterable[tuple[int, Any]]:
+def _parse_batch(
+    numbered: list[tuple[int, bytes]], bad: list[BadCaption]
+) -> Iterable[tuple[int, Any]]:
     # One array of a thousand objects parses 2.5 times faster than a thousand objects; pyarrow's
     # reader is faster still but kills the process on a line `null` (release 25.0.1).
     try:
@@ -243,7 +245,7 @@ def _parse_batch(numbered: list[tuple[int, bytes]], bad: list[BadRow]) -> Iterab
         try:
             parsed.append((number, json.loads(text)))
         except (ValueError, RecursionError) as error:
-            bad.append(BadRow(number, "not_json", str(error)))
+            bad.append(BadCaption(number, "not_json", str(error)))
     return parsed
 
 
@@ -317,7 +319,7 @@ def _times_ms(texts: list[str]) -> NDArray[np.int64]:
 
 
 def _with_good_times(
-    rows: list[_Row], bad: list[BadRow]
+    rows: list[_Row], bad: list[BadCaption]
 ) -> tuple[list[_Row], NDArray[np.int64], NDArray[np.int64]]:
     """The rows with a valid interval, and its two ends in ms; the others go to `bad`."""
     start, end = _times_ms([row.start for row in rows]), _times_ms([row.end for row in rows])
@@ -326,6 +328,6 @@ def _with_good_times(
     for index in np.flatnonzero(~good):
         reason = "bad_time" if unreadable[index] else "empty_interval"
         row = rows[index]
-        bad.append(BadRow(row.line, reason, f"{row.start!r} to {row.end!r}"))
+        bad.append(BadCaption(row.line, reason, f"{row.start!r} to {row.end!r}"))
     kept = list(itertools.compress(rows, good.tolist()))
     return kept, start[good], end[good]

@@ -22,8 +22,8 @@ from mrmodel.files import write_jsonl
 from mrmodel.pretraining.intervid.caption_table import CaptionTable, filter_captions
 from mrmodel.pretraining.intervid.decontaminate import base_video, read_leak_files
 from mrmodel.pretraining.intervid.labelling import REASONS
-from mrmodel.pretraining.intervid.output import MANIFEST_FILE, Outcome, write_outcome
-from mrmodel.pretraining.intervid.report import IntervidReport, describe, warnings_of
+from mrmodel.pretraining.intervid.output import MANIFEST_FILE, GenerationResult, write_outcome
+from mrmodel.pretraining.intervid.report import IntervidReport, describe_generation, warnings_of
 from mrmodel.pretraining.intervid.samples import (
     Candidates,
     Dropped,
@@ -38,7 +38,7 @@ from mrmodel.progress import Reporter
 
 __all__ = ["Features", "IntervidInputs", "IntervidReport", "generate"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def generate(
@@ -60,19 +60,19 @@ def generate(
     (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
     outcome = _run(settings, inputs, out_dir, reporter)
     for warning in outcome.report.warnings:
-        logger.warning("InterVid-MR: %s", warning)
+        log.warning("InterVid-MR: %s", warning)
     write_outcome(out_dir, outcome)
     return outcome.report
 
 
 def _run(
     settings: IntervidSettings, inputs: IntervidInputs, out_dir: Path, reporter: Reporter
-) -> Outcome:
+) -> GenerationResult:
     """All steps except writing."""
     captions, features = inputs.captions, inputs.features
     if captions is None or features is None:
         report = _report({}, None, "the corpus has no caption table")
-        return Outcome(settings, inputs, frozenset(), report, None, [])
+        return GenerationResult(settings, inputs, frozenset(), report, None, [])
     leak = _leak_videos(settings, inputs)
     table = filter_captions(captions, settings, leak, reporter)
     _check_bad_share(settings, captions, table, out_dir)
@@ -81,7 +81,9 @@ def _run(
     samples = label_candidates(candidates, similarities, settings, features.clip_ms)
     counts = _counts(table, dropped, featureless, samples)
     report = _report(counts, samples, _why_empty(table, candidates))
-    return Outcome(settings, inputs, leak, report, samples, _rejects(table, dropped, samples))
+    return GenerationResult(
+        settings, inputs, leak, report, samples, _rejects(table, dropped, samples)
+    )
 
 
 def _leak_videos(settings: IntervidSettings, inputs: IntervidInputs) -> frozenset[str]:
@@ -138,7 +140,7 @@ def _counts(
 
 
 def _report(counts: dict[str, Any], samples: Samples | None, why_empty: str) -> IntervidReport:
-    distributions, metrics = describe(samples)
+    distributions, metrics = describe_generation(samples)
     empty = metrics["samples_train"] + metrics["samples_val"] == 0
     return IntervidReport(
         state="empty" if empty else "complete",

@@ -26,7 +26,7 @@ _EXECUTION_ONLY = {"workers", "chunk_rows"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class GenerationResult:
     """Inputs and results of a finished run; without captions there are no samples."""
 
     settings: IntervidSettings
@@ -37,7 +37,7 @@ class Outcome:
     rejects: list[dict[str, Any]]
 
 
-def write_outcome(out_dir: Path, outcome: Outcome) -> None:
+def write_outcome(out_dir: Path, outcome: GenerationResult) -> None:
     """Write all files, manifest.json last."""
     for split in SPLITS:
         write_jsonl(out_dir / f"{split}.jsonl", _annotations(outcome, split))
@@ -52,7 +52,7 @@ def write_outcome(out_dir: Path, outcome: Outcome) -> None:
     write_json(out_dir / MANIFEST_FILE, _manifest(out_dir, outcome))
 
 
-def _annotations(outcome: Outcome, split: str) -> list[dict[str, Any]]:
+def _annotations(outcome: GenerationResult, split: str) -> list[dict[str, Any]]:
     if outcome.samples is None:
         return []
     annotators = outcome.settings.labels.annotators
@@ -110,7 +110,7 @@ _LABEL_COLUMNS: dict[str, tuple[Any, Reader]] = {
 }
 
 
-def _manifest(out_dir: Path, outcome: Outcome) -> dict[str, Any]:
+def _manifest(out_dir: Path, outcome: GenerationResult) -> dict[str, Any]:
     settings = outcome.settings.model_dump(mode="json", exclude=_EXECUTION_ONLY)
     files = [*(f"{split}.jsonl" for split in SPLITS), "labels.parquet", "rejects.jsonl"]
     return {
@@ -127,7 +127,7 @@ def _manifest(out_dir: Path, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _input_digests(outcome: Outcome) -> dict[str, Any]:
+def _input_digests(outcome: GenerationResult) -> dict[str, Any]:
     inputs, features = outcome.inputs, outcome.inputs.features
     return {
         "captions": None if inputs.captions is None else sha256_of(inputs.captions),

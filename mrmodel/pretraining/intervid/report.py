@@ -27,7 +27,7 @@ PLOT_COLUMNS = {
     "interval_length": ("from_s", "to_s", "intervals", "windows"),
 }
 
-Table = list[dict[str, float]]
+ReportColumns = list[dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class IntervidReport:
     counts: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    distributions: dict[str, Table] = field(default_factory=dict)
+    distributions: dict[str, ReportColumns] = field(default_factory=dict)
 
 
-def describe(samples: Samples | None) -> tuple[dict[str, Table], dict[str, Any]]:
+def describe_generation(samples: Samples | None) -> tuple[dict[str, ReportColumns], dict[str, Any]]:
     """Distributions and flat metrics of the train and val samples; zeros if there are none."""
     chosen = [] if samples is None else samples.indices("train", "val")
     grades, windows, intervals_s, videos = _columns(samples, chosen)
@@ -60,7 +60,7 @@ def describe(samples: Samples | None) -> tuple[dict[str, Table], dict[str, Any]]
     counts = np.array([len(of_query) for of_query in windows], dtype=np.int64)
     coverage = np.array([np.count_nonzero(grade) / len(grade) for grade in grades])
     lengths_s = np.array([end - start for of_query in windows for start, end in of_query])
-    distributions: dict[str, Table] = {
+    distributions: dict[str, ReportColumns] = {
         "grades": [
             {"grade": grade, "clips": int(clips), "share": round(float(share), 6)}
             for grade, clips, share in zip(GRADES, histogram, shares, strict=True)
@@ -109,7 +109,7 @@ def warnings_of(figures: dict[str, Any]) -> list[str]:
     return found
 
 
-def csv_text(rows: Table, columns: tuple[str, ...]) -> str:
+def csv_text(rows: ReportColumns, columns: tuple[str, ...]) -> str:
     """Rows as CSV with a header, even without rows."""
     lines = [",".join(columns), *(",".join(f"{row[name]:g}" for name in columns) for row in rows)]
     return "\n".join(lines) + "\n"
@@ -130,7 +130,7 @@ def _columns(
     )
 
 
-def _coverage_table(coverage: Floats) -> Table:
+def _coverage_table(coverage: Floats) -> ReportColumns:
     counts, edges = np.histogram(coverage, bins=COVERAGE_BINS, range=(0.0, 1.0))
     return [
         {"from": round(float(low), 4), "to": round(float(high), 4), "queries": int(count)}
@@ -138,7 +138,7 @@ def _coverage_table(coverage: Floats) -> Table:
     ]
 
 
-def _length_table(intervals_s: Floats, windows_s: Floats) -> Table:
+def _length_table(intervals_s: Floats, windows_s: Floats) -> ReportColumns:
     longest = max(intervals_s.max(initial=0.0), windows_s.max(initial=0.0))
     edges = np.arange(0, longest + 2 * LENGTH_BIN_S, LENGTH_BIN_S)
     intervals, windows = (

@@ -17,7 +17,7 @@ from mrmodel.data.ingest.s3_links import LinkReport, link_videos
 from mrmodel.errors import DataError, StorageError, VideoError
 from mrmodel.progress import NullReporter
 from mrmodel.storage import ENDPOINT_VARIABLE, Listed
-from mrmodel.video.remote import read_pointer, write_pointer
+from mrmodel.video.remote import read_video_pointer, write_pointer
 from tests.services import S3Service
 from tests.synthetic.conftest import bytes_of
 
@@ -56,7 +56,7 @@ def test_each_video_gets_a_pointer(bucket: Bucket, tmp_path: Path) -> None:
     assert link_videos(bucket.url, folder) == LinkReport(new=3, ignored=3)
     assert sorted(path.name for path in folder.iterdir()) == ["Party.s3", "lake.s3", "é a.b.s3"]
     assert set(find_videos(folder)) == {"lake", "Party", "é a.b"}
-    found = read_pointer(folder / "lake.s3")
+    found = read_video_pointer(folder / "lake.s3")
     assert (found.url, found.n_bytes) == (f"{bucket.url}/lake.mp4", len("lake.mp4"))
 
 
@@ -74,7 +74,7 @@ def test_only_what_changed_is_written_again(bucket: Bucket, tmp_path: Path) -> N
     after = times_of(tmp_path)
     assert {name for name in before if after[name] == before[name]} == {"a.s3", "gone.s3"}
     assert set(after) == {"a.s3", "b.s3", "c.s3", "gone.s3", "damaged.s3", "local.mp4"}
-    assert read_pointer(tmp_path / "b.s3").n_bytes == len(b"another")
+    assert read_video_pointer(tmp_path / "b.s3").n_bytes == len(b"another")
     assert link_videos(bucket.url, tmp_path) == LinkReport(unchanged=4)
 
 
@@ -94,7 +94,7 @@ def test_names_that_clash_are_said_and_the_others_linked(bucket: Bucket, tmp_pat
     assert any("moved.s3 points to s3://other/moved.mp4" in line for line in lines)
     assert any(f"{long}.mp4: a video's name must be" in line for line in lines)
     assert {path.name for path in tmp_path.iterdir()} == {"good.s3", "local.webm", "moved.s3"}
-    assert read_pointer(tmp_path / "moved.s3") == other
+    assert read_video_pointer(tmp_path / "moved.s3") == other
 
 
 def test_where_there_is_nothing_to_link(bucket: Bucket, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.pooling import AttentionPool
-from mrmodel.models.sa_detr.settings import FusionSettings, SaDetrSettings
+from mrmodel.models.sa_detr.settings import SaDetrFusionSettings, SaDetrSettings
 from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from tests.rounding import rounding
 
@@ -19,7 +19,7 @@ CLIPS, WORDS = torch.tensor([6, 4]), torch.tensor([3, 5])
 
 def encoder(both: bool = True, **fusion: Any) -> FusionEncoder:
     torch.manual_seed(0)
-    return FusionEncoder(SETTINGS, FusionSettings(**fusion), 2, both).eval()
+    return FusionEncoder(SETTINGS, SaDetrFusionSettings(**fusion), 2, both).eval()
 
 
 def streams(coded: bool = True) -> tuple[Stream, Stream]:
