@@ -68,7 +68,7 @@ def test_every_pool_that_trains_has_workers_of_searches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "ending"),
+    ("code", "outcome"),
     [
         (0, WorkerOutcome()),
         (-9, WorkerOutcome("its process was killed by signal 9")),
@@ -85,7 +85,7 @@ def test_a_worker_that_is_gone_is_replaced(state: State[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "ending"),
+    ("state", "outcome"),
     [
         (Crashed(message="killed"), StageOutcome(reason="killed", retryable=True)),
         (Failed(message="a mistake"), StageOutcome(reason="a mistake")),
