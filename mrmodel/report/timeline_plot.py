@@ -49,7 +49,7 @@ def _draw_frames(axes: Axes, frames: Sequence[np.ndarray]) -> None:
 
 def _draw_query(axes: Axes, duration_s: float, prediction: Prediction) -> None:
     scores = np.asarray(prediction.saliency, dtype=np.float64)
-    low, high = float(scores.min(initial=0.0)), float(scores.max(initial=1.0))
+    low, high = float(scores.min()), float(scores.max())
     curve = (scores - low) / ((high - low) or 1.0)
     edges = np.linspace(0.0, duration_s, len(scores) + 1)
     axes.stairs(curve, edges, fill=True, color=CURVE, alpha=0.25)

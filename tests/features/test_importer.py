@@ -236,11 +236,11 @@ def test_the_command(archive: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from mrmodel.features.importers.importer import ImportRequest, import_archive
+from mrmodel.features.importers.importer import FeatureImportRequest, import_archive
 from mrmodel.types import Annotation
 rows = [Annotation(n, f"sentence {n}", f"v{n:04d}", 150.0) for n in range(int(sys.argv[2]))]
 root = Path(sys.argv[1])
-request = ImportRequest("moment_detr", root / "archive", root / "out", shard_bytes=1 << 20)
+request = FeatureImportRequest("moment_detr", root / "archive", root / "out", shard_bytes=1 << 20)
 import_archive(request, rows)
 """
 

@@ -344,15 +344,15 @@ def run(
     output, criterion = model(case.batch), model.criterion()
     losses = criterion(output, case.targets, case.batch)
     total = criterion.total(losses, epoch)
-    return output, add_parts(losses, criterion), total
+    return output, add_parts(losses, criterion, epoch), total
 
 
-def add_parts(losses: dict[str, Tensor], criterion: Criterion) -> dict[str, Tensor]:
+def add_parts(losses: dict[str, Tensor], criterion: Criterion, epoch: int) -> dict[str, Tensor]:
     """`losses` with those of `PARTS` added up as published, under the weight of the first."""
     added = dict(losses)
     for name, parts in PARTS.items():
         for part in added.keys() & set(parts):
-            share = criterion.weight(part) / criterion.weight(name)
+            share = criterion.weight(part, epoch) / criterion.weight(name, epoch)
             added[name] = added[name] + share * added.pop(part)
     return added
 

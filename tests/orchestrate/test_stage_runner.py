@@ -216,9 +216,9 @@ def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench
     bench.commit("params.yaml", "checkpoint_every_steps: 5", "checkpoint_every_steps: 2")
     bench.commit("params.yaml", "weight_decay: 1.0e-4", "weight_decay: 3.0e-4")
     program = (
-        "from mrmodel.orchestrate.stage_process import Listener, run_stage\n"
+        "from mrmodel.orchestrate.stage_process import Listener, run_stage_process\n"
         "from mrmodel.orchestrate.result_store import StageRequest\n"
-        "run_stage(StageRequest('scratch@moment_detr', 'HEAD'), Listener())\n"
+        "run_stage_process(StageRequest('scratch@moment_detr', 'HEAD'), Listener())\n"
     )
     flow = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 60

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mrmodel.config.schema import RunSettings, TrainSettings
 from mrmodel.data.loader import MomentDataset
@@ -118,17 +119,19 @@ def test_a_killed_run_with_two_parameter_groups_ends_in_the_same_bits(
 
 
 class Epochs(KillAt):
-    """Keeps the epoch that the losses were told in each step."""
+    """Keeps the epoch by which the losses were weighted in each step."""
 
     def __init__(self, model: MomentModel, steps: int) -> None:
         super().__init__(steps)
-        self.criterion, self.seen = model.criterion(), []
-        model.criterion = lambda: self.criterion
+        criterion, self.seen = model.criterion(), []
+        total = criterion.total
 
-    def advance(self, steps: int = 1, **info: object) -> None:
-        if "loss" in info:
-            self.seen.append(self.criterion.epoch)
-        super().advance(steps, **info)
+        def noted(losses: Mapping[str, Tensor], epoch: int = 0) -> Tensor:
+            self.seen.append(epoch)
+            return total(losses, epoch)
+
+        criterion.total = noted
+        model.criterion = lambda: criterion
 
 
 def test_losses_know_the_epoch_also_after_a_kill(train_settings, run, dataset, tmp_path) -> None:
@@ -162,12 +165,12 @@ def test_a_resumed_run_does_not_begin_anew(train_settings, run, dataset, tmp_pat
 def test_a_model_knows_how_far_its_training_is(
     train_settings, run, dataset, tmp_path, monkeypatch
 ) -> None:
-    """The share of the steps that are done, also where a killed run goes on."""
+    """The fraction of the steps that is done, also where a killed run goes on."""
     seen, make = [], make_model
 
-    def note(model: MomentModel, _: object) -> None:
+    def note(model: MomentModel, arguments: tuple[object, ...]) -> None:
         if model.training:
-            seen.append(model.progress)
+            seen.append(arguments[2])
 
     def make_watched() -> MomentModel:
         model = make()
