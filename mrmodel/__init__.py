@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mrmodel.version import __version__
+
 if TYPE_CHECKING:
     from mrmodel.config.schema import load_config
     from mrmodel.predict.predictor import Predictor
     from mrmodel.train.checkpoint import load_model
 
-__version__ = "0.1.0"
-__all__ = ["Predictor", "load_config", "load_model"]
+__all__ = ["Predictor", "__version__", "load_config", "load_model"]
 
 # Name -> module. Imported on first use, because torch takes seconds and few commands need it.
 _PUBLIC = {

@@ -17,7 +17,7 @@ def test_the_public_names_are_those_of_their_modules() -> None:
         load_config,
         load_model,
     )
-    assert set(mrmodel.__all__) == {"Predictor", "load_config", "load_model"}
+    assert set(mrmodel.__all__) == {"Predictor", "__version__", "load_config", "load_model"}
     with pytest.raises(AttributeError, match="'mrmodel' has no attribute 'nothing'"):
         mrmodel.nothing  # noqa: B018
 

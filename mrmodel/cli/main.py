@@ -8,8 +8,8 @@ import sys
 
 import click
 
-from mrmodel import __version__
 from mrmodel.errors import MrModelError
+from mrmodel.version import __version__
 
 # name -> (module, attribute, the line in `mrmodel --help`)
 COMMANDS = {

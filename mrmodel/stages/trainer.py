@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import mrmodel
 from mrmodel.components import MODELS
 from mrmodel.config.base import validate_section
 from mrmodel.config.schema import Config, RunSettings
@@ -30,6 +29,7 @@ from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_
 from mrmodel.train.loop import Plan, Progress, Recorder, fit
 from mrmodel.train.optim import pick_device
 from mrmodel.types import Annotation
+from mrmodel.version import PACKAGE
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _digest_of_inputs(config: Config, job: TrainingJob, model: ModelConfig) -> s
     files = [job.train, job.val]
     if job.start is not None:
         files.append(job.start / "model.safetensors")
-    package = Path(mrmodel.__file__).parent
+    package = PACKAGE
     files += sorted(file for child_run in _CODE for file in (package / child_run).rglob("*.py"))
     settings = config.train.model_dump(exclude={"models", "pretrain", "finetune", "scratch"})
     streams = (*model.video_streams, *model.text_streams)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mrmodel
+from mrmodel.version import PACKAGE
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class EventLog:
 
 def _environment() -> dict[str, str]:
     """This process's environment, with its code first on the worker's path."""
-    own = str(Path(mrmodel.__file__).parents[1])
+    own = str(PACKAGE.parent)
     path = os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}
 

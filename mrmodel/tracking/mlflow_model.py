@@ -15,7 +15,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
-import mrmodel
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.predict.serving import write_serving
@@ -25,6 +24,7 @@ from mrmodel.synthetic.video_writer import PictureFormat, render_video
 from mrmodel.tracking.experiment import prepare_mlflow
 from mrmodel.tracking.inputs import EXAMPLE
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, read_model_config
+from mrmodel.version import PACKAGE
 
 
 def model_signature() -> Any:
@@ -63,6 +63,7 @@ _CODE = (
     "tracking",
     "train",
     "types.py",
+    "version.py",
     "video",
 )
 _REQUIRED = (
@@ -134,7 +135,7 @@ def requirements() -> list[str]:
 
 
 def _copy_code(target: Path) -> Path:
-    source = Path(mrmodel.__file__).parent
+    source = PACKAGE
     for name in _CODE:
         if (source / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mrmodel import __version__
 from mrmodel.components import MODELS
 from mrmodel.config.base import validate_section
 from mrmodel.errors import CheckpointError, FeatureMismatch, UnknownNameError
 from mrmodel.files import atomic_path, write_json
 from mrmodel.models.base import MomentModel, build_model
+from mrmodel.version import __version__
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
