@@ -106,11 +106,11 @@ def run_stage_on_pool(
 
 def start_flow_run(scheduled: ScheduledStage) -> FlowRun:
     """Start the flow run of a stage in its pool, or reuse a running one with equal inputs."""
-    for retryable in count():
+    for attempt in count():
         flow_run: FlowRun = run_deployment(  # type: ignore[assignment]
             f"run-stage/{scheduled.pool}",
             parameters=asdict(scheduled.order),
-            idempotency_key=f"{scheduled.order.stage}:{scheduled.key}:{retryable}",
+            idempotency_key=f"{scheduled.order.stage}:{scheduled.key}:{attempt}",
             timeout=0,
         )
         if flow_run.state is None or not flow_run.state.is_final():

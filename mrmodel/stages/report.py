@@ -117,7 +117,7 @@ def results_section(
         caption=f"Difference in {comparison['figure']}: paired bootstrap, whole videos resampled.",
         columns=["", *DIFFERENCE],
         rows=[
-            [" − ".join(_way(child_run) for child_run in name.split(" - ")), *difference_cells(row)]
+            [" − ".join(_way(part) for part in name.split(" - ")), *difference_cells(row)]
             for name, row in comparison["differences"].items()
         ],
     )

@@ -101,7 +101,7 @@ def train_model(
     data = open_set(config, train_rows, builder, job.seed)
     resume = paths.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
-    with current_run().child_run(job.name) as record:
+    with current_run().part(job.name) as record:
         _record_settings(record, config, job)
         validate = Validation(config, val_rows, builder) if val_rows else None
         recorder = record if watch is None else _Both(record, watch)
@@ -198,8 +198,7 @@ def _digest_of_inputs(config: Config, job: TrainingJob, model: ModelConfig) -> s
     files = [job.train, job.val]
     if job.start is not None:
         files.append(job.start / "model.safetensors")
-    package = PACKAGE
-    files += sorted(file for child_run in _CODE for file in (package / child_run).rglob("*.py"))
+    files += sorted(file for part in _CODE for file in (PACKAGE / part).rglob("*.py"))
     settings = config.train.model_dump(exclude={"models", "pretrain", "finetune", "scratch"})
     streams = (*model.video_streams, *model.text_streams)
     return digest_of(

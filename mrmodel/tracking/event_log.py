@@ -70,10 +70,10 @@ class EventLog:
             # Two handles with separate positions; the name is removed at once.
             self._lines = os.open(named.name, os.O_WRONLY | os.O_APPEND)
             self.emit(asdict(spec))
-            self._told, tell = os.pipe()
+            self._run_id_pipe, tell = os.pipe()
             try:
                 with Path(named.name).open("rb") as lines:
-                    self._recorder = subprocess.Popen(
+                    self._worker = subprocess.Popen(
                         [sys.executable, "-m", "mrmodel.tracking.mlflow_worker", str(tell)],
                         env=_environment(),
                         stdin=lines,
@@ -103,21 +103,21 @@ class EventLog:
     def run_id(self, patience_s: float) -> str | None:
         """The run id received from the worker."""
         if not self._id:
-            ready, _, _ = select.select([self._told], [], [], patience_s)
-            self._id = os.read(self._told, 100) if ready else b""
+            ready, _, _ = select.select([self._run_id_pipe], [], [], patience_s)
+            self._id = os.read(self._run_id_pipe, 100) if ready else b""
         return self._id.decode() or None
 
     def close(self) -> None:
         """Wait until everything is sent or given up."""
         if self._broken:  # It would wait for an end event that cannot be written.
-            self._recorder.kill()
+            self._worker.kill()
         try:
-            self._recorder.wait(_END_PATIENCE_S)
+            self._worker.wait(_END_PATIENCE_S)
         except subprocess.TimeoutExpired:
             log.warning("MLflow did not take the whole record of this run in time")
-            self._recorder.kill()
-            self._recorder.wait()
-        os.close(self._told)
+            self._worker.kill()
+            self._worker.wait()
+        os.close(self._run_id_pipe)
         os.close(self._lines)
 
 

@@ -129,7 +129,7 @@ class EventHandler:
 
     def __init__(self, spec: RunSpec, tell: int) -> None:
         self.outbox = Outbox()
-        self._opening, self._tell = spec, tell
+        self._spec, self._tell = spec, tell
         self._secrets = secrets_of(os.environ)
         self._facts = self._ask_dvc()
         self._code = code_tags(Path(spec.code))
@@ -197,7 +197,7 @@ class EventHandler:
                 self.outbox.put(str(path), partial(self._send_file, key, path))
         if key == 0:
             self._finish(at)
-            if self._opening.join is not None:  # Its owner ends the run.
+            if self._spec.join is not None:  # Its owner ends the run.
                 return
         self.outbox.put("the end of the run", lambda: self._runs[key].end(status, at))
 
@@ -207,12 +207,12 @@ class EventHandler:
     def _finish(self, at: int) -> None:
         """Add what is known only at the end; a short stage has no other sample of system load."""
         self.ended = True
-        if self._opening.join is not None:
+        if self._spec.join is not None:
             self.outbox.hurry()
             return
         if self._facts is not None:
             self._put_streams(self._facts.outs)
-        seconds = {"seconds": (at - self._opening.began) / 1000}
+        seconds = {"seconds": (at - self._spec.began) / 1000}
         self.outbox.put("seconds", lambda: self._runs[0].log(seconds, 0, at))
         self.outbox.put("system metrics", lambda: self._last_sample(at))
         self.outbox.put("runs of lost workers", self._end_parts)
@@ -228,7 +228,7 @@ class EventHandler:
             self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _ask_dvc(self) -> StageFacts | None:
-        spec = self._opening
+        spec = self._spec
         if spec.command is None:
             return None
         try:
@@ -243,7 +243,7 @@ class EventHandler:
         Raises:
             Refused: the server rejects runs of this experiment.
         """
-        spec = self._opening
+        spec = self._spec
         name = self._facts.name if self._facts else spec.name
         try:
             state = Path(spec.state)
@@ -290,8 +290,8 @@ class EventHandler:
 
     def _describe_code(self) -> None:
         tags = {**self._code, "mlflow.source.git.commit": self._code.get("git.revision", "")}
-        if self._opening.command is not None:
-            tags["mlflow.source.name"] = self._opening.command
+        if self._spec.command is not None:
+            tags["mlflow.source.name"] = self._spec.command
         self._runs[0].tags(tags)
 
     def _describe_environment(self) -> None:

@@ -48,21 +48,21 @@ class _Lines:
         return [json.loads(line) for line in whole]
 
 
-def _follow(recording: EventHandler, lines: _Lines, spec: RunSpec) -> None:
+def _follow(events: EventHandler, lines: _Lines, spec: RunSpec) -> None:
     """Send events until the stage has ended and all are sent, or cannot be."""
     while True:
         orphan = os.getppid() != spec.pid
         for message in lines.new():
-            recording.handle(message)
-        if orphan and not recording.ended:
+            events.handle(message)
+        if orphan and not events.ended:
             signal.alarm(_LAST_S)
-            recording.killed()
-        recording.sample()
-        recording.outbox.push()
-        if recording.ended:
-            if not recording.outbox:
+            events.killed()
+        events.sample()
+        events.outbox.push()
+        if events.ended:
+            if not events.outbox:
                 return
-            if recording.outbox.failing_s > _PATIENCE_S:
+            if events.outbox.failing_s > _PATIENCE_S:
                 log.warning("MLflow does not answer; this run's record is incomplete")
                 return
         time.sleep(_POLL_S)
@@ -84,11 +84,11 @@ def main() -> int:
     lines = _Lines(sys.stdin)
     first, *rest = lines.new()
     spec = RunSpec(**first)
-    recording = EventHandler(spec, int(sys.argv[1]))
+    events = EventHandler(spec, int(sys.argv[1]))
     for message in rest:
-        recording.handle(message)
+        events.handle(message)
     try:
-        _follow(recording, lines, spec)
+        _follow(events, lines, spec)
     except RequestRefused as error:
         log.warning("%s", error)
     return 0

@@ -90,8 +90,8 @@ def _facts(repo: Any, stage: Any) -> StageFacts:
 
 
 def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
-    for child_run in parts[:-1]:
-        tree = tree.setdefault(child_run, {})
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
     tree[parts[-1]] = value
 
 

@@ -71,8 +71,8 @@ def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> Non
 def value_at(tree: dict[str, Any], path: str) -> Any:
     """Value at a dotted path; None where nothing is written there."""
     found: Any = tree
-    for child_run in path.split("."):
+    for part in path.split("."):
         if not isinstance(found, dict):
             return None
-        found = found.get(child_run)
+        found = found.get(part)
     return found

@@ -81,8 +81,8 @@ class SearchPlan:
             parts = parts[2:]
         else:
             found = config
-        for child_run in parts:
-            found = _inside(found, child_run, path)
+        for part in parts:
+            found = _inside(found, part, path)
         return found
 
     def active(self, name: str, values: Mapping[str, Value]) -> bool:
@@ -176,8 +176,8 @@ def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config
     for path, value in changes.items():
         *above, last = path.split(".")
         place = tree
-        for child_run in above:
-            place = place.setdefault(child_run, {})
+        for part in above:
+            place = place.setdefault(part, {})
         place[last] = value
     return parse_config(tree)
 
@@ -198,13 +198,13 @@ def _in_order(space: Mapping[str, Dimension]) -> dict[str, Dimension]:
     return ordered
 
 
-def _inside(found: Any, child_run: str, path: str) -> Any:
-    if isinstance(found, list) and child_run.isdigit() and int(child_run) < len(found):
-        return found[int(child_run)]
+def _inside(found: Any, part: str, path: str) -> Any:
+    if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+        return found[int(part)]
     known = list(type(found).model_fields) if isinstance(found, BaseModel) else []
-    if child_run not in known:
-        raise ConfigError(path, None, "no such setting", nearest_names(child_run, known))
-    return getattr(found, child_run)
+    if part not in known:
+        raise ConfigError(path, None, "no such setting", nearest_names(part, known))
+    return getattr(found, part)
 
 
 def _holding(dimension: Dimension, name: str, start: Value) -> Dimension:

@@ -61,7 +61,7 @@ def loaded(served: Path) -> Any:
 @pytest.fixture(scope="module")
 def expected(reproduced: Project) -> list[dict[str, Any]]:
     """What `mrmodel predict` says of the first test video."""
-    queries = [child_run for query in QUERIES for child_run in ("--query", query)]
+    queries = [part for query in QUERIES for part in ("--query", query)]
     options = ["--json", "--top", "1000", "--model", MODEL]
     output = reproduced.run("mrmodel", "predict", str(first_video(reproduced)), *queries, *options)
     return [json.loads(line) for line in output.splitlines()]

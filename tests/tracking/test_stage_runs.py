@@ -80,8 +80,8 @@ def test_parameters_are_those_of_the_lock_file_with_their_types(
         typed = json.loads(artifact(stage, "params.json"))
         for name, value in entry.get("params", {}).get("params.yaml", {}).items():
             tree = typed
-            for child_run in name.split("."):
-                tree = tree[child_run]
+            for part in name.split("."):
+                tree = tree[part]
             assert tree == value, (stage, name)
     params = runs[FINETUNE].data.params
     assert params["train.weight_decay"] == "0.0001"

@@ -90,8 +90,8 @@ def test_dvc_runs_what_the_change_touches(
     assert len(lost) <= len(changes)
     for path, value in changes.items():
         found = yaml.safe_load(after)
-        for child_run in path.split("."):
-            found = found[child_run]
+        for part in path.split("."):
+            found = found[part]
         assert found == value
     # Once more is no mistake.
     finished.invoke("tune", "apply")

@@ -171,11 +171,11 @@ def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Pro
         candidates=candidates,
         after_training=None,
     )
-    child_run = report_part(study.name)
+    part = report_part(study.name)
     with workspace(places, "HEAD") as clone:
-        write_json(clone.folder / child_run, summary_of(study, verdict))
+        write_json(clone.folder / part, summary_of(study, verdict))
         branch = publish(clone, study, verdict)
-    assert json.loads(project.git("show", f"{branch}:{child_run}"))["sentence"] == sentence(verdict)
+    assert json.loads(project.git("show", f"{branch}:{part}"))["sentence"] == sentence(verdict)
     changed = yaml.safe_load(project.git("show", f"{branch}:params.yaml"))
     before = yaml.safe_load(project.git("show", "HEAD:params.yaml"))
     assert changed["train"]["finetune"].pop("lr") == 0.00123
