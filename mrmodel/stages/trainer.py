@@ -101,7 +101,7 @@ def train_model(
     data = open_set(config, train_rows, builder, job.seed)
     resume = paths.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
-    with current_run().part(job.name) as record:
+    with current_run().child_run(job.name) as record:
         _record_settings(record, config, job)
         validate = Validation(config, val_rows, builder) if val_rows else None
         recorder = record if watch is None else _Both(record, watch)
