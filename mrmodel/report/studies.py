@@ -221,7 +221,7 @@ def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) 
         [name, *(cell(row["figures"].get(figure)) for figure in figures)]
         for name, row in rows.items()
     ]
-    return Table("All figures, percent.", ["", *figures], cells, strong)
+    return Table("All metrics, percent.", ["", *figures], cells, strong)
 
 
 def commit_sentences(table: Mapping[str, Any]) -> list[str]:

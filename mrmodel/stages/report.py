@@ -68,7 +68,7 @@ def report(config: Config, reporter: Reporter) -> None:
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
         lead=(TOY + " " if config.corpus.source == "sample" else "")
-        + "All figures are of the test split; the weights were chosen on the validation split.",
+        + "All metrics are of the test split; the weights were chosen on the validation split.",
         headline=headline(metrics, comparison, model),
         sections=sections,
         provenance=provenance(config, paths),
@@ -222,7 +222,7 @@ def examples_section(examples: Sequence[Example]) -> ReportSection:
     return ReportSection(
         "What the model finds",
         "Test queries at the top, in the middle and at the bottom of the ranking by average "
-        "precision, evenly drawn: good and bad answers as they come.",
+        "precision, evenly drawn: good and bad predictions, not hand-picked.",
         examples=examples,
     )
 

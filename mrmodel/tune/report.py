@@ -118,7 +118,7 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
             sections.append(ReportSection(title, charts=[charts[name]]))
     return Report(
         title=f"Search “{study.name}” for {verdict.figure}",
-        lead="All figures are of validation data; the test split was not read.",
+        lead="All metrics are of validation data; the test split was not read.",
         headline={**shown, "trials": str(verdict.trials)},
         sections=sections,
         provenance={"study": study.name, "begun with parameters": facts.digest[:12]},

@@ -192,13 +192,14 @@ def test_what_the_readme_shows_runs(
     text = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     shown = re.search(r"```text\n(.*?)```", text, re.DOTALL)
-    command = re.search(r"^\.venv/bin/(mrmodel predict .*)$", text, re.MULTILINE)
+    command = re.search(r"^\.venv/bin/(mrmodel predict (?:[^\n\\]|\\\n)*)$", text, re.MULTILINE)
     assert code is not None
     assert shown is not None
     assert command is not None
     video = sorted((reproduced.folder / "data/miniature/videos").glob("test-*.mp4"))[0]
     here = str(video.relative_to(reproduced.folder))
-    words = [here if word.endswith(".mp4") else word for word in shlex.split(command[1])[1:]]
+    _, *words = shlex.split(command[1].replace("\\\n", " "))
+    words = [here if word.endswith(".mp4") else word for word in words]
     printed = reproduced.invoke(*words)
     assert without_numbers(printed) == without_numbers(shown[1])
     assert (reproduced.folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
