@@ -1,6 +1,8 @@
-"""Stages ``pretrain``, ``finetune`` and ``scratch``: the three trainings of the pipeline."""
+"""Stages ``pretrain``, ``finetune`` and ``scratch``: the three trainings of the main job."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from mrmodel.config.schema import Config
 from mrmodel.progress import Reporter
@@ -9,50 +11,49 @@ from mrmodel.stages.runner import run_command
 from mrmodel.stages.trainer import TrainingJob, train_model
 
 
-def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``models/finetuned/<model>``; ``--model`` names one of ``train.models``."""
-    paths, model = Paths(config), arguments["model"]
-    job = TrainingJob(
-        run="finetune",
-        model=model,
-        seed=config.seed,
-        train=paths.split("train"),
-        val=paths.split("val"),
-        start=paths.model(config.train.start, model),
-        out=paths.model("finetuned", model),
-        figures=paths.training / f"finetune-{model}",
-    )
-    train_model(config, job, reporter)
-
-
 def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``models/pretrained/<model>``; ``--model`` names one of ``train.models``."""
-    paths, model = Paths(config), arguments["model"]
-    job = TrainingJob(
-        run="pretrain",
-        model=model,
-        seed=config.seed,
-        train=paths.intervid / "train.jsonl",
-        val=paths.intervid / "val.jsonl",
-        start=None,
-        out=paths.model("pretrained", model),
-        figures=paths.training / f"pretrain-{model}",
-    )
-    train_model(config, job, reporter)
+    """Train fresh weights on the InterVid-MR queries; writes ``models/pretrained/<model>``."""
+    generated = Paths(config).intervid
+    files = generated / "train.jsonl", generated / "val.jsonl"
+    _train(config, reporter, arguments["model"], ("pretrain", "pretrained"), files)
+
+
+def finetune(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
+    """Train the weights of `train.start` on the annotated queries; ``models/finetuned/<model>``."""
+    start = Paths(config).model(config.train.start, arguments["model"])
+    files = _annotated(config)
+    _train(config, reporter, arguments["model"], ("finetune", "finetuned"), files, start)
 
 
 def scratch(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``models/scratch/<model>``; ``--model`` names one of ``train.models``."""
-    paths, model = Paths(config), arguments["model"]
+    """The control: fresh weights on the annotated queries; writes ``models/scratch/<model>``."""
+    _train(config, reporter, arguments["model"], ("scratch", "scratch"), _annotated(config))
+
+
+def _annotated(config: Config) -> tuple[Path, Path]:
+    paths = Paths(config)
+    return paths.split("train"), paths.split("val")
+
+
+def _train(
+    config: Config,
+    reporter: Reporter,
+    model: str,
+    names: tuple[str, str],
+    files: tuple[Path, Path],
+    start: Path | None = None,
+) -> None:
+    """Train `model`; `names` are those of the run and of the kind of weights it makes."""
+    paths, (run, kind), (train, val) = Paths(config), names, files
     job = TrainingJob(
-        run="scratch",
+        run=run,
         model=model,
         seed=config.seed,
-        train=paths.split("train"),
-        val=paths.split("val"),
-        start=None,
-        out=paths.model("scratch", model),
-        figures=paths.training / f"scratch-{model}",
+        train=train,
+        val=val,
+        start=start,
+        out=paths.model(kind, model),
+        figures=paths.training / f"{run}-{model}",
     )
     train_model(config, job, reporter)
 
