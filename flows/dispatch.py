@@ -79,7 +79,7 @@ def run_stage_here(scheduled: ScheduledStage) -> StageOutcome:
     """Run the stage's flow in this process; the stage itself is still a child process."""
     state: State[Any] = run_stage(**asdict(scheduled.order), return_state=True)
     if not state.is_completed():
-        return ending_of(state)
+        return outcome_of(state)
     result: StageResult = state.result()
     return StageOutcome(result=result)
 
@@ -97,7 +97,7 @@ def run_stage_on_pool(
         flow_run = start_flow_run(scheduled)
         state = Watch(flow_run.id, client, scheduled.pool, start_timeout_s).wait()
     if not state.is_completed():
-        return ending_of(state)
+        return outcome_of(state)
     result = result_store.find(scheduled.order.stage, scheduled.key)
     if result is None:
         return StageOutcome(reason="ended without a record in the result store", retryable=True)
@@ -118,6 +118,6 @@ def start_flow_run(scheduled: ScheduledStage) -> FlowRun:
     raise AssertionError("unreachable")
 
 
-def ending_of(state: State[Any]) -> StageOutcome:
+def outcome_of(state: State[Any]) -> StageOutcome:
     """Convert a final state other than Completed to the stage's outcome."""
     return StageOutcome(reason=state.message or state.name or "", retryable=state.is_crashed())

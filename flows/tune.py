@@ -130,7 +130,7 @@ class PrefectWorkerHandle:
         if self._ending is None and time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
             state = self._watch.look()
-            self._ending = None if state is None else ending_of(state)
+            self._ending = None if state is None else outcome_of(state)
         return self._ending
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ class PrefectWorkerHandle:
         self._client.set_flow_run_state(self._watch.flow_run, Cancelling())
 
 
-def ending_of(state: State[Any]) -> WorkerOutcome:
+def outcome_of(state: State[Any]) -> WorkerOutcome:
     """Convert a final state to the worker's outcome: a worker that crashed is replaced."""
     if state.is_completed():
         return WorkerOutcome()

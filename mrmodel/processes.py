@@ -28,9 +28,9 @@ KILLED = 128 + signal.SIGKILL
 _LAST_LINES = 20
 
 
-def worker_count(wish: int) -> int:
-    """Number of worker processes: `wish`, or one per core if it is 0."""
-    return wish or os.cpu_count() or 1
+def worker_count(requested: int) -> int:
+    """Number of worker processes: `requested`, or one per core if it is 0."""
+    return requested or os.cpu_count() or 1
 
 
 def tasks_at_once(tasks: int) -> int:

@@ -159,15 +159,15 @@ def pull_sets(
         StorageError: the store is unreachable, or holds other bytes than were uploaded.
     """
     _require_known(names)
-    pins, brought = read_pins(pin_file), []
+    pins, pulled = read_pins(pin_file), []
     for name in names or pins:
         if name not in pins:
             raise WeightsError(f"{name}: not pinned in {pin_file}; known: {', '.join(pins)}")
         weights = WeightSet(name, root)
         if not _holds(weights, pins[name]):
             _pull(store, weights, pins[name])
-            brought.append(name)
-    return brought
+            pulled.append(name)
+    return pulled
 
 
 def _pull(store: Store, weights: WeightSet, files: dict[str, str]) -> None:

@@ -105,20 +105,20 @@ class Scheduler:
                 found.append(self._dispatch(row))
         return found
 
-    def mark_finished(self, scheduled: ScheduledStage, ending: StageOutcome) -> None:
+    def mark_finished(self, scheduled: ScheduledStage, outcome: StageOutcome) -> None:
         """Merge the result; retry a crashed stage, as often as params.yaml allows.
 
         Stages that do not depend on a failed one still run.
         """
         row = self.rows[scheduled.order.stage]
-        if ending.result is not None:
-            self._merge(row, ending.result)
-        elif ending.retryable and row.attempts < self.settings.attempts:
-            log.warning("%s: attempt %d: %s", row.stage, row.attempts, ending.reason)
+        if outcome.result is not None:
+            self._merge(row, outcome.result)
+        elif outcome.retryable and row.attempts < self.settings.attempts:
+            log.warning("%s: attempt %d: %s", row.stage, row.attempts, outcome.reason)
             row.state = "waiting"
         else:
-            tries = f" ({row.attempts} attempts)" if ending.retryable else ""
-            row.state, row.reason = "failed", ending.reason + tries
+            tries = f" ({row.attempts} attempts)" if outcome.retryable else ""
+            row.state, row.reason = "failed", outcome.reason + tries
 
     def _merge(self, row: StageRow, result: StageResult) -> None:
         self.graph.merge(row.stage, result.entry)

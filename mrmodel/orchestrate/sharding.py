@@ -233,8 +233,8 @@ def _make(
     with _exchange(clone) as folder:
         if again:
             store.download(key, folder / EARLIER_FILE)
-        told = {"plan": order.plan, "files": order.files, "workers": order.workers}
-        write_json(folder / ORDER_FILE, {**told, "work_dir": str(work_dir)})
+        content = {"plan": order.plan, "files": order.files, "workers": order.workers}
+        write_json(folder / ORDER_FILE, {**content, "work_dir": str(work_dir)})
         _run_step(clone, order.stream, "make", folder, str(order))
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         store.upload(key, folder / TAR_FILE)

@@ -14,29 +14,29 @@ _SAME_MOMENT_IOU = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class VideoChunk:
     """`n_clips` consecutive clips of a video, from clip `first` on."""
 
     first: int
     n_clips: int
 
 
-def stretches(n_clips: int, longest: int) -> list[Stretch]:
+def split_video(n_clips: int, longest: int) -> list[VideoChunk]:
     """Cover `n_clips` clips with chunks of at most `longest` clips and 50 % overlap.
 
     A moment of up to half of `longest` lies entirely within at least one chunk. The last chunk ends
     with the video.
     """
     if n_clips <= longest:
-        return [Stretch(0, n_clips)]
+        return [VideoChunk(0, n_clips)]
     step = max(longest // 2, 1)
     firsts = [*range(0, n_clips - longest, step), n_clips - longest]
-    return [Stretch(first, longest) for first in firsts]
+    return [VideoChunk(first, longest) for first in firsts]
 
 
-def merge_stretches(
+def merge_chunks(
     answers: Sequence[Decoded],
-    parts: Sequence[Stretch],
+    parts: Sequence[VideoChunk],
     clip_len_s: float,
     settings: PostprocessSettings,
 ) -> Decoded:
@@ -62,5 +62,5 @@ def merge_stretches(
     return Decoded(best, tuple((total / count).tolist()))
 
 
-def _end(parts: Sequence[Stretch]) -> int:
+def _end(parts: Sequence[VideoChunk]) -> int:
     return max(part.first + part.n_clips for part in parts)

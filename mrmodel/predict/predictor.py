@@ -24,7 +24,7 @@ from mrmodel.features.store import MemoryStore
 from mrmodel.files import digest_of
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import decode_output
-from mrmodel.predict.long_video import Stretch, merge_stretches, stretches
+from mrmodel.predict.long_video import VideoChunk, merge_chunks, split_video
 from mrmodel.predict.postprocess import Decoded, Postprocess
 from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
@@ -114,15 +114,13 @@ class Predictor:
             RowLimits(self.config.max_clips, self.config.max_tokens),
             self.device,
         )
-        parts = stretches(video.n_clips, self.config.max_clips or video.n_clips)
+        parts = split_video(video.n_clips, self.config.max_clips or video.n_clips)
         rows = [self._row(video, part, query) for query in queries for part in parts]
         found = self._run(builder, rows)
         predictions = []
         for number, query in enumerate(queries):
             answers = found[number * len(parts) : (number + 1) * len(parts)]
-            answer = merge_stretches(
-                answers, parts, self.config.clip_len_s, self.postprocess.finish
-            )
+            answer = merge_chunks(answers, parts, self.config.clip_len_s, self.postprocess.finish)
             predictions.append(
                 Prediction(number, query, video.vid, answer.windows, answer.saliency)
             )
@@ -136,7 +134,7 @@ class Predictor:
             stores.append(MemoryStore(stream.name, dict(zip(unique, rows, strict=True))))
         return stores
 
-    def _row(self, video: SearchableVideo, part: Stretch, query: str) -> Annotation:
+    def _row(self, video: SearchableVideo, part: VideoChunk, query: str) -> Annotation:
         if part.n_clips == video.n_clips:
             return Annotation(0, query, video.vid, video.duration_s)
         clip_len_s = self.config.clip_len_s

@@ -95,25 +95,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def pick_device(wish: str) -> torch.device:
+def pick_device(requested: str) -> torch.device:
     """Device by name; ``auto`` is the first CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: a CUDA device was requested, but none is available.
     """
-    if wish == "auto":
+    if requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wish.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("train.device", wish, "no CUDA device here; use 'auto' or 'cpu'")
-    return torch.device(wish)
+    if requested.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("train.device", requested, "no CUDA device here; use 'auto' or 'cpu'")
+    return torch.device(requested)
 
 
-def set_threads(wish: int) -> None:
+def set_threads(requested: int) -> None:
     """Set the number of intra-op threads; 0 means one per core.
 
     It changes the order of float sums, so reproducible outputs need the same number.
     """
-    torch.set_num_threads(wish or os.cpu_count() or 1)
+    torch.set_num_threads(requested or os.cpu_count() or 1)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

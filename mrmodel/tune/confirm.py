@@ -202,12 +202,12 @@ def publish_results(
         name: [value if math.isfinite(value) else None for value in column.tolist()]
         for name, column in found.values.items()
     }
-    told = {"qids": found.qids, "vids": found.vids, "values": values}
+    content = {"qids": found.qids, "vids": found.vids, "values": values}
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         file = Path(name) / "detections.pt"
         cached.save(file)
         store.put(f"{number}-{seed}.pt", file.read_bytes())
-    store.put(f"{number}-{seed}.json", json.dumps(told).encode())
+    store.put(f"{number}-{seed}.json", json.dumps(content).encode())
 
 
 def read_final_metrics(store: Store, number: int, seed: int) -> PerQuery:
@@ -216,12 +216,12 @@ def read_final_metrics(store: Store, number: int, seed: int) -> PerQuery:
     Raises:
         TuningError: the run has not published them.
     """
-    told = json.loads(_content(store, f"{number}-{seed}.json"))
+    content = json.loads(_content(store, f"{number}-{seed}.json"))
     values = {
         name: np.array([math.nan if value is None else value for value in column])
-        for name, column in told["values"].items()
+        for name, column in content["values"].items()
     }
-    return PerQuery(told["qids"], told["vids"], values)
+    return PerQuery(content["qids"], content["vids"], values)
 
 
 def read_detections(store: Store, number: int, seed: int) -> CachedDetections:

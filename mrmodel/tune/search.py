@@ -59,13 +59,13 @@ class SearchContext:
         storage: of the studies.
         store: URL of a store that all workers reach.
         worker_pool: the worker pool.
-        told: called repeatedly while they work, with the study.
+        on_progress: called repeatedly while they work, with the study.
     """
 
     storage: BaseStorage
     store: str
     worker_pool: TrialWorkerPool
-    told: Callable[[TrialQueue], None]
+    on_progress: Callable[[TrialQueue], None]
 
 
 def search(config: Config, context: SearchContext) -> SearchResult:
@@ -98,7 +98,7 @@ def search(config: Config, context: SearchContext) -> SearchResult:
 
 def carry_out(study: TrialQueue, config: Config, context: SearchContext) -> None:
     """Run all enqueued trials of a study."""
-    follow(study, context.worker_pool, config.tune.workers, lambda: context.told(study))
+    follow(study, context.worker_pool, config.tune.workers, lambda: context.on_progress(study))
 
 
 def open_search(config: Config, context: SearchContext) -> TrialQueue:

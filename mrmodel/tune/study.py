@@ -140,8 +140,8 @@ class TrialQueue:
         )
         if not study.user_attrs and not study.get_trials(deepcopy=False):
             # New, or its process was killed right after the first write.
-            told = {"format": _FORMAT, "facts": asdict(facts), "seed": seed}
-            study.set_user_attr(_FACTS, told)
+            content = {"format": _FORMAT, "facts": asdict(facts), "seed": seed}
+            study.set_user_attr(_FACTS, content)
         found = cls(storage, name)
         if found.facts.digest != facts.digest:
             raise TuningError(
@@ -273,8 +273,8 @@ class TrialQueue:
         """
         trial = self.trials()[number]
         if number not in {other.user_attrs.get(RETRY_OF) for other in self.trials()}:
-            told = trial.user_attrs
-            kept = {name: told[name] for name in _KEPT if name in told}
+            content = trial.user_attrs
+            kept = {name: content[name] for name in _KEPT if name in content}
             kept |= {ORIGIN: origin_of(trial), RETRY_OF: number, **attributes}
             # Its fixed values, and those it had sampled already.
             self.enqueue({**trial.system_attrs.get("fixed_params", {}), **trial.params}, **kept)
@@ -295,8 +295,8 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 def owner_of(trial: FrozenTrial) -> Owner | None:
     """The worker that runs, or ran, a trial."""
-    told = trial.user_attrs.get(OWNER)
-    return Owner(**told) if told else None
+    content = trial.user_attrs.get(OWNER)
+    return Owner(**content) if content else None
 
 
 def origin_of(trial: FrozenTrial) -> int:

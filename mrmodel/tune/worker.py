@@ -137,9 +137,9 @@ def work(study: TrialQueue, owner: Owner) -> int:
 def run_trial(study: TrialQueue, objective: Objective, trial: optuna.Trial) -> None:
     """Run a claimed trial and report its result."""
     frozen = study.trials()[trial.number]
-    told = frozen.user_attrs
+    attributes = frozen.user_attrs
     claimed = ClaimedTrial(
-        trial, study.name, origin_of(frozen), told.get(SOURCE), told.get(BATCH_SIZE)
+        trial, study.name, origin_of(frozen), attributes.get(SOURCE), attributes.get(BATCH_SIZE)
     )
     try:
         result = objective(claimed)

@@ -79,7 +79,7 @@ def is_gone_from_here(owner: Owner) -> bool:
 
 
 def follow(
-    study: TrialQueue, worker_pool: TrialWorkerPool, workers: int, told: Callable[[], None]
+    study: TrialQueue, worker_pool: TrialWorkerPool, workers: int, on_progress: Callable[[], None]
 ) -> None:
     """Run all waiting trials of a study.
 
@@ -87,7 +87,7 @@ def follow(
         study: with waiting trials.
         worker_pool: starts the workers.
         workers: maximum number in parallel, as long as there are trials for them.
-        told: called after each check of the workers.
+        on_progress: called after each check of the workers.
 
     Raises:
         TuningError: a worker failed in a way that others would too, or died repeatedly without
@@ -117,7 +117,7 @@ def follow(
                     log.warning("%s: a worker died: %s", study.name, outcome.reason)
                 if idle_deaths > study.facts.attempts * workers:
                     raise TuningError(f"{study.name}: workers die: {outcome.reason}")
-            told()
+            on_progress()
             if not handles:
                 # One that was killed right after its claim has not recorded its owner.
                 study.sweep(lambda owner: owner is None)

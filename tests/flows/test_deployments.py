@@ -10,10 +10,10 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Cancelled, Crashed, Failed
 
-from flows.dispatch import ending_of
+from flows.dispatch import outcome_of
 from flows.provision import POOLS, lost_workers
 from flows.stages import artifact_key
-from flows.tune import ending_of as worker_ending_of
+from flows.tune import outcome_of as worker_outcome_of
 from flows.tune import state_of
 from mrmodel.config.schema import load_config
 from mrmodel.config.tune import TuneSettings
@@ -76,12 +76,12 @@ def test_every_pool_that_trains_has_workers_of_searches() -> None:
     ],
 )
 def test_only_a_killed_worker_of_a_search_is_replaced(code: int, outcome: WorkerOutcome) -> None:
-    assert worker_ending_of(state_of(Ended(code, ["error: no rows"]))) == outcome
+    assert worker_outcome_of(state_of(Ended(code, ["error: no rows"]))) == outcome
 
 
 @pytest.mark.parametrize("state", [Cancelled(message="by a person"), Crashed(message="lost")])
 def test_a_worker_that_is_gone_is_replaced(state: State[Any]) -> None:
-    assert worker_ending_of(state) == WorkerOutcome(str(state.message))
+    assert worker_outcome_of(state) == WorkerOutcome(str(state.message))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_worker_that_is_gone_is_replaced(state: State[Any]) -> None:
     ],
 )
 def test_only_a_crash_is_tried_again(state: State[Any], outcome: StageOutcome) -> None:
-    assert ending_of(state) == outcome
+    assert outcome_of(state) == outcome
 
 
 def test_the_automation_waits_for_a_beat_or_an_end() -> None:

@@ -139,13 +139,13 @@ class SaDetrCriterion(Criterion):
         spans = {"l1": idle, "giou": idle}
         return self._by_layer("noise", spans) | self._by_layer("quality", quality)
 
-    def _match(self, spans: Tensor, windows: PaddedWindows, favour: Tensor | None) -> Tensor:
-        """Hungarian matching by span (section 3.1); `favour` (K, B, Q) reduces a query's cost."""
+    def _match(self, spans: Tensor, windows: PaddedWindows, bonus: Tensor | None) -> Tensor:
+        """Hungarian matching by span (section 3.1); `bonus` (K, B, Q) reduces a query's cost."""
         with torch.no_grad():
             distance, apart = location_costs(spans, windows)
             cost = self.settings.match.l1 * distance + self.settings.match.giou * apart
-            if favour is not None:
-                cost = cost - favour[..., None]
+            if bonus is not None:
+                cost = cost - bonus[..., None]
         return match_layers(cost, windows)
 
     def _spans(
