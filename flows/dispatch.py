@@ -56,7 +56,7 @@ class Watch:
         pending_s = now - (self._pending_since or now)
         if pending_s > self._start_timeout_s:
             lost: State[Any] = Crashed(
-                message=f"taken by a worker, but not begun in {self._start_timeout_s:g} s"
+                message=f"submitted to a worker, but not started within {self._start_timeout_s:g} s"
             )
             self._client.set_flow_run_state(self.flow_run, lost, force=True)
         elif state.is_scheduled() and not self._told and now - self._began > _LATE_S:

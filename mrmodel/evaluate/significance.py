@@ -184,10 +184,10 @@ def _figure_in_order(system: PerQuery, like: PerQuery, figure: str) -> Floats:
 def _figure(system: PerQuery, figure: str) -> Floats:
     if figure not in system.values:
         known = ", ".join(sorted(system.values))
-        raise DataError(f"the evaluation has no figure {figure!r} (it has {known})")
+        raise DataError(f"the evaluation has no metric {figure!r} (it has {known})")
     values = system.values[figure]
     if np.isnan(values).all():
-        raise DataError(f"no query enters the figure {figure!r}")
+        raise DataError(f"no query counts for the metric {figure!r}")
     return values
 
 

@@ -107,7 +107,7 @@ def _compared(
             detail += "; the baseline was reset"
             return [Gate(name="test_set", passed=None, detail=detail)]
         detail += (
-            "; figures of two test sets cannot be compared (`--reset-baseline` promotes "
+            "; metrics of two test sets cannot be compared (`--reset-baseline` promotes "
             "without a comparison)"
         )
         return [Gate(name="test_set", passed=False, detail=detail)]
@@ -148,7 +148,7 @@ def _slice(candidate: ModelUnderTest, champion: ModelUnderTest, figure: str, wor
     name = f"slice {figure}"
     known = [side.per_query.values.get(figure) for side in (champion, candidate)]
     if known[0] is None or known[1] is None:
-        return Gate(name=name, passed=False, detail="the evaluation has no such figure")
+        return Gate(name=name, passed=False, detail="the evaluation has no such metric")
     before, after = (_mean(values) for values in known if values is not None)
     if math.isnan(before) and math.isnan(after):
         return Gate(name=name, passed=None, detail="no query of the test set is in it")
@@ -172,13 +172,13 @@ def _signature(candidate: ModelUnderTest, champion: ModelUnderTest | None) -> Ga
 
 
 def _smoke(smoke: Smoke) -> Gate:
-    detail = smoke.fault or "a fresh process gives the answers of the registration"
+    detail = smoke.fault or "a fresh process reproduces the predictions of the registration"
     return Gate(name="smoke", passed=not smoke.fault, detail=detail)
 
 
 def _latency(smoke: Smoke, limit_s: float) -> Gate:
     if smoke.latency_s is None:
-        return Gate(name="latency", passed=False, detail="no answer, so no time")
+        return Gate(name="latency", passed=False, detail="no prediction, so no latency")
     return Gate(
         name="latency",
         passed=smoke.latency_s <= limit_s,

@@ -40,7 +40,7 @@ def limits(record: ModelRecord) -> list[str]:
     if clips is not None:
         found.append(
             f"Sees {clips * clip_len_s:g} s at once; longer videos are searched in overlapping "
-            f"stretches, and a moment of more than {clips * clip_len_s / 2:g} s may be cut."
+            f"chunks, and a moment of more than {clips * clip_len_s / 2:g} s may be cut."
         )
     found.append(
         f"Windows are whole clips of {clip_len_s:g} s; a query is cut after "
@@ -48,7 +48,7 @@ def limits(record: ModelRecord) -> list[str]:
     )
     few = [name for name, figure in record.figures.items() if figure.queries < _FEW_QUERIES]
     if few:
-        which = ", ".join(few) if len(few) < len(record.figures) else "every figure"
+        which = ", ".join(few) if len(few) < len(record.figures) else "every metric"
         found.append(f"Fewer than {_FEW_QUERIES} queries stand behind {which}.")
     if record.test_set.split == "val":
         found.append("Figures are of the split that also chose the weights: they are optimistic.")

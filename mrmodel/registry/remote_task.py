@@ -126,7 +126,7 @@ def promote_revision(
         if error.exists():
             message = json.loads(error.read_text(encoding="utf-8"))["message"]
             raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
-    said = [f"{_MODULE} at {rev} ended without an answer:", *ended.last]
+    said = [f"{_MODULE} at {rev} ended without a decision:", *ended.last]
     raise OrchestrationError("\n  ".join(said))
 
 

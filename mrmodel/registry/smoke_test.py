@@ -49,7 +49,7 @@ def run_smoke(
                 preexec_fn=die_with_parent,
             )
         except subprocess.TimeoutExpired:
-            return Smoke(f"no answer within {timeout_s:g} s", None), []
+            return Smoke(f"no prediction within {timeout_s:g} s", None), []
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["nothing"])[-1][:_SHOWN]
         return Smoke(f"the process ended with {done.returncode}: {words}", None), []
@@ -82,13 +82,15 @@ def difference(found: Any, expected: Any, place: str = "answers") -> str:
 
 def _fault(said: dict[str, Any], model: Path) -> str:
     if not Path(said["code"]).is_relative_to(model.resolve()):
-        return f"the answers came from code outside of the model: {said['code']}"
+        return f"the predictions came from code outside of the model: {said['code']}"
     for number, row in enumerate(said["answers"], start=1):
         for start, end, score in row["pred_relevant_windows"]:
             if not (0.0 <= start < end <= row["duration"] and 0.0 <= score <= 1.0):
-                return f"answer {number} holds no window of the video: {[start, end, score]}"
+                return (
+                    f"prediction {number} has a window outside of the video: {[start, end, score]}"
+                )
         if not all(map(math.isfinite, row["pred_saliency_scores"])):
-            return f"answer {number} holds a clip score that is no number"
+            return f"prediction {number} has a clip score that is not a number"
     return ""
 
 

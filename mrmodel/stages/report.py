@@ -139,7 +139,7 @@ def training_section(config: Config, paths: Paths) -> ReportSection:
         charts += [line_chart(losses, "training loss"), line_chart(scores, "validation mAP")]
     return ReportSection(
         "Training",
-        "Mean loss of each epoch, and the figure that chooses the weights on validation data "
+        "Mean loss of each epoch, and the metric that selects the weights on validation data "
         "(for pre-training these are generated queries, so the curves do not compare).",
         charts=charts,
     )

@@ -82,7 +82,7 @@ def test_a_model_that_does_not_load_or_hangs_is_at_fault(model: Path, tmp_path: 
     assert smoke.fault.startswith("the process ended with 1: ")
     assert smoke.latency_s is None
     late, _ = run_smoke(model, None, 0.2)
-    assert late.fault == "no answer within 0.2 s"
+    assert late.fault == "no prediction within 0.2 s"
 
 
 def test_answers_of_other_code_do_not_count(model: Path, tmp_path: Path) -> None:
