@@ -67,7 +67,7 @@ test-services: $(TEST_SERVICES)
 # kernels, oneDNN's, and MKL's products with the rounding that all processors share. This
 # processor must have the instructions. ($(NUMERIC) are folders and files; no test is `slow`.)
 NUMERIC := tests/models tests/losses tests/conformance tests/encoders tests/golden_parity \
-	tests.convert tests/train tests/predict tests/data tests/evaluate tests.pretraining \
+	tests/convert tests/train tests/predict tests/data tests/evaluate tests/pretraining \
 	tests/features/test_prepare.py tests/test_spans.py
 PROCESSORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx512 \
 	ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE

@@ -3,7 +3,7 @@
 Run ``python -m benchmarks.extraction [--encoders PART ...] [--videos N] [--workers N] [--json]``;
 ``--device cpu --small`` is a dry run with tiny networks and videos. Writes a 720p file and one of
 320 x 240 (60 s, see `benchmarks.decoding`), and extracts copies of it through each encoder with
-random weights (in bfloat16, SlowFast's in float32), as the stage does (`features.feed`).
+random weights (in bfloat16, SlowFast's in float32), as the stage does with `BatchingEncoder`.
 `decode_wait_ratio` is the share of the encoder's time in which it waited for frames: near 1 the
 processors are too few, near 0 the GPU is busy. Starting the workers (`start_s`) is left out.
 """

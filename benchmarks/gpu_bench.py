@@ -45,7 +45,7 @@ SMALL_MODEL = {"hidden": 32, "heads": 4, "ffn": 48, "queries": 5}
 
 @dataclass(frozen=True)
 class EncoderCase:
-    """A brought encoder, its network, and its sizes: the published ones, and tiny ones.
+    """An encoder with user weights, its network, and its sizes: the published ones, and tiny ones.
 
     `precision` is the one that its users choose on a GPU.
     """

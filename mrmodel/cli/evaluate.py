@@ -52,10 +52,10 @@ def command(
         write_json(output, scores.metrics)
     if per_query is not None:
         write_json(per_query, scores.per_query.as_json())
-    judge = get_protocol(protocol)
-    figures = judge.figures(scores.metrics)
+    chosen = get_protocol(protocol)
+    figures = chosen.figures(scores.metrics)
     width = max(map(len, figures))
     click.echo(f"{protocol}, mode {mode}, {len(scores.per_query.qids)} queries")
     for name, value in figures.items():
-        shown = "-" if value is None else f"{value:.{judge.decimals}f}"
+        shown = "-" if value is None else f"{value:.{chosen.decimals}f}"
         click.echo(f"  {name:<{width}}  {shown:>8}")

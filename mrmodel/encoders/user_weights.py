@@ -158,7 +158,7 @@ class WeightSet:
     """One set of the weights folder; each instance checks a file against the lock once.
 
     Args:
-        name: key of `published_sets.PUBLISHED`.
+        name: key of `PUBLISHED`.
         root: replaces the user's weights folder.
     """
 

@@ -31,8 +31,9 @@ def evaluate(
     allow_missing: bool = False,
 ) -> dict[str, Any]:
     """The metrics of predictions; see `Protocol.score`."""
-    judge = get_protocol(protocol)
-    return judge.evaluate(annotations, predictions, mode, allow_missing=allow_missing)
+    return get_protocol(protocol).evaluate(
+        annotations, predictions, mode, allow_missing=allow_missing
+    )
 
 
 def score_files(
@@ -49,7 +50,6 @@ def score_files(
         DataError: a file, line or record is invalid; the message says where.
         UnknownNameError: no such protocol.
     """
-    judge = get_protocol(protocol)
-    return judge.score(
+    return get_protocol(protocol).score(
         read_rows(annotations), read_rows(predictions), mode, allow_missing=allow_missing
     )

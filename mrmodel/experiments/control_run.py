@@ -119,12 +119,12 @@ class EvaluationSet:
     """
 
     def __init__(self, config: Config, paths: Paths, file: Path) -> None:
-        self._device, self._judge = pick_device(config.train.device), Scorer(config)
+        self._device, self._scorer = pick_device(config.train.device), Scorer(config)
         self._batch_size = config.train.eval_batch_size
-        self._postprocess = self._judge.postprocess(config.postprocess)
+        self._postprocess = self._scorer.postprocess(config.postprocess)
         truth = read_annotations(file, config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
-        self.headline = self._judge.protocol.headline
+        self.headline = self._scorer.protocol.headline
         self.data = open_set(config, truth, open_features(config, paths, self._device), config.seed)
 
     def model(self, folder: Path) -> MomentModel:
@@ -142,11 +142,11 @@ class EvaluationSet:
 
     def score(self, predictions: Sequence[Prediction]) -> Scores:
         """All metrics of predictions for its samples, and the per-query values."""
-        return self._judge.score(self._truth, [prediction.as_row() for prediction in predictions])
+        return self._scorer.score(self._truth, [prediction.as_row() for prediction in predictions])
 
     def figures(self, scores: Scores) -> dict[str, float]:
         """The main metrics, the headline first."""
-        return self._judge.figures(scores)
+        return self._scorer.figures(scores)
 
     def figures_of(self, folder: Path) -> dict[str, float]:
         """Main metrics of the model in a model folder."""

@@ -35,7 +35,7 @@ class MomentModel(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[Section]]
-    search_space: ClassVar[SearchSpace]
+    search_space: ClassVar[SearchSpace] = {}
     post_hoc_space: ClassVar[SearchSpace] = SUPPRESSION
     settings: Section
     validation: PostprocessConfig = VALIDATION

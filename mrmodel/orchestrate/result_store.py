@@ -99,7 +99,7 @@ class StageRequest:
         rev: revision of the code, of dvc.yaml and of params.yaml.
         locks: path -> text of the lock files, with the outputs of the upstream stages.
         timeout_s: the stage is killed after this time; None: never.
-        shards: how its videos are spread over workers (`config.ShardSettings`); None: not at all.
+        shards: how its videos are spread over workers (`ShardSettings`); None: not at all.
         parent_run: id of the MLflow run of the whole pipeline; not part of the key.
     """
 

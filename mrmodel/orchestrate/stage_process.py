@@ -115,7 +115,7 @@ def _read(process: subprocess.Popen[str], lines: deque[str]) -> None:
 
 @contextmanager
 def _guarded(module: str, argument: Path, events: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python module under `guard`; leaving the block kills it and all its children."""
+    """Run a Python module under `mrmodel.processes`; leaving the block kills its children too."""
     process = subprocess.Popen(
         [*_PYTHON, "mrmodel.processes", *_PYTHON, module, str(argument)],
         env={**os.environ, EVENTS: str(events), "PYTHONUNBUFFERED": "1"},

@@ -31,7 +31,7 @@ def promote(
     """Make a version the champion if it passes every gate.
 
     Args:
-        registry: see `registry.open_registry`.
+        registry: see `champion.open_registry`.
         config: section `promotion` has the rules, `evaluate` the scoring.
         version: None means the challenger.
         reset_baseline: reason to skip the comparison with a champion of another test set.
@@ -62,7 +62,7 @@ def decide(
     """Evaluate a version and make it the champion if it passes; the decision is recorded.
 
     Args:
-        registry: see `registry.open_registry`.
+        registry: see `champion.open_registry`.
         config: as of `promote`.
         version: to evaluate.
         reset_baseline: as of `promote`.
@@ -103,7 +103,7 @@ def rollback(registry: ModelRegistry, reason: str, version: int | None = None) -
     The version that served until now is withdrawn: the gates reject it from now on.
 
     Args:
-        registry: see `registry.open_registry`.
+        registry: see `champion.open_registry`.
         reason: for the audit object.
         version: None means the previous champion.
 
@@ -254,7 +254,7 @@ def register(
     The same weights with the same predictions for the same test set are the same version.
 
     Args:
-        registry: see `registry.open_registry`.
+        registry: see `champion.open_registry`.
         config: the parameter file.
         paths: where the model and its evaluation are.
         model: name below `models`.

@@ -126,7 +126,7 @@ class _Ingestion:
         ingested: IngestResult,
     ) -> None:
         self._incoming, self._ledger, self._space = incoming, ledger, space
-        self._folder, self._intake = folder, ingested
+        self._folder, self._result = folder, ingested
         self._config: Config = space.config
         # The existing data, and the data including accepted deliveries.
         self._before: Reference = folder.reference()
@@ -137,12 +137,12 @@ class _Ingestion:
         for delivery in deliveries:
             report = self._look(delivery)
             log.info("delivery %s: %s%s", report.name, report.state, _because(report))
-            self._intake.reports.append(report)
+            self._result.reports.append(report)
         if self._taken:
             files = self._folder.commit(self._taken)
             names = ", ".join(one.name for one in self._taken)
             self._space.publish(files, f"Deliveries: {names}")
-            self._intake.branch = self._space.branch
+            self._result.branch = self._space.branch
 
     def _look(self, delivery: Delivery) -> DeliveryReport:
         folder = self._space.folder / _DOWNLOADS / delivery.name

@@ -56,33 +56,33 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     """
     paths = Paths(config)
     set_threads(config.train.threads)
-    judge = Scorer(config)
+    scorer = Scorer(config)
     split = reported_split(paths)
     truth = read_annotations(paths.split(split), config.features.clip_len_s)
     results: dict[str, Scores] = {}
-    answers = _answers(config, paths, truth, judge, reporter)
+    answers = _answers(config, paths, truth, scorer, reporter)
     for name, predictions in answers.items():
         rows = [prediction.as_row() for prediction in predictions]
-        results[name] = judge.score([row.as_row() for row in truth], rows)
+        results[name] = scorer.score([row.as_row() for row in truth], rows)
         write_jsonl(paths.evaluation / f"{name}.jsonl", rows)
     write_json(
         paths.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
     )
-    write_json(paths.evaluation / "comparison.json", compare_variants(config, judge, results))
+    write_json(paths.evaluation / "comparison.json", compare_variants(config, scorer, results))
     write_json(paths.evaluation / "streams.json", stream_digests(config, paths))
     write_json(paths.evaluation / "weights.json", weight_digests(config, paths))
     frozen = freeze(split, truth, paths.stream(config.features.video_streams[0]))
     write_json(paths.evaluation / "test_set.json", frozen.as_json())
-    figures = {name: judge.figures(found) for name, found in results.items()}
+    figures = {name: scorer.figures(found) for name, found in results.items()}
     write_json(paths.reports / "metrics.json", figures)
     for name, found in figures.items():
-        write_json(paths.metrics / f"{name}.json", judge.protocol.shown(found))
+        write_json(paths.metrics / f"{name}.json", scorer.protocol.shown(found))
     _write_recall(paths.reports / "recall.csv", results)
     record_evaluation(current_run(), paths.reports)
 
 
 def _answers(
-    config: Config, paths: Paths, truth: list[Annotation], judge: Scorer, reporter: Reporter
+    config: Config, paths: Paths, truth: list[Annotation], scorer: Scorer, reporter: Reporter
 ) -> dict[str, list[Prediction]]:
     """Predictions of each variant by name: ``zero_shot``, ``<model>.pretrained`` ..."""
     device = pick_device(config.train.device)
@@ -92,7 +92,7 @@ def _answers(
     kinds = trained_kinds(config)
     reporter.start("evaluate", len(config.train.models) * len(kinds))
     for name in config.train.models:
-        postprocess = judge.postprocess(read_serving(paths.served(name)))
+        postprocess = scorer.postprocess(read_serving(paths.served(name)))
         for kind in kinds:
             model, _ = load_model(model_folder(paths, kind, name), device)
             batch_size = config.train.eval_batch_size
@@ -137,9 +137,9 @@ def zero_shot_predictions(config: Config, data: MomentDataset) -> dict[str, list
     return {ZERO_SHOT: predict_zero_shot(data.annotations, video, text, threshold)}
 
 
-def compare_variants(config: Config, judge: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
+def compare_variants(config: Config, scorer: Scorer, results: dict[str, Scores]) -> dict[str, Any]:
     """Intervals of the headline metric, and of the differences between `pairs`."""
-    figure = judge.protocol.headline
+    figure = scorer.protocol.headline
     settings = BootstrapSettings(resamples=config.evaluate.bootstrap_resamples, seed=config.seed)
     intervals, differences = {}, {}
     for name, scores in results.items():

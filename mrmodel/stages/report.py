@@ -229,11 +229,11 @@ def examples_section(examples: Sequence[Example]) -> ReportSection:
 
 def choose_examples(config: Config, paths: Paths, way: str) -> list[Example]:
     """`N_EXAMPLES` test queries, evenly spaced in the ranking by headline metric."""
-    judge = Scorer(config)
+    scorer = Scorer(config)
     truth = read_annotations(paths.split(reported_split(paths)), config.features.clip_len_s)
     predictions = {row["qid"]: row for row in read_rows(paths.evaluation / f"{way}.jsonl")}
-    scores = judge.score([row.as_row() for row in truth], list(predictions.values()))
-    values = np.nan_to_num(_values(scores, judge), nan=-1.0)
+    scores = scorer.score([row.as_row() for row in truth], list(predictions.values()))
+    values = np.nan_to_num(_values(scores, scorer), nan=-1.0)
     order = np.argsort(-values, kind="stable")
     answered = [index for index in order.tolist() if truth[index].qid in predictions]
     places = np.linspace(0, len(answered) - 1, min(N_EXAMPLES, len(answered))).round().astype(int)
@@ -286,8 +286,8 @@ def provenance(config: Config, paths: Paths) -> dict[str, str]:
     }
 
 
-def _values(scores: Scores, judge: Scorer) -> np.ndarray[Any, Any]:
-    return scores.per_query.values[judge.protocol.headline]
+def _values(scores: Scores, scorer: Scorer) -> np.ndarray[Any, Any]:
+    return scores.per_query.values[scorer.protocol.headline]
 
 
 def _best_iou(found: Sequence[Sequence[float]], truth: Sequence[tuple[float, float]]) -> float:

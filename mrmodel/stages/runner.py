@@ -68,14 +68,14 @@ def _run(
         tracking = config.tracking
         if not recorded:
             tracking = tracking.model_copy(update={"enabled": False})
-        with open_run(tracking, _opening(config, values, command)) as record:
+        with open_run(tracking, _run_spec(config, values, command)) as record:
             stage(config, EventReporter(RichReporter()), values)
             _name_device(record)
     except MrModelError as error:
         sys.exit(f"error: {error}")
 
 
-def _opening(config: Config, values: dict[str, str], command: str | None) -> RunSpec:
+def _run_spec(config: Config, values: dict[str, str], command: str | None) -> RunSpec:
     """Run spec of the DVC stage or, if run by hand, of the module and its arguments."""
     module = sys.modules["__main__"].__spec__
     path = module.name if module is not None else Path(sys.argv[0]).stem

@@ -176,17 +176,17 @@ class Validation:
     """Metrics of a model on annotated samples, the headline first."""
 
     def __init__(self, config: Config, rows: Sequence[Annotation], builder: BatchBuilder) -> None:
-        self._judge = Scorer(config)
+        self._scorer = Scorer(config)
         self._batch_size = config.train.eval_batch_size
         self._truth = [row.as_row() for row in rows]
         self._data = open_set(config, rows, builder, seed=0)
 
     def __call__(self, model: MomentModel) -> dict[str, float]:
         """Predict all samples and score them."""
-        postprocess = self._judge.postprocess(model.validation)
+        postprocess = self._scorer.postprocess(model.validation)
         found = predict_set(model, self._data, self._batch_size, postprocess)
         rows = [prediction.as_row() for prediction in found]
-        return self._judge.figures(self._judge.score(self._truth, rows))
+        return self._scorer.figures(self._scorer.score(self._truth, rows))
 
 
 def _streams(stores: Sequence[object]) -> tuple[ModelStream, ...]:

@@ -1,8 +1,8 @@
 """Object stores in S3 or in a folder, with conditional writes.
 
 `open_store` returns the `Store` at an address. Both kinds behave alike, which a conformance suite
-checks (tests/test_storage.py); a folder on a shared disk needs no server. `list_objects` and
-`open_object` find external objects in a bucket and read them in parts.
+checks (tests/storage/test_conformance.py); a folder on a shared disk needs no server.
+`list_objects` and `open_object` find external objects in a bucket and read them in parts.
 """
 
 from __future__ import annotations

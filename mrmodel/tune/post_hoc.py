@@ -67,11 +67,11 @@ class ConfirmedRuns:
         self._sets = [read_detections(place, about["candidate"], seed) for seed in about["seeds"]]
         truth = read_annotations(scored_file(config), config.features.clip_len_s)
         self._truth = [row.as_row() for row in truth]
-        self._judge = Scorer(config)
+        self._scorer = Scorer(config)
 
     def figures(self, config: Config) -> dict[str, float]:
         """Mean metrics over the seeds, decoded with `config`."""
-        found = [self._judge.figures(scores) for scores in self._scores(config)]
+        found = [self._scorer.figures(scores) for scores in self._scores(config)]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     def compare(self, before: Config, after: Config) -> Comparison:
@@ -89,7 +89,7 @@ class ConfirmedRuns:
         found = []
         for cached in self._sets:
             rows = [row.as_row() for row in predict_cached(cached, postprocess)]
-            found.append(self._judge.score(self._truth, rows))
+            found.append(self._scorer.score(self._truth, rows))
         return found
 
 

@@ -67,7 +67,7 @@ GROUPS = {
     ),
 }
 # A trained model, a registry or a git repository is needed: tests/smoke/test_predict.py,
-# tests.registry and tests/retrain run these as processes.
+# tests/registry and tests/retrain run these as processes.
 ELSEWHERE = {"predict", "registry", "lineage", "delivery"}
 
 

@@ -37,7 +37,7 @@ def edited(open_graph: OpenGraph) -> Iterator[StageGraph]:
         yield graph
 
 
-def walk_of(graph: StageGraph, result_store: ResultStore) -> Scheduler:
+def scheduler_of(graph: StageGraph, result_store: ResultStore) -> Scheduler:
     return Scheduler(graph, result_store, SETTINGS, "rev")
 
 
@@ -55,7 +55,7 @@ def states(scheduler: Scheduler) -> dict[str, str]:
 
 
 def test_only_what_changed_starts(edited: StageGraph, result_store: ResultStore) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     assert scheduled.order.stage == "evaluate"
     assert scheduled.order.locks == edited.locks()
@@ -68,7 +68,7 @@ def test_only_what_changed_starts(edited: StageGraph, result_store: ResultStore)
 
 
 def test_stages_go_to_their_pools(edited: StageGraph, result_store: ResultStore) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     assert scheduler.pool_of("finetune@sg_detr") == "gpu"
     assert scheduler.pool_of("studies/dvc.yaml:pretrain@x-1") == "gpu"
     assert scheduler.pool_of("report") == "cpu"
@@ -78,7 +78,7 @@ def test_independent_stages_start_together(
     open_graph: OpenGraph, result_store: ResultStore
 ) -> None:
     with open_graph(TRAINING) as graph:
-        scheduler = walk_of(graph, result_store)
+        scheduler = scheduler_of(graph, result_store)
         first = {scheduled.order.stage: scheduled for scheduled in scheduler.ready()}
         assert set(first) == {"pretrain@moment_detr", "scratch@moment_detr"}
         pretrain = first["pretrain@moment_detr"]
@@ -91,7 +91,7 @@ def test_a_failure_blocks_what_is_behind_it_alone(
     open_graph: OpenGraph, result_store: ResultStore
 ) -> None:
     with open_graph(TRAINING) as graph:
-        scheduler = walk_of(graph, result_store)
+        scheduler = scheduler_of(graph, result_store)
         first = {scheduled.order.stage: scheduled for scheduled in scheduler.ready()}
         scheduler.mark_finished(first["pretrain@moment_detr"], StageOutcome(reason="it broke"))
         assert scheduler.ready() == []
@@ -112,7 +112,7 @@ def test_a_failure_blocks_what_is_behind_it_alone(
 def test_a_crash_is_tried_again_but_not_for_ever(
     edited: StageGraph, result_store: ResultStore
 ) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     for attempt in (1, 2):
         (scheduled,) = scheduler.ready()
         assert scheduler.rows["evaluate"].attempts == attempt
@@ -125,11 +125,11 @@ def test_a_crash_is_tried_again_but_not_for_ever(
 def test_what_an_earlier_run_made_is_not_made_again(
     edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
 ) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     result_store.keep(result_of(edited, scheduled))
     with open_graph(EDIT) as graph:
-        again = walk_of(graph, result_store)
+        again = scheduler_of(graph, result_store)
         assert again.ready() == []
         assert states(again) == {"evaluate": "restored"}
         assert again.succeeded
@@ -138,13 +138,13 @@ def test_what_an_earlier_run_made_is_not_made_again(
 def test_a_record_whose_data_are_gone_is_dropped(
     edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
 ) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     result = result_of(edited, scheduled)
     result.entry["outs"][0]["md5"] = "ef" + "0" * 30 + ".dir"
     result_store.keep(result)
     with open_graph(EDIT) as graph:
-        again = walk_of(graph, result_store)
+        again = scheduler_of(graph, result_store)
         assert [scheduled.order.stage for scheduled in again.ready()] == ["evaluate"]
     assert result_store.find("evaluate", scheduled.key) is None
 
@@ -152,7 +152,7 @@ def test_a_record_whose_data_are_gone_is_dropped(
 def test_a_result_that_is_not_of_this_order_is_a_failure(
     edited: StageGraph, result_store: ResultStore
 ) -> None:
-    scheduler = walk_of(edited, result_store)
+    scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     old = StageResult(
         "evaluate", scheduled.key, edited.entry("evaluate"), {}, {}, 0.0, {}, "", "here"

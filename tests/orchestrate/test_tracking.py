@@ -33,7 +33,7 @@ def runs(client: MlflowClient) -> dict[str, Run]:
 
 
 @contextmanager
-def walking(clone: RunBranch, places: RuntimeEnvironment) -> Iterator[Scheduler]:
+def scheduling(clone: RunBranch, places: RuntimeEnvironment) -> Iterator[Scheduler]:
     result_store = ResultStore(places.result_store, None)
     settings = clone.config.orchestrate
     yield Scheduler(
@@ -62,7 +62,7 @@ def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowCli
         clone.change(change)
         with (
             open_pipeline_run(tracked.places, clone, ["report"], change) as record,
-            walking(clone, tracked.places) as scheduler,
+            scheduling(clone, tracked.places) as scheduler,
         ):
             scheduler.parent_run = run_id_of(record)
             finish(scheduler)
@@ -101,7 +101,7 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
     with (
         workspace(tracked.places, "HEAD") as clone,
         open_pipeline_run(tracked.places, clone, [], {}) as record,
-        walking(clone, tracked.places) as scheduler,
+        scheduling(clone, tracked.places) as scheduler,
     ):
         scheduler.parent_run = run_id_of(record)
         finish(scheduler)
@@ -122,7 +122,7 @@ def test_the_parent_decides_nothing(tracked: Bench) -> None:
     for parent in ("1" * 32, None):
         with (
             workspace(tracked.places, "HEAD") as clone,
-            walking(clone, tracked.places) as scheduler,
+            scheduling(clone, tracked.places) as scheduler,
         ):
             scheduler.parent_run = parent
             started = finish(scheduler)

@@ -20,7 +20,7 @@ from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.presets import overlay
 from mrmodel.registry.champion import PointerSnapshot
 from mrmodel.registry.decision import pointer_key
-from mrmodel.retrain import ingest as intake_module
+from mrmodel.retrain import ingest as ingest_module
 from mrmodel.retrain.deliveries import Delivery
 from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import LedgerEntry
@@ -273,7 +273,7 @@ def test_a_check_that_takes_its_process_with_it_stops_nobody(
 ) -> None:
     """As a video can that finds a mistake in a decoder."""
     plain.send("monday", parcel())
-    monkeypatch.setattr(intake_module, "_check", die)
+    monkeypatch.setattr(ingest_module, "_check", die)
     (report,) = reports_in(plain.take(), "quarantined")
     assert report.reasons[0].startswith("the process that checks it dies")
 
@@ -286,9 +286,9 @@ def test_a_defect_of_ours_leaves_the_delivery_for_later(monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(intake_module, "check_folder", fail)
+    monkeypatch.setattr(ingest_module, "check_folder", fail)
     delivery, nothing = Delivery("monday", "1" * 64, (), True), Path()
-    found = intake_module._check(nothing, delivery, None, None)  # type: ignore[arg-type]
+    found = ingest_module._check(nothing, delivery, None, None)  # type: ignore[arg-type]
     assert found.report.state == "waiting"
     assert "ValueError('a defect')" in found.report.reasons[0]
 

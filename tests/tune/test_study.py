@@ -29,7 +29,7 @@ def states(study: TrialQueue) -> Counter[str]:
     return Counter(trial.state.name for trial in study.trials())
 
 
-def test_every_ticket_is_taken_by_one_worker(address: str) -> None:
+def test_every_enqueued_trial_is_taken_by_one_worker(address: str) -> None:
     make_study(address, "Sleeping").fill(40)
 
     def take(worker: int) -> list[int]:

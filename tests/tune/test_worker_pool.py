@@ -26,7 +26,7 @@ def states(study: TrialQueue) -> Counter[str]:
     return Counter(trial.state.name for trial in study.trials())
 
 
-def crew_for(address: str) -> LocalWorkerPool:
+def pool_for(address: str) -> LocalWorkerPool:
     return LocalWorkerPool(address, Path("workers"), None)
 
 
@@ -50,7 +50,7 @@ def test_four_workers_of_which_one_is_killed(postgres: PostgresService, no_serve
     study.fill(16)
     killer = threading.Thread(target=kill_one, args=(address,))
     killer.start()
-    follow(study, crew_for(address), 4, lambda: None)
+    follow(study, pool_for(address), 4, lambda: None)
     killer.join()
     assert states(study) == {"COMPLETE": 16, "FAIL": 1}
     (failed,) = study.trials(TrialState.FAIL)
@@ -64,7 +64,7 @@ def test_each_end_of_a_trial_has_its_state_and_reason(no_servers: Path) -> None:
     moods = {"1": "killed", "2": "stopped", "3": "diverged"}
     study = make_study(address, "Moody", moods=moods)
     study.fill(5)
-    follow(study, crew_for(address), 1, lambda: None)
+    follow(study, pool_for(address), 1, lambda: None)
     assert states(study) == {"COMPLETE": 3, "PRUNED": 2, "FAIL": 1}
     reasons = {trial.number: trial.user_attrs.get("reason") for trial in study.trials()}
     assert reasons[1] == "its worker was killed"
@@ -78,7 +78,7 @@ def test_an_error_that_every_trial_would_meet_ends_the_search(no_servers: Path) 
     study = make_study(address, "Moody", moods={"1": "no data"})
     study.fill(4)
     with pytest.raises(TuningError, match=r"train\.jsonl: has no rows"):
-        follow(study, crew_for(address), 1, lambda: None)
+        follow(study, pool_for(address), 1, lambda: None)
     # The trial waits for a search that goes on once the mistake is mended.
     assert states(study) == {"COMPLETE": 1, "FAIL": 1, "WAITING": 3}
 
@@ -88,7 +88,7 @@ def test_workers_that_die_at_once_end_the_search(no_servers: Path) -> None:
     study = make_study(address, "AlwaysKilled", attempts=2)
     study.fill(1)
     with pytest.raises(TuningError, match="workers die: signal 9"):
-        follow(study, crew_for(address), 1, lambda: None)
+        follow(study, pool_for(address), 1, lambda: None)
     assert states(study)["RUNNING"] == 0
 
 
@@ -102,7 +102,7 @@ def test_trials_of_an_earlier_search_that_was_killed_are_taken_up(no_servers: Pa
     elsewhere = Owner("elsewhere", "another machine", "1:1.00")
     for owner in (dead, alive, elsewhere):
         study.claim(owner, NopPruner())
-    follow(study, crew_for(address), 2, lambda: None)
+    follow(study, pool_for(address), 2, lambda: None)
     assert states(study) == {"FAIL": 1, "RUNNING": 2, "COMPLETE": 1}
 
 
@@ -121,7 +121,7 @@ def test_a_worker_of_an_earlier_search_is_followed_like_ones_own(no_servers: Pat
     address = str(no_servers / "journal.log")
     study = make_study(address, "Sleeping", seconds=0.5)
     study.fill(3)
-    earlier = crew_for(address).start("main")
+    earlier = pool_for(address).start("main")
 
     def kill() -> None:
         """SIGKILL it in the middle of its second trial."""
@@ -172,8 +172,8 @@ def test_a_search_that_ends_leaves_no_worker(no_servers: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        follow(study, crew_for(address), 1, interrupt)
+        follow(study, pool_for(address), 1, interrupt)
     assert states(study) == {"FAIL": 1, "WAITING": 2}
     (failed,) = study.trials(TrialState.FAIL)
     owner = owner_of(failed)
-    assert owner is None or crew_for(address).is_lost(owner)
+    assert owner is None or pool_for(address).is_lost(owner)
