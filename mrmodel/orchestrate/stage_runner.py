@@ -1,8 +1,8 @@
 """``python -m mrmodel.orchestrate.stage_runner ORDER.json``: runs one stage in a fresh clone.
 
-Always its own process under `mrmodel.processes`, so that it can be killed as a whole. It
-announces its steps through `mrmodel.progress.announce` and writes the result next to the request; its exit code is an
-`ExitCode`.
+Always its own process under `mrmodel.processes`, so that it can be killed as a whole. It announces
+its steps through `mrmodel.progress.announce` and writes the result next to the request; its exit
+code is an `ExitCode`.
 """
 
 from __future__ import annotations
