@@ -146,7 +146,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     values = np.arange(4.0)
     with pytest.raises(DataError, match="different queries"):
         paired_bootstrap(system(values), system(values[:3]), "mAP")
-    with pytest.raises(DataError, match="no figure 'R1'"):
+    with pytest.raises(DataError, match="no metric 'R1'"):
         confidence_interval(system(values), "R1")
     with pytest.raises(DataError, match="no query enters"):
         confidence_interval(system(np.full(4, np.nan)), "mAP")
