@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         paired_bootstrap(system(values), system(values[:3]), "mAP")
     with pytest.raises(DataError, match="no metric 'R1'"):
         confidence_interval(system(values), "R1")
-    with pytest.raises(DataError, match="no query enters"):
+    with pytest.raises(DataError, match="no query counts for"):
         confidence_interval(system(np.full(4, np.nan)), "mAP")
     with pytest.raises(ValueError, match="resamples"):
         BootstrapSettings(resamples=0)
