@@ -13,14 +13,17 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from mrmodel.config.schema import ShardSettings
 from mrmodel.errors import ConfigError
-from mrmodel.orchestrate.result_store import StageRequest
-from mrmodel.orchestrate.sharding import (
+from mrmodel.orchestrate.result_store import (
     ShardedStream,
     ShardInterrupted,
-    ShardReport,
     ShardRequest,
+    StageRequest,
+)
+from mrmodel.orchestrate.sharding import (
+    ShardReport,
     ShardRounds,
     make_shard,
+    shard_folder,
     shards_markdown,
 )
 from mrmodel.processes import tasks_at_once
@@ -81,8 +84,6 @@ def make(
     order: ShardRequest, where: Path | StageRequest, result_store: str, endpoint: str | None
 ) -> ShardReport:
     """Extract one shard; see `make_shard`."""
-    from mrmodel.orchestrate.sharding import shard_folder  # Importing DVC takes a second.
-
     with shard_folder(where, order) as clone:
         return make_shard(order, clone, open_store(result_store, endpoint))
 

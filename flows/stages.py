@@ -20,8 +20,13 @@ from prefect.states import Crashed, Failed
 from mrmodel.config.schema import ShardSettings
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.markdown import stage_markdown
-from mrmodel.orchestrate.result_store import StageRequest, StageResult
-from mrmodel.orchestrate.sharding import ShardedStream, ShardFailed, ShardInterrupted
+from mrmodel.orchestrate.result_store import (
+    ShardedStream,
+    ShardFailed,
+    ShardInterrupted,
+    StageRequest,
+    StageResult,
+)
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, StageKilled, run_stage_process
 
 # A killed flow cannot release its slot, so the GPU is blocked this long. Prefect's minimum.

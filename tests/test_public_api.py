@@ -28,3 +28,27 @@ def test_importing_it_loads_neither_torch_nor_mlflow() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+HEAVY = {"torch", "mlflow", "optuna", "pandas", "dvc", "av", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("mrmodel.cli.main", set()),
+        ("mrmodel.orchestrate.stage_process", set()),
+        ("mrmodel.orchestrate.stage_runner", {"dvc"}),
+        ("mrmodel.tracking.run", set()),
+        ("mrmodel.tune.result", set()),
+        ("mrmodel.processes", set()),
+        ("flows.stages", set()),
+    ],
+)
+def test_what_every_command_and_stage_imports_stays_light(module: str, allowed: set[str]) -> None:
+    """Each of these starts with a command or a stage; torch alone would cost it two seconds."""
+    script = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) <= allowed

@@ -1,13 +1,19 @@
-"""Stage requests and their results: the lock-file entry and metrics, never the data."""
+"""Requests for stages and shards, and the results of stages: lock-file entry and metrics, no data.
+
+Every worker starts by importing this module, so it loads neither torch nor DVC.
+"""
 
 from __future__ import annotations
 
 import enum
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import ConflictError, OrchestrationError
+from mrmodel.features.keys import shard_of
+from mrmodel.files import digest_of
 from mrmodel.storage import Store, open_store
 
 
@@ -117,3 +123,79 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     FAILED = 1
     KILLED = 3
+
+
+class ShardInterrupted(OrchestrationError):
+    """The process of a shard was killed, or the store was unreachable; a retry may help."""
+
+
+class ShardFailed(OrchestrationError):
+    """A shard ended with an error of its own; a retry would give the same error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRequest:
+    """One shard to extract.
+
+    Attributes:
+        stream: name of the encoder.
+        plan: see `mrmodel.features.extraction.job_runner.piece_plan`.
+        digest: key of the extraction in the store.
+        index, count: index of the shard (from 0), and number of shards.
+        files: file names of its videos, in the video folder.
+        workers: processes; 0: as params.yaml sets.
+    """
+
+    stream: str
+    plan: dict[str, Any]
+    digest: str
+    index: int
+    count: int
+    files: tuple[str, ...]
+    workers: int = 0
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count} of {self.stream}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedStream:
+    """A stream that is extracted in shards.
+
+    Attributes:
+        stream: name of the encoder.
+        plan: settings that determine its partial results; `plan_of` computes it from a clone.
+        content: path -> DVC hash of every dependency of the stage: the videos and the code. Shards
+            of other content are never mixed with these.
+        files: file names of all videos, in the video folder.
+        count: number of shards.
+        workers: processes of each shard; 0: as params.yaml sets.
+    """
+
+    stream: str
+    plan: dict[str, Any]
+    content: dict[str, str]
+    files: tuple[str, ...]
+    count: int
+    workers: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Key of the extraction in the store: equal for equal inputs, on every machine."""
+        return digest_of({"plan": self.plan, "content": self.content})
+
+    def orders(self) -> list[ShardRequest]:
+        """All shards."""
+        names = {Path(name).stem: name for name in sorted(self.files)}
+        return [
+            ShardRequest(
+                self.stream,
+                self.plan,
+                self.digest,
+                index,
+                self.count,
+                tuple(names[key] for key in shard_of(names, index, self.count)),
+                self.workers,
+            )
+            for index in range(self.count)
+        ]

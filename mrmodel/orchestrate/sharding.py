@@ -18,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.config.schema import ShardSettings, load_config
-from mrmodel.errors import MrModelError, OrchestrationError, StorageError
+from mrmodel.errors import MrModelError, StorageError
 from mrmodel.features.extraction.shards import ShardSummary
-from mrmodel.features.keys import shard_of
-from mrmodel.files import digest_of, one_at_a_time, write_json
+from mrmodel.files import one_at_a_time, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
-from mrmodel.orchestrate.result_store import ResultStore, StageRequest
+from mrmodel.orchestrate.result_store import (
+    ResultStore,
+    ShardedStream,
+    ShardFailed,
+    ShardInterrupted,
+    ShardRequest,
+    StageRequest,
+)
 from mrmodel.processes import run_python, tasks_at_once, worker_count
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.shards import (
@@ -38,85 +44,6 @@ from mrmodel.stages.shards import (
     tar_name,
 )
 from mrmodel.storage import Store
-
-
-class ShardInterrupted(OrchestrationError):
-    """The process of a shard was killed, or the store was unreachable; a retry may help."""
-
-
-class ShardFailed(OrchestrationError):
-    """A shard ended with an error of its own; a retry would give the same error."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRequest:
-    """One shard to extract.
-
-    Attributes:
-        stream: name of the encoder.
-        plan: see `mrmodel.features.extraction.job_runner.piece_plan`.
-        digest: key of the extraction in the store.
-        index, count: index of the shard (from 0), and number of shards.
-        files: file names of its videos, in the video folder.
-        workers: processes; 0: as params.yaml sets.
-    """
-
-    stream: str
-    plan: dict[str, Any]
-    digest: str
-    index: int
-    count: int
-    files: tuple[str, ...]
-    workers: int = 0
-
-    def __str__(self) -> str:
-        return f"shard {self.index} of {self.count} of {self.stream}"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardedStream:
-    """A stream that is extracted in shards.
-
-    Attributes:
-        stream: name of the encoder.
-        plan: settings that determine its partial results; `plan_of` computes it from a clone.
-        content: path -> DVC hash of every dependency of the stage: the videos and the code. Shards
-            of other content are never mixed with these.
-        files: file names of all videos, in the video folder.
-        count: number of shards.
-        workers: processes of each shard; 0: as params.yaml sets.
-    """
-
-    stream: str
-    plan: dict[str, Any]
-    content: dict[str, str]
-    files: tuple[str, ...]
-    count: int
-    workers: int = 0
-
-    @property
-    def digest(self) -> str:
-        """Key of the extraction in the store: equal for equal inputs, on every machine."""
-        return digest_of({"plan": self.plan, "content": self.content})
-
-    def orders(self) -> list[ShardRequest]:
-        """All shards."""
-        names = {Path(name).stem: name for name in sorted(self.files)}
-        return [
-            ShardRequest(
-                self.stream,
-                self.plan,
-                self.digest,
-                index,
-                self.count,
-                tuple(names[key] for key in shard_of(names, index, self.count)),
-                self.workers,
-            )
-            for index in range(self.count)
-        ]
-
-
-_SHOWN_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)

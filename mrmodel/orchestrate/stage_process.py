@@ -18,8 +18,7 @@ from typing import Any
 
 from mrmodel.errors import OrchestrationError
 from mrmodel.files import write_json
-from mrmodel.orchestrate.result_store import ExitCode, StageRequest, StageResult
-from mrmodel.orchestrate.sharding import ShardedStream
+from mrmodel.orchestrate.result_store import ExitCode, ShardedStream, StageRequest, StageResult
 from mrmodel.processes import hide_secrets, secrets_of
 from mrmodel.progress import EVENTS
 

@@ -28,8 +28,14 @@ from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
-from mrmodel.orchestrate.result_store import ExitCode, ResultStore, StageRequest, StageResult
-from mrmodel.orchestrate.sharding import ShardedStream, ShardInterrupted
+from mrmodel.orchestrate.result_store import (
+    ExitCode,
+    ResultStore,
+    ShardedStream,
+    ShardInterrupted,
+    StageRequest,
+    StageResult,
+)
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
 from mrmodel.tracking.run import PARENT

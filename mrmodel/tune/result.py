@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from mrmodel.config.base import Section
 from mrmodel.errors import TuningError
-from mrmodel.tune.study import TrialQueue
+
+if TYPE_CHECKING:  # Names of flow states need no Optuna, which takes a second.
+    from mrmodel.tune.study import TrialQueue
 
 _VERDICT = "verdict"
 

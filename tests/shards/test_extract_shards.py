@@ -12,13 +12,8 @@ import pytest
 
 from flows.shards import extract_shards
 from mrmodel.config.schema import ShardSettings
-from mrmodel.orchestrate.sharding import (
-    ShardedStream,
-    ShardFailed,
-    gather_shards,
-    plan_of,
-    shard_key,
-)
+from mrmodel.orchestrate.result_store import ShardedStream, ShardFailed
+from mrmodel.orchestrate.sharding import gather_shards, plan_of, shard_key
 from mrmodel.storage import open_store
 from tests.shards.processes import pieces_in, repro, shard_steps, wait_until
 

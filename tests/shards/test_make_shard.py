@@ -17,10 +17,8 @@ import pytest
 from mrmodel.errors import ConfigError
 from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.shards import read_tar, write_tar
+from mrmodel.orchestrate.result_store import ShardedStream, ShardFailed, ShardInterrupted
 from mrmodel.orchestrate.sharding import (
-    ShardedStream,
-    ShardFailed,
-    ShardInterrupted,
     ShardRounds,
     find_report,
     forget_shards,
