@@ -43,6 +43,7 @@ HEAVY = {"torch", "mlflow", "optuna", "pandas", "dvc", "av", "matplotlib"}
         ("mrmodel.tune.result", set()),
         ("mrmodel.processes", set()),
         ("flows.stages", set()),
+        ("flows.provision", set()),
     ],
 )
 def test_what_every_command_and_stage_imports_stays_light(module: str, allowed: set[str]) -> None:

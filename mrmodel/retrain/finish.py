@@ -6,16 +6,18 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mrmodel.errors import ConfigError
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import fast_forward, workspace
-from mrmodel.registry.champion import registry_store
 from mrmodel.registry.decision import Decision
-from mrmodel.retrain.ingest import IngestResult
 from mrmodel.retrain.outcomes import Ledger, LedgerEntry
 from mrmodel.retrain.report import DeliveryReport
 from mrmodel.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from mrmodel.retrain.ingest import IngestResult
 
 # Names of the final states of retraining flow runs, on which automations can be triggered.
 ENDS = ("Promoted", "Refused", "Conflict", "Quarantined", "Waiting", "Unchanged")
@@ -104,6 +106,8 @@ def open_ledger(places: RuntimeEnvironment, rev: str) -> Ledger:
     """The outcomes of deliveries for the model that a revision registers."""
     with workspace(places, rev) as space:
         name = space.config.promotion.registered_model
+    from mrmodel.registry.champion import registry_store  # MLflow; names of states need none.
+
     return Ledger(registry_store(places.state), name)
 
 
