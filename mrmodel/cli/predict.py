@@ -47,13 +47,12 @@ def command(
     there are more clips than fit into the line, each character shows the highest score of several
     neighbouring clips. --json prints every score.
     """
+    if plot is not None and plot.suffix not in PLOTS:
+        rule = f"{plot}: expected a name that ends in one of {', '.join(PLOTS)}"
+        raise click.BadParameter(rule, param_hint="--plot")
+    # Not before the check of the options: torch takes seconds.
     from mrmodel.predict.predictor import Predictor
 
-    if plot is not None and plot.suffix not in PLOTS:
-        expected = ", ".join(PLOTS)
-        raise click.BadParameter(
-            f"{plot}: expected a name ending in one of {expected}", None, None, "--plot"
-        )
     predictor = Predictor.from_folder(folder or default_model(), device)
     searchable = predictor.encode(video)
     predictions = predictor.search(searchable, queries)

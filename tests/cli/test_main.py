@@ -61,3 +61,16 @@ def test_the_curve_of_any_video_is_one_line(width: int) -> None:
 def test_few_clips_have_a_character_each() -> None:
     assert curve_line((0.0, 0.5, 1.0), 80) == "  clips  ▁▅█"
     assert curve_line((0.3, 0.3), 80) == "  clips  ▁▁"
+
+
+def test_a_picture_of_another_format_is_refused_before_any_work() -> None:
+    arguments = ["predict", "no.mp4", "--query", "a cat", "--plot", "timeline.gif"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert "timeline.gif: expected a name that ends in one of .png, .svg, .pdf" in result.output
+
+
+def test_a_renamed_option_says_its_new_name() -> None:
+    result = CliRunner().invoke(cli, ["registry", "promote", "--new-line", "other rows"])
+    assert result.exit_code == 2
+    assert "--new-line is called --reset-baseline now" in result.output
