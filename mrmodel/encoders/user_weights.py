@@ -337,6 +337,6 @@ def read_part(kind: type[S], path: Path) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"
-        told = first["type"] in ("missing", "value_error")  # the message already names the field
-        found = "" if told else f" = {first['input']!r}"
+        named = first["type"] in ("missing", "value_error")  # the message already names the field
+        found = "" if named else f" = {first['input']!r}"
         raise WeightsError(f"{path}: {place}{found}: {first['msg']}") from None

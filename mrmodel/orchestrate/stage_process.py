@@ -60,8 +60,8 @@ def run_stage_process(
     """
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         folder = Path(name)
-        told = {"order": asdict(order), "sharded": asdict(sharded) if sharded else None}
-        write_json(folder / "order.json", told)
+        content = {"order": asdict(order), "sharded": asdict(sharded) if sharded else None}
+        write_json(folder / "order.json", content)
         events = folder / "events.jsonl"
         events.touch()
         last: deque[str] = deque(maxlen=_SHOWN_LINES)
@@ -91,8 +91,8 @@ def _listen(
             ended = process.poll() is not None
             if ended:
                 reader.join()
-            *told, unfinished = (unfinished + file.read()).split("\n")
-            for text in told:
+            *events_read, unfinished = (unfinished + file.read()).split("\n")
+            for text in events_read:
                 listener.event(json.loads(text))
             while lines:
                 last.append(hide_secrets(lines.popleft(), secrets))

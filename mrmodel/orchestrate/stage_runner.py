@@ -138,8 +138,8 @@ def _mlflow_address() -> str:
     """URL of the MLflow run that the stage announced."""
     path = os.environ.get(EVENTS)
     lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
-    told = [event for line in lines if (event := json.loads(line))["event"] == "mlflow"]
-    return str(told[-1]["address"]) if told else ""
+    events = [event for line in lines if (event := json.loads(line))["event"] == "mlflow"]
+    return str(events[-1]["address"]) if events else ""
 
 
 @contextmanager
@@ -192,10 +192,12 @@ def main() -> int:
     logging.getLogger("dvc").propagate = False
     for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    told = json.loads(file.read_text(encoding="utf-8"))
-    order, sharded = StageRequest(**told["order"]), None
-    if told["sharded"] is not None:
-        sharded = ShardedStream(**(told["sharded"] | {"files": tuple(told["sharded"]["files"])}))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    order, sharded = StageRequest(**content["order"]), None
+    if content["sharded"] is not None:
+        sharded = ShardedStream(
+            **(content["sharded"] | {"files": tuple(content["sharded"]["files"])})
+        )
     try:
         result = StageRunner(order, RuntimeEnvironment.from_environment(), sharded).run()
     except Exception as error:
