@@ -13,7 +13,7 @@ Units: seconds outside the models; inside, a span is a fraction of ``T = valid c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Annotation and Prediction must be importable without torch
@@ -103,6 +103,14 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.qids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("video", "video_mask", "text", "text_mask")
+        }
+        return replace(self, **moved)
 
 
 @dataclass(slots=True)

@@ -9,14 +9,14 @@ counterpart and are dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from mrmodel.errors import UnknownNameError
 
-NameRules = tuple[tuple[str, str], ...]
+NameRules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 _SHARED: NameRules = (
     (r"^module\.", ""),
@@ -110,8 +110,91 @@ RULES: dict[str, NameRules] = {
     ),
 }
 
+_SG_DECODER = r"^detector\.decoder\."
+_SG_CLASS, _SG_SPAN = r"^aux_det_head\.classification_head\.", r"^aux_det_head\.regression_head\."
+RULES["sg_detr"] = (
+    (r"^model\.", ""),
+    (r"\.linear_mapper\.(\d+)\.mapper\.0\.", r".\1.norm."),
+    (r"\.linear_mapper\.(\d+)\.mapper\.2\.", r".\1.linear."),
+    (r"^input_vid_proj\.", "projections.video."),
+    (r"^input_txt_proj\.", "projections.text."),
+    (r"^modality_embeddings\.", "modality."),
+    (r"\.linear_mapper\.", "."),
+    (r"\.ffn\.mapping\.0\.", ".ffn.expand."),
+    (r"\.ffn\.mapping\.1\.", ".ffn.activation."),
+    (r"\.ffn\.mapping\.3\.", ".ffn.contract."),
+    (r"^local_saliency_head\.temp$", "local_saliency.log_scale"),
+    (r"^local_saliency_head\.a_param$", "local_saliency.shift"),
+    (r"^local_saliency_head\.sentence_pooling\.cls_q$", "pooling.query"),
+    (r"^local_saliency_head\.sentence_pooling\.", "pooling."),
+    (r"^(pooling\.layers\.\d+)\.attn\.out_proj\.", r"\1.output."),
+    (r"^(pooling\.layers\.\d+)\.attn_norm\.", r"\1.token_norm."),
+    (r"^txt2vis_sal_encoder\.t2v_encoder\.", "text_to_video."),
+    (r"^(text_to_video\.layers\.\d+)\.self_attn\.out_proj\.", r"\1.output."),
+    (r"^sent_encoder\.sent_rep_token$", "sentence_encoder.token"),
+    (r"^sent_encoder\.sent_rep_pos$", "sentence_encoder.token_position"),
+    (r"^sent_encoder\.sent_cls_encoder\.layers\.0\.", "sentence_encoder.layer."),
+    (r"^moment_encoder\.moment_rep_token$", "moment_encoder.token"),
+    (r"^moment_encoder\.moment_rep_pos$", "moment_encoder.token_position"),
+    (r"^moment_encoder\.mcls_encoder\.layers\.0\.", "moment_encoder.layer."),
+    (r"^det_encoder\.encoder\.layers\.", "encoder."),
+    (r"^global_saliency_head\.", "global_saliency.head."),
+    (r"^fpn\.upscale\.", "fpn.0."),
+    (r"^fpn\.level(\d)\.", lambda found: f"fpn.{int(found[1]) + 1}."),
+    # The finest level begins with an upsampling, the coarsest with a GELU.
+    (r"^fpn\.([03])\.(\d)\.", lambda found: f"fpn.{found[1]}.{int(found[2]) - 1}."),
+    (r"^fpn\.(\d)\.0\.(\w+)\.weight$", r"detector.pyramid.levels.\1.convs.0.\2_weight"),
+    (r"^fpn\.(\d)\.3\.(\w+)\.weight$", r"detector.pyramid.levels.\1.convs.1.\2_weight"),
+    (r"^fpn\.(\d)\.1\.norm\.", r"detector.pyramid.levels.\1.norms.0."),
+    (r"^fpn\.(\d)\.4\.norm\.", r"detector.pyramid.levels.\1.norms.1."),
+    (r"^query_selector\.enc_output\.", "detector.start.output."),
+    (r"^query_selector\.enc_output_norm\.", "detector.start.norm."),
+    (r"^query_selector\.enc_out_class_embed\.", "detector.start.class_head."),
+    (r"^query_selector\.enc_out_iou_embed\.", "detector.start.iou_head."),
+    (r"^query_selector\.enc_out_span_embed\.", "detector.start.span_head."),
+    (r"^main_det_head\.label_enc\.weight$", "detector.start.content"),
+    (r"^main_det_head\.refpoint_embed\.center\.weight$", "detector.start.centre"),
+    (r"^main_det_head\.refpoint_embed\.width\.weight$", "detector.start.width"),
+    (r"^main_det_head\.co_mapper\.", "detector.auxiliary_content."),
+    (r"^main_det_head\.class_embed\.", "detector.decoder.class_head."),
+    (r"^main_det_head\.span_embed\.", "detector.decoder.span_head."),
+    (r"^main_det_head\.", "detector."),
+    (_SG_DECODER + r"span_embed\.", "detector.decoder.refinement."),
+    (_SG_DECODER + r"quality_score_embed\.", "detector.decoder.iou_head."),
+    (_SG_DECODER + r"ref_point_head\.", "detector.decoder.query_position."),
+    (_SG_DECODER + r"ref_anchor_head\.", "detector.decoder.width_scale."),
+    (r"\.self_attention\.norm1\.", ".norm1."),
+    (r"\.self_attention\.self_attn\.out_proj\.", ".self_output."),
+    (r"\.self_attention\.query_content_proj\.", ".self_query_content."),
+    (r"\.self_attention\.query_pos_proj\.", ".self_query_position."),
+    (r"\.self_attention\.key_content_proj\.", ".self_key_content."),
+    (r"\.self_attention\.key_pos_proj\.", ".self_key_position."),
+    (r"\.self_attention\.value_proj\.", ".self_value."),
+    (r"\.ca_qcontent_proj\.", ".cross_query_content."),
+    (r"\.ca_qpos_sine_proj\.", ".cross_query_span."),
+    (r"\.ca_kcontent_proj\.", ".cross_key_content."),
+    (r"\.ca_kpos_proj\.", ".cross_key_position."),
+    (r"\.ca_value_proj\.", ".cross_value."),
+    (r"\.cross_attn\.out_proj\.", ".cross_output."),
+    (r"\.self_attn\.", ".attention."),
+    (_SG_CLASS + r"stem\.", "detector.anchor_head.class_tower."),
+    (_SG_SPAN + r"stem\.", "detector.anchor_head.span_tower."),
+    (r"_tower\.layers\.(1|5|9)\.weight$", lambda found: f"_tower.{int(found[1]) // 4}.weight"),
+    (r"_tower\.layers\.(2|6|10)\.norm\.", lambda found: f"_tower.{int(found[1]) // 4}.norm."),
+    (
+        r"^aux_det_head\.classification_head\.cls_logits\.layers\.1\.",
+        "detector.anchor_head.classify.",
+    ),
+    (_SG_SPAN + r"bbox_reg\.layers\.1\.", "detector.anchor_head.regress."),
+    (
+        r"^aux_det_head\.regression_head\.bbox_ctrness\.layers\.1\.",
+        "detector.anchor_head.centerness.",
+    ),
+    (_SG_SPAN + r"scales\.(\d+)\.scale$", r"detector.anchor_head.scales.\1"),
+)
+
 UNUSED = re.compile(
-    r"projections\.text_positions\.|(?:detr\.)?heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
+    r"txt_position_embed\.|aux_det_head\.anchor_generator\.|projections\.text_positions\.|(?:detr\.)?heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
 )
 
 

@@ -19,12 +19,10 @@ class PaddedWindows:
     Attributes:
         spans_cxw: (B, Gmax, 2) float32, fractions of T; (0.5, 0.5) at padding. Gmax may be 0.
         valid: (B, Gmax) bool; a sample's windows come first.
-        total: number of windows of the batch.
     """
 
     spans_cxw: Tensor
     valid: Tensor
-    total: int
 
 
 def pad_windows(targets: Targets) -> PaddedWindows:
@@ -36,7 +34,7 @@ def pad_windows(targets: Targets) -> PaddedWindows:
     spans = targets.spans_cxw.new_full((len(counts), longest, 2), 0.5)
     # Not `spans[valid] = ...`, which synchronises with the device.
     spans.masked_scatter_(valid.unsqueeze(2), targets.spans_cxw)
-    return PaddedWindows(spans, valid, int(counts.sum()))
+    return PaddedWindows(spans, valid)
 
 
 def own_windows(window: Tensor, windows: PaddedWindows) -> Tensor:

@@ -25,7 +25,7 @@ class LayerSettings(Protocol):
     @property
     def dropout(self) -> float: ...  # noqa: D102
     @property
-    def drop(self) -> Literal["path", "unit"]: ...  # noqa: D102
+    def drop(self) -> Literal["path", "unit"] | float: ...  # noqa: D102
 
 
 class ProjectionSettings(Protocol):
@@ -57,7 +57,8 @@ class PresetSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") == "robust":
+        default = cls.model_fields["preset"].default
+        if isinstance(given, Mapping) and given.get("preset", default) == "robust":
             return _merged(cls.ROBUST, given)
         return given
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers import cpu_kernels
-from mrmodel.models.layers.dropout import branch_dropout, dropout
-from mrmodel.models.layers.feed_forward import Drop, add_projected
+from mrmodel.models.layers.dropout import Drop, branch_dropout, dropout
+from mrmodel.models.layers.feed_forward import add_projected
 
 
 class Inputs(NamedTuple):
@@ -107,7 +107,7 @@ class MultiheadAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
         self.out_proj = nn.Linear(hidden, hidden)
-        self.branch = branch_dropout(p, drop)
+        self.branch, self.weights_p = branch_dropout(p, drop), p
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -143,7 +143,7 @@ class MultiheadAttention(nn.Module):
     @property
     def p(self) -> float:
         """Dropout probability of the attention weights."""
-        return self.branch.p if self.training else 0.0
+        return self.weights_p if self.training else 0.0
 
     def project_query(self, query: Tensor) -> Tensor:
         """(B, S, d) -> (B, S, d)."""

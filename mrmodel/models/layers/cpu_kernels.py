@@ -55,6 +55,7 @@ def feed_forward(
     layers: tuple[nn.Linear, nn.PReLU | nn.ReLU, nn.Linear],
     norm: nn.LayerNorm,
     branch: BranchDropout,
+    p: float | None = None,
 ) -> Tensor:
     """norm(residual + Drop(W2 Drop(act(W1 source)))), (B, ..., d) each.
 
@@ -63,13 +64,15 @@ def feed_forward(
         residual: what the result is added to.
         layers: first Linear, activation, second Linear.
         norm: over the last axis.
-        branch: dropout before the sum; unit dropout also applies after the activation.
+        branch: dropout before the sum.
+        p: unit dropout after the activation; None: with the probability of `branch`.
     """
     first, activation, second = layers
     slope = activation.weight if isinstance(activation, nn.PReLU) else None
     output: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
         _rows(source), _rows(residual), first.weight, first.bias, slope, second.weight, second.bias,
-        norm.weight, norm.bias, norm.eps, branch.p, _branch_mask(branch, residual),
+        norm.weight, norm.bias, norm.eps, branch.p if p is None else p,
+        _branch_mask(branch, residual),
     )  # fmt: skip
     return output.view_as(residual)
 

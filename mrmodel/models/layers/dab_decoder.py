@@ -72,11 +72,19 @@ class DabDecoder(nn.Module):
 
 
 class DabDecoderLayer(nn.Module):
-    """Self-attention, cross-attention on content and span codes, PReLU feed-forward."""
+    """Self-attention, cross-attention on content and span codes, PReLU feed-forward.
 
-    def __init__(self, settings: LayerSettings, first: bool) -> None:
+    Args:
+        settings: sizes and dropout.
+        first: positions are added to queries and keys of the cross-attention.
+        rekeyed: the keys' positions of the self-attention are made from the projected positions of
+            the queries, as in the published SG-DETR.
+    """
+
+    def __init__(self, settings: LayerSettings, first: bool, rekeyed: bool = False) -> None:
         super().__init__()
         hidden, self.heads = settings.hidden, settings.heads
+        self.rekeyed = rekeyed
 
         def linear() -> nn.Linear:
             return nn.Linear(hidden, hidden)
@@ -92,6 +100,7 @@ class DabDecoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.norm3 = nn.LayerNorm(hidden)
         self.branch = branch_dropout(settings.dropout, settings.drop)
+        self.weights_p = settings.dropout
         nn.init.zeros_(self.self_output.bias)
         nn.init.zeros_(self.cross_output.bias)
 
@@ -125,8 +134,10 @@ class DabDecoderLayer(nn.Module):
         return decoded
 
     def _mix(self, target: Tensor, position: Tensor, size: int, mutual: Tensor | None) -> Tensor:
-        queries = self.self_query_content(target) + self.self_query_position(position)
-        keys = self.self_key_content(target) + self.self_key_position(position)
+        located = self.self_query_position(position)
+        queries = self.self_query_content(target) + located
+        located = self.self_key_position(located if self.rekeyed else position)
+        keys = self.self_key_content(target) + located
         rows = [t.expand(size, -1, -1) for t in (queries, keys, self.self_value(target))]
         return attend(rows[0], rows[1], rows[2], self.heads, mutual, self._p)
 
@@ -150,4 +161,4 @@ class DabDecoderLayer(nn.Module):
 
     @property
     def _p(self) -> float:
-        return self.branch.p if self.training else 0.0
+        return self.weights_p if self.training else 0.0

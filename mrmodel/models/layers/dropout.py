@@ -23,6 +23,7 @@ from torch import Tensor, nn
 BITS = 13
 
 Bytes = NDArray[np.uint8]
+Drop = Literal["path", "unit"] | float
 
 # Row b holds the keep mask of the eight elements whose drop bits are the bits of byte b.
 _KEEP = 1.0 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
@@ -62,8 +63,13 @@ class DropPath(nn.Module):
 BranchDropout = Dropout | DropPath
 
 
-def branch_dropout(p: float, drop: Literal["path", "unit"]) -> BranchDropout:
-    """Dropout of a residual branch: ``path`` drops it for whole samples, ``unit`` its elements."""
+def branch_dropout(p: float, drop: Drop) -> BranchDropout:
+    """Dropout of a residual branch: ``unit`` drops its elements, ``path`` whole samples.
+
+    A number drops whole samples with that probability instead of `p`.
+    """
+    if isinstance(drop, float):
+        return DropPath(drop)
     return DropPath(p) if drop == "path" else Dropout(p)
 
 

@@ -8,10 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mrmodel.models.layers import cpu_kernels
-from mrmodel.models.layers.dropout import BranchDropout, Dropout, branch_dropout
+from mrmodel.models.layers.dropout import BranchDropout, Drop, Dropout, branch_dropout
 
 Activation = Literal["relu", "prelu"]
-Drop = Literal["path", "unit"]
 
 
 class FeedForward(nn.Module):
@@ -34,7 +33,9 @@ class FeedForward(nn.Module):
         """norm(residual + dropout(block(source))), (B, ..., d); just the sum if `norm` is None."""
         layers = (self.expand, self.activation, self.contract)
         if norm is not None and cpu_kernels.usable(residual, self.training):
-            return cpu_kernels.feed_forward(source, residual, layers, norm, self.branch)
+            return cpu_kernels.feed_forward(
+                source, residual, layers, norm, self.branch, self.dropout.p
+            )
         if norm is not None and cpu_kernels.usable_for_inference(residual, self.training):
             return cpu_kernels.feed_forward_at_rest(source, residual, layers, norm)
         hidden = self.dropout(self.activation(self.expand(source)))

@@ -14,6 +14,8 @@ from torch import Tensor
 from mrmodel.losses.criterion import Criterion
 from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.negatives import number_names, same_sentence
+from mrmodel.losses.set_matching import location_costs, match_layers
+from mrmodel.losses.span import span_errors
 from mrmodel.losses.windows import PaddedWindows, own_windows, pad_windows
 from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.layers.query_groups import LabelledQueries
@@ -22,8 +24,6 @@ from mrmodel.models.sa_detr.loss_quality import quality_loss, quality_margin
 from mrmodel.models.sa_detr.output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr.settings import SaDetrSettings
 from mrmodel.models.sa_detr.span_refiner import RefinedQueries
-from mrmodel.models.sg_detr.loss_detection import span_errors
-from mrmodel.models.sg_detr.loss_set_matching import location_costs, match_layers
 from mrmodel.types import Batch, ModelOutput, Targets
 
 KINDS = 2  # near and far copies
@@ -117,7 +117,7 @@ class SaDetrCriterion(Criterion):
             shape = (len(queries.used), s.dn.groups, KINDS, windows.spans_cxw.shape[1])
             quality = found.quality_logits.sigmoid().view(-1, *shape)
             pairs = quality_margin(quality, queries.used.view(shape), s.margin)
-            terms["margin"] = pairs / (max(windows.total, 1) * s.dn.groups)
+            terms["margin"] = pairs / (windows.valid.sum().clamp(min=1) * s.dn.groups)
         if s.quality.on_noise:
             terms["noise"] = self._quality_of_noise(found, queries, windows)
         return losses | self._by_layer("quality", terms)
@@ -149,7 +149,7 @@ class SaDetrCriterion(Criterion):
         return match_layers(cost, windows)
 
     def _spans(
-        self, spans: Tensor, window: Tensor, windows: PaddedWindows, divisor: float
+        self, spans: Tensor, window: Tensor, windows: PaddedWindows, divisor: Tensor | float
     ) -> dict[str, Tensor]:
         """``l1`` and ``giou`` (K,) of the queries with a `window` (K or 1, B, S)."""
         absolute, apart, _ = span_errors(spans, own_windows(window, windows).expand_as(spans))
@@ -157,10 +157,11 @@ class SaDetrCriterion(Criterion):
         errors = {"l1": absolute, "giou": apart}
         return {term: (positive * e).sum((1, 2)) / divisor for term, e in errors.items()}
 
-    def _divisor(self, windows: PaddedWindows) -> float:
+    def _divisor(self, windows: PaddedWindows) -> Tensor | float:
         """Divisor of sums over windows: the number of windows or of samples."""
-        count = windows.total if self.settings.loss.norm == "gt" else len(windows.valid)
-        return float(max(count, 1))
+        if self.settings.loss.norm == "gt":
+            return windows.valid.sum().clamp(min=1)
+        return float(max(len(windows.valid), 1))
 
     def _by_layer(self, group: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(K,) losses by name, of the supervised layers."""

@@ -1,188 +1,202 @@
-"""Anchors of a time axis, and which true window each one answers for (section 4.1).
+"""Anchors of the pyramid, and which true window each one answers for.
 
-One anchor sits at each position of each level. Positions, widths and windows are compared in clips,
-and windows are first moved to a raster of 1/1024 clip: sums and differences are then exact in
-float32, so that equal distances and equal IoUs are equal on every device, whatever the padding.
+One anchor sits at each position of each level. All of this counts in anchor units: clips, or with
+`legacy_anchor_unit` two seconds. docs/models/sg_detr.md, section 4; assignment after Zhang et al.
+2020 (ATSS), with the published constants.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sg_detr.output import AnchorTargets
-from mrmodel.models.sg_detr.settings import AtssSettings
-from mrmodel.spans import aligned_iou, cxw_to_xx, xx_to_cxw
+from mrmodel.models.sg_detr.settings import AnchorSettings
 
-RASTER = 1024.0  # parts of a clip
-TOLERANCE = 1e-6  # of the IoU threshold: candidates of equal IoU reach their own mean
+CENTRE_WEIGHT, WIDTH_WEIGHT = 10.0, 5.0  # of the two regression outputs
+MAX_LOG_WIDTH = math.log(62.5)
+INSIDE = 1e-7  # least distance of a positive anchor's centre to the ends of its window
 RESCUED_CENTERNESS = 0.05
-CENTRE_UNIT, LOG_WIDTH_UNIT = 0.1, 0.2  # of one regression output, as in the cited configuration
-MAX_LOG_WIDTH = 4.0
+LEGACY_UNIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Levels of the pyramid and their anchors.
+
+    Attributes:
+        strides: clips from one position of a level to the next.
+        sizes: width of the anchors of a level as the regression counts it.
+        extra: by how much the regression counts a width too large: 1 in the published code.
+        proposal_widths: widths of the proposals of the query selection, as fractions of the video.
+    """
+
+    strides: tuple[float, ...]
+    sizes: tuple[float, ...]
+    extra: float
+    proposal_widths: tuple[float, ...]
+
+
+LAYOUTS = {
+    "fine": Layout((0.5, 1.0, 2.0, 4.0), (4.0, 16.0, 32.0, 64.0), 1.0, (0.05, 0.2, 0.4, 0.85)),
+    "coarse": Layout(
+        (1.0, 2.0, 4.0, 8.0, 16.0), (4.0, 8.0, 16.0, 32.0, 64.0), 0.0, (0.05, 0.1, 0.2, 0.4, 0.85)
+    ),
+}
+
+
+def level_masks(mask: Tensor, layout: Layout) -> list[Tensor]:
+    """(B, L) clip mask -> masks (B, L / stride rounded up) of the levels.
+
+    A position exists if its first clip does.
+    """
+    return [
+        mask[:, :: int(stride)] if stride >= 1.0 else mask.repeat_interleave(round(1 / stride), 1)
+        for stride in layout.strides
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorGrid:
-    """The anchors of a batch, level by level and in temporal order within a level.
+    """The anchors of L clips, level by level and in temporal order within a level.
 
     Attributes:
-        centre, width: (A,) float32, clips.
-        level: (A,) int64.
-        level_sizes: number of anchors of each level.
-        lengths: (B,) float32, valid clips of each sample.
-        valid: (B, A) bool, the anchor's clip is valid and its centre before the end of the video.
+        centre, size: (A,) float32, anchor units; `size` as the regression counts it.
+        level_sizes: number of anchors of each level; their sum is A.
+        extra: see `Layout`.
     """
 
     centre: Tensor
-    width: Tensor
-    level: Tensor
+    size: Tensor
     level_sizes: tuple[int, ...]
-    lengths: Tensor
-    valid: Tensor
+    extra: float
+
+    @classmethod
+    def of(cls, clips: int, layout: Layout, device: torch.device) -> AnchorGrid:
+        """The anchors of a batch of `clips` clips, padding included."""
+        counts = tuple(math.ceil(clips / stride) for stride in layout.strides)
+        centres = [
+            (torch.arange(count, device=device) + 0.5) * stride
+            for count, stride in zip(counts, layout.strides, strict=True)
+        ]
+        sizes = [
+            torch.full((count,), size, device=device)
+            for count, size in zip(counts, layout.sizes, strict=True)
+        ]
+        return cls(torch.cat(centres), torch.cat(sizes), counts, layout.extra)
 
     @property
-    def spans_cxw(self) -> Tensor:
-        """(B, A, 2) fractions of each sample's valid clips."""
-        return torch.stack((self.centre, self.width), dim=-1) / self.lengths[:, None, None]
+    def spans_xx(self) -> Tensor:
+        """(A, 2) (start, end)."""
+        half = 0.5 * (self.size - self.extra)
+        return torch.stack((self.centre - half, self.centre + half), dim=-1)
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Regression outputs (B, A, 2) -> (centre, width), float32; zeros give the anchors.
+
+        The first output is the shift of the centre in tenths of the size, the second the logarithm
+        of the width's factor in fifths. With `extra` a width can be below zero.
+        """
+        shift, growth = outputs.float().unbind(-1)
+        width = (growth / WIDTH_WEIGHT).clamp(max=MAX_LOG_WIDTH).exp() * self.size
+        centre = self.centre + shift / CENTRE_WEIGHT * self.size
+        return torch.stack((centre, width - self.extra), dim=-1)
 
 
-def strides_and_widths(settings: AtssSettings) -> list[tuple[int, float]]:
-    """Clips from anchor to anchor and clips of an anchor, level by level."""
-    if settings.layout == "multi_width":
-        return [(1, width) for width in settings.widths]
-    return [(2**level, settings.anchor_scale * 2**level) for level in range(settings.levels)]
+@dataclass(frozen=True, slots=True)
+class AnchorTargets:
+    """Which true window an anchor answers for.
 
-
-def anchor_grid(mask: Tensor, settings: AtssSettings) -> AnchorGrid:
-    """The anchors of samples with the clip mask (B, L)."""
-    layout = strides_and_widths(settings)
-    masks = [mask[:, ::stride] for stride, _ in layout]
-    sizes = tuple(level_mask.shape[1] for level_mask in masks)
-    strides, widths = np.array(layout, dtype=np.float32).T
-    places = np.concatenate([np.arange(size, dtype=np.float32) for size in sizes])
-    number = np.arange(len(sizes)).repeat(sizes)
-    columns = ((places + 0.5) * strides[number], widths[number], number)
-    centre, width, level = (
-        torch.from_numpy(column).to(mask.device, non_blocking=True) for column in columns
-    )
-    lengths = mask.sum(1).clamp(min=1).float()
-    valid = torch.cat(masks, dim=1) & (centre < lengths[:, None])
-    return AnchorGrid(centre, width, level, sizes, lengths, valid)
-
-
-def decode(deltas: Tensor, anchors_cxw: Tensor, coding: str) -> Tensor:
-    """Spans from regression outputs; zeros give the anchors themselves.
-
-    Args:
-        deltas: (..., 2). ``delta``: shift of the centre in tenths of the anchor's width, and
-            fifths of the logarithm of the factor of its width. ``ltrb``: likewise logarithms of
-            the factors of the two distances from the anchor's centre to its ends.
-        anchors_cxw: (..., 2).
-        coding: ``delta`` or ``ltrb``.
-
-    Returns:
-        (..., 2) float32 (centre, width), width above 0, not clipped to [0, 1].
+    Attributes:
+        window: (B, A) int64, index of the true window within its sample; -1 = background.
+        centerness: (B, A) float32, shorter over longer distance from the anchor's centre to the
+            ends of its window; 0 for background.
     """
-    deltas, anchors = deltas.float(), anchors_cxw.float()
-    factors = (LOG_WIDTH_UNIT * deltas).clamp(-MAX_LOG_WIDTH, MAX_LOG_WIDTH).exp()
-    centre, width = anchors.unbind(-1)
-    if coding == "ltrb":
-        before, after = (factors * (0.5 * width).unsqueeze(-1)).unbind(-1)
-        return xx_to_cxw(torch.stack((centre - before, centre + after), dim=-1))
-    moved = centre + CENTRE_UNIT * deltas[..., 0] * width
-    return torch.stack((moved, width * factors[..., 1]), dim=-1)
+
+    window: Tensor
+    centerness: Tensor
 
 
 @torch.no_grad()
-def assign(grid: AnchorGrid, windows: PaddedWindows, settings: AtssSettings) -> AnchorTargets:
-    """Adaptive training sample selection (Zhang et al. 2020) on a time axis.
+def assign(
+    grid: AnchorGrid,
+    exists: Tensor,
+    windows_xx: Tensor,
+    valid: Tensor,
+    settings: AnchorSettings,
+    candidates: Tensor | None = None,
+) -> AnchorTargets:
+    """Adaptive training sample selection on a time axis.
 
-    Candidates of a window are the `topk` nearest valid anchors of each level. Those become its
-    positives whose centre is inside it and whose IoU reaches the mean plus the standard deviation
-    of the candidates' IoUs. An anchor that several windows want goes to the one of larger IoU, then
-    to the earlier one. Windows left without positives then choose, one after the other, the valid
-    anchor of largest IoU that nobody has.
+    Candidates of a window are the `topk` nearest anchors of each level, the earlier one of equally
+    near ones. Those become its positives whose centre is inside it and whose IoU reaches the mean
+    plus the standard deviation (n - 1) of the candidates' IoUs. An anchor that several windows want
+    goes to the one of larger IoU, then to the earlier one.
+
+    Args:
+        grid: the anchors.
+        exists: (B, A) bool, anchors that take part.
+        windows_xx: (B, W, 2) (start, end) in anchor units.
+        valid: (B, W) bool.
+        settings: `topk` and `rescue`.
+        candidates: (B, W, A) bool, instead of the nearest anchors.
     """
-    spans_xx = _on_raster(windows.spans_cxw, grid.lengths)
-    anchors_xx = cxw_to_xx(torch.stack((grid.centre, grid.width), dim=-1))
-    iou = aligned_iou(anchors_xx, spans_xx.unsqueeze(2))
-    wanted = _wanted(grid, spans_xx, iou, settings.topk) & windows.valid.unsqueeze(2)
-    window = _owners(wanted, iou)
-    owned = wanted & (window.unsqueeze(1) == _indices(wanted))
-    window, rescued = _rescue(window, windows.valid & ~owned.any(2), iou, grid.valid)
-    centerness = _centerness(grid.centre, window, spans_xx).pow(settings.centerness_pow)
+    anchors = grid.spans_xx.double()
+    start, end = windows_xx.double().unsqueeze(2).unbind(-1)
+    shared = (anchors[:, 1].minimum(end) - anchors[:, 0].maximum(start)).clamp(min=0.0)
+    total = (anchors[:, 1] - anchors[:, 0]) + (end - start)
+    iou = shared / (total - shared)
+    centre = grid.centre.double()
+    if candidates is None:
+        candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, settings.topk)
+    count = candidates.sum(2, keepdim=True)
+    mean = (iou * candidates).sum(2, keepdim=True) / count.clamp(min=1)
+    variance = ((iou - mean).square() * candidates).sum(2, keepdim=True) / (count - 1).clamp(min=1)
+    inside = (centre - start).minimum(end - centre) > INSIDE
+    wanted = candidates & inside & (iou >= mean + variance.sqrt()) & valid.unsqueeze(2)
+
+    best, window = iou.masked_fill(~wanted, -1.0).max(1)
+    window = window.masked_fill(best < 0.0, -1)
+    rescued = torch.zeros_like(exists)
+    if settings.rescue:
+        window, rescued = _rescue(window, valid, iou, exists)
+    own = windows_xx.double().gather(1, window.clamp(min=0).unsqueeze(2).expand(-1, -1, 2))
+    before, after = centre - own[..., 0], own[..., 1] - centre
+    centerness = (before.minimum(after) / before.maximum(after)).clamp(0.0, 1.0)
     centerness = torch.where(rescued, centerness.clamp(min=RESCUED_CENTERNESS), centerness)
-    return AnchorTargets(window, centerness * (window >= 0))
+    return AnchorTargets(window, (centerness * (window >= 0)).float())
 
 
-def _on_raster(spans_cxw: Tensor, lengths: Tensor) -> Tensor:
-    """(B, Gmax, 2) fractions -> (start, end) in clips, both on the raster, width above 0."""
-    centre, width = (spans_cxw.float() * lengths[:, None, None]).unbind(-1)
-    half = (0.5 * RASTER * width).round().clamp(min=1.0)
-    middle = (RASTER * centre).round()
-    return torch.stack((middle - half, middle + half), dim=-1) / RASTER
-
-
-def _indices(wanted: Tensor) -> Tensor:
-    """(Gmax, 1) window indices."""
-    return torch.arange(wanted.shape[1], device=wanted.device).unsqueeze(1)
-
-
-def _wanted(grid: AnchorGrid, spans_xx: Tensor, iou: Tensor, topk: int) -> Tensor:
-    """(B, Gmax, A) bool: the anchor meets the threshold of the window and is centred in it."""
-    start, end = spans_xx.unsqueeze(2).unbind(-1)
-    distance = (grid.centre - 0.5 * (start + end)).abs()
-    distance = distance.masked_fill(~grid.valid.unsqueeze(1), torch.inf)
-    nearest = [
-        _nearest(level, topk) for level in torch.split(distance, list(grid.level_sizes), dim=2)
-    ]
-    candidate = torch.cat(nearest, dim=2)
-    count = candidate.sum(2, keepdim=True)
-    mean = (iou * candidate).sum(2, keepdim=True) / count.clamp(min=1)
-    variance = ((iou - mean).square() * candidate).sum(2, keepdim=True) / (count - 1).clamp(min=1)
-    inside = (grid.centre > start) & (grid.centre < end)
-    return candidate & inside & (iou >= mean + variance.sqrt() - TOLERANCE)
-
-
-def _nearest(distance: Tensor, topk: int) -> Tensor:
-    """(B, Gmax, A) bool: the `topk` smallest finite distances, the earlier one of equal ones."""
-    order = distance.sort(dim=2, stable=True)[1][..., :topk]
-    chosen = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, order, True)
+def _nearest(distance: Tensor, exists: Tensor, grid: AnchorGrid, topk: int) -> Tensor:
+    """(B, W, A) bool: the `topk` smallest distances of each level, the earlier of equal ones."""
+    distance = distance.expand(len(exists), -1, -1).masked_fill(~exists.unsqueeze(1), torch.inf)
+    chosen = torch.zeros_like(distance, dtype=torch.bool)
+    first = 0
+    for level in torch.split(distance, list(grid.level_sizes), dim=2):
+        nearest = level.sort(dim=2, stable=True)[1][..., :topk]
+        chosen.scatter_(2, first + nearest, True)
+        first += level.shape[2]
     return chosen & distance.isfinite()
 
 
-def _owners(wanted: Tensor, iou: Tensor) -> Tensor:
-    """(B, A) index of the window of largest IoU that wants the anchor, -1 if none does."""
-    if not wanted.shape[1]:
-        return wanted.new_full((wanted.shape[0], wanted.shape[2]), -1, dtype=torch.int64)
-    best, owner = iou.masked_fill(~wanted, -1.0).max(1)
-    return owner.masked_fill(best < 0, -1)
+def _rescue(window: Tensor, valid: Tensor, iou: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows without anchor choose, one after the other, the free anchor of largest IoU.
 
-
-def _rescue(window: Tensor, missing: Tensor, iou: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives each `missing` (B, Gmax) window an anchor, and says which anchors (B, A) those are."""
-    rescued = torch.zeros_like(valid)
-    # One round serves one window of every sample; nearly always there is none to serve.
-    for _ in range(int(missing.sum(1).max())):
-        needy, turn = missing.any(1, keepdim=True), missing.int().argmax(1, keepdim=True)
-        free = valid & (window < 0)
-        own = iou.gather(1, turn.unsqueeze(2).expand(-1, -1, iou.shape[2])).squeeze(1)
-        best = own.masked_fill(~free, -1.0).argmax(1, keepdim=True)
-        found = needy & free.gather(1, best)
-        window = window.scatter(1, best, torch.where(found, turn, window.gather(1, best)))
-        rescued = rescued.scatter(1, best, found | rescued.gather(1, best))
-        missing = missing.scatter(1, turn, False)
+    Returns:
+        (B, A) windows of the anchors, and (B, A) bool, the anchors that were chosen here.
+    """
+    rescued = torch.zeros_like(exists)
+    for sample, index in (valid & ~_owned(window, valid)).nonzero().tolist():
+        free = exists[sample] & (window[sample] < 0)
+        if free.any():
+            anchor = iou[sample, index].masked_fill(~free, -1.0).argmax()
+            window[sample, anchor], rescued[sample, anchor] = index, True
     return window, rescued
 
 
-def _centerness(centre: Tensor, window: Tensor, spans_xx: Tensor) -> Tensor:
-    """(B, A) shorter over longer distance to the two ends of the own window, in [0, 1]."""
-    if not spans_xx.shape[1]:
-        return torch.zeros_like(window, dtype=torch.float32)
-    own = spans_xx.gather(1, window.clamp(min=0).unsqueeze(2).expand(-1, -1, 2))
-    before, after = centre - own[..., 0], own[..., 1] - centre
-    return (before.minimum(after) / before.maximum(after)).clamp(0.0, 1.0)
+def _owned(window: Tensor, valid: Tensor) -> Tensor:
+    """(B, W) bool: the window has an anchor."""
+    indices = torch.arange(valid.shape[1])[:, None]
+    return (window.unsqueeze(1) == indices).any(2)

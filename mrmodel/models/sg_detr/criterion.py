@@ -1,136 +1,180 @@
-"""All losses of SG-DETR by name, and their weights (eq. 15; sg_detr.md, sections 5.2 to 5.6).
+"""All losses of SG-DETR by name, and their weights (docs/models/sg_detr.md, section 6).
 
-A name is ``<group>/.../<term>``: ``hl/local/margin``, ``detr/l2/giou``, ``selector/cls``,
-``dn/l0/cls``, ``auxq/l1/iou``, ``atss/centerness``, ``aux/align``.
+A name is ``<group>/.../<term>``: ``saliency/local/margin``, ``decoder/l2/giou``,
+``selector/label``, ``auxiliary/l1/span``, ``anchors/centerness``, ``alignment/moment``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mrmodel.losses.criterion import Criterion
-from mrmodel.losses.highlight import HighlightLoss
-from mrmodel.losses.windows import PaddedWindows, pad_windows
-from mrmodel.models.sg_detr.loss_alignment import AlignmentLoss
-from mrmodel.models.sg_detr.loss_anchors import AnchorLoss
-from mrmodel.models.sg_detr.loss_detection import DetectionLoss, known_truth, matched_truth
-from mrmodel.models.sg_detr.loss_set_matching import LayerwiseMatcher
+from mrmodel.losses.highlight import (
+    TWELVE,
+    rank_contrastive,
+    relevance,
+    threshold_shares,
+)
+from mrmodel.models.sg_detr.loss_alignment import alignment_losses
+from mrmodel.models.sg_detr.loss_anchors import anchor_losses
+from mrmodel.models.sg_detr.loss_detection import auxiliary_losses, match_heads, matched_losses
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.types import Batch, ModelOutput, Targets
 
-SELECTOR_COST = "prob"  # the selector has no IoU head
+RANK_TEMPERATURE = 0.5
+LEAST_PROBABILITY = 1e-7
 
 
 class SgDetrCriterion(Criterion):
-    """Highlight, detection, anchor and alignment losses; a part that the output lacks is left out.
+    """Losses of clip scores, queries, anchors and alignment; absent parts are left out.
 
-    The sum over decoder layers is plain; the four groups of eq. 15 have weight 1 as published.
+    The sum over decoder layers is plain.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         self.settings = settings
-        self.highlight = HighlightLoss(settings.loss.hl)
-        self.matcher = LayerwiseMatcher(settings)
-        self.detection = DetectionLoss(settings)
-        self.anchors = AnchorLoss(settings)
-        self.alignment = AlignmentLoss(settings.loss.align)
         self._weights = _weights(settings)
 
     def __call__(self, output: ModelOutput, targets: Targets, batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name, float32 scalars; `output` must come from training mode."""
         if not isinstance(output, SgDetrOutput) or output.training is None:
             raise TypeError("the losses of SG-DETR need the output of SG-DETR in training mode")
-        parts = output.training
-        losses = self._highlight(output, parts, targets, batch)
-        if parts.match is not None:
-            losses |= self._detection(parts.match, parts, pad_windows(targets))
+        parts, s = output.training, self.settings
+        losses = self.saliency(parts, targets)
+        if parts.moments is not None:
+            losses |= self.detection(parts.moments, parts)
         if parts.alignment is not None:
-            labels, mask = targets.saliency_labels, batch.video_mask
-            losses |= self.alignment(parts.alignment, labels, mask, batch.text_keys)
+            found = alignment_losses(parts.alignment, parts.labels, parts.mask, s.legacy_padding)
+            losses |= {f"alignment/{term}": value for term, value in found.items()}
         return losses
 
     def weight(self, name: str, epoch: int = 0) -> float:
         """Weight of a loss by its name."""
         return self._weights[name.partition("/")[0], name.rpartition("/")[2]]
 
-    def _highlight(
-        self, output: SgDetrOutput, parts: TrainingParts, targets: Targets, batch: Batch
-    ) -> dict[str, Tensor]:
-        """Every term on the local and on the global scores (eq. 11)."""
-        scores = {
-            "local": (parts.local, parts.negative_local),
-            "global": (output.saliency, parts.negative_global),
-        }
-        judged = self.settings.loss.hl.on
-        if not self.settings.gsm.enabled:
-            judged = judged[:1]  # both scores are the same one: judge it once
-        own = torch.stack([scores[kind][0] for kind in judged])
-        negative = torch.stack([scores[kind][1] for kind in judged])
-        found = self.highlight(own, negative, parts.has_negative, targets, batch.video_mask)
+    def saliency(self, parts: TrainingParts, targets: Targets) -> dict[str, Tensor]:
+        """Every term on the local and on the global scores (eq. 11); see `saliency_losses`."""
+        kinds = ("local", "global") if self.settings.global_saliency else ("local",)
+        scores = torch.stack((parts.local, parts.saliency)[: len(kinds)])
+        negative = torch.stack((parts.negative_local, parts.negative_global)[: len(kinds)])
+        found = saliency_losses(scores, negative, parts, targets, self.settings)
         return {
-            f"hl/{kind}/{term}": value
+            f"saliency/{kind}/{term}": value
             for term, values in found.items()
-            for kind, value in zip(judged, values.unbind(), strict=True)
+            for kind, value in zip(kinds, values.unbind(), strict=True)
         }
 
-    def _detection(
-        self, match: Heads, parts: TrainingParts, windows: PaddedWindows
-    ) -> dict[str, Tensor]:
-        matched = self.matcher(match, windows, self.settings.class_cost)
-        groups = {"detr": (match, matched_truth(matched, windows))}
-        if parts.dn is not None and parts.dn_queries is not None:
-            groups["dn"] = (parts.dn, known_truth(parts.dn_queries))
-        if parts.aux is not None and parts.aux_queries is not None:
-            groups["auxq"] = (parts.aux, known_truth(parts.aux_queries))
-        found = self.detection.of_groups(list(groups.values()), windows)
-        losses = {
-            f"{group}/l{layer}/{term}": value
-            for group, of_group in zip(groups, found, strict=True)
-            for term, values in of_group.items()
-            for layer, value in enumerate(values.unbind())
-        }
+    def detection(self, moments: Heads, parts: TrainingParts) -> dict[str, Tensor]:
+        """Losses of decoder, selector, auxiliary queries and anchors."""
+        weights, background = self.settings.match, self.settings.loss.background_weight
+        host, windows = parts.host, parts.host.truth
+        matched = match_heads(moments, windows, weights)
+        losses = _by_layer("decoder", matched_losses(moments, matched, windows, background))
         if parts.selector is not None:
-            used = parts.selector_used
-            chosen = self.matcher(parts.selector, windows, SELECTOR_COST, used)
-            of_clips = self.detection(parts.selector, matched_truth(chosen, windows, used), windows)
-            losses |= {f"selector/{term}": value[0] for term, value in of_clips.items()}
-        if parts.idle is not None:
-            losses |= self._absent(match, parts, parts.idle)
-        if parts.anchors is not None and parts.anchor_targets is not None:
-            losses |= self.anchors(parts.anchors, parts.anchor_targets, windows)
+            matched = match_heads(parts.selector, windows, weights)
+            found = matched_losses(parts.selector, matched, windows, background)
+            losses |= {f"selector/{term}": value[0] for term, value in found.items()}
+        if parts.auxiliary is not None and parts.auxiliary_queries is not None:
+            found = auxiliary_losses(parts.auxiliary, parts.auxiliary_queries, parts.anchor_truth)
+            losses |= _by_layer("auxiliary", found)
+        if parts.anchors is not None:
+            found = anchor_losses(parts.anchors, host.anchors, host.anchor_spans)
+            losses |= {f"anchors/{term}": value for term, value in found.items()}
         return losses
 
-    def _absent(self, match: Heads, parts: TrainingParts, idle: Tensor) -> dict[str, Tensor]:
-        """The terms of known queries that the batch has none of: 0, so that the names stay."""
-        s = self.settings
-        missing = [("dn", s.uses_denoising and parts.dn is None)]
-        missing.append(("auxq", s.uses_auxiliary and parts.aux is None))
-        terms = ["cls", "l1", "giou"] + (["iou"] if match.iou_logits is not None else [])
-        return {
-            f"{group}/l{layer}/{term}": idle
-            for group, is_missing in missing
-            if is_missing
-            for layer in range(len(match.logits))
-            for term in terms
-        }
+
+def saliency_losses(
+    scores: Tensor,
+    negative: Tensor,
+    parts: TrainingParts,
+    targets: Targets,
+    settings: SgDetrSettings,
+) -> dict[str, Tensor]:
+    """Losses of K kinds of clip scores (eq. 11, published values).
+
+    * ``margin``: of two pairs of a relevant and another clip.
+    * ``rank``: clips rated at least r = 1 .. 11 against all clips of a sample and the same clips
+      under its negative sentence. Samples without a negative sentence run over their own clips, and
+      their mean is added.
+    * ``relevance``: cross entropy with label > 0, mean over valid clips.
+    * ``negative``: -log(1 - p) under the negative sentence, mean over valid clips.
+
+    Args:
+        scores: (K, B, L).
+        negative: (K, B, L) of the negative sentences.
+        parts: `mask`, `labels`, and which samples have a negative sentence.
+        targets: clip pairs.
+        settings: margin and legacy switches.
+
+    Returns:
+        (K,) each.
+    """
+    mask, has_negative = parts.mask, parts.host.has_negative
+    judged = mask & has_negative[:, None]
+    scores = scores.float().masked_fill(~mask, 0.0)
+    negative = negative.float().masked_fill(~judged, 0.0)
+    labels = parts.labels.masked_fill(~mask, 0.0)
+    levels = scores.sigmoid() if settings.loss.margin_on == "probability" else scores
+    wrong = -(1.0 - negative.sigmoid()).clamp(min=LEAST_PROBABILITY).log()
+    ranked = torch.cat((scores, negative), dim=-1) / RANK_TEMPERATURE
+    shares = _rank_shares(labels, has_negative, settings.legacy_rank_axis)
+    return {
+        "margin": _margin(levels, targets, settings.loss.margin),
+        "rank": rank_contrastive(ranked, torch.cat((mask, judged), dim=1), shares) / TWELVE,
+        "relevance": relevance(scores, labels > 0.0, mask),
+        "negative": (wrong * judged).sum((-2, -1)) / judged.sum().clamp(min=1),
+    }
+
+
+def _margin(levels: Tensor, targets: Targets, lead: float) -> Tensor:
+    """2 / (B P) times the sum over pairs of max(0, lead + other - relevant); levels (K, B, L)."""
+    kinds = (len(levels), -1, -1)
+    lag = levels.gather(2, targets.saliency_neg.expand(kinds))
+    lag = lag - levels.gather(2, targets.saliency_pos.expand(kinds))
+    return 2.0 * (lead + lag).relu().sum((1, 2)) / targets.saliency_pos.numel()
+
+
+def _rank_shares(labels: Tensor, has_negative: Tensor, legacy_axis: bool) -> Tensor:
+    """Weight of each clip in the rank loss: a mean over samples with, and one over those without.
+
+    In the published code a single sample without negative sentence is normalised over the batch
+    axis, so that its term is 0.
+    """
+    shares = threshold_shares(labels)[0] * len(labels)
+    without = (~has_negative).sum()
+    own = 1.0 / without.clamp(min=1)
+    if legacy_axis:
+        own = own * (without != 1)
+    factor = torch.where(has_negative, 1.0 / has_negative.sum().clamp(min=1), own)
+    return shares * factor[:, None]
+
+
+def _by_layer(group: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(K,) losses by name."""
+    return {
+        f"{group}/l{layer}/{term}": value
+        for term, values in terms.items()
+        for layer, value in enumerate(values.unbind())
+    }
 
 
 def _weights(settings: SgDetrSettings) -> dict[tuple[str, str], float]:
     """Weight of each (group, term)."""
     w = settings.loss.weights
-    terms = {"cls": w.ce, "l1": w.l1, "giou": w.giou, "iou": w.iou, "centerness": w.centerness}
-    # Co-DETR multiplies its anchor heads by twice the number of decoder layers.
-    layers = 2.0 * settings.decoder.layers if settings.atss.layer_scale else 1.0
-    groups = {
-        "detr": w.detr,
-        "selector": w.detr,
-        "dn": w.detr,
-        "auxq": w.detr * settings.aux.weight,
-        "atss": w.atss * layers,
-    }
+    terms = {"span": w.span, "giou": w.giou, "label": w.label, "iou": w.iou}
+    groups = {"decoder": 1.0, "selector": w.selector, "auxiliary": w.auxiliary}
     weights = {(g, t): a * b for g, a in groups.items() for t, b in terms.items()}
-    highlight = ("margin", "rctl", "bce_pos", "bce_neg")
-    weights |= {("hl", term): w.hl for term in highlight}
-    return weights | {("aux", term): w.aux for term in ("align", "bce")}
+    anchors = {
+        "label": w.anchor_label,
+        "span": w.anchor_span,
+        "giou": w.anchor_giou,
+        "centerness": w.anchor_centerness,
+    }
+    weights |= {("anchors", term): weight for term, weight in anchors.items()}
+    saliency = ("margin", "rank", "relevance", "negative")
+    weights |= {("saliency", term): w.saliency for term in saliency}
+    return weights | {("alignment", "alignment"): w.alignment, ("alignment", "moment"): w.moment}

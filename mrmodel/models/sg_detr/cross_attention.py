@@ -1,55 +1,46 @@
 """Saliency-guided cross attention: clips read the sentence as far as it concerns them (eqs 3-5).
 
-The paper indexes the gate by token although saliency belongs to clips; the readings that can be
-meant are switches (docs/models/sg_detr.md, row 1 of the register).
+As in the published code there are no projections of query, key and value, and the gate belongs to
+the clip. docs/models/sg_detr.md, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import copy
 
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.attention import attend, attend_by
+from mrmodel.models.layers.attention import attend
 from mrmodel.models.layers.dropout import branch_dropout
-from mrmodel.models.layers.feed_forward import FeedForward, add_projected
+from mrmodel.models.layers.feed_forward import FeedForward
+from mrmodel.models.layers.functional import Stack, key_mask, with_negatives
+from mrmodel.models.layers.position import repeat_positions
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 
-class Gate(NamedTuple):
-    """How far the text reaches: `clip` (B, L) for whole clips, `pair` (B, L, N) for pairs."""
-
-    clip: Tensor | None = None
-    pair: Tensor | None = None
-
-
 class SaliencyGuidedLayer(nn.Module):
-    """x <- LN(x + Path(gate * attention)), x <- LN(x + Path(ffn(x))).
+    """x = clip + Path(attention * gate), then LN2(x + Path(LN1(FFN(x)))).
 
-    The gate scales the head outputs and the output projection has no bias, so that a closed gate
-    lets nothing through.
+    The output projection keeps its bias: a closed gate still adds a constant vector.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        hidden, p, drop = settings.hidden, settings.dropout, settings.drop
-        self.heads = settings.heads
-        self.renormalise = settings.sgca.gate == "pair_renorm"
-        self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.output = nn.Linear(hidden, hidden, bias=False)
-        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", drop)
+        hidden, p = settings.hidden, settings.dropout
+        self.heads, self.weights_p = settings.heads, p
+        self.output = nn.Linear(hidden, hidden)
+        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", 0.0)
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.branch = branch_dropout(p, drop)
+        self.branch = branch_dropout(p, settings.drop)
+        nn.init.xavier_uniform_(self.output.weight)
 
     def forward(
         self,
         clips: Tensor,
         position: Tensor,
-        text: tuple[Tensor, Tensor],
-        gate: Gate,
+        tokens: Tensor,
+        gate: Tensor | None,
         allowed: Tensor | None,
     ) -> Tensor:
         """Mix text into clips.
@@ -57,41 +48,68 @@ class SaliencyGuidedLayer(nn.Module):
         Args:
             clips: (B, L, d).
             position: (B or 1, L, d) codes of the clips.
-            text: projected keys and values, (k B, N, d) each; with k = 2 each clip reads two
-                sentences, in two halves of the output.
-            gate: of the (k B) pairs of clips and sentence.
+            tokens: (B, N, d).
+            gate: (B, L) factors of what the clips read; None: 1.
             allowed: tokens that may be read, as in `attend`.
+
+        Returns:
+            (B, L, d).
+        """
+        p = self.weights_p if self.training else 0.0
+        read = attend(clips + position, tokens, tokens, self.heads, allowed, p)
+        if gate is not None:
+            # Scaling the weights of a clip scales what it reads.
+            read = read * gate.unsqueeze(-1).to(read.dtype)
+        clips = clips + self.branch(self.output(read))
+        mixed = self.ffn(clips, torch.zeros_like(clips), self.norm1)
+        normed: Tensor = self.norm2(clips + self.branch(mixed))
+        return normed
+
+
+class TextToVideo(nn.Module):
+    """Layers of `SaliencyGuidedLayer`, and one LayerNorm of clips and tokens after each.
+
+    The norm is one for all layers, and applied once more at the end, as published.
+    """
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        super().__init__()
+        layer = SaliencyGuidedLayer(settings)
+        copies = range(settings.cross_attention_layers - 1)
+        self.layers: Stack[SaliencyGuidedLayer] = Stack(
+            [layer, *(copy.deepcopy(layer) for _ in copies)]
+        )
+        self.norm = nn.LayerNorm(settings.hidden)
+        self.guided = settings.saliency_guided
+
+    def forward(
+        self,
+        clips: tuple[Tensor, Tensor],
+        tokens: tuple[Tensor, Tensor],
+        local: Tensor,
+        negative: Tensor | None,
+    ) -> Tensor:
+        """Clips that have read their sentence, and in training the negative one.
+
+        Args:
+            clips: (B, L, d) and their position codes (B or 1, L, d).
+            tokens: (B, N, d) and their mask (B, N).
+            local: (k B, L) local saliency of the pairs of clips and sentence.
+            negative: (B,) index of the negative sentence; None: k = 1.
 
         Returns:
             (k B, L, d).
         """
-        keys, values = text
-        queries = self.query(clips + position)
-        if len(keys) != len(clips):
-            copies = len(keys) // len(clips)
-            clips, queries = clips.repeat(copies, 1, 1), queries.repeat(copies, 1, 1)
-        if gate.pair is None:
-            read = attend(queries, keys, values, self.heads, allowed, self._p)
-        else:
-            weigh = self._gated(gate.pair, allowed)
-            read = attend_by(queries, keys, values, self.heads, weigh, self._p)
-        if gate.clip is not None:
-            read = read * gate.clip.unsqueeze(-1).to(read.dtype)
-        clips = add_projected(read, clips, self.output, self.branch, self.norm1)
-        mixed: Tensor = self.ffn(clips, clips, self.norm2)
-        return mixed
-
-    def _gated(self, pair: Tensor, allowed: Tensor | None) -> Callable[[Tensor], Tensor]:
-        def weigh(scores: Tensor) -> Tensor:
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-            weights = scores.softmax(-1) * pair.unsqueeze(1)
-            if self.renormalise:
-                weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-8)
-            return weights
-
-        return weigh
-
-    @property
-    def _p(self) -> float:
-        return self.branch.p if self.training else 0.0
+        (states, position), (words, mask) = clips, tokens
+        copies = len(local) // len(states)
+        states, position = states.repeat(copies, 1, 1), repeat_positions(position, len(local))
+        gate = local.sigmoid() if self.guided else None
+        allowed = key_mask(with_negatives(mask, negative))
+        for layer in self.layers:
+            states = self.norm(
+                layer(states, position, with_negatives(words, negative), gate, allowed)
+            )
+            # The words of a sample do not depend on its clips.
+            words = self.norm(words)
+        normed: Tensor = self.norm(states)
+        return normed

@@ -1,4 +1,7 @@
-"""The decoder: DAB conditioning on spans, DINO's refinement with look forward twice (4.6)."""
+"""The decoder: queries are spans that each layer refines (DAB-DETR), look forward twice (DINO).
+
+Follows the published code; docs/models/sg_detr.md, section 5.
+"""
 
 from __future__ import annotations
 
@@ -11,52 +14,38 @@ from mrmodel.models.layers.dab_decoder import DabDecoderLayer
 from mrmodel.models.layers.feed_forward import Mlp
 from mrmodel.models.layers.functional import Stack, full_precision, xavier_matrices
 from mrmodel.models.layers.position import span_positions
+from mrmodel.models.sg_detr.anchor_head import prior_logit
+from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import inverse_sigmoid
 
-NARROWEST = 0.02  # the width modulation divides by the width
-
-
-class PredictionHeads(nn.Module):
-    """Moment logit, span offset and, if wanted, IoU logit of a decoder state."""
-
-    def __init__(self, settings: SgDetrSettings) -> None:
-        super().__init__()
-        hidden = settings.hidden
-        self.moment = nn.Linear(hidden, 1)
-        self.offset = Mlp(hidden, hidden, 2, 3)
-        self.iou = Mlp(hidden, hidden, 1, 3) if settings.iou_head else None
-        # At first every layer keeps the reference that it was given.
-        nn.init.zeros_(self.offset[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.offset[-1].bias)  # type: ignore[arg-type]
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Moment and IoU logits (...) of states (..., d)."""
-        ious = None if self.iou is None else self.iou(states).squeeze(-1)
-        return self.moment(states).squeeze(-1), ious
-
 
 class SgDecoder(nn.Module):
-    """Stack of `DabDecoderLayer`s over groups of queries, with the heads of all layers."""
+    """Stack of `DabDecoderLayer`s over groups of queries, with heads that the layers share.
+
+    References move by `refinement`, which reads the state; predictions by `span_head`, which reads
+    the normed state and starts from the reference of the layer before.
+    """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         hidden = self.hidden = settings.hidden
-        self.settings = settings.decoder
+        layer = DabDecoderLayer(settings, first=False, rekeyed=True)
+        xavier_matrices(layer)
         self.layers: Stack[DabDecoderLayer] = Stack(
-            DabDecoderLayer(settings, first=i == 0) for i in range(settings.decoder.layers)
+            [layer, *(copy.deepcopy(layer) for _ in range(settings.decoder_layers - 1))]
         )
         self.norm = nn.LayerNorm(hidden)
         self.query_position = Mlp(hidden, hidden, hidden, 2)
-        self.query_scale = Mlp(hidden, hidden, hidden, 2) if settings.decoder.layers > 1 else None
-        self.width_scale = Mlp(hidden, hidden, 1, 2) if settings.decoder.modulate else None
-        xavier_matrices(self)  # before the heads, whose last layer starts at zero
-        heads = PredictionHeads(settings)
-        n_heads = 1 if settings.decoder.share_heads else settings.decoder.layers
-        self.heads: Stack[PredictionHeads] = Stack(
-            [heads, *(copy.deepcopy(heads) for _ in range(n_heads - 1))]
-        )
+        self.query_scale = Mlp(hidden, hidden, hidden, 2)
+        self.width_scale = Mlp(hidden, hidden, 1, 2)
+        self.refinement = Mlp(hidden, hidden, 2, 3)
+        self.class_head = nn.Linear(hidden, 1)
+        self.span_head = Mlp(hidden, hidden, 2, 3)
+        self.iou_head = Mlp(2 * hidden, hidden, 1, 3) if settings.iou_head else None
+        nn.init.normal_(self.class_head.weight, std=FIRST_WEIGHTS)
+        nn.init.constant_(self.class_head.bias, prior_logit(settings.prior))
 
     def forward(
         self,
@@ -74,47 +63,43 @@ class SgDecoder(nn.Module):
             mutual: queries that a query may read, as in `attend`.
 
         Returns:
-            Heads of all layers. With ``look_forward: twice`` a layer's span passes its gradient on
-            to the offset of the layer before it, and no further.
+            Heads of all layers. A layer's span has gradient into the refinement of the layer
+            before it, and no further; its IoU logit has none into its own refinement.
         """
-        target, reference = queries
-        before = reference = reference.float()
-        states, offsets, starts = [], [], []
-        heads = list(self.heads) * (len(self.layers) // len(self.heads))
+        state, reference = queries
+        start = reference = reference.float()
+        states, starts, refined = [], [], []
         for i, layer in enumerate(self.layers):
-            codes = self._codes(reference, target, first=i == 0)
-            target = layer(target, codes, memory, allowed, mutual)
-            state = self.norm(target).float()
-            with full_precision(state.device):
-                offset = heads[i].offset(state)
-            states.append(state)
-            offsets.append(offset)
-            starts.append(before)
-            refined = (offset + inverse_sigmoid(reference.detach())).sigmoid()
-            before = refined if self.settings.look_forward == "twice" else refined.detach()
-            reference = refined.detach()
-        # What no layer waits for is computed of all layers at once.
-        spans = (torch.stack(offsets) + inverse_sigmoid(torch.stack(starts))).sigmoid()
-        logits, ious = self._logits(torch.stack(states))
-        return Heads(logits, spans, ious)
+            codes = self._codes(reference, state)
+            state = layer(state, codes, memory, allowed, mutual)
+            states.append(state.float())
+            starts.append(start)
+            # The last refinement is only read by the IoU head, without gradient.
+            with (
+                full_precision(state.device),
+                torch.set_grad_enabled(torch.is_grad_enabled() and i + 1 < len(self.layers)),
+            ):
+                moved = self.refinement(states[-1])
+                start = (moved + inverse_sigmoid(reference)).sigmoid()
+            reference = start.detach()
+            refined.append(start.detach())
+        return self._heads(torch.stack(states), torch.stack(starts), torch.stack(refined))
 
-    def _logits(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Moment and IoU logits (K, B, P) of states (K, B, P, d)."""
-        with full_precision(states.device):
-            if len(self.heads) == 1:
-                found: tuple[Tensor, Tensor | None] = self.heads[0](states)
-                return found
-            pairs = [heads(state) for heads, state in zip(self.heads, states, strict=True)]
-        logits, ious = zip(*pairs, strict=True)
-        return torch.stack(logits), None if ious[0] is None else torch.stack(ious)
-
-    def _codes(self, span: Tensor, target: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+    def _codes(self, span: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The query code and the modulated span code, (B, P, d) each."""
         code = span_positions(span, self.hidden)
         query = self.query_position(code)
-        if not first and self.query_scale is not None:
-            code = code * self.query_scale(target)
-        if self.width_scale is not None:
-            narrowed = span[..., 1:].clamp(min=NARROWEST)
-            code = code * (self.width_scale(target).sigmoid() / narrowed)
-        return query, code
+        modulation = self.width_scale(state).sigmoid() / span[..., 1:]
+        return query, code * self.query_scale(state) * modulation
+
+    def _heads(self, states: Tensor, starts: Tensor, refined: Tensor) -> Heads:
+        """Predictions of all layers at once: states (K, B, P, d), spans (K, B, P, 2)."""
+        with full_precision(states.device):
+            normed = self.norm(states)
+            logits = self.class_head(normed).squeeze(-1)
+            spans = (self.span_head(normed) + inverse_sigmoid(starts)).sigmoid()
+            ious = logits
+            if self.iou_head is not None:
+                code = span_positions(refined, self.hidden)
+                ious = self.iou_head(torch.cat((states, code), dim=-1)).squeeze(-1)
+        return Heads(logits, spans, ious)

@@ -1,47 +1,59 @@
 """SG-DETR (Gordeev et al. 2024), whole: from clips and a sentence to windows and clip scores.
 
-Read `forward` from top to bottom; docs/models/sg_detr.md has the picture, and what the paper leaves
-open.
+Follows the published code. Read `forward` from top to bottom; docs/models/sg_detr.md has the
+picture, and what differs from the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any, ClassVar
+import math
+from collections.abc import Mapping
+from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.config.base import validate_section
 from mrmodel.config.search_space import SearchSpace
-from mrmodel.errors import ConfigError
-from mrmodel.features.prepare import TEF_DIM
-from mrmodel.losses.negatives import negative_sentences
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
-from mrmodel.models.layers.functional import Stack, key_mask, with_negatives, xavier_matrices
+from mrmodel.models.layers.feed_forward import FeedForward, Mlp
+from mrmodel.models.layers.functional import (
+    Stack,
+    key_mask,
+    xavier_matrices,
+)
 from mrmodel.models.layers.heads import no_windows
 from mrmodel.models.layers.position import clip_positions, repeat_positions
-from mrmodel.models.layers.projection import InputProjections, Projected
+from mrmodel.models.layers.projection import InputProjections
+from mrmodel.models.layers.query_groups import seeded_generator
 from mrmodel.models.sg_detr.criterion import SgDetrCriterion
-from mrmodel.models.sg_detr.cross_attention import Gate, SaliencyGuidedLayer
+from mrmodel.models.sg_detr.cross_attention import TextToVideo
+from mrmodel.models.sg_detr.decoder import SgDecoder
 from mrmodel.models.sg_detr.detector import ClipMemory, Detector
-from mrmodel.models.sg_detr.moment_encoder import MomentEncoder
-from mrmodel.models.sg_detr.output import SgDetrOutput, TrainingParts
-from mrmodel.models.sg_detr.pooling import PoolingEncoder
-from mrmodel.models.sg_detr.saliency import (
-    GlobalSaliency,
-    LocalSaliency,
-    ScaledCosine,
-    pairwise_cosine,
+from mrmodel.models.sg_detr.fusion import detection_scores
+from mrmodel.models.sg_detr.host_inputs import (
+    HostInputs,
+    anchor_unit_s,
+    make_host_inputs,
+    padded_lengths,
+    padded_size,
 )
-from mrmodel.models.sg_detr.settings import (
-    PAPER_VALIDATION,
-    POST_HOC_SPACE,
-    SEARCH_SPACE,
-    SgDetrSettings,
+from mrmodel.models.sg_detr.moment_encoder import MomentEncoder, SentenceEncoder
+from mrmodel.models.sg_detr.output import (
+    AnchorOutput,
+    Heads,
+    RawDetections,
+    SgDetrOutput,
+    TrainingParts,
 )
-from mrmodel.types import Batch, Targets
+from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, SentencePooling
+from mrmodel.models.sg_detr.selector import QuerySelector
+from mrmodel.models.sg_detr.settings import POST_HOC_SPACE, SEARCH_SPACE, SgDetrSettings
+from mrmodel.types import Batch, LayerOutput, Targets
+
+FIRST_MODALITY = 0.02  # standard deviation
+TEXT, VIDEO = 0, 1  # rows of the modality table
 
 
 class SgDetr(MomentModel):
@@ -55,156 +67,169 @@ class SgDetr(MomentModel):
     def __init__(self, video_dim: int, text_dim: int, settings: SgDetrSettings) -> None:
         super().__init__()
         self.settings = s = settings
-        self.text_dim = text_dim
-        raw = s.local.space == "raw"
-        if raw and video_dim - TEF_DIM < s.local.first_channel + text_dim:
-            rule = (
-                f"clips have {video_dim - TEF_DIM} channels, tokens {text_dim}: no common space "
-                f"from channel {s.local.first_channel} on; say `projected`"
-            )
-            raise ConfigError("models.sg_detr.local.space", "raw", rule)
-        clip_dim = video_dim if s.use_tef else video_dim - TEF_DIM
-        self.projections = InputProjections(clip_dim, text_dim, s)
-        sentence_dim = text_dim if raw else s.hidden
-        self.pooling = PoolingEncoder(sentence_dim, s)
-        self.local_saliency = LocalSaliency(s)
-        self.pair_scale = (
-            ScaledCosine(s.local.alpha, s.local.beta) if s.sgca.gate.startswith("pair") else None
-        )
-        self.text_to_video: Stack[SaliencyGuidedLayer] = Stack(
-            SaliencyGuidedLayer(s) for _ in range(s.sgca.layers)
-        )
+        self.projections = InputProjections(video_dim, text_dim, s)
+        self.modality = nn.Embedding(2, s.hidden)
+        self.pooling = SentencePooling(s)
+        self.local_saliency = LocalSaliency()
+        self.text_to_video = TextToVideo(s)
         self.encoder: Stack[EncoderLayer] = Stack(
-            EncoderLayer(s, "prelu") for _ in range(s.encoder.layers)
+            EncoderLayer(s, "prelu") for _ in range(s.encoder_layers)
         )
+        xavier_matrices(self.encoder)
         self.global_saliency = GlobalSaliency(s)
-        align = s.loss.align.enabled
-        self.sentence_projection = nn.Linear(sentence_dim, s.hidden) if align else nn.Identity()
-        self.moment_encoder = MomentEncoder(s) if align else None
-        xavier_matrices(self.text_to_video, self.encoder)
-        if self.moment_encoder is not None:
-            xavier_matrices(self.moment_encoder.layer)
+        self.sentence_encoder = SentenceEncoder(s) if s.alignment else None
+        self.moment_encoder = MomentEncoder(s) if s.alignment else None
         self.detector = None if s.highlights_only else Detector(s)
-        if s.preset == "paper":
-            self.validation = PAPER_VALIDATION
+        nn.init.normal_(self.modality.weight, std=FIRST_MODALITY)
+        self._initialise()
 
-    @classmethod
-    def check_streams(
-        cls, settings: Mapping[str, Any], video_dims: Sequence[int], text_dims: Sequence[int]
-    ) -> None:
-        """Local saliency in raw space needs a video stream that shares the space of the tokens."""
-        local = validate_section(SgDetrSettings, dict(settings), "models.sg_detr").local
-        first_channels = [0, *accumulate(video_dims)]
-        streams = dict(zip(first_channels, video_dims, strict=False))
-        if local.space == "raw" and streams.get(local.first_channel) != sum(text_dims):
-            rule = (
-                f"tokens have {sum(text_dims)} channels, the video streams {list(video_dims)}, and "
-                f"none of that width begins at channel {local.first_channel}; say `projected`"
-            )
-            raise ConfigError("models.sg_detr.local.space", "raw", rule)
+    def host_inputs(
+        self, batch: Batch, targets: Targets, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Truth and random choices of a step; see `HostInputs`."""
+        return make_host_inputs(batch, targets, self.settings, generator).as_mapping()
 
     def forward(
-        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
+        self,
+        batch: Batch,
+        targets: Targets | None = None,
+        progress: float = 0.0,
+        host: Mapping[str, Tensor] | None = None,
     ) -> SgDetrOutput:
         """Windows and clip scores of a batch.
 
         In training every video is also paired with a sentence of another video, as far as to the
-        clip scores. Given `targets`, training adds what is built from the truth: denoising
-        queries, anchor targets, auxiliary queries, alignment tokens.
+        clip scores, and what is built from the truth exists: auxiliary queries and alignment
+        tokens.
         """
-        size, mask = len(batch), batch.video_mask
-        negative, has_negative = negative_sentences(batch, self.training)
-        inputs = self.projections(self._clip_rows(batch.video), batch.text)
+        size, clips_given = len(batch), batch.video_mask.shape[1]
+        known = self._known(batch, targets, host)
+        video, mask, stretch = self._padded(batch)
+        clips, words, _ = self.projections(video, batch.text)
         position = clip_positions(mask, self.settings.hidden)
+        sentence = self.pooling(words, batch.text_mask)
+        local = self.local_saliency(sentence, clips)
 
-        sentence = self._sentence(batch, inputs.text)
-        local = self._local_saliency(batch, inputs.video, sentence, negative)
-        context = self._read_text(batch, inputs, position, local, negative)
-        pairs = len(context) // size
-        context = self._encode(context, position, mask.repeat(pairs, 1))
-        saliency, memory = self.global_saliency(context, local, mask.repeat(pairs, 1))
+        words = words + self.modality.weight[TEXT].to(words.dtype)
+        clips = clips + self.modality.weight[VIDEO].to(clips.dtype)
+        negative = None
+        if known is not None:
+            negative = known.negative
+            # As published the negative scores read clips with their modality, the others without.
+            local = torch.cat((local, self.local_saliency(sentence[negative], clips)))
+        context = self.text_to_video((clips, position), (words, batch.text_mask), local, negative)
+        saliency, context = self._in_context(context, position, mask, local)
+        memory = self.global_saliency.memory(context[:size], saliency[:size])
 
         training = None
-        if self.training:
+        if known is not None and targets is not None:
+            labels = F.pad(targets.saliency_labels, (0, mask.shape[1] - clips_given))
             training = TrainingParts(
-                local[:size],
-                local[size:],
-                saliency[size:],
-                has_negative.to(mask.device, non_blocking=True),
+                known, mask, labels, local[:size], saliency[:size], local[size:], saliency[size:]
             )
-            if targets is not None and self.moment_encoder is not None:
-                relevant = targets.saliency_labels > 0
+            if self.moment_encoder is not None and self.sentence_encoder is not None:
                 training.alignment = self.moment_encoder(
-                    inputs.video, position, self.sentence_projection(sentence), relevant, mask
+                    clips, position, self.sentence_encoder(words, batch.text_mask), labels > 0, mask
                 )
-        saliency, seen = saliency[:size], ClipMemory(memory[:size], position, mask)
+        scores = saliency[:size, :clips_given]
         if self.detector is None:
-            return SgDetrOutput(*no_windows(saliency), saliency, training=training)
-        found: SgDetrOutput = self.detector(seen, saliency, targets, training)
-        return found
+            return SgDetrOutput(*no_windows(scores), scores, training=training)
+        unit = anchor_unit_s(batch, self.settings) / batch.clip_len_s
+        heads, anchors = self.detector(ClipMemory(memory, position, mask), unit, training)
+        return self._output(heads, anchors, scores, stretch, training)
 
     def criterion(self) -> SgDetrCriterion:
-        """All losses of sections 5.2 to 5.5, with the lambdas of the settings."""
+        """All losses with the weights of the settings."""
         return SgDetrCriterion(self.settings)
 
-    def _clip_rows(self, video: Tensor) -> Tensor:
-        return video if self.settings.use_tef else video[..., :-TEF_DIM]
+    def _known(
+        self, batch: Batch, targets: Targets | None, host: Mapping[str, Tensor] | None
+    ) -> HostInputs | None:
+        if not self.training or targets is None:
+            return None
+        if host is not None:
+            return HostInputs.of(host)
+        device = batch.video.device
+        made = self.host_inputs(batch.to("cpu"), targets.to("cpu"), seeded_generator())
+        return HostInputs.of({name: tensor.to(device) for name, tensor in made.items()})
 
-    def _aligned(self, video: Tensor) -> Tensor:
-        """The channels of the clip rows that share the space of the tokens."""
-        first = self.settings.local.first_channel
-        return video[..., first : first + self.text_dim]
+    def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips (B, L', Dv), mask (B, L'), and (B,) factor from fractions of L' to those of L.
 
-    def _sentence(self, batch: Batch, tokens: Tensor) -> Tensor:
-        raw = self.settings.local.space == "raw"
-        pooled: Tensor = self.pooling(batch.text if raw else tokens, batch.text_mask)
-        return pooled
+        With `legacy_padding` zero clips up to a multiple of four are valid.
+        """
+        mask = batch.video_mask
+        size = padded_size(mask.shape[1], self.settings)
+        lengths = mask.sum(1)
+        padded = padded_lengths(lengths, self.settings)
+        video = F.pad(batch.video, (0, 0, 0, size - mask.shape[1]))
+        if self.settings.legacy_padding:
+            mask = torch.arange(size, device=mask.device) < padded[:, None]
+        return video, mask, padded / lengths
 
-    def _local_saliency(
-        self, batch: Batch, clips: Tensor, sentence: Tensor, negative: Tensor | None
-    ) -> Tensor:
-        """(k B, L); the negative half re-uses the sentences of the batch."""
-        rows = self._aligned(batch.video) if self.settings.local.space == "raw" else clips
-        sentences = with_negatives(sentence, negative)
-        scores: Tensor = self.local_saliency(sentences, rows, batch.video_mask)
-        return scores
-
-    def _read_text(
-        self,
-        batch: Batch,
-        inputs: Projected,
-        position: Tensor,
-        local: Tensor,
-        negative: Tensor | None,
-    ) -> Tensor:
-        """Clips (B, L, d) that read their sentence, and the negative one: (k B, L, d)."""
-        clips, tokens, text_position = inputs
-        keyed = tokens if text_position is None else text_position
-        gate = self._gate(batch, local, negative)
-        allowed = key_mask(with_negatives(batch.text_mask, negative))
-        for layer in self.text_to_video:
-            text = (
-                with_negatives(layer.key(keyed), negative),
-                with_negatives(layer.value(tokens), negative),
-            )
-            clips = layer(clips, position, text, gate, allowed)
-            position = repeat_positions(position, len(clips))
-        return clips
-
-    def _gate(self, batch: Batch, local: Tensor, negative: Tensor | None) -> Gate:
-        settings = self.settings.sgca
-        if self.pair_scale is not None:
-            text = with_negatives(batch.text, negative)
-            rows = self._aligned(batch.video).repeat(len(text) // len(batch), 1, 1)
-            pair = self.pair_scale(pairwise_cosine(rows, text)).sigmoid()
-            return Gate(pair=pair.detach() if settings.detach_gate else pair)
-        if settings.gate == "none":
-            return Gate()
-        clip = local.sigmoid()
-        return Gate(clip=clip.detach() if settings.detach_gate else clip)
-
-    def _encode(self, context: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-        position, allowed = repeat_positions(position, len(context)), key_mask(mask)
+    def _in_context(
+        self, context: Tensor, position: Tensor, mask: Tensor, local: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Global scores (k B, L) and the clips (k B, L, d) that they are read from."""
+        position = repeat_positions(position, len(context))
+        allowed = key_mask(mask.repeat(len(context) // len(mask), 1))
         for layer in self.encoder:
             context = layer(context, position, allowed)
-        return context
+        return self.global_saliency(context, local), context
+
+    def _output(
+        self,
+        heads: Heads,
+        anchors: AnchorOutput | None,
+        saliency: Tensor,
+        stretch: Tensor,
+        training: TrainingParts | None,
+    ) -> SgDetrOutput:
+        iou_logits = heads.iou_logits[-1]
+        spans = heads.spans_cxw[-1] * stretch[:, None, None]
+        last = LayerOutput(heads.logits[-1].unsqueeze(-1), spans)
+        scores = detection_scores(heads.logits[-1], iou_logits, 0.5)
+        raw = None
+        if not self.training:
+            raw = RawDetections(heads.logits[-1], spans, iou_logits)
+            if anchors is not None:
+                lowest = torch.finfo(anchors.logits.dtype).min
+                raw.anchor_logits = anchors.logits.masked_fill(~anchors.exists, lowest)
+                raw.anchor_centerness = anchors.centerness.masked_fill(~anchors.exists, lowest)
+                raw.anchor_spans_cxw = anchors.spans_cxw * (anchors.unit * stretch)[:, None, None]
+        return SgDetrOutput(last, spans, scores, saliency, training=training, raw=raw)
+
+    def _initialise(self) -> None:
+        """Published initial weights of feed-forward blocks, MLPs and projections."""
+        pooling = set(self.pooling.modules())
+        for module in self.modules():
+            if isinstance(module, FeedForward) and module not in pooling:
+                gain = nn.init.calculate_gain("leaky_relu", 0.25)
+                nn.init.xavier_uniform_(module.expand.weight, gain)
+                nn.init.xavier_uniform_(module.contract.weight)
+                nn.init.zeros_(module.expand.bias)
+                nn.init.zeros_(module.contract.bias)
+            elif isinstance(module, Mlp):
+                _xavier([layer for layer in module if isinstance(layer, nn.Linear)])
+        for projection in (self.projections.video, self.projections.text):
+            _xavier([layer.linear for layer in projection])  # type: ignore[misc]
+        for part in self.modules():
+            if isinstance(part, SgDecoder):
+                for mlp in (part.refinement, part.span_head):
+                    _zero(mlp)
+            elif isinstance(part, QuerySelector):
+                _zero(part.span_head)
+
+
+def _xavier(layers: list[nn.Linear]) -> None:
+    """Xavier with the gain of ReLU for all but the last layer, biases 0."""
+    for i, layer in enumerate(layers):
+        gain = math.sqrt(2.0) if i + 1 < len(layers) else 1.0
+        nn.init.xavier_uniform_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+
+
+def _zero(mlp: Mlp) -> None:
+    """The last layer starts at zero: at first every span stays where it is."""
+    nn.init.zeros_(mlp[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(mlp[-1].bias)  # type: ignore[arg-type]

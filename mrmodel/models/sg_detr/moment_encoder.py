@@ -1,30 +1,57 @@
-"""Moment and non-moment tokens, for training only (sg_detr.md, section 3.7)."""
+"""Tokens of the moment and of the sentence, for the alignment losses in training (eq. 14)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from mrmodel.models.layers.attention import Inputs
 from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.functional import key_mask, xavier_matrices
 from mrmodel.models.sg_detr.output import Alignment
 from mrmodel.models.sg_detr.settings import SgDetrSettings
+
+
+class SentenceEncoder(nn.Module):
+    """An encoder layer over [learned token; words]; its first row is the sentence."""
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, settings.hidden))
+        self.token_position = nn.Parameter(torch.randn(1, settings.hidden))
+        self.layer = EncoderLayer(settings, "prelu")
+        xavier_matrices(self.layer)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Words (B, N, d), mask (B, N) -> (B, d)."""
+        token = self.token.to(words.dtype).expand(len(words), 1, -1)
+        sequence = torch.cat((token, words), dim=1)
+        located = torch.cat((token + self.token_position.to(words.dtype), words), dim=1)
+        allowed = key_mask(torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1))
+        # No other row is read, so no other row is computed.
+        layer = self.layer
+        state = layer.attention(
+            Inputs(located[:, :1], located, sequence), allowed, token, layer.norm1
+        )
+        sentence: Tensor = layer.ffn(state, state, layer.norm2).squeeze(1)
+        return sentence
 
 
 class MomentEncoder(nn.Module):
     """An encoder layer over [token; clips] that keeps relevant and other clips apart.
 
-    CG-DETR runs the layer twice, with the keys limited to the token and the relevant clips, then to
-    the token and the other clips. Nothing but a clip's own run is read of it, so that one run does:
-    the token stands in it twice, and every row reads its own kind only. The numbers are the same
-    and the work is half.
+    The published code runs the layer twice, with the keys limited to the token and the relevant
+    clips, then to the token and the other clips, and reads of each run the states of its own clips.
+    Here one run holds the token twice, and every row reads its own kind only. The numbers are the
+    same and the work is half.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.randn(settings.hidden))
-        self.token_position = nn.Parameter(torch.randn(settings.hidden))
+        self.token = nn.Parameter(torch.randn(1, settings.hidden))
+        self.token_position = nn.Parameter(torch.randn(1, settings.hidden))
         self.layer = EncoderLayer(settings, "prelu")
-        self.split = settings.loss.align.bce_frames == "split"
+        xavier_matrices(self.layer)
 
     def forward(
         self, clips: Tensor, position: Tensor, sentence: Tensor, relevant: Tensor, mask: Tensor
@@ -39,8 +66,7 @@ class MomentEncoder(nn.Module):
             mask: (B, L) bool.
 
         Returns:
-            `Alignment`. A token without clips to read has read itself. The states of padded clips
-            are finite and mean nothing; no other state depends on them.
+            `Alignment`. A token without clips to read has read itself.
         """
         token = self.token.to(clips.dtype).expand(len(clips), 2, -1)
         token_position = self.token_position.to(position.dtype).expand(len(position), 2, -1)
@@ -50,12 +76,8 @@ class MomentEncoder(nn.Module):
             _same_kind(relevant, mask),
         )
         moment, non_moment, encoded = states.split([1, 1, clips.shape[1]], dim=1)
-        return Alignment(
-            moment=moment.squeeze(1),
-            non_moment=non_moment.squeeze(1),
-            sentence=sentence,
-            clips=encoded if self.split else clips,
-        )
+        encoded = encoded.masked_fill(~mask.unsqueeze(2), 0.0)
+        return Alignment(moment.squeeze(1), non_moment.squeeze(1), encoded, sentence)
 
 
 def _same_kind(relevant: Tensor, mask: Tensor) -> Tensor:

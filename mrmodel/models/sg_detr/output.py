@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.losses.windows import PaddedWindows
 from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.host_inputs import HostInputs
+from mrmodel.spans import xx_to_cxw
 from mrmodel.types import ModelOutput
 
 
@@ -23,57 +27,54 @@ class Heads:
     Attributes:
         logits: (K, B, S) of being a moment.
         spans_cxw: (K, B, S, 2) in [0, 1].
-        iou_logits: (K, B, S) of the IoU with the best true window; None without IoU head.
+        iou_logits: (K, B, S) of the IoU with the own true window; without IoU head `logits` again.
     """
 
     logits: Tensor
     spans_cxw: Tensor
-    iou_logits: Tensor | None
+    iou_logits: Tensor
+
+    def split(self, sizes: list[int]) -> list[Heads]:
+        """Heads of consecutive groups of queries."""
+        columns = (self.logits, self.spans_cxw, self.iou_logits)
+        parts = zip(*(torch.split(column, sizes, 2) for column in columns), strict=True)
+        return [Heads(*part) for part in parts]
 
 
 @dataclass(slots=True)
-class AnchorHeads:
-    """Predictions of the anchor head, float32; `valid` (B, A) says which anchors exist.
-
-    `spans_cxw` (B, A, 2) are not clipped to [0, 1]; `logits` and `centerness` are (B, A) logits;
-    `features` (B, A, d) are the pyramid's rows at the anchors, None where nobody reads them.
-    """
-
-    logits: Tensor
-    spans_cxw: Tensor
-    centerness: Tensor
-    features: Tensor | None
-    anchors_cxw: Tensor
-    valid: Tensor
-
-
-@dataclass(slots=True)
-class AnchorTargets:
-    """Which true window an anchor answers for.
+class AnchorOutput:
+    """Predictions of the anchor head, float32.
 
     Attributes:
-        window: (B, A) int64, index of the true window within its sample; -1 = background.
-        centerness: (B, A) float32 target in (0, 1], 0 for background (section 4.1).
+        logits, centerness: (B, A) logits.
+        regression: (B, A, 2) outputs that `AnchorGrid.decode` reads.
+        spans_cxw: (B, A, 2) in anchor units, not clipped; a width can be below zero.
+        exists: (B, A) bool.
+        unit: (B,) an anchor unit as a fraction of each video.
     """
 
-    window: Tensor
+    logits: Tensor
     centerness: Tensor
+    regression: Tensor
+    spans_cxw: Tensor
+    exists: Tensor
+    unit: Tensor
 
 
 @dataclass(slots=True)
 class Alignment:
-    """What the alignment losses read (section 5.5).
+    """What the alignment losses read.
 
     Attributes:
         moment, non_moment: (B, d) tokens that read the relevant, the other clips.
+        clips: (B, L, d) states of the clips, 0 at padding.
         sentence: (B, d).
-        clips: (B, L, d) states of the clips.
     """
 
     moment: Tensor
     non_moment: Tensor
-    sentence: Tensor
     clips: Tensor
+    sentence: Tensor
 
 
 @dataclass(slots=True)
@@ -100,35 +101,38 @@ class TrainingParts:
     """What only the losses read; a part that the settings switch off is None.
 
     Attributes:
-        local: (B, L) local saliency, 0 at padding.
-        negative_local, negative_global: (B, L) scores under a sentence of another video.
-        has_negative: (B,) bool, such a sentence was in the batch.
-        match: heads of the moment queries.
-        selector: one layer of heads of the chosen clips, and
-        selector_used: (B, Q) bool, slots that hold a clip.
-        dn, dn_queries: denoising heads and what they must answer.
-        aux, aux_queries: likewise the auxiliary queries.
-        anchors, anchor_targets: the anchor head.
+        host: truth and random choices.
+        mask, labels: (B, L) valid clips and their ratings, padded as the model pads.
+        local, saliency: (B, L) local and global scores.
+        negative_local, negative_global: (B, L) those of the negative sentence, where
+            `host.has_negative`.
+        moments: heads of the moment queries.
+        selector: one layer of heads of the selected positions.
+        auxiliary, auxiliary_queries: heads of the auxiliary queries, and what they must answer.
+        anchors: the anchor head.
         alignment: see `Alignment`.
-        idle: 0, attached to the parameters of known queries that this batch has none of; None
-            when it has all that the settings ask for.
     """
 
+    host: HostInputs
+    mask: Tensor
+    labels: Tensor
     local: Tensor
+    saliency: Tensor
     negative_local: Tensor
     negative_global: Tensor
-    has_negative: Tensor
-    match: Heads | None = None
+    moments: Heads | None = None
     selector: Heads | None = None
-    selector_used: Tensor | None = None
-    dn: Heads | None = None
-    dn_queries: LabelledQueries | None = None
-    aux: Heads | None = None
-    aux_queries: LabelledQueries | None = None
-    anchors: AnchorHeads | None = None
-    anchor_targets: AnchorTargets | None = None
+    auxiliary: Heads | None = None
+    auxiliary_queries: LabelledQueries | None = None
+    anchors: AnchorOutput | None = None
     alignment: Alignment | None = None
-    idle: Tensor | None = None
+
+    @property
+    def anchor_truth(self) -> PaddedWindows:
+        """The true windows as the anchors know them, as fractions."""
+        assert self.anchors is not None
+        spans = xx_to_cxw(self.host.anchor_spans) * self.anchors.unit[:, None, None]
+        return PaddedWindows(spans, self.host.window_valid)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""Clip scores of SG-DETR: local ones by similarity, global ones after context (eqs 2, 7-9)."""
+"""Clip scores of SG-DETR: local ones by similarity, global ones in context (eqs 1, 2, 7 to 9).
+
+Follows the published code where it departs from the paper: docs/models/sg_detr.md, section 3.
+"""
 
 from __future__ import annotations
 
@@ -6,52 +9,93 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.layers.functional import full_precision
+from mrmodel.models.layers.attention import attend
+from mrmodel.models.layers.dropout import Dropout
+from mrmodel.models.layers.feed_forward import FeedForward, add_projected
+from mrmodel.models.layers.functional import Stack, full_precision, key_mask
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 NORM_FLOOR = 1e-6
+FIRST_LOG_SCALE = 3.0
+FIRST_WEIGHTS = 0.02  # standard deviation, truncated at two of them
 
 
-def pairwise_cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of rows, (B, L, D), (B, N, D) -> (B, L, N), in float32; 0 with a row of zeros."""
-    first, second = first.float(), second.float()
-    with full_precision(first.device):
-        products = first @ second.transpose(1, 2)
-    return products / (_length(first) * _length(second).transpose(1, 2))
+class PoolingLayer(nn.Module):
+    """q <- q + attention(q, LN(tokens)), q <- q + FFN(LN(q)).
 
-
-def _length(rows: Tensor) -> Tensor:
-    """(B, L, D) -> (B, L, 1)."""
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return length.clamp(min=NORM_FLOOR)
-
-
-class ScaledCosine(nn.Module):
-    """alpha * cosine + beta with two learned scalars, kept in float32 (eq. 2)."""
-
-    def __init__(self, alpha: float, beta: float) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(alpha))
-        self.beta = nn.Parameter(torch.tensor(beta))
-
-    def forward(self, similarity: Tensor) -> Tensor:
-        """Any shape to the same shape."""
-        return self.alpha * similarity + self.beta
-
-
-class LocalSaliency(nn.Module):
-    """Score of a clip by its own likeness to the sentence (section 3.3)."""
+    The attention has no projections of query, key and value, only the one of its output.
+    """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        self.scale = ScaledCosine(settings.local.alpha, settings.local.beta)
+        hidden, p = settings.hidden, settings.dropout
+        self.heads, self.weights_p = settings.heads, p
+        self.output = nn.Linear(hidden, hidden)
+        self.branch = Dropout(0.0)
+        self.ffn = FeedForward(hidden, settings.ffn, p, "prelu", 0.0)
+        self.token_norm, self.ffn_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        for linear in (self.output, self.ffn.expand, self.ffn.contract):
+            nn.init.trunc_normal_(linear.weight, std=FIRST_WEIGHTS)
+            nn.init.zeros_(linear.bias)
 
-    def forward(self, sentences: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
-        """Sentences (k B, D), clips (B, L, D), mask (B, L) -> (k B, L), 0 at padding."""
-        of_sample = sentences.view(-1, *clips[:, 0].shape).transpose(0, 1)
-        similarity = pairwise_cosine(clips, of_sample).permute(2, 0, 1)
-        scores: Tensor = self.scale(similarity)
-        return scores.masked_fill(~mask, 0.0).flatten(0, 1)
+    def forward(self, query: Tensor, tokens: Tensor, allowed: Tensor | None) -> Tensor:
+        """Vectors (B, 1, d), tokens (B, N, d) -> (B, 1, d)."""
+        tokens = self.token_norm(tokens)
+        p = self.weights_p if self.training else 0.0
+        read = attend(query, tokens, tokens, self.heads, allowed, p)
+        query = add_projected(read, query, self.output, self.branch, None)
+        mixed: Tensor = self.ffn(self.ffn_norm(query), query, None)
+        return mixed
+
+
+class SentencePooling(nn.Module):
+    """A learned query reads the tokens in several rounds (eq. 1); one LayerNorm between them."""
+
+    def __init__(self, settings: SgDetrSettings) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(settings.hidden))
+        self.layers: Stack[PoolingLayer] = Stack(
+            PoolingLayer(settings) for _ in range(settings.pooling_layers)
+        )
+        self.norm = nn.LayerNorm(settings.hidden) if settings.pooling_layers > 1 else None
+        nn.init.trunc_normal_(self.query, std=FIRST_WEIGHTS)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens (B, N, d), mask (B, N) -> (B, d)."""
+        state = self.query.to(tokens.dtype).expand(len(tokens), 1, -1)
+        allowed = key_mask(mask)
+        for i, layer in enumerate(self.layers):
+            if i and self.norm is not None:
+                state = self.norm(state)
+            state = layer(state, tokens, allowed)
+        return state.squeeze(1)
+
+
+class LocalSaliency(nn.Module):
+    """S = exp(t) cosine(sentence, clip) + a with two learned scalars (eq. 2), in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, sentences: Tensor, clips: Tensor) -> Tensor:
+        """Sentences (B, d), clips (B, L, d) -> (B, L)."""
+        sentences = _unit(sentences.float()).unsqueeze(2)
+        with full_precision(clips.device):
+            cosine = (_unit(clips.float()) @ sentences).squeeze(2)
+        scores: Tensor = self.log_scale.exp() * cosine + self.shift
+        return scores
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """(..., d) of length 1; a row of zeros stays one, and has no gradient.
+
+    Zero clips that pad a video are rows of zeros before training, and dividing by their length
+    would give a gradient of 1e12.
+    """
+    length = torch.linalg.vector_norm(rows.detach(), dim=-1, keepdim=True)
+    return F.normalize(rows, dim=-1, eps=NORM_FLOOR).masked_fill(length < NORM_FLOOR, 0.0)
 
 
 def amplify(clips: Tensor, saliency: Tensor) -> Tensor:
@@ -60,27 +104,29 @@ def amplify(clips: Tensor, saliency: Tensor) -> Tensor:
 
 
 class GlobalSaliency(nn.Module):
-    """Score of a clip in its context, and the clips that the detector reads (section 3.6).
+    """Score of a clip in its context, and the clips that the detector reads (eqs 7 to 9).
 
-    The head starts at zero: at first the global score is the local one. Switched off it stays so.
+    The head starts at zero: at first the global score is the local one. Switched off it stays so,
+    and nothing is amplified.
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        self.settings = settings.gsm
-        self.head = nn.Linear(settings.hidden, 1) if settings.gsm.enabled else None
+        self.head = nn.Linear(settings.hidden, 1) if settings.global_saliency else None
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def forward(self, clips: Tensor, local: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips (B, L, d), local scores (B, L) -> scores (B, L), 0 at padding, and (B, L, d)."""
+    def forward(self, clips: Tensor, local: Tensor) -> Tensor:
+        """Clips (B, L, d), local scores (B, L) -> global scores (B, L)."""
         if self.head is None:
-            return local, clips
+            return local
         # w^T X (1 + sigmoid(S)) is (1 + sigmoid(S)) w^T X, which amplifies numbers and not rows.
         gain = 1.0 + local.sigmoid()
         with full_precision(clips.device):
             change = F.linear(clips.float(), self.head.weight).squeeze(-1) * gain + self.head.bias
-        scores = (local + change).masked_fill(~mask, 0.0)
-        gate = scores.detach() if self.settings.detach_in_mr else scores
-        return scores, amplify(clips, gate)
+        return local + change
+
+    def memory(self, clips: Tensor, scores: Tensor) -> Tensor:
+        """Clips (B, L, d) amplified by their global scores (B, L)."""
+        return clips if self.head is None else amplify(clips, scores)

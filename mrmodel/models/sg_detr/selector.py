@@ -1,32 +1,37 @@
-"""Queries that start where the clips suggest: DINO's mixed selection on a line (section 4.2)."""
+"""Start of the moment queries: the best positions of the pyramid, or learned references."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from mrmodel.models.layers.feed_forward import Mlp
 from mrmodel.models.layers.functional import full_precision
+from mrmodel.models.sg_detr.anchor_head import prior_logit
+from mrmodel.models.sg_detr.anchors import LAYOUTS, level_masks
+from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.spans import inverse_sigmoid
 
-FIRST_WIDTH = 0.1
+INSIDE = (0.0125, 0.9875)  # centre and width of a proposal lie strictly between them
 
 
 class Start(NamedTuple):
     """What the decoder's moment queries start from.
 
-    `content` (B, Q, d) and `spans_cxw` (B, Q, 2); with a selector also its own predictions (one
-    layer of heads) and which slots hold a clip (B, Q).
+    `content` (B, Q, d) and `spans_cxw` (B, Q, 2), without gradient to the selector; `heads` are the
+    selector's own predictions, one layer.
     """
 
     content: Tensor
     spans_cxw: Tensor
     heads: Heads | None = None
-    used: Tensor | None = None
 
 
 class LearnedQueries(nn.Module):
@@ -34,70 +39,82 @@ class LearnedQueries(nn.Module):
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        self.content = nn.Parameter(torch.randn(settings.queries, settings.hidden))
-        self.spans = nn.Parameter(torch.randn(settings.queries, 2))
+        self.content = nn.Parameter(torch.randn(settings.queries, settings.hidden) * FIRST_WEIGHTS)
+        self.centre = nn.Parameter(torch.randn(settings.queries, 1))
+        self.width = nn.Parameter(torch.randn(settings.queries, 1))
 
-    def forward(self, memory: Tensor, mask: Tensor) -> Start:
-        """Clips (B, L, d) and their mask -> the same start for every sample."""
-        size = len(memory)
-        spans = self.spans.float().sigmoid().expand(size, -1, -1)
+    def forward(self, levels: Sequence[Tensor], mask: Tensor) -> Start:
+        """The same start for every sample of the mask (B, L)."""
+        size = len(mask)
+        spans = torch.cat((self.centre, self.width), dim=1).float().sigmoid().expand(size, -1, -1)
         return Start(self.content.expand(size, -1, -1), spans)
 
 
 class QuerySelector(nn.Module):
-    """The best clips become references; their contents are learned and belong to the rank.
+    """Class, IoU and span of a proposal at every position; the Q best become references.
 
-    A slot beyond a sample's clips has a learned reference. Ranks, and so a sample's queries, do not
-    depend on its padding.
+    Their rows become contents. A video with fewer usable positions than Q fills up with one
+    constant content at the reference (1, 1).
     """
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         hidden, self.queries = settings.hidden, settings.queries
-        self.takes_tokens = settings.qs.content == "token"
-        self.memory = nn.Linear(hidden, hidden)
+        self.layout = LAYOUTS[settings.anchors.layout]
+        self.output = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, 1)
+        self.iou_head = nn.Linear(hidden, 1)
         self.span_head = Mlp(hidden, hidden, 2, 3)
-        nn.init.zeros_(self.span_head[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.span_head[-1].bias)  # type: ignore[arg-type]
-        width = FIRST_WIDTH if settings.qs.width == "learned" else settings.qs.width
-        logit = inverse_sigmoid(torch.tensor(width))
-        self.width = nn.Parameter(logit, requires_grad=settings.qs.width == "learned")
-        self.content = nn.Parameter(torch.randn(self.queries, hidden))
-        self.fallback = nn.Parameter(torch.randn(self.queries, 2))
+        learned = settings.query_content == "learned"
+        self.content = nn.Parameter(torch.randn(self.queries, hidden)) if learned else None
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        biases = (prior_logit(settings.prior), 2.0 * prior_logit(settings.prior))
+        for head, bias in zip((self.class_head, self.iou_head), biases, strict=True):
+            nn.init.normal_(head.weight, std=FIRST_WEIGHTS)
+            nn.init.constant_(head.bias, bias)
 
-    def forward(self, memory: Tensor, mask: Tensor) -> Start:
-        """Clips (B, L, d) and their mask (B, L) -> Q queries, best clip first.
-
-        The references carry no gradient to the selector; fallback references learn.
-        """
-        rows = self.norm(self.memory(memory))
-        logits = self.class_head(rows).squeeze(-1).float()
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-        ranked, clip = logits.topk(min(self.queries, logits.shape[1]), dim=1)
-        counts = mask.sum(1, keepdim=True)
-        used = torch.arange(self.queries, device=mask.device) < counts
-        missing = self.queries - ranked.shape[1]
-        if missing:
-            # The empty slots repeat the first clip; nothing of them is read.
-            ranked = torch.cat((ranked, ranked[:, :1].expand(-1, missing)), 1)
-            clip = torch.cat((clip, clip[:, :1].expand(-1, missing)), 1)
-        rows = rows.gather(1, clip.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-        spans = self._spans(rows, clip, counts)
-        spans_start = torch.where(
-            used.unsqueeze(-1), spans.detach(), self.fallback.float().sigmoid()
-        )
-        content = self.content.expand(len(memory), -1, -1)
-        if self.takes_tokens:
-            content = torch.where(used.unsqueeze(-1), rows.detach().to(content.dtype), content)
-        heads = Heads(ranked.unsqueeze(0), spans.unsqueeze(0), None)
-        return Start(content, spans_start, heads, used)
-
-    def _spans(self, rows: Tensor, clip: Tensor, counts: Tensor) -> Tensor:
-        """Proposals around the middles of the clips, moved by the span head: (B, Q, 2)."""
-        centre = inverse_sigmoid((clip + 0.5) / counts)
-        proposals = torch.stack((centre, self.width.expand_as(centre)), dim=-1)
+    def forward(self, levels: Sequence[Tensor], mask: Tensor) -> Start:
+        """Levels (B, l_i, d) of the clips with the mask (B, L) -> Q queries, best first."""
+        proposals, usable = self._proposals(mask)
+        rows = self.norm(self.output(torch.cat(list(levels), dim=1)))
+        with torch.no_grad(), full_precision(rows.device):
+            ranks = logsigmoid(self.class_head(rows.float())) + logsigmoid(
+                self.iou_head(rows.float())
+            )
+        ranks = ranks.squeeze(-1).masked_fill(~usable, -torch.inf)
+        best = ranks.topk(min(self.queries, ranks.shape[1]), dim=1)[1]
+        index = best.unsqueeze(2)
+        chosen = rows.gather(1, index.expand(-1, -1, rows.shape[2]))
+        starts, used = proposals.gather(1, index.expand(-1, -1, 2)), usable.gather(1, best)
+        missing = self.queries - best.shape[1]
+        if missing > 0:
+            chosen, starts = (F.pad(part, (0, 0, 0, missing)) for part in (chosen, starts))
+            used = F.pad(used, (0, missing))
+        # An unusable position counts as one of zeros, as published.
+        chosen = torch.where(used.unsqueeze(2), chosen, self.norm(self.output.bias))
         with full_precision(rows.device):
-            spans: Tensor = (self.span_head(rows.float()) + proposals).sigmoid()
-        return spans
+            states = chosen.float()
+            logits, iou_logits = self.class_head(states), self.iou_head(states)
+            spans = (self.span_head(states) + inverse_sigmoid(starts)).sigmoid()
+        spans = torch.where(used.unsqueeze(2), spans, 1.0)
+        heads = Heads(logits.squeeze(-1)[None], spans[None], iou_logits.squeeze(-1)[None])
+        content = chosen.detach() if self.content is None else self.content.expand_as(chosen)
+        return Start(content, spans.detach(), heads)
+
+    def _proposals(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, A, 2) spans around the positions, and (B, A) bool, which of them may be chosen."""
+        masks = level_masks(mask, self.layout)
+        lengths = mask.sum(1, keepdim=True)
+        centres, widths = [], []
+        for level, stride, width in zip(
+            masks, self.layout.strides, self.layout.proposal_widths, strict=True
+        ):
+            place = (torch.arange(level.shape[1], device=mask.device) + 0.5) * stride
+            centres.append(place / lengths)
+            widths.append(torch.full_like(centres[-1], width))
+        centre = torch.cat(centres, dim=1)
+        low, high = INSIDE
+        usable = torch.cat(masks, dim=1) & (centre > low) & (centre < high)
+        return torch.stack((centre, torch.cat(widths, dim=1)), dim=-1), usable
