@@ -13,6 +13,7 @@ Units: seconds outside the models; inside, a span is a fraction of ``T = valid c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,7 @@ class Targets:
         saliency_pos, saliency_neg: (B, P) clip indices of the margin pairs, int64.
         saliency_labels: (B, L) summed ratings 0..12 (or 0/1), more raters than three scaled to
             three, 0 on padding, float32.
+        host: what `MomentModel.host_inputs` made for the batch; empty: the model makes it itself.
     """
 
     spans_cxw: Tensor
@@ -130,6 +132,7 @@ class Targets:
     saliency_pos: Tensor
     saliency_neg: Tensor
     saliency_labels: Tensor
+    host: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
@@ -139,6 +142,7 @@ class Targets:
             self.saliency_pos.to(device),
             self.saliency_neg.to(device),
             self.saliency_labels.to(device),
+            {name: tensor.to(device) for name, tensor in self.host.items()},
         )
 
 

@@ -8,8 +8,8 @@ run can resume at any step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from mrmodel.types import Annotation, Batch, Targets
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
+MakeHostInputs = Callable[[Batch, Targets, torch.Generator], Mapping[str, Tensor]]
 
 # Streams of a video may differ in length by this many rows, due to different frame sampling.
 _ROWS_APART = 2
@@ -156,6 +157,9 @@ class MomentDataset:
         builder: makes the input; batches are on its device.
         settings: see `LoaderSettings`.
 
+    Attributes:
+        host_inputs: `MomentModel.host_inputs` of the model to train; None: nobody trains.
+
     Raises:
         FeatureError: a store does not know a key.
         DataError: no sample is left.
@@ -165,6 +169,7 @@ class MomentDataset:
         self, annotations: Sequence[Annotation], builder: BatchBuilder, settings: LoaderSettings
     ) -> None:
         self.builder, self.settings = builder, settings
+        self.host_inputs: MakeHostInputs | None = None
         self.annotations: list[Annotation] = []
         self.skipped: list[Annotation] = []
         for row in annotations:
@@ -216,7 +221,14 @@ class MomentDataset:
         _, draws, window_draws = self._draws
         annotations = [self.annotations[row] for row in rows.tolist()]
         batch = self.builder.build(annotations, self.rows.take(rows))
-        targets = self._table.targets(rows, batch.video_mask.shape[1], draws, window_draws)
+        length = batch.video_mask.shape[1]
+        targets = self._table.targets(rows, length, draws, window_draws)
+        if self.host_inputs is not None:
+            mask = torch.from_numpy(np.arange(length) < self.n_clips[rows][:, None])
+            seed = derive_seed(self.settings.seed, "host", epoch, *rows.tolist())
+            targets.host = self.host_inputs(
+                replace(batch, video_mask=mask), targets, torch.Generator().manual_seed(seed)
+            )
         return batch, targets.to(self.builder.device)
 
     def _draw(self, epoch: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

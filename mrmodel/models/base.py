@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mrmodel.components import MODELS
 from mrmodel.config.base import Section, validate_section
@@ -53,6 +54,21 @@ class MomentModel(nn.Module, ABC):
             progress: fraction of the training that is done, in [0, 1). Training inputs such as
                 noise may depend on it, predictions do not.
         """
+
+    def host_inputs(
+        self, batch: Batch, targets: Targets, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """What training makes from annotations and chance alone, for `Targets.host`.
+
+        It is made on the CPU where the batch is built, so that a training step neither waits for
+        the device nor has shapes that depend on its numbers. Most models need nothing.
+
+        Args:
+            batch: the input; only its lengths, ids and text keys are read.
+            targets: the ground truth, on the CPU.
+            generator: of all random choices, on the CPU.
+        """
+        return {}
 
     @classmethod
     def check_streams(

@@ -99,6 +99,7 @@ def train_model(
         return progress
 
     data = open_set(config, train_rows, builder, job.seed)
+    data.host_inputs = model.host_inputs
     resume = paths.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
     with current_run().child_run(job.name) as record:

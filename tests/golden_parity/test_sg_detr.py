@@ -270,7 +270,7 @@ def trained(case: Case) -> Case:
 def step(
     case: Case, model: SgDetr, host: HostInputs
 ) -> tuple[SgDetrOutput, dict[str, Tensor], Tensor]:
-    output = model(case.batch, case.targets, host=host.as_mapping())
+    output = model(case.batch, replace(case.targets, host=host.as_mapping()))
     criterion = model.criterion()
     losses = criterion(output, case.targets, case.batch)
     return output, losses, criterion.total(losses)

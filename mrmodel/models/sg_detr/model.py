@@ -90,11 +90,7 @@ class SgDetr(MomentModel):
         return make_host_inputs(batch, targets, self.settings, generator).as_mapping()
 
     def forward(
-        self,
-        batch: Batch,
-        targets: Targets | None = None,
-        progress: float = 0.0,
-        host: Mapping[str, Tensor] | None = None,
+        self, batch: Batch, targets: Targets | None = None, progress: float = 0.0
     ) -> SgDetrOutput:
         """Windows and clip scores of a batch.
 
@@ -103,7 +99,7 @@ class SgDetr(MomentModel):
         tokens.
         """
         size, clips_given = len(batch), batch.video_mask.shape[1]
-        known = self._known(batch, targets, host)
+        known = self._known(batch, targets)
         video, mask, stretch = self._padded(batch)
         clips, words, _ = self.projections(video, batch.text)
         position = clip_positions(mask, self.settings.hidden)
@@ -142,13 +138,11 @@ class SgDetr(MomentModel):
         """All losses with the weights of the settings."""
         return SgDetrCriterion(self.settings)
 
-    def _known(
-        self, batch: Batch, targets: Targets | None, host: Mapping[str, Tensor] | None
-    ) -> HostInputs | None:
+    def _known(self, batch: Batch, targets: Targets | None) -> HostInputs | None:
         if not self.training or targets is None:
             return None
-        if host is not None:
-            return HostInputs.of(host)
+        if targets.host:
+            return HostInputs.of(targets.host)
         device = batch.video.device
         made = self.host_inputs(batch.to("cpu"), targets.to("cpu"), seeded_generator())
         return HostInputs.of({name: tensor.to(device) for name, tensor in made.items()})
