@@ -114,6 +114,7 @@ LAYOUTS = ComponentRegistry(
         "tvsum_slowfast_clip": "mrmodel.features.importers.layouts:TVSUM_SLOWFAST_CLIP",
         "youtube_hl_slowfast_clip": "mrmodel.features.importers.layouts:YOUTUBE_HL_SLOWFAST_CLIP",
         "youtube_hl_i3d": "mrmodel.features.importers.layouts:YOUTUBE_HL_I3D",
+        "sg_detr": "mrmodel.features.importers.layouts:SG_DETR",
         "lighthouse": "mrmodel.features.importers.layouts:LIGHTHOUSE",
         "univtg": "mrmodel.features.importers.layouts:UNIVTG",
     },

@@ -1,4 +1,4 @@
-"""`mrmodel features`: inspect and verify feature stores, import published archives."""
+"""`mrmodel features`: inspect, verify and compare feature stores, import published archives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Inspect and verify feature stores, import published archives."""
+    """Inspect, verify and compare feature stores, import published archives."""
 
 
 @group.command()
@@ -44,6 +44,19 @@ def info(folder: Path) -> None:
 
     for name, value in describe_store(folder).items():
         click.echo(f"{name}: {value}")
+
+
+@group.command()
+@click.argument("a", metavar="A", type=FOLDER)
+@click.argument("b", metavar="B", type=FOLDER)
+def compare(a: Path, b: Path) -> None:
+    """Compare the rows of the feature stores A and B that have the same key and position.
+
+    Prints numbers of keys and rows, cosines, and the largest difference of two values.
+    """
+    from mrmodel.features.compare import compare_stores, format_comparison
+
+    click.echo(format_comparison(compare_stores(a, b)))
 
 
 @group.command(name="import")

@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
     "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),
     "delivery": ("data", "delivery_group", "Check new training data before they are sent."),
-    "features": ("features", "group", "Inspect and verify features, import published archives."),
+    "features": ("features", "group", "Inspect and compare features, import published archives."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
     "weights": ("weights", "group", "Published models and encoder weights."),
     "tune": ("tune", "group", "Search for better loss weights, noise scales and schedules."),

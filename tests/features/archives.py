@@ -138,6 +138,26 @@ def internvideo2_charades(root: Path) -> Expected:
     )
 
 
+def unit(rows: Array) -> Array:
+    """float32 rows of length 1."""
+    scaled: Array = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def sg_detr(root: Path) -> Expected:
+    """Tensors that require gradients; texts of 40 rows with and without an axis of the batch."""
+    folder = root / "custom_features/video"
+    folder.mkdir(parents=True)
+    clips = {vid: unit(values(vid, 512, 75, np.float32)) for vid in VIDEOS}
+    for vid, rows in clips.items():
+        torch.save(torch.from_numpy(rows).requires_grad_(), folder / f"{vid}.pt")
+    texts = {qid: unit(values(qid, 512, 40, np.float32)) for qid in QUERIES}
+    for qid, rows in texts.items():
+        stored = rows[None] if qid == "8" else rows
+        npz(root / f"custom_features/custom_text/{qid}.npz", features=stored)
+    return {"internvideo2_1b.video512": clips, "internvideo2_1b.text512": texts}
+
+
 def video_lights(root: Path) -> Expected:
     written = moment_detr(root)
     blip = root / "blip_aug_text_features_openai"
@@ -264,6 +284,7 @@ ARCHIVES: dict[str, Callable[[Path], Expected]] = {
         tvsum_slowfast_clip,
         youtube_hl_slowfast_clip,
         youtube_hl_i3d,
+        sg_detr,
         lighthouse,
         univtg,
     )

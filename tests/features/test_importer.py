@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 
 from mrmodel.cli.features import group
 from mrmodel.errors import FeatureError
-from mrmodel.features.importers.importer import FeatureImportRequest, StreamReport, import_archive
+from mrmodel.features.importers.importer import (
+    FeatureImportRequest,
+    StreamReport,
+    format_report,
+    import_archive,
+)
 from mrmodel.features.importers.readers import Place, UnusableFile, read_array
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import MANIFEST_FILE
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import write_jsonl
 from mrmodel.types import Annotation
-from tests.features.archives import ARCHIVES, QUERIES, ROWS, VIDEOS, npz, values
+from tests.features.archives import ARCHIVES, QUERIES, ROWS, VIDEOS, npz, unit, values
 
 CLIP, TEXT = "clip_b32.video512", "clip_b32.text512"
 
@@ -269,3 +274,96 @@ def test_a_killed_import_ends_in_the_same_bytes(tmp_path: Path) -> None:
     whole = {path.name: path.read_bytes() for path in (undisturbed / "out" / CLIP).iterdir()}
     assert len(whole) > 20
     assert again == whole
+
+
+SG_VIDEO, SG_TEXT = "internvideo2_1b.video512", "internvideo2_1b.text512"
+
+
+def bring_sg_detr(root: Path, *streams: str, rows: Any = ROWS, **changes: Any) -> Any:
+    request = FeatureImportRequest("sg_detr", root, root.parent / "out", streams, **changes)
+    return import_archive(request, rows)
+
+
+def test_numbers_of_rows_and_rows_of_length_1_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    ARCHIVES["sg_detr"](root)
+    texts = root / "custom_features/custom_text"
+    rows = unit(values("short", 512, 6, np.float32))
+    # Within 1e-3 of length 1, not within it, and of another length though no value is above 1.
+    npz(texts / "9.npz", features=rows * np.array([1, 1.0005, 0.998, 1.002, 0.1, 4])[:, None])
+    (report,) = bring_sg_detr(root, SG_TEXT)
+    assert (report.row_counts, report.n_unit_rows) == ({40: 2, 6: 1}, 82)
+    shown = format_report(report)
+    assert "86 rows of 3 items (2 float32, 1 float64)" in shown
+    assert "6 to 40 rows per item, 40 in 2 items; 82 rows of length 1" in shown
+    record = json.loads((report.store / "import.json").read_text())
+    assert (record["items_by_rows"], record["unit_rows"]) == ({"6": 1, "40": 2}, 82)
+    (report,) = bring_sg_detr(root, SG_VIDEO, clip_len_s=1.0)
+    assert "  75 rows in every item; 150 rows of length 1" in format_report(report)
+    assert FeatureStore(report.store).clip_len_s == 1.0
+
+
+def test_the_first_of_several_folders_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "archive"
+    ARCHIVES["sg_detr"](root)
+    for place in ("custom_features/custom_text_fixed", "custom_text_fixed", "custom_text"):
+        for qid in QUERIES:
+            npz(root / place / f"{qid}.npz", features=values(place + qid, 512))
+        bring_sg_detr(root, SG_TEXT)
+        block, _ = FeatureStore(root.parent / "out" / SG_TEXT).gather([text_key(QUERIES["7"])])
+        kept = place if place == "custom_text" else "custom_features/custom_text"
+        expected = (
+            unit(values("7", 512, 40, np.float32)) if kept != place else values(f"{place}7", 512)
+        )
+        np.testing.assert_array_equal(block[0], expected.astype(np.float16))
+    assert f"{SG_TEXT}: read from {root}/custom_text, not from " in caplog.text
+    assert str(root / "custom_text_fixed") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "rows"),
+    [
+        ("wrong_shape", values("x", 512)[None].repeat(2, axis=0)),
+        ("zero_rows", np.zeros((1, 0, 512), np.float32)),
+        ("dim_mismatch", values("x", 768)[None]),
+        ("not_finite", rows_with(np.inf)[None]),
+    ],
+)
+def test_a_bad_text_of_sg_detr(tmp_path: Path, code: str, rows: Any) -> None:
+    ARCHIVES["sg_detr"](tmp_path / "archive")
+    npz(tmp_path / "archive/custom_features/custom_text/8.npz", features=rows)
+    with pytest.raises(FeatureError, match=f"{SG_TEXT}: 1 of 3 items .*8: {code}: "):
+        bring_sg_detr(tmp_path / "archive", SG_TEXT)
+    (report,) = bring_sg_detr(tmp_path / "archive", SG_TEXT, max_failed_share=0.5)
+    assert (report.n_items, report.problems["8"][0]) == (2, code)
+
+
+def test_a_text_may_be_named_by_its_video(tmp_path: Path) -> None:
+    """But not if the video has several sentences, or another query has that id."""
+    root = tmp_path / "archive"
+    names = ("a", "b", "c", "7", "q2")
+    for name in names:
+        npz(root / "custom_text" / f"{name}.npz", features=values(name, 512))
+    rows = [
+        Annotation("q1", "dog", "a", 10.0),
+        Annotation("q2", "dog", "b", 10.0),
+        Annotation("q3", "skating", "c", 10.0),
+        Annotation("q4", "one of two", "d", 10.0),
+        Annotation("q5", "two of two", "d", 10.0),
+        Annotation("7", "another", "e", 10.0),
+        Annotation("q6", "of the video 7", "7", 10.0),
+    ]
+    npz(root / "custom_text/d.npz", features=values("d", 512))
+    (report,) = bring_sg_detr(root, SG_TEXT, rows=rows, max_failed_share=1.0)
+    assert {name: code for name, (code, _) in report.problems.items()} == dict.fromkeys(
+        ("q4", "q5", "q6"), "missing_id"
+    )
+    assert [Path(name).name for name in report.unknown] == ["d.npz"]
+    store = FeatureStore(report.store)
+    # The file of a query precedes those of videos, of which the first is read.
+    for query, name in {"dog": "q2", "skating": "c", "another": "7"}.items():
+        block, _ = store.gather([text_key(query)])
+        np.testing.assert_array_equal(block[0], values(name, 512))
+    assert report.differing == ["a", "b"]

@@ -169,8 +169,17 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path) -> None:
     assert "features blip2.video768, blip2.text768 in" in left
 
 
-def test_videos_are_asked_for_where_no_archive_helps(tmp_path: Path) -> None:
+def test_the_archive_of_sg_detr_or_videos(tmp_path: Path) -> None:
     config = config_of("tvsum_sg_detr", "sg_detr")
+    _, features = missing_inputs(config, Paths(config, tmp_path))
+    streams = "internvideo2_1b.video512, internvideo2_1b.text512"
+    assert f"features {streams} in {tmp_path}/own_features/tvsum" in features
+    assert "--layout sg_detr" in features
+    assert "or videos" in features
+
+
+def test_videos_are_asked_for_where_no_archive_helps(tmp_path: Path) -> None:
+    config = config_of("youtube_hl_sg_detr", "sg_detr")
     _, videos = missing_inputs(config, Paths(config, tmp_path))
     found = "own_videos/videos/<vid>.mp4, from which internvideo2_1b.video512 is extracted"
     assert videos == f"videos {tmp_path}/{found}"

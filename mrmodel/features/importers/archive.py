@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -20,6 +21,8 @@ from mrmodel.features.importers.readers import (
     names_in_hdf5,
     read_array,
 )
+
+log = logging.getLogger(__name__)
 
 _HDF5 = (".hdf5", ".h5")
 _CAMERA = re.compile(r"-cam-\d+$")
@@ -46,8 +49,11 @@ class Contents:
 
 def find_folder(stream: ImportedStream, source: Path) -> Path | None:
     """The first of a stream's folders that is in the archive."""
-    present = (source / folder for folder in stream.folders)
-    return next((path for path in present if path.exists()), None)
+    return next(iter(_present(stream, source)), None)
+
+
+def _present(stream: ImportedStream, source: Path) -> list[Path]:
+    return [path for folder in stream.folders if (path := source / folder).exists()]
 
 
 def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) -> Contents:
@@ -61,9 +67,13 @@ def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) 
     Raises:
         FeatureError: the folder is missing or cannot be read.
     """
-    folder = find_folder(stream, source)
-    if folder is None:
+    present = _present(stream, source)
+    if not present:
         raise FeatureError(f"{source}: no {' or '.join(stream.folders)} for {stream.name}")
+    folder, *others = present
+    if others:
+        unread = ", ".join(map(str, others))
+        log.warning("%s: read from %s, not from %s", stream.name, folder, unread)
     contents = Contents(normalised=folder.suffix in _HDF5)
     more = [source / name for name in stream.more if (source / name).is_dir()]
     for place, name in (entry for path in (folder, *more) for entry in _entries(path)):
@@ -82,9 +92,7 @@ def read_features(stream: ImportedStream, places: list[Place | None]) -> Array:
         if place is None:
             raise UnusableFile("missing_part", f"there is no file that ends with {ending}")
         array = read_array(place, stream.arrays)
-        if array.ndim == 1 and stream.modality == "text" and len(array) == stream.dim:
-            array = array[None]
-        rows.append(_check(array))
+        rows.append(_check(_tokens(array, stream.dim) if stream.modality == "text" else array))
     shortest = min(len(part) for part in rows)
     # RGB and flow are sampled differently at the end of a video.
     joined = rows[0] if len(rows) == 1 else np.concatenate([r[:shortest] for r in rows], axis=1)
@@ -92,6 +100,13 @@ def read_features(stream: ImportedStream, places: list[Place | None]) -> Array:
         rule = f"rows of {joined.shape[1]} channels, {stream.name} has {stream.dim}"
         raise UnusableFile("dim_mismatch", rule)
     return joined
+
+
+def _tokens(array: Array, dim: int) -> Array:
+    """(n, dim) of a sentence vector, (dim,), or of a batch of one text, (1, n, dim)."""
+    if array.ndim == 1 and len(array) == dim:
+        return array[None]
+    return array[0] if array.ndim == 3 and len(array) == 1 else array
 
 
 def _check(array: Array) -> Array:

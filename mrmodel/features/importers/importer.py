@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mrmodel.components import LAYOUTS
 from mrmodel.errors import FeatureError, FeatureMismatch
@@ -43,6 +44,9 @@ RECORD = "import.json"
 _SHOWN = 20
 # Rows of one sentence under two ids may differ by float16 rounding.
 _SAME = 2e-2
+# Tolerance of the length of rows that count as of length 1.
+_UNIT = 1e-3
+_FIRST_CHANNELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class StreamReport:
         stream: its name.
         store: the folder that was written.
         n_items, n_rows: number of stored items and rows.
+        n_unit_rows: rows of length 1.
+        row_counts: number of items per number of rows.
         problems: id -> (code, detail) of every wanted id without rows.
         unknown: files whose id is not wanted.
         dtypes: number of items per source dtype.
@@ -90,6 +96,8 @@ class StreamReport:
     store: Path
     n_items: int = 0
     n_rows: int = 0
+    n_unit_rows: int = 0
+    row_counts: Counter[int] = field(default_factory=Counter)
     problems: dict[str, tuple[str, str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     dtypes: Counter[str] = field(default_factory=Counter)
@@ -185,13 +193,21 @@ def _import(
 
 
 def _wanted(stream: ImportedStream, rows: Sequence[Annotation]) -> dict[str, list[str]]:
-    """Key of the store -> ids of the archive that have its rows, sorted."""
+    """Key of the store -> ids of the archive that have its rows, those of queries first."""
     if stream.modality == "video":
         return {vid: [vid] for vid in sorted({row.vid for row in rows})}
     ids: dict[str, set[str]] = {}
     for row in rows:
         ids.setdefault(text_key(row.query), set()).add(str(row.qid))
-    return {key: sorted(ids[key]) for key in sorted(ids)}
+    wanted = {key: sorted(ids[key]) for key in sorted(ids)}
+    if stream.by_video:
+        texts: dict[str, set[str]] = {}
+        for row in rows:
+            texts.setdefault(row.vid, set()).add(text_key(row.query))
+        for vid in sorted(texts.keys() - {str(row.qid) for row in rows}):
+            if len(texts[vid]) == 1:
+                wanted[texts[vid].pop()].append(vid)
+    return wanted
 
 
 class _Files:
@@ -254,6 +270,8 @@ def _stored(
                 continue
             report.n_items += 1
             report.n_rows += len(stored)
+            report.n_unit_rows += _count_unit(stored)
+            report.row_counts[len(stored)] += 1
             report.dtypes[str(rows.dtype)] += 1
             yield IndexEntry(key, len(stored)), stored
     finally:
@@ -289,6 +307,18 @@ def _to_half(rows: Array) -> Half:
         raise UnusableFile(code, str(error)) from None
 
 
+def _count_unit(rows: Half) -> int:
+    """Number of rows of length 1."""
+    # Conversion to float32 is slow; most rows of another length are longer in the first channels.
+    short = _lengths(rows[:, :_FIRST_CHANNELS]) <= 1 + _UNIT
+    return int((np.abs(_lengths(rows[short]) - 1) <= _UNIT).sum())
+
+
+def _lengths(rows: Half) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = np.linalg.norm(rows.astype(np.float32), axis=1)
+    return found
+
+
 def _judge(report: StreamReport, request: FeatureImportRequest, total: int) -> None:
     allowed = request.max_failed_share * total
     if len(report.problems) > allowed:
@@ -310,6 +340,8 @@ def _record(report: StreamReport, request: FeatureImportRequest) -> dict[str, An
         "layout": request.layout,
         "items": report.n_items,
         "rows": report.n_rows,
+        "unit_rows": report.n_unit_rows,
+        "items_by_rows": {str(rows): items for rows, items in sorted(report.row_counts.items())},
         "dtypes": dict(sorted(report.dtypes.items())),
         "unknown_files": len(report.unknown),
         "differing": report.differing,
@@ -325,6 +357,11 @@ def format_report(report: StreamReport) -> str:
     lines = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
     types = ", ".join(f"{count} {name}" for name, count in sorted(report.dtypes.items()))
     lines.append(f"{report.store}: {report.n_rows} rows of {report.n_items} items ({types})")
+    if report.row_counts:
+        low, high = min(report.row_counts), max(report.row_counts)
+        spread = f"{low} to {high} rows per item, {high} in {report.row_counts[high]} items"
+        shown = f"{high} rows in every item" if low == high else spread
+        lines.append(f"  {shown}; {report.n_unit_rows} rows of length 1")
     if report.unknown:
         rule = f"unknown_id: {len(report.unknown)} files are of no annotated id"
         lines.append(f"  {rule}, e.g. {report.unknown[0]}")

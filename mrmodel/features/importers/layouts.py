@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 VIDEO_ARRAYS = ("features",)
-# States of all tokens if present, else the single sentence vector.
-TEXT_ARRAYS = ("last_hidden_state", "token", "pooler_output", "text")
+# States of all tokens if present, else the single sentence vector; SG-DETR has `features`.
+TEXT_ARRAYS = ("last_hidden_state", "token", "pooler_output", "text", "features")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class ImportedStream:
         more: further folders whose files are read as well.
         parts: name endings of the files of one id, whose channels are concatenated in this order.
         words: rows are looked up in a file of word vectors; the archive has none.
+        by_video: the file of a text may have the id of its video, if that has no other text.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ImportedStream:
     more: tuple[str, ...] = ()
     parts: tuple[str, ...] = ("",)
     words: bool = False
+    by_video: bool = False
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -237,6 +239,36 @@ YOUTUBE_HL_I3D = Layout(
     streams=(
         ImportedStream("i3d.video2048", "video", 2048, ("video_features",), parts=("_rgb", "_opt")),
         ImportedStream("pann.audio2048", "video", 2048, ("audio_features",)),
+    ),
+)
+
+
+# SG-DETR's archive of one data set; the authors' configurations name several folders. The texts of
+# TVSum and YouTube Highlights are named by video.
+SG_DETR = Layout(
+    title="SG-DETR, features of one data set (InternVideo2 stage-2 1B)",
+    clip_len_s=None,
+    # Not YouTube Highlights: its archive has clips of 2 s, the converted data set those of 1 s.
+    datasets=("qvhighlights", "charades", "tacos", "tvsum"),
+    streams=(
+        ImportedStream(
+            "internvideo2_1b.video512",
+            "video",
+            512,
+            ("video", "custom_features/video", "video_updated", "custom_features/video_updated"),
+        ),
+        ImportedStream(
+            "internvideo2_1b.text512",
+            "text",
+            512,
+            (
+                "custom_text",
+                "custom_features/custom_text",
+                "custom_text_fixed",
+                "custom_features/custom_text_fixed",
+            ),
+            by_video=True,
+        ),
     ),
 )
 

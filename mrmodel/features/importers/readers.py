@@ -114,7 +114,7 @@ def _from_torch(path: Path, names: Sequence[str]) -> Array:
         raise UnusableFile("no_array", f"holds {type(value).__name__}, no tensor")
     if value.dtype == torch.bfloat16:
         value = value.float()
-    array: Array = value.numpy()
+    array: Array = value.numpy(force=True)  # also of a tensor that requires gradients
     return array
 
 
