@@ -36,6 +36,8 @@ CALLED_BY_OTHERS = {
     "mrmodel.cli.main.LazyGroup.*": "click",
     "mrmodel.evaluate.run.evaluate": "people, from Python: metrics of rows by a protocol's name",
     "mrmodel.convert.encoders.*Reader.*": "pickle.Unpickler",
+    "mrmodel.convert.safe_unpickle._InertUnpickler.*": "pickle.Unpickler",
+    "mrmodel.convert.safe_unpickle._StandIn._ignore": "pickle.Unpickler",
     "mrmodel.tracking.pyfunc_model.MomentSearch.load_context": "MLflow",
     "mrmodel.tracking.mlflow_events.EventHandler._handle_*": "getattr in the same class",
     "mrmodel.tune.storage._JournalLock.acquire": "Optuna",

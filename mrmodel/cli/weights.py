@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrmodel.components import PROTOCOLS
 from mrmodel.convert.settings import FORMATS
 from mrmodel.encoders.user_weights import PUBLISHED
 
@@ -44,6 +45,9 @@ def group() -> None:
 @click.option("--max-clips", type=click.IntRange(1), help="Maximum number of clips per video.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Tokens per sentence; longer ones are truncated."
+)
+@click.option(
+    "--dataset", type=click.Choice(list(PROTOCOLS)), help="Data set that the model was trained on."
 )
 @click.option("--legacy", is_flag=True, help="Reproduce the published quirks (legacy_* settings).")
 @click.option("--force", is_flag=True, help="Replace an existing model.")

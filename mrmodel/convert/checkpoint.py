@@ -25,6 +25,7 @@ from mrmodel.convert.settings import (
     nested,
     recognise,
 )
+from mrmodel.convert.sg_detr import infer_sg_detr, published_limits, without_anchors
 from mrmodel.convert.streams import Modality, StreamName, model_streams, published_streams
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import sha256_of
@@ -39,6 +40,7 @@ class ImportReport:
         config: of the model folder.
         settings: of the model, with their sources.
         limits: ``clip_len_s``, ``max_clips`` and ``max_tokens``, with their sources.
+        protocol: evaluation protocol of the data set, with its source.
         fit: tensors that match, are unused, or do not match.
         notes: remarks about the file for the user.
     """
@@ -46,6 +48,7 @@ class ImportReport:
     config: ModelConfig
     settings: tuple[Setting, ...]
     limits: tuple[Setting, ...]
+    protocol: Setting
     fit: MatchResult
     notes: tuple[str, ...]
 
@@ -53,7 +56,10 @@ class ImportReport:
     def section(self) -> dict[str, Any]:
         """``models.<model>`` of params.yaml: the values that differ from the published ones."""
         kind = MODELS.get(self.config.model).Settings
-        return nested([s for s in self.settings if s.value != default_of(kind, s.name)])
+        preset = {s.name: s.value for s in self.settings if s.name == "preset"}
+        return preset | nested(
+            [s for s in self.settings if s.value != default_of(kind, s.name, **preset)]
+        )
 
 
 def format_report(report: ImportReport) -> str:
@@ -61,6 +67,7 @@ def format_report(report: ImportReport) -> str:
     config, fit = report.config, report.fit
     params = {"features": nested(list(report.limits)), "models": {config.model: report.section}}
     settings = [*report.settings, *(replace(s, name=f"features.{s.name}") for s in report.limits)]
+    settings.append(report.protocol)
     lines = [
         f"{config.model}: {len(fit.state)} tensors fit",
         *_table(("setting", "value", "from"), ((s.name, s.value, s.source) for s in settings)),
@@ -98,15 +105,19 @@ def _by_module(names: Iterable[str]) -> str:
     return ", ".join(f"{module} ({count} tensors)" for module, count in counts.items())
 
 
-# Names of the data sets in the published options -> evaluation protocol.
+# Published options that name the data set, and its names there -> evaluation protocol.
+_DATA_SET_OPTIONS = ("dset_name", "metrics_mode")
 _PROTOCOLS = {
+    "qvhighlights": "qvhighlights",
     "charades": "charades",
     "charadesSTA": "charades",
     "tacos": "tacos",
     "tvsum": "tvsum",
     "youtube_highlight": "youtube_hl",
     "youtube_uni": "youtube_hl",
+    "youtube": "youtube_hl",
 }
+_LIMIT_OPTIONS = {"clip_len_s": "clip_length", "max_clips": "max_v_l", "max_tokens": "max_q_l"}
 # Meaning of -1 in lighthouse.
 _NO_LIMIT = {"max_clips": None, "max_tokens": 100}
 
@@ -121,7 +132,7 @@ class CheckpointImportRequest:
         format: one of `FORMATS`; ``auto`` infers it from the tensor names.
         video_streams, text_streams: feature streams in order; empty: the published ones.
         given: values that override the file's options: ``heads``, ``clip_len_s``, ``max_clips``,
-            ``max_tokens``.
+            ``max_tokens``, ``dataset`` (evaluation protocol).
         legacy: enable all options that reproduce published quirks.
         replace: overwrite a model in `output`.
     """
@@ -148,11 +159,11 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
         raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
     file = read_published(request.file)
     try:
-        settings, limits, config = _describe(request, file)
+        settings, limits, protocol, config = _describe(request, file)
         # Shapes are compared before anything is allocated: sizes in the file are not trusted.
         with torch.device("meta"):
             model = config.build()
-        fit = match_state(config.model, end_points_last(file), model)
+        fit = match_state(config.model, without_anchors(end_points_last(file)), model)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{request.file}: {error}") from None
     if not fit.mismatches:
@@ -163,18 +174,23 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
         except OSError as error:
             rule = f"cannot be written ({error.strerror})"
             raise CheckpointError(f"{request.output}: {rule}") from error
-    return ImportReport(config, settings, limits, fit, notes(file.options))
+    return ImportReport(config, settings, limits, protocol, fit, notes(file.options))
 
 
 def _describe(
     request: CheckpointImportRequest, file: PublishedCheckpoint
-) -> tuple[tuple[Setting, ...], tuple[Setting, ...], ModelConfig]:
-    """Settings of the model, limits of its input, and config.json of the model folder."""
+) -> tuple[tuple[Setting, ...], tuple[Setting, ...], Setting, ModelConfig]:
+    """Settings of the model, limits of its input, protocol, config.json of the model folder."""
     name = _model_of(file, request.format)
     check_features(name, file)
-    settings = _settings(name, request, file)
+    protocol = _protocol(request, file)
+    settings = _settings(name, request, file, protocol.value)
     tree = nested(settings)
-    limits = _limits(request, file, tree.get("max_tokens", 32))
+    if name == "sg_detr":
+        published = published_limits(protocol.value)
+    else:
+        published = {"clip_len_s": 2.0, "max_clips": 75, "max_tokens": tree.get("max_tokens", 32)}
+    limits = _limits(request, file, published)
     limit = nested(limits)
     _check_tables(tree, limit)
     clip_len_s = float(limit["clip_len_s"])
@@ -183,7 +199,7 @@ def _describe(
     video_streams, text_streams = (
         model_streams(named[modality], modality, width, clip_len_s)
         if named[modality]
-        else published_streams(modality, width, file.options)
+        else published_streams(name, modality, width, file.options)
         for modality, width in widths.items()
     )
     config = ModelConfig(
@@ -194,10 +210,10 @@ def _describe(
         clip_len_s=clip_len_s,
         max_clips=limit["max_clips"],
         max_tokens=limit["max_tokens"],
-        protocol=_PROTOCOLS.get(str(file.options.get("dset_name")), "qvhighlights"),
+        protocol=protocol.value,
         training={"run": "import", "file": request.file.name, "sha256": sha256_of(request.file)},
     )
-    return tuple(settings), tuple(limits), config
+    return tuple(settings), tuple(limits), protocol, config
 
 
 def _model_of(file: PublishedCheckpoint, wanted: str) -> str:
@@ -216,32 +232,42 @@ def _model_of(file: PublishedCheckpoint, wanted: str) -> str:
 
 
 def _settings(
-    name: str, request: CheckpointImportRequest, file: PublishedCheckpoint
+    name: str, request: CheckpointImportRequest, file: PublishedCheckpoint, protocol: str
 ) -> list[Setting]:
-    settings = infer_settings(name, file.shapes, file.options)
+    if name == "sg_detr":
+        settings = infer_sg_detr(file.shapes, protocol)
+    else:
+        settings = infer_settings(name, file.shapes, file.options)
     if "heads" in request.given:
         settings = [setting for setting in settings if setting.name != "heads"]
         settings.append(_given(request, "heads"))
     return settings + (legacy_switches(name) if request.legacy else [])
 
 
+def _protocol(request: CheckpointImportRequest, file: PublishedCheckpoint) -> Setting:
+    """Evaluation protocol of the data set."""
+    name = "evaluate.protocol"
+    if "dataset" in request.given:
+        return replace(_given(request, "dataset"), name=name)
+    for option in _DATA_SET_OPTIONS:
+        found = _PROTOCOLS.get(str(file.options.get(option)))
+        if found is not None:
+            return Setting(name, found, f"option {option}")
+    return Setting(name, "qvhighlights", "published value")
+
+
 def _limits(
-    request: CheckpointImportRequest, file: PublishedCheckpoint, max_tokens: int
+    request: CheckpointImportRequest, file: PublishedCheckpoint, published: Mapping[str, Any]
 ) -> list[Setting]:
-    """Clip length, maximum clips and maximum tokens."""
-    usual: dict[str, tuple[str, Any]] = {
-        "clip_len_s": ("clip_length", 2.0),
-        "max_clips": ("max_v_l", 75),
-        "max_tokens": ("max_q_l", max_tokens),
-    }
+    """Clip length, maximum clips and maximum tokens, `published` unless the file has others."""
     limits = []
-    for name, (option, published) in usual.items():
+    for name, option in _LIMIT_OPTIONS.items():
         if name in request.given:
             given = _given(request, name)
             _check_limit(given.source, given.value, whole=name != "clip_len_s")
             limits.append(given)
         elif file.options.get(option) is None:
-            limits.append(Setting(name, published, "published value"))
+            limits.append(Setting(name, published[name], "published value"))
         else:
             value = _NO_LIMIT.get(name) if file.options[option] == -1 else file.options[option]
             _check_limit(option, value, whole=name != "clip_len_s")

@@ -17,6 +17,11 @@ from mrmodel.errors import CheckpointError
 from mrmodel.features.prepare import TEF_DIM
 
 _VIDEO, _TEXT = "input_vid_proj.0.", "input_txt_proj.0."
+# First LayerNorm of the projection -> its name in SG-DETR.
+_SG_DETR_NORMS = {
+    _VIDEO: "input_vid_proj.linear_mapper.0.mapper.0.weight",
+    _TEXT: "input_txt_proj.linear_mapper.0.mapper.0.weight",
+}
 
 
 def video_width(file: PublishedCheckpoint) -> int:
@@ -99,6 +104,8 @@ def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _width(file: PublishedCheckpoint, projection: str) -> int:
     name = f"{projection}LayerNorm.weight"
+    if _SG_DETR_NORMS[projection] in file.shapes:
+        name = _SG_DETR_NORMS[projection]
     if len(file.shapes.get(name, ())) != 1:
         raise CheckpointError(f"{name} is missing, and the width of the features follows from it")
     return file.shapes[name][0]

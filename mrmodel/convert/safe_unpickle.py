@@ -2,17 +2,25 @@
 
 A PyTorch checkpoint is a pickle, and a pickle can call any function. Here only tensors, plain
 containers and the few types below are built; a file that refers to anything else is rejected.
+
+Checkpoints of PyTorch Lightning do refer to classes of their trainer. In such a file a stand-in
+takes the place of everything but plain containers, so nothing of it is imported or called, and only
+the tensors of its ``state_dict`` are built.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import math
+import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -39,14 +47,32 @@ _HARMLESS: list[Any] = [
 _WEIGHTS = ("model", "state_dict", "model_state_dict")
 _OPTIONS = ("opt", "args")
 
+# Lightning: the key that only its checkpoints have, and what precedes the names of the model's
+# tensors. Other names in its state dict are of losses and metrics.
+_LIGHTNING = "pytorch-lightning_version"
+_MODEL = "model."
+# The options there, and the only one that is read: the data set.
+_SAVED = "hyper_parameters"
+_DATA_SET = "metrics_mode"
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_STORAGES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedCheckpoint:
     """Content of a checkpoint.
 
     Attributes:
-        tensors: parameters under their published names, without the prefix ``module.``.
-        options: options of the trainer by name; empty if the file has none.
+        tensors: parameters under their published names, without the prefixes ``module.`` and
+            ``model.``.
+        options: options of the trainer by name; empty if the file has none. From a Lightning
+            checkpoint only ``metrics_mode``.
         lighthouse: whether lighthouse saved the options.
     """
 
@@ -64,17 +90,24 @@ def read_published(path: Path) -> PublishedCheckpoint:
     """Read the weights and the options of a checkpoint.
 
     Supports the published container (``model`` and ``opt``), ``state_dict`` in place of ``model``,
-    a bare state dict, and safetensors.
+    a bare state dict, safetensors, and checkpoints of Lightning.
 
     Raises:
-        CheckpointError: the file is missing, is not a checkpoint, refers to code, or holds anything
-            but plain tensors of finite numbers, each under one name.
+        CheckpointError: the file is missing, is not a checkpoint, refers to code and is not one of
+            Lightning, or holds anything but plain tensors of finite numbers, each under one name.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    loaded = load_plain(path)
+    try:
+        loaded = load_plain(path)
+    except CheckpointError:
+        lightning = _load_lightning(path)
+        if lightning is None:
+            raise
+        loaded = lightning
     inner = next((key for key in _WEIGHTS if isinstance(loaded.get(key), Mapping)), None)
-    tensors = _tensors(path, loaded if inner is None else loaded[inner])
+    state = loaded if inner is None else loaded[inner]
+    tensors = _tensors(path, _of_model(state, only=_LIGHTNING in loaded))
     options: Any = {}
     if inner is not None:
         options = next((loaded[key] for key in _OPTIONS if key in loaded), {})
@@ -84,6 +117,9 @@ def read_published(path: Path) -> PublishedCheckpoint:
     if not isinstance(options, Mapping):
         kind = type(options).__name__
         raise CheckpointError(f"{path}: its options are a {kind}, expected names with values")
+    saved = loaded.get(_SAVED)
+    if inner is not None and isinstance(saved, Mapping) and isinstance(saved.get(_DATA_SET), str):
+        options = {**options, _DATA_SET: saved[_DATA_SET]}
     return PublishedCheckpoint(tensors, dict(options), lighthouse)
 
 
@@ -114,6 +150,110 @@ def _reason(error: Exception) -> str:
         f"names {named[1]}, which is no tensor and none of the plain types that checkpoints need; "
         "reading on could run code, so the file is refused"
     )
+
+
+def _of_model(state: Mapping[str, Any], *, only: bool) -> Mapping[str, Any]:
+    """`state` without the prefix ``model.`` if all names have it; `only`: without other names."""
+    own = {
+        name.removeprefix(_MODEL): value
+        for name, value in state.items()
+        if isinstance(name, str) and name.startswith(_MODEL)
+    }
+    return own if own and (only or len(own) == len(state)) else state
+
+
+class _StandIn:
+    """An object of a class that is not imported, or the result of a function that is not called.
+
+    Attributes:
+        path: module and name of the class or function.
+        args: arguments of the call. Whatever else a file does to the object has no effect.
+    """
+
+    path: ClassVar[str] = "the result of a call"
+    args: tuple[Any, ...] = ()
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __call__(self, *_: Any) -> _StandIn:
+        return _StandIn()
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    # What an unpickler calls to fill an object.
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+class _Names(dict[Any, Any]):
+    """Takes the place of ``OrderedDict``, without the attributes that a file may give to one."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Builds plain containers and stand-ins; every import of a pickle goes through `find_class`."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Names
+        return type("_StandIn", (_StandIn,), {"path": f"{module}.{name}"})
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid  # names the record of a storage, see `_tensor`
+
+
+def _load_lightning(path: Path) -> dict[str, Any] | None:
+    """Tensors and saved options of a Lightning checkpoint; None for other files.
+
+    Raises:
+        CheckpointError: a tensor of the model cannot be built.
+    """
+    try:
+        with ZipFile(path) as file:
+            root = file.namelist()[0].split("/")[0]
+            loaded = _InertUnpickler(io.BytesIO(file.read(f"{root}/data.pkl"))).load()
+    # A damaged file can raise any exception.
+    except Exception:
+        return None
+    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not state:
+        return None
+    own = _of_model(state, only=_LIGHTNING in loaded)
+    if _LIGHTNING not in loaded and own is state:
+        return None
+    with ZipFile(path) as file:
+        tensors = {name: _tensor(path, file, root, name, value) for name, value in own.items()}
+    return {"state_dict": tensors, _SAVED: loaded.get(_SAVED)}
+
+
+def _tensor(path: Path, file: ZipFile, root: str, name: object, value: Any) -> Any:
+    """The tensor of a stand-in: part of a storage in the zip archive. Other values as they are."""
+    if not isinstance(value, _StandIn):
+        return value
+    try:
+        while value.path == _PARAMETER:
+            value = value.args[0]
+        if value.path != _REBUILD:
+            raise CheckpointError(f"{path}: {name!r} is {value.path!r}, expected a tensor")
+        (_, storage, key, *_), offset, shape, strides, *_ = value.args
+        if storage.path not in _STORAGES:
+            raise CheckpointError(f"{path}: {name} is of {storage.path!r}; expected real numbers")
+        numbers = bytearray(file.read(f"{root}/data/{key}"))
+        flat = torch.frombuffer(numbers, dtype=_STORAGES[storage.path])
+        # Repeated numbers (a stride of 0) could claim any size.
+        if math.prod(shape) > len(flat):
+            raise CheckpointError(f"{path}: {name} is {shape}, and its storage has {len(flat)}")
+        return flat.as_strided(shape, strides, offset).clone()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise CheckpointError(f"{path}: {name!r} cannot be read as a tensor ({kind})") from None
 
 
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ SIGNATURE_KEYS = {
     "video_lights": "feature_refinement.sim_w",
     "qd_detr": "transformer.t2v_encoder.layers.0.self_attn.in_proj_weight",
     "moment_detr": "transformer.decoder.layers.0.multihead_attn.in_proj_weight",
+    "sg_detr": "local_saliency_head.sentence_pooling.cls_q",
 }
 FORMATS = ("auto", *sorted(SIGNATURE_KEYS), "lighthouse")
 
@@ -140,9 +141,9 @@ def nested(settings: list[Setting]) -> dict[str, Any]:
     return tree
 
 
-def default_of(section: type[BaseModel], path: str) -> Any:
-    """The published value of the setting `path`."""
-    value: Any = section()
+def default_of(section: type[BaseModel], path: str, **chosen: Any) -> Any:
+    """The published value of the setting `path`; `chosen` are settings that others depend on."""
+    value: Any = section(**chosen)
     for part in path.split("."):
         value = getattr(value, part)
     return value
@@ -155,32 +156,37 @@ def legacy_switches(model: str) -> list[Setting]:
 
 
 def _sizes(shapes: Shapes) -> dict[str, Any]:
-    span_outputs = _size(shapes, "span_embed.layers.2.weight", 0)
+    span_outputs = size_of(shapes, "span_embed.layers.2.weight", 0)
     sizes: dict[str, Any] = {
-        "hidden": _size(shapes, "class_embed.weight", 1),
-        "ffn": _size(shapes, "transformer.encoder.layers.0.linear1.weight", 0),
-        "encoder_layers": _count(shapes, "transformer.encoder.layers."),
-        "decoder_layers": _count(shapes, "transformer.decoder.layers."),
-        "queries": _size(shapes, "query_embed.weight", 0),
-        "projection_layers": _count(shapes, "input_vid_proj."),
+        "hidden": size_of(shapes, "class_embed.weight", 1),
+        "ffn": size_of(shapes, "transformer.encoder.layers.0.linear1.weight", 0),
+        "encoder_layers": count_layers(shapes, "transformer.encoder.layers."),
+        "decoder_layers": count_layers(shapes, "transformer.decoder.layers."),
+        "queries": size_of(shapes, "query_embed.weight", 0),
+        "projection_layers": count_layers(shapes, "input_vid_proj."),
         "pre_norm": "transformer.encoder.norm.weight" in shapes,
         "span_loss": "l1" if span_outputs == 2 else "ce",
         "contrastive": "contrastive_align_projection_query.weight" in shapes,
-        "fusion.layers": _count(shapes, "transformer.t2v_encoder.layers."),
+        "fusion.layers": count_layers(shapes, "transformer.t2v_encoder.layers."),
         "moment_to_highlight": "saliency_proj_mr.weight" in shapes,
     }
     if span_outputs != 2:
         sizes["max_clips"] = span_outputs // 2
     if _CONVOLUTION in shapes:
-        sizes["kernel"] = _size(shapes, _CONVOLUTION, 2)
+        sizes["kernel"] = size_of(shapes, _CONVOLUTION, 2)
     if sizes["contrastive"]:
-        sizes["contrastive_width"] = _size(shapes, "contrastive_align_projection_query.weight", 0)
+        sizes["contrastive_width"] = size_of(shapes, "contrastive_align_projection_query.weight", 0)
     if "txt_position_embed.position_embeddings.weight" in shapes:
-        sizes["max_tokens"] = _size(shapes, "txt_position_embed.position_embeddings.weight", 0)
+        sizes["max_tokens"] = size_of(shapes, "txt_position_embed.position_embeddings.weight", 0)
     return sizes
 
 
-def _size(shapes: Shapes, name: str, axis: int) -> int:
+def size_of(shapes: Shapes, name: str, axis: int) -> int:
+    """Size of a tensor along `axis`.
+
+    Raises:
+        CheckpointError: there is no such tensor, or it has fewer axes.
+    """
     if name not in shapes:
         raise CheckpointError(f"{name} is missing, and a size of the model follows from it")
     if len(shapes[name]) <= axis:
@@ -188,7 +194,7 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
     return shapes[name][axis]
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def count_layers(shapes: Shapes, prefix: str) -> int:
     """Number of numbered layers below `prefix`."""
     numbers = {
         name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)

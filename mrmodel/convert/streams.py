@@ -41,11 +41,13 @@ _FOLDERS: dict[Modality, dict[str, StreamName]] = {
         "i3d": StreamName("i3d.video2048", 2048),
         "vgg": StreamName("vgg.video4096", 4096),
         "pann": StreamName("pann.audio2048", 2048),
+        "internvideo2": StreamName("internvideo2_1b.video512", 512),
     },
     "text": {
         "clip": StreamName("clip_b32.text512", 512),
         "blip": StreamName("blip2.text768", 768),
         "glove": StreamName("glove.text300", 300),
+        "internvideo2": StreamName("internvideo2_1b.text512", 512),
     },
 }
 # Concatenation order of the published runs, for files without folder names.
@@ -58,6 +60,11 @@ _USUAL: dict[Modality, dict[int, tuple[str, ...]]] = {
         4864: ("slowfast", "clip", "pann"),
     },
     "text": {300: ("glove",), 512: ("clip",), 1280: ("clip", "blip")},
+}
+# The same for SG-DETR, whose features have the width of CLIP.
+_USUAL_OF_SG_DETR: dict[Modality, dict[int, tuple[str, ...]]] = {
+    "video": {512: ("internvideo2",)},
+    "text": {512: ("internvideo2",)},
 }
 _FOLDER_OPTIONS: dict[Modality, tuple[str, ...]] = {
     "video": ("v_feat_dirs", "a_feat_dirs", "a_feat_dir"),
@@ -82,11 +89,12 @@ def parse_streams(text: str) -> tuple[StreamName, ...]:
 
 
 def usual_streams(
-    modality: Modality, width: int, options: Mapping[str, Any]
+    model: str, modality: Modality, width: int, options: Mapping[str, Any]
 ) -> tuple[StreamName, ...]:
     """The most likely streams of a checkpoint.
 
     Args:
+        model: a name of `SIGNATURE_KEYS`.
         modality: ``video`` or ``text``.
         width: channels of all streams together, without TEF.
         options: options of the published trainer; its feature folders give the order.
@@ -100,8 +108,9 @@ def usual_streams(
     found = tuple(stream for stream in named if stream is not None)
     if len(found) == len(named) and sum(stream.dim or 0 for stream in found) == width:
         return found
-    if width in _USUAL[modality]:
-        return tuple(known[word] for word in _USUAL[modality][width])
+    usual = (_USUAL_OF_SG_DETR if model == "sg_detr" else _USUAL)[modality]
+    if width in usual:
+        return tuple(known[word] for word in usual[width])
     raise CheckpointError(
         f"the {modality} features have {width} channels, which says nothing about what they are; "
         f"name them: --{modality}-streams NAME[:WIDTH],..."
@@ -109,14 +118,14 @@ def usual_streams(
 
 
 def published_streams(
-    modality: Modality, width: int, options: Mapping[str, Any]
+    model: str, modality: Modality, width: int, options: Mapping[str, Any]
 ) -> tuple[ModelStream, ...]:
     """`usual_streams` in the form of a model folder, without fingerprints.
 
     Raises:
         CheckpointError: see `usual_streams`.
     """
-    found = usual_streams(modality, width, options)
+    found = usual_streams(model, modality, width, options)
     return tuple(ModelStream(stream.name, stream.dim or 0, None) for stream in found)
 
 

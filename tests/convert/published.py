@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
@@ -30,6 +35,105 @@ class EasyDict(dict):
 
 
 EasyDict.__module__, EasyDict.__qualname__ = "easydict", "EasyDict"
+
+
+class Planted:
+    """Unpickled by a plain unpickler, this calls `function`."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+class Preparator:
+    """An object of SG-DETR's trainer."""
+
+    def __init__(self) -> None:
+        self.thresholds, self.windows = np.float64(0.05), np.arange(3.0)
+
+
+class Hyperparameters(dict[str, Any]):
+    """A dict of a foreign class."""
+
+
+class Lines(list[Any]):
+    """A list of a foreign class."""
+
+
+def lambda_of_the_trainer(epoch: int) -> float:
+    return 0.1 * epoch
+
+
+_FOREIGN = {
+    "src.postprocessor.postprocessing": (Preparator, lambda_of_the_trainer),
+    "lightning_foreign.utilities": (Hyperparameters, Lines),
+}
+for _module, _objects in _FOREIGN.items():
+    for _object in _objects:
+        _object.__module__ = _module
+
+
+@contextmanager
+def foreign_modules() -> Iterator[None]:
+    """The modules of SG-DETR's trainer and of Lightning can be imported within."""
+    parents = {name.rsplit(".", depth)[0] for name in _FOREIGN for depth in range(3)}
+    modules = {name: types.ModuleType(name) for name in parents}
+    for name, objects in _FOREIGN.items():
+        for item in objects:
+            setattr(modules[name], item.__name__, item)
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
+def save_lightning(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metrics_mode: object = "qvhighlights",
+    protocol: int = 2,
+    **more: Any,
+) -> Path:
+    """The container of SG-DETR's checkpoints; `more` replaces entries of it.
+
+    Beside the published content it has objects that older and newer versions of Lightning save.
+    """
+    parameter = torch.nn.Parameter(torch.ones(2))
+    container = {
+        "epoch": 120,
+        "global_step": 6897,
+        "pytorch-lightning_version": "2.1.3",
+        "state_dict": OrderedDict((f"model.{name}", value) for name, value in tensors.items()),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": Counter(ready=121)}},
+        "callbacks": {
+            "ModelCheckpoint{'mode': 'max'}": {
+                "best_model_score": torch.tensor(0.536),
+                "dirpath": Path("checkpoints"),
+                "best_k_models": defaultdict(float, {"a.ckpt": np.float32(0.5)}),
+            },
+            "EarlyStopping": Lines([1, deque([2, 3], maxlen=2)]),
+        },
+        "optimizer_states": [torch.optim.AdamW([parameter]).state_dict()],
+        "lr_schedulers": [{"milestones": Counter([100, 125]), "lr": lambda_of_the_trainer}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {
+            "optimizer": partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.1),
+            "preparator": Preparator(),
+            "metrics_mode": metrics_mode,
+            "checkpoint_path": None,
+            "check_train_every_n_epoch": 5,
+        },
+        "datamodule_hyper_parameters": Hyperparameters(folders={"a", "b"}, lines=Lines([1])),
+    }
+    # As torch does for modules.
+    container["state_dict"]._metadata = OrderedDict({"": {"version": 1}})
+    with foreign_modules():
+        torch.save(container | more, path, pickle_protocol=protocol)
+    return path
 
 
 def save_official(path: Path, tensors: dict[str, Tensor], options: dict[str, Any]) -> Path:

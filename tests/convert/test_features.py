@@ -46,4 +46,4 @@ CLIP_TEXT = "clip_b32.text512"
 def test_streams_follow_the_folders_of_the_options(
     modality: Modality, width: int, options: dict, names: list[str]
 ) -> None:
-    assert [stream.name for stream in usual_streams(modality, width, options)] == names
+    assert [stream.name for stream in usual_streams("qd_detr", modality, width, options)] == names

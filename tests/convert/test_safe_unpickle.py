@@ -14,26 +14,17 @@ import torch
 
 from mrmodel.convert.safe_unpickle import read_published
 from mrmodel.errors import CheckpointError
-from tests.convert.published import run_import, save_lighthouse, save_official
+from tests.convert.published import Planted, run_import, save_lighthouse, save_official
 
 TENSORS = {"a.weight": torch.arange(3.0)}
-
-
-class Planted:
-    """Unpickled by a plain unpickler, this makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize("place", ["opt", "model"])
 def test_planted_code_does_not_run(place: str, zipped: bool, tmp_path: Path) -> None:
     planted = tmp_path / "planted"
-    container = {"model": TENSORS, "opt": argparse.Namespace()} | {place: Planted(planted)}
+    container = {"model": TENSORS, "opt": argparse.Namespace()}
+    container[place] = Planted(os.mkdir, str(planted))
     file = tmp_path / "bad.ckpt"
     torch.save(container, file, _use_new_zipfile_serialization=zipped)
     error = run_import(file, tmp_path / "model", code=2)
