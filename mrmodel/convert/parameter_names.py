@@ -194,8 +194,14 @@ RULES["sg_detr"] = (
 )
 
 UNUSED = re.compile(
-    r"txt_position_embed\.|aux_det_head\.anchor_generator\.|projections\.text_positions\.|(?:detr\.)?heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
+    r"txt_position_embed\.|aux_det_head\.anchor_generator\.|projections\.text_positions\."
+    r"|(?:detr\.)?heads\.contrastive\.|window_saliency\.|fusion\.\d+\.norm_video\."
 )
+
+
+def _is_of_windows(name: str) -> bool:
+    """A parameter of SG-DETR's detector, which a model of highlights alone does not have."""
+    return name.startswith("detector.")
 
 
 def our_name(model_name: str, published: str) -> str:
@@ -250,6 +256,7 @@ def match_state(model_name: str, published: Mapping[str, Tensor], model: nn.Modu
     """Match a published state dict to `model` by name and shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state, unused, mismatches = {}, [], []
+    no_detector = not any(_is_of_windows(name) for name in expected)
     for name, tensor in published.items():
         ours = our_name(model_name, name)
         if ours in expected and tuple(tensor.shape) == (*expected[ours], 1):
@@ -257,7 +264,9 @@ def match_state(model_name: str, published: Mapping[str, Tensor], model: nn.Modu
         shape = tuple(tensor.shape)
         if ours in expected and shape == expected[ours]:
             state[ours] = tensor
-        elif ours not in expected and UNUSED.match(ours):
+        elif ours not in expected and (
+            UNUSED.match(ours) or (no_detector and _is_of_windows(ours))
+        ):
             unused.append(name)
         else:
             mismatches.append(Mismatch(name, shape, expected.get(ours)))

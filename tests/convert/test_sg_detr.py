@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.convert.parameter_names import RULES, our_name
+from mrmodel.convert.parameter_names import our_name
 from mrmodel.convert.safe_unpickle import PublishedCheckpoint, read_published
 from mrmodel.convert.sg_detr import (
     infer_sg_detr,
@@ -34,7 +34,6 @@ from tests.golden_parity.folder import GOLDEN, load
 FOLDER = GOLDEN / "model_sg_detr"
 ANCHORS = "aux_det_head.anchor_generator.cell_anchors."
 STREAMS = ("--video-streams", "rows:24", "--text-streams", "words:20")
-needs_the_names = pytest.mark.skipif("sg_detr" not in RULES, reason="no table of names yet")
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +289,6 @@ def test_the_published_streams_are_those_of_internvideo2() -> None:
         usual_streams("sg_detr", "video", 2816, {})
 
 
-@needs_the_names
 @pytest.mark.parametrize("form", ["lightning", "stripped", "bare", "unprefixed"])
 def test_a_released_checkpoint_becomes_a_model_folder(
     form: str, tensors: dict[str, Tensor], tmp_path: Path
@@ -323,7 +321,6 @@ def test_a_released_checkpoint_becomes_a_model_folder(
     assert ["evaluate.protocol", "qvhighlights", *source] in rows
 
 
-@needs_the_names
 @pytest.mark.parametrize(
     ("mode", "arguments", "expected"),
     [
@@ -348,7 +345,6 @@ def test_the_data_set_decides_clips_and_protocol(
     assert (config["protocol"], config["clip_len_s"], config["max_clips"]) == expected
 
 
-@needs_the_names
 def test_files_without_windows_become_models_of_highlights(
     tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -359,7 +355,6 @@ def test_files_without_windows_become_models_of_highlights(
     assert config.protocol == "tvsum"
 
 
-@needs_the_names
 def test_a_hostile_checkpoint_still_becomes_a_model(
     tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
