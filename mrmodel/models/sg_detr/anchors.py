@@ -164,7 +164,8 @@ def assign(
         window, rescued = _rescue(window, valid, iou, exists)
     own = windows_xx.double().gather(1, window.clamp(min=0).unsqueeze(2).expand(-1, -1, 2))
     before, after = centre - own[..., 0], own[..., 1] - centre
-    centerness = (before.minimum(after) / before.maximum(after)).clamp(0.0, 1.0)
+    # 0 / 0 where a window without length lies on the centre of an anchor.
+    centerness = (before.minimum(after) / before.maximum(after)).nan_to_num(0.0).clamp(0.0, 1.0)
     centerness = torch.where(rescued, centerness.clamp(min=RESCUED_CENTERNESS), centerness)
     return AnchorTargets(window, (centerness * (window >= 0)).float())
 
