@@ -135,7 +135,7 @@ def _margin(levels: Tensor, targets: Targets, lead: float) -> Tensor:
     kinds = (len(levels), -1, -1)
     lag = levels.gather(2, targets.saliency_neg.expand(kinds))
     lag = lag - levels.gather(2, targets.saliency_pos.expand(kinds))
-    return 2.0 * (lead + lag).relu().sum((1, 2)) / targets.saliency_pos.numel()
+    return 2.0 * (lead + lag).relu().sum((1, 2)) / max(targets.saliency_pos.numel(), 1)
 
 
 def _rank_shares(labels: Tensor, has_negative: Tensor, legacy_axis: bool) -> Tensor:
