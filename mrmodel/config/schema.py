@@ -307,12 +307,15 @@ def load_config(path: Path) -> Config:
 
 
 # Keys of earlier versions that moved to the section `postprocess`.
-_MOVED = (
-    "evaluate.round_to_clips",
-    "evaluate.nms_iou",
-    "evaluate.max_windows",
-    "models.sg_detr.infer",
-)
+_MOVED = ("evaluate.round_to_clips", "evaluate.nms_iou", "evaluate.max_windows")
+# Settings of SG-DETR before it followed the published code.
+_REPLACED = tuple(
+    f"models.sg_detr.{name}"
+    for name in (
+        "infer", "drop", "use_tef", "local", "pool", "sgca", "encoder", "gsm", "detector", "qs",
+        "decoder", "dn", "atss", "aux",
+    )
+)  # fmt: skip
 
 
 # Old name -> new name; `*` is any one key.
@@ -327,14 +330,14 @@ _RENAMED = {
 
 def parse_config(raw: dict[str, Any]) -> Config:
     """Validate a parameter tree; see `load_config`."""
-    moved = [path for path in _MOVED if _has(raw, path.split("."))]
+    moved = [path for path in (*_MOVED, *_REPLACED) if _has(raw, path.split("."))]
     moved += [
         f"{old} (now {new.rpartition('.')[2]})"
         for old, new in _RENAMED.items()
         if _has(raw, old.split("."))
     ]
     if moved:
-        rule = "moved or renamed; docs/howto/upgrade.md shows what to write"
+        rule = "moved, renamed or replaced; docs/howto/upgrade.md shows what to write"
         raise ConfigError(", ".join(moved), {}, rule)
     config = validate_section(Config, raw)
     _check_names(config)

@@ -59,7 +59,7 @@ _RENAMED = (
     "intervid.labels.threshold_sd (now threshold_std), "
     "retrain.drift.chance (now significance_level)"
 )
-_RULE = "moved or renamed; docs/howto/upgrade.md shows what to write"
+_RULE = "moved, renamed or replaced; docs/howto/upgrade.md shows what to write"
 REFUSED: dict[str, str] = {
     "journal.log resume": "the search 'main' cannot go on: an earlier version began it, with "
     f"parameters that are refused now ({_WITH_INFER}, {_RENAMED}); "
