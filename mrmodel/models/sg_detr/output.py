@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.postprocess import SYSTEMS, PostprocessConfig
 from mrmodel.models.layers.query_groups import LabelledQueries
-from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.fusion import windows_of
 from mrmodel.types import ModelOutput
 
 
@@ -78,7 +78,7 @@ class Alignment:
 
 @dataclass(slots=True)
 class RawDetections:
-    """What `fusion.combine` turns into windows; float32, no gradient.
+    """What `fusion.windows_of` turns into windows; float32, no gradient.
 
     Attributes:
         logits, spans_cxw, iou_logits: last decoder layer, (B, Q), (B, Q, 2), (B, Q) or None.
@@ -141,8 +141,15 @@ class SgDetrOutput(ModelOutput):
     training: TrainingParts | None = None
     raw: RawDetections | None = None
 
-    def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
-        """The windows of decoder and anchors as `fusion.combine` makes one list of them."""
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """All, if there are anchors."""
+        return () if self.raw is None or self.raw.anchor_logits is None else SYSTEMS
+
+    def candidates(
+        self, settings: PostprocessConfig, system: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The windows that `fusion.windows_of` makes of decoder and anchors."""
         if self.raw is None:  # no detector
             return self.spans_cxw, self.scores
-        return combine(self.raw, settings)
+        return windows_of(self.raw, settings, system)
