@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from mrmodel import presets
 from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.schema import parse_config
 from mrmodel.evaluate.qvhighlights import QVHighlights
 from mrmodel.models.sg_detr.fusion import fuse, windows_of
 from mrmodel.models.sg_detr.output import RawDetections
@@ -139,6 +142,19 @@ def test_a_system_gives_the_recorded_windows(case: str, system: str | None) -> N
             assert ours.windows == ((-1.0, 1.0, 0.0),)
     for ours, clips in zip(found, golden["saliency_half"], strict=True):
         assert list(ours.saliency) == clips
+
+
+@pytest.mark.parametrize("case", ["qvhighlights", "charades", "tacos"])
+def test_presets_have_the_published_values(case: str) -> None:
+    found = parse_config(yaml.safe_load(presets.render(f"{case}_sg_detr"))).postprocess
+    published = section(recorded(case)[1])
+    assert (found.alpha, found.fusion, found.official) == (
+        published.alpha,
+        published.fusion,
+        published.official,
+    )
+    assert found.anchors == published.anchors
+    assert (found.anchors_alone or found.anchors) == published.anchors_alone
 
 
 def test_the_order_of_the_decoder_is_not_that_of_its_scores() -> None:
