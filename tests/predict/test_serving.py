@@ -48,6 +48,28 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / SERVING).read_text())["format"] == 1
 
 
+def test_later_keys_are_read_and_are_not_written_at_their_defaults(tmp_path: Path) -> None:
+    write_serving(tmp_path, VALIDATION)
+    found = json.loads((tmp_path / SERVING).read_text())["postprocess"]
+    assert found == {
+        "alpha": 0.5,
+        "anchors": {"top_k": 100, "nms_iou": 0.6, "keep": 25},
+        "fusion": {
+            "enabled": True, "conf": "avg", "iou_thr": 0.75, "weights": [1.0, 1.0], "skip": 0.0,
+        },
+        "round_to_clips": True,
+        "nms_iou": -1.0,
+        "max_windows": 10,
+    }  # fmt: skip
+    chosen = postprocess(
+        anchors={"min_score": 0.01, "keep_empty": True},
+        anchors_alone={"top_k": 9, "nms_iou": 0.5, "keep": 10, "min_score": 0.05},
+        official={"max_end_s": 150.0, "round_to_s": 2.0, "min_window_s": 2.0},
+    )
+    write_serving(tmp_path, chosen)
+    assert read_serving(tmp_path) == chosen
+
+
 def test_a_folder_of_an_earlier_version_answers_as_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
