@@ -35,6 +35,12 @@ def test_an_overlay_cannot_bring_an_unknown_key() -> None:
         presets.overlay("corpus: {name: a}\n", {"corpus": {"colour": 1}})
 
 
+def test_an_overlay_may_bring_a_section_where_there_was_null() -> None:
+    text = presets.overlay("run: {swa: null}   # kept\n", {"run": {"swa": {"lr": 0.5}}})
+    assert yaml.safe_load(text) == {"run": {"swa": {"lr": 0.5}}}
+    assert text.endswith("# kept\n")
+
+
 BASE = "models: {one: {width: 64, part: {a: 1, b: 2}}, two: {width: 64}}\n"
 
 

@@ -72,6 +72,16 @@ def test_published_values_lie_in_the_space(model: str) -> None:
     assert cut <= {"quality.margin", "train.weight_decay", "train.run.lr"}
 
 
+def test_what_the_run_has_of_its_own_is_searched_there() -> None:
+    config = config_of(train={"finetune": {"weight_decay": 2e-3}})
+    plan = training_plan(config)
+    assert plan.start["train.weight_decay"] == 2e-3
+    assert plan.changes({"train.weight_decay": 5e-3}) == {"train.finetune.weight_decay": 5e-3}
+    assert plan.setting(config_of(), "train.weight_decay") == 1e-4
+    plan = training_plan(config_of(train={"pretrain": {"weight_decay": 2e-3}}))
+    assert plan.changes({"train.weight_decay": 5e-3}) == {"train.weight_decay": 5e-3}
+
+
 def test_the_range_holds_the_starting_point() -> None:
     plan = training_plan(config_of())
     rate = plan.space["train.run.lr"]
