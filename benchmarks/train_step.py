@@ -47,6 +47,7 @@ class Trainer:
         sizes = sizes_of(options)
         self.data = build_data(folder, sizes, options.batch)
         self.model = model_of(options, sizes).train()
+        self.data.host_inputs = self.model.host_inputs
         self.criterion = self.model.criterion()
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, 1e-4, 1e-4, "all")
@@ -92,16 +93,15 @@ class Trainer:
             self.update()
 
     def time_known_queries(self, clock: Clock) -> None:
-        """Time what SG-DETR's forward pass makes from the truth as the part ``known``."""
-        if isinstance(self.model, SgDetr) and self.model.detector is not None:
-            detector = self.model.detector
-            original = detector.known_groups
+        """Time what SG-DETR makes from the truth, where the batch is built, as ``known``."""
+        if isinstance(self.model, SgDetr):
+            original = self.model.host_inputs
 
             def timed(*arguments: Any) -> Any:
                 with clock.part("known"):
                     return original(*arguments)
 
-            detector.known_groups = timed
+            self.model.host_inputs = timed  # type: ignore[method-assign]
 
 
 def _endless(data: MomentDataset) -> Iterator[tuple[Any, int]]:

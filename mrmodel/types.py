@@ -178,11 +178,19 @@ class ModelOutput:
     aux: tuple[LayerOutput, ...] = ()
     extras: dict[str, Tensor] = field(default_factory=dict)
 
-    def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Kinds of windows, in eval mode, that are evaluated alone too (`postprocess.SYSTEMS`)."""
+        return ()
+
+    def candidates(
+        self, settings: PostprocessConfig, system: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Candidate windows for post-processing, in eval mode.
 
         Args:
             settings: for models that merge several kinds of windows.
+            system: one of `systems`; None: the windows that are served.
 
         Returns:
             (B, K, 2) (centre, width) and (B, K) scores in [0, 1]; K = Q for most models.

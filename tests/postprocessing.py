@@ -10,5 +10,5 @@ def postprocess(**changes: Any) -> PostprocessConfig:
     """Changes of a mapping change only the keys that it names."""
     tree = VALIDATION.model_dump()
     for name, value in changes.items():
-        tree[name] = tree[name] | value if isinstance(value, dict) else value
+        tree[name] = tree.get(name, {}) | value if isinstance(value, dict) else value
     return validate_section(PostprocessConfig, tree, "postprocess")

@@ -62,7 +62,7 @@ def _row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     is_sg = first["model"] == "sg_detr"
     return {
         "model": first["model"],
-        "values": settings.get("preset", "paper") if is_sg else None,
+        "values": settings.get("preset", "robust") if is_sg else None,
         "switches": {name: setting_at(settings, name) for name in SWITCHES} if is_sg else {},
         "parameters": first["parameters"],
         "seeds": len(runs),

@@ -23,16 +23,36 @@ def predict_set(
 
     `model` must be in eval mode and on the device of `data`.
     """
-    decoded: dict[int, Decoded] = {}
+    return predict_systems(model, data, batch_size, postprocess, alone=False)[None]
+
+
+def predict_systems(
+    model: MomentModel,
+    data: MomentDataset,
+    batch_size: int,
+    postprocess: Postprocess,
+    *,
+    alone: bool = True,
+) -> dict[str | None, list[Prediction]]:
+    """The result of `predict_set` under None and, if `alone`, that of each system of the model.
+
+    The model runs once.
+    """
+    decoded: dict[str | None, dict[int, Decoded]] = {None: {}}
     with torch.inference_mode():
         for rows in data.eval_batches(batch_size):
             batch, _ = data.batch(rows, epoch=0)
-            found = decode_output(model(batch), batch, postprocess)
-            decoded.update(zip(rows.tolist(), found, strict=True))
-    return [
-        Prediction(row.qid, row.query, row.vid, decoded[place].windows, decoded[place].saliency)
-        for place, row in enumerate(data.annotations)
-    ]
+            output = model(batch)
+            for system in (None, *(output.systems if alone else ())):
+                found = decode_output(output, batch, postprocess.alone(system))
+                decoded.setdefault(system, {}).update(zip(rows.tolist(), found, strict=True))
+    return {
+        system: [
+            Prediction(row.qid, row.query, row.vid, *answers[place])
+            for place, row in enumerate(data.annotations)
+        ]
+        for system, answers in decoded.items()
+    }
 
 
 def seconds_of_predictions(
@@ -54,15 +74,15 @@ def seconds_of_predictions(
 
 def decode_output(output: ModelOutput, batch: Batch, postprocess: Postprocess) -> list[Decoded]:
     """Windows in seconds and clip scores of each sample of a batch."""
-    raw = raw_predictions(output, batch, postprocess.candidates)
+    raw = raw_predictions(output, batch, postprocess.candidates, postprocess.system)
     return decode(raw, postprocess.finish)
 
 
 def raw_predictions(
-    output: ModelOutput, batch: Batch, settings: PostprocessConfig
+    output: ModelOutput, batch: Batch, settings: PostprocessConfig, system: str | None = None
 ) -> RawPredictions:
-    """Model output as the arrays that post-processing reads."""
-    spans_cxw, scores = output.candidates(settings)
+    """Model output, or one system of it, as the arrays that post-processing reads."""
+    spans_cxw, scores = output.candidates(settings, system)
     return RawPredictions(
         spans_cxw=_array(spans_cxw),
         scores=_array(scores),

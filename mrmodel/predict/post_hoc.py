@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import DataError
 from mrmodel.files import atomic_path
 from mrmodel.models.base import MomentModel
-from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.fusion import windows_of
 from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
 from mrmodel.predict.postprocess import Postprocess, RawPredictions, decode
 from mrmodel.types import Prediction, QueryId
@@ -113,7 +112,7 @@ def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -
 def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[Prediction]:
     """The result of `inference.predict_set` for the model and the set of `cached`."""
     with torch.inference_mode():
-        spans, scores = _windows(cached, postprocess.candidates)
+        spans, scores = _windows(cached, postprocess)
     raw = RawPredictions(
         spans_cxw=spans.numpy(),
         scores=scores.numpy(),
@@ -127,12 +126,12 @@ def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[P
     return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
 
 
-def _windows(cached: CachedDetections, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
+def _windows(cached: CachedDetections, postprocess: Postprocess) -> tuple[Tensor, Tensor]:
     """Candidate windows (N, n, 2) and their scores (N, n)."""
     if cached.final is not None:
         return cached.final
     assert cached.raw is not None
-    return combine(cached.raw, settings)
+    return windows_of(cached.raw, postprocess.candidates, postprocess.system)
 
 
 def _tensors(raw: RawDetections) -> dict[str, Tensor]:

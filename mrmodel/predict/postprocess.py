@@ -8,6 +8,7 @@ Shapes: ``B`` samples, ``Q`` windows, ``L`` clips.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,18 +31,24 @@ class PostprocessSettings:
 
     Attributes:
         official: the published path instead of the default one.
+        by_clips: the official path converts fractions with the number of clips that the model
+            read too, as SG-DETR's code does.
+        as_given: windows keep the order and the scores that they come with.
         clamp_s: fixed range of times; None: the default path clamps to [0, duration], the
             official one does not clamp.
         round_to_s: times become multiples of this, halves go to the even one; None: no rounding.
             On the default path a window that would become empty becomes the clip that contains
             its middle, and a truncated last clip ends with the video.
-        min_window_s, max_window_s: limits of window lengths (None: no limit).
+        min_window_s, max_window_s: limits of window lengths (None: no limit). They come first on
+            the default path and last on the official one.
         move: which end is moved for that: ``left`` keeps the start, ``right`` keeps the end.
         max_windows: maximum number of windows.
         nms_iou: NMS threshold: drop a window with a higher IoU with a better one; below 0: off.
     """
 
     official: bool = False
+    by_clips: bool = False
+    as_given: bool = False
     clamp_s: tuple[float, float] | None = None
     round_to_s: float | None = None
     min_window_s: float | None = None
@@ -58,10 +65,12 @@ class Postprocess:
     Attributes:
         candidates: settings of the candidate windows (`ModelOutput.candidates`).
         finish: settings of the steps after that.
+        system: one of `SYSTEMS`; None: the windows that are served.
     """
 
     candidates: PostprocessConfig
     finish: PostprocessSettings
+    system: str | None = None
 
     @classmethod
     def of(cls, config: PostprocessConfig, clip_len_s: float) -> Postprocess:
@@ -72,6 +81,27 @@ class Postprocess:
             nms_iou=config.nms_iou,
         )
         return cls(config, finish)
+
+    @classmethod
+    def published(cls, config: PostprocessConfig, finish: PostprocessSettings) -> Postprocess:
+        """In mode ``official``: `finish` is that of the data set, used unless `config` has one."""
+        own = config.official
+        if own is not None:
+            finish = PostprocessSettings(
+                official=True,
+                by_clips=True,
+                clamp_s=(0.0, own.max_end_s),
+                round_to_s=own.round_to_s,
+                min_window_s=own.min_window_s,
+                move="center",
+                max_windows=config.max_windows,
+            )
+        return cls(config, finish)
+
+    def alone(self, system: str | None) -> Postprocess:
+        """That of one system; the decoder's windows keep their published order."""
+        finish = dataclasses.replace(self.finish, as_given=system == "decoder")
+        return dataclasses.replace(self, finish=finish, system=system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +135,12 @@ class Decoded(NamedTuple):
 def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
     """Rank, convert and post-process the windows of a batch.
 
-    Equal scores are ranked by start time and then in the model's order, on the official path in the
-    model's order alone. The default path drops windows with less than `MIN_WINDOW_S` inside the
-    video, so a sample may have none left.
+    Windows are ranked by score unless they come `as_given`. Equal scores are ranked by start time
+    and then in the model's order, on the official path in the model's order alone. The default path
+    drops windows with less than `MIN_WINDOW_S` inside the video, so a sample may have none left.
     """
-    windows, scores = _ranked(raw, settings.official)
-    windows, usable = _finish(windows, raw.duration_s, settings)
+    windows, scores = _ranked(raw, settings)
+    windows, usable = _finish(windows, scores, raw.duration_s, settings)
     kept = keep_best(windows, scores, settings.nms_iou, settings.max_windows, usable)
     saliency = raw.saliency
     if settings.official:
@@ -190,12 +220,16 @@ def keep_best(
     return kept
 
 
-def _ranked(raw: RawPredictions, official: bool) -> tuple[Reals, Reals]:
+def _ranked(raw: RawPredictions, settings: PostprocessSettings) -> tuple[Reals, Reals]:
     """(B, Q, 2) seconds and (B, Q) scores, best first."""
+    official = settings.official
     half = raw.spans_cxw[..., 1] * raw.spans_cxw.dtype.type(0.5)
     windows = np.stack([raw.spans_cxw[..., 0] - half, raw.spans_cxw[..., 0] + half], axis=-1)
-    total = raw.duration_s if official else raw.clip_mask.sum(axis=1) * raw.clip_len_s
+    annotated = official and not settings.by_clips
+    total = raw.duration_s if annotated else raw.clip_mask.sum(axis=1) * raw.clip_len_s
     windows = _decimals(windows * np.asarray(total, dtype=windows.dtype)[:, None, None])
+    if settings.as_given:
+        return windows, raw.scores.astype(np.float64)
     if official:
         order = np.argsort(-raw.scores, axis=1, kind="stable")
     else:
@@ -206,27 +240,35 @@ def _ranked(raw: RawPredictions, official: bool) -> tuple[Reals, Reals]:
 
 
 def _finish(
-    windows: Reals, duration_s: Reals, settings: PostprocessSettings
+    windows: Reals, scores: Reals, duration_s: Reals, settings: PostprocessSettings
 ) -> tuple[Reals, NDArray[np.bool_]]:
     """(B, Q, 2) post-processed windows and (B, Q) mask of the non-empty ones."""
+    unit_s, limits = settings.round_to_s, settings.clamp_s
     if settings.official:
         # float32 from here on, as in the published files.
         windows = windows.astype(np.float32)
-    if settings.min_window_s is not None or settings.max_window_s is not None:
-        shortest = settings.min_window_s or 0.0
-        longest = np.inf if settings.max_window_s is None else settings.max_window_s
-        windows = limit_lengths(windows, shortest, longest, settings.move)
-    unit_s, limits = settings.round_to_s, settings.clamp_s
-    if settings.official:
+        usable = np.ones(scores.shape, dtype=bool)
+        if settings.min_window_s is not None:
+            # An unused column would become a window of that length.
+            usable[:, 1:] = (windows[..., 1] > windows[..., 0])[:, 1:] | (scores[:, 1:] > 0.0)
         windows = windows if limits is None else clamp_windows(windows, *limits)
         windows = windows if unit_s is None else round_windows(windows, unit_s)
-        return windows, np.ones(windows.shape[:2], dtype=bool)
+        return _within_limits(windows, settings), usable
+    windows = _within_limits(windows, settings)
     low, high = (0.0, np.asarray(duration_s)[:, None, None]) if limits is None else limits
     windows = clamp_windows(windows, low, high)
     usable = windows[..., 1] - windows[..., 0] >= MIN_WINDOW_S
     if unit_s is not None:
         windows = clamp_windows(_whole_clips(windows, unit_s), low, high)
     return windows, usable
+
+
+def _within_limits(windows: Reals, settings: PostprocessSettings) -> Reals:
+    """`limit_lengths`, if there are limits."""
+    if settings.min_window_s is None and settings.max_window_s is None:
+        return windows
+    longest = np.inf if settings.max_window_s is None else settings.max_window_s
+    return limit_lengths(windows, settings.min_window_s or 0.0, longest, settings.move)
 
 
 def _whole_clips(windows: Reals, unit_s: float) -> Reals:

@@ -114,7 +114,7 @@ def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str 
             raise ConfigError(here, value, "is not a key of the base preset")
         if name:
             _extend(tree[section][name], value)
-        elif isinstance(value, Mapping) and here not in REPLACED:
+        elif isinstance(value, Mapping) and tree[section] is not None and here not in REPLACED:
             merge(tree[section], value, here)
         else:
             tree[section] = value

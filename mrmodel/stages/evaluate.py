@@ -4,6 +4,9 @@
 `train.start` is ``imported``, on its authors' data); ``scratch`` on the annotated queries of this
 corpus only; ``finetuned`` on both. Fine-tuned models are compared with the other variants, and the
 first one with the other fine-tuned models, by a paired bootstrap over videos.
+
+SG-DETR's decoder and anchor windows are also scored alone, as ``<model>.<weights>.decoder`` and
+``.anchors``, from the same forward pass. What is compared, plotted and shown is what is served.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from mrmodel.config.postprocess import SYSTEMS
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import MomentDataset
@@ -27,7 +31,7 @@ from mrmodel.evaluate.significance import (
 from mrmodel.features.manifest import has_sentence_row
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl
-from mrmodel.predict.inference import predict_set
+from mrmodel.predict.inference import predict_systems
 from mrmodel.predict.serving import read_serving
 from mrmodel.predict.zero_shot import predict_zero_shot
 from mrmodel.progress import Reporter
@@ -59,24 +63,25 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     scorer = Scorer(config)
     split = reported_split(paths)
     truth = read_annotations(paths.split(split), config.features.clip_len_s)
-    results: dict[str, Scores] = {}
+    scored: dict[str, Scores] = {}
     answers = _answers(config, paths, truth, scorer, reporter)
     for name, predictions in answers.items():
         rows = [prediction.as_row() for prediction in predictions]
-        results[name] = scorer.score([row.as_row() for row in truth], rows)
+        scored[name] = scorer.score([row.as_row() for row in truth], rows)
         write_jsonl(paths.evaluation / f"{name}.jsonl", rows)
+    results = {name: found for name, found in scored.items() if is_served(name)}
     write_json(
-        paths.evaluation / "metrics.json", {name: found.metrics for name, found in results.items()}
+        paths.evaluation / "metrics.json", {name: found.metrics for name, found in scored.items()}
     )
     write_json(paths.evaluation / "comparison.json", compare_variants(config, scorer, results))
     write_json(paths.evaluation / "streams.json", stream_digests(config, paths))
     write_json(paths.evaluation / "weights.json", weight_digests(config, paths))
     frozen = freeze(split, truth, paths.stream(config.features.video_streams[0]))
     write_json(paths.evaluation / "test_set.json", frozen.as_json())
-    figures = {name: scorer.figures(found) for name, found in results.items()}
+    figures = {name: scorer.figures(found) for name, found in scored.items()}
     write_json(paths.reports / "metrics.json", figures)
-    for name, found in figures.items():
-        write_json(paths.metrics / f"{name}.json", scorer.protocol.shown(found))
+    for name in results:
+        write_json(paths.metrics / f"{name}.json", scorer.protocol.shown(figures[name]))
     _write_recall(paths.reports / "recall.csv", results)
     record_evaluation(current_run(), paths.reports)
 
@@ -84,7 +89,7 @@ def evaluate(config: Config, reporter: Reporter) -> None:
 def _answers(
     config: Config, paths: Paths, truth: list[Annotation], scorer: Scorer, reporter: Reporter
 ) -> dict[str, list[Prediction]]:
-    """Predictions of each variant by name: ``zero_shot``, ``<model>.pretrained`` ..."""
+    """Predictions by name: ``zero_shot``, ``<model>.pretrained`` and its systems, and so on."""
     device = pick_device(config.train.device)
     builder = open_features(config, paths, device)
     data = open_set(config, truth, builder, config.seed)
@@ -96,10 +101,16 @@ def _answers(
         for kind in kinds:
             model, _ = load_model(model_folder(paths, kind, name), device)
             batch_size = config.train.eval_batch_size
-            answers[f"{name}.{kind}"] = predict_set(model, data, batch_size, postprocess)
+            for system, found in predict_systems(model, data, batch_size, postprocess).items():
+                answers[".".join(filter(None, (name, kind, system)))] = found
             reporter.advance(model=name, weights=kind)
     reporter.finish()
     return answers
+
+
+def is_served(name: str) -> bool:
+    """Whether a scored variant is not one of `SYSTEMS` alone."""
+    return name.rpartition(".")[2] not in SYSTEMS
 
 
 def stream_digests(config: Config, paths: Paths) -> dict[str, str]:

@@ -29,7 +29,7 @@ from mrmodel.report.studies import (
     comparison_tables,
     difference_cells,
 )
-from mrmodel.stages.evaluate import ZERO_SHOT, trained_kinds
+from mrmodel.stages.evaluate import ZERO_SHOT, is_served, trained_kinds
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
 from mrmodel.stages.scorer import Scorer, reported_split
@@ -42,6 +42,7 @@ WAYS = {
     "scratch": "from scratch, equal steps",
     "finetuned": "fine-tuned",
 }
+ALONE = {"decoder": "decoder windows alone", "anchors": "anchor windows alone"}
 TOY = (
     "The sample corpus is a toy domain, pictograms over drawn scenes: its numbers prove that the "
     "pipeline works and say nothing of video understanding."
@@ -95,20 +96,25 @@ def headline(metrics: dict[str, Any], comparison: dict[str, Any], model: str) ->
 def results_section(
     config: Config, metrics: dict[str, dict[str, float]], comparison: dict[str, Any]
 ) -> ReportSection:
-    """All variants, the interval of the headline metric, and the paired differences."""
+    """All variants, the interval of the headline metric, and the paired differences.
+
+    Variants that are not served, such as the decoder windows alone, have neither intervals nor
+    clip scores of their own.
+    """
     figures = list(dict.fromkeys(name for row in metrics.values() for name in row))
     clips = [name for name in figures if name.startswith("HL-")]
     windows = [name for name in figures if name not in clips]
-    strong = list(metrics).index(f"{config.train.models[0]}.finetuned")
+    best = f"{config.train.models[0]}.finetuned"
 
     def table(caption: str, shown: Sequence[str], with_interval: bool) -> Table:
+        names = [name for name in metrics if with_interval or is_served(name)]
         last = [f"95 % interval of {comparison['figure']}"] if with_interval else []
         rows = [
-            [_way(name), *(_cell(row.get(figure)) for figure in shown)]
+            [_way(name), *(_cell(metrics[name].get(figure)) for figure in shown)]
             + ([_interval(comparison, name)] if with_interval else [])
-            for name, row in metrics.items()
+            for name in names
         ]
-        return Table(caption, ["", *shown, *last], rows, strong)
+        return Table(caption, ["", *shown, *last], rows, names.index(best))
 
     tables = [table("Windows, percent: means over the test queries.", windows, True)]
     if clips:
@@ -305,6 +311,9 @@ def _points(curve: pd.DataFrame, column: str) -> list[tuple[float, float]]:
 
 
 def _way(name: str) -> str:
+    if not is_served(name):
+        name, _, system = name.rpartition(".")
+        return f"{_way(name)}: {ALONE[system]}"
     model, _, kind = name.rpartition(".")
     return f"{model}, {WAYS[kind]}" if model else WAYS[kind]
 
@@ -314,8 +323,8 @@ def _cell(value: float | None) -> str:
 
 
 def _interval(comparison: dict[str, Any], name: str) -> str:
-    row = comparison["intervals"][name]
-    return f"{row['low']:.1f} to {row['high']:.1f}"
+    row = comparison["intervals"].get(name)
+    return "–" if row is None else f"{row['low']:.1f} to {row['high']:.1f}"
 
 
 def _json(path: Path) -> Any:

@@ -33,10 +33,11 @@ class Scorer:
 
         Args:
             config: candidate windows and, in ``clean`` mode, the steps after them; ``official``
-                mode uses the published steps for the data set.
+                mode uses the published steps, of `config.official` or else of the data set.
         """
         if self.settings.mode == "official":
-            return Postprocess(config, self.protocol.official_postprocess(self.clip_len_s))
+            finish = self.protocol.official_postprocess(self.clip_len_s)
+            return Postprocess.published(config, finish)
         return Postprocess.of(config, self.clip_len_s)
 
     def score(self, truth: Sequence[Row], predictions: Sequence[Row]) -> Scores:

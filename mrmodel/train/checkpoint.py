@@ -25,6 +25,8 @@ from mrmodel.version import __version__
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
+# SG-DETR's format since it follows the published code: other settings, other tensors.
+FORMATS = {"sg_detr": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     versions = {"mrmodel": __version__, "torch": str(torch.__version__).split("+")[0]}
-    write_json(folder / CONFIG, {"format": FORMAT, **asdict(config), "versions": versions})
+    number = FORMATS.get(config.model, FORMAT)
+    write_json(folder / CONFIG, {"format": number, **asdict(config), "versions": versions})
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -99,29 +102,21 @@ def read_model_config(folder: Path) -> ModelConfig:
         ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if raw.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path}: written by another format than {FORMAT}")
+    found, expected = raw.pop("format", None), FORMATS.get(raw.get("model"), FORMAT)
+    if found == FORMAT and expected != FORMAT:
+        raise CheckpointError(
+            f"{path}: {raw['model']} of an earlier version, which this one replaces: train again, "
+            "or serve its registered version, which carries its code (docs/howto/upgrade.md)"
+        )
+    if found != expected:
+        raise CheckpointError(f"{path}: written by another format than {expected}")
     raw.pop("versions", None)
     try:
         for key in ("video_streams", "text_streams"):
             raw[key] = tuple(ModelStream(**stream) for stream in raw[key])
-        raw["settings"] = _without_postprocessing(raw["settings"])
         return ModelConfig(**raw)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _without_postprocessing(settings: dict[str, Any]) -> dict[str, Any]:
-    """Convert settings of SG-DETR from the format of commit 73fdf51.
-
-    They included the post-processing (which `mrmodel.predict.serving` reads), and a null exponent
-    of the matching cost meant that of the window ranking.
-    """
-    kept = {name: value for name, value in settings.items() if name != "infer"}
-    match = kept.get("match", {})
-    if "alpha" in match and match["alpha"] is None:
-        kept["match"] = {name: value for name, value in match.items() if name != "alpha"}
-    return kept
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:

@@ -20,7 +20,7 @@ from mrmodel.features.keys import text_key
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.features.store import MemoryStore
 from mrmodel.models import MomentModel, build_model
-from mrmodel.predict.inference import predict_set
+from mrmodel.predict.inference import predict_set, predict_systems
 from mrmodel.predict.post_hoc import CachedDetections, cache_detections, predict_cached
 from mrmodel.predict.postprocess import Postprocess, PostprocessSettings
 from mrmodel.types import Annotation, Prediction
@@ -29,9 +29,9 @@ from tests.rounding import rounding
 
 DIM, BATCH = 12, 4
 SMALL: dict[str, Any] = {"hidden": 16, "heads": 2, "ffn": 24, "queries": 6}
-SHALLOW = {
-    part: {"layers": 1} for part in ("pool", "sgca", "encoder", "decoder")
-} | {"atss": {"levels": 3}}  # fmt: skip
+PARTS = ("pooling", "cross_attention", "encoder", "decoder", "anchor_head")
+SHALLOW: dict[str, Any] = {f"{part}_layers": 1 for part in PARTS}
+LEARNED = {"query_selection": False, "anchor_head": False, "auxiliary_queries": False}
 CHOICES = [
     postprocess(),
     postprocess(nms_iou=0.4),
@@ -111,9 +111,9 @@ def assert_same_predictions(found: list[Prediction], expected: list[Prediction])
     ("settings", "choices"),
     [
         ({}, CHOICES),
-        ({"detector": "dab"}, CHOICES),
+        (LEARNED, CHOICES),
         ({"iou_head": False}, CHOICES[3:4]),
-        ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
+        ({"preset": "released"}, CHOICES[:1]),
     ],
 )
 def test_trials_equal_the_model(
@@ -130,6 +130,36 @@ def test_trials_equal_the_model(
             assert len({answer.windows for answer in found}) == len(data)
 
 
+@pytest.mark.parametrize("official", [True, False])
+def test_one_run_gives_what_is_served_and_the_systems_alone(
+    data: MomentDataset, cached: CachedDetections, official: bool
+) -> None:
+    model = make_model()
+    batches = []
+    model.register_forward_hook(lambda _, inputs, output: batches.append(len(inputs[0])))
+    after = Postprocess(postprocess(anchors={"keep": 7}), PostprocessSettings(official=official))
+    found = predict_systems(model, data, BATCH, after)
+    assert sum(batches) == len(data)
+    assert list(found) == [None, "decoder", "anchors"]
+    assert found[None] == predict_set(model, data, BATCH, after)
+    for system, answers in found.items():
+        assert_same_predictions(predict_cached(cached, after.alone(system)), answers)
+        listed = [[window[2] for window in answer.windows] for answer in answers]
+        # What is served is in the order of the fused scores, the decoder alone in another one.
+        in_order = [scores == sorted(scores, reverse=True) for scores in listed]
+        assert all(in_order) == (system != "decoder")
+        assert all(listed)
+
+
+def test_a_model_with_one_kind_of_windows_has_no_systems(data: MomentDataset) -> None:
+    for name, settings in (("qd_detr", {}), ("sg_detr", SHALLOW | {"highlights_only": True})):
+        model = build_model(name, DIM + TEF_DIM, DIM, SMALL | settings).eval()
+        after = Postprocess(postprocess(), FINISHES[0])
+        assert predict_systems(model, data, BATCH, after) == {
+            None: predict_set(model, data, BATCH, after)
+        }
+
+
 def test_choices_make_a_difference(data: MomentDataset, cached: CachedDetections) -> None:
     answers = [
         predict_cached(
@@ -140,7 +170,7 @@ def test_choices_make_a_difference(data: MomentDataset, cached: CachedDetections
     assert all(first != second for n, first in enumerate(answers) for second in answers[n + 1 :])
 
 
-@pytest.mark.parametrize("settings", [{}, {"detector": "dino", "iou_head": False}])
+@pytest.mark.parametrize("settings", [{}, LEARNED | {"iou_head": False}])
 def test_detections_survive_the_disk(
     data: MomentDataset, settings: dict[str, Any], tmp_path: Path
 ) -> None:

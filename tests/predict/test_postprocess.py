@@ -161,6 +161,38 @@ def test_length_limits_apply_before_the_clamp() -> None:
     assert answer.windows[0][:2] == (7.4, 8.9)
 
 
+def test_length_limits_come_last_on_the_official_path() -> None:
+    # 8.48..8.92 s -> 8..8 s, and the unused column 0..0 s with score 0 stays away.
+    raw = raw_predictions(
+        spans_cxw=np.array([[[8.7 / 8.9, 0.05], [0.5, 0.0], [0.0, 0.0]]], dtype=np.float32),
+        scores=np.array([[0.5, 0.4, 0.0]], dtype=np.float32),
+    )
+    chosen = PostprocessSettings(
+        official=True, clamp_s=(0.0, 150.0), round_to_s=2.0, min_window_s=2.0, move="center"
+    )
+    (answer,) = decode(raw, chosen)
+    assert answer.windows == ((7.0, 9.0, 0.5), (3.0, 5.0, 0.4))
+    # A query has a window at least, which the published evaluation needs.
+    nothing = raw_predictions(spans_cxw=np.zeros((1, 3, 2)), scores=np.zeros((1, 3)))
+    assert decode(nothing, chosen)[0].windows == ((-1.0, 1.0, 0.0),)
+
+
+def test_official_windows_by_the_clips_that_the_model_read() -> None:
+    settings = PostprocessSettings(official=True, by_clips=True)
+    (answer,) = decode(raw_predictions(), settings)
+    # Four valid clips of 2 s, although 8.9 s are annotated.
+    assert answer.windows[2] == (2.0, 6.0, 0.2)
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_windows_may_keep_their_order_and_scores(official: bool) -> None:
+    scores = np.array([[0.123456, 0.9, 0.5]])
+    settings = PostprocessSettings(official=official, as_given=True, max_windows=2)
+    (answer,) = decode(raw_predictions(scores=scores, duration_s=np.array([8.0])), settings)
+    assert [window[2] for window in answer.windows] == [0.123456, 0.9]
+    assert answer.windows[0][:2] == (2.0, 6.0)
+
+
 def test_a_batch_gives_what_its_samples_give_alone() -> None:
     rng = np.random.default_rng(0)
     raw = RawPredictions(

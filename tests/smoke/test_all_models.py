@@ -9,10 +9,11 @@ import pytest
 
 from mrmodel.components import MODELS
 from mrmodel.config.schema import Config, load_config
+from mrmodel.evaluate.rows import read_rows
 from mrmodel.progress import NullReporter
 from mrmodel.stages.evaluate import evaluate
 from mrmodel.stages.package import package
-from mrmodel.stages.report import WAYS, report
+from mrmodel.stages.report import ALONE, WAYS, report
 from mrmodel.stages.train import finetune, pretrain, scratch
 from tests.project import Project
 
@@ -49,17 +50,39 @@ def test_every_way_is_scored(finished: tuple[Project, Config]) -> None:
     project, _ = finished
     metrics = json.loads(project.read("reports/metrics.json"))
     kinds = ("pretrained", "scratch", "finetuned")
-    assert set(metrics) == {"zero_shot", *(f"{name}.{kind}" for name in NAMES for kind in kinds)}
-    differences = json.loads(project.read("reports/evaluation/comparison.json"))["differences"]
-    assert len(differences) == 3 * len(NAMES) + len(NAMES) - 1
+    served = {"zero_shot", *(f"{name}.{kind}" for name in NAMES for kind in kinds)}
+    alone = {f"sg_detr.{kind}.{system}" for kind in kinds for system in ALONE}
+    assert set(metrics) == served | alone
+    # The systems alone are neither compared nor shown by `dvc metrics show`.
+    assert {path.stem for path in project.folder.glob("reports/metrics/*.json")} == served
+    comparison = json.loads(project.read("reports/evaluation/comparison.json"))
+    assert set(comparison["intervals"]) == served
+    assert len(comparison["differences"]) == 3 * len(NAMES) + len(NAMES) - 1
+
+
+def test_systems_alone_answer_otherwise_with_the_same_clip_scores(
+    finished: tuple[Project, Config],
+) -> None:
+    project, _ = finished
+    folder = project.folder / "reports/evaluation"
+    names = ["sg_detr.finetuned", *(f"sg_detr.finetuned.{system}" for system in ALONE)]
+    served, *others = (read_rows(folder / f"{name}.jsonl") for name in names)
+    for answers in others:
+        for answer, row in zip(answers, served, strict=True):
+            assert answer["pred_saliency_scores"] == row["pred_saliency_scores"]
+        windows = [[row["pred_relevant_windows"] for row in rows] for rows in (answers, served)]
+        assert windows[0] != windows[1]
 
 
 def test_the_report_has_a_row_and_a_curve_for_each(finished: tuple[Project, Config]) -> None:
     project, _ = finished
     page = project.read("reports/report.html").decode()
     for name in NAMES:
-        assert f"<td>{name}, {WAYS['finetuned']}</td>" in page
+        # In the tables of windows and of clip scores; the systems alone have windows only.
+        assert page.count(f"<td>{name}, {WAYS['finetuned']}</td>") == 2
         assert f">scratch {name}</text>" in page
+    for words in ALONE.values():
+        assert page.count(f"<td>sg_detr, {WAYS['finetuned']}: {words}</td>") == 1
     # A loss and a validation chart for each of the three trainings.
     assert len(re.findall(r'aria-label="(?:training loss|validation mAP) over step"', page)) == 6
     tuned = WAYS["finetuned"]

@@ -7,10 +7,10 @@ import boto3
 import numpy as np
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from mrmodel.cli.predict import command
+from mrmodel.config.schema import load_config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.features.store import FeatureStore
@@ -73,8 +73,8 @@ def test_the_packaged_weights_are_the_trained_ones(reproduced: Project) -> None:
         trained = f"models/finetuned/moment_detr/{name}"
         assert reproduced.read(f"{MODEL}/{name}") == reproduced.read(trained)
     serving = json.loads(reproduced.read(f"{MODEL}/serving.json"))
-    params = yaml.safe_load(reproduced.read("params.yaml"))
-    assert serving == {"format": 1, "postprocess": params["postprocess"]}
+    config = load_config(reproduced.folder / "params.yaml")
+    assert serving == {"format": 1, "postprocess": config.postprocess.model_dump()}
 
 
 def record(kept: list, forward):

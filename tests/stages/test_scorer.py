@@ -57,3 +57,20 @@ def test_official_windows_are_finished_the_published_way() -> None:
         max_windows=3, nms_iou=0.4
     )
     assert judge("clean").postprocess(postprocess()).finish.round_to_s == 2.0
+
+
+def test_official_windows_may_be_finished_as_the_model_s_authors_do() -> None:
+    last = {"max_end_s": 200.0, "round_to_s": 0.1, "min_window_s": 1.0}
+    chosen = postprocess(official=last, max_windows=7)
+    assert judge("official").postprocess(chosen).finish == PostprocessSettings(
+        official=True,
+        by_clips=True,
+        clamp_s=(0.0, 200.0),
+        round_to_s=0.1,
+        min_window_s=1.0,
+        move="center",
+        max_windows=7,
+    )
+    assert judge("clean").postprocess(chosen).finish == PostprocessSettings(
+        round_to_s=2.0, max_windows=7
+    )

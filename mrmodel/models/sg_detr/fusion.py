@@ -38,10 +38,11 @@ def detection_scores(logits: Tensor, iou_logits: Tensor | None, alpha: float) ->
 
 
 def select_anchors(raw: RawDetections, settings: AnchorSelection) -> tuple[Tensor, Tensor]:
-    """The anchors that enter fusion (section 6, step 2).
+    """The anchors that enter fusion or are reported alone (section 6, step 2).
 
-    Ranked by p^.5 centerness^.5; of the best `top_k`, those that survive non-maximum
-    suppression, at most `keep`. A span goes when its IoU with a better one is above `nms_iou`.
+    Ranked by p^.5 centerness^.5, which must be above `min_score`; of the best `top_k`, those that
+    survive non-maximum suppression, at most `keep`. A span goes when its IoU with a better one is
+    above `nms_iou`. A span outside the video is of no width: it goes, unless `keep_empty`.
 
     Returns:
         (B, keep, 2) (start, end) in [0, 1] and (B, keep) scores, best first.
@@ -54,7 +55,10 @@ def select_anchors(raw: RawDetections, settings: AnchorSelection) -> tuple[Tenso
         raise ValueError("there are no anchors to choose from")
     start, end = _clipped(spans_cxw).unbind(-1)
     scores = detection_scores(logits, raw.anchor_centerness, _ANCHOR_ALPHA)
-    ranked, order = scores.where(end > start, 0.0).sort(dim=1, descending=True, stable=True)
+    usable = scores > settings.min_score
+    if not settings.keep_empty:
+        usable &= end > start
+    ranked, order = scores.where(usable, 0.0).sort(dim=1, descending=True, stable=True)
     best = order[:, : settings.top_k]
     left = ranked[:, : settings.top_k]
     start, end = start.gather(1, best), end.gather(1, best)
@@ -132,6 +136,31 @@ def combine(raw: RawDetections, settings: PostprocessConfig) -> tuple[Tensor, Te
     return xx_to_cxw(spans.gather(1, order[..., None].expand_as(spans))), scores
 
 
+def windows_of(
+    raw: RawDetections, settings: PostprocessConfig, system: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Candidate windows of one of `SYSTEMS`; None: those that are served, see `combine`.
+
+    ``anchors``: as `select_anchors` gives them. ``decoder``: in the published order, by class
+    probability, and with the published score, which is S_det of p and IoU that are rounded to four
+    decimals (`PostProcessorDETR` of the authors' code).
+
+    Returns:
+        (B, K, 2) (centre, width) within [0, 1] and (B, K) scores.
+    """
+    if system == "anchors":
+        spans, scores = select_anchors(raw, settings.anchors_alone or settings.anchors)
+        return xx_to_cxw(spans), scores
+    if system is None:
+        return combine(raw, settings)
+    order = raw.logits.float().sigmoid().sort(dim=1, descending=True, stable=True)[1]
+    spans = _clipped(raw.spans_cxw).gather(1, order[..., None].expand(-1, -1, 2))
+    scores = _decimals(raw.logits)
+    if raw.iou_logits is not None:
+        scores = scores.pow(settings.alpha) * _decimals(raw.iou_logits).pow(1.0 - settings.alpha)
+    return xx_to_cxw(spans), scores.gather(1, order)
+
+
 @dataclass(slots=True)
 class _Clusters:
     """Fused spans in order of opening, all (B, K): ends, sum and best of the members' scores."""
@@ -176,6 +205,11 @@ def _ceiling(settings: FusionSettings) -> float:
     """The highest score that fusion can give to spans of score 1."""
     weights = settings.weights
     return len(weights) * max(weights) / sum(weights) if settings.conf == "avg" else 1.0
+
+
+def _decimals(logits: Tensor) -> Tensor:
+    """Probabilities with four decimals."""
+    return logits.float().sigmoid().round(decimals=4)
 
 
 def _clipped(spans_cxw: Tensor) -> Tensor:

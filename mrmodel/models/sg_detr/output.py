@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.postprocess import SYSTEMS, PostprocessConfig
 from mrmodel.losses.windows import PaddedWindows
 from mrmodel.models.layers.query_groups import LabelledQueries
-from mrmodel.models.sg_detr.fusion import combine
+from mrmodel.models.sg_detr.fusion import windows_of
 from mrmodel.models.sg_detr.host_inputs import HostInputs
 from mrmodel.spans import xx_to_cxw
 from mrmodel.types import ModelOutput
@@ -79,7 +79,7 @@ class Alignment:
 
 @dataclass(slots=True)
 class RawDetections:
-    """What `fusion.combine` turns into windows; float32, no gradient.
+    """What `fusion.windows_of` turns into windows; float32, no gradient.
 
     Attributes:
         logits, spans_cxw, iou_logits: last decoder layer, (B, Q), (B, Q, 2), (B, Q) or None.
@@ -145,8 +145,15 @@ class SgDetrOutput(ModelOutput):
     training: TrainingParts | None = None
     raw: RawDetections | None = None
 
-    def candidates(self, settings: PostprocessConfig) -> tuple[Tensor, Tensor]:
-        """The windows of decoder and anchors as `fusion.combine` makes one list of them."""
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """All, if there are anchors."""
+        return () if self.raw is None or self.raw.anchor_logits is None else SYSTEMS
+
+    def candidates(
+        self, settings: PostprocessConfig, system: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The windows that `fusion.windows_of` makes of decoder and anchors."""
         if self.raw is None:  # no detector
             return self.spans_cxw, self.scores
-        return combine(self.raw, settings)
+        return windows_of(self.raw, settings, system)

@@ -12,7 +12,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrmodel.models.sg_detr.fusion import combine, detection_scores, fuse, select_anchors
+from mrmodel.models.sg_detr.fusion import (
+    combine,
+    detection_scores,
+    fuse,
+    select_anchors,
+    windows_of,
+)
 from mrmodel.models.sg_detr.output import RawDetections
 from mrmodel.spans import cxw_to_xx
 from tests.postprocessing import postprocess
@@ -176,6 +182,22 @@ def test_anchors_outside_the_video_or_absent_are_none() -> None:
     spans, scores = select_anchors(raw, postprocess(anchors={"keep": 3}).anchors)
     assert spans[0].tolist() == [pytest.approx([0.7, 1.0]), [0.0, 0.0], [0.0, 0.0]]
     assert scores[0].tolist() == [pytest.approx(0.5), 0.0, 0.0]
+    # As published, the one outside keeps its place, at the end of the video.
+    settings = postprocess(anchors={"keep": 1, "keep_empty": True}).anchors
+    spans, scores = select_anchors(raw, settings)
+    assert spans.tolist() == [[[1.0, 1.0]]]
+    assert scores[0].tolist() == [pytest.approx(torch.tensor(4.0).sigmoid().item())]
+
+
+def test_anchors_must_score_above_the_threshold() -> None:
+    raw = detections(20)
+    _, scores = select_anchors(raw, postprocess(anchors={"keep": 12}).anchors)
+    middle = float(scores[scores > 0].median())
+    settings = postprocess(anchors={"keep": 12, "min_score": middle}).anchors
+    # Only better spans suppress one, so those above the threshold are as before.
+    expected = scores.where(scores > middle, 0.0)
+    assert torch.equal(select_anchors(raw, settings)[1], expected)
+    assert 0 < (expected > 0).sum() < (scores > 0).sum()
 
 
 # Fusion.
@@ -367,6 +389,44 @@ def test_without_anchors_nothing_is_fused() -> None:
         assert torch.equal(found, expected)
     with pytest.raises(ValueError, match="no anchors"):
         select_anchors(raw, postprocess().anchors)
+
+
+def test_the_decoder_alone_is_ordered_by_probability_and_scored_by_rounded_ones() -> None:
+    raw = detections(6)
+    assert raw.iou_logits is not None
+    spans, scores = windows_of(raw, postprocess(alpha=0.25), "decoder")
+    windows = cxw_to_xx(raw.spans_cxw).clamp(0, 1)
+    for row in range(6):
+        order = raw.logits[row].argsort(descending=True)
+        torch.testing.assert_close(cxw_to_xx(spans[row]), windows[row, order])
+        p, iou = (
+            [round(float(value), 4) for value in logits[row, order].sigmoid()]
+            for logits in (raw.logits, raw.iou_logits)
+        )
+        expected = [a**0.25 * b**0.75 for a, b in zip(p, iou, strict=True)]
+        assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
+    raw.iou_logits = None
+    _, scores = windows_of(raw, postprocess(), "decoder")
+    assert scores[0].tolist() == pytest.approx(
+        sorted((round(float(value), 4) for value in raw.logits[0].sigmoid()), reverse=True)
+    )
+
+
+def test_anchors_alone_may_be_chosen_otherwise() -> None:
+    raw = detections(6)
+    same = windows_of(raw, postprocess(anchors={"keep": 3}), "anchors")
+    assert same[0].shape == (6, 3, 2)
+    alone = {"top_k": 12, "nms_iou": 0.2, "keep": 5, "min_score": 0.4}
+    other = postprocess(anchors={"keep": 3}, anchors_alone=alone)
+    spans, scores = windows_of(raw, other, "anchors")
+    assert other.anchors_alone is not None
+    chosen = select_anchors(raw, other.anchors_alone)
+    torch.testing.assert_close(cxw_to_xx(spans), chosen[0])
+    assert torch.equal(scores, chosen[1])
+    for found, expected in zip(
+        windows_of(raw, other), combine(raw, postprocess(anchors={"keep": 3})), strict=True
+    ):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("fuses", [True, False])
