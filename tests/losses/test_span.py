@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mrmodel.losses.span import focal_loss, smooth_l1
+from mrmodel.losses.span import focal_loss, smooth_l1, span_errors
 
 
 def test_focal_loss() -> None:
@@ -38,6 +38,19 @@ def test_smooth_l1() -> None:
     assert smooth_l1(predicted, true, 0.1).tolist() == pytest.approx([0.0125, 0.25, 0.35])
     assert smooth_l1(predicted, true, 1.0).tolist() == pytest.approx([0.00125, 0.045, 0.08])
     assert smooth_l1(predicted, true, 0.0).tolist() == pytest.approx([0.05, 0.3, 0.4])
+
+
+def test_span_errors() -> None:
+    # (0.4, 0.6) against (0.2, 0.6): errors 0.1 and 0.2, IoU and gIoU 1/2. (0, 0.2): no overlap,
+    # gIoU 0, errors 0.3 and 0.2.
+    predicted = torch.tensor([[0.5, 0.2], [0.1, 0.2]], requires_grad=True)
+    absolute, apart, iou = span_errors(predicted, torch.tensor([0.4, 0.4]).expand(2, 2))
+    assert absolute.tolist() == pytest.approx([0.15, 0.25])
+    assert apart.tolist() == pytest.approx([0.5, 1.0], abs=1e-6)
+    assert iou.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert not iou.requires_grad
+    smooth, _, _ = span_errors(predicted, torch.tensor([0.4, 0.4]).expand(2, 2), beta=1.0)
+    assert smooth.tolist() == pytest.approx([0.0125, 0.0325])
 
 
 def test_losses_are_float32_in_half_precision() -> None:

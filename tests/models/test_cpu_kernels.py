@@ -132,6 +132,25 @@ def test_dropped_paths(with_bias: bool) -> None:
     assert 0 < changed.all(1).sum() < 6
 
 
+def test_feed_forward_drops_units_and_paths_with_their_own_probabilities() -> None:
+    block, norm = shaken(FeedForward(D, 20, 0.0, "prelu", 0.5)).train(), shaken(nn.LayerNorm(D))
+    source, residual = leaves((6, 3, D), (6, 3, D))
+
+    def plain() -> Tensor:
+        torch.manual_seed(11)
+        hidden = block.contract(block.activation(block.expand(source)))
+        return norm(residual + block.branch(hidden))
+
+    def fused() -> Tensor:
+        torch.manual_seed(11)
+        return block(source, residual, norm)
+
+    assert_same(fused, plain, [source, residual, *block.parameters(), *norm.parameters()])
+    units = FeedForward(D, 20, 0.5, "prelu", 0.0).train()
+    first, second = (units(source, residual, norm) for _ in range(2))
+    assert bool((first != second).flatten(1).any(1).all())
+
+
 @pytest.mark.parametrize("source_learns", [True, False])
 def test_project(source_learns: bool) -> None:
     norm, linear = shaken(nn.LayerNorm(7)), shaken(nn.Linear(7, D))

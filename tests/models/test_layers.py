@@ -12,6 +12,7 @@ from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
 from mrmodel.models.layers.functional import key_mask, legacy_tiled_mask, xavier_matrices
 from mrmodel.models.layers.heads import SaliencyHead
 from mrmodel.models.layers.position import clip_positions, sine_code, span_positions
+from mrmodel.models.layers.query_groups import group_mask
 from tests.rounding import rounding
 
 # A power and a sine of the same numbers; their last bits depend on the place in a vector.
@@ -104,3 +105,22 @@ def test_xavier_leaves_vectors_alone() -> None:
     assert torch.equal(linear.bias, bias)
     bound = (6 / 40) ** 0.5
     assert 0.9 * bound < float(linear.weight.detach().abs().max()) <= bound
+
+
+@pytest.mark.parametrize("sees_match", [True, False])
+def test_group_mask_by_hand(sees_match: bool) -> None:
+    # Two denoising groups of two, one auxiliary query, two moment queries; the second slot of
+    # group 1 is empty. Rows read columns.
+    group = torch.tensor([1, 1, 2, 2, -1, 0, 0])
+    used = torch.tensor([[True, False, True, True, True, True, True]])
+    seen = int(sees_match)
+    expected = [
+        [1, 0, 0, 0, 0, seen, seen],
+        [1, 1, 0, 0, 0, seen, seen],
+        [0, 0, 1, 1, 0, seen, seen],
+        [0, 0, 1, 1, 0, seen, seen],
+        [0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert group_mask(group, used, sees_match)[0, 0].long().tolist() == expected

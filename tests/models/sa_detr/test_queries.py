@@ -24,8 +24,17 @@ from mrmodel.models.sa_detr.settings import InitSettings, NoiseSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import evaluate, make_batch, make_targets
 from tests.models.sa_detr.whole import RefinerInput, finder_of, small_model
-from tests.models.sg_detr.test_denoising import windows_of
 from tests.models.small import train_pass
+
+
+def windows_of(samples: list[list[tuple[float, float]]]) -> PaddedWindows:
+    longest = max(map(len, samples))
+    spans = torch.full((len(samples), longest, 2), 0.5)
+    valid = torch.zeros(len(samples), longest, dtype=torch.bool)
+    for b, own in enumerate(samples):
+        for i, span in enumerate(own):
+            spans[b, i], valid[b, i] = torch.tensor(span), True
+    return PaddedWindows(spans, valid)
 
 
 def draws(shape: tuple[int, int, int], longest: int = 1, seed: int = 0) -> Noise:

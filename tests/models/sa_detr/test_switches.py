@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.models.sa_detr.whole import small_model
-from tests.models.sg_detr.test_switches import numbered
 from tests.models.small import assert_learns_and_is_saved
 
 FA = {"vtc": {"enabled": True}, "ctm": {"enabled": True}}
@@ -69,6 +69,11 @@ SWITCHES: list[dict[str, Any]] = [
     {"highlights_only": True, "vtc": {"stage": "after"}, "ctm": {"enabled": False}},
     {"highlights_only": True} | NO_FA,
 ]
+
+
+def numbered(settings: list[dict[str, Any]]) -> Iterator[Any]:
+    for i, changes in enumerate(settings):
+        yield pytest.param(changes, id=f"{i}-{'-'.join(changes)}")
 
 
 @pytest.mark.parametrize(
