@@ -63,10 +63,15 @@ def assert_bit_equal(first: ModelOutput, second: ModelOutput) -> None:
     assert torch.equal(first.last.logits, second.last.logits)
 
 
-def assert_learns_and_is_saved(name: str, model: MomentModel, spared: tuple[str, ...] = ()) -> None:
+def assert_learns_and_is_saved(
+    name: str,
+    model: MomentModel,
+    spared: tuple[str, ...] = (),
+    data: tuple[Batch, Targets] | None = None,
+) -> None:
     """A gradient for all parameters but those whose names begin with `spared`; equal bits after."""
-    batch = make_batch()
-    total = total_loss(model.train(), batch, make_targets(batch))
+    batch, targets = data or (make_batch(), make_targets(make_batch()))
+    total = total_loss(model.train(), batch, targets)
     total.backward()
     assert math.isfinite(float(total.detach()))
     for key, parameter in model.named_parameters():

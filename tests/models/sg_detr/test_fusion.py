@@ -17,7 +17,6 @@ from mrmodel.models.sg_detr.fusion import (
     detection_scores,
     fuse,
     select_anchors,
-    windows_of,
 )
 from mrmodel.models.sg_detr.output import RawDetections
 from mrmodel.spans import cxw_to_xx
@@ -130,11 +129,6 @@ def test_a_probability_of_0_has_a_finite_score_and_slope(alpha: float, other: fl
         assert quality.grad.isfinite().all()
 
 
-def test_half_precision_is_lifted() -> None:
-    logits = torch.tensor([1.0, -3.0], dtype=torch.bfloat16)
-    assert detection_scores(logits, logits, 0.3).dtype == torch.float32
-
-
 # Choice of anchors.
 
 
@@ -189,76 +183,7 @@ def test_anchors_outside_the_video_or_absent_are_none() -> None:
     assert scores[0].tolist() == [pytest.approx(torch.tensor(4.0).sigmoid().item())]
 
 
-def test_anchors_must_score_above_the_threshold() -> None:
-    raw = detections(20)
-    _, scores = select_anchors(raw, postprocess(anchors={"keep": 12}).anchors)
-    middle = float(scores[scores > 0].median())
-    settings = postprocess(anchors={"keep": 12, "min_score": middle}).anchors
-    # Only better spans suppress one, so those above the threshold are as before.
-    expected = scores.where(scores > middle, 0.0)
-    assert torch.equal(select_anchors(raw, settings)[1], expected)
-    assert 0 < (expected > 0).sum() < (scores > 0).sum()
-
-
 # Fusion.
-
-
-def test_a_case_by_hand() -> None:
-    # By weighted score: A (.1,.5) .8 | b (.12,.5) .6 | C (.6,.9) .4 | d (.1,.2) .3.
-    # b joins A, IoU .38/.4 = .95: start (.8*.1+.6*.12)/1.4 = .152/1.4 = .108571, end .5,
-    #   score .7 * min(2,2)/2 = .7. C alone: .4 * 1/2 = .2.
-    # d against (.108571,.5): .091429/.4 = .229 <= .55, so alone: .3 * 1/2 = .15.
-    found = fuse_lists([(0.1, 0.5, 0.8), (0.6, 0.9, 0.4)], [(0.12, 0.5, 0.6), (0.2, 0.1, 0.3)])
-    assert found == [
-        pytest.approx((0.152 / 1.4, 0.5, 0.7)),
-        pytest.approx((0.6, 0.9, 0.2)),
-        pytest.approx((0.1, 0.2, 0.15)),
-    ]
-
-
-def test_weights_and_the_maximum_by_hand() -> None:
-    # Weights 1 and .5: .8 and .6 * .5 = .3. Start (.8*.1 + .3*.2)/1.1 = .14/1.1, end .5.
-    # avg: (.8+.3)/2 * 2/1.5 = .733333. max: .8/1.
-    spans: list[list[Span]] = [[(0.1, 0.5, 0.8)], [(0.2, 0.5, 0.6)]]
-    (average,) = fuse_lists(*spans, weights=[1.0, 0.5])
-    assert average == pytest.approx((0.14 / 1.1, 0.5, 1.1 / 1.5))
-    (highest,) = fuse_lists(*spans, weights=[1.0, 0.5], conf="max")
-    assert highest == pytest.approx((0.14 / 1.1, 0.5, 0.8))
-
-
-def test_three_copies_of_one_model_count_like_two_models() -> None:
-    # Members .9, .8, .7: mean .8, times min(2, 3)/2 = 1.
-    (fused,) = fuse_lists([(0.2, 0.4, score) for score in (0.9, 0.8, 0.7)], [])
-    assert fused == pytest.approx((0.2, 0.4, 0.8))
-
-
-def test_a_span_of_one_model_is_halved() -> None:
-    assert fuse_lists([(0.2, 0.4, 0.8)], []) == [pytest.approx((0.2, 0.4, 0.4))]
-    assert fuse_lists([], [(0.2, 0.4, 0.8)], conf="max") == [pytest.approx((0.2, 0.4, 0.8))]
-
-
-def test_unusable_spans_are_dropped() -> None:
-    first: list[Span] = [(0.3, 0.3, 0.9), (0.1, 0.2, 0.05), (0.5, 0.6, 0.0)]
-    assert fuse_lists(first, [(0.9, 0.7, 0.5)], skip=0.1) == [pytest.approx((0.7, 0.9, 0.25))]
-    # `skip` looks at the score before the weight: .2 * .1 stays.
-    kept = fuse_lists([(0.1, 0.2, 0.2)], [], skip=0.15, weights=[0.1, 1.0])
-    assert kept == [pytest.approx((0.1, 0.2, 0.02 / 1.1))]
-
-
-def test_a_tie_of_overlaps_joins_the_earlier_span() -> None:
-    found = fuse_lists([(0.25, 0.5, 0.9), (0.5, 0.75, 0.8)], [(0.375, 0.625, 0.1)], iou_thr=0.2)
-    # .125/.375 = 1/3 both. Start (.9*.25 + .1*.375)/1 = .2625, end (.9*.5 + .1*.625) = .5125.
-    assert found[0] == pytest.approx((0.2625, 0.5125, 0.5))
-    assert found[1] == pytest.approx((0.5, 0.75, 0.4))
-
-
-def test_joining_is_by_the_fused_span_not_by_its_members() -> None:
-    # A (0,.4) .9 takes b (.1,.5) .9, IoU .3/.5 = .6: fused (.05,.45). c (.12,.52) .5: IoU
-    # .28/.52 = .538 with A, .38/.42 = .905 with b, .33/.47 = .702 with the fused span.
-    pair: list[Span] = [(0.0, 0.4, 0.9), (0.1, 0.5, 0.9)]
-    assert len(fuse_lists(pair, [(0.12, 0.52, 0.5)], iou_thr=0.59)) == 1
-    # (.16,.56): .34/.46 = .739 with b, but .29/.51 = .569 with the fused span.
-    assert len(fuse_lists(pair, [(0.16, 0.56, 0.5)], iou_thr=0.59)) == 2
 
 
 grid = st.integers(0, 16).map(lambda number: number / 16)
@@ -280,84 +205,7 @@ def test_fusion_equals_a_plain_loop(
         assert ours == pytest.approx(plain, abs=1e-6)
 
 
-@examples(max_examples=60, deadline=None)
-@given(st.data(), st.sampled_from([0.3, 0.55, 0.81]))
-def test_the_order_of_models_is_irrelevant_when_scores_are_distinct(data: Any, thr: float) -> None:
-    scores = data.draw(st.permutations([number / 20 for number in range(1, 13)]))
-    ends = data.draw(st.lists(st.tuples(grid, grid), min_size=12, max_size=12))
-    spans = [(*pair, score) for pair, score in zip(ends, scores, strict=True)]
-    cut = data.draw(st.integers(0, 12))
-    first, second = spans[:cut], spans[cut:]
-    assert fuse_lists(first, second, iou_thr=thr) == fuse_lists(second, first, iou_thr=thr)
-
-
-@examples(max_examples=60, deadline=None)
-@given(model, model, st.sampled_from([0.0, 0.55]))
-def test_ends_stay_in_the_hull_and_scores_in_the_unit_interval(
-    first: list[Span], second: list[Span], thr: float
-) -> None:
-    usable = [(min(s, e), max(s, e)) for s, e, score in first + second if score > 0 and s != e]
-    for start, end, score in fuse_lists(first, second, iou_thr=thr):
-        assert min(s for s, _ in usable) - 1e-6 <= start < end
-        assert end <= max(e for _, e in usable) + 1e-6
-        assert 0.0 < score <= 1.0 + 1e-6
-
-
-def test_ends_stay_in_the_hull_of_their_own_members() -> None:
-    found = fuse_lists([(0.0, 0.2, 0.9), (0.6, 0.9, 0.5)], [(0.01, 0.22, 0.3), (0.58, 0.92, 0.8)])
-    assert 0.0 <= found[0][0] <= 0.01
-    assert 0.2 <= found[0][1] <= 0.22
-    assert 0.58 <= found[1][0] <= 0.6
-    assert 0.9 <= found[1][1] <= 0.92
-
-
-def test_disjoint_spans_of_one_model_come_back_to_the_last_bit() -> None:
-    rng = np.random.default_rng(0)
-    ends = np.sort(rng.random((50, 12)).astype(np.float32), axis=1).reshape(50, 6, 2)
-    spans, scores = torch.from_numpy(ends), torch.from_numpy(rng.random((50, 6), dtype=np.float32))
-    none = torch.zeros(50, 0, 2), torch.zeros(50, 0)
-    order = scores.argsort(dim=1, descending=True)
-    once = fuse([spans, none[0]], [scores, none[1]], postprocess().fusion)
-    assert torch.equal(once[0], spans.gather(1, order[..., None].expand(-1, -1, 2)))
-    assert torch.equal(once[1], scores.gather(1, order) / 2)
-    again = fuse([once[0], none[0]], [once[1], none[1]], postprocess().fusion)
-    assert torch.equal(again[0], once[0])
-
-
 # Candidates.
-
-
-def test_without_fusion_the_decoder_answers() -> None:
-    raw = detections(6)
-    spans, scores = combine(raw, postprocess(alpha=0.3, fusion={"enabled": False}))
-    expected = detection_scores(raw.logits, raw.iou_logits, 0.3)
-    assert torch.equal(scores, expected.sort(dim=1, descending=True).values)
-    best = expected.argmax(dim=1)
-    windows = cxw_to_xx(raw.spans_cxw)[torch.arange(6), best].clamp(0, 1)
-    torch.testing.assert_close(cxw_to_xx(spans[:, 0]), windows)
-
-
-def test_fusion_fuses_decoder_and_anchors() -> None:
-    raw = detections(6)
-    settings = postprocess(anchors={"keep": 4}, fusion={"weights": [1.0, 0.2], "iou_thr": 0.4})
-    spans, scores = combine(raw, settings)
-    assert spans.shape == (6, 9, 2)
-    for row in range(6):
-        first = cxw_to_xx(raw.spans_cxw)[row].clamp(0, 1)
-        quality = detection_scores(raw.logits, raw.iou_logits, 0.5)[row]
-        mine = [
-            (*ends, score) for ends, score in zip(first.tolist(), quality.tolist(), strict=True)
-        ]
-        others = plain_anchors(raw, row, 100, 0.6, 4)
-        expected = plain_fusion([mine, others], [1.0, 0.2], 0.4, 0.0, "avg")
-        # A score may reach 2 * max(1, .2) / 1.2 times that of its members.
-        expected = sorted(
-            ((s, e, score * 1.2 / 2) for s, e, score in expected), key=lambda w: -w[2]
-        )
-        found = torch.cat((cxw_to_xx(spans[row]), scores[row, :, None]), dim=1)[: len(expected)]
-        assert found.tolist() == [pytest.approx(window, abs=1e-5) for window in expected]
-        assert (scores[row, len(expected) :] == 0).all()
-        assert (spans[row, len(expected) :, 1] == 0).all()
 
 
 @pytest.mark.parametrize("conf", ["avg", "max"])
@@ -389,44 +237,6 @@ def test_without_anchors_nothing_is_fused() -> None:
         assert torch.equal(found, expected)
     with pytest.raises(ValueError, match="no anchors"):
         select_anchors(raw, postprocess().anchors)
-
-
-def test_the_decoder_alone_is_ordered_by_probability_and_scored_by_rounded_ones() -> None:
-    raw = detections(6)
-    assert raw.iou_logits is not None
-    spans, scores = windows_of(raw, postprocess(alpha=0.25), "decoder")
-    windows = cxw_to_xx(raw.spans_cxw).clamp(0, 1)
-    for row in range(6):
-        order = raw.logits[row].argsort(descending=True)
-        torch.testing.assert_close(cxw_to_xx(spans[row]), windows[row, order])
-        p, iou = (
-            [round(float(value), 4) for value in logits[row, order].sigmoid()]
-            for logits in (raw.logits, raw.iou_logits)
-        )
-        expected = [a**0.25 * b**0.75 for a, b in zip(p, iou, strict=True)]
-        assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
-    raw.iou_logits = None
-    _, scores = windows_of(raw, postprocess(), "decoder")
-    assert scores[0].tolist() == pytest.approx(
-        sorted((round(float(value), 4) for value in raw.logits[0].sigmoid()), reverse=True)
-    )
-
-
-def test_anchors_alone_may_be_chosen_otherwise() -> None:
-    raw = detections(6)
-    same = windows_of(raw, postprocess(anchors={"keep": 3}), "anchors")
-    assert same[0].shape == (6, 3, 2)
-    alone = {"top_k": 12, "nms_iou": 0.2, "keep": 5, "min_score": 0.4}
-    other = postprocess(anchors={"keep": 3}, anchors_alone=alone)
-    spans, scores = windows_of(raw, other, "anchors")
-    assert other.anchors_alone is not None
-    chosen = select_anchors(raw, other.anchors_alone)
-    torch.testing.assert_close(cxw_to_xx(spans), chosen[0])
-    assert torch.equal(scores, chosen[1])
-    for found, expected in zip(
-        windows_of(raw, other), combine(raw, postprocess(anchors={"keep": 3})), strict=True
-    ):
-        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("fuses", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -65,10 +66,11 @@ def is_learned(model: MomentModel, batch: Batch, targets: Targets) -> bool:
     return train_until(model, step, done, STEPS)
 
 
-def test_one_batch_is_learned_by_heart() -> None:
+@pytest.mark.parametrize("preset", ["robust", "released"])
+def test_one_batch_is_learned_by_heart(preset: str) -> None:
     batch = make_batch(clips=CLIPS)
     targets = targets_of(batch)
-    model = small_model(spread=0.0, hidden=32, ffn=48, heads=4)
+    model = small_model(spread=0.0, preset=preset, hidden=32, ffn=48, heads=4)
     untrained = evaluate(model, batch)
     assert recall_at_one(untrained, targets) < 1
     assert is_learned(model, batch, targets)

@@ -1,102 +1,90 @@
-"""Settings of SG-DETR: presets, contradictions, what the detectors switch on."""
+"""Settings of SG-DETR: presets, contradictions, and how many there are."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from mrmodel.config.base import validate_section
 from mrmodel.errors import ConfigError
 from mrmodel.models.sg_detr.settings import SgDetrSettings
+
+ROBUST = dict.fromkeys(("legacy_padding", "legacy_next_negative", "legacy_anchor_unit"), False)
 
 
 def settings_of(**given: Any) -> SgDetrSettings:
     return validate_section(SgDetrSettings, given, "models.sg_detr")
 
 
-@pytest.mark.parametrize(
-    ("preset", "beta", "norm", "reduction", "tau"),
-    [("paper", 1.0, "twelve", "sum", 1.0), ("robust", 0.1, "active", "mean", 0.07)],
-)
-def test_values_of_the_presets(
-    preset: str, beta: float, norm: str, reduction: str, tau: float
-) -> None:
-    settings = settings_of(preset=preset)
-    assert settings.loss.smooth_l1_beta == beta
-    assert settings.loss.hl.rctl_norm == norm
-    assert settings.loss.hl.neg_reduction == reduction
-    assert settings.loss.align.tau == tau
+def test_robust_is_the_default_and_departs_in_four_values() -> None:
+    released = settings_of(preset="released").model_dump()
+    anchors = {"layout": "fine", "topk": 12, "rescue": False}
+    assert released["anchors"] == anchors
+    assert all(released[name] for name in ROBUST)
+    changed = {"preset": "robust", "anchors": anchors | {"layout": "coarse"}}
+    assert settings_of().model_dump() == released | ROBUST | changed
+    assert settings_of(preset="robust") == settings_of()
 
 
-def test_presets_differ_in_nothing_else() -> None:
-    written = {
-        "smooth_l1_beta": 1.0,
-        "hl": {"rctl_norm": "twelve", "neg_reduction": "sum"},
-        "align": {"tau": 1.0},
-    }
-    robust = settings_of(preset="robust", loss=written)
-    assert robust.model_dump() == settings_of().model_dump() | {"preset": "robust"}
+def test_published_values() -> None:
+    """Of the run on QVHighlights."""
+    s = settings_of(preset="released")
+    sizes = (s.hidden, s.heads, s.ffn, s.queries, s.dropout, s.drop_path, s.input_dropout, s.prior)
+    assert sizes == (256, 8, 1024, 25, 0.1, 0.15, 0.5, 0.35)
+    assert tuple(s.match.model_dump().values()) == (10.0, 1.0, 4.0, 1.0)
+    assert tuple(s.loss.weights.model_dump().values()) == (
+        1.0, 10.0, 1.0, 5.0, 1.0, 0.5, 0.5, 2.0, 0.1, 2.0, 0.5, 1.0, 3.0,
+    )  # fmt: skip
+    assert (s.loss.background_weight, s.loss.margin, s.loss.margin_on) == (0.1, 0.15, "probability")
+    assert not s.legacy_rank_axis
 
 
-def test_written_key_wins_and_its_neighbours_stay() -> None:
-    settings = settings_of(
-        preset="robust", loss={"hl": {"neg_reduction": "sum"}, "iou_target": "matched"}
-    )
-    assert settings.loss.hl.neg_reduction == "sum"
-    assert settings.loss.hl.rctl_norm == "active"
-    assert settings.loss.smooth_l1_beta == 0.1
-    assert settings.loss.iou_target == "matched"
-
-
-def test_settings_survive_being_written_down() -> None:
-    settings = settings_of(preset="robust", loss={"align": {"tau": 1.0}}, detector="dino")
+@pytest.mark.parametrize("preset", ["released", "robust"])
+def test_a_written_key_wins_and_its_neighbours_stay(preset: str) -> None:
+    settings = settings_of(preset=preset, anchors={"topk": 3}, legacy_padding=True)
+    assert settings.anchors.topk == 3
+    assert settings.anchors.layout == ("coarse" if preset == "robust" else "fine")
+    assert settings.legacy_padding
+    assert settings.legacy_anchor_unit == (preset == "released")
     assert settings_of(**settings.model_dump()) == settings
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "rule"),
     [
-        {"sgca": {"gate": "pair"}, "local": {"space": "projected"}},
-        {"sgca": {"gate": "pair_renorm"}, "local": {"space": "projected"}},
-        {"detector": "dino", "aux": {"enabled": True}},
-        {"detector": "dab", "aux": {"enabled": True}},
-        {"infer": {"alpha": 0.5}},
-        {"detector": "dab", "dn": {"enabled": True}},
-        {"detector": "dab", "qs": {"enabled": True}},
-        {"iou_head": False, "match": {"cls": "sdet"}},
-        {"iou_head": False, "match": {"cls": "additive"}},
-        {"hidden": 36, "heads": 8},
-        {"preset": "best"},
+        ({"hidden": 36}, "not a multiple of heads"),
+        ({"anchor_head": False}, "auxiliary_queries needs anchor_head"),
+        ({"query_content": "learned", "query_selection": False}, "query_selection"),
+        ({"preset": "paper"}, "preset"),
+        ({"prior": 1.0}, "prior"),
+        ({"anchors": {"topk": 0}}, "topk"),
+        # Keys of earlier versions.
+        ({"detector": "hybrid"}, "unknown key"),
+        ({"dn": {"groups": 5}}, "unknown key"),
+        ({"local": {"space": "raw"}}, "unknown key"),
+        ({"atss": {"levels": 5}}, "unknown key"),
+        ({"loss": {"weights": {"l1": 10.0}}}, "unknown key"),
+        ({"match": {"cls": "sdet"}}, "unknown key"),
     ],
 )
-def test_contradictions_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"models\.sg_detr"):
+def test_contradictions_and_unknown_keys_are_refused(given: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rf"models\.sg_detr.*{rule}"):
         settings_of(**given)
 
 
-PARTS = ("uses_selector", "uses_denoising", "uses_anchors", "uses_auxiliary")
+def leaves(section: type[BaseModel]) -> list[str]:
+    """Dotted names of the values of a section."""
+    found = []
+    for name, field in section.model_fields.items():
+        inner: Any = field.annotation
+        is_section = isinstance(inner, type) and issubclass(inner, BaseModel)
+        found += [f"{name}.{leaf}" for leaf in leaves(inner)] if is_section else [name]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("given", "parts"),
-    [
-        ({"detector": "dab"}, ""),
-        ({"detector": "dino"}, "uses_selector uses_denoising"),
-        ({"detector": "hybrid"}, " ".join(PARTS)),
-        ({"qs": {"enabled": False}}, " ".join(PARTS[1:])),
-        ({"dn": {"enabled": False}}, " ".join(PARTS[:1] + PARTS[2:])),
-        ({"aux": {"enabled": False}}, " ".join(PARTS[:3])),
-    ],
-)
-def test_parts_of_the_detectors(given: dict[str, Any], parts: str) -> None:
-    settings = settings_of(**given)
-    assert [part for part in PARTS if getattr(settings, part)] == parts.split()
-
-
-@pytest.mark.parametrize(
-    ("given", "cost"),
-    [({}, "sdet"), ({"iou_head": False}, "prob"), ({"match": {"cls": "focal"}}, "focal")],
-)
-def test_class_cost(given: dict[str, Any], cost: str) -> None:
-    assert settings_of(**given).class_cost == cost
+def test_there_are_few_settings() -> None:
+    names = leaves(SgDetrSettings)
+    assert {"anchors.topk", "loss.weights.span", "preset"} <= set(names)
+    assert len(names) <= 55

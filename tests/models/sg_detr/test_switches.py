@@ -1,81 +1,77 @@
-"""Every switch and every row of the ablation: it runs, all of it learns, it can be saved."""
+"""Every switch and every row of the ablation: what it changes, and that all of it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
-from tests.models.sg_detr.whole import small_model
-from tests.models.small import assert_learns_and_is_saved
+from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector
+from tests.models.sg_detr.whole import detector_of, long_data, small_model
+from tests.models.small import assert_learns_and_is_saved, train_pass
 
 # Table 2 of the paper, rows a to e.
-ROW_A = {
-    "detector": "dab",
-    "iou_head": False,
-    "sgca": {"gate": "none"},
-    "gsm": {"enabled": False},
-    "match": {"cls": "prob"},
-}
-ROW_B = ROW_A | {"sgca": {"gate": "clip"}}
-ROW_C = {"detector": "dab", "gsm": {"enabled": False}}
-ABLATION = {"a": ROW_A, "b": ROW_B, "c": ROW_C, "d": {"detector": "dab"}, "e": {}}
+DAB = {"query_selection": False, "anchor_head": False, "auxiliary_queries": False}
+ROW_C = DAB | {"global_saliency": False}
+ROW_B = ROW_C | {"iou_head": False}
+ROW_A = ROW_B | {"saliency_guided": False}
+ABLATION: dict[str, dict[str, Any]] = {"a": ROW_A, "b": ROW_B, "c": ROW_C, "d": DAB, "e": {}}
 SWITCHES: list[dict[str, Any]] = [
-    {"preset": "robust"},
-    {"detector": "dino"},
-    {"drop": "unit", "dropout": 0.1, "input_dropout": 0.5},
-    {"use_tef": False, "text_positions": True, "projection_layers": 1},
-    {"local": {"space": "projected"}},
-    {"local": {"first_channel": 3, "alpha": 5.0, "beta": 1.0}},
-    {"pool": {"query": "learned", "ffn": False}},
-    {"pool": {"query": "cls", "residual_mean": False, "layers": 2}},
-    {"sgca": {"gate": "pair", "layers": 2}},
-    {"sgca": {"gate": "pair_renorm", "detach_gate": False}},
-    {"sgca": {"gate": "clip", "detach_gate": True}},
-    {"gsm": {"detach_in_mr": True}},
-    {"qs": {"enabled": False}},
-    {"qs": {"content": "token"}},
-    {"qs": {"width": 0.05}},
-    {"decoder": {"layers": 1}},
-    {"decoder": {"look_forward": "once"}},
-    {"decoder": {"modulate": False, "share_heads": False}},
-    {"iou_head": False},
-    {"match": {"cls": "additive"}},
-    {"match": {"cls": "focal", "l1": 5.0, "giou": 2.0, "ce": 2.0}},
-    {"dn": {"enabled": False}},
-    {"dn": {"group_mode": "dynamic", "noise_scale": 1.0}},
-    {"dn": {"content": "pos_neg", "sees_match": False}},
-    {"atss": {"layout": "multi_width", "widths": [2.0, 4.0, 8.0]}},
-    {"atss": {"levels": 1, "anchor_scale": 2.0, "topk": 3, "stacked_convs": 2}},
-    {"atss": {"decode": "ltrb", "centerness_pow": 1.0, "cls": "bce", "layer_scale": True}},
-    {"aux": {"enabled": False}},
-    {"aux": {"max": 3, "pad": "negatives", "ref": "decoded", "with_feat": True, "weight": 0.5}},
-    {"loss": {"cls": {"kind": "focal", "norm": "gt"}, "iou_target": "matched"}},
-    {"loss": {"cls": {"kind": "qfl", "eos": 0.3}, "smooth_l1_beta": 0.0}},
-    {"loss": {"hl": {"on": ["local"], "rctl_norm": "active", "neg_reduction": "mean"}}},
-    {"loss": {"hl": {"on": ["global"]}}},
-    {"loss": {"align": {"tau": 0.07, "bce_frames": "shared", "bce_scale": False}}},
-    {"loss": {"align": {"enabled": False}}},
-    {"match": {"alpha": 0.3}},
+    {"preset": "released", "legacy_rank_axis": True},
+    {"dropout": 0.1, "drop_path": 0.15, "input_dropout": 0.5},
+    {"projection_layers": 1, "pooling_layers": 1, "cross_attention_layers": 2},
+    {"anchor_head_layers": 3, "decoder_layers": 3, "encoder_layers": 2},
+    {"query_selection": False},
+    {"query_content": "learned"},
+    {"anchor_head": False, "auxiliary_queries": False},
+    {"auxiliary_queries": False},
     {"highlights_only": True},
+    {"highlights_only": True, "alignment": False},
+    {"anchors": {"layout": "fine", "topk": 5, "rescue": True}},
+    {"loss": {"margin_on": "logit", "margin": 1.0}},
 ]
 
 
-def numbered(settings: list[dict[str, Any]]) -> Iterator[Any]:
-    for i, changes in enumerate(settings):
-        yield pytest.param(changes, id=f"{i}-{'-'.join(changes)}")
-
-
-def without_gradient(changes: dict[str, Any]) -> tuple[str, ...]:
-    """Beginnings of the names of the parameters that must not learn: fixed ones."""
-    return ("detector.start.width",) if "width" in changes.get("qs", {}) else ()
-
-
-@pytest.mark.parametrize(
-    "changes", [*(pytest.param(row, id=key) for key, row in ABLATION.items()), *numbered(SWITCHES)]
-)
+@pytest.mark.parametrize("changes", [*ABLATION.values(), *SWITCHES], ids=lambda x: "-".join(x))
 def test_every_switch_runs_learns_and_is_saved(changes: dict[str, Any]) -> None:
-    # More queries than clips of the shortest sample, so that the selector's fallback is in use.
-    model = small_model(queries=6, **changes)
-    assert_learns_and_is_saved("sg_detr", model, without_gradient(changes))
+    """With more queries than the shorter video has positions."""
+    model = small_model(**{"queries": 20} | changes)
+    assert_learns_and_is_saved("sg_detr", model, data=long_data())
+
+
+def test_the_refinement_of_a_single_decoder_layer_is_not_used() -> None:
+    """It is read without gradient: the only layer predicts from the start."""
+    spared = ("detector.decoder.refinement",)
+    assert_learns_and_is_saved("sg_detr", small_model(decoder_layers=1), spared, long_data())
+
+
+@pytest.mark.parametrize("row", "abcde")
+def test_parts_of_the_rows(row: str) -> None:
+    model = small_model(**ABLATION[row])
+    detector, hybrid = detector_of(model), row == "e"
+    assert isinstance(detector.start, QuerySelector if hybrid else LearnedQueries)
+    for part in (detector.pyramid, detector.anchor_head, detector.auxiliary_content):
+        assert (part is not None) == hybrid
+    assert (model.global_saliency.head is not None) == (row in "de")
+    assert (detector.decoder.iou_head is not None) == (row in "cde")
+    # Ranked by the probability, or with the IoU; clip scores are local ones, or others.
+    output, parts = train_pass(model, *long_data())
+    p, iou = parts.moments.logits[-1].sigmoid(), parts.moments.iou_logits[-1].sigmoid()
+    torch.testing.assert_close(output.scores, (p * iou).sqrt() if row in "cde" else p)
+    assert torch.equal(output.saliency, parts.local) == (row in "abc")
+
+
+@pytest.mark.parametrize("row", "abe")
+def test_the_gate_is_the_local_saliency(row: str) -> None:
+    """Local scores far below zero close it: the windows do not depend on the sentence."""
+    (batch, targets), model = long_data(), small_model(**ABLATION[row])
+    with torch.no_grad():
+        model.local_saliency.shift.fill_(-200.0)
+        if model.global_saliency.head is not None:
+            model.global_saliency.head.weight.zero_()
+    spans = []
+    for words in (batch.text, batch.text.flip(1) * 2.0 + 1.0):
+        batch.text = words
+        spans.append(train_pass(model, batch, targets)[0].spans_cxw)
+    assert torch.allclose(*spans, atol=1e-5) == (row != "a")
