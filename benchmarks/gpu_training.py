@@ -87,7 +87,7 @@ def train(
     bench: Bench, name: str, precision: str, data: MomentDataset | WatchedData, steps: int
 ) -> tuple[MomentModel, list[float]]:
     """The training loop with the settings of QVHighlights: the model, and the loss of each step."""
-    section = config_of(name).train
+    section = config_of(name).train.for_run("scratch")
     settings = section.model_copy(
         update={
             "precision": precision,

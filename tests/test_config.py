@@ -38,6 +38,9 @@ def test_the_repository_file_is_valid() -> None:
         ("models.qd_detr.hidden", 0, "models.qd_detr.hidden"),
         ("train.scratch.steps", 1, "must equal pretrain.steps + finetune.steps"),
         ("train.finetune.epochs", 5, "exactly one"),
+        ("train.finetune.batch_size", 0, "greater than or equal to 1"),
+        ("train.finetune.warmup_from", 1.5, "less than or equal to 1"),
+        ("train.finetune.swa", {"from_epoch": 3, "lr": 1e-5}, "anneal_epochs = None: is missing"),
         ("orchestrate.extract_shards.address", "10.0.0.1:8786", "a pool of processes has none"),
     ],
 )
@@ -72,6 +75,27 @@ def test_a_missing_key_is_named(raw: dict) -> None:
     del raw["train"]["finetune"]["lr"]
     with pytest.raises(ConfigError, match=r"train\.finetune\.lr.*missing"):
         parse_config(raw)
+
+
+def test_keys_of_a_run_that_came_later_may_be_absent(raw: dict) -> None:
+    whole = parse_config(raw)
+    for run in ("pretrain", "finetune", "scratch"):
+        for key in ("warmup_from", "swa", "batch_size", "weight_decay"):
+            assert raw["train"][run].pop(key) is None
+    assert parse_config(raw) == whole
+    assert whole.model_dump(mode="json")["train"] == raw["train"]
+
+
+def test_a_run_may_have_a_batch_size_and_weight_decay_of_its_own(raw: dict) -> None:
+    raw["train"]["pretrain"] |= {"batch_size": 256, "weight_decay": 0.0}
+    raw["train"]["finetune"] |= {"batch_size": 4}
+    train = parse_config(raw).train
+    found = {
+        run: (train.for_run(run).batch_size, train.for_run(run).weight_decay)
+        for run in ("pretrain", "finetune", "scratch")
+    }
+    common = train.batch_size, train.weight_decay
+    assert found == {"pretrain": (256, 0.0), "finetune": (4, common[1]), "scratch": common}
 
 
 def test_an_unknown_model_names_the_nearest(raw: dict) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,6 +36,12 @@ def test_an_overlay_cannot_bring_an_unknown_key() -> None:
         presets.overlay("corpus: {name: a}\n", {"corpus": {"colour": 1}})
 
 
+def test_an_overlay_may_bring_a_section_where_there_was_null() -> None:
+    text = presets.overlay("run: {swa: null}   # kept\n", {"run": {"swa": {"lr": 0.5}}})
+    assert yaml.safe_load(text) == {"run": {"swa": {"lr": 0.5}}}
+    assert text.endswith("# kept\n")
+
+
 BASE = "models: {one: {width: 64, part: {a: 1, b: 2}}, two: {width: 64}}\n"
 
 
@@ -54,13 +61,18 @@ def test_a_dotted_model_must_be_there() -> None:
         presets.overlay(BASE, {"models.three": {"width": 1}})
 
 
-# Section 7 of the SG-DETR design.
-RECIPES = {
-    "qvhighlights": (150, 128, 5e-4, 2.0, [100, 125], 75, 32, False),
-    "charades": (100, 64, 5e-4, 1.0, [67, 83], None, 32, False),
-    "tacos": (120, 32, 5e-4, 2.0, [80, 100], None, 100, False),
-    "tvsum": (1000, 4, 5e-4, 2.0, [], 1000, 100, True),
-    "youtube_hl": (1000, 4, 2e-4, 1.0, [], 1000, 100, True),
+# Runs of the authors' code: epochs, batch, peak and first rate, warm-up and milestones in epochs;
+# then clip length, longest video and tokens, and settings of the model.
+RECIPES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]] = {
+    "qvhighlights": ((160, 128, 5e-4, 5e-6, 45, [100, 125]), (2.0, 75), {}),
+    "charades": (
+        (100, 64, 5e-4, 5e-6, 20, [40, 50]),
+        (1.0, 200),
+        {"prior": 0.25, "anchors": {"topk": 18}},
+    ),
+    "tacos": ((120, 32, 5e-4, 5e-6, 20, [70, 85]), (2.0, 750), {"prior": 0.2, "pooling_layers": 1}),
+    "tvsum": ((200, 4, 5e-4, 1e-5, 20, []), (2.0, 500), {"highlights_only": True}),
+    "youtube_hl": ((200, 4, 5e-4, 5e-6, 5, [14, 22]), (1.0, 1000), {"highlights_only": True}),
 }
 
 
@@ -68,21 +80,30 @@ RECIPES = {
 def test_recipes_of_sg_detr(name: str) -> None:
     config = parse_config(yaml.safe_load(presets.render(f"{name}_sg_detr")))
     features, train, run = config.features, config.train, config.train.scratch
-    model = SgDetrSettings.model_validate(config.models["sg_detr"])
-    found = (run.epochs, train.batch_size, run.lr, features.clip_len_s, run.milestones)
-    found += (features.max_clips, features.max_tokens, model.highlights_only)
-    assert found == RECIPES[name]
-    assert (run.schedule, run.gamma, run.warmup, run.warmup_unit) == ("multistep", 0.5, 45, "step")
-    assert train.finetune == run.model_copy(update={"lr": run.lr / 2})
-    assert (train.weight_decay, train.weight_decay_on, train.clip_norm) == (0.1, "matrices", 0.1)
+    recipe, limits, settings = RECIPES[name]
+    assert run.warmup_from is not None
+    first = run.lr * run.warmup_from
+    batch = train.for_run("scratch").batch_size
+    found = (run.epochs, batch, run.lr, pytest.approx(first), run.warmup, run.milestones)
+    assert found == recipe
+    assert (features.clip_len_s, features.max_clips, features.max_tokens) == (*limits, 40)
+    assert (run.schedule, run.gamma, run.warmup_unit) == ("multistep", 0.5, "epoch")
+    assert (train.weight_decay, train.weight_decay_on, train.clip_norm) == (0.1, "all", 0.1)
+    assert (train.precision, train.validate_every_epochs) == ("fp32", 1)
+    pretrain = train.pretrain
+    assert (pretrain.epochs, pretrain.milestones, pretrain.gamma) == (30, [20, 27], 0.1)
+    assert train.for_run("pretrain").batch_size == 256
     assert (config.evaluate.protocol, config.corpus.source) == (name, "folder")
-    changed = {"highlights_only": model.highlights_only, "max_tokens": features.max_tokens}
-    expected = SgDetrSettings(preset="paper").model_copy(update=changed)
-    if name == "tvsum":  # no clip is irrelevant there (section 5.6)
-        expected = SgDetrSettings.model_validate(
-            expected.model_dump() | {"loss": {"align": {"enabled": False}}}
-        )
-    assert model == expected
+    model = SgDetrSettings.model_validate(config.models["sg_detr"])
+    assert model == SgDetrSettings.model_validate({"preset": "released", **settings})
+
+
+def test_fine_tuning_of_sg_detr_averages_its_last_epochs() -> None:
+    config = parse_config(yaml.safe_load(presets.render("qvhighlights_sg_detr")))
+    run = config.train.finetune
+    assert run.swa is not None
+    assert (run.epochs, run.swa.from_epoch, run.swa.lr, run.swa.anneal_epochs) == (50, 37, 1e-5, 3)
+    assert config.train.for_run("finetune").weight_decay == 1e-4
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

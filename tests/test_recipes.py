@@ -181,7 +181,7 @@ def recipe_cells(config: Config) -> list[str]:
     run, features = config.train.scratch, config.features
     return [
         str(run.epochs),
-        str(config.train.batch_size),
+        str(config.train.for_run("scratch").batch_size),
         f"{run.lr:.1e}".replace(".0e-0", "e-").replace("e-0", "e-"),
         course_of(run),
         f"{features.clip_len_s:g} s",

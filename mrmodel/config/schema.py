@@ -1,6 +1,7 @@
 """params.yaml as frozen, typed settings with ranges; one class per section.
 
 Nothing here has a default: the file is complete, so that DVC hashes every value that is used.
+Only keys that came later may be absent, which means null and what was done before they were there.
 A mistake raises a `ConfigError` with the dotted path, the value, the rule and the nearest key.
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
 from mrmodel.config.base import (
@@ -82,8 +83,28 @@ class FeatureSettings(Section):
         return PurePath(self.imports).name != NO_IMPORTS
 
 
+# Settings of `train` that a run may have of its own.
+PER_RUN = ("batch_size", "weight_decay")
+# Keys of a run that earlier files do not have.
+_LATER = (*PER_RUN, "warmup_from", "swa")
+
+
+class SwaSettings(Section):
+    """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights of epoch ends.
+
+    Attributes:
+        from_epoch: the first epoch whose last weights are averaged, counted from 1.
+        lr: the learning rate of the epochs that are averaged.
+        anneal_epochs: the rate gets there on a cosine in this many epochs after `from_epoch`.
+    """
+
+    from_epoch: Count
+    lr: Positive
+    anneal_epochs: Count
+
+
 class RunSettings(Section):
-    """Length and learning-rate schedule of one training run.
+    """Length, learning-rate schedule and result of one training run.
 
     Attributes:
         epochs, steps: its length, in one of the two.
@@ -93,6 +114,11 @@ class RunSettings(Section):
         milestones, gamma: for the schedule ``multistep``: at each of these epochs the rate is
             multiplied by gamma. The schedule ``linear`` has one milestone, where the decay begins.
         warmup, warmup_unit: length of the linear warm-up, in steps or epochs.
+        warmup_from: its first rate as a fraction of `lr`; it then rises once per `warmup_unit`.
+            None: see `mrmodel.train.optim.learning_rate`.
+        swa: average the weights of the last epochs; None: do not. A run that ends before
+            `from_epoch` averages nothing.
+        batch_size, weight_decay: of this run; None: those of `train`.
         select: the last weights, or those of the best validation.
     """
 
@@ -105,7 +131,17 @@ class RunSettings(Section):
     gamma: Annotated[float, Field(gt=0.0, le=1.0)]
     warmup: CountOrZero
     warmup_unit: Literal["step", "epoch"]
+    warmup_from: Share | None = None
+    swa: SwaSettings | None = None
+    batch_size: Count | None = None
+    weight_decay: NonNegative | None = None
     select: Literal["best", "last"]
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_files(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later keys that are null: digests of earlier files and searches stay equal."""
+        tree: dict[str, Any] = write(self)
+        return {key: value for key, value in tree.items() if value is not None or key not in _LATER}
 
     @model_validator(mode="after")
     def _one_length(self) -> RunSettings:
@@ -124,13 +160,21 @@ class RunSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averages_something(self) -> RunSettings:
+        if self.swa is not None and self.epochs is not None and self.swa.from_epoch > self.epochs:
+            late = f"swa.from_epoch = {self.swa.from_epoch} is later than the last epoch"
+            raise ValueError(f"{late}, epochs = {self.epochs}")
+        return self
+
 
 class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
     `start`: initial weights of fine-tuning: ``pretrained``, or ``imported`` ones
     (`mrmodel weights import`) in ``models/imported/<model>``. `weight_decay_on`: the parameters
-    that `weight_decay` applies to, see `mrmodel.train.optim.build_optimizer`.
+    that `weight_decay` applies to, see `mrmodel.train.optim.build_optimizer`. A run may have a
+    `batch_size` and `weight_decay` of its own.
     """
 
     models: Annotated[list[str], Field(min_length=1)]
@@ -159,6 +203,15 @@ class TrainSettings(Section):
                 f"{steps[0]} + {steps[1]}, or the comparison is not one of equal steps"
             )
         return self
+
+    def own(self, run: str) -> dict[str, Any]:
+        """The settings of `PER_RUN` that a run (``pretrain``, ...) has of its own."""
+        values = {key: getattr(getattr(self, run), key) for key in PER_RUN}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def for_run(self, run: str) -> TrainSettings:
+        """These settings, with those that a run has of its own in place."""
+        return self.model_copy(update=self.own(run))
 
 
 class EvaluateSettings(Section):

@@ -25,10 +25,16 @@ from mrmodel.convert.settings import (
     nested,
     recognise,
 )
-from mrmodel.convert.sg_detr import infer_sg_detr, published_limits, without_anchors
+from mrmodel.convert.sg_detr import (
+    infer_sg_detr,
+    published_limits,
+    published_postprocess,
+    without_anchors,
+)
 from mrmodel.convert.streams import Modality, StreamName, model_streams, published_streams
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import sha256_of
+from mrmodel.predict.serving import write_serving
 from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_model
 
 
@@ -171,6 +177,8 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
         try:
             (request.output / CONFIG).unlink(missing_ok=True)
             save_model(request.output, model, config)
+            if config.model == "sg_detr":
+                write_serving(request.output, published_postprocess(config.protocol))
         except OSError as error:
             rule = f"cannot be written ({error.strerror})"
             raise CheckpointError(f"{request.output}: {rule}") from error

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from torch import Tensor
 
+from mrmodel import presets
+from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.config.schema import parse_config
 from mrmodel.convert.settings import SIGNATURE_KEYS, Setting, Shapes, count_layers, size_of
 from mrmodel.errors import CheckpointError
 
@@ -98,6 +102,11 @@ def published_limits(protocol: str) -> dict[str, Any]:
     """``clip_len_s``, ``max_clips`` and ``max_tokens`` of the published run on a data set."""
     clip_len_s, max_clips = _LIMITS[protocol]
     return {"clip_len_s": clip_len_s, "max_clips": max_clips, "max_tokens": _MAX_TOKENS}
+
+
+def published_postprocess(protocol: str) -> PostprocessConfig:
+    """Post-processing of the published run on a data set, as its preset has it."""
+    return parse_config(yaml.safe_load(presets.render(f"{protocol}_sg_detr"))).postprocess
 
 
 def without_anchors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

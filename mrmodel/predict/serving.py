@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mrmodel.config.base import validate_section
 from mrmodel.config.postprocess import VALIDATION, PostprocessConfig
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import write_json
-from mrmodel.train.checkpoint import CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +32,11 @@ def write_serving(folder: Path, postprocess: PostprocessConfig) -> None:
 def read_serving(folder: Path) -> PostprocessConfig:
     """The post-processing of a model folder.
 
-    Without serving.json (an imported model, or one of an earlier version) it is read from
-    config.json, or else has the earlier defaults, and a warning is logged.
+    Without serving.json (an imported model, or one of an earlier version) it has the earlier
+    defaults, and a warning is logged.
 
     Raises:
-        CheckpointError: serving.json or config.json is damaged or of an unknown format.
+        CheckpointError: serving.json is damaged or of an unknown format.
     """
     path = folder / SERVING
     try:
@@ -51,7 +48,7 @@ def read_serving(folder: Path) -> PostprocessConfig:
             folder,
             SERVING,
         )
-        return _of_earlier_version(folder)
+        return VALIDATION.model_copy(update={"nms_iou": _SUPPRESSION})
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -62,29 +59,3 @@ def read_serving(folder: Path) -> PostprocessConfig:
         return validate_section(PostprocessConfig, raw.get("postprocess"), "postprocess")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _of_earlier_version(folder: Path) -> PostprocessConfig:
-    """The section `infer` of the model's settings in config.json, if any, over the defaults."""
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error!r}") from error
-    iou_thr = VALIDATION.fusion.iou_thr if settings.get("preset") == "robust" else 0.55
-    infer = settings.get("infer", {})
-    tree = VALIDATION.model_dump() | {"nms_iou": _SUPPRESSION}
-    tree["alpha"] = infer.get("alpha", tree["alpha"])
-    _take(
-        tree["anchors"], infer, {"top_k": "atss_topk", "nms_iou": "atss_nms", "keep": "atss_keep"}
-    )
-    fusion = {"enabled": None, "iou_thr": iou_thr} | infer.get("wbf", {})
-    fusion["enabled"] = fusion["enabled"] is not False  # null meant: if there are anchors
-    tree["fusion"] |= fusion
-    try:
-        return validate_section(PostprocessConfig, tree, "settings.infer")
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-
-
-def _take(target: dict[str, Any], source: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    target |= {new: source[old] for new, old in names.items() if old in source}

@@ -13,7 +13,7 @@ import torch
 
 from mrmodel.components import MODELS
 from mrmodel.config.base import validate_section
-from mrmodel.config.schema import Config, RunSettings
+from mrmodel.config.schema import PER_RUN, Config, RunSettings
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.features.store import FeatureStore
@@ -81,6 +81,7 @@ def train_model(
         reporter: notified of every step.
         watch: notified of every epoch, after tracking; it may raise `StoppedEarly`.
     """
+    config = config.model_copy(update={"train": config.train.for_run(job.run)})
     paths = Paths(config)
     device = pick_device(config.train.device)
     builder = open_features(config, paths, device)
@@ -219,8 +220,9 @@ def _record_settings(record: TrackedRun, config: Config, job: TrainingJob) -> No
     """Log the settings of the training, including all values that come from a preset."""
     settings = MODELS.get(job.model).Settings
     model = validate_section(settings, config.models[job.model], f"models.{job.model}")
-    run = run_settings(config, job.run)
-    record.params({"model": model.model_dump(), "run": run.model_dump(), "seed": job.seed})
+    run = run_settings(config, job.run).model_dump()
+    run |= {key: getattr(config.train, key) for key in PER_RUN}
+    record.params({"model": model.model_dump(), "run": run, "seed": job.seed})
 
 
 def _write(job: TrainingJob, model: MomentModel, config: ModelConfig, progress: Progress) -> None:

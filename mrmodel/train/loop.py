@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from mrmodel.config.schema import RunSettings, TrainSettings
 from mrmodel.errors import TrainingError
@@ -91,6 +92,9 @@ def fit(
 ) -> Progress:
     """Train `model` in place; it ends with the weights selected by the run's `select`.
 
+    With the run's `swa` the weights at the end of each epoch from its first one on are averaged;
+    from then on the mean is validated and is the result, and training goes on beside it.
+
     Args:
         model: a model with its initial weights.
         data: the training set.
@@ -110,7 +114,7 @@ def fit(
     criterion = model.criterion()
     parameters = list(model.parameters())
     optimizer = build_optimizer(model, run.lr, settings.weight_decay, settings.weight_decay_on)
-    progress = resume(plan.resume_file, model, optimizer)
+    progress, average = resume(plan.resume_file, model, optimizer)
     for row in progress.history:  # Of the interrupted run, which was another MLflow run.
         recorder.log(row, int(row["step"]))
 
@@ -152,19 +156,24 @@ def fit(
 
         if progress.step == total_steps or progress.step % steps_per_epoch == 0:
             row = close_epoch(progress, position + 1, epoch, rate)
+            if run.swa is not None and epoch + 1 >= run.swa.from_epoch:
+                average = AveragedModel(model) if average is None else average
+                average.update_parameters(model)
             is_last = progress.step == total_steps
             is_due = is_last or (epoch + 1) % settings.validate_every_epochs == 0
             if validate is not None and is_due:
-                row.update(check(model, validate, progress))
+                row.update(check(result_of(model, average), validate, progress))
             recorder.log(row, progress.step)
             progress.history.append(row)
         if progress.step % settings.checkpoint_every_steps == 0:
-            save_resume_state(plan.resume_file, state_of(model, optimizer, progress))
+            save_resume_state(plan.resume_file, state_of(model, optimizer, progress, average))
 
     reporter.finish()
     if run.select == "best" and progress.best_weights:
         model.load_state_dict(progress.best_weights)
         log.info("best validation %.4f at step %d", progress.best_value, progress.best_step)
+    elif average is not None:
+        model.load_state_dict(result_of(model, average).state_dict())
     model.eval()
     return progress
 
@@ -195,6 +204,14 @@ def close_epoch(progress: Progress, steps: int, epoch: int, rate: float) -> dict
     return {"step": progress.step, "epoch": epoch + 1, "lr": rate, **means}
 
 
+def result_of(model: MomentModel, average: AveragedModel | None) -> MomentModel:
+    """The model with the averaged weights, once there are any.
+
+    They need no second pass over the data, which is for batch norm: no model here has one.
+    """
+    return model if average is None else cast("MomentModel", average.module)
+
+
 def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[str, float]:
     """Validate, and keep the weights if they are the best so far (the earliest wins a tie)."""
     model.eval()
@@ -210,23 +227,32 @@ def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[st
 
 
 def state_of(
-    model: MomentModel, optimizer: torch.optim.Optimizer, progress: Progress
+    model: MomentModel,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: AveragedModel | None,
 ) -> dict[str, Any]:
-    """The complete resume state."""
-    return {
+    """The complete resume state; averaged weights and their number are there once there are any."""
+    state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "progress": {name: getattr(progress, name) for name in Progress.__slots__},
     }
+    return state if average is None else {**state, "average": average.state_dict()}
 
 
-def resume(path: Path, model: MomentModel, optimizer: torch.optim.Optimizer) -> Progress:
+def resume(
+    path: Path, model: MomentModel, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, AveragedModel | None]:
     """Continue from the state at `path` if there is one, else start at step 0."""
     state = load_resume_state(path)
     if state is None:
-        return Progress()
+        return Progress(), None
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    progress = Progress(**state["progress"])
+    progress, average = Progress(**state["progress"]), None
+    if "average" in state:
+        average = AveragedModel(model)
+        average.load_state_dict(state["average"])
     log.info("continuing at step %d from %s", progress.step, path)
-    return progress
+    return progress, average

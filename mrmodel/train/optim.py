@@ -1,8 +1,7 @@
 """AdamW, learning-rate schedules, and device and precision of a run.
 
-The published baselines use one parameter group with weight decay on everything, SG-DETR decays
-matrices only. The schedule is a pure function of the step, so a resumed run needs no scheduler
-state.
+The published baselines and SG-DETR's published code decay every parameter. The schedule is a pure
+function of the step, so a resumed run needs no scheduler state.
 """
 
 from __future__ import annotations
@@ -69,13 +68,40 @@ def learning_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch
     ``constant``; ``step``: x 0.1 every `step_size`; ``cosine``: down to 1 % of `lr` at the end;
     ``linear``: constant up to the milestone, then linearly to zero at the end (SA-DETR); all of
     them after a linear `warmup` to `lr`. ``multistep``: x `gamma` at each milestone, times a
-    warm-up from 0.1 % that does not delay the milestones (SG-DETR).
+    warm-up from 0.1 % that does not delay the milestones (SG-DETR's paper).
+
+    With `warmup_from` every warm-up begins at that fraction of `lr` and rises once per
+    `warmup_unit`; milestones of ``multistep`` within it have no effect. With epochs, ``multistep``
+    is then SG-DETR's published scheduler.
+
+    With `swa` the rate of its first epoch stays for that epoch and goes to `swa.lr` on a cosine, a
+    step per epoch, as `torch.optim.swa_utils.SWALR` does.
     """
-    warmup = run.warmup * (steps_per_epoch if run.warmup_unit == "epoch" else 1)
+    if run.swa is None:
+        return _scheduled_rate(run, step, total_steps, steps_per_epoch)
+    first = run.swa.from_epoch - 1
+    passed = step // steps_per_epoch - first
+    if passed < 0:
+        return _scheduled_rate(run, step, total_steps, steps_per_epoch)
+    before = _scheduled_rate(run, first * steps_per_epoch, total_steps, steps_per_epoch)
+    share = 0.5 * (1.0 - math.cos(math.pi * min(1.0, passed / run.swa.anneal_epochs)))
+    return share * run.swa.lr + (1.0 - share) * before
+
+
+def _scheduled_rate(run: RunSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """The rate without weight averaging."""
+    unit = steps_per_epoch if run.warmup_unit == "epoch" else 1
+    warmup = run.warmup * unit
+    if run.warmup_from is not None and step < warmup:
+        return run.lr * (run.warmup_from + (1.0 - run.warmup_from) * (step // unit) / run.warmup)
     if run.schedule == "multistep":
-        passed = bisect_right(run.milestones, step // steps_per_epoch)
-        climbed = min(1.0, step / warmup) if warmup else 1.0
-        return float(run.lr * run.gamma**passed * (_FIRST_SHARE + (1 - _FIRST_SHARE) * climbed))
+        milestones, share = run.milestones, 1.0
+        if run.warmup_from is not None:
+            milestones = [epoch for epoch in milestones if epoch * steps_per_epoch > warmup]
+        elif step < warmup:
+            share = _FIRST_SHARE + (1 - _FIRST_SHARE) * (step / warmup)
+        passed = bisect_right(milestones, step // steps_per_epoch)
+        return float(run.lr * run.gamma**passed * share)
     if step < warmup:
         return run.lr * (step + 1) / warmup
     if run.schedule == "constant":

@@ -102,8 +102,9 @@ def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
     """Whether `changes` affect the initial weights of a fine-tuning started by `dvc repro`."""
     if config.tune.run != "finetune" or config.train.start != "pretrained":
         return False
-    own = ("train.finetune.", "train.scratch.", "evaluate.", "postprocess.")
-    return any(not path.startswith(own) for path in changes)
+    elsewhere = ("train.finetune.", "train.scratch.", "evaluate.", "postprocess.")
+    replaced = [f"train.{key}" for key in config.train.own("pretrain")]
+    return any(not path.startswith(elsewhere) and path not in replaced for path in changes)
 
 
 class ConfirmObjective:
@@ -149,19 +150,17 @@ class ConfirmObjective:
         return TrialResult([figures[name] for name in wanted], {"figures": figures})
 
     def _train(self, config: Config, folder: Path, label: str, seed: int) -> TrainingJob:
-        start = None
-        try:
-            if self._plan.pretrains:
-                before = pretraining(config, folder, label, seed)
-                train_model(config, before, NullReporter())
-                start = before.out
-            job = job_of(config, folder, label, seed, start)
-            train_model(config, job, NullReporter())
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            rule = f"a batch of {config.train.batch_size} does not fit into memory"
-            raise TuningError(f"{label}: {rule}; search with a smaller train.batch_size") from None
+        before = [pretraining(config, folder, label, seed)] if self._plan.pretrains else []
+        job = job_of(config, folder, label, seed, before[0].out if before else None)
+        for one in (*before, job):
+            try:
+                train_model(config, one, NullReporter())
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = config.train.for_run(one.run).batch_size
+                rule = f"a batch of {size} does not fit into memory"
+                raise TuningError(f"{label}: {rule}; search with a smaller batch_size") from None
         return job
 
 

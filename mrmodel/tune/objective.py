@@ -26,6 +26,7 @@ from mrmodel.tune.space import (
     SearchPlan,
     changed_config,
     figures_of,
+    path_in,
     target_of,
     threads_of,
     training_plan,
@@ -65,7 +66,6 @@ class StalledPruner(BasePruner):
 
 log = logging.getLogger(__name__)
 
-BATCH = "train.batch_size"
 # Passes over the validation data; the fastest one is used.
 _LATENCY_PASSES = 2
 
@@ -105,7 +105,8 @@ class TrainingObjective:
         """
         changes = self._plan.changes(self._plan.suggest(claimed.trial))
         if claimed.batch is not None:
-            changes[BATCH] = claimed.batch
+            path = path_in(self._config, target_of(self._config), "train.batch_size")
+            changes[path] = claimed.batch
         claimed.trial.set_user_attr("changes", changes)
         result = self._try(claimed, changes)
         if result is not None:
@@ -113,7 +114,8 @@ class TrainingObjective:
         # Outside of the handler: the error's traceback would keep the memory allocated.
         gc.collect()
         torch.cuda.empty_cache()
-        batch = changed_config(self._raw, changes).train.batch_size
+        train = changed_config(self._raw, changes).train
+        batch = train.for_run(self._config.tune.run).batch_size
         if batch == 1:
             raise StoppedEarly("not even a batch of one sample fits into memory")
         raise SmallerBatch(batch // 2)

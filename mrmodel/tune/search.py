@@ -166,7 +166,8 @@ def epochs_of(config: Config) -> int:
             raise DataError(rule, file=file)
     if run.epochs is not None:
         return run.epochs
-    steps_per_epoch = math.ceil(counts[job.train] / config.train.batch_size)
+    batch_size = config.train.for_run(config.tune.run).batch_size
+    steps_per_epoch = math.ceil(counts[job.train] / batch_size)
     return math.ceil((run.steps or 1) / steps_per_epoch)
 
 

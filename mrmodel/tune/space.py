@@ -64,7 +64,7 @@ class SearchPlan:
             if getattr(dimension, "log", False) and value == 0:
                 log.info("%s is 0, which switches it off: it is not searched", name)
                 continue
-            self.space[name] = _holding(dimension, full_name(name, *self._target), value)
+            self.space[name] = _holding(dimension, path_in(config, target, name), value)
             self.start[name] = value
 
     def setting(self, config: Config, name: str) -> Any:
@@ -73,7 +73,7 @@ class SearchPlan:
         Raises:
             ConfigError: there is no such setting.
         """
-        path = full_name(name, *self._target)
+        path = path_in(config, self.target, name)
         parts = path.split(".")
         if parts[0] == "models":
             settings = MODELS.get(parts[1]).Settings
@@ -126,7 +126,7 @@ class SearchPlan:
         for name, value in values.items():
             if value == self.start[name]:
                 continue
-            path = full_name(name, *self._target)
+            path = path_in(self.config, self.target, name)
             parent, _, last = path.rpartition(".")
             if last.isdigit():  # An element of a list: the whole list is written.
                 listed = name.rpartition(".")[0]
@@ -155,11 +155,17 @@ class SearchPlan:
                     changed_config(raw, self.changes({name: end}))
                 except ConfigError as error:
                     rule = f"of its dimension {name!r}, breaks a rule: {error}"
-                    raise ConfigError(full_name(name, *self._target), end, rule) from None
+                    path = path_in(self.config, self.target, name)
+                    raise ConfigError(path, end, rule) from None
 
-    @property
-    def _target(self) -> tuple[str, str]:
-        return self.target.model, self.target.run
+
+def path_in(config: Config, target: Target, name: str) -> str:
+    """Dotted path of a dimension in `config`; what the tuned run has of its own is there."""
+    path = full_name(name, target.model, target.run)
+    section, _, key = path.rpartition(".")
+    if section == "train" and key in config.train.own(target.run):
+        return f"train.{target.run}.{key}"
+    return path
 
 
 def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:

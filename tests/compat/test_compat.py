@@ -52,7 +52,10 @@ CLEAR = 4
 PROMOTION = {"promotion": {"resamples": 1000, "min_gain": -100.0, "max_slice_loss": 100.0}}
 # Id of a case -> the whole message by which it is refused, which names the file and what to do.
 _MOVED = "evaluate.round_to_clips, evaluate.nms_iou, evaluate.max_windows"
-_WITH_INFER = f"{_MOVED}, models.sg_detr.infer"
+_SECTIONS = ", ".join(
+    f"models.sg_detr.{name}" for name in ("pool", "sgca", "encoder", "decoder", "dn", "atss", "aux")
+)
+_WITH_INFER = f"{_MOVED}, models.sg_detr.infer, {_SECTIONS}"
 _RENAMED = (
     "train.decay (now weight_decay_on), train.*.drop_every_epochs (now step_size), "
     "evaluate.zero_shot_sd (now zero_shot_std), "
@@ -60,12 +63,18 @@ _RENAMED = (
     "retrain.drift.chance (now significance_level)"
 )
 _RULE = "moved, renamed or replaced; docs/howto/upgrade.md shows what to write"
+_OTHER_MODEL = (
+    "models/scratch/sg_detr/config.json: sg_detr of an earlier version, which this one replaces: "
+    "train again, or serve its registered version, which carries its code (docs/howto/upgrade.md)"
+)
 REFUSED: dict[str, str] = {
+    "models/<kind>/<model> sg_detr": _OTHER_MODEL,
+    "models/<kind>/<model> sg_detr predict": _OTHER_MODEL,
     "journal.log resume": "the search 'main' cannot go on: an earlier version began it, with "
     f"parameters that are refused now ({_WITH_INFER}, {_RENAMED}); "
     "begin another: mrmodel tune run --study NAME",
     "params.yaml miniature": f"{_WITH_INFER}, {_RENAMED}: {_RULE}",
-    "params.yaml sample": f"{_MOVED}, {_RENAMED}: {_RULE}",
+    "params.yaml sample": f"{_MOVED}, {_SECTIONS}, {_RENAMED}: {_RULE}",
     "params.yaml qvhighlights_sg_detr": f"{_MOVED}, {_RENAMED}: {_RULE}",
 }
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
 
 from mrmodel.components import MODELS
 from mrmodel.errors import ConfigError
@@ -281,6 +283,19 @@ def test_a_model_folder_holds_the_model(name: str, tmp_path: Path) -> None:
     first, second = evaluate(model, batch), evaluate(other, batch)
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.saliency, second.saliency)
+
+
+def test_weights_can_be_averaged(name: str) -> None:
+    """Between steps, and with no other pass over the data: nothing is a statistic of batches."""
+    batch, model = make_batch(), build(name)
+    total_loss(model.train(), batch, make_targets(batch)).backward()
+    expected = evaluate(model, batch)
+    average = AveragedModel(model)
+    average.update_parameters(model)
+    found = evaluate(average.module, batch)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.saliency, expected.saliency)
+    assert not any(isinstance(layer, _NormBase) for layer in model.modules())
 
 
 def test_one_clip_and_one_token(name: str) -> None:

@@ -11,7 +11,7 @@ from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.experiments.ablation import ablation_table, config_of_row
 from mrmodel.experiments.tables import made_with
-from mrmodel.models.sg_detr.settings import SgDetrSettings
+from mrmodel.models.sg_detr.settings import DEVIATIONS, SgDetrSettings
 from mrmodel.report.studies import (
     PAPER_METRICS,
     SWITCHES,
@@ -24,14 +24,14 @@ from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["ablation"]
 
-# Section 8 of the design: gate, IoU head, class cost, GSM, detector; then what a detector brings.
-DAB, HYBRID = ("dab", 10, "once"), ("hybrid", 25, "twice")
+# The order of `SWITCHES`: guided cross attention, IoU head, global saliency; then the detector.
+DAB, HYBRID = (False, False, False, 10), (True, True, True, 25)
 ROWS: dict[str, tuple[Any, ...]] = {
-    "a": ("none", False, "prob", False, *DAB),
-    "b": ("clip", False, "prob", False, *DAB),
-    "c": ("clip", True, "sdet", False, *DAB),
-    "d": ("clip", True, "sdet", True, *DAB),
-    "e": ("clip", True, "sdet", True, *HYBRID),
+    "a": (False, False, False, *DAB),
+    "b": (True, False, False, *DAB),
+    "c": (True, True, False, *DAB),
+    "d": (True, True, True, *DAB),
+    "e": (True, True, True, *HYBRID),
 }
 
 
@@ -74,22 +74,14 @@ def test_a_row_has_the_switches_of_the_design_and_no_other_difference(row: str) 
 
 def test_row_e_is_the_model_of_the_sample_corpus() -> None:
     sample, full = settings_of("sample"), settings_of("sg_detr_ablation_e")
-    # Null means "what follows from the other switches", which row e writes out.
-    assert {path for path in full if full[path] != sample[path]} <= {"match.cls"}
+    assert full == sample
 
 
-def test_the_variant_with_the_papers_values_has_the_size_of_row_e() -> None:
-    full, paper = settings_of("sg_detr_ablation_e"), settings_of("sg_detr_ablation_e_paper")
-    differing = {path for path in full if full[path] != paper[path]}
-    assert differing == {
-        "preset",
-        "loss.smooth_l1_beta",
-        "loss.hl.rctl_norm",
-        "loss.hl.neg_reduction",
-        "loss.align.tau",
-    }
-    assert paper["loss.smooth_l1_beta"] == 1.0
-    assert paper["hidden"] == raw_of("sample")["models"]["sg_detr"]["hidden"]
+def test_the_variant_with_the_published_values_has_the_size_of_row_e() -> None:
+    full, released = settings_of("sg_detr_ablation_e"), settings_of("sg_detr_ablation_e_released")
+    differing = {path for path in full if full[path] != released[path]}
+    assert differing == {"preset", *flat(DEVIATIONS)}
+    assert released["hidden"] == raw_of("sample")["models"]["sg_detr"]["hidden"]
 
 
 @pytest.mark.parametrize("row", STUDY["rows"])
@@ -120,8 +112,8 @@ def test_a_row_needs_its_model_in_the_parameters() -> None:
         config_of_row(config, "sg_detr_ablation_a", 10)
 
 
-def run(mean: float, gate: str = "clip", **changes: Any) -> dict[str, Any]:
-    settings = {"preset": "robust", "sgca": {"gate": gate}, "iou_head": True, "queries": 25}
+def run(mean: float, guided: bool = True, **changes: Any) -> dict[str, Any]:
+    settings = {"preset": "robust", "saliency_guided": guided, "iou_head": True, "queries": 25}
     result = {
         "model": "sg_detr",
         "settings": settings,
@@ -136,13 +128,15 @@ def run(mean: float, gate: str = "clip", **changes: Any) -> dict[str, Any]:
 
 def table() -> dict[str, Any]:
     baseline = {"model": "qd_detr", "settings": {"hidden": 64}, "parameters": 99}
-    paper = {"preset": "paper", "sgca": {"gate": "clip"}}
+    released = {"preset": "released", "saliency_guided": True}
     return ablation_table(
         {
             "qd_detr": [run(20.0, **baseline), run(21.0, **baseline), run(22.0, **baseline)],
-            "sg_detr_ablation_a": [run(30.0, "none"), run(32.0, "none"), run(37.0, "none")],
+            "sg_detr_ablation_a": [run(mean, guided=False) for mean in (30.0, 32.0, 37.0)],
             "sg_detr_ablation_e": [run(40.0), run(42.0), run(47.0)],
-            "sg_detr_ablation_e_paper": [run(value, settings=paper) for value in (39, 40, 41)],
+            "sg_detr_ablation_e_released": [
+                run(value, settings=released) for value in (39, 40, 41)
+            ],
         }
     )
 
@@ -154,7 +148,7 @@ def test_mean_and_sample_standard_deviation_of_a_row() -> None:
     assert found["figures"]["MR-full-mAP"]["sd"] == pytest.approx(13.0**0.5)
     assert found["figures"]["HL-min-VeryGood-Hit1"] == {"mean": 40.0, "sd": 0.0}
     assert found["seeds"] == 3
-    assert found["switches"]["sgca.gate"] == "none"
+    assert found["switches"]["saliency_guided"] is False
     assert found["values"] == "robust"
 
 
@@ -162,7 +156,7 @@ def test_the_markdown_has_switches_and_the_papers_figures_beside_ours() -> None:
     text = markdown_page(ablation_sentences(table()), ablation_tables(table()))
     figures, switches, _ = [line for line in text.splitlines() if line.startswith("| a |")]
     assert figures == "| a | 33.00 ± 3.61 | 40.00 ± 0.00 | 48.3 | 68.6 | 1,234,567 |"
-    assert switches == "| a | robust | none | on | – | – | – | 25 | – |"
+    assert switches == "| a | robust | off | on | – | – | – | – | 25 |"
     baseline = next(line for line in text.splitlines() if line.startswith("| qd_detr |"))
     assert baseline == "| qd_detr | 21.00 ± 1.00 | 40.00 ± 0.00 | – | – | 99 |"
 
@@ -171,8 +165,10 @@ def test_the_order_and_the_better_values_are_said() -> None:
     words = " ".join(ablation_sentences(table()))
     assert "800 steps" in words
     assert "over 3 seeds" in words
-    assert "Order by MR-full-mAP: e, e_paper, a, qd_detr." in words
-    assert "robust measures better (MR-full-mAP: robust 43.00 ± 3.61, paper 40.00 ± 1.00)" in words
+    assert "Order by MR-full-mAP: e, e_released, a, qd_detr." in words
+    assert (
+        "robust measures better (MR-full-mAP: robust 43.00 ± 3.61, released 40.00 ± 1.00)" in words
+    )
 
 
 def test_the_best_row_is_the_strong_one() -> None:
@@ -201,7 +197,7 @@ def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> No
     (section,) = ablation_sections(sample, result)
     beside, switches = section.tables
     assert beside.rows[1][:2] == ["a", "33.00 ± 3.61"]
-    assert switches.rows[0][:3] == ["a", "robust", "none"]
+    assert switches.rows[0][:3] == ["a", "robust", "off"]
     assert ablation_sections(parse_config(raw_of("miniature")), result) == []
 
 

@@ -317,7 +317,10 @@ def test_evaluation(case: Case) -> None:
     check(output.saliency, case, name, 1e-4, mask)
     check(output.raw.logits, case, "out/pred_logits")
     check(output.raw.spans_cxw, case, "out/pred_spans")
-    check(output.raw.iou_logits, case, "out/pred_quality_scores")
+    if case.options["predict_quality_score"]:
+        check(output.raw.iou_logits, case, "out/pred_quality_scores")
+    else:
+        assert output.raw.iou_logits is None
 
 
 def test_training_outputs(trained: Case) -> None:

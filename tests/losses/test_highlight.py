@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.losses.highlight import HighlightLoss
+from mrmodel.losses.highlight import ClipScoreSettings, HighlightLoss
 from mrmodel.losses.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
-from mrmodel.models.sg_detr.settings import HighlightSettings
 from mrmodel.types import Targets
 
 NAMES = ["margin", "rctl", "bce_pos", "bce_neg"]
-PAPER = HighlightSettings()
-ROBUST = HighlightSettings(rctl_norm="active", neg_reduction="mean")
+PAPER = ClipScoreSettings()
+ROBUST = ClipScoreSettings(rctl_norm="active", neg_reduction="mean")
 
 
 def targets_of(labels: Tensor, pos: list[list[int]], neg: list[list[int]]) -> Targets:
@@ -29,7 +28,7 @@ def judge(
     negative: Tensor,
     labels: list[list[float]],
     has: list[bool] | None = None,
-    settings: HighlightSettings = PAPER,
+    settings: ClipScoreSettings = PAPER,
 ) -> dict[str, Tensor]:
     """Losses of unpadded samples; the pairs are the clip of the highest and of the lowest label."""
     rated = torch.tensor(labels)
@@ -152,7 +151,7 @@ def test_agrees_with_the_published_terms() -> None:
 
 @pytest.mark.parametrize("settings", [PAPER, ROBUST])
 @pytest.mark.parametrize("garbage", [0.0, 1e4, -1e4, math.inf, math.nan])
-def test_padding_changes_nothing(settings: HighlightSettings, garbage: float) -> None:
+def test_padding_changes_nothing(settings: ClipScoreSettings, garbage: float) -> None:
     generator = torch.Generator().manual_seed(1)
     scores, negative = torch.randn(2, 3, 6, generator=generator)
     labels = torch.randint(0, 13, (3, 6), generator=generator).float()
@@ -184,7 +183,7 @@ def test_padding_changes_nothing(settings: HighlightSettings, garbage: float) ->
     [[[0.0, 0.0, 0.0]], [[4.0]], [[12.0, 12.0, 12.0]], [[3.0, 0.0]], [[0.0, 0.0], [0.0, 9.0]]],
 )
 def test_finite_with_finite_gradients(
-    settings: HighlightSettings, scale: float, dtype: torch.dtype, labels: list[list[float]]
+    settings: ClipScoreSettings, scale: float, dtype: torch.dtype, labels: list[list[float]]
 ) -> None:
     shape = len(labels), len(labels[0])
     signs = torch.tensor([1.0, -1.0, 1.0])[: shape[1]].expand(shape)

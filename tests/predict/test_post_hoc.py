@@ -29,9 +29,9 @@ from tests.rounding import rounding
 
 DIM, BATCH = 12, 4
 SMALL: dict[str, Any] = {"hidden": 16, "heads": 2, "ffn": 24, "queries": 6}
-SHALLOW = {
-    part: {"layers": 1} for part in ("pool", "sgca", "encoder", "decoder")
-} | {"atss": {"levels": 3}}  # fmt: skip
+PARTS = ("pooling", "cross_attention", "encoder", "decoder", "anchor_head")
+SHALLOW: dict[str, Any] = {f"{part}_layers": 1 for part in PARTS}
+LEARNED = {"query_selection": False, "anchor_head": False, "auxiliary_queries": False}
 CHOICES = [
     postprocess(),
     postprocess(nms_iou=0.4),
@@ -111,9 +111,9 @@ def assert_same_predictions(found: list[Prediction], expected: list[Prediction])
     ("settings", "choices"),
     [
         ({}, CHOICES),
-        ({"detector": "dab"}, CHOICES),
+        (LEARNED, CHOICES),
         ({"iou_head": False}, CHOICES[3:4]),
-        ({"atss": {"layout": "multi_width", "widths": [2.0, 8.0]}}, CHOICES[:1]),
+        ({"preset": "released"}, CHOICES[:1]),
     ],
 )
 def test_trials_equal_the_model(
@@ -170,7 +170,7 @@ def test_choices_make_a_difference(data: MomentDataset, cached: CachedDetections
     assert all(first != second for n, first in enumerate(answers) for second in answers[n + 1 :])
 
 
-@pytest.mark.parametrize("settings", [{}, {"detector": "dino", "iou_head": False}])
+@pytest.mark.parametrize("settings", [{}, LEARNED | {"iou_head": False}])
 def test_detections_survive_the_disk(
     data: MomentDataset, settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from mrmodel.errors import CheckpointError
 from mrmodel.features.prepare import TEF_DIM
 from mrmodel.models import build_model
 from mrmodel.predict.serving import SERVING, read_serving, write_serving
-from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, load_model, save_model
+from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_model
 from tests.postprocessing import postprocess
 
 SMALL = {"hidden": 16, "heads": 2, "ffn": 24}
@@ -70,39 +70,14 @@ def test_later_keys_are_read_and_are_not_written_at_their_defaults(tmp_path: Pat
     assert read_serving(tmp_path) == chosen
 
 
-def test_a_folder_of_an_earlier_version_answers_as_before(
+def test_a_folder_without_the_file_answers_as_before_there_was_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    infer = {"alpha": 0.3, "atss_keep": 7, "wbf": {"enabled": None, "weights": [1.0, 0.5]}}
-    older = {"preset": "robust", "match": {"alpha": None, "l1": 8.0}, "infer": infer}
-    folder = model_folder(tmp_path / "older", "sg_detr", older)
     with caplog.at_level(logging.WARNING):
-        found = read_serving(folder)
+        found = read_serving(model_folder(tmp_path / "older", "qd_detr", {}))
     assert "no serving.json" in caplog.text
     assert "dvc repro package" in caplog.text
-    assert found == postprocess(
-        alpha=0.3, anchors={"keep": 7}, fusion={"weights": [1.0, 0.5]}, nms_iou=0.7
-    )
-    model, config = load_model(folder)
-    assert "infer" not in config.settings
-    assert config.settings["match"] == {"l1": 8.0}
-    assert model.settings.match.alpha == 0.5  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("name", "extra", "iou_thr"),
-    [("sg_detr", {}, 0.55), ("sg_detr", {"preset": "robust"}, 0.75), ("qd_detr", {}, 0.55)],
-)
-def test_without_values_of_its_own_those_of_before_are_used(
-    tmp_path: Path, name: str, extra: dict[str, Any], iou_thr: float
-) -> None:
-    found = read_serving(model_folder(tmp_path / name, name, extra))
-    assert found == postprocess(fusion={"iou_thr": iou_thr}, nms_iou=0.7)
-
-
-def test_fusion_that_was_switched_off_stays_off(tmp_path: Path) -> None:
-    extra = {"infer": {"wbf": {"enabled": False}}}
-    assert not read_serving(model_folder(tmp_path / "m", "sg_detr", extra)).fusion.enabled
+    assert found == postprocess(nms_iou=0.7)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +101,7 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path: Path, content: str, ru
 
 def test_validation_in_training_fuses_as_each_preset_says() -> None:
     torch.manual_seed(0)
-    for preset, iou_thr in (("paper", 0.55), ("robust", 0.75)):
+    for preset, iou_thr, anchors in (("released", 0.8, 10), ("robust", 0.75, 25)):
         model = build_model("sg_detr", 12 + TEF_DIM, 12, SMALL | {"preset": preset})
-        assert model.validation == postprocess(fusion={"iou_thr": iou_thr})
+        assert model.validation.fusion.iou_thr == iou_thr
+        assert model.validation.anchors.keep == anchors

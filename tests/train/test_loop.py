@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.config.schema import RunSettings, TrainSettings
+from mrmodel.config.schema import RunSettings, SwaSettings, TrainSettings
 from mrmodel.data.loader import MomentDataset
 from mrmodel.errors import TrainingError
 from mrmodel.models.base import MomentModel, build_model
@@ -79,22 +79,29 @@ def test_the_loss_falls(train_settings, run, dataset, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(train_settings, run, dataset, tmp_path_factory):
-    """Rule of selection -> the run with it, and its model, progress and record."""
+    """Rule of selection, averaging -> the run with them, and its model, progress and record."""
 
     @cache
-    def trained(select: str) -> tuple[RunSettings, tuple[MomentModel, Progress, Figures]]:
-        chosen = run.model_copy(update={"select": select})
+    def trained(
+        select: str, swa: SwaSettings | None
+    ) -> tuple[RunSettings, tuple[MomentModel, Progress, Figures]]:
+        chosen = run.model_copy(update={"select": select, "swa": swa})
         return chosen, train(train_settings, chosen, dataset, tmp_path_factory.mktemp("whole"))
 
     return trained
 
 
-@pytest.mark.parametrize("killed_at", [1, 4, 5, 11, 23])
+# The last five of eight epochs: the first mean is that of step 12, of the end of epoch 4.
+LAST_FIVE = SwaSettings(from_epoch=4, lr=1e-3, anneal_epochs=2)
+
+
+@pytest.mark.parametrize("killed_at", [1, 4, 5, 11, 13, 20, 23])
 @pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize("swa", [None, LAST_FIVE], ids=["plain", "averaged"])
 def test_a_killed_run_ends_in_the_same_bits(
-    train_settings, undisturbed, dataset, tmp_path, killed_at, select
+    train_settings, undisturbed, dataset, tmp_path, killed_at, select, swa
 ) -> None:
-    run, (whole, whole_progress, recorded) = undisturbed(select)
+    run, (whole, whole_progress, recorded) = undisturbed(select, swa)
     with pytest.raises(KilledError):
         train(train_settings, run, dataset, tmp_path / "cut", KillAt(killed_at))
     resumed, progress, again = train(train_settings, run, dataset, tmp_path / "cut")
@@ -242,10 +249,81 @@ def test_the_seconds_of_a_killed_run_go_on(train_settings, run, dataset, tmp_pat
     assert 0 < kept < progress.seconds
 
 
-def test_best_takes_the_weights_of_the_best_validation(
+class EpochEnds(NullReporter):
+    """Keeps the weights that the steps of an epoch end with."""
+
+    def __init__(self, model: MomentModel) -> None:
+        self.model, self.steps, self.weights = model, 0, []
+
+    def advance(self, steps: int = 1, **info: object) -> None:
+        if "loss" in info:
+            self.steps += 1
+            if self.steps % 3 == 0:
+                self.weights.append(flat(self.model))
+
+
+def flat(model: MomentModel) -> Tensor:
+    return torch.cat([value.detach().flatten() for value in model.parameters()]).clone()
+
+
+def test_weights_of_epoch_ends_are_averaged_and_validated(
     train_settings, run, dataset, tmp_path
 ) -> None:
-    run = run.model_copy(update={"select": "best"})
+    run = run.model_copy(update={"swa": LAST_FIVE})
+    model, validated = make_model(), []
+
+    def judge(one: MomentModel) -> dict[str, float]:
+        validated.append(flat(one))
+        return validation(one)
+
+    ends = EpochEnds(model)
+    plan = Plan(train_settings, run, 7, tmp_path / "state.pt")
+    fit(model, dataset, plan, judge, (Figures(), ends))
+    mean = torch.stack(ends.weights[3:]).mean(0)
+    torch.testing.assert_close(flat(model), mean, rtol=0.0, atol=1e-6)
+    assert not torch.allclose(mean, ends.weights[-1], rtol=0.0, atol=1e-4)
+    # Validated after every other epoch: before the averages, with one, with three, with five.
+    assert torch.equal(validated[0], ends.weights[1])
+    assert torch.equal(validated[1], ends.weights[3])
+    for found, last in zip(validated[2:], (6, 8), strict=True):
+        mean = torch.stack(ends.weights[3:last]).mean(0)
+        torch.testing.assert_close(found, mean, rtol=0.0, atol=1e-6)
+
+
+def test_training_itself_does_not_see_the_averages(train_settings, run, dataset, tmp_path) -> None:
+    """With a rate that stays, every step is that of the run without averages."""
+    constant = run.model_copy(update={"schedule": "constant"})
+    ends = []
+    for name, swa in (("plain", None), ("averaged", LAST_FIVE.model_copy(update={"lr": 3e-3}))):
+        model = make_model()
+        ends.append(EpochEnds(model))
+        plan = Plan(train_settings, constant.model_copy(update={"swa": swa}), 7, tmp_path / name)
+        fit(model, dataset, plan, validation, (Figures(), ends[-1]))
+    for one, other in zip(ends[0].weights, ends[1].weights, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("killed_at", "averaged"), [(11, None), (15, 1), (23, 3)])
+def test_a_checkpoint_has_averages_once_there_are_any(
+    train_settings, run, dataset, tmp_path, killed_at, averaged
+) -> None:
+    """After 8, 12 and 20 steps; without averages it is what it was before there were any."""
+    run = run.model_copy(update={"swa": LAST_FIVE})
+    with pytest.raises(KilledError):
+        train(train_settings, run, dataset, tmp_path, KillAt(killed_at))
+    state = load_resume_state(tmp_path / "state.pt")
+    assert set(state) - {"average"} == {"model", "optimizer", "progress"}
+    if averaged is None:
+        assert "average" not in state
+    else:
+        assert state["average"]["n_averaged"] == averaged
+
+
+@pytest.mark.parametrize("swa", [None, LAST_FIVE], ids=["plain", "averaged"])
+def test_best_takes_the_weights_of_the_best_validation(
+    train_settings, run, dataset, tmp_path, swa
+) -> None:
+    run = run.model_copy(update={"select": "best", "swa": swa})
     model, progress, _ = train(train_settings, run, dataset, tmp_path)
     values = {row["step"]: row["val/score"] for row in progress.history if "val/score" in row}
     assert progress.best_step == max(values, key=lambda step: values[step])

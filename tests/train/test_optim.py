@@ -2,11 +2,29 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.optim.swa_utils import SWALR
 
 from mrmodel.config.schema import RunSettings
 from mrmodel.models.layers.attention import MultiheadAttention
 from mrmodel.train.optim import build_optimizer, learning_rate, split_parameters
+from tests.golden_parity.folder import GOLDEN, load
 from tests.train.conftest import make_model
+
+# Runs of SG-DETR's published code: peak rate, first rate, epochs of warm-up, milestones, gamma.
+OFFICIAL = {
+    "qvhighlights": (5e-4, 5e-6, 45, [100, 125], 0.5),
+    "qvhighlights_finetune": (5e-4, 1e-5, 5, [10, 30], 0.5),
+    "pretrain": (5e-4, 1e-5, 4, [20, 27], 0.1),
+    "charades": (5e-4, 5e-6, 20, [40, 50], 0.5),
+    "charades_finetune": (5e-4, 5e-6, 5, [8, 12], 0.5),
+    "tacos": (5e-4, 5e-6, 20, [70, 85], 0.5),
+    "tacos_finetune": (5e-4, 5e-6, 5, [14, 22], 0.5),
+    "tvsum": (5e-4, 1e-5, 20, [12, 18], 0.5),
+    "youtube": (5e-4, 5e-6, 5, [14, 22], 0.5),
+    "youtube_finetune": (1e-5, 5e-6, 5, [14, 22], 0.5),
+}
+# Rate of each epoch, recorded from the published scheduler.
+RATES = load(GOLDEN / "model_sg_detr" / "schedule.json")["lr"]
 
 
 def run(schedule: str, **changes: object) -> RunSettings:
@@ -87,6 +105,63 @@ def test_a_milestone_within_the_warm_up_halves_what_is_climbed() -> None:
     settings = run("multistep", milestones=[1], warmup=2, warmup_unit="epoch")
     rates = [learning_rate(settings, step, 100, 10) for step in (0, 9, 10, 20)]
     assert rates == pytest.approx([1e-6, 1e-3 * (0.001 + 0.999 * 0.45), 0.25025e-3, 0.5e-3])
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_published_schedule_of_sg_detr(name: str) -> None:
+    lr, first, warmup, milestones, gamma = OFFICIAL[name]
+    settings = run(
+        "multistep",
+        lr=lr,
+        warmup=warmup,
+        warmup_unit="epoch",
+        warmup_from=first / lr,
+        milestones=milestones,
+        gamma=gamma,
+    )
+    rates, steps = RATES[name], 57
+    for step in range(len(rates) * steps):
+        rate = learning_rate(settings, step, len(rates) * steps, steps)
+        assert rate == pytest.approx(rates[step // steps], rel=1e-12, abs=0.0), step
+
+
+def test_a_first_rate_in_steps_rises_in_every_step_also_before_other_schedules() -> None:
+    settings = run("multistep", warmup=4, warmup_from=0.2, milestones=[1, 2])
+    rates = [learning_rate(settings, step, 100, 4) for step in range(9)]
+    # The first milestone is where the warm-up ends, so it has no effect.
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4])
+    settings = run("cosine", warmup=2, warmup_unit="epoch", warmup_from=0.5)
+    rates = [learning_rate(settings, step, 100, 2) for step in range(5)]
+    assert rates == pytest.approx([5e-4, 5e-4, 7.5e-4, 7.5e-4, 1e-3])
+    plain = settings.model_copy(update={"warmup_from": None})
+    for step in range(4, 100):
+        assert learning_rate(settings, step, 100, 2) == learning_rate(plain, step, 100, 2)
+
+
+def test_averaged_epochs_have_the_rates_of_torch() -> None:
+    swa = {"from_epoch": 37, "lr": 1e-5, "anneal_epochs": 3}
+    lr, first, warmup, milestones, gamma = OFFICIAL["qvhighlights_finetune"]
+    scheduled = {"warmup": warmup, "warmup_unit": "epoch", "warmup_from": first / lr}
+    settings = run("multistep", lr=lr, milestones=milestones, gamma=gamma, swa=swa, **scheduled)
+    plain = RATES["qvhighlights_finetune"]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=plain[36])
+    annealed = SWALR(optimizer, swa_lr=1e-5, anneal_epochs=3)
+    expected = plain[:36]
+    for _ in range(36, 50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        annealed.step()
+    rates = [learning_rate(settings, step, 50 * 4, 4) for step in range(50 * 4)]
+    assert rates[::4] == pytest.approx(expected, rel=1e-9)
+    assert rates[::4] == rates[3::4]
+    assert rates[-1] == 1e-5
+
+
+def test_averaging_begins_within_the_run() -> None:
+    swa = {"from_epoch": 9, "lr": 1e-5, "anneal_epochs": 3}
+    assert run("constant", epochs=9, steps=None, swa=swa).swa is not None
+    with pytest.raises(ValidationError, match=r"from_epoch = 9 is later than the last epoch"):
+        run("constant", epochs=8, steps=None, swa=swa)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "multistep"])

@@ -12,10 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from mrmodel import presets
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import DataError, TuningError
+from mrmodel.progress import NullReporter
 from mrmodel.stages.trainer import train_model
 from mrmodel.tune import objective as objective_module
 from mrmodel.tune.confirm import touches_pretraining
-from mrmodel.tune.objective import BATCH, StalledPruner, TrainingObjective
+from mrmodel.tune.objective import StalledPruner, TrainingObjective, job_of
 from mrmodel.tune.search import SearchContext, candidates, epochs_of, open_search, start_of
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Owner, TrialQueue, origin_of
@@ -33,9 +34,9 @@ def here(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 
-def config_of(**tune: Any) -> Config:
-    text = presets.overlay(presets.render("miniature"), {"tune": {**TUNE, **tune}})
-    return parse_config(yaml.safe_load(text))
+def config_of(train: dict[str, Any] | None = None, **tune: Any) -> Config:
+    changes = {"tune": {**TUNE, **tune}, "train": train or {}}
+    return parse_config(yaml.safe_load(presets.overlay(presets.render("miniature"), changes)))
 
 
 def study_in(folder: Path, config: Config) -> TrialQueue:
@@ -87,19 +88,23 @@ def test_values_that_diverge_are_no_end_of_the_search(tmp_path: Path) -> None:
     assert "loss = " in trial.user_attrs["reason"]
 
 
+@pytest.mark.parametrize(
+    ("train", "path"),
+    [({}, "train.batch_size"), ({"scratch": {"batch_size": 8}}, "train.scratch.batch_size")],
+)
 def test_out_of_memory_halves_the_batch_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: dict[str, Any], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
 
     def hungry(config: Config, *arguments: Any) -> Any:
-        tried.append(config.train.batch_size)
-        if config.train.batch_size > 2:
+        tried.append(config.train.for_run("scratch").batch_size)
+        if tried[-1] > 2:
             torch.empty(10**15)  # What really says that memory does not suffice.
         return train_model(config, *arguments)
 
     monkeypatch.setattr(objective_module, "train_model", hungry)
-    study = study_in(tmp_path, config_of())
+    study = study_in(tmp_path, config_of(train))
     # The starting point and the published values, each three times.
     ends = [run_one(study) for _ in range(6)]
     assert tried == [8, 8, 4, 4, 2, 2]
@@ -109,7 +114,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     assert first.user_attrs["reason"] == "out of memory; again with a batch of 4"
     assert first.params == second.params == third.params
     assert third.state == TrialState.COMPLETE
-    assert third.user_attrs["changes"] == {BATCH: 2}
+    assert third.user_attrs["changes"] == {path: 2}
     assert third.user_attrs["source"] == "params.yaml"
     # The confirmation of the starting point must fit into memory too.
     assert start_of(study) == third
@@ -163,6 +168,7 @@ def test_the_pruner_follows_the_settings(tmp_path: Path) -> None:
 
 def test_the_length_of_a_training_is_known_beforehand(tmp_path: Path) -> None:
     assert epochs_of(config_of()) == 4  # 24 steps of 48 rows in batches of 8.
+    assert epochs_of(config_of({"scratch": {"batch_size": 16}})) == 8
     train = Path("data/miniature/train.jsonl")
     text = train.read_text()
     train.unlink()
@@ -178,5 +184,23 @@ def test_confirmation_pre_trains_where_the_change_reaches_pre_training() -> None
     config = config_of(run="finetune")
     assert not touches_pretraining(config, {"train.finetune.lr": 1.0, "postprocess.nms_iou": 0.7})
     assert touches_pretraining(config, {"train.weight_decay": 1.0})
+    own = config_of({"pretrain": {"weight_decay": 0.1}}, run="finetune")
+    assert not touches_pretraining(own, {"train.weight_decay": 1.0})
+    assert touches_pretraining(own, {"train.batch_size": 4})
     assert touches_pretraining(config, {"models.moment_detr.loss.giou": 1.0})
     assert not touches_pretraining(config_of(), {"models.moment_detr.loss.giou": 1.0})
+
+
+def test_a_run_is_trained_with_what_it_has_of_its_own(tmp_path: Path) -> None:
+    """As if its batch size and weight decay were those of all runs; the others do not matter."""
+
+    def weights(name: str, train: dict[str, Any]) -> bytes:
+        job = job_of(config_of(train), tmp_path / name, name, 7)
+        train_model(config_of(train), job, NullReporter())
+        return (job.out / "model.safetensors").read_bytes()
+
+    own = {"batch_size": 16, "weight_decay": 0.5}
+    expected = weights("all", own)
+    assert weights("own", {"scratch": own, "pretrain": {"batch_size": 3}}) == expected
+    assert weights("batch", {"scratch": {"batch_size": 16}}) != expected
+    assert weights("decay", {"scratch": {"weight_decay": 0.5}}) != expected

@@ -72,19 +72,29 @@ def test_published_values_lie_in_the_space(model: str) -> None:
     assert cut <= {"quality.margin", "train.weight_decay", "train.run.lr"}
 
 
+def test_what_the_run_has_of_its_own_is_searched_there() -> None:
+    config = config_of(train={"finetune": {"weight_decay": 2e-3}})
+    plan = training_plan(config)
+    assert plan.start["train.weight_decay"] == 2e-3
+    assert plan.changes({"train.weight_decay": 5e-3}) == {"train.finetune.weight_decay": 5e-3}
+    assert plan.setting(config_of(), "train.weight_decay") == 1e-4
+    plan = training_plan(config_of(train={"pretrain": {"weight_decay": 2e-3}}))
+    assert plan.changes({"train.weight_decay": 5e-3}) == {"train.weight_decay": 5e-3}
+
+
 def test_the_range_holds_the_starting_point() -> None:
     plan = training_plan(config_of())
     rate = plan.space["train.run.lr"]
     assert isinstance(rate, FloatRange)
     assert (rate.low, rate.high) == (1e-4, 1e-3)  # The model says 8e-4, params.yaml 1e-3.
     assert plan.start["train.run.lr"] == 1e-3
-    config = config_of(**{"models.sg_detr": {"dn": {"groups": 12}, "atss": {"anchor_scale": 6.0}}})
+    config = config_of(**{"models.sg_detr": {"drop_path": 0.4, "anchors": {"topk": 15}}})
     plan = training_plan(config)
-    groups, scale = plan.space["dn.groups"], plan.space["atss.anchor_scale"]
-    assert isinstance(groups, IntRange)
-    assert groups.high == 12
-    assert isinstance(scale, Choice)
-    assert scale.choices == [2.0, 3.0, 4.0, 6.0]
+    path, topk = plan.space["drop_path"], plan.space["anchors.topk"]
+    assert isinstance(path, FloatRange)
+    assert path.high == 0.4
+    assert isinstance(topk, Choice)
+    assert topk.choices == [6, 9, 12, 18, 15]
 
 
 def test_conditions_look_at_the_trial_before_the_file() -> None:
@@ -102,14 +112,14 @@ def test_conditions_look_at_the_trial_before_the_file() -> None:
 
 
 def test_a_condition_may_look_at_what_is_declared_later() -> None:
-    later = {"detector": {"type": "choice", "choices": ["dino", "hybrid"]}}
+    later = {"auxiliary_queries": {"type": "choice", "choices": [True, False]}}
     plan = training_plan(config_of(tune={"space": later}))
     for seed in range(20):
         values = draw(plan, seed)
-        assert ("atss.anchor_scale" in values) == (values["detector"] == "hybrid")
+        assert ("loss.weights.auxiliary" in values) == values["auxiliary_queries"]
     circle = {
-        "detector": {"type": "choice", "choices": ["dino"], "when": {"dn.groups": [2]}},
-        "dn.groups": {"when": {"detector": ["dino"]}},
+        "alignment": {"type": "choice", "choices": [True], "when": {"anchors.topk": [6]}},
+        "anchors.topk": {"when": {"alignment": [True]}},
     }
     with pytest.raises(ConfigError, match=r"look at each other"):
         training_plan(config_of(tune={"space": circle}))
@@ -122,9 +132,9 @@ def test_an_end_that_breaks_a_rule_is_told_before_the_first_trial() -> None:
 
 
 def test_a_weight_of_zero_on_a_log_scale_is_not_searched() -> None:
-    config = config_of(**{"models.sg_detr": {"loss": {"weights": {"aux": 0.0}}}})
+    config = config_of(**{"models.sg_detr": {"loss": {"weights": {"auxiliary": 0.0}}}})
     plan = training_plan(config)
-    assert "loss.weights.aux" not in plan.space
+    assert "loss.weights.auxiliary" not in plan.space
     assert "loss.weights.iou" in plan.space
 
 
@@ -144,10 +154,11 @@ def test_one_number_of_a_list_changes_the_list() -> None:
         ({"train.run.lr_drop": {"type": "int", "low": 1, "high": 2}}, r"train\.finetune\.lr_drop"),
         ({"postprocess.fusion.weights.2": {"type": "float", "low": 1.0, "high": 2.0}},
          r"weights\.2"),
-        ({"detector": {"type": "int", "low": 1, "high": 2}}, r"detector = 'hybrid'.*no number"),
+        ({"query_content": {"type": "int", "low": 1, "high": 2}},
+         r"query_content = 'position'.*no number"),
         ({"train.run.epochs": {"type": "int", "low": 1, "high": 9}},
          r"train\.finetune\.epochs.*null"),
-        ({"dn.groups": {"low": 1, "high": 9, "step": 4}}, r"dn\.groups = 2.*steps"),
+        ({"queries": {"type": "int", "low": 10, "high": 50, "step": 20}}, r"queries = 25.*steps"),
     ],
 )  # fmt: skip
 def test_a_dimension_that_fits_no_setting_is_named(space: dict[str, Any], said: str) -> None:

@@ -72,11 +72,14 @@ class SgDetrCriterion(Criterion):
         """Losses of decoder, selector, auxiliary queries and anchors."""
         weights, background = self.settings.match, self.settings.loss.background_weight
         host, windows = parts.host, parts.host.truth
-        matched = match_heads(moments, windows, weights)
-        losses = _by_layer("decoder", matched_losses(moments, matched, windows, background))
+        # Decoder layers and selector have equally many queries: one call matches all of them.
+        heads = moments if parts.selector is None else moments.followed_by(parts.selector)
+        matched = match_heads(heads, windows, weights)
+        layers = len(moments.logits)
+        found = matched_losses(moments, matched[:layers], windows, background)
+        losses = _by_layer("decoder", found)
         if parts.selector is not None:
-            matched = match_heads(parts.selector, windows, weights)
-            found = matched_losses(parts.selector, matched, windows, background)
+            found = matched_losses(parts.selector, matched[layers:], windows, background)
             losses |= {f"selector/{term}": value[0] for term, value in found.items()}
         if parts.auxiliary is not None and parts.auxiliary_queries is not None:
             found = auxiliary_losses(parts.auxiliary, parts.auxiliary_queries, parts.anchor_truth)
@@ -135,7 +138,7 @@ def _margin(levels: Tensor, targets: Targets, lead: float) -> Tensor:
     kinds = (len(levels), -1, -1)
     lag = levels.gather(2, targets.saliency_neg.expand(kinds))
     lag = lag - levels.gather(2, targets.saliency_pos.expand(kinds))
-    return 2.0 * (lead + lag).relu().sum((1, 2)) / targets.saliency_pos.numel()
+    return 2.0 * (lead + lag).relu().sum((1, 2)) / max(targets.saliency_pos.numel(), 1)
 
 
 def _rank_shares(labels: Tensor, has_negative: Tensor, legacy_axis: bool) -> Tensor:

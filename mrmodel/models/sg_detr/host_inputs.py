@@ -131,7 +131,8 @@ def make_host_inputs(
         spans = seconds.trunc() / LEGACY_UNIT_S
     exists = existing_anchors(torch.arange(size) < padded[:, None], grid, settings)
     found = assign(grid, exists, spans, valid, settings.anchors)
-    query_anchor, query_used = _queries(found.window >= 0, exists, settings, generator)
+    chance = _chances(grid, len(batch), generator)
+    query_anchor, query_used = _queries(found.window >= 0, exists, chance, settings)
     return HostInputs(
         negative, has_negative, windows, valid, spans, found.window, found.centerness,
         query_anchor, found.window.gather(1, query_anchor), query_used,
@@ -147,12 +148,18 @@ def _negatives(batch: Batch, settings: SgDetrSettings) -> tuple[Tensor, Tensor]:
     return torch.arange(len(videos)).roll(-1), has
 
 
+def _chances(grid: AnchorGrid, samples: int, generator: torch.Generator) -> Tensor:
+    """(B, A) random numbers. The position is the slowest axis, so padding changes none of them."""
+    sizes = grid.level_sizes
+    draws = torch.rand((max(sizes), len(sizes), samples), generator=generator)
+    return torch.cat([draws[:size, level] for level, size in enumerate(sizes)]).T
+
+
 def _queries(
-    positive: Tensor, exists: Tensor, settings: SgDetrSettings, generator: torch.Generator
+    positive: Tensor, exists: Tensor, chance: Tensor, settings: SgDetrSettings
 ) -> tuple[Tensor, Tensor]:
     """Anchors (B, S) of the auxiliary queries, and which of these exist; S at least 1."""
     slots = max(1, int(positive.sum(1).max())) if settings.auxiliary_queries else 1
-    chance = torch.rand(positive.shape, generator=generator)
     rank = torch.where(positive, 2.0, torch.where(exists, chance, -1.0))
     anchor = rank.argsort(dim=1, descending=True, stable=True)[:, :slots]
     used = exists.gather(1, anchor) & positive.any()

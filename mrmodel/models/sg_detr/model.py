@@ -49,7 +49,12 @@ from mrmodel.models.sg_detr.output import (
 )
 from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, SentencePooling
 from mrmodel.models.sg_detr.selector import QuerySelector
-from mrmodel.models.sg_detr.settings import POST_HOC_SPACE, SEARCH_SPACE, SgDetrSettings
+from mrmodel.models.sg_detr.settings import (
+    POST_HOC_SPACE,
+    RELEASED_VALIDATION,
+    SEARCH_SPACE,
+    SgDetrSettings,
+)
 from mrmodel.types import Batch, LayerOutput, Targets
 
 FIRST_MODALITY = 0.02  # standard deviation
@@ -82,6 +87,8 @@ class SgDetr(MomentModel):
         self.detector = None if s.highlights_only else Detector(s)
         nn.init.normal_(self.modality.weight, std=FIRST_MODALITY)
         self._initialise()
+        if s.preset == "released":
+            self.validation = RELEASED_VALIDATION
 
     def host_inputs(
         self, batch: Batch, targets: Targets, generator: torch.Generator
@@ -179,7 +186,7 @@ class SgDetr(MomentModel):
         stretch: Tensor,
         training: TrainingParts | None,
     ) -> SgDetrOutput:
-        iou_logits = heads.iou_logits[-1]
+        iou_logits = heads.iou_logits[-1] if self.settings.iou_head else None
         spans = heads.spans_cxw[-1] * stretch[:, None, None]
         last = LayerOutput(heads.logits[-1].unsqueeze(-1), spans)
         scores = detection_scores(heads.logits[-1], iou_logits, 0.5)

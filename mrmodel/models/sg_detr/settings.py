@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mrmodel.config.base import Count, NonNegative, Positive, Section
+from mrmodel.config.postprocess import VALIDATION, AnchorSelection, FusionSettings
 from mrmodel.config.search_space import Choice, FloatRange, SearchSpace, Value
 from mrmodel.models.settings import SUPPRESSION, DropRate, PresetSection
 
@@ -72,6 +73,16 @@ class LossSettings(Section):
     margin: NonNegative = 0.15
     margin_on: Literal["probability", "logit"] = "probability"
 
+
+# The fusion of the published runs on QVHighlights; other rounding and limits are in its preset.
+RELEASED_VALIDATION = VALIDATION.model_copy(
+    update={
+        "anchors": AnchorSelection(top_k=10_000, nms_iou=0.75, keep=10, min_score=0.01),
+        "fusion": FusionSettings(
+            enabled=True, conf="avg", iou_thr=0.8, weights=[1.0, 2.5], skip=0.1
+        ),
+    }
+)
 
 # What `robust` changes; docs/models/sg_detr.md has the measurements.
 DEVIATIONS: dict[str, Any] = {

@@ -19,7 +19,6 @@ SPANS = torch.tensor([[[[0.2, 0.4], [0.7, 0.4]], [[0.5, 0.2], [0.1, 0.1]]]])
 WINDOWS = PaddedWindows(
     torch.tensor([[[0.2, 0.4], [0.8, 0.4]], [[0.5, 0.5], [0.5, 0.5]]]),
     torch.tensor([[True, True], [False, False]]),
-    2,
 )
 BEST = torch.tensor([[[1.0, 0.6], [0.0, 0.0]]])
 QUALITY = torch.tensor([[[0.9, 0.2], [0.3, 0.1]]])  # errors .1, .4, .3, .1
