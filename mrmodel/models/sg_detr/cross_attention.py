@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import attend
 from mrmodel.models.layers.dropout import branch_dropout
-from mrmodel.models.layers.feed_forward import FeedForward
+from mrmodel.models.layers.feed_forward import FeedForward, add_projected
 from mrmodel.models.layers.functional import Stack, key_mask, with_negatives
 from mrmodel.models.layers.position import repeat_positions
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -60,7 +60,7 @@ class SaliencyGuidedLayer(nn.Module):
         if gate is not None:
             # Scaling the weights of a clip scales what it reads.
             read = read * gate.unsqueeze(-1).to(read.dtype)
-        clips = clips + self.branch(self.output(read))
+        clips = add_projected(read, clips, self.output, self.branch, None)
         mixed = self.ffn(clips, torch.zeros_like(clips), self.norm1)
         normed: Tensor = self.norm2(clips + self.branch(mixed))
         return normed

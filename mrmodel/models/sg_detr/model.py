@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -150,8 +151,9 @@ class SgDetr(MomentModel):
             return None
         if targets.host:
             return HostInputs.of(targets.host)
-        device = batch.video.device
-        made = self.host_inputs(batch.to("cpu"), targets.to("cpu"), seeded_generator())
+        here = replace(batch, video_mask=batch.video_mask.cpu())
+        made = self.host_inputs(here, targets.to("cpu"), seeded_generator())
+        device = batch.video_mask.device
         return HostInputs.of({name: tensor.to(device) for name, tensor in made.items()})
 
     def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
