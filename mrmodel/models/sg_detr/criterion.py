@@ -103,7 +103,7 @@ def saliency_losses(
     * ``rank``: clips rated at least r = 1 .. 11 against all clips of a sample and the same clips
       under its negative sentence. Samples without a negative sentence run over their own clips, and
       their mean is added.
-    * ``relevance``: cross entropy with label > 0, mean over valid clips.
+    * ``relevance``: cross entropy with the label, held to 1, mean over valid clips.
     * ``negative``: -log(1 - p) under the negative sentence, mean over valid clips.
 
     Args:
@@ -128,7 +128,7 @@ def saliency_losses(
     return {
         "margin": _margin(levels, targets, settings.loss.margin),
         "rank": rank_contrastive(ranked, torch.cat((mask, judged), dim=1), shares) / TWELVE,
-        "relevance": relevance(scores, labels > 0.0, mask),
+        "relevance": relevance(scores, labels.clamp(max=1.0), mask),
         "negative": (wrong * judged).sum((-2, -1)) / judged.sum().clamp(min=1),
     }
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from mrmodel.models.layers.feed_forward import Mlp
+from mrmodel.models.layers.feed_forward import Mlp, xavier_chain
 from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.sg_detr.anchor_head import prior_logit
 from mrmodel.models.sg_detr.anchors import LAYOUTS, level_masks
@@ -68,6 +68,8 @@ class QuerySelector(nn.Module):
         self.span_head = Mlp(hidden, hidden, 2, 3)
         learned = settings.query_content == "learned"
         self.content = nn.Parameter(torch.randn(self.queries, hidden)) if learned else None
+        xavier_chain(self.span_head)
+        nn.init.zeros_(self.span_head[-1].weight)  # type: ignore[arg-type]
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         biases = (prior_logit(settings.prior), 2.0 * prior_logit(settings.prior))
