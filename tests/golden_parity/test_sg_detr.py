@@ -323,6 +323,25 @@ def test_evaluation(case: Case) -> None:
         assert output.raw.iou_logits is None
 
 
+def test_zero_clips_up_to_a_multiple_of_four_are_the_models_own(case: Case) -> None:
+    """Given the features without them, the model appends them, and scales windows back."""
+    lengths = torch.tensor(case.meta["feature_lengths"])
+    padded = torch.tensor(case.meta["video_lengths"])
+    assert torch.equal((lengths + 3) // 4 * 4, padded)
+    clips = int(lengths.max())
+    batch = replace(
+        case.batch,
+        video=case.batch.video[:, :clips],
+        video_mask=torch.arange(clips) < lengths[:, None],
+    )
+    with torch.no_grad():
+        output = case.model().eval()(batch)
+    assert output.raw is not None
+    assert output.saliency.shape == batch.video_mask.shape
+    check(output.raw.logits, case, "out/pred_logits")
+    check(output.raw.spans_cxw * (lengths / padded)[:, None, None], case, "out/pred_spans")
+
+
 def test_silent_padding_gives_what_a_sample_gives_alone(case: Case) -> None:
     """Without `legacy_padding` the outputs are those recorded in batches of one sample."""
     if not case.has("out_alone/"):
