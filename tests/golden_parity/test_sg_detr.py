@@ -213,11 +213,9 @@ class Case:
         layout = LAYOUTS[model.settings.anchors.layout]
         grid = AnchorGrid.of(self.batch.video_mask.shape[1], layout, torch.device("cpu"))
         exists = torch.ones(len(self.batch), len(grid.centre), dtype=torch.bool)
-        settings = model.settings.anchors
-        if topk is not None:
-            settings = settings.model_copy(update={"topk": topk})
+        topk = model.settings.anchors.topk if topk is None else topk
         chosen = self.candidates(len(grid.centre), host) if recorded else None
-        return assign(grid, exists, host.anchor_spans, host.window_valid, settings, chosen)
+        return assign(grid, exists, host.anchor_spans, host.window_valid, topk, chosen)
 
     def candidates(self, anchors: int, host: HostInputs) -> Tensor:
         """(B, W, A) the recorded candidates."""

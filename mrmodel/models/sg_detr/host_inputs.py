@@ -130,7 +130,7 @@ def make_host_inputs(
         seconds = cxw_to_xx(windows) * (padded * batch.clip_len_s)[:, None, None]
         spans = seconds.trunc() / LEGACY_UNIT_S
     exists = existing_anchors(torch.arange(size) < padded[:, None], grid, settings)
-    found = assign(grid, exists, spans, valid, settings.anchors)
+    found = assign(grid, exists, spans, valid, settings.anchors.topk)
     chance = _chances(grid, len(batch), generator)
     query_anchor, query_used = _queries(found.window >= 0, exists, chance, settings)
     return HostInputs(
