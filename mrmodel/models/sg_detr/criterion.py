@@ -70,16 +70,16 @@ class SgDetrCriterion(Criterion):
 
     def detection(self, moments: Heads, parts: TrainingParts) -> dict[str, Tensor]:
         """Losses of decoder, selector, auxiliary queries and anchors."""
-        weights, settings = self.settings.match, self.settings.loss
+        weights, background = self.settings.match, self.settings.loss.background_weight
         host, windows = parts.host, parts.host.truth
         # Decoder layers and selector have equally many queries: one call matches all of them.
         heads = moments if parts.selector is None else moments.followed_by(parts.selector)
         matched = match_heads(heads, windows, weights)
         layers = len(moments.logits)
-        found = matched_losses(moments, matched[:layers], windows, settings)
+        found = matched_losses(moments, matched[:layers], windows, background)
         losses = _by_layer("decoder", found)
         if parts.selector is not None:
-            found = matched_losses(parts.selector, matched[layers:], windows, settings)
+            found = matched_losses(parts.selector, matched[layers:], windows, background)
             losses |= {f"selector/{term}": value[0] for term, value in found.items()}
         if parts.auxiliary is not None and parts.auxiliary_queries is not None:
             found = auxiliary_losses(parts.auxiliary, parts.auxiliary_queries, parts.anchor_truth)

@@ -15,7 +15,7 @@ from mrmodel.losses.span import smooth_l1
 from mrmodel.losses.windows import PaddedWindows, own_windows
 from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.output import Heads
-from mrmodel.models.sg_detr.settings import LossSettings, MatchSettings
+from mrmodel.models.sg_detr.settings import MatchSettings
 from mrmodel.spans import aligned_iou_and_giou, cxw_to_xx
 
 
@@ -45,19 +45,19 @@ def matching_cost(heads: Heads, windows: PaddedWindows, weights: MatchSettings) 
 
 
 def matched_losses(
-    heads: Heads, window: Tensor, windows: PaddedWindows, settings: LossSettings
+    heads: Heads, window: Tensor, windows: PaddedWindows, background_weight: float
 ) -> dict[str, Tensor]:
     """Losses of matched queries.
 
     ``label``: cross entropy, unmatched queries times `background_weight`, mean over all queries.
-    Means over matched queries: ``span``: smooth L1 (`span_beta`) of centre and width; ``giou``:
+    Means over matched queries: ``span``: smooth L1 (beta 1) of centre and width; ``giou``:
     1 - gIoU; ``iou``: cross entropy with the IoU of the own window.
 
     Args:
         heads: K layers of Q queries.
         window: (K, B, Q), see `match_heads`.
         windows: the truth.
-        settings: `background_weight` and `span_beta`.
+        background_weight: see above.
 
     Returns:
         (K,) each; 0 where nothing is matched.
@@ -67,9 +67,8 @@ def matched_losses(
     true = own_windows(window, windows)
     iou, giou = aligned_iou_and_giou(cxw_to_xx(heads.spans_cxw), cxw_to_xx(true))
     entropy = F.binary_cross_entropy_with_logits(heads.logits, positive, reduction="none")
-    background = settings.background_weight
-    weight = background + (1.0 - background) * positive
-    error = smooth_l1(heads.spans_cxw, true, settings.span_beta).mean(-1)
+    weight = background_weight + (1.0 - background_weight) * positive
+    error = smooth_l1(heads.spans_cxw, true, 1.0).mean(-1)
     quality = F.binary_cross_entropy_with_logits(heads.iou_logits, iou.detach(), reduction="none")
     return {
         "label": (weight * entropy).mean((1, 2)),

@@ -64,15 +64,11 @@ class LossWeights(Section):
 
 
 class LossSettings(Section):
-    """Losses: their weights, the class weight of unmatched queries, the margin of clip pairs.
-
-    `span_beta` is where the span loss of decoder and selector turns from quadratic to linear.
-    """
+    """Losses: their weights, the class weight of unmatched queries, the margin of clip pairs."""
 
     weights: LossWeights = LossWeights()
     background_weight: Positive = 0.1
     margin: NonNegative = 0.15
-    span_beta: NonNegative = 1.0
 
 
 # The fusion of the published runs on QVHighlights; other rounding and limits are in its preset.
