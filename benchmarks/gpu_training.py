@@ -98,5 +98,6 @@ def train(
     )
     run = section.scratch.model_copy(update={"epochs": None, "steps": steps})
     model, losses = bench.model(name), Losses()
+    (data.data if isinstance(data, WatchedData) else data).host_inputs = model.host_inputs
     fit(model, data, Plan(settings, run, 0, bench.folder / "none.pt"), None, (losses, losses))
     return model, losses.values

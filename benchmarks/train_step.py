@@ -32,7 +32,6 @@ from benchmarks.common import (
     sizes_of,
 )
 from mrmodel.data.loader import MomentDataset
-from mrmodel.models.sg_detr.model import SgDetr
 from mrmodel.train.optim import autocast, build_optimizer
 from mrmodel.types import Batch, ModelOutput, Targets
 
@@ -92,17 +91,6 @@ class Trainer:
         with clock.part("update"):
             self.update()
 
-    def time_known_queries(self, clock: Clock) -> None:
-        """Time what SG-DETR makes from the truth, where the batch is built, as ``known``."""
-        if isinstance(self.model, SgDetr):
-            original = self.model.host_inputs
-
-            def timed(*arguments: Any) -> Any:
-                with clock.part("known"):
-                    return original(*arguments)
-
-            self.model.host_inputs = timed  # type: ignore[method-assign]
-
 
 def _endless(data: MomentDataset) -> Iterator[tuple[Any, int]]:
     epoch = 0
@@ -120,13 +108,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rate, clock, operations = MatmulRate(dtype), Clock(), 0
     trainer.step(Clock())
     flops = count_flops(lambda: trainer.step(Clock()))
-    trainer.time_known_queries(clock)
     for _ in range(options.repeats):
         with clock.part("matmul"):
             operations = rate.run()
         trainer.step(clock)
     cpu, wall = clock.totals(PARTS)
-    known = ["known"] if "known" in clock.cpu else []
     gflops = operations / clock.median("matmul") / 1e9
     return {
         "benchmark": "train_step",
@@ -140,8 +126,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "matmul_gflops": gflops,
         "flop_utilisation": flops / cpu / 1e9 / gflops,
         "peak_rss_mb": peak_rss_mb(),
-        "outside_share": clock.totals([*OUTSIDE, *known])[0] / cpu,
-        **{f"{part}_s": clock.median(part) for part in (*PARTS, *known)},
+        "outside_share": clock.totals(OUTSIDE)[0] / cpu,
+        **{f"{part}_s": clock.median(part) for part in PARTS},
         "step_s": cpu,
         "step_s_quartiles": _quartiles(clock),
     }

@@ -14,7 +14,7 @@ Units: seconds outside the models; inside, a span is a fraction of ``T = valid c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Annotation and Prediction must be importable without torch
@@ -104,14 +104,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.qids)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("video", "video_mask", "text", "text_mask")
-        }
-        return replace(self, **moved)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Losses of clip scores (SG-DETR eq. 11; docs/models/sg_detr.md, section 5.2)."""
+"""Losses of clip scores (SG-DETR eq. 11), as SA-DETR has them, and the terms of SG-DETR's."""
 
 from __future__ import annotations
 
@@ -119,6 +119,8 @@ def rank_contrastive(logits: Tensor, allowed: Tensor, shares: Tensor) -> Tensor:
 
 def relevance(scores: Tensor, relevant: Tensor, mask: Tensor) -> Tensor:
     """Binary cross entropy of the scores and `relevant`, mean over all valid clips of the batch.
+
+    `relevant` (B, L) is a bool, or a number in [0, 1].
 
     Scores are (..., B, L).
     """

@@ -43,7 +43,7 @@ FILES = [
     for path in sorted(FOLDER.glob("*.npz"))
     if not path.stem.startswith(NOT_CASES) and path.stem not in NOT_BUILT
 ]
-LOCAL = "out/local_saliency_scores"
+LOCAL, SALIENCY = "out/local_saliency_scores", "out/saliency_scores"
 
 
 class Case:
@@ -213,11 +213,9 @@ class Case:
         layout = LAYOUTS[model.settings.anchors.layout]
         grid = AnchorGrid.of(self.batch.video_mask.shape[1], layout, torch.device("cpu"))
         exists = torch.ones(len(self.batch), len(grid.centre), dtype=torch.bool)
-        settings = model.settings.anchors
-        if topk is not None:
-            settings = settings.model_copy(update={"topk": topk})
+        topk = model.settings.anchors.topk if topk is None else topk
         chosen = self.candidates(len(grid.centre), host) if recorded else None
-        return assign(grid, exists, host.anchor_spans, host.window_valid, settings, chosen)
+        return assign(grid, exists, host.anchor_spans, host.window_valid, topk, chosen)
 
     def candidates(self, anchors: int, host: HostInputs) -> Tensor:
         """(B, W, A) the recorded candidates."""
@@ -313,7 +311,7 @@ def test_evaluation(case: Case) -> None:
         output = model(case.batch)
     assert output.raw is not None
     mask = case.batch.video_mask
-    name = "out/saliency_scores" if case.options["use_global_saliency_head"] else LOCAL
+    name = SALIENCY if case.options["use_global_saliency_head"] else LOCAL
     check(output.saliency, case, name, 1e-4, mask)
     check(output.raw.logits, case, "out/pred_logits")
     check(output.raw.spans_cxw, case, "out/pred_spans")
@@ -323,12 +321,53 @@ def test_evaluation(case: Case) -> None:
         assert output.raw.iou_logits is None
 
 
+def test_zero_clips_up_to_a_multiple_of_four_are_the_models_own(case: Case) -> None:
+    """Given the features without them, the model appends them, and scales windows back."""
+    lengths = torch.tensor(case.meta["feature_lengths"])
+    padded = torch.tensor(case.meta["video_lengths"])
+    assert torch.equal((lengths + 3) // 4 * 4, padded)
+    clips = int(lengths.max())
+    batch = replace(
+        case.batch,
+        video=case.batch.video[:, :clips],
+        video_mask=torch.arange(clips) < lengths[:, None],
+    )
+    with torch.no_grad():
+        output = case.model().eval()(batch)
+    assert output.raw is not None
+    assert output.saliency.shape == batch.video_mask.shape
+    check(output.raw.logits, case, "out/pred_logits")
+    check(output.raw.spans_cxw * (lengths / padded)[:, None, None], case, "out/pred_spans")
+
+
+def test_silent_padding_gives_what_a_sample_gives_alone(case: Case) -> None:
+    """Without `legacy_padding` the outputs are those recorded in batches of one sample."""
+    if not case.has("out_alone/"):
+        pytest.skip("not recorded alone")
+    model = case.model(legacy_padding=False).eval()
+    with torch.no_grad():
+        output = model(case.batch)
+    assert output.raw is not None
+    mask = case.batch.video_mask
+    check(output.raw.logits, case, "out_alone/pred_logits")
+    check(output.raw.spans_cxw, case, "out_alone/pred_spans")
+    name = LOCAL if case.options["use_global_saliency_head"] is False else SALIENCY
+    check(output.saliency, case, name.replace("out/", "out_alone/"), 1e-4, mask)
+    assert output.raw.anchor_logits is not None
+    for sample, of_sample in enumerate(output.raw.anchor_logits):
+        exists = of_sample > torch.finfo(of_sample.dtype).min
+        case.arrays["alone"] = case.arrays[f"out_alone/atss_logits/{sample}"].reshape(-1)
+        check(of_sample[exists], case, "alone")
+
+
 def test_training_outputs(trained: Case) -> None:
     case, model = trained, trained.model()
     with torch.no_grad():
         output, _, _ = step(case, model, case.host(model))
     parts = output.training
-    assert parts is not None and parts.moments is not None and parts.anchors is not None
+    assert parts is not None
+    assert parts.moments is not None
+    assert parts.anchors is not None
     mask = case.batch.video_mask
     check(parts.local, case, LOCAL, 1e-4, mask)
     negative = parts.host.has_negative
@@ -418,7 +457,8 @@ def test_matching(trained: Case) -> None:
     assert recorded == found.keys()
     for name, window in found.items():
         sizes = case.arrays[f"match/{name}/sizes"].tolist()
-        pairs = zip(*(case.arrays[f"match/{name}/{side}"].tolist() for side in ("pred", "tgt")))
+        queries, targets = (case.arrays[f"match/{name}/{side}"] for side in ("pred", "tgt"))
+        pairs = zip(queries.tolist(), targets.tolist(), strict=True)
         expected = torch.full_like(window, -1)
         for sample, size in enumerate(sizes):
             for _ in range(size):
@@ -472,9 +512,9 @@ def test_losses(trained: Case) -> None:
             # The published value has the factor of its group in it.
             key = "encoder_coef" if name.startswith("selector/") else "colab_ref_reducer"
             factor = case.options[key]
-        if case.options["cost_reference"] and not weights[published]:
-            if published.startswith(("loss_", "co_", "aux_")):
-                continue  # other matching and top-k; weighs nothing
+        of_windows = published.startswith(("loss_", "co_", "aux_"))
+        if case.options["cost_reference"] and of_windows and not weights[published]:
+            continue  # other matching and top-k; weighs nothing
         expected = float(case.arrays[f"loss/{published}"])
         np.testing.assert_allclose(
             factor * float(value), expected, rtol=1e-4, atol=1e-6, err_msg=name
@@ -557,6 +597,6 @@ def test_parameter_names() -> None:
     }
     fit = match_state("sg_detr", published, model)
     assert fit.mismatches == ()
-    assert sorted(set(name.removeprefix("model.").split(".")[0] for name in fit.unused)) == [
+    assert sorted({name.removeprefix("model.").split(".")[0] for name in fit.unused}) == [
         "aux_det_head", "txt_position_embed",
     ]  # fmt: skip

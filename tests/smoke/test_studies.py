@@ -41,8 +41,8 @@ def test_the_ablation_table(studied: Project) -> None:
         assert row["figures"]["MR-full-mAP"]["sd"] == 0.0
         assert row["parameters"] > 1000
     switches = table["rows"]["sg_detr_ablation_a"]["switches"]
-    assert (switches["sgca.gate"], switches["detector"]) == ("none", "dab")
-    assert "| a | robust | none |" in studied.read("studies/reports/ablation.md").decode()
+    assert (switches["saliency_guided"], switches["query_selection"]) == (False, False)
+    assert "| a | robust | off |" in studied.read("studies/reports/ablation.md").decode()
 
 
 @pytest.mark.slow

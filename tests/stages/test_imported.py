@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from mrmodel import presets
 from mrmodel.cli.preset import group
 from mrmodel.config.schema import Config, parse_config
+from mrmodel.convert.checkpoint import CheckpointImportRequest, import_checkpoint
 from mrmodel.data.corpus_rows import corpus_rows
 from mrmodel.data.datasets.convert import ConvertRequest, convert
 from mrmodel.errors import (
@@ -26,6 +28,7 @@ from mrmodel.errors import (
 from mrmodel.features.importers.importer import FeatureImportRequest, copy_store, import_archive
 from mrmodel.features.store import FeatureStore
 from mrmodel.predict.predictor import Predictor
+from mrmodel.predict.serving import read_serving
 from mrmodel.progress import NullReporter
 from mrmodel.stages.corpus import corpus
 from mrmodel.stages.evaluate import evaluate
@@ -38,7 +41,9 @@ from mrmodel.stages.report import report
 from mrmodel.stages.required_inputs import missing_inputs
 from mrmodel.stages.train import finetune, pretrain, scratch
 from mrmodel.types import Annotation
+from tests.convert.published import save_lightning
 from tests.features.archives import npz, values
+from tests.golden_parity.folder import GOLDEN
 from tests.project import Project
 
 MINIATURES = Path(__file__).parents[1] / "data/published"
@@ -130,6 +135,69 @@ def test_the_whole_pipeline_without_a_video(
     # There is no encoder of I3D, and none of the others has the fingerprint of imported rows.
     with pytest.raises((FeatureError, WeightsError), match=r"another program makes|weights"):
         Predictor.from_folder(Path("models/served") / model, "cpu")
+
+
+def released_checkpoint(file: Path) -> None:
+    """The container of the released SG-DETR checkpoints, with a small model of their widths."""
+    with np.load(GOLDEN / "model_sg_detr/default.npz") as arrays:
+        tensors = {
+            name.removeprefix("param/"): torch.from_numpy(arrays[name])
+            for name in arrays.files
+            if name.startswith("param/")
+        }
+    generator = torch.Generator().manual_seed(0)
+    for modality, width in (("vid", 514), ("txt", 512)):
+        block = f"input_{modality}_proj.linear_mapper.0.mapper"
+        hidden = len(tensors[f"{block}.2.weight"])
+        tensors[f"{block}.0.weight"], tensors[f"{block}.0.bias"] = (
+            torch.ones(width),
+            torch.zeros(width),
+        )
+        tensors[f"{block}.2.weight"] = 0.05 * torch.randn(hidden, width, generator=generator)
+    save_lightning(file, tensors, "qvhighlights")
+
+
+def test_a_released_checkpoint_is_evaluated_on_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SG-DETR as released: checkpoint and features of its authors, no video and no training."""
+    monkeypatch.chdir(tmp_path)
+    convert(ConvertRequest("qvhighlights", MINIATURES / "qvhighlights", tmp_path / "own_videos"))
+    rows = corpus_rows(tmp_path / "own_videos")
+    for row in rows:
+        path = tmp_path / "archive/custom_features/video" / f"{row.vid}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.from_numpy(values(row.vid, 512, int(row.duration / 2))).float(), path)
+        text = values(row.query, 512, 40)
+        npz(tmp_path / f"archive/custom_features/custom_text/{row.qid}.npz", features=text)
+    stores = tmp_path / "own_features/qvhighlights"
+    request = FeatureImportRequest("sg_detr", tmp_path / "archive", stores, clip_len_s=2.0)
+    import_archive(request, rows)
+    released_checkpoint(tmp_path / "best_qvhighlights.pt")
+    imported = import_checkpoint(
+        CheckpointImportRequest(
+            tmp_path / "best_qvhighlights.pt", tmp_path / "models/imported/sg_detr"
+        )
+    )
+    raw = yaml.safe_load(presets.overlay(presets.render("qvhighlights_sg_detr"), SMALL))
+    raw["train"]["start"] = "imported"
+    raw["models"]["sg_detr"] = imported.section
+    config, reporter = parse_config(raw), NullReporter()
+    corpus(config, reporter)
+    for stream in (*config.features.video_streams, *config.features.text_streams):
+        extract(config, reporter, {"stream": stream})
+    profile(config, reporter)
+    intervid_mr(config, reporter)
+    for stage in (pretrain, finetune, scratch, package):
+        stage(config, reporter, {"model": "sg_detr"})
+    evaluate(config, reporter)
+    figures = json.loads((tmp_path / "reports/metrics.json").read_text())
+    for system in ("imported", "imported.decoder", "imported.anchors", "finetuned"):
+        assert figures[f"sg_detr.{system}"]["MR-full-mAP"] >= 0.0
+    served = read_serving(tmp_path / "models/imported/sg_detr")
+    assert served == config.postprocess
+    with pytest.raises(FeatureError, match=r"internvideo2_1b\.video512: .*another program makes"):
+        Predictor.from_folder(tmp_path / "models/imported/sg_detr", "cpu")
 
 
 def test_a_row_without_features_is_left_out_and_named(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
@@ -14,13 +15,15 @@ from mrmodel import presets
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import TuningError
 from mrmodel.evaluate.significance import PerQuery
+from mrmodel.stages.trainer import TrainingJob
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
-from mrmodel.tune.confirm import ConfirmationCandidate, ConfirmationPlan
+from mrmodel.tune.confirm import ConfirmationCandidate, ConfirmationPlan, ConfirmObjective
 from mrmodel.tune.result import SearchResult
 from mrmodel.tune.search import confirmed_candidates
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import Facts, Owner, TrialQueue
+from mrmodel.tune.worker import ClaimedTrial
 
 FIRST, SECOND = "MR-full-mAP", "HL-min-VeryGood-Hit1"
 QUERIES = 60
@@ -128,3 +131,26 @@ def test_a_starting_point_that_failed_ends_the_search(tmp_path: Path) -> None:
 def test_a_figure_without_values_of_queries_is_named() -> None:
     with pytest.raises(TuningError, match=r"'MR-full-mPA'.*'MR-full-mAP'"):
         confirm.only(figures(1.0, 2.0, 0), ["MR-full-mPA"])
+
+
+@pytest.mark.parametrize(("run", "size"), [("pretrain", 256), ("finetune", 8)])
+def test_a_run_that_does_not_fit_is_told_with_its_own_batch_size(
+    run: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(_: Config, job: TrainingJob, *__: Any) -> None:
+        if job.run == run:
+            torch.empty(10**15)  # What really says that memory does not suffice.
+
+    monkeypatch.setattr(confirm, "train_model", hungry)
+    changes = {"tune": {"run": "finetune"}, "train": {"pretrain": {"batch_size": 256}}}
+    text = presets.overlay(presets.render("miniature"), changes)
+    config = parse_config(yaml.safe_load(text))
+    plan = ConfirmationPlan.of(config, {}, [ConfirmationCandidate(1, {"train.clip_norm": 0.5})])
+    assert plan.pretrains
+    facts = Facts("unused:Unused", config.model_dump(), plan.as_json(), str(tmp_path), "t", 3)
+    study = TrialQueue.create(open_storage(str(tmp_path / "journal.log")), "c", facts, 1, 0)
+    study.enqueue(plan.enqueued()[0])
+    trial = study.claim(Owner("me", "here", "1:1.00"), NopPruner())
+    assert trial is not None
+    with pytest.raises(TuningError, match=f"a batch of {size} does not fit into memory"):
+        ConfirmObjective(facts)(ClaimedTrial(trial, "c", 0, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal
 
@@ -61,6 +62,32 @@ class Mlp(nn.Sequential):
         for left, right in pairwise(widths):
             blocks += [nn.Linear(left, right), nn.ReLU()]
         super().__init__(*blocks[:-1])
+
+
+def xavier_feed_forward(module: nn.Module) -> None:
+    """Xavier for the `FeedForward` blocks of `module`, biases 0; the gain is PReLU's for the first.
+
+    As in the published SG-DETR.
+    """
+    gain = nn.init.calculate_gain("leaky_relu", 0.25)
+    for block in module.modules():
+        if isinstance(block, FeedForward):
+            nn.init.xavier_uniform_(block.expand.weight, gain)
+            nn.init.xavier_uniform_(block.contract.weight)
+            nn.init.zeros_(block.expand.bias)
+            nn.init.zeros_(block.contract.bias)
+
+
+def xavier_chain(layers: Iterable[nn.Module]) -> None:
+    """Xavier for the linear `layers` of a chain with ReLU between them, biases 0.
+
+    The gain is that of ReLU for all but the last layer, as in the published SG-DETR.
+    """
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    for i, layer in enumerate(linear):
+        gain = nn.init.calculate_gain("relu") if i + 1 < len(linear) else 1.0
+        nn.init.xavier_uniform_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
 
 
 def add_projected(

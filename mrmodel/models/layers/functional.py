@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar, cast
@@ -88,6 +89,11 @@ class Stack(nn.ModuleList, Generic[LayerType]):
 
     def __iter__(self) -> Iterator[LayerType]:
         return cast("Iterator[LayerType]", super().__iter__())
+
+
+def copies_of(layer: LayerType, count: int) -> Stack[LayerType]:
+    """A stack of `count` layers that start with equal weights."""
+    return Stack([layer, *(copy.deepcopy(layer) for _ in range(count - 1))])
 
 
 def next_sample(rows: Tensor) -> Tensor:

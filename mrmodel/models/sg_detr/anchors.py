@@ -13,12 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrmodel.models.sg_detr.settings import AnchorSettings
-
 CENTRE_WEIGHT, WIDTH_WEIGHT = 10.0, 5.0  # of the two regression outputs
 MAX_LOG_WIDTH = math.log(62.5)
 INSIDE = 1e-7  # least distance of a positive anchor's centre to the ends of its window
-RESCUED_CENTERNESS = 0.05
 LEGACY_UNIT_S = 2.0
 
 
@@ -64,12 +61,14 @@ class AnchorGrid:
 
     Attributes:
         centre, size: (A,) float32, anchor units; `size` as the regression counts it.
+        proposal_width: (A,) see `Layout.proposal_widths`.
         level_sizes: number of anchors of each level; their sum is A.
         extra: see `Layout`.
     """
 
     centre: Tensor
     size: Tensor
+    proposal_width: Tensor
     level_sizes: tuple[int, ...]
     extra: float
 
@@ -81,11 +80,13 @@ class AnchorGrid:
             (torch.arange(count, device=device) + 0.5) * stride
             for count, stride in zip(counts, layout.strides, strict=True)
         ]
-        sizes = [
-            torch.full((count,), size, device=device)
-            for count, size in zip(counts, layout.sizes, strict=True)
-        ]
-        return cls(torch.cat(centres), torch.cat(sizes), counts, layout.extra)
+
+        def by_level(values: tuple[float, ...]) -> Tensor:
+            parts = zip(counts, values, strict=True)
+            return torch.cat([torch.full((count,), value, device=device) for count, value in parts])
+
+        widths = by_level(layout.proposal_widths)
+        return cls(torch.cat(centres), by_level(layout.sizes), widths, counts, layout.extra)
 
     @property
     def spans_xx(self) -> Tensor:
@@ -125,7 +126,7 @@ def assign(
     exists: Tensor,
     windows_xx: Tensor,
     valid: Tensor,
-    settings: AnchorSettings,
+    topk: int,
     candidates: Tensor | None = None,
 ) -> AnchorTargets:
     """Adaptive training sample selection on a time axis.
@@ -140,7 +141,7 @@ def assign(
         exists: (B, A) bool, anchors that take part.
         windows_xx: (B, W, 2) (start, end) in anchor units.
         valid: (B, W) bool.
-        settings: `topk` and `rescue`.
+        topk: candidates of each level.
         candidates: (B, W, A) bool, instead of the nearest anchors.
     """
     anchors = grid.spans_xx.double()
@@ -150,7 +151,7 @@ def assign(
     iou = shared / (total - shared)
     centre = grid.centre.double()
     if candidates is None:
-        candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, settings.topk)
+        candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, topk)
     count = candidates.sum(2, keepdim=True)
     mean = (iou * candidates).sum(2, keepdim=True) / count.clamp(min=1)
     variance = ((iou - mean).square() * candidates).sum(2, keepdim=True) / (count - 1).clamp(min=1)
@@ -159,14 +160,10 @@ def assign(
 
     best, window = iou.masked_fill(~wanted, -1.0).max(1)
     window = window.masked_fill(best < 0.0, -1)
-    rescued = torch.zeros_like(exists)
-    if settings.rescue:
-        window, rescued = _rescue(window, valid, iou, exists)
     own = windows_xx.double().gather(1, window.clamp(min=0).unsqueeze(2).expand(-1, -1, 2))
     before, after = centre - own[..., 0], own[..., 1] - centre
     # 0 / 0 where a window without length lies on the centre of an anchor.
     centerness = (before.minimum(after) / before.maximum(after)).nan_to_num(0.0).clamp(0.0, 1.0)
-    centerness = torch.where(rescued, centerness.clamp(min=RESCUED_CENTERNESS), centerness)
     return AnchorTargets(window, (centerness * (window >= 0)).float())
 
 
@@ -180,24 +177,3 @@ def _nearest(distance: Tensor, exists: Tensor, grid: AnchorGrid, topk: int) -> T
         chosen.scatter_(2, first + nearest, True)
         first += level.shape[2]
     return chosen & distance.isfinite()
-
-
-def _rescue(window: Tensor, valid: Tensor, iou: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows without anchor choose, one after the other, the free anchor of largest IoU.
-
-    Returns:
-        (B, A) windows of the anchors, and (B, A) bool, the anchors that were chosen here.
-    """
-    rescued = torch.zeros_like(exists)
-    for sample, index in (valid & ~_owned(window, valid)).nonzero().tolist():
-        free = exists[sample] & (window[sample] < 0)
-        if free.any():
-            anchor = iou[sample, index].masked_fill(~free, -1.0).argmax()
-            window[sample, anchor], rescued[sample, anchor] = index, True
-    return window, rescued
-
-
-def _owned(window: Tensor, valid: Tensor) -> Tensor:
-    """(B, W) bool: the window has an anchor."""
-    indices = torch.arange(valid.shape[1])[:, None]
-    return (window.unsqueeze(1) == indices).any(2)

@@ -72,11 +72,14 @@ class SgDetrCriterion(Criterion):
         """Losses of decoder, selector, auxiliary queries and anchors."""
         weights, background = self.settings.match, self.settings.loss.background_weight
         host, windows = parts.host, parts.host.truth
-        matched = match_heads(moments, windows, weights)
-        losses = _by_layer("decoder", matched_losses(moments, matched, windows, background))
+        # Decoder layers and selector have equally many queries: one call matches all of them.
+        heads = moments if parts.selector is None else moments.followed_by(parts.selector)
+        matched = match_heads(heads, windows, weights)
+        layers = len(moments.logits)
+        found = matched_losses(moments, matched[:layers], windows, background)
+        losses = _by_layer("decoder", found)
         if parts.selector is not None:
-            matched = match_heads(parts.selector, windows, weights)
-            found = matched_losses(parts.selector, matched, windows, background)
+            found = matched_losses(parts.selector, matched[layers:], windows, background)
             losses |= {f"selector/{term}": value[0] for term, value in found.items()}
         if parts.auxiliary is not None and parts.auxiliary_queries is not None:
             found = auxiliary_losses(parts.auxiliary, parts.auxiliary_queries, parts.anchor_truth)
@@ -96,11 +99,11 @@ def saliency_losses(
 ) -> dict[str, Tensor]:
     """Losses of K kinds of clip scores (eq. 11, published values).
 
-    * ``margin``: of two pairs of a relevant and another clip.
+    * ``margin``: of the probabilities of two pairs of a relevant and another clip.
     * ``rank``: clips rated at least r = 1 .. 11 against all clips of a sample and the same clips
       under its negative sentence. Samples without a negative sentence run over their own clips, and
       their mean is added.
-    * ``relevance``: cross entropy with label > 0, mean over valid clips.
+    * ``relevance``: cross entropy with the label, held to 1, mean over valid clips.
     * ``negative``: -log(1 - p) under the negative sentence, mean over valid clips.
 
     Args:
@@ -118,23 +121,22 @@ def saliency_losses(
     scores = scores.float().masked_fill(~mask, 0.0)
     negative = negative.float().masked_fill(~judged, 0.0)
     labels = parts.labels.masked_fill(~mask, 0.0)
-    levels = scores.sigmoid() if settings.loss.margin_on == "probability" else scores
     wrong = -(1.0 - negative.sigmoid()).clamp(min=LEAST_PROBABILITY).log()
     ranked = torch.cat((scores, negative), dim=-1) / RANK_TEMPERATURE
     shares = _rank_shares(labels, has_negative, settings.legacy_rank_axis)
     return {
-        "margin": _margin(levels, targets, settings.loss.margin),
+        "margin": _margin(scores.sigmoid(), targets, settings.loss.margin),
         "rank": rank_contrastive(ranked, torch.cat((mask, judged), dim=1), shares) / TWELVE,
-        "relevance": relevance(scores, labels > 0.0, mask),
+        "relevance": relevance(scores, labels.clamp(max=1.0), mask),
         "negative": (wrong * judged).sum((-2, -1)) / judged.sum().clamp(min=1),
     }
 
 
-def _margin(levels: Tensor, targets: Targets, lead: float) -> Tensor:
-    """2 / (B P) times the sum over pairs of max(0, lead + other - relevant); levels (K, B, L)."""
-    kinds = (len(levels), -1, -1)
-    lag = levels.gather(2, targets.saliency_neg.expand(kinds))
-    lag = lag - levels.gather(2, targets.saliency_pos.expand(kinds))
+def _margin(probability: Tensor, targets: Targets, lead: float) -> Tensor:
+    """2 / (B P) times the sum over pairs of max(0, lead + p_other - p_relevant); (K, B, L)."""
+    kinds = (len(probability), -1, -1)
+    lag = probability.gather(2, targets.saliency_neg.expand(kinds))
+    lag = lag - probability.gather(2, targets.saliency_pos.expand(kinds))
     return 2.0 * (lead + lag).relu().sum((1, 2)) / max(targets.saliency_pos.numel(), 1)
 
 

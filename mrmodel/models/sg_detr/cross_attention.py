@@ -6,15 +6,13 @@ the clip. docs/models/sg_detr.md, section 3.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import attend
 from mrmodel.models.layers.dropout import branch_dropout
-from mrmodel.models.layers.feed_forward import FeedForward
-from mrmodel.models.layers.functional import Stack, key_mask, with_negatives
+from mrmodel.models.layers.feed_forward import FeedForward, add_projected, xavier_feed_forward
+from mrmodel.models.layers.functional import copies_of, key_mask, with_negatives
 from mrmodel.models.layers.position import repeat_positions
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
@@ -34,6 +32,7 @@ class SaliencyGuidedLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.branch = branch_dropout(p, settings.drop)
         nn.init.xavier_uniform_(self.output.weight)
+        xavier_feed_forward(self)
 
     def forward(
         self,
@@ -60,7 +59,7 @@ class SaliencyGuidedLayer(nn.Module):
         if gate is not None:
             # Scaling the weights of a clip scales what it reads.
             read = read * gate.unsqueeze(-1).to(read.dtype)
-        clips = clips + self.branch(self.output(read))
+        clips = add_projected(read, clips, self.output, self.branch, None)
         mixed = self.ffn(clips, torch.zeros_like(clips), self.norm1)
         normed: Tensor = self.norm2(clips + self.branch(mixed))
         return normed
@@ -74,11 +73,7 @@ class TextToVideo(nn.Module):
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        layer = SaliencyGuidedLayer(settings)
-        copies = range(settings.cross_attention_layers - 1)
-        self.layers: Stack[SaliencyGuidedLayer] = Stack(
-            [layer, *(copy.deepcopy(layer) for _ in copies)]
-        )
+        self.layers = copies_of(SaliencyGuidedLayer(settings), settings.cross_attention_layers)
         self.norm = nn.LayerNorm(settings.hidden)
         self.guided = settings.saliency_guided
 

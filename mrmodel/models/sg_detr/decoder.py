@@ -5,14 +5,12 @@ Follows the published code; docs/models/sg_detr.md, section 5.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from mrmodel.models.layers.dab_decoder import DabDecoderLayer
-from mrmodel.models.layers.feed_forward import Mlp
-from mrmodel.models.layers.functional import Stack, full_precision, xavier_matrices
+from mrmodel.models.layers.feed_forward import Mlp, xavier_chain, xavier_feed_forward
+from mrmodel.models.layers.functional import copies_of, full_precision, xavier_matrices
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.sg_detr.anchor_head import prior_logit
 from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
@@ -33,9 +31,8 @@ class SgDecoder(nn.Module):
         hidden = self.hidden = settings.hidden
         layer = DabDecoderLayer(settings, first=False, rekeyed=True)
         xavier_matrices(layer)
-        self.layers: Stack[DabDecoderLayer] = Stack(
-            [layer, *(copy.deepcopy(layer) for _ in range(settings.decoder_layers - 1))]
-        )
+        xavier_feed_forward(layer)
+        self.layers = copies_of(layer, settings.decoder_layers)
         self.norm = nn.LayerNorm(hidden)
         self.query_position = Mlp(hidden, hidden, hidden, 2)
         self.query_scale = Mlp(hidden, hidden, hidden, 2)
@@ -44,6 +41,14 @@ class SgDecoder(nn.Module):
         self.class_head = nn.Linear(hidden, 1)
         self.span_head = Mlp(hidden, hidden, 2, 3)
         self.iou_head = Mlp(2 * hidden, hidden, 1, 3) if settings.iou_head else None
+        for mlp in (self.query_position, self.query_scale, self.width_scale):
+            xavier_chain(mlp)
+        for mlp in (self.refinement, self.span_head):
+            xavier_chain(mlp)
+            # At first every span stays where it is.
+            nn.init.zeros_(mlp[-1].weight)  # type: ignore[arg-type]
+        if self.iou_head is not None:
+            xavier_chain(self.iou_head)
         nn.init.normal_(self.class_head.weight, std=FIRST_WEIGHTS)
         nn.init.constant_(self.class_head.bias, prior_logit(settings.prior))
 

@@ -30,7 +30,7 @@ from mrmodel.models.sg_detr.output import AnchorOutput, Heads, TrainingParts
 from mrmodel.models.sg_detr.pyramid import FeaturePyramid
 from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector
 from mrmodel.models.sg_detr.settings import SgDetrSettings
-from mrmodel.spans import inverse_sigmoid, xx_to_cxw
+from mrmodel.spans import inverse_sigmoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,12 @@ class Detector(nn.Module):
         """
         s = self.settings
         levels = [] if self.pyramid is None else self.pyramid(seen.memory, seen.mask)
-        start = self.start(levels, seen.mask)
+        layout = LAYOUTS[s.anchors.layout]
+        grid = AnchorGrid.of(seen.mask.shape[1], layout, seen.mask.device)
+        start = self.start(levels, seen.mask, grid)
         groups = [moment_group(start.content, start.spans_cxw)]
         anchors = None
         if self.anchor_head is not None:
-            device = seen.mask.device
-            layout = LAYOUTS[s.anchors.layout]
-            grid = AnchorGrid.of(seen.mask.shape[1], layout, device)
             exists = existing_anchors(seen.mask, grid, s)
             unit = unit_clips / seen.mask.sum(1).float()
             anchors = self.anchor_head([level.float() for level in levels], grid, exists, unit)
@@ -118,7 +117,8 @@ class Detector(nn.Module):
 
 def _auxiliary_queries(grid: AnchorGrid, unit: Tensor, host: HostInputs) -> LabelledQueries:
     """Chosen anchors as decoder queries; `unit` (B,) is an anchor unit as a fraction."""
-    spans = xx_to_cxw(grid.spans_xx)[host.query_anchor] * unit[:, None, None]
+    anchors = torch.stack((grid.centre, grid.size - grid.extra), dim=-1)
+    spans = anchors[host.query_anchor] * unit[:, None, None]
     window, used = host.query_window, host.query_used
     return LabelledQueries(
         # As published the reference goes through the clamped inverse sigmoid.

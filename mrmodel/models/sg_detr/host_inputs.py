@@ -130,8 +130,8 @@ def make_host_inputs(
         seconds = cxw_to_xx(windows) * (padded * batch.clip_len_s)[:, None, None]
         spans = seconds.trunc() / LEGACY_UNIT_S
     exists = existing_anchors(torch.arange(size) < padded[:, None], grid, settings)
-    found = assign(grid, exists, spans, valid, settings.anchors)
-    chance = _chance(len(batch), grid, generator)
+    found = assign(grid, exists, spans, valid, settings.anchors.topk)
+    chance = _chances(grid, len(batch), generator)
     query_anchor, query_used = _queries(found.window >= 0, exists, chance, settings)
     return HostInputs(
         negative, has_negative, windows, valid, spans, found.window, found.centerness,
@@ -148,14 +148,11 @@ def _negatives(batch: Batch, settings: SgDetrSettings) -> tuple[Tensor, Tensor]:
     return torch.arange(len(videos)).roll(-1), has
 
 
-def _chance(samples: int, grid: AnchorGrid, generator: torch.Generator) -> Tensor:
-    """(B, A) random numbers in [0, 1).
-
-    The position is the slowest axis: padding appends draws and changes no others.
-    """
+def _chances(grid: AnchorGrid, samples: int, generator: torch.Generator) -> Tensor:
+    """(B, A) random numbers. The position is the slowest axis, so padding changes none of them."""
     sizes = grid.level_sizes
-    draws = torch.rand(max(sizes), samples, len(sizes), generator=generator)
-    return torch.cat([draws[:size, :, level].T for level, size in enumerate(sizes)], dim=1)
+    draws = torch.rand((max(sizes), len(sizes), samples), generator=generator)
+    return torch.cat([draws[:size, level] for level, size in enumerate(sizes)]).T
 
 
 def _queries(

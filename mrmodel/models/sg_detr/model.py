@@ -6,8 +6,8 @@ picture, and what differs from the paper.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mrmodel.config.search_space import SearchSpace
 from mrmodel.models.base import MomentModel
 from mrmodel.models.layers.encoder import EncoderLayer
-from mrmodel.models.layers.feed_forward import FeedForward, Mlp
+from mrmodel.models.layers.feed_forward import xavier_chain, xavier_feed_forward
 from mrmodel.models.layers.functional import (
-    Stack,
+    copies_of,
     key_mask,
     xavier_matrices,
 )
@@ -29,7 +29,6 @@ from mrmodel.models.layers.projection import InputProjections
 from mrmodel.models.layers.query_groups import seeded_generator
 from mrmodel.models.sg_detr.criterion import SgDetrCriterion
 from mrmodel.models.sg_detr.cross_attention import TextToVideo
-from mrmodel.models.sg_detr.decoder import SgDecoder
 from mrmodel.models.sg_detr.detector import ClipMemory, Detector
 from mrmodel.models.sg_detr.fusion import detection_scores
 from mrmodel.models.sg_detr.host_inputs import (
@@ -48,7 +47,6 @@ from mrmodel.models.sg_detr.output import (
     TrainingParts,
 )
 from mrmodel.models.sg_detr.saliency import GlobalSaliency, LocalSaliency, SentencePooling
-from mrmodel.models.sg_detr.selector import QuerySelector
 from mrmodel.models.sg_detr.settings import (
     POST_HOC_SPACE,
     RELEASED_VALIDATION,
@@ -77,16 +75,17 @@ class SgDetr(MomentModel):
         self.pooling = SentencePooling(s)
         self.local_saliency = LocalSaliency()
         self.text_to_video = TextToVideo(s)
-        self.encoder: Stack[EncoderLayer] = Stack(
-            EncoderLayer(s, "prelu") for _ in range(s.encoder_layers)
-        )
-        xavier_matrices(self.encoder)
+        layer = EncoderLayer(s, "prelu")
+        xavier_matrices(layer)
+        xavier_feed_forward(layer)
+        self.encoder = copies_of(layer, s.encoder_layers)
         self.global_saliency = GlobalSaliency(s)
         self.sentence_encoder = SentenceEncoder(s) if s.alignment else None
         self.moment_encoder = MomentEncoder(s) if s.alignment else None
         self.detector = None if s.highlights_only else Detector(s)
         nn.init.normal_(self.modality.weight, std=FIRST_MODALITY)
-        self._initialise()
+        for projection in (self.projections.video, self.projections.text):
+            xavier_chain(layer.linear for layer in projection)
         if s.preset == "released":
             self.validation = RELEASED_VALIDATION
 
@@ -150,8 +149,9 @@ class SgDetr(MomentModel):
             return None
         if targets.host:
             return HostInputs.of(targets.host)
-        device = batch.video.device
-        made = self.host_inputs(batch.to("cpu"), targets.to("cpu"), seeded_generator())
+        here = replace(batch, video_mask=batch.video_mask.cpu())
+        made = self.host_inputs(here, targets.to("cpu"), seeded_generator())
+        device = batch.video_mask.device
         return HostInputs.of({name: tensor.to(device) for name, tensor in made.items()})
 
     def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,38 +199,3 @@ class SgDetr(MomentModel):
                 raw.anchor_centerness = anchors.centerness.masked_fill(~anchors.exists, lowest)
                 raw.anchor_spans_cxw = anchors.spans_cxw * (anchors.unit * stretch)[:, None, None]
         return SgDetrOutput(last, spans, scores, saliency, training=training, raw=raw)
-
-    def _initialise(self) -> None:
-        """Published initial weights of feed-forward blocks, MLPs and projections."""
-        pooling = set(self.pooling.modules())
-        for module in self.modules():
-            if isinstance(module, FeedForward) and module not in pooling:
-                gain = nn.init.calculate_gain("leaky_relu", 0.25)
-                nn.init.xavier_uniform_(module.expand.weight, gain)
-                nn.init.xavier_uniform_(module.contract.weight)
-                nn.init.zeros_(module.expand.bias)
-                nn.init.zeros_(module.contract.bias)
-            elif isinstance(module, Mlp):
-                _xavier([layer for layer in module if isinstance(layer, nn.Linear)])
-        for projection in (self.projections.video, self.projections.text):
-            _xavier([layer.linear for layer in projection])  # type: ignore[misc]
-        for part in self.modules():
-            if isinstance(part, SgDecoder):
-                for mlp in (part.refinement, part.span_head):
-                    _zero(mlp)
-            elif isinstance(part, QuerySelector):
-                _zero(part.span_head)
-
-
-def _xavier(layers: list[nn.Linear]) -> None:
-    """Xavier with the gain of ReLU for all but the last layer, biases 0."""
-    for i, layer in enumerate(layers):
-        gain = math.sqrt(2.0) if i + 1 < len(layers) else 1.0
-        nn.init.xavier_uniform_(layer.weight, gain)
-        nn.init.zeros_(layer.bias)
-
-
-def _zero(mlp: Mlp) -> None:
-    """The last layer starts at zero: at first every span stays where it is."""
-    nn.init.zeros_(mlp[-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(mlp[-1].bias)  # type: ignore[arg-type]

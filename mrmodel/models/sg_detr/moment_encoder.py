@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mrmodel.models.layers.attention import Inputs
 from mrmodel.models.layers.encoder import EncoderLayer
+from mrmodel.models.layers.feed_forward import xavier_feed_forward
 from mrmodel.models.layers.functional import key_mask, xavier_matrices
 from mrmodel.models.sg_detr.output import Alignment
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -21,6 +22,7 @@ class SentenceEncoder(nn.Module):
         self.token_position = nn.Parameter(torch.randn(1, settings.hidden))
         self.layer = EncoderLayer(settings, "prelu")
         xavier_matrices(self.layer)
+        xavier_feed_forward(self.layer)
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
         """Words (B, N, d), mask (B, N) -> (B, d)."""
@@ -52,6 +54,7 @@ class MomentEncoder(nn.Module):
         self.token_position = nn.Parameter(torch.randn(1, settings.hidden))
         self.layer = EncoderLayer(settings, "prelu")
         xavier_matrices(self.layer)
+        xavier_feed_forward(self.layer)
 
     def forward(
         self, clips: Tensor, position: Tensor, sentence: Tensor, relevant: Tensor, mask: Tensor

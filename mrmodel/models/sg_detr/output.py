@@ -34,6 +34,14 @@ class Heads:
     spans_cxw: Tensor
     iou_logits: Tensor
 
+    def followed_by(self, other: Heads) -> Heads:
+        """The layers of both, of the same number of queries."""
+        return Heads(
+            torch.cat((self.logits, other.logits)),
+            torch.cat((self.spans_cxw, other.spans_cxw)),
+            torch.cat((self.iou_logits, other.iou_logits)),
+        )
+
     def split(self, sizes: list[int]) -> list[Heads]:
         """Heads of consecutive groups of queries."""
         columns = (self.logits, self.spans_cxw, self.iou_logits)

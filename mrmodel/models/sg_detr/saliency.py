@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mrmodel.models.layers.attention import attend
 from mrmodel.models.layers.dropout import Dropout
 from mrmodel.models.layers.feed_forward import FeedForward, add_projected
-from mrmodel.models.layers.functional import Stack, full_precision, key_mask
+from mrmodel.models.layers.functional import copies_of, full_precision, key_mask
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 NORM_FLOOR = 1e-6
@@ -54,9 +54,7 @@ class SentencePooling(nn.Module):
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(settings.hidden))
-        self.layers: Stack[PoolingLayer] = Stack(
-            PoolingLayer(settings) for _ in range(settings.pooling_layers)
-        )
+        self.layers = copies_of(PoolingLayer(settings), settings.pooling_layers)
         self.norm = nn.LayerNorm(settings.hidden) if settings.pooling_layers > 1 else None
         nn.init.trunc_normal_(self.query, std=FIRST_WEIGHTS)
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from mrmodel.models.layers.feed_forward import Mlp
+from mrmodel.models.layers.feed_forward import Mlp, xavier_chain
 from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.sg_detr.anchor_head import prior_logit
-from mrmodel.models.sg_detr.anchors import LAYOUTS, level_masks
+from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid, level_masks
 from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -43,7 +43,7 @@ class LearnedQueries(nn.Module):
         self.centre = nn.Parameter(torch.randn(settings.queries, 1))
         self.width = nn.Parameter(torch.randn(settings.queries, 1))
 
-    def forward(self, levels: Sequence[Tensor], mask: Tensor) -> Start:
+    def forward(self, levels: Sequence[Tensor], mask: Tensor, grid: AnchorGrid) -> Start:
         """The same start for every sample of the mask (B, L)."""
         size = len(mask)
         spans = torch.cat((self.centre, self.width), dim=1).float().sigmoid().expand(size, -1, -1)
@@ -66,8 +66,8 @@ class QuerySelector(nn.Module):
         self.class_head = nn.Linear(hidden, 1)
         self.iou_head = nn.Linear(hidden, 1)
         self.span_head = Mlp(hidden, hidden, 2, 3)
-        learned = settings.query_content == "learned"
-        self.content = nn.Parameter(torch.randn(self.queries, hidden)) if learned else None
+        xavier_chain(self.span_head)
+        nn.init.zeros_(self.span_head[-1].weight)  # type: ignore[arg-type]
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         biases = (prior_logit(settings.prior), 2.0 * prior_logit(settings.prior))
@@ -75,9 +75,9 @@ class QuerySelector(nn.Module):
             nn.init.normal_(head.weight, std=FIRST_WEIGHTS)
             nn.init.constant_(head.bias, bias)
 
-    def forward(self, levels: Sequence[Tensor], mask: Tensor) -> Start:
+    def forward(self, levels: Sequence[Tensor], mask: Tensor, grid: AnchorGrid) -> Start:
         """Levels (B, l_i, d) of the clips with the mask (B, L) -> Q queries, best first."""
-        proposals, usable = self._proposals(mask)
+        proposals, usable = self._proposals(mask, grid)
         rows = self.norm(self.output(torch.cat(list(levels), dim=1)))
         with torch.no_grad(), full_precision(rows.device):
             ranks = logsigmoid(self.class_head(rows.float())) + logsigmoid(
@@ -100,21 +100,12 @@ class QuerySelector(nn.Module):
             spans = (self.span_head(states) + inverse_sigmoid(starts)).sigmoid()
         spans = torch.where(used.unsqueeze(2), spans, 1.0)
         heads = Heads(logits.squeeze(-1)[None], spans[None], iou_logits.squeeze(-1)[None])
-        content = chosen.detach() if self.content is None else self.content.expand_as(chosen)
-        return Start(content, spans.detach(), heads)
+        return Start(chosen.detach(), spans.detach(), heads)
 
-    def _proposals(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _proposals(self, mask: Tensor, grid: AnchorGrid) -> tuple[Tensor, Tensor]:
         """(B, A, 2) spans around the positions, and (B, A) bool, which of them may be chosen."""
-        masks = level_masks(mask, self.layout)
-        lengths = mask.sum(1, keepdim=True)
-        centres, widths = [], []
-        for level, stride, width in zip(
-            masks, self.layout.strides, self.layout.proposal_widths, strict=True
-        ):
-            place = (torch.arange(level.shape[1], device=mask.device) + 0.5) * stride
-            centres.append(place / lengths)
-            widths.append(torch.full_like(centres[-1], width))
-        centre = torch.cat(centres, dim=1)
+        centre = grid.centre / mask.sum(1, keepdim=True)
         low, high = INSIDE
-        usable = torch.cat(masks, dim=1) & (centre > low) & (centre < high)
-        return torch.stack((centre, torch.cat(widths, dim=1)), dim=-1), usable
+        usable = torch.cat(level_masks(mask, self.layout), dim=1)
+        usable = usable & (centre > low) & (centre < high)
+        return torch.stack((centre, grid.proposal_width.expand_as(centre)), dim=-1), usable

@@ -26,12 +26,10 @@ class AnchorSettings(Section):
         layout: ``fine``: the published levels, half a clip to four clips apart; ``coarse``: levels
             one to sixteen clips apart.
         topk: nearest anchors of each level that are candidates for a window.
-        rescue: a window without an anchor takes the free one of largest IoU.
     """
 
     layout: Literal["fine", "coarse"] = "fine"
     topk: Count = 12
-    rescue: bool = False
 
 
 class MatchSettings(Section):
@@ -71,7 +69,6 @@ class LossSettings(Section):
     weights: LossWeights = LossWeights()
     background_weight: Positive = 0.1
     margin: NonNegative = 0.15
-    margin_on: Literal["probability", "logit"] = "probability"
 
 
 # The fusion of the published runs on QVHighlights; other rounding and limits are in its preset.
@@ -112,7 +109,6 @@ class SgDetrSettings(PresetSection):
         anchor_head: there is an anchor head, whose windows are fused with the decoder's.
         auxiliary_queries: positive anchors are decoder queries in training.
         alignment: moment and sentence encoders and their two losses, in training.
-        query_content: of the moment queries: rows of the pyramid, or learned vectors by rank.
         legacy_padding: as published, pad videos with valid zero clips to a multiple of four, and
             let padding leak through the convolutions and take part as anchors.
         legacy_next_negative: as published, the negative sentence is that of the next sample, or
@@ -147,7 +143,6 @@ class SgDetrSettings(PresetSection):
     anchor_head: bool = True
     auxiliary_queries: bool = True
     alignment: bool = True
-    query_content: Literal["position", "learned"] = "position"
     anchors: AnchorSettings = AnchorSettings()
     match: MatchSettings = MatchSettings()
     loss: LossSettings = LossSettings()
@@ -162,8 +157,6 @@ class SgDetrSettings(PresetSection):
             raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if self.auxiliary_queries and not self.anchor_head:
             raise ValueError("auxiliary_queries needs anchor_head: true")
-        if self.query_content == "learned" and not self.query_selection:
-            raise ValueError("query_content 'learned' needs query_selection: true")
         return self
 
     @property
