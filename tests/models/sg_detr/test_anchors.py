@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from mrmodel.models.sg_detr.anchors import (
     assign,
     level_masks,
 )
-from mrmodel.models.sg_detr.settings import AnchorSettings
 from mrmodel.spans import cxw_to_xx
 from tests.models.sg_detr.whole import close, mask_of
 
@@ -32,19 +30,12 @@ def grid_of(clips: int, layout: str) -> AnchorGrid:
     return AnchorGrid.of(clips, LAYOUTS[layout], torch.device("cpu"))
 
 
-def assigned(
-    clips: int,
-    windows: Windows,
-    hidden: tuple[int, ...] = (),
-    layout: str = "coarse",
-    **options: Any,
-) -> AnchorTargets:
-    """The anchors of one sample, of which those that are `hidden` do not exist."""
-    grid = grid_of(clips, layout)
+def assigned(clips: int, windows: Windows, topk: int = 12) -> AnchorTargets:
+    """The anchors of one sample."""
+    grid = grid_of(clips, "coarse")
     exists = torch.ones(1, len(grid.centre), dtype=torch.bool)
-    exists[0, list(hidden)] = False
-    spans, valid = torch.tensor([windows]), torch.ones(1, len(windows), dtype=torch.bool)
-    return assign(grid, exists, spans, valid, AnchorSettings(layout=layout, **options))
+    valid = torch.ones(1, len(windows), dtype=torch.bool)
+    return assign(grid, exists, torch.tensor([windows]), valid, topk)
 
 
 def owners(found: AnchorTargets, sample: int = 0) -> dict[int, int]:
@@ -112,32 +103,16 @@ def test_conflicts_go_to_the_larger_iou_then_to_the_earlier_window() -> None:
     assert set(owners(assigned(4, [WINDOW, WINDOW])).values()) == {0}
 
 
-def test_rescue() -> None:
-    # The later one of two equal windows gets nothing; rescued it takes the best anchor left.
-    taken, ends = owners(assigned(4, [WINDOW])), grid_of(4, "coarse").spans_xx.tolist()
-    found = assigned(4, [WINDOW, WINDOW], rescue=True)
-    free = [i for i in range(len(ends)) if i not in taken]
-    best = max(free, key=lambda i: overlap(*WINDOW, *ends[i]))
-    assert owners(found) == taken | {best: 1}
-    # Behind the video no centre is inside the window: the least centerness.
-    behind = assigned(4, [(4.5, 5.5)], rescue=True)
-    assert behind.centerness[behind.window >= 0].tolist() == [pytest.approx(0.05)]
-    # Two anchors are not enough for three windows.
-    few = assigned(4, [WINDOW] * 3, hidden=tuple(range(2, 9)), rescue=True)
-    assert sorted(owners(few).values()) == [0, 1]
-
-
-@pytest.mark.parametrize("rescue", [False, True])
 @pytest.mark.parametrize("at", [0.5, 1.0, 40.0])
-def test_a_window_without_length(at: float, rescue: bool) -> None:
+def test_a_window_without_length_has_no_anchor(at: float) -> None:
     """Windows within one second are cut to nothing, maybe at the centre of an anchor."""
-    found = assigned(4, [(at, at)], rescue=rescue)
-    assert len(owners(found)) == rescue
-    assert found.centerness.sum() == pytest.approx(0.05 * rescue)
+    found = assigned(4, [(at, at)])
+    assert owners(found) == {}
+    assert found.centerness.tolist() == [[0.0] * 9]
 
 
 def reference(
-    grid: AnchorGrid, exists: list[bool], windows: Windows, options: AnchorSettings
+    grid: AnchorGrid, exists: list[bool], windows: Windows, topk: int
 ) -> dict[int, tuple[int, float]]:
     """Anchor -> (window, centerness), one step after the other."""
     centres, ends = grid.centre.tolist(), grid.spans_xx.tolist()
@@ -148,7 +123,7 @@ def reference(
         for size in grid.level_sizes:
             level = [i for i in range(first, first + size) if exists[i]]
             level.sort(key=lambda i: abs(centres[i] - (start + end) / 2))
-            candidates += level[: options.topk]
+            candidates += level[:topk]
             first += size
         values = [iou[w, i] for i in candidates]
         least = statistics.fmean(values) + (statistics.stdev(values) if len(values) > 1 else 0.0)
@@ -156,17 +131,10 @@ def reference(
             wanted = iou[w, i] >= least and start < centres[i] < end
             if wanted and (i not in owner or iou[w, i] > iou[owner[i], i]):
                 owner[i] = w
-    rescued = set()
-    for w in [w for w in range(len(windows)) if w not in owner.values() and options.rescue]:
-        free = [i for i in range(len(ends)) if exists[i] and i not in owner]
-        if free:
-            rescued.add(max(free, key=lambda i: iou[w, i]))
-            owner[max(free, key=lambda i: iou[w, i])] = w
     found = {}
     for i, w in owner.items():
         before, after = centres[i] - windows[w][0], windows[w][1] - centres[i]
-        value = max(0.0, min(before, after) / max(before, after))
-        found[i] = (w, max(value, 0.05) if i in rescued else value)
+        found[i] = (w, min(before, after) / max(before, after))
     return found
 
 
@@ -175,17 +143,17 @@ def test_assignment_equals_a_plain_loop(seed: int) -> None:
     """Samples of one batch, padded, of which six, none and four windows are valid."""
     generator = torch.Generator().manual_seed(seed)
     lengths, layout = [80, 9, 30], ("fine", "coarse")[seed % 2]
-    options = AnchorSettings(layout=layout, topk=1 + 3 * (seed % 5), rescue=seed % 4 > 1)  # type: ignore[arg-type]
+    topk = 1 + 3 * (seed % 5)
     grid = grid_of(max(lengths) + 3, layout)
     exists = torch.cat(level_masks(mask_of(lengths, 3), LAYOUTS[layout]), dim=1)
     width, start = torch.rand(2, 3, 6, generator=generator)
     start = start * (1 - width**2)
     spans = torch.stack((start, start + width**2), -1) * torch.tensor(lengths)[:, None, None]
     valid = torch.arange(6) < torch.tensor([[6], [0], [4]])
-    found = assign(grid, exists, spans, valid, options)
+    found = assign(grid, exists, spans, valid, topk)
     for sample, count in enumerate((6, 0, 4)):
         windows = [(a, b) for a, b in spans[sample, :count].tolist()]
-        expected = reference(grid, exists[sample].tolist(), windows, options)
+        expected = reference(grid, exists[sample].tolist(), windows, topk)
         own = owners(found, sample)
         assert own == {i: w for i, (w, _) in expected.items()}
         for i, centerness in enumerate(found.centerness[sample].tolist()):
@@ -198,7 +166,7 @@ def without_anchor(clips: int, layout: str) -> int:
     windows, grid = torch.tensor(pairs).float().unsqueeze(1), grid_of(clips, layout)
     exists = (grid.centre < clips).expand(len(windows), -1)
     valid = torch.ones(len(windows), 1, dtype=torch.bool)
-    found = assign(grid, exists, windows, valid, AnchorSettings(layout=layout))  # type: ignore[arg-type]
+    found = assign(grid, exists, windows, valid, 12)
     return int((found.window < 0).all(1).sum())
 
 

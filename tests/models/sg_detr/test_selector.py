@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mrmodel.models.sg_detr.anchors import AnchorGrid
 from mrmodel.models.sg_detr.selector import LearnedQueries, QuerySelector
 from mrmodel.spans import inverse_sigmoid
 from tests.models.sg_detr.whole import D, close, mask_of, rows_of, settings_of, shaken
 
 LENGTHS, Q = [13, 5, 1], 9
+MASK = mask_of(LENGTHS)
 
 
-def selector_of(layout: str = "coarse", **changes: Any) -> QuerySelector:
-    return shaken(QuerySelector(settings_of(queries=Q, anchors={"layout": layout}, **changes)))
+def selector_of(layout: str = "coarse") -> QuerySelector:
+    return shaken(QuerySelector(settings_of(queries=Q, anchors={"layout": layout})))
+
+
+def grid_of(selector: QuerySelector, mask: Tensor) -> AnchorGrid:
+    return AnchorGrid.of(mask.shape[1], selector.layout, torch.device("cpu"))
 
 
 def levels_of(selector: QuerySelector, lengths: list[int], padding: int = 0) -> list[Tensor]:
@@ -47,8 +52,8 @@ def test_the_best_usable_positions_become_queries(
 ) -> None:
     """More and fewer usable positions than queries, in a sample or in all of them."""
     selector = selector_of(layout)
-    levels = levels_of(selector, lengths, padding)
-    start = selector(levels, mask_of(lengths, padding))
+    levels, mask = levels_of(selector, lengths, padding), mask_of(lengths, padding)
+    start = selector(levels, mask, grid_of(selector, mask))
     heads = start.heads
     assert heads is not None
     assert start.content.shape == (len(lengths), Q, D)
@@ -74,7 +79,8 @@ def test_the_best_usable_positions_become_queries(
 
 
 def test_the_first_and_the_last_half_clips_are_no_proposals() -> None:
-    _, usable = selector_of("fine")._proposals(mask_of([76]))
+    selector, mask = selector_of("fine"), mask_of([76])
+    _, usable = selector._proposals(mask, grid_of(selector, mask))
     by_level = usable[0].split([152, 76, 38, 19])
     outside = [(~level).nonzero().flatten().tolist() for level in by_level]
     assert outside == [[0, 1, 150, 151], [0, 75], [], []]
@@ -83,7 +89,7 @@ def test_the_first_and_the_last_half_clips_are_no_proposals() -> None:
 def test_only_the_losses_of_the_selector_teach_it() -> None:
     selector = selector_of()
     levels = [level.requires_grad_() for level in levels_of(selector, LENGTHS)]
-    start = selector(levels, mask_of(LENGTHS))
+    start = selector(levels, MASK, grid_of(selector, MASK))
     assert not start.content.requires_grad
     assert not start.spans_cxw.requires_grad
     assert start.heads is not None
@@ -93,20 +99,9 @@ def test_only_the_losses_of_the_selector_teach_it() -> None:
         assert taught == [min(Q, len(usable_positions(selector, n))) for n in LENGTHS]
 
 
-def test_learned_contents_belong_to_ranks() -> None:
-    selector = selector_of(query_content="learned")
-    start = selector(levels_of(selector, LENGTHS), mask_of(LENGTHS))
-    assert torch.equal(start.content, selector.content.expand(3, -1, -1))  # type: ignore[union-attr]
-    assert start.content.requires_grad
-    plain = selector_of()
-    plain.load_state_dict(selector.state_dict(), strict=False)
-    other = plain(levels_of(selector, LENGTHS), mask_of(LENGTHS))
-    assert torch.equal(start.spans_cxw, other.spans_cxw)
-
-
 def test_learned_queries_are_the_same_for_every_sample() -> None:
     learned = LearnedQueries(settings_of(queries=Q, query_selection=False))
-    start = learned([], mask_of(LENGTHS))
+    start = learned([], MASK, grid_of(selector_of(), MASK))
     assert start.heads is None
     spans = torch.cat((learned.centre, learned.width), dim=1).sigmoid()
     close(start.spans_cxw, spans.expand(3, -1, -1))

@@ -20,7 +20,7 @@ def settings_of(**given: Any) -> SgDetrSettings:
 
 def test_robust_is_the_default_and_departs_in_four_values() -> None:
     released = settings_of(preset="released").model_dump()
-    anchors = {"layout": "fine", "topk": 12, "rescue": False}
+    anchors = {"layout": "fine", "topk": 12}
     assert released["anchors"] == anchors
     assert all(released[name] for name in ROBUST)
     changed = {"preset": "robust", "anchors": anchors | {"layout": "coarse"}}
@@ -37,7 +37,7 @@ def test_published_values() -> None:
     assert tuple(s.loss.weights.model_dump().values()) == (
         1.0, 10.0, 1.0, 5.0, 1.0, 0.5, 0.5, 2.0, 0.1, 2.0, 0.5, 1.0, 3.0,
     )  # fmt: skip
-    assert (s.loss.background_weight, s.loss.margin, s.loss.margin_on) == (0.1, 0.15, "probability")
+    assert (s.loss.background_weight, s.loss.margin) == (0.1, 0.15)
     assert not s.legacy_rank_axis
 
 
@@ -56,7 +56,6 @@ def test_a_written_key_wins_and_its_neighbours_stay(preset: str) -> None:
     [
         ({"hidden": 36}, "not a multiple of heads"),
         ({"anchor_head": False}, "auxiliary_queries needs anchor_head"),
-        ({"query_content": "learned", "query_selection": False}, "query_selection"),
         ({"preset": "paper"}, "preset"),
         ({"prior": 1.0}, "prior"),
         ({"anchors": {"topk": 0}}, "topk"),

@@ -23,13 +23,11 @@ SWITCHES: list[dict[str, Any]] = [
     {"projection_layers": 1, "pooling_layers": 1, "cross_attention_layers": 2},
     {"anchor_head_layers": 3, "decoder_layers": 3, "encoder_layers": 2},
     {"query_selection": False},
-    {"query_content": "learned"},
     {"anchor_head": False, "auxiliary_queries": False},
     {"auxiliary_queries": False},
     {"highlights_only": True},
     {"highlights_only": True, "alignment": False},
-    {"anchors": {"layout": "fine", "topk": 5, "rescue": True}},
-    {"loss": {"margin_on": "logit", "margin": 1.0}},
+    {"anchors": {"layout": "fine", "topk": 5}},
 ]
 
 
