@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mrmodel.losses.criterion import LossInputs
 from mrmodel.losses.matching import FOREGROUND, Matching, first_and_last_clip
-from mrmodel.spans import aligned_giou, aligned_iou_and_giou, cxw_to_xx
+from mrmodel.spans import aligned_giou, cxw_to_xx
 from mrmodel.types import LayerOutput
 
 
@@ -96,22 +96,18 @@ def smooth_l1(predicted: Tensor, true: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(predicted.float(), true.float(), reduction="none", beta=beta)
 
 
-def span_errors(
-    predicted: Tensor, true: Tensor, beta: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+def span_errors(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """How far spans are from their windows.
 
     Args:
         predicted: (..., 2) cxw.
         true: (..., 2) cxw of their windows.
-        beta: see `smooth_l1`.
 
     Returns:
-        (...) each: smooth absolute error (mean of centre and width), 1 - gIoU, and the IoU, which
-        has no gradient.
+        (...) each: absolute error (mean of centre and width), and 1 - gIoU.
     """
-    iou, giou = aligned_iou_and_giou(cxw_to_xx(predicted), cxw_to_xx(true))
-    return smooth_l1(predicted, true, beta).mean(-1), 1.0 - giou, iou.detach()
+    giou = aligned_giou(cxw_to_xx(predicted), cxw_to_xx(true))
+    return (predicted.float() - true.float()).abs().mean(-1), 1.0 - giou
 
 
 class ContrastiveLoss:

@@ -152,7 +152,7 @@ class SaDetrCriterion(Criterion):
         self, spans: Tensor, window: Tensor, windows: PaddedWindows, divisor: Tensor | float
     ) -> dict[str, Tensor]:
         """``l1`` and ``giou`` (K,) of the queries with a `window` (K or 1, B, S)."""
-        absolute, apart, _ = span_errors(spans, own_windows(window, windows).expand_as(spans))
+        absolute, apart = span_errors(spans, own_windows(window, windows).expand_as(spans))
         positive = (window >= 0).float()
         errors = {"l1": absolute, "giou": apart}
         return {term: (positive * e).sum((1, 2)) / divisor for term, e in errors.items()}
