@@ -68,7 +68,7 @@ RECIPES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]] = {
     "charades": (
         (100, 64, 5e-4, 5e-6, 20, [40, 50]),
         (1.0, 200),
-        {"prior": 0.25, "anchors": {"topk": 18}},
+        {"prior": 0.25, "anchor_topk": 18},
     ),
     "tacos": ((120, 32, 5e-4, 5e-6, 20, [70, 85]), (2.0, 750), {"prior": 0.2, "pooling_layers": 1}),
     "tvsum": ((200, 4, 5e-4, 1e-5, 20, []), (2.0, 500), {"highlights_only": True}),

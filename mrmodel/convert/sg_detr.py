@@ -37,7 +37,7 @@ _LIMITS = {
 _MAX_TOKENS = 40
 # Settings of the published runs that differ from those on QVHighlights.
 _OF_DATA_SET: dict[str, dict[str, Any]] = {
-    "charades": {"prior": 0.25, "anchors.topk": 18},
+    "charades": {"prior": 0.25, "anchor_topk": 18},
     "tacos": {"prior": 0.2},
 }
 # Sizes that no shape shows, in all published runs.

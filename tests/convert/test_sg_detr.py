@@ -226,7 +226,7 @@ def test_settings_follow_the_shapes(tensors: dict[str, Tensor]) -> None:
     ("protocol", "expected"),
     [
         ("qvhighlights", {}),
-        ("charades", {"prior": 0.25, "anchors.topk": 18}),
+        ("charades", {"prior": 0.25, "anchor_topk": 18}),
         ("tacos", {"prior": 0.2}),
     ],
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from mrmodel.convert.parameter_names import UNUSED, match_state, our_name
 from mrmodel.losses.windows import own_windows
 from mrmodel.models import build_model
-from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid, AnchorTargets, assign
+from mrmodel.models.sg_detr.anchors import AnchorGrid, AnchorTargets, assign
 from mrmodel.models.sg_detr.host_inputs import HostInputs
 from mrmodel.models.sg_detr.loss_detection import match_heads
 from mrmodel.models.sg_detr.model import SgDetr
@@ -143,7 +143,7 @@ class Case:
             "iou_head": o["predict_quality_score"],
             "query_selection": o["use_rpn"],
             "auxiliary_queries": "collab" in o["aux_anchors_type"],
-            "anchors": {"topk": o["head_top_k_positive_anchors"]},
+            "anchor_topk": o["head_top_k_positive_anchors"],
             "match": {
                 "span": o["cost_span"],
                 "giou": o["cost_giou"],
@@ -210,10 +210,9 @@ class Case:
         self, model: SgDetr, host: HostInputs, recorded: bool = False, topk: int | None = None
     ) -> AnchorTargets:
         """Anchors of the windows, with another top-k or from the recorded candidates."""
-        layout = LAYOUTS[model.settings.anchors.layout]
-        grid = AnchorGrid.of(self.batch.video_mask.shape[1], layout, torch.device("cpu"))
+        grid = AnchorGrid.of(self.batch.video_mask.shape[1], torch.device("cpu"))
         exists = torch.ones(len(self.batch), len(grid.centre), dtype=torch.bool)
-        topk = model.settings.anchors.topk if topk is None else topk
+        topk = model.settings.anchor_topk if topk is None else topk
         chosen = self.candidates(len(grid.centre), host) if recorded else None
         return assign(grid, exists, host.anchor_spans, host.window_valid, topk, chosen)
 

@@ -88,9 +88,9 @@ def test_the_range_holds_the_starting_point() -> None:
     assert isinstance(rate, FloatRange)
     assert (rate.low, rate.high) == (1e-4, 1e-3)  # The model says 8e-4, params.yaml 1e-3.
     assert plan.start["train.run.lr"] == 1e-3
-    config = config_of(**{"models.sg_detr": {"drop_path": 0.4, "anchors": {"topk": 15}}})
+    config = config_of(**{"models.sg_detr": {"drop_path": 0.4, "anchor_topk": 15}})
     plan = training_plan(config)
-    path, topk = plan.space["drop_path"], plan.space["anchors.topk"]
+    path, topk = plan.space["drop_path"], plan.space["anchor_topk"]
     assert isinstance(path, FloatRange)
     assert path.high == 0.4
     assert isinstance(topk, Choice)
@@ -118,8 +118,8 @@ def test_a_condition_may_look_at_what_is_declared_later() -> None:
         values = draw(plan, seed)
         assert ("loss.weights.auxiliary" in values) == values["auxiliary_queries"]
     circle = {
-        "alignment": {"type": "choice", "choices": [True], "when": {"anchors.topk": [6]}},
-        "anchors.topk": {"when": {"alignment": [True]}},
+        "alignment": {"type": "choice", "choices": [True], "when": {"anchor_topk": [6]}},
+        "anchor_topk": {"when": {"alignment": [True]}},
     }
     with pytest.raises(ConfigError, match=r"look at each other"):
         training_plan(config_of(tune={"space": circle}))
@@ -140,7 +140,9 @@ def test_a_weight_of_zero_on_a_log_scale_is_not_searched() -> None:
 
 def test_one_number_of_a_list_changes_the_list() -> None:
     plan = post_hoc_plan(config_of())
-    changes = plan.changes({"postprocess.fusion.weights.1": 0.5, "postprocess.alpha": 0.53})
+    changes = plan.changes(
+        {"postprocess.fusion.weights.1": 0.5, "postprocess.alpha": plan.start["postprocess.alpha"]}
+    )
     assert changes == {"postprocess.fusion.weights": [1.0, 0.5]}
     changed = changed_config(config_of().model_dump(), changes)
     assert post_hoc_plan(changed).start["postprocess.fusion.weights.1"] == 0.5
@@ -154,8 +156,7 @@ def test_one_number_of_a_list_changes_the_list() -> None:
         ({"train.run.lr_drop": {"type": "int", "low": 1, "high": 2}}, r"train\.finetune\.lr_drop"),
         ({"postprocess.fusion.weights.2": {"type": "float", "low": 1.0, "high": 2.0}},
          r"weights\.2"),
-        ({"anchors.layout": {"type": "int", "low": 1, "high": 2}},
-         r"anchors\.layout = 'coarse'.*no number"),
+        ({"preset": {"type": "int", "low": 1, "high": 2}}, r"preset = 'robust'.*no number"),
         ({"train.run.epochs": {"type": "int", "low": 1, "high": 9}},
          r"train\.finetune\.epochs.*null"),
         ({"queries": {"type": "int", "low": 10, "high": 50, "step": 20}}, r"queries = 25.*steps"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers.functional import Stack, full_precision
-from mrmodel.models.sg_detr.anchors import AnchorGrid
+from mrmodel.models.sg_detr.anchors import STRIDES, AnchorGrid
 from mrmodel.models.sg_detr.conv import ConvNorm, NarrowConv
 from mrmodel.models.sg_detr.output import AnchorOutput
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -60,7 +60,7 @@ class _Table:
 class AnchorHead(nn.Module):
     """Two towers of convolutions, three predictions; levels share all weights but a scale."""
 
-    def __init__(self, settings: SgDetrSettings, levels: int) -> None:
+    def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         hidden, depth = settings.hidden, range(settings.anchor_head_layers)
         self.class_tower: Stack[ConvNorm] = Stack(ConvNorm(hidden) for _ in depth)
@@ -68,7 +68,7 @@ class AnchorHead(nn.Module):
         self.classify = NarrowConv(hidden, 1)
         self.regress = NarrowConv(hidden, 2)
         self.centerness = NarrowConv(hidden, 1)
-        self.scales = nn.ParameterList([torch.ones(1) for _ in range(levels)])
+        self.scales = nn.ParameterList([torch.ones(1) for _ in STRIDES])
         nn.init.constant_(self.classify.bias, prior_logit(settings.prior))
 
     def forward(

@@ -15,43 +15,25 @@ from torch import Tensor
 
 CENTRE_WEIGHT, WIDTH_WEIGHT = 10.0, 5.0  # of the two regression outputs
 MAX_LOG_WIDTH = math.log(62.5)
+# Of the levels of the pyramid: clips from one position to the next; width of the anchors as the
+# regression counts it, which is `EXTRA` too much; width of the proposals of the query selection as
+# a fraction of the video.
+STRIDES = (0.5, 1.0, 2.0, 4.0)
+SIZES = (4.0, 16.0, 32.0, 64.0)
+EXTRA = 1.0
+PROPOSAL_WIDTHS = (0.05, 0.2, 0.4, 0.85)
 INSIDE = 1e-7  # least distance of a positive anchor's centre to the ends of its window
 LEGACY_UNIT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Levels of the pyramid and their anchors.
-
-    Attributes:
-        strides: clips from one position of a level to the next.
-        sizes: width of the anchors of a level as the regression counts it.
-        extra: by how much the regression counts a width too large: 1 in the published code.
-        proposal_widths: widths of the proposals of the query selection, as fractions of the video.
-    """
-
-    strides: tuple[float, ...]
-    sizes: tuple[float, ...]
-    extra: float
-    proposal_widths: tuple[float, ...]
-
-
-LAYOUTS = {
-    "fine": Layout((0.5, 1.0, 2.0, 4.0), (4.0, 16.0, 32.0, 64.0), 1.0, (0.05, 0.2, 0.4, 0.85)),
-    "coarse": Layout(
-        (1.0, 2.0, 4.0, 8.0, 16.0), (4.0, 8.0, 16.0, 32.0, 64.0), 0.0, (0.05, 0.1, 0.2, 0.4, 0.85)
-    ),
-}
-
-
-def level_masks(mask: Tensor, layout: Layout) -> list[Tensor]:
+def level_masks(mask: Tensor) -> list[Tensor]:
     """(B, L) clip mask -> masks (B, L / stride rounded up) of the levels.
 
     A position exists if its first clip does.
     """
     return [
         mask[:, :: int(stride)] if stride >= 1.0 else mask.repeat_interleave(round(1 / stride), 1)
-        for stride in layout.strides
+        for stride in STRIDES
     ]
 
 
@@ -61,49 +43,51 @@ class AnchorGrid:
 
     Attributes:
         centre, size: (A,) float32, anchor units; `size` as the regression counts it.
-        proposal_width: (A,) see `Layout.proposal_widths`.
+        proposal_width: (A,) see `PROPOSAL_WIDTHS`.
         level_sizes: number of anchors of each level; their sum is A.
-        extra: see `Layout`.
     """
 
     centre: Tensor
     size: Tensor
     proposal_width: Tensor
     level_sizes: tuple[int, ...]
-    extra: float
 
     @classmethod
-    def of(cls, clips: int, layout: Layout, device: torch.device) -> AnchorGrid:
+    def of(cls, clips: int, device: torch.device) -> AnchorGrid:
         """The anchors of a batch of `clips` clips, padding included."""
-        counts = tuple(math.ceil(clips / stride) for stride in layout.strides)
+        counts = tuple(math.ceil(clips / stride) for stride in STRIDES)
         centres = [
             (torch.arange(count, device=device) + 0.5) * stride
-            for count, stride in zip(counts, layout.strides, strict=True)
+            for count, stride in zip(counts, STRIDES, strict=True)
         ]
 
         def by_level(values: tuple[float, ...]) -> Tensor:
             parts = zip(counts, values, strict=True)
             return torch.cat([torch.full((count,), value, device=device) for count, value in parts])
 
-        widths = by_level(layout.proposal_widths)
-        return cls(torch.cat(centres), by_level(layout.sizes), widths, counts, layout.extra)
+        return cls(torch.cat(centres), by_level(SIZES), by_level(PROPOSAL_WIDTHS), counts)
+
+    @property
+    def width(self) -> Tensor:
+        """(A,) anchor units."""
+        return self.size - EXTRA
 
     @property
     def spans_xx(self) -> Tensor:
         """(A, 2) (start, end)."""
-        half = 0.5 * (self.size - self.extra)
+        half = 0.5 * self.width
         return torch.stack((self.centre - half, self.centre + half), dim=-1)
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Regression outputs (B, A, 2) -> (centre, width), float32; zeros give the anchors.
 
         The first output is the shift of the centre in tenths of the size, the second the logarithm
-        of the width's factor in fifths. With `extra` a width can be below zero.
+        of the width's factor in fifths. A width can be below zero.
         """
         shift, growth = outputs.float().unbind(-1)
         width = (growth / WIDTH_WEIGHT).clamp(max=MAX_LOG_WIDTH).exp() * self.size
         centre = self.centre + shift / CENTRE_WEIGHT * self.size
-        return torch.stack((centre, width - self.extra), dim=-1)
+        return torch.stack((centre, width - EXTRA), dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

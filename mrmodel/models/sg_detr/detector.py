@@ -22,7 +22,7 @@ from mrmodel.models.layers.query_groups import (
     moment_group,
 )
 from mrmodel.models.sg_detr.anchor_head import AnchorHead
-from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid
+from mrmodel.models.sg_detr.anchors import AnchorGrid
 from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
 from mrmodel.models.sg_detr.decoder import SgDecoder
 from mrmodel.models.sg_detr.host_inputs import HostInputs, existing_anchors
@@ -52,8 +52,7 @@ class Detector(nn.Module):
         self.pyramid = FeaturePyramid(s) if needs_pyramid else None
         self.start = QuerySelector(s) if s.query_selection else LearnedQueries(s)
         self.decoder = SgDecoder(s)
-        levels = len(LAYOUTS[s.anchors.layout].strides)
-        self.anchor_head = AnchorHead(s, levels) if s.anchor_head else None
+        self.anchor_head = AnchorHead(s) if s.anchor_head else None
         self.auxiliary_content = None
         if s.auxiliary_queries:
             linear = nn.Linear(s.hidden, s.hidden)
@@ -78,8 +77,7 @@ class Detector(nn.Module):
         """
         s = self.settings
         levels = [] if self.pyramid is None else self.pyramid(seen.memory, seen.mask)
-        layout = LAYOUTS[s.anchors.layout]
-        grid = AnchorGrid.of(seen.mask.shape[1], layout, seen.mask.device)
+        grid = AnchorGrid.of(seen.mask.shape[1], seen.mask.device)
         start = self.start(levels, seen.mask, grid)
         groups = [moment_group(start.content, start.spans_cxw)]
         anchors = None
@@ -117,7 +115,7 @@ class Detector(nn.Module):
 
 def _auxiliary_queries(grid: AnchorGrid, unit: Tensor, host: HostInputs) -> LabelledQueries:
     """Chosen anchors as decoder queries; `unit` (B,) is an anchor unit as a fraction."""
-    anchors = torch.stack((grid.centre, grid.size - grid.extra), dim=-1)
+    anchors = torch.stack((grid.centre, grid.width), dim=-1)
     spans = anchors[host.query_anchor] * unit[:, None, None]
     window, used = host.query_window, host.query_used
     return LabelledQueries(

@@ -16,7 +16,6 @@ from torch import Tensor
 from mrmodel.losses.negatives import negative_rows, source_videos
 from mrmodel.losses.windows import PaddedWindows, pad_windows
 from mrmodel.models.sg_detr.anchors import (
-    LAYOUTS,
     LEGACY_UNIT_S,
     AnchorGrid,
     AnchorTargets,
@@ -101,7 +100,7 @@ def existing_anchors(mask: Tensor, grid: AnchorGrid, settings: SgDetrSettings) -
     """
     if settings.legacy_padding:
         return mask.new_ones(len(mask), len(grid.centre))
-    places = torch.cat(level_masks(mask, LAYOUTS[settings.anchors.layout]), dim=1)
+    places = torch.cat(level_masks(mask), dim=1)
     return places & (grid.centre < mask.sum(1, keepdim=True))
 
 
@@ -123,14 +122,14 @@ def make_host_inputs(
     valid = F.pad(given.valid, (0, missing))
 
     size = padded_size(batch.video_mask.shape[1], settings)
-    grid = AnchorGrid.of(size, LAYOUTS[settings.anchors.layout], torch.device("cpu"))
+    grid = AnchorGrid.of(size, torch.device("cpu"))
     spans = cxw_to_xx(windows) * padded[:, None, None]
     if settings.legacy_anchor_unit:
         # As published the fraction of a second goes, even one that only rounding made.
         seconds = cxw_to_xx(windows) * (padded * batch.clip_len_s)[:, None, None]
         spans = seconds.trunc() / LEGACY_UNIT_S
     exists = existing_anchors(torch.arange(size) < padded[:, None], grid, settings)
-    found = assign(grid, exists, spans, valid, settings.anchors.topk)
+    found = assign(grid, exists, spans, valid, settings.anchor_topk)
     chance = _chances(grid, len(batch), generator)
     query_anchor, query_used = _queries(found.window >= 0, exists, chance, settings)
     return HostInputs(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers.functional import Stack
-from mrmodel.models.sg_detr.anchors import LAYOUTS, level_masks
+from mrmodel.models.sg_detr.anchors import STRIDES, level_masks
 from mrmodel.models.sg_detr.conv import TAPS, first_weights
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
@@ -70,15 +70,14 @@ class PyramidBlock(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """The levels of a layout: up to stride 2 from the clips, coarser ones from the level before."""
+    """The levels: up to stride 2 from the clips, the coarsest from the level before."""
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
-        self.layout = LAYOUTS[settings.anchors.layout]
         self.leaks = settings.legacy_padding
         self.levels: Stack[PyramidBlock] = Stack(
             PyramidBlock(settings.hidden, _step(stride), active=stride > COARSE)
-            for stride in self.layout.strides
+            for stride in STRIDES
         )
 
     def forward(self, clips: Tensor, mask: Tensor) -> Sequence[Tensor]:
@@ -88,10 +87,10 @@ class FeaturePyramid(nn.Module):
         """
         clip_mask: Tensor | None = None if self.leaks else mask
         masks: Sequence[Tensor | None] = (
-            [None] * len(self.levels) if self.leaks else level_masks(mask, self.layout)
+            [None] * len(self.levels) if self.leaks else level_masks(mask)
         )
         levels: list[Tensor] = []
-        for block, stride, level_mask in zip(self.levels, self.layout.strides, masks, strict=True):
+        for block, stride, level_mask in zip(self.levels, STRIDES, masks, strict=True):
             if stride > COARSE:
                 source, source_mask = levels[-1], masks[len(levels) - 1]
             else:

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from mrmodel.models.layers.feed_forward import Mlp, xavier_chain
 from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.sg_detr.anchor_head import prior_logit
-from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid, level_masks
+from mrmodel.models.sg_detr.anchors import AnchorGrid, level_masks
 from mrmodel.models.sg_detr.conv import FIRST_WEIGHTS
 from mrmodel.models.sg_detr.output import Heads
 from mrmodel.models.sg_detr.settings import SgDetrSettings
@@ -60,7 +60,6 @@ class QuerySelector(nn.Module):
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
         hidden, self.queries = settings.hidden, settings.queries
-        self.layout = LAYOUTS[settings.anchors.layout]
         self.output = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, 1)
@@ -106,6 +105,6 @@ class QuerySelector(nn.Module):
         """(B, A, 2) spans around the positions, and (B, A) bool, which of them may be chosen."""
         centre = grid.centre / mask.sum(1, keepdim=True)
         low, high = INSIDE
-        usable = torch.cat(level_masks(mask, self.layout), dim=1)
+        usable = torch.cat(level_masks(mask), dim=1)
         usable = usable & (centre > low) & (centre < high)
         return torch.stack((centre, grid.proposal_width.expand_as(centre)), dim=-1), usable

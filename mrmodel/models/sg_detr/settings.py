@@ -19,19 +19,6 @@ from mrmodel.models.settings import SUPPRESSION, DropRate, PresetSection
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class AnchorSettings(Section):
-    """Anchors of the pyramid (docs/models/sg_detr.md, section 4).
-
-    Attributes:
-        layout: ``fine``: the published levels, half a clip to four clips apart; ``coarse``: levels
-            one to sixteen clips apart.
-        topk: nearest anchors of each level that are candidates for a window.
-    """
-
-    layout: Literal["fine", "coarse"] = "fine"
-    topk: Count = 12
-
-
 class MatchSettings(Section):
     """Weights of the matching cost: L1 of (centre, width), -gIoU, -p, -IoU."""
 
@@ -83,7 +70,6 @@ RELEASED_VALIDATION = VALIDATION.model_copy(
 
 # What `robust` changes; docs/models/sg_detr.md has the measurements.
 DEVIATIONS: dict[str, Any] = {
-    "anchors": {"layout": "coarse"},
     "legacy_padding": False,
     "legacy_next_negative": False,
     "legacy_anchor_unit": False,
@@ -107,6 +93,7 @@ class SgDetrSettings(PresetSection):
         query_selection: queries start at the best positions of the pyramid; false: at learned
             references.
         anchor_head: there is an anchor head, whose windows are fused with the decoder's.
+        anchor_topk: nearest anchors of each level that are candidates for a window.
         auxiliary_queries: positive anchors are decoder queries in training.
         alignment: moment and sentence encoders and their two losses, in training.
         legacy_padding: as published, pad videos with valid zero clips to a multiple of four, and
@@ -143,7 +130,7 @@ class SgDetrSettings(PresetSection):
     anchor_head: bool = True
     auxiliary_queries: bool = True
     alignment: bool = True
-    anchors: AnchorSettings = AnchorSettings()
+    anchor_topk: Count = 12
     match: MatchSettings = MatchSettings()
     loss: LossSettings = LossSettings()
     legacy_padding: bool = True
@@ -195,7 +182,7 @@ SEARCH_SPACE: SearchSpace = {
     "loss.weights.moment": FloatRange(low=0.3, high=6.0, log=True, when={"alignment": [True]}),
     "loss.background_weight": FloatRange(low=0.05, high=0.3, when=_WINDOWS),
     "drop_path": FloatRange(low=0.0, high=0.3),
-    "anchors.topk": Choice(choices=[6, 9, 12, 18], when=_ANCHORS),
+    "anchor_topk": Choice(choices=[6, 9, 12, 18], when=_ANCHORS),
     "train.run.lr": FloatRange(low=1e-4, high=8e-4, log=True),
     "train.weight_decay": FloatRange(low=1e-4, high=1e-1, log=True),
 }
