@@ -12,14 +12,13 @@ from torch import Tensor
 from mrmodel.models.layers import cpu_kernels
 from mrmodel.models.sg_detr import conv
 from mrmodel.models.sg_detr.anchor_head import AnchorHead
-from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid, level_masks
+from mrmodel.models.sg_detr.anchors import STRIDES, AnchorGrid, level_masks
 from mrmodel.models.sg_detr.conv import ConvNorm, NarrowConv
 from tests.models.sg_detr.whole import D, close, mask_of, rows_of, settings_of, shaken
 
 # Three stretches of time, parted by rows of zeros.
 STRETCHES = (7, 1, 4)
 KEEP = torch.tensor([row for n in STRETCHES for row in [1.0] * n + [0.0]]).unsqueeze(1)
-LAYOUT = LAYOUTS["coarse"]
 LENGTHS = [11, 4, 1]
 
 
@@ -82,20 +81,20 @@ def plain_head(head: AnchorHead, levels: list[Tensor]) -> Tensor:
         logits = (convolved(of_class, head.classify), convolved(of_span, head.centerness))
         found.append(torch.cat((*logits, regression), dim=1))
     answers = torch.cat(found)
-    grid = AnchorGrid.of(len(levels[0]), LAYOUT, torch.device("cpu"))
+    grid = AnchorGrid.of(len(levels[1]), torch.device("cpu"))
     return torch.cat((answers, grid.decode(answers[:, 2:])), dim=1)
 
 
 def test_the_anchor_head_level_by_level_and_sample_by_sample() -> None:
     """With garbage at the padding."""
-    head = shaken(AnchorHead(settings_of(anchor_head_layers=2), len(LAYOUT.strides)))
+    head = shaken(AnchorHead(settings_of(anchor_head_layers=2)))
     mask = mask_of(LENGTHS, padding=2)
-    sizes = [[math.ceil(n / s) for n in [*LENGTHS, 13]] for s in LAYOUT.strides]
+    sizes = [[math.ceil(n / s) for n in [*LENGTHS, 13]] for s in STRIDES]
     levels = [
         rows_of(own, garbage=1e4, seed=i)[:-1].requires_grad_() for i, own in enumerate(sizes)
     ]
-    grid = AnchorGrid.of(13, LAYOUT, torch.device("cpu"))
-    exists = torch.cat(level_masks(mask, LAYOUT), dim=1)
+    grid = AnchorGrid.of(13, torch.device("cpu"))
+    exists = torch.cat(level_masks(mask), dim=1)
     output = head(levels, grid, exists, 1.0 / mask.sum(1))
     logits = (output.logits[..., None], output.centerness[..., None])
     found = torch.cat((*logits, output.regression, output.spans_cxw), dim=-1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.sg_detr.anchors import LAYOUTS, AnchorGrid
+from mrmodel.models.sg_detr.anchors import AnchorGrid
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput
 from mrmodel.spans import xx_to_cxw
 from tests.conformance.test_models import evaluate, make_batch, make_targets
@@ -101,7 +101,7 @@ def test_auxiliary_queries_are_anchors_and_their_rows() -> None:
     content, spans = (part[:, :slots] for part in given)
     assert torch.equal(spans, queries.spans_cxw)
     assert torch.equal(queries.positive, host.query_window >= 0)
-    grid = xx_to_cxw(AnchorGrid.of(9, LAYOUTS["coarse"], torch.device("cpu")).spans_xx)
+    grid = xx_to_cxw(AnchorGrid.of(9, torch.device("cpu")).spans_xx)
     for b, length in enumerate(CLIPS):
         used, anchor = host.query_used[b], host.query_anchor[b]
         close(content[b, used], detector.auxiliary_content(rows[b, anchor])[used])  # type: ignore[misc]

@@ -28,10 +28,8 @@ from tests.models.small import assert_bit_equal, train_pass
 
 RELEASED: dict[str, Any] = {"preset": "released"}
 PRESETS = pytest.mark.parametrize("preset", [{}, RELEASED], ids=["robust", "released"])
-# The preset, the other layout, and queries that do not come from the pyramid.
-ROBUST = pytest.mark.parametrize(
-    "changes", [{}, {"anchors": {"layout": "fine"}}, {"query_selection": False}]
-)
+# The preset, and queries that do not come from the pyramid.
+ROBUST = pytest.mark.parametrize("changes", [{}, {"query_selection": False}])
 
 
 def garbled(batch: Batch) -> Batch:

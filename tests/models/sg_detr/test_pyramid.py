@@ -9,21 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.models.sg_detr.anchors import LAYOUTS, level_masks
+from mrmodel.models.sg_detr.anchors import STRIDES, level_masks
 from mrmodel.models.sg_detr.pyramid import FeaturePyramid, SeparableConv
 from tests.models.sg_detr.whole import D, close, mask_of, rows_of, settings_of, shaken
 
 LENGTHS = [11, 5, 1]
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def pyramid_of(layout: str, leaks: bool) -> FeaturePyramid:
-    settings = settings_of(anchors={"layout": layout}, legacy_padding=leaks)
-    return shaken(FeaturePyramid(settings))
+def pyramid_of(leaks: bool) -> FeaturePyramid:
+    return shaken(FeaturePyramid(settings_of(legacy_padding=leaks)))
 
 
 def separable(rows: Tensor, conv: SeparableConv, norm: nn.LayerNorm) -> Tensor:
@@ -34,7 +28,7 @@ def separable(rows: Tensor, conv: SeparableConv, norm: nn.LayerNorm) -> Tensor:
 def plain(pyramid: FeaturePyramid, clips: Tensor) -> list[Tensor]:
     """The levels of clips (B, L, d) without padding."""
     levels: list[Tensor] = []
-    for block, stride in zip(pyramid.levels, pyramid.layout.strides, strict=True):
+    for block, stride in zip(pyramid.levels, STRIDES, strict=True):
         rows = F.gelu(levels[-1]) if stride > 2 else clips
         rows = rows.repeat_interleave(2, 1) if stride < 1 else rows
         rows = F.gelu(separable(rows, block.convs[0], block.norms[0]))
@@ -44,11 +38,11 @@ def plain(pyramid: FeaturePyramid, clips: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("clips", [12, 7])
 @pytest.mark.parametrize("leaks", [True, False])
-def test_equals_plain_convolutions(layout: str, clips: int, leaks: bool) -> None:
+def test_equals_plain_convolutions(clips: int, leaks: bool) -> None:
     """Without padding both forms are the same, also where a level has an odd number of rows."""
-    pyramid, rows = pyramid_of(layout, leaks), rows_of([clips, clips]).requires_grad_()
+    pyramid, rows = pyramid_of(leaks), rows_of([clips, clips]).requires_grad_()
     found, expected = pyramid(rows, mask_of([clips, clips])), plain(pyramid, rows)
-    sizes = [math.ceil(clips / stride) for stride in pyramid.layout.strides]
+    sizes = [math.ceil(clips / stride) for stride in STRIDES]
     assert [level.shape[1] for level in found] == sizes
     close(list(found), expected, 1e-4)
     leaves = [rows, *pyramid.parameters()]
@@ -60,10 +54,10 @@ def test_equals_plain_convolutions(layout: str, clips: int, leaks: bool) -> None
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_without_leaks_each_sample_is_as_if_alone(layout: str) -> None:
-    pyramid, mask = pyramid_of(layout, False), mask_of(LENGTHS, 3)
+def test_without_leaks_each_sample_is_as_if_alone() -> None:
+    pyramid, mask = pyramid_of(False), mask_of(LENGTHS, 3)
     rows = rows_of(LENGTHS, padding=3, garbage=1e4).requires_grad_()
-    found, masks = pyramid(rows, mask), level_masks(mask, pyramid.layout)
+    found, masks = pyramid(rows, mask), level_masks(mask)
     total = torch.zeros(())
     for b, length in enumerate(LENGTHS):
         own = [level[b, exists[b]] for level, exists in zip(found, masks, strict=True)]
@@ -72,12 +66,12 @@ def test_without_leaks_each_sample_is_as_if_alone(layout: str) -> None:
     assert torch.equal(torch.autograd.grad(total, rows)[0].any(-1), mask)
 
 
-def test_released_lets_padding_leak(layout: str) -> None:
+def test_released_lets_padding_leak() -> None:
     """Whatever the mask says, as if padded clips were clips."""
-    pyramid, mask = pyramid_of(layout, True), mask_of([8, 12])
+    pyramid, mask = pyramid_of(True), mask_of([8, 12])
     first, second = (rows_of([8, 12], garbage=x) for x in (0.7, -0.7))
     close(list(pyramid(first, mask)), plain(pyramid, first), 1e-4)
-    masks = level_masks(mask, pyramid.layout)
+    masks = level_masks(mask)
     for one, two, exists in zip(pyramid(first, mask), pyramid(second, mask), masks, strict=True):
         changed = (one - two).abs().amax(-1) > 1e-3
         assert bool(changed[0, exists[0]][-1])

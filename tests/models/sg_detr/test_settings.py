@@ -18,13 +18,10 @@ def settings_of(**given: Any) -> SgDetrSettings:
     return validate_section(SgDetrSettings, given, "models.sg_detr")
 
 
-def test_robust_is_the_default_and_departs_in_four_values() -> None:
+def test_robust_is_the_default_and_departs_in_three_values() -> None:
     released = settings_of(preset="released").model_dump()
-    anchors = {"layout": "fine", "topk": 12}
-    assert released["anchors"] == anchors
     assert all(released[name] for name in ROBUST)
-    changed = {"preset": "robust", "anchors": anchors | {"layout": "coarse"}}
-    assert settings_of().model_dump() == released | ROBUST | changed
+    assert settings_of().model_dump() == released | ROBUST | {"preset": "robust"}
     assert settings_of(preset="robust") == settings_of()
 
 
@@ -43,9 +40,8 @@ def test_published_values() -> None:
 
 @pytest.mark.parametrize("preset", ["released", "robust"])
 def test_a_written_key_wins_and_its_neighbours_stay(preset: str) -> None:
-    settings = settings_of(preset=preset, anchors={"topk": 3}, legacy_padding=True)
-    assert settings.anchors.topk == 3
-    assert settings.anchors.layout == ("coarse" if preset == "robust" else "fine")
+    settings = settings_of(preset=preset, anchor_topk=3, legacy_padding=True)
+    assert settings.anchor_topk == 3
     assert settings.legacy_padding
     assert settings.legacy_anchor_unit == (preset == "released")
     assert settings_of(**settings.model_dump()) == settings
@@ -58,7 +54,7 @@ def test_a_written_key_wins_and_its_neighbours_stay(preset: str) -> None:
         ({"anchor_head": False}, "auxiliary_queries needs anchor_head"),
         ({"preset": "paper"}, "preset"),
         ({"prior": 1.0}, "prior"),
-        ({"anchors": {"topk": 0}}, "topk"),
+        ({"anchor_topk": 0}, "anchor_topk"),
         # Keys of earlier versions.
         ({"detector": "hybrid"}, "unknown key"),
         ({"dn": {"groups": 5}}, "unknown key"),
@@ -85,5 +81,5 @@ def leaves(section: type[BaseModel]) -> list[str]:
 
 def test_there_are_few_settings() -> None:
     names = leaves(SgDetrSettings)
-    assert {"anchors.topk", "loss.weights.span", "preset"} <= set(names)
+    assert {"anchor_topk", "loss.weights.span", "preset"} <= set(names)
     assert len(names) <= 55

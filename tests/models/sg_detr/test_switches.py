@@ -23,11 +23,12 @@ SWITCHES: list[dict[str, Any]] = [
     {"projection_layers": 1, "pooling_layers": 1, "cross_attention_layers": 2},
     {"anchor_head_layers": 3, "decoder_layers": 3, "encoder_layers": 2},
     {"query_selection": False},
-    {"anchor_head": False, "auxiliary_queries": False},
+    # So many queries that every level has some.
+    {"anchor_head": False, "auxiliary_queries": False, "queries": 60},
     {"auxiliary_queries": False},
     {"highlights_only": True},
     {"highlights_only": True, "alignment": False},
-    {"anchors": {"layout": "fine", "topk": 5}},
+    {"anchor_topk": 5},
 ]
 
 
