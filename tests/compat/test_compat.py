@@ -216,7 +216,9 @@ def unpack_versions() -> list[Path]:
     folders = [path.parent for path in sorted((STATE / "mlartifacts").rglob("MLmodel"))]
     for folder in folders:
         with tarfile.open(HERE / "code.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
+            # Python 3.11 before 3.11.4 has no filters.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(folder)
         artifacts = folder / "artifacts"
         shutil.copy(HERE / "example.mp4", artifacts)
         name = json.loads((artifacts / "model/config.json").read_text())["model"]
