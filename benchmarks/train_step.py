@@ -4,8 +4,7 @@ Run ``python -m benchmarks.train_step [--model NAME] [--threads N] [--dtype fp32
 [--json]``. Rates are medians over the repeats, in seconds of CPU time. `flop_utilisation` is the
 share of the matrix-product rate, measured between the repeats, that the step reaches with the
 products that it executes. `outside_share` is the part of the step that is neither the model's
-forward nor the backward pass: loading, losses, optimiser and, of SG-DETR, the queries and anchor
-targets that its forward pass makes from the truth.
+forward nor the backward pass: loading (with the model's host inputs), losses and optimiser.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from mrmodel.convert.sg_detr import (
 from mrmodel.convert.streams import Modality, StreamName, model_streams, published_streams
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import sha256_of
-from mrmodel.predict.serving import write_serving
+from mrmodel.predict.serving import SERVING, write_serving
 from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_model
 
 
@@ -175,10 +175,11 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
     if not fit.mismatches:
         model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
         try:
-            (request.output / CONFIG).unlink(missing_ok=True)
-            save_model(request.output, model, config)
+            for name in (CONFIG, SERVING):
+                (request.output / name).unlink(missing_ok=True)
             if config.model == "sg_detr":
                 write_serving(request.output, published_postprocess(config.protocol))
+            save_model(request.output, model, config)
         except OSError as error:
             rule = f"cannot be written ({error.strerror})"
             raise CheckpointError(f"{request.output}: {rule}") from error

@@ -53,6 +53,8 @@ _LIGHTNING = "pytorch-lightning_version"
 _MODEL = "model."
 # The options there, and the only one that is read: the data set.
 _SAVED = "hyper_parameters"
+# Of the pickle alone: tensors lie beside it.
+_MOST_BYTES = 64 << 20
 _DATA_SET = "metrics_mode"
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -195,8 +197,11 @@ class _Names(dict[Any, Any]):
         pass
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Builds plain containers and stand-ins; every import of a pickle goes through `find_class`."""
+class _InertUnpickler(pickle._Unpickler):
+    """Builds plain containers and stand-ins; every import of a pickle goes through `find_class`.
+
+    The class in Python keeps its memo in a dict; the one in C would allocate any index at once.
+    """
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("collections", "OrderedDict"):
@@ -216,7 +221,10 @@ def _load_lightning(path: Path) -> dict[str, Any] | None:
     try:
         with ZipFile(path) as file:
             root = file.namelist()[0].split("/")[0]
-            loaded = _InertUnpickler(io.BytesIO(file.read(f"{root}/data.pkl"))).load()
+            record = f"{root}/data.pkl"
+            if file.getinfo(record).file_size > _MOST_BYTES:
+                return None
+            loaded = _InertUnpickler(io.BytesIO(file.read(record))).load()
     # A damaged file can raise any exception.
     except Exception:
         return None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mrmodel import presets
 from mrmodel.config.postprocess import PostprocessConfig
-from mrmodel.config.schema import parse_config
+from mrmodel.config.schema import Config, parse_config
 from mrmodel.convert.settings import SIGNATURE_KEYS, Setting, Shapes, count_layers, size_of
 from mrmodel.errors import CheckpointError
 
@@ -26,20 +26,10 @@ _OTHERS = {
     "dn_label_enc": "denoising queries",
     "mr2hd": "the moment-to-highlight module",
 }
-# Evaluation protocol -> seconds of a clip and clips of the longest video, in the published runs.
-_LIMITS = {
-    "qvhighlights": (2.0, 75),
-    "charades": (1.0, 200),
-    "tacos": (2.0, 750),
-    "tvsum": (2.0, 500),
-    "youtube_hl": (2.0, 1000),
-}
-_MAX_TOKENS = 40
-# Settings of the published runs that differ from those on QVHighlights.
-_OF_DATA_SET: dict[str, dict[str, Any]] = {
-    "charades": {"prior": 0.25, "anchor_topk": 18},
-    "tacos": {"prior": 0.2},
-}
+# The published YouTube Highlights features have clips of two seconds; our preset has one.
+_CLIP_LEN_S = {"youtube_hl": 2.0}
+# Protocols of data sets without windows.
+_HIGHLIGHTS = ("tvsum", "youtube_hl")
 # Sizes that no shape shows, in all published runs.
 _HEADS = 8
 _SELECTED_QUERIES = 25
@@ -87,10 +77,18 @@ def infer_sg_detr(shapes: Shapes, protocol: str) -> list[Setting]:
     """`sg_detr_settings` and those of the published run on a data set, each with its source.
 
     Raises:
-        CheckpointError: see `sg_detr_settings`.
+        CheckpointError: see `sg_detr_settings`; or the file has windows and the data set has none,
+            or the other way round.
     """
     values = sg_detr_settings(shapes)
-    of_run = _OF_DATA_SET.get(protocol, {})
+    if values["highlights_only"] != (protocol in _HIGHLIGHTS):
+        kind = "no query selector, so it is" if values["highlights_only"] else "a query selector"
+        raise CheckpointError(
+            f"has {kind}{' of TVSum or YouTube Highlights' if values['highlights_only'] else ''}, "
+            f"and the data set is {protocol}; --dataset names another one"
+        )
+    of_run = dict(_published(protocol).models["sg_detr"])
+    of_run = {name: value for name, value in of_run.items() if name not in values}
     published = {"preset", "heads", *of_run} | (set() if values["highlights_only"] else {"queries"})
     return [
         Setting(name, value, "published value" if name in published else "shapes")
@@ -100,13 +98,22 @@ def infer_sg_detr(shapes: Shapes, protocol: str) -> list[Setting]:
 
 def published_limits(protocol: str) -> dict[str, Any]:
     """``clip_len_s``, ``max_clips`` and ``max_tokens`` of the published run on a data set."""
-    clip_len_s, max_clips = _LIMITS[protocol]
-    return {"clip_len_s": clip_len_s, "max_clips": max_clips, "max_tokens": _MAX_TOKENS}
+    features = _published(protocol).features
+    return {
+        "clip_len_s": _CLIP_LEN_S.get(protocol, features.clip_len_s),
+        "max_clips": features.max_clips,
+        "max_tokens": features.max_tokens,
+    }
 
 
 def published_postprocess(protocol: str) -> PostprocessConfig:
-    """Post-processing of the published run on a data set, as its preset has it."""
-    return parse_config(yaml.safe_load(presets.render(f"{protocol}_sg_detr"))).postprocess
+    """Post-processing of the published run on a data set."""
+    return _published(protocol).postprocess
+
+
+def _published(protocol: str) -> Config:
+    """The preset of a data set, which has the values of the published run."""
+    return parse_config(yaml.safe_load(presets.render(f"{protocol}_sg_detr")))
 
 
 def without_anchors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class TargetSettings:
         keep: which windows are kept: the longest (SG-DETR here), or a random choice redrawn in
             every epoch (Moment-DETR and its descendants, with 5).
         clip_rule: relevant clips where a set has windows but no ratings. ``overlap``: those of
-            which a window covers more than half (SG-DETR, section 5.1), or else the best covered
+            which a window covers more than half (SG-DETR, section 5.2), or else the best covered
             one; ``first_window``: the published rule of Moment-DETR for such sets, which rounds the
             bounds of the first window down.
     """

@@ -49,8 +49,8 @@ class MomentModel(nn.Module, ABC):
 
         Args:
             batch: the input.
-            targets: the ground truth, in training, for models with denoising queries; other models
-                ignore it.
+            targets: the ground truth, in training, for models that build inputs from it (denoising
+                or auxiliary queries); other models ignore it.
             progress: fraction of the training that is done, in [0, 1). Training inputs such as
                 noise may depend on it, predictions do not.
         """

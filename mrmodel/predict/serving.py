@@ -32,8 +32,8 @@ def write_serving(folder: Path, postprocess: PostprocessConfig) -> None:
 def read_serving(folder: Path) -> PostprocessConfig:
     """The post-processing of a model folder.
 
-    Without serving.json (an imported model, or one of an earlier version) it has the earlier
-    defaults, and a warning is logged.
+    Without serving.json (an imported model other than SG-DETR, or one of an earlier version) it has
+    the earlier defaults, and a warning is logged.
 
     Raises:
         CheckpointError: serving.json is damaged or of an unknown format.

@@ -27,6 +27,7 @@ from mrmodel.convert.sg_detr import (
 )
 from mrmodel.convert.streams import usual_streams
 from mrmodel.errors import CheckpointError
+from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import load_model
 from tests.convert.published import Planted, foreign_modules, run_import, save_lightning
 from tests.golden_parity.folder import GOLDEN, load
@@ -339,6 +340,8 @@ def test_the_data_set_decides_clips_and_protocol(
     tensors: dict[str, Tensor],
     tmp_path: Path,
 ) -> None:
+    if expected[0] in ("tvsum", "youtube_hl"):
+        tensors = of_highlights(tensors)
     file = save_lightning(tmp_path / "best.ckpt", tensors, mode)
     run_import(file, tmp_path / "model", *STREAMS, *arguments)
     config = json.loads((tmp_path / "model/config.json").read_text())
@@ -353,6 +356,29 @@ def test_files_without_windows_become_models_of_highlights(
     config = load_model(tmp_path / "model")[1]
     assert (config.settings["highlights_only"], config.settings["queries"]) == (True, 6)
     assert config.protocol == "tvsum"
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_windows_and_data_set_must_agree(
+    windows: bool, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    state, mode = (tensors, "tvsum") if windows else (of_highlights(tensors), None)
+    file = save_lightning(tmp_path / "best.ckpt", state, mode)
+    said = "the data set is tvsum" if windows else "no query selector.*the data set is qvhighlights"
+    assert re.search(said, run_import(file, tmp_path / "model", *STREAMS, code=2))
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_model_in_the_folder_leaves_no_post_processing(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    run_import(save_lightning(tmp_path / "best.ckpt", tensors), output, *STREAMS)
+    published = read_serving(output)
+    assert published.official is not None
+    state = of_highlights(tensors)
+    run_import(save_lightning(tmp_path / "b.ckpt", state, "tvsum"), output, *STREAMS, "--force")
+    assert read_serving(output) != published
 
 
 def test_a_hostile_checkpoint_still_becomes_a_model(

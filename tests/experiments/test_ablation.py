@@ -11,7 +11,7 @@ from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.experiments.ablation import ablation_table, config_of_row
 from mrmodel.experiments.tables import made_with
-from mrmodel.models.sg_detr.settings import DEVIATIONS, SgDetrSettings
+from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.report.studies import (
     PAPER_METRICS,
     SWITCHES,
@@ -80,7 +80,7 @@ def test_row_e_is_the_model_of_the_sample_corpus() -> None:
 def test_the_variant_with_the_published_values_has_the_size_of_row_e() -> None:
     full, released = settings_of("sg_detr_ablation_e"), settings_of("sg_detr_ablation_e_released")
     differing = {path for path in full if full[path] != released[path]}
-    assert differing == {"preset", *flat(DEVIATIONS)}
+    assert differing == {"preset", *SgDetrSettings.ROBUST}
     assert released["hidden"] == raw_of("sample")["models"]["sg_detr"]["hidden"]
 
 

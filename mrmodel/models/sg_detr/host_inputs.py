@@ -117,18 +117,20 @@ def make_host_inputs(
     padded = padded_lengths(lengths, settings)
     given = pad_windows(targets)
     missing = max(0, 1 - given.valid.shape[1])
-    spans = F.pad(given.spans_cxw, (0, 0, 0, missing), value=0.5)
-    windows = spans * (lengths / padded)[:, None, None]
+    given_cxw = F.pad(given.spans_cxw, (0, 0, 0, missing), value=0.5)
+    windows = given_cxw * (lengths / padded)[:, None, None]
     valid = F.pad(given.valid, (0, missing))
 
     size = padded_size(batch.video_mask.shape[1], settings)
-    grid = AnchorGrid.of(size, torch.device("cpu"))
+    # Without anchor head nothing of the rest is read.
+    grid = AnchorGrid.of(size if settings.has_anchors else 0, torch.device("cpu"))
     spans = cxw_to_xx(windows) * padded[:, None, None]
     if settings.legacy_anchor_unit:
         # As published the fraction of a second goes, even one that only rounding made.
-        seconds = cxw_to_xx(windows) * (padded * batch.clip_len_s)[:, None, None]
+        seconds = cxw_to_xx(given_cxw) * (lengths * batch.clip_len_s)[:, None, None]
         spans = seconds.trunc() / LEGACY_UNIT_S
-    exists = existing_anchors(torch.arange(size) < padded[:, None], grid, settings)
+    mask = torch.arange(size if settings.has_anchors else 0) < padded[:, None]
+    exists = existing_anchors(mask, grid, settings)
     found = assign(grid, exists, spans, valid, settings.anchor_topk)
     chance = _chances(grid, len(batch), generator)
     query_anchor, query_used = _queries(found.window >= 0, exists, chance, settings)

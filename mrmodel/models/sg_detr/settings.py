@@ -1,7 +1,8 @@
 """Settings of SG-DETR, its presets and its search space.
 
 `SgDetrSettings` has the published values. ``preset`` names the values that an absent key has:
-``released`` those, ``robust`` (the default) those with `DEVIATIONS`. A written key always wins.
+``released`` those, ``robust`` (the default) those without three published quirks. A written key
+always wins.
 """
 
 from __future__ import annotations
@@ -68,13 +69,6 @@ RELEASED_VALIDATION = VALIDATION.model_copy(
     }
 )
 
-# What `robust` changes; docs/models/sg_detr.md has the measurements.
-DEVIATIONS: dict[str, Any] = {
-    "legacy_padding": False,
-    "legacy_next_negative": False,
-    "legacy_anchor_unit": False,
-}
-
 
 class SgDetrSettings(PresetSection):
     """SG-DETR (docs/models/sg_detr.md).
@@ -106,7 +100,11 @@ class SgDetrSettings(PresetSection):
             negative sentence vanishes.
     """
 
-    ROBUST: ClassVar[Mapping[str, Any]] = DEVIATIONS
+    ROBUST: ClassVar[Mapping[str, Any]] = {
+        "legacy_padding": False,
+        "legacy_next_negative": False,
+        "legacy_anchor_unit": False,
+    }
     preset: Literal["released", "robust"] = "robust"  # type: ignore[assignment]
     hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
     heads: Count = 8
@@ -145,6 +143,11 @@ class SgDetrSettings(PresetSection):
         if self.auxiliary_queries and not self.anchor_head:
             raise ValueError("auxiliary_queries needs anchor_head: true")
         return self
+
+    @property
+    def has_anchors(self) -> bool:
+        """There is an anchor head."""
+        return self.anchor_head and not self.highlights_only
 
     @property
     def drop(self) -> float:
