@@ -25,7 +25,7 @@ class ClipScoreSettings(Section):
 
 
 class HighlightLoss:
-    """``margin``, ``rctl``, ``bce_pos`` and ``bce_neg`` of clip scores.
+    """``margin``, ``rctl`` and ``bce_neg`` of clip scores.
 
     A sample without a relevant clip, or without a negative sentence, contributes nothing to the
     terms that need one. Padded clips are ignored.
@@ -42,10 +42,10 @@ class HighlightLoss:
         targets: Targets,
         mask: Tensor,
     ) -> dict[str, Tensor]:
-        """Unweighted float32 losses by name: scalars, or (K,) each for K kinds of scores at once.
+        """Unweighted float32 scalars by name.
 
         Args:
-            scores: (B, L) or (K, B, L) logits of the clips under their sentence.
+            scores: (B, L) logits of the clips under their sentence.
             negative: logits of the same clips under a sentence of another video.
             has_negative: (B,) bool, the samples for which `negative` is valid.
             targets: its clip pairs and labels (0..12) are used.
@@ -65,7 +65,6 @@ class HighlightLoss:
         return {
             "margin": margin(scores, targets, s.margin),
             "rctl": ranked / divisor,
-            "bce_pos": relevance(scores, labels > 0.0, mask),
             "bce_neg": wrong.sum((-2, -1)) / divisor_neg.clamp(min=1),
         }
 

@@ -12,7 +12,7 @@ from mrmodel.losses.highlight import ClipScoreSettings, HighlightLoss
 from mrmodel.losses.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
 from mrmodel.types import Targets
 
-NAMES = ["margin", "rctl", "bce_pos", "bce_neg"]
+NAMES = ["margin", "rctl", "bce_neg"]
 PAPER = ClipScoreSettings()
 ROBUST = ClipScoreSettings(rctl_norm="active", neg_reduction="mean")
 
@@ -55,7 +55,6 @@ def test_every_term_of_two_clips() -> None:
     assert list(losses) == NAMES
     assert float(losses["margin"]) == 0.0  # 0.2 + 0.5 - 1.0 < 0
     assert float(losses["rctl"]) == pytest.approx(3 * RANK / 12)
-    assert float(losses["bce_pos"]) == pytest.approx((softplus(-1.0) + softplus(0.5)) / 2)
     assert float(losses["bce_neg"]) == pytest.approx(softplus(0.0) + softplus(-0.5))
 
 
@@ -202,4 +201,3 @@ def test_without_support_a_term_is_zero_and_attached() -> None:
     for name in ("margin", "rctl", "bce_neg"):
         assert losses[name].item() == 0.0
         assert not torch.autograd.grad(losses[name], scores, retain_graph=True)[0].any()
-    assert losses["bce_pos"].item() > 0.0

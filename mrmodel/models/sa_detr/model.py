@@ -23,8 +23,6 @@ from mrmodel.models.layers.position import clip_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.query_groups import (
     QueryGroup,
-    draw_noise,
-    group_numbers,
     join_groups,
     known_group,
     moment_group,
@@ -33,8 +31,9 @@ from mrmodel.models.layers.query_groups import (
 from mrmodel.models.layers.token_encoder import PositionedTensor, TokenEncoder
 from mrmodel.models.sa_detr.criterion import SaDetrCriterion
 from mrmodel.models.sa_detr.local_block import LocalBlock
+from mrmodel.models.sa_detr.noise_queries import draw_noise, group_numbers, noise_queries
 from mrmodel.models.sa_detr.output import ClipText, PooledPair, SaDetrOutput, SaDetrTraining
-from mrmodel.models.sa_detr.query_initialiser import DirectQueries, noise_queries
+from mrmodel.models.sa_detr.query_initialiser import DirectQueries
 from mrmodel.models.sa_detr.settings import SEARCH_SPACE, SaDetrSettings
 from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from mrmodel.models.sa_detr.span_refiner import SeenVideo, SpanRefiner

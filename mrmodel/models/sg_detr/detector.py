@@ -106,7 +106,7 @@ class Detector(nn.Module):
 
     def _decode(self, seen: ClipMemory, groups: Sequence[QueryGroup]) -> list[Heads]:
         """One pass over all groups; their heads, group by group."""
-        content, spans, mutual = join_groups(groups, sees_match=False)
+        content, spans, mutual = join_groups(groups)
         heads: Heads = self.decoder(
             (content, spans), (seen.memory, seen.position), key_mask(seen.mask), mutual
         )
