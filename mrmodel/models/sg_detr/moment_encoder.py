@@ -13,8 +13,8 @@ from mrmodel.models.sg_detr.output import Alignment
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 
 
-class SentenceEncoder(nn.Module):
-    """An encoder layer over [learned token; words]; its first row is the sentence."""
+class _TokenLayer(nn.Module):
+    """A learned token with its position, and an encoder layer."""
 
     def __init__(self, settings: SgDetrSettings) -> None:
         super().__init__()
@@ -23,6 +23,10 @@ class SentenceEncoder(nn.Module):
         self.layer = EncoderLayer(settings, "prelu")
         xavier_matrices(self.layer)
         xavier_feed_forward(self.layer)
+
+
+class SentenceEncoder(_TokenLayer):
+    """An encoder layer over [learned token; words]; its first row is the sentence."""
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
         """Words (B, N, d), mask (B, N) -> (B, d)."""
@@ -39,7 +43,7 @@ class SentenceEncoder(nn.Module):
         return sentence
 
 
-class MomentEncoder(nn.Module):
+class MomentEncoder(_TokenLayer):
     """An encoder layer over [token; clips] that keeps relevant and other clips apart.
 
     The published code runs the layer twice, with the keys limited to the token and the relevant
@@ -47,14 +51,6 @@ class MomentEncoder(nn.Module):
     Here one run holds the token twice, and every row reads its own kind only. The numbers are the
     same and the work is half.
     """
-
-    def __init__(self, settings: SgDetrSettings) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.randn(1, settings.hidden))
-        self.token_position = nn.Parameter(torch.randn(1, settings.hidden))
-        self.layer = EncoderLayer(settings, "prelu")
-        xavier_matrices(self.layer)
-        xavier_feed_forward(self.layer)
 
     def forward(
         self, clips: Tensor, position: Tensor, sentence: Tensor, relevant: Tensor, mask: Tensor
