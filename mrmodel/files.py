@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mrmodel.errors import DataError
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -38,6 +40,26 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without its byte order mark if it has one.
+
+    Raises:
+        DataError: other bytes; with the line, and the byte's value and column.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # A byte order mark is no part of what `error` counts in: positions are those of `object`.
+        before = error.object[: error.start]
+        line = before.count(b"\n") + 1
+        column = len(before.rpartition(b"\n")[2].decode("utf-8")) + 1
+        byte = error.object[error.start]
+        rule = f"not UTF-8 text: byte 0x{byte:02x} at column {column}; save the file as UTF-8"
+        raise DataError(rule, file=path, line=line) from None
 
 
 def write_text(target: Path, text: str) -> None:

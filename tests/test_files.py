@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from mrmodel.files import atomic_path, derive_seed, digest_of, write_json, write_jsonl
+from mrmodel.errors import DataError
+from mrmodel.files import (
+    atomic_path,
+    derive_seed,
+    digest_of,
+    read_text,
+    write_json,
+    write_jsonl,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
@@ -39,3 +47,16 @@ def test_seeds_tell_their_parts_apart() -> None:
     assert len(seeds) == 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed("step", 3) == derive_seed("step", 3)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with byte order mark"])
+def test_text_is_read_without_its_byte_order_mark(tmp_path: Path, mark: bytes) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(mark + "caf\u00e9\r\n".encode())
+    assert read_text(file) == "caf\u00e9\r\n"
+    file.write_bytes(mark + "one\n\u00e9t\u00e9 ".encode() + b"caf\xe9\n")
+    with pytest.raises(DataError) as raised:
+        read_text(file)
+    assert str(raised.value) == (
+        f"{file}:2: not UTF-8 text: byte 0xe9 at column 8; save the file as UTF-8"
+    )
