@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from mrmodel.config.schema import load_config, parse_config
-from mrmodel.errors import ConfigError
+from mrmodel.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +113,14 @@ def test_broken_yaml_is_reported_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: [1\n")
     with pytest.raises(ConfigError, match=r"(?s)not valid YAML.*line"):
         load_config(tmp_path / "params.yaml")
+
+
+def test_other_bytes_than_utf8_are_named_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_bytes((ROOT / "params.yaml").read_bytes() + b"# caf\xe9\n")
+    line = file.read_bytes().count(b"\n")
+    with pytest.raises(DataError, match=f"p.yaml:{line}: not UTF-8 text: byte 0xe9 at column 6"):
+        load_config(file)
 
 
 def test_settings_cannot_be_changed_after_loading(raw: dict) -> None:

@@ -28,6 +28,7 @@ from mrmodel.config.intervid import IntervidSettings
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.tune import TuneSettings
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
+from mrmodel.files import read_text
 
 
 class CorpusVideos(Section):
@@ -346,9 +347,10 @@ def load_config(path: Path) -> Config:
 
     Raises:
         ConfigError: the first mistake found, with its dotted path.
+        DataError: the file is not UTF-8 text.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         rule = "no such file; run from the repository root or `mrmodel preset apply sample`"
         raise ConfigError(str(path), None, rule) from None
