@@ -3,6 +3,9 @@
 A table of rows holds stretches of time, each parted from the next by rows of zeros; neighbours in
 time are neighbours in the table. The three taps of a convolution are then three shifted views of
 one table: nothing is copied, and all stretches of all samples go through one product together.
+
+Without gradients two neighbouring outputs share four products instead of six: the minimal filtering
+F(2, 3) of Winograd, "Arithmetic complexity of computations", 1980.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ class ConvNorm(nn.Module):
             (R, d); row 1 + j was made from the rows j, j + 1 and j + 2.
         """
         norm, weight = self.norm, _by_tap(self.weight)
+        if cpu_kernels.usable_for_inference(rows, self.training):
+            return _at_rest(rows, keep, weight, norm)
         # No dropout in here: the fused form is the same function in eval mode.
         if cpu_kernels.usable(rows, training=True):
             output: Tensor = _ConvNorm.apply(  # type: ignore[no-untyped-call]
@@ -126,12 +131,47 @@ class _ConvNorm(torch.autograd.Function):
         return d_rows, None, d_weight, d_gamma, d_beta, None
 
 
+def _at_rest(rows: Tensor, keep: Tensor, weight: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`ConvNorm` without gradients, two outputs at a time."""
+    output = rows.new_empty(len(rows), len(weight))
+    output[0], output[-1] = 0.0, 0.0
+    first, second, third = (kernel.contiguous() for kernel in weight.t().chunk(TAPS))
+    both = 0.5 * (first + third)
+    total, alternating = both + 0.5 * second, both - 0.5 * second
+    hidden = rows.new_empty(len(keep), len(weight))
+    for piece in _pieces(hidden):
+        ahead, here, after, beyond = _quadruples(rows, piece)
+        even = torch.mm(here + after, total)
+        odd = torch.mm(after - here, alternating)
+        even, odd = even + odd, even.sub_(odd)
+        even.addmm_(ahead - after, first)
+        # The last pair of an odd number of outputs has no second one.
+        odd = odd[: len(beyond)].addmm_(beyond - here[: len(beyond)], third)
+        part = hidden[piece]
+        part[::2], part[1::2] = even, odd
+        normed = F.layer_norm(part, (len(weight),), norm.weight, norm.bias, norm.eps)
+        torch.mul(normed.relu_(), keep[piece], out=output[1:-1][piece])
+    return output
+
+
+def _quadruples(rows: Tensor, outputs: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Views of the four rows that each pair of the `outputs` (n) reads: four of (n / 2, d).
+
+    The fourth is one row shorter where n is odd.
+    """
+    pairs, stop = (outputs.stop - outputs.start + 1) // 2, outputs.stop + TAPS - 1
+    first, second, third, fourth = (
+        rows[outputs.start + i : stop : 2][:pairs] for i in range(TAPS + 1)
+    )
+    return first, second, third, fourth
+
+
 def _taps(rows: Tensor, outputs: slice) -> list[Tensor]:
     """Views of the rows that each of the `outputs` (n) reads: three of (n, d)."""
     return [rows[outputs.start + tap : outputs.stop + tap] for tap in range(TAPS)]
 
 
 def _pieces(hidden: Tensor) -> Iterator[slice]:
-    rows = max(1, PIECE // hidden.shape[1])
+    rows = max(2, PIECE // hidden.shape[1] // 2 * 2)  # even, for the pairs of outputs
     count = len(hidden)
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

@@ -68,8 +68,9 @@ class SgDecoder(nn.Module):
             mutual: queries that a query may read, as in `attend`.
 
         Returns:
-            Heads of all layers. A layer's span has gradient into the refinement of the layer
-            before it, and no further; its IoU logit has none into its own refinement.
+            Heads of all layers, in eval mode of the last one. A layer's span has gradient into the
+            refinement of the layer before it, and no further; its IoU logit has none into its own
+            refinement.
         """
         state, reference = queries
         start = reference = reference.float()
@@ -88,7 +89,10 @@ class SgDecoder(nn.Module):
                 start = (moved + inverse_sigmoid(reference)).sigmoid()
             reference = start.detach()
             refined.append(start.detach())
-        return self._heads(torch.stack(states), torch.stack(starts), torch.stack(refined))
+        read = slice(None) if self.training else slice(-1, None)
+        return self._heads(
+            torch.stack(states[read]), torch.stack(starts[read]), torch.stack(refined[read])
+        )
 
     def _codes(self, span: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The query code and the modulated span code, (B, P, d) each."""
@@ -98,7 +102,7 @@ class SgDecoder(nn.Module):
         return query, code * self.query_scale(state) * modulation
 
     def _heads(self, states: Tensor, starts: Tensor, refined: Tensor) -> Heads:
-        """Predictions of all layers at once: states (K, B, P, d), spans (K, B, P, 2)."""
+        """Predictions of K layers at once: states (K, B, P, d), spans (K, B, P, 2)."""
         with full_precision(states.device):
             normed = self.norm(states)
             logits = self.class_head(normed).squeeze(-1)

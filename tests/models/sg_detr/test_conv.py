@@ -70,6 +70,20 @@ def test_one_layer(outputs: int | None) -> None:
     assert_same(torch.cat(ours), expected, [leaf, *layer.parameters()])
 
 
+@pytest.mark.parametrize("stretches", [(7, 1, 4), (7, 1, 5), (1,), (2,)])
+def test_pairs_of_outputs_without_gradients(stretches: tuple[int, ...]) -> None:
+    keep = torch.tensor([row for n in stretches for row in [1.0] * n + [0.0]]).unsqueeze(1)
+    layer = shaken(ConvNorm(D)).eval()
+    rows = torch.randn(len(keep), D) * keep
+    with torch.no_grad():
+        output = layer(F.pad(rows, (0, 0, 1, 1)), keep)
+        assert not output[[0, -1]].any()
+        assert not output[1:-1][keep[:, 0] == 0].any()
+        sizes = [n + 1 for n in stretches]
+        for found, clips in zip(output[1:-1].split(sizes), rows.split(sizes), strict=True):
+            close(found[:-1], convolved(clips[:-1], layer), 1e-4)
+
+
 def plain_head(head: AnchorHead, levels: list[Tensor]) -> Tensor:
     """(A, 6) of one sample: logit, centerness, regression, span."""
     found = []
