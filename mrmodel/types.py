@@ -27,6 +27,14 @@ QueryId = int | str
 Window = tuple[float, float]
 
 
+def differs_in_type(qid: QueryId, first: QueryId) -> str:
+    """What to add to the message that `qid` repeats `first`: ``1`` and ``"1"`` are one id.
+
+    Figures per query and files of features are kept under the text of an id.
+    """
+    return "" if type(qid) is type(first) else f" ({first!r} and {qid!r} differ in type alone)"
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """One query about one video, in the QVHighlights schema.

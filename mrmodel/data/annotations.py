@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import DataError
-from mrmodel.types import Annotation, QueryId, Window
+from mrmodel.types import Annotation, QueryId, Window, differs_in_type
 
 DEFAULT_CLIP_LEN_S = 2.0
 MAX_RATING = 4
@@ -65,16 +65,17 @@ def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan
         DataError: the file cannot be opened.
     """
     scan = Scan()
-    first_line: dict[QueryId, int] = {}
+    first: dict[str, tuple[int, QueryId]] = {}
     for line, raw in _lines(path):
         qid: object = None
         try:
             record = _object(raw)
             qid = record.get("qid")
             row = _row(record)
-            if row.qid in first_line:
-                raise _Broken(f"the qid is used already in line {first_line[row.qid]}")
-            first_line[row.qid] = line
+            used, same = first.setdefault(str(row.qid), (line, row.qid))
+            if used != line:
+                rule = f"the qid is used already in line {used}"
+                raise _Broken(rule + differs_in_type(row.qid, same))
             warnings = _check_times(row, clip_len_s)
         except _Broken as broken:
             scan.errors.append(DataError(str(broken), file=path, line=line, qid=qid))

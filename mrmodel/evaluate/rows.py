@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import DataError
+from mrmodel.types import QueryId, differs_in_type
 
 Row = Mapping[str, Any]
 
@@ -137,14 +138,16 @@ def pair_rows(
         allow_missing: keep the qids that both files have instead of raising an error.
 
     Raises:
-        DataError: an invalid or repeated qid, or qids that only one of the files has.
+        DataError: an invalid or repeated qid, qids that only one of the files has, or a prediction
+            whose qid differs from an annotated one in its type alone.
     """
     annotated = _unique_ids(annotations)
     predicted = _ids(predictions)
     if not repeats:
         _unique_ids(predictions)
+    _check_known(annotated, predictions, predicted, allow_missing=allow_missing)
     if not allow_missing:
-        _check_same(annotations, annotated, predictions, predicted)
+        _check_answered(annotations, annotated, predictions, predicted)
     answered = set(predicted)
     kept = [index for qid, index in annotated.items() if qid in answered]
     if not kept:
@@ -194,8 +197,8 @@ def _parse(text: str, path: Path, number: int) -> Row:
     return row
 
 
-def _ids(rows: RowFile) -> list[int | str]:
-    found = []
+def _ids(rows: RowFile) -> list[QueryId]:
+    found: list[QueryId] = []
     for index, row in enumerate(rows):
         if "qid" not in row:
             raise rows.error(index, "has no 'qid'")
@@ -206,24 +209,40 @@ def _ids(rows: RowFile) -> list[int | str]:
     return found
 
 
-def _unique_ids(rows: RowFile) -> dict[int | str, int]:
-    seen: dict[int | str, int] = {}
-    for index, qid in enumerate(_ids(rows)):
-        if qid in seen:
-            raise rows.error(index, f"repeats the qid of {rows.place(seen[qid])}")
-        seen[qid] = index
-    return seen
+def _unique_ids(rows: RowFile) -> dict[QueryId, int]:
+    ids, seen = _ids(rows), dict[str, int]()
+    for index, qid in enumerate(ids):
+        first = seen.setdefault(str(qid), index)
+        if first != index:
+            rule = f"repeats the qid of {rows.place(first)}"
+            raise rows.error(index, rule + differs_in_type(qid, ids[first]))
+    return {qid: index for index, qid in enumerate(ids)}
 
 
-def _check_same(
-    annotations: RowFile,
-    annotated: Mapping[int | str, int],
+def _check_known(
+    annotated: Mapping[QueryId, int],
     predictions: RowFile,
-    predicted: Sequence[int | str],
+    predicted: Sequence[QueryId],
+    *,
+    allow_missing: bool,
 ) -> None:
+    if all(qid in annotated for qid in predicted):
+        return
+    by_text = {str(qid): qid for qid in annotated}
     for index, qid in enumerate(predicted):
-        if qid not in annotated:
-            raise predictions.error(index, f"is not in the annotations{_twin_hint(qid, annotated)}")
+        twin = by_text.get(str(qid))
+        if qid in annotated or (allow_missing and twin is None):
+            continue
+        hint = "" if twin is None else f"; they have {twin!r}, of another type"
+        raise predictions.error(index, f"is not in the annotations{hint}")
+
+
+def _check_answered(
+    annotations: RowFile,
+    annotated: Mapping[QueryId, int],
+    predictions: RowFile,
+    predicted: Sequence[QueryId],
+) -> None:
     answered = set(predicted)
     missing = [qid for qid in annotated if qid not in answered]
     if missing:
@@ -233,10 +252,3 @@ def _check_same(
             "allow missing queries to score only those that both files have"
         )
         raise DataError(rule, file=predictions.path, qid=missing[0])
-
-
-def _twin_hint(qid: int | str, annotated: Mapping[int | str, int]) -> str:
-    twin: int | str = str(qid)
-    if isinstance(qid, str):
-        twin = int(qid) if qid.isdecimal() and len(qid) < 20 else qid
-    return f"; they have {twin!r}, of another type" if twin != qid and twin in annotated else ""

@@ -26,7 +26,7 @@ class Reference:
         profile: statistics of the training split.
         videos: file name without extension -> (file name, MD5), of all videos.
         contents: MD5 -> file name.
-        qids: table -> qid -> digest of the record.
+        qids: table -> text of a qid -> digest of the record.
         moments: video, query and windows -> (table, qid).
         captions: digests of all captions.
         lengths_s: video -> duration in seconds according to the records.
@@ -37,7 +37,7 @@ class Reference:
     profile: Profile
     videos: dict[str, tuple[str, str]] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
-    qids: dict[str, dict[QueryId, str]] = field(default_factory=dict)
+    qids: dict[str, dict[str, str]] = field(default_factory=dict)
     moments: dict[Moment, tuple[str, QueryId]] = field(default_factory=dict)
     captions: set[str] = field(default_factory=set)
     lengths_s: dict[str, float] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Reference:
         """Add annotated records."""
         qids = self.qids.setdefault(table, {})
         for row in rows:
-            qids[row.qid] = digest_of(row.as_row())
+            qids[str(row.qid)] = digest_of(row.as_row())
             self.moments.setdefault(moment_of(row), (table, row.qid))
             length_s = self.lengths_s.get(row.vid, 0.0)
             self.lengths_s[row.vid] = max(length_s, row.duration)

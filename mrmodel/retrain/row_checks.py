@@ -122,7 +122,7 @@ class _Seen:
         return False, ""
 
     def _annotation(self, table: str, row: Annotation) -> tuple[bool, str]:
-        there = self._reference.qids.get(table, {}).get(row.qid)
+        there = self._reference.qids.get(table, {}).get(str(row.qid))
         if there is not None:
             same = there == digest_of(row.as_row())
             return same, "" if same else f"the data hold another row of this qid in {table}"

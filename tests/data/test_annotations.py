@@ -89,7 +89,7 @@ def test_qid_is_part_of_the_message(tmp_path):
 
 
 def test_duplicate_qid_names_both_lines(tmp_path):
-    path = write(tmp_path / "a.jsonl", GOOD, {**GOOD, "qid": "7"}, GOOD)
+    path = write(tmp_path / "a.jsonl", GOOD, {**GOOD, "qid": "8"}, GOOD)
     with pytest.raises(DataError, match=r":3: qid 7: the qid is used already in line 1"):
         read_annotations(path)
 

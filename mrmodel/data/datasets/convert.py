@@ -19,6 +19,7 @@ from mrmodel.data.datasets.base import (
 from mrmodel.data.datasets.splits import Divided, Rows, divide
 from mrmodel.errors import DataError, nearest_names
 from mrmodel.files import sha256_of, write_json, write_jsonl
+from mrmodel.types import QueryId, differs_in_type
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 RECORD = "dataset.json"
@@ -150,17 +151,18 @@ def _of_domain(rows: Rows, domain: str | None) -> Rows:
 
 def _drop_repeated(published: dict[Split, Rows], files: Mapping[Split, Path]) -> list[DataError]:
     """Remove records whose qid is in an earlier split; the reader checks within a split."""
-    seen: dict[object, Split] = {}
+    seen: dict[str, tuple[Split, QueryId]] = {}
     errors = []
     for split, rows in published.items():
         kept = []
         for row in rows:
-            if row["qid"] in seen:
-                rule = f"the qid is used already in {files[seen[row['qid']]].name}"
+            used, same = seen.setdefault(str(row["qid"]), (split, row["qid"]))
+            if used != split:
+                rule = f"the qid is used already in {files[used].name}"
+                rule += differs_in_type(row["qid"], same)
                 errors.append(DataError(rule, file=files[split], qid=row["qid"]))
             else:
                 kept.append(row)
-        seen |= {row["qid"]: split for row in kept}
         published[split] = kept
     return errors
 

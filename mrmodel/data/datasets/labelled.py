@@ -8,6 +8,7 @@ from typing import Any
 
 from mrmodel.data.datasets.base import ConvertedSplit, json_lines
 from mrmodel.errors import DataError
+from mrmodel.types import QueryId, differs_in_type
 
 Ratings = Callable[[Mapping[str, Any]], tuple[float, list[list[float]]]]
 
@@ -27,7 +28,7 @@ def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Con
     Raises:
         DataError: the file cannot be read.
     """
-    table, first_line = ConvertedSplit(), dict[object, int]()
+    table, first = ConvertedSplit(), dict[str, tuple[int, QueryId]]()
     for line, record in json_lines(path):
         if isinstance(record, DataError):
             table.rejected.append(record)
@@ -35,12 +36,13 @@ def read_labelled(path: Path, domains: tuple[str, ...], ratings: Ratings) -> Con
         qid = record.get("qid")
         try:
             row = _row(record, domains, ratings)
-            if row["qid"] in first_line:
-                raise Refused(f"the qid is used already in line {first_line[row['qid']]}")
+            used, same = first.setdefault(str(row["qid"]), (line, row["qid"]))
+            if used != line:
+                rule = f"the qid is used already in line {used}"
+                raise Refused(rule + differs_in_type(row["qid"], same))
         except Refused as error:
             table.rejected.append(DataError(str(error), file=path, line=line, qid=qid))
             continue
-        first_line[row["qid"]] = line
         table.rows.append(row)
     return table
 

@@ -185,7 +185,7 @@ def _import(
         ),
     )
     with FeatureWriter(report.store, info, request.shard_bytes) as writer:
-        for entry, stored in _stored(wanted, source, report, reporter):
+        for entry, stored in _stored(wanted, _of_several(wanted), source, report, reporter):
             writer.add(entry, stored)
         _judge(report, request, len(wanted))
         write_json(report.store / RECORD, _record(report, request))
@@ -208,6 +208,12 @@ def _wanted(stream: ImportedStream, rows: Sequence[Annotation]) -> dict[str, lis
             if len(texts[vid]) == 1:
                 wanted[texts[vid].pop()].append(vid)
     return wanted
+
+
+def _of_several(wanted: Mapping[str, list[str]]) -> set[str]:
+    """Ids of two different sentences, e.g. of two splits that both count from 1."""
+    keys = Counter(name for ids in wanted.values() for name in ids)
+    return {name for name, count in keys.items() if count > 1}
 
 
 class _Files:
@@ -252,6 +258,7 @@ class _Words:
 
 def _stored(
     wanted: Mapping[str, list[str]],
+    unclear: set[str],
     source: _Files | _Words,
     report: StreamReport,
     reporter: Reporter,
@@ -261,11 +268,16 @@ def _stored(
     try:
         for key, ids in wanted.items():
             reporter.advance()
+            name = ids[0]
             try:
-                rows = _rows_of_any(ids, source, report)
+                if unclear.issuperset(ids):
+                    name = f"{ids[0]} ({key})"
+                    rule = "other sentences have this qid too; number all splits as one"
+                    raise UnusableFile("duplicate_id", rule)
+                rows = _rows_of_any([own for own in ids if own not in unclear], source, report)
                 stored = _to_half(rows)
             except UnusableFile as error:
-                report.problems[ids[0]] = (error.code, error.detail)
+                report.problems[name] = (error.code, error.detail)
                 yield IndexEntry(key, 0, status="failed", reason=str(error)), source.nothing
                 continue
             report.n_items += 1
