@@ -107,7 +107,13 @@ def submit(
 @click.option("--rev", default="HEAD", show_default=True, help="Revision to run.")
 @click.option("--target", "targets", multiple=True, help="A stage; upstream stages run too.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A parameter.")
-@click.option("--jobs", default=1, show_default=True, help="Number of parallel stages.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, _AT_ONCE),
+    default=1,
+    show_default=True,
+    help="Number of parallel stages.",
+)
 @click.option("--workers", is_flag=True, help="Dispatch to the work pools of PREFECT_API_URL.")
 def main(
     rev: str, targets: tuple[str, ...], changes: tuple[str, ...], jobs: int, workers: bool

@@ -24,6 +24,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
+from mrmodel.cli.options import FiniteRange
 from mrmodel.errors import ConfigError, MrModelError
 from mrmodel.retrain.finish import ENDS
 from mrmodel.tune.result import ENDS as SEARCH_ENDS
@@ -134,6 +135,7 @@ def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 @click.option("--gpu-slot", "slots", multiple=True, help="MRMODEL_GPU_SLOT of a GPU; one stage.")
 @click.option(
     "--lost-after",
+    type=FiniteRange(1.0, 7 * 86400.0),
     default=120.0,
     show_default=True,
     help="Seconds without a heartbeat; at least 4 x PREFECT_FLOWS_HEARTBEAT_FREQUENCY.",

@@ -29,6 +29,7 @@ from prefect.states import Cancelling, Completed, Crashed, Failed
 
 from flows.dispatch import POLL_S, Watch
 from flows.stages import gpu_slot
+from mrmodel.cli.options import TRIALS, WORKERS
 from mrmodel.files import digest_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -214,8 +215,8 @@ class FlowReporter:
 @click.command()
 @click.option("--rev", default="HEAD", show_default=True, help="Revision to tune.")
 @click.option("--study", help="Its name; an existing one is resumed [default: tune.study].")
-@click.option("--trials", type=click.IntRange(1), help="[default: tune.trials]")
-@click.option("--workers", type=click.IntRange(1), help="Parallel runs [default: tune.workers]")
+@click.option("--trials", type=TRIALS, help="[default: tune.trials]")
+@click.option("--workers", type=WORKERS, help="Parallel runs [default: tune.workers]")
 @click.option("--pool", help="Their work pool [default: that of the tuned stage].")
 def main(
     rev: str, study: str | None, trials: int | None, workers: int | None, pool: str | None

@@ -31,7 +31,7 @@ def test_the_repository_file_is_valid() -> None:
         ("train.precision", "fp8", "'fp32' or 'bf16'"),
         ("corpus.width", 250, "multiple of 16"),
         ("corpus.source", "web", "'sample' or 'folder'"),
-        ("train.device", "gpu", "pattern"),
+        ("train.device", "gpu", "expected auto, cpu, cuda or cuda:N"),
         ("evaluate.protocol", "qvhighlight", "not a known evaluation protocol"),
         ("features.video_streams", ["embedded.vido"], "not a known encoder"),
         ("train.models", ["qd_dtr"], "no section under `models`"),

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from mrmodel.cli.options import CLIP_LEN, FiniteRange
 from mrmodel.components import DATASETS
 
 
@@ -22,7 +23,9 @@ def group() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that must contain every video.",
 )
-@click.option("--clip-len", default=2.0, show_default=True, help="Seconds of one clip.")
+@click.option(
+    "--clip-len", type=CLIP_LEN, default=2.0, show_default=True, help="Seconds of one clip."
+)
 @click.pass_context
 def check(context: click.Context, file: Path, videos: Path | None, clip_len: float) -> None:
     """Check and summarise the annotation FILE (JSON lines in the QVHighlights schema).
@@ -57,7 +60,7 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0.0, 0.5, min_open=True),
+    type=FiniteRange(0.0, 0.5, min_open=True),
     help="Fraction of training videos for model selection, if no published split can be used.",
 )
 def convert(

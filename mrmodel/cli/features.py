@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mrmodel.cli.options import CLIP_LEN, FiniteRange
 from mrmodel.components import LAYOUTS
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -72,13 +73,11 @@ def compare(a: Path, b: Path) -> None:
     help="Output folder, one store per stream.",
 )
 @click.option("--stream", "streams", multiple=True, help="Only this stream; may be repeated.")
-@click.option(
-    "--clip-len", type=click.FloatRange(min=0, min_open=True), help="Seconds per video feature."
-)
+@click.option("--clip-len", type=CLIP_LEN, help="Seconds per video feature.")
 @click.option("--word-vectors", type=FILE, help="GloVe text file, for streams of word vectors.")
 @click.option(
     "--max-failed-share",
-    type=click.FloatRange(0.0, 1.0),
+    type=FiniteRange(0.0, 1.0),
     default=0.0,
     show_default=True,
     help="The import fails if a larger fraction of annotated ids has no features.",

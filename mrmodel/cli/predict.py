@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mrmodel.cli.options import DeviceName
 from mrmodel.errors import CheckpointError
 from mrmodel.text import sparkline
 
@@ -24,8 +25,20 @@ PLOTS = (".png", ".svg", ".pdf")
     type=click.Path(path_type=Path),
     help="Model folder [default: the first of train.models below models/served].",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--top", default=5, show_default=True, help="Windows to print for each query.")
+@click.option(
+    "--device",
+    type=DeviceName(),
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Windows to print for each query.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query.")
 @click.option(
     "--plot",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mrmodel.registry.model_record import ModelRecord
 
 
+# MLflow counts versions from 1.
+VERSION = click.IntRange(1)
 _MARKS = {True: "passed", False: "FAILED", None: "-"}
 
 
@@ -54,7 +56,7 @@ def list_command() -> None:
 
 
 @group.command()
-@click.argument("version", type=int)
+@click.argument("version", type=VERSION)
 def show(version: int) -> None:
     """Print the model card of VERSION."""
     from mrmodel.registry.model_card import render_card
@@ -86,7 +88,7 @@ def register(model: str | None, kind: str) -> None:
 
 
 @group.command()
-@click.argument("version", type=int, required=False)
+@click.argument("version", type=VERSION, required=False)
 @click.option(
     "--reset-baseline",
     metavar="REASON",
@@ -108,7 +110,9 @@ def promote(version: int | None, reset_baseline: str) -> None:
 
 @group.command()
 @click.option("--reason", required=True, help="Why, for the audit object.")
-@click.option("--to", "version", type=int, help="An earlier champion [default: the previous one].")
+@click.option(
+    "--to", "version", type=VERSION, help="An earlier champion [default: the previous one]."
+)
 def rollback(reason: str, version: int | None) -> None:
     """Make an earlier champion the champion again, immediately and without gates."""
     from mrmodel.registry.promote import rollback as run
@@ -174,7 +178,7 @@ def lineage_group() -> None:
 
 
 @lineage_group.command(name="show")
-@click.argument("version", type=int)
+@click.argument("version", type=VERSION)
 def show_lineage(version: int) -> None:
     """Print revision, inputs and stages of VERSION, with all hashes."""
     from mrmodel.registry.lineage import describe_lineage
@@ -184,7 +188,7 @@ def show_lineage(version: int) -> None:
 
 
 @lineage_group.command()
-@click.argument("version", type=int)
+@click.argument("version", type=VERSION)
 @click.pass_context
 def reproduce(context: click.Context, version: int) -> None:
     """Reproduce VERSION in a temporary clone of its revision, and compare every output.

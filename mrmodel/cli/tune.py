@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from mrmodel.cli.options import TRIALS, WORKERS
+
 if TYPE_CHECKING:
     from mrmodel.config.schema import Config
     from mrmodel.stages.paths import Paths
@@ -34,8 +36,8 @@ def study_option(function: F) -> F:
 
 def extent_options(function: F) -> F:
     """``--trials`` and ``--workers``."""
-    trials = click.option("--trials", type=click.IntRange(1), help="[default: tune.trials]")
-    workers = click.option("--workers", type=click.IntRange(1), help="[default: tune.workers]")
+    trials = click.option("--trials", type=TRIALS, help="[default: tune.trials]")
+    workers = click.option("--workers", type=WORKERS, help="[default: tune.workers]")
     return trials(workers(function))
 
 
@@ -104,7 +106,13 @@ def status(name: str | None) -> None:
 
 @group.command()
 @study_option
-@click.option("--top", default=5, show_default=True, help="Number of trials to show.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of trials to show.",
+)
 def best(name: str | None, top: int) -> None:
     """Print the best trials, the confirmation, and what `apply` would write."""
     from mrmodel.tune.report import best_lines

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrmodel.cli.options import CLIP_LEN
 from mrmodel.components import PROTOCOLS
 from mrmodel.convert.settings import FORMATS
 from mrmodel.encoders.user_weights import PUBLISHED
@@ -39,9 +40,7 @@ def group() -> None:
 )
 @click.option("--text-streams", help="The same for text.")
 @click.option("--heads", type=click.IntRange(1), help="Attention heads.")
-@click.option(
-    "--clip-len", "clip_len_s", type=click.FloatRange(0, min_open=True), help="Seconds of a clip."
-)
+@click.option("--clip-len", "clip_len_s", type=CLIP_LEN, help="Seconds of a clip.")
 @click.option("--max-clips", type=click.IntRange(1), help="Maximum number of clips per video.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Tokens per sentence; longer ones are truncated."

@@ -8,18 +8,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.errors import ConfigError, nearest_names
 
+# Upper limits are far above what is useful: they turn a slip into an error, not into hours of work
+# or a machine without memory.
+MIN_CLIP_LEN_S, MAX_CLIP_LEN_S = 0.01, 3600.0
+MAX_WORKERS, MAX_TRIALS = 1024, 100_000
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+ClipLength = Annotated[float, Field(ge=MIN_CLIP_LEN_S, le=MAX_CLIP_LEN_S)]
+Patience = Annotated[float, Field(gt=0.0, le=365 * 86400.0)]
+# Processes or threads; 0 is as many as there are cores.
+Workers = Annotated[int, Field(ge=0, le=MAX_WORKERS)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: no unknown keys, no implicit conversion, immutable."""
+    """A part of params.yaml: no unknown keys, no implicit conversion, finite, immutable."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

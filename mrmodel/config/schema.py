@@ -11,22 +11,34 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
 from mrmodel.config.base import (
+    BatchSize,
+    ClipLength,
     Count,
     CountOrZero,
     NonNegative,
+    Patience,
     Positive,
+    Resamples,
     Section,
     Seed,
     Share,
+    Workers,
     validate_section,
 )
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.tune import TuneSettings
+from mrmodel.devices import DEVICES, is_device
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
 from mrmodel.files import read_text
 
@@ -34,10 +46,10 @@ from mrmodel.files import read_text
 class CorpusVideos(Section):
     """Number of videos of the sample corpus, by purpose."""
 
-    pretrain: CountOrZero
-    train: Count
-    val: Count
-    test: Count
+    pretrain: Annotated[int, Field(ge=0, le=100_000)]
+    train: Annotated[int, Field(ge=1, le=100_000)]
+    val: Annotated[int, Field(ge=1, le=100_000)]
+    test: Annotated[int, Field(ge=1, le=100_000)]
 
 
 class CorpusSettings(Section):
@@ -48,8 +60,8 @@ class CorpusSettings(Section):
     folder: Annotated[str, Field(min_length=1)]
     seed: Seed
     videos: CorpusVideos
-    queries_per_video: Count
-    captions_per_video: Count
+    queries_per_video: Annotated[int, Field(ge=1, le=1000)]
+    captions_per_video: Annotated[int, Field(ge=1, le=1000)]
     duration_s: Annotated[int, Field(ge=10, le=600)]
     fps: Annotated[int, Field(ge=2, le=30)]
     width: Annotated[int, Field(ge=64, le=1920, multiple_of=16)]
@@ -68,7 +80,7 @@ class FeatureSettings(Section):
     existing one is used instead of running the encoder of that name.
     """
 
-    clip_len_s: Positive
+    clip_len_s: ClipLength
     video_streams: Annotated[list[str], Field(min_length=1)]
     text_streams: Annotated[list[str], Field(min_length=1)]
     imports: Annotated[str, Field(min_length=1)]
@@ -76,7 +88,7 @@ class FeatureSettings(Section):
     max_tokens: Count
     max_failed_share: Share
     max_duration_s: Positive
-    workers: CountOrZero
+    workers: Workers
 
     @property
     def has_imports(self) -> bool:
@@ -134,7 +146,7 @@ class RunSettings(Section):
     warmup_unit: Literal["step", "epoch"]
     warmup_from: Share | None = None
     swa: SwaSettings | None = None
-    batch_size: Count | None = None
+    batch_size: BatchSize | None = None
     weight_decay: NonNegative | None = None
     select: Literal["best", "last"]
 
@@ -169,6 +181,12 @@ class RunSettings(Section):
         return self
 
 
+def _device(name: str) -> str:
+    if not is_device(name):
+        raise ValueError(DEVICES)
+    return name
+
+
 class TrainSettings(Section):
     """Training of every model; the three runs differ in data, length and speed.
 
@@ -180,14 +198,14 @@ class TrainSettings(Section):
 
     models: Annotated[list[str], Field(min_length=1)]
     start: Literal["pretrained", "imported"]
-    batch_size: Count
-    eval_batch_size: Count
+    batch_size: BatchSize
+    eval_batch_size: BatchSize
     weight_decay: NonNegative
     weight_decay_on: Literal["all", "matrices"]
     clip_norm: Positive
     precision: Literal["fp32", "bf16"]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    threads: CountOrZero
+    device: Annotated[str, AfterValidator(_device)]
+    threads: Workers
     max_windows: Count
     validate_every_epochs: Count
     checkpoint_every_steps: Count
@@ -221,7 +239,7 @@ class EvaluateSettings(Section):
     protocol: str
     mode: Literal["official", "clean"]
     zero_shot_std: float
-    bootstrap_resamples: Count
+    bootstrap_resamples: Resamples
 
 
 class TrackingSettings(Section):
@@ -234,7 +252,7 @@ class TrackingSettings(Section):
 class ShardSettings(Section):
     """How an extraction is distributed over workers; never changes its output."""
 
-    count: Count
+    count: Annotated[int, Field(ge=1, le=10_000)]
     runner: Literal["processes", "dask", "ray"]
     address: str | None
 
@@ -251,8 +269,8 @@ class OrchestrateSettings(Section):
     pools: dict[str, Annotated[str, Field(min_length=1)]]
     default_pool: Annotated[str, Field(min_length=1)]
     attempts: Annotated[int, Field(ge=1, le=20)]
-    stage_timeout_s: Positive
-    start_timeout_s: Positive
+    stage_timeout_s: Patience
+    start_timeout_s: Patience
     extract_shards: ShardSettings
 
 
@@ -280,14 +298,14 @@ class PromotionSettings(Section):
     """
 
     registered_model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    resamples: Annotated[int, Field(ge=1000)]
+    resamples: Annotated[int, Field(ge=1000, le=1_000_000)]
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)]
     min_gain: Annotated[float, Field(allow_inf_nan=False)]
     slices: list[str] | None
     max_slice_loss: NonNegative
     max_latency_s: Positive
     max_size_mb: Positive
-    smoke_timeout_s: Positive
+    smoke_timeout_s: Patience
     card: CardSettings
 
 

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mrmodel.config.base import Count, CountOrZero, NonNegative, Positive, Section, Seed
+from mrmodel.config.base import (
+    MAX_TRIALS,
+    MAX_WORKERS,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Section,
+    Seed,
+)
 
 
 class PruneSettings(Section):
@@ -22,7 +31,7 @@ class PruneSettings(Section):
 
     enabled: bool
     min_epochs: Count
-    reduction: Annotated[int, Field(ge=2)]
+    reduction: Annotated[int, Field(ge=2, le=1000)]
     patience: CountOrZero
     min_delta: NonNegative
 
@@ -30,14 +39,14 @@ class PruneSettings(Section):
 class ConfirmSettings(Section):
     """Confirmation: retrain the `best` trials and the starting point with each of `seeds` seeds."""
 
-    best: Count
-    seeds: Count
+    best: Annotated[int, Field(ge=1, le=1000)]
+    seeds: Annotated[int, Field(ge=1, le=1000)]
 
 
 class PostHocSettings(Section):
     """Post-hoc search of settings after training, on cached detections."""
 
-    trials: CountOrZero
+    trials: Annotated[int, Field(ge=0, le=MAX_TRIALS)]
     space: dict[str, dict[str, Any] | None]
 
 
@@ -64,9 +73,9 @@ class TuneSettings(Section):
     model: str | None
     run: Literal["pretrain", "finetune", "scratch"]
     seed: Seed
-    trials: Count
-    workers: Count
-    attempts: Count
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)]
+    attempts: Annotated[int, Field(ge=1, le=20)]
     figures: Annotated[list[str], Field(max_length=2)]
     max_latency_s: Positive | None
     validate_every_epochs: Count

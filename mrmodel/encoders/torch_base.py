@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrmodel.devices import pick_device
 from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe_encoder
 from mrmodel.encoders.user_weights import SetConfig, WeightSet
-from mrmodel.errors import ConfigError
 from mrmodel.video.sampling import FrameSampling
 
 DEVICE_VARIABLE = "MRMODEL_ENCODER_DEVICE"
@@ -37,17 +37,7 @@ def encoder_device() -> torch.device:
     Raises:
         ConfigError: the variable names no device, or one that is not available.
     """
-    has_gpu = torch.cuda.is_available()
-    named = os.environ.get(DEVICE_VARIABLE)
-    if not named:
-        return torch.device("cuda" if has_gpu else "cpu")
-    try:
-        device = torch.device(named)
-    except RuntimeError:
-        raise ConfigError(DEVICE_VARIABLE, named, "is no device of PyTorch") from None
-    if device.type == "cuda" and not has_gpu:
-        raise ConfigError(DEVICE_VARIABLE, named, "there is no GPU that PyTorch can use")
-    return device
+    return pick_device(os.environ.get(DEVICE_VARIABLE) or "auto", DEVICE_VARIABLE)
 
 
 @torch.inference_mode()

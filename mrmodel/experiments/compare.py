@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mrmodel.config.schema import Config
+from mrmodel.devices import pick_device
 from mrmodel.errors import ConfigError, DataError, nearest_names
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, bootstrap_over_seeds
 from mrmodel.experiments.control_run import ControlRun, ReportedSplit, train_control, with_steps
@@ -37,7 +38,6 @@ from mrmodel.report.studies import (
 )
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
-from mrmodel.train.optim import pick_device
 
 
 def compare(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
+from mrmodel.devices import pick_device
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import predict_set, seconds_of_predictions
@@ -23,7 +24,6 @@ from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer, reported_split
 from mrmodel.stages.trainer import TrainingJob, open_features, open_set, train_model
 from mrmodel.train.checkpoint import load_model
-from mrmodel.train.optim import pick_device
 from mrmodel.types import Prediction
 
 

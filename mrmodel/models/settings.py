@@ -103,7 +103,7 @@ class SizeSettings(Section):
         max_tokens: size of the learned position table, used with `text_positions` only.
     """
 
-    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
+    hidden: Annotated[int, Field(ge=8, le=65_536, multiple_of=4)] = 256
     heads: Count = 8
     ffn: Count = 1024
     projection_layers: Annotated[int, Field(ge=1, le=3)] = 2

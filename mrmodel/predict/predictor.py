@@ -16,6 +16,7 @@ import torch
 from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
+from mrmodel.devices import pick_device
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.extraction.encode import encode_texts, encode_video
 from mrmodel.features.keys import text_key
@@ -28,7 +29,6 @@ from mrmodel.predict.long_video import VideoChunk, merge_chunks, split_video
 from mrmodel.predict.postprocess import Decoded, Postprocess
 from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
-from mrmodel.train.optim import pick_device
 from mrmodel.types import Annotation, Prediction
 from mrmodel.video.frames import DecodeReport
 
@@ -77,7 +77,7 @@ class Predictor:
     def from_folder(cls, folder: str | Path, device: str = "auto") -> Predictor:
         """Load a model folder such as ``models/served/sg_detr``."""
         folder = Path(folder)
-        place = pick_device(device)
+        place = pick_device(device, "device")
         model, config = load_model(folder, place)
         return cls(model, config, read_serving(folder), place)
 

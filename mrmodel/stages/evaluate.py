@@ -22,6 +22,7 @@ from mrmodel.config.postprocess import SYSTEMS
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.data.loader import MomentDataset
+from mrmodel.devices import pick_device
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.significance import (
     BootstrapSettings,
@@ -43,7 +44,7 @@ from mrmodel.stages.trainer import open_features, open_set
 from mrmodel.tracking.run import current_run
 from mrmodel.tracking.stage_metrics import record_evaluation
 from mrmodel.train.checkpoint import WEIGHTS, load_model
-from mrmodel.train.optim import pick_device, set_threads
+from mrmodel.train.optim import set_threads
 from mrmodel.types import Annotation, Prediction
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,8 @@ from mrmodel.tracking.run import PARENT, TrackedRun, open_run
 StageFunction = Callable[[Config, Reporter, dict[str, str]], None]
 
 PARAMS = Path("params.yaml")
+# Arguments that are numbers: the least and the greatest.
+_RANGES = {"seed": (0, 2**31 - 1), "steps": (1, 2**31 - 1)}
 # Set by DVC for the command of a stage.
 _DVC_STAGE = "DVC_STAGE"
 
@@ -36,8 +38,7 @@ def run_stage_with(stage: StageFunction, arguments: tuple[str, ...], recorded: b
     With `recorded` the stage is tracked as an MLflow run, see `mrmodel.tracking.run.current_run`.
     """
     parser = argparse.ArgumentParser()
-    for name in arguments:
-        parser.add_argument(f"--{name}", required=True)
+    _add_arguments(parser, arguments)
     _run(stage, vars(parser.parse_args()), recorded)
 
 
@@ -50,12 +51,27 @@ def run_command(commands: Mapping[str, tuple[StageFunction, tuple[str, ...]]]) -
     parser = argparse.ArgumentParser()
     choices = parser.add_subparsers(dest="command", required=True)
     for command, (_, arguments) in commands.items():
-        below = choices.add_parser(command)
-        for name in arguments:
-            below.add_argument(f"--{name}", required=True)
+        _add_arguments(choices.add_parser(command), arguments)
     values = vars(parser.parse_args())
     command = values.pop("command")
     _run(commands[command][0], values, command=command)
+
+
+def _add_arguments(parser: argparse.ArgumentParser, arguments: tuple[str, ...]) -> None:
+    for name in arguments:
+        kind = _whole_number(*_RANGES[name]) if name in _RANGES else str
+        parser.add_argument(f"--{name}", required=True, type=kind)
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], str]:
+    """Checks an argument, and leaves it as it was written."""
+
+    def check(text: str) -> str:
+        if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low} to {high}")
+        return text
+
+    return check
 
 
 def _run(

@@ -16,6 +16,7 @@ from mrmodel.config.base import validate_section
 from mrmodel.config.schema import PER_RUN, Config, RunSettings
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
+from mrmodel.devices import pick_device
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_json
 from mrmodel.models.base import MomentModel
@@ -27,7 +28,6 @@ from mrmodel.tracking.run import TrackedRun, current_run
 from mrmodel.tracking.stage_metrics import record_training
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
 from mrmodel.train.loop import Plan, Progress, Recorder, fit
-from mrmodel.train.optim import pick_device
 from mrmodel.types import Annotation
 from mrmodel.version import PACKAGE
 

@@ -50,6 +50,7 @@ _CODE = (
     "components.py",
     "config",
     "data",
+    "devices.py",
     "encoders",
     "errors.py",
     "features",

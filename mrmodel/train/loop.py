@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mrmodel.config.schema import RunSettings, TrainSettings
+from mrmodel.devices import pick_device
 from mrmodel.errors import TrainingError
 from mrmodel.files import derive_seed
 from mrmodel.models.base import MomentModel
@@ -28,7 +29,6 @@ from mrmodel.train.optim import (
     autocast,
     build_optimizer,
     learning_rate,
-    pick_device,
     set_learning_rate,
     set_threads,
 )

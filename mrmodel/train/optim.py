@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from mrmodel.config.schema import RunSettings
-from mrmodel.errors import ConfigError
 
 # Initial factor of the learning rate in the warm-up of `multistep`.
 _FIRST_SHARE = 1e-3
@@ -119,19 +118,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def pick_device(requested: str) -> torch.device:
-    """Device by name; ``auto`` is the first CUDA device if there is one, else the CPU.
-
-    Raises:
-        ConfigError: a CUDA device was requested, but none is available.
-    """
-    if requested == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if requested.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("train.device", requested, "no CUDA device here; use 'auto' or 'cpu'")
-    return torch.device(requested)
 
 
 def set_threads(requested: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
+import click
 import pytest
 import yaml
 from prefect.client.schemas.objects import State
@@ -11,8 +12,11 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Cancelled, Crashed, Failed
 
 from flows.dispatch import outcome_of
+from flows.pipeline import main as pipeline
 from flows.provision import POOLS, lost_workers
+from flows.provision import main as provision
 from flows.stages import artifact_key
+from flows.tune import main as tune
 from flows.tune import outcome_of as worker_outcome_of
 from flows.tune import state_of
 from mrmodel.config.schema import load_config
@@ -108,3 +112,20 @@ def test_artifact_keys_are_what_prefect_allows() -> None:
     assert (
         artifact_key("studies/dvc.yaml:seed_run@sg_detr-1") == "studies-dvc-yaml-seed-run-sg-detr-1"
     )
+
+
+@pytest.mark.parametrize(
+    ("main", "option", "most"),
+    [
+        (pipeline, "--jobs", 64),
+        (tune, "--trials", 100_000),
+        (tune, "--workers", 1024),
+        (provision, "--lost-after", 7 * 86_400),
+    ],
+)
+def test_numbers_of_options_have_a_range(main: click.Command, option: str, most: int) -> None:
+    (parameter,) = [one for one in main.params if option in one.opts]
+    for value in ("0", "-1", "nan", "inf", str(most + 1)):
+        with pytest.raises(click.BadParameter):
+            parameter.type.convert(value, parameter, None)
+    assert parameter.type.convert(str(most), parameter, None) == most

@@ -106,7 +106,7 @@ class SgDetrSettings(PresetSection):
         "legacy_anchor_unit": False,
     }
     preset: Literal["released", "robust"] = "robust"  # type: ignore[assignment]
-    hidden: Annotated[int, Field(ge=8, multiple_of=4)] = 256
+    hidden: Annotated[int, Field(ge=8, le=65_536, multiple_of=4)] = 256
     heads: Count = 8
     ffn: Count = 1024
     projection_layers: Annotated[int, Field(ge=1, le=3)] = 2
