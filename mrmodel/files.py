@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,29 @@ def read_text(path: Path) -> str:
         byte = error.object[error.start]
         rule = f"not UTF-8 text: byte 0x{byte:02x} at column {column}; save the file as UTF-8"
         raise DataError(rule, file=path, line=line) from None
+
+
+def stand_in(path: Path) -> str | None:
+    """What stands in place of a binary file that cannot be read; None: nothing that is known.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "an empty file"
+    text = head.decode("utf-8-sig", errors="replace").strip()
+    # The last character may be cut through.
+    if not all(char.isprintable() or char.isspace() for char in text) or "\ufffd" in text[:-3]:
+        return None
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if re.search(r"^outs:\s*\n\s*- ", text, re.MULTILINE):
+        return "a DVC pointer, not the file itself (dvc pull fetches it)"
+    if text.startswith("<"):
+        return "a web page or XML, perhaps of an error or a login, not the file itself"
+    return f"a text that begins with {text.splitlines()[0][:40]!r}"
 
 
 def write_text(target: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mrmodel.errors import CheckpointError
+from mrmodel.files import stand_in
 
 # Constructor of a pickled NumPy scalar, whose module depends on the NumPy version.
 _NUMBER = np.float64().__reduce__()[0]
@@ -51,6 +52,14 @@ _OPTIONS = ("opt", "args")
 # tensors. Other names in its state dict are of losses and metrics.
 _LIGHTNING = "pytorch-lightning_version"
 _MODEL = "model."
+# What data parallelism and averaging put in front, and what torch.compile, FSDP and activation
+# checkpointing put before the names of the modules that they wrap.
+_PARALLEL = re.compile(r"^(?:module\.)+")
+_WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# A counter that averaging (SWA, EMA) saves beside the tensors.
+_AVERAGED = "n_averaged"
 # The options there, and the only one that is read: the data set.
 _SAVED = "hyper_parameters"
 # Of the pickle alone: tensors lie beside it.
@@ -71,8 +80,8 @@ class PublishedCheckpoint:
     """Content of a checkpoint.
 
     Attributes:
-        tensors: parameters under their published names, without the prefixes ``module.`` and
-            ``model.``.
+        tensors: parameters under their published names, without what wrappers put before them
+            (``module.``, ``model.``, ``_orig_mod.``).
         options: options of the trainer by name; empty if the file has none. From a Lightning
             checkpoint only ``metrics_mode``.
         lighthouse: whether lighthouse saved the options.
@@ -109,7 +118,7 @@ def read_published(path: Path) -> PublishedCheckpoint:
         loaded = lightning
     inner = next((key for key in _WEIGHTS if isinstance(loaded.get(key), Mapping)), None)
     state = loaded if inner is None else loaded[inner]
-    tensors = _tensors(path, _of_model(state, only=_LIGHTNING in loaded))
+    tensors = _tensors(path, unwrapped(path, state, lightning=_LIGHTNING in loaded))
     options: Any = {}
     if inner is not None:
         options = next((loaded[key] for key in _OPTIONS if key in loaded), {})
@@ -138,30 +147,53 @@ def load_plain(path: Path) -> Mapping[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise any exception.
     except Exception as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: {_reason(path, error)}") from None
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a state dict")
     return loaded
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
-        return f"cannot be read as a checkpoint ({type(error).__name__})"
+        found = None if isinstance(error, OSError) else stand_in(path)
+        kind = f" ({type(error).__name__})" if found is None else f": it is {found}"
+        return f"cannot be read as a checkpoint{kind}"
     return (
         f"names {named[1]}, which is no tensor and none of the plain types that checkpoints need; "
         "reading on could run code, so the file is refused"
     )
 
 
-def _of_model(state: Mapping[str, Any], *, only: bool) -> Mapping[str, Any]:
-    """`state` without the prefix ``model.`` if all names have it; `only`: without other names."""
-    own = {
-        name.removeprefix(_MODEL): value
-        for name, value in state.items()
-        if isinstance(name, str) and name.startswith(_MODEL)
-    }
-    return own if own and (only or len(own) == len(state)) else state
+def unwrapped(path: Path, state: Mapping[str, Any], *, lightning: bool = False) -> dict[str, Any]:
+    """A state dict without what wrappers of the model put before its names.
+
+    Args:
+        path: of the file, for the error.
+        state: tensors by name.
+        lightning: names without ``model.`` are of losses and metrics, and left out.
+
+    Raises:
+        CheckpointError: something else than a text names a tensor, or two names become one.
+    """
+    for name in state:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: {name!r} is no name of a tensor")
+    names = {name: _bare(name) for name in state if name != _AVERAGED}
+    if lightning:
+        own = {name: bare for name, bare in names.items() if bare.startswith(_MODEL)}
+        names = own or names
+    while names and all(bare.startswith(_MODEL) for bare in names.values()):
+        names = {name: _bare(bare.removeprefix(_MODEL)) for name, bare in names.items()}
+    first: dict[str, str] = {}
+    for name, bare in names.items():
+        if first.setdefault(bare, name) != name:
+            raise CheckpointError(f"{path}: has {bare} twice, as {first[bare]} and as {name}")
+    return {bare: state[name] for name, bare in names.items()}
+
+
+def _bare(name: str) -> str:
+    return _PARALLEL.sub("", _WRAPPED.sub("", name))
 
 
 class _StandIn:
@@ -231,9 +263,10 @@ def _load_lightning(path: Path) -> dict[str, Any] | None:
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state:
         return None
-    own = _of_model(state, only=_LIGHTNING in loaded)
-    if _LIGHTNING not in loaded and own is state:
+    lightning = _LIGHTNING in loaded
+    if not lightning and not all(_bare(str(name)).startswith(_MODEL) for name in state):
         return None
+    own = unwrapped(path, state, lightning=lightning)
     with ZipFile(path) as file:
         tensors = {name: _tensor(path, file, root, name, value) for name, value in own.items()}
     return {"state_dict": tensors, _SAVED: loaded.get(_SAVED)}
@@ -267,8 +300,6 @@ def _tensor(path: Path, file: ZipFile, root: str, name: object, value: Any) -> A
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not isinstance(name, str):
-            raise CheckpointError(f"{path}: {name!r} is no name of a tensor")
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise CheckpointError(f"{path}: {name!r} is a {kind}, expected a tensor")
@@ -277,10 +308,7 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {name} is of {kind}; expected plain real numbers")
         if not tensor.float().isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN, infinity or what is that in float32")
-        plain = name.removeprefix("module.")
-        if plain in tensors:
-            raise CheckpointError(f"{path}: has {plain} both with and without `module.` in front")
-        tensors[plain] = tensor
+        tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
     return tensors

@@ -64,7 +64,10 @@ def test_options_come_as_names_and_values(tmp_path: Path) -> None:
         ({"model": {"a": torch.empty(2, device="meta")}}, "a is of .*on meta"),
         ({"model": {0: torch.ones(2)}}, "0 is no name of a tensor"),
         ({0: torch.ones(2)}, "0 is no name of a tensor"),
-        ({"model": {"module.a": torch.ones(2), "a": torch.zeros(2)}}, "has a both with and"),
+        (
+            {"model": {"module.a": torch.ones(2), "a": torch.zeros(2)}},
+            "has a twice, as module.a",
+        ),
         ({"model": TENSORS, "opt": 3}, "its options are a int"),
         (torch.zeros(3), "holds a Tensor, expected a state dict"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 from mrmodel.components import ComponentRegistry
 from mrmodel.convert.encoders.recipe import Recipe
 from mrmodel.convert.encoders.torchscript import is_torchscript, read_torchscript
-from mrmodel.convert.safe_unpickle import load_plain
+from mrmodel.convert.safe_unpickle import load_plain, unwrapped
 from mrmodel.encoders.user_weights import (
     CONFIG,
     LOCK,
@@ -144,7 +144,9 @@ def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
     loaded = load_plain(path)
     inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     values = loaded if inner is None else loaded[inner]
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = unwrapped(
+        path, {n: value for n, value in values.items() if isinstance(value, Tensor)}
+    )
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
     return tensors
