@@ -56,6 +56,16 @@ class DataError(MrModelError):
         who = "" if qid is None else f"qid {qid!r}: "
         super().__init__(f"{place}{who}{rule}")
 
+    def at(self, file: Path, line: int | None, qid: object) -> DataError:
+        """This error of a record at its place; a `qid` that cannot be an id is left out."""
+        return DataError(
+            self.rule, file=file, line=line, qid=qid if isinstance(qid, int | str) else None
+        )
+
+
+class FileFormatError(DataError):
+    """A whole file has another format than expected, so no record of it can be read."""
+
 
 class VideoError(MrModelError):
     """A video file cannot be decoded; `code` is a stable name such as ``no_video_stream``."""

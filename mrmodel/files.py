@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mrmodel.errors import DataError
+from mrmodel.errors import DataError, FileFormatError
 
 
 @contextmanager
@@ -48,19 +48,47 @@ def read_text(path: Path) -> str:
 
     Raises:
         DataError: other bytes; with the line, and the byte's value and column.
+        FileFormatError: UTF-16 or UTF-32.
         OSError: the file cannot be read.
     """
     content = path.read_bytes()
+    problem = encoding_problem(content[:4])
+    if problem is not None:
+        raise FileFormatError(problem, file=path)
+    return decode_text(content, path)
+
+
+def decode_text(content: bytes, path: Path, line: int = 1) -> str:
+    """UTF-8 text without a byte order mark; `content` begins at `line` of the file `path`.
+
+    Raises:
+        DataError: other bytes, or a NUL byte; with the line, and the byte's value and column.
+    """
+    content = content.removeprefix(b"\xef\xbb\xbf")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode()
+        at, remedy = content.find(b"\0"), "the file is damaged"
     except UnicodeDecodeError as error:
-        # A byte order mark is no part of what `error` counts in: positions are those of `object`.
-        before = error.object[: error.start]
-        line = before.count(b"\n") + 1
-        column = len(before.rpartition(b"\n")[2].decode("utf-8")) + 1
-        byte = error.object[error.start]
-        rule = f"not UTF-8 text: byte 0x{byte:02x} at column {column}; save the file as UTF-8"
-        raise DataError(rule, file=path, line=line) from None
+        at, remedy = error.start, "save the file as UTF-8"
+    if at < 0:
+        return text
+    before = content[:at]
+    column = len(before.rpartition(b"\n")[2].decode()) + 1
+    rule = f"not UTF-8 text: byte 0x{content[at]:02x} at column {column}; {remedy}"
+    raise DataError(rule, file=path, line=line + before.count(b"\n"))
+
+
+def encoding_problem(start: bytes) -> str | None:
+    """Why a file that starts with these four bytes is no UTF-8 text as a whole; None if it may be.
+
+    Text in UTF-16 or UTF-32 is recognised without a byte order mark, too, as in JSON.
+    """
+    if start and not start.strip(b"\0"):
+        return "the file begins with NUL bytes; it is damaged, or no text"
+    found = json.detect_encoding(start)
+    if found.startswith("utf-8"):
+        return None
+    return f"the file is {found[:6].upper()} text; save it as UTF-8"
 
 
 def stand_in(path: Path) -> str | None:

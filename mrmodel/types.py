@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # Annotation and Prediction must be importable without torch
 QueryId = int | str
 Window = tuple[float, float]
 
+# A day: longer durations are usually milliseconds, and would make arrays and loops huge.
+MAX_DURATION_S = 86_400.0
+
 
 def differs_in_type(qid: QueryId, first: QueryId) -> str:
     """What to add to the message that `qid` repeats `first`: ``1`` and ``"1"`` are one id.

@@ -30,7 +30,8 @@ def group() -> None:
 def check(context: click.Context, file: Path, videos: Path | None, clip_len: float) -> None:
     """Check and summarise the annotation FILE (JSON lines in the QVHighlights schema).
 
-    Lists every mistake with its line; the exit code is 2 if there is any.
+    Lists every row that the stage `corpus` would leave out, with its line; the exit code is 2 if
+    there is any. With --videos each video is opened (but not one in S3).
     """
     from mrmodel.data.check import check_file, format_report
 

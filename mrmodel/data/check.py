@@ -9,13 +9,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, Scan, scan_annotations
+from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, scan_annotations, truth_problem
+from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import DataError
-from mrmodel.features.keys import normalise_query, split_segment
+from mrmodel.features.keys import normalise_query
 from mrmodel.types import Annotation
-from mrmodel.video.remote import POINTER_SUFFIX
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", POINTER_SUFFIX)
 # Upper limits of short and middle windows in seconds, as in the QVHighlights evaluation.
 _SHORT_S, _MIDDLE_S = 10.0, 30.0
 
@@ -36,41 +35,30 @@ class CheckReport:
 def check_file(
     path: Path, videos_dir: Path | None = None, clip_len_s: float = DEFAULT_CLIP_LEN_S
 ) -> CheckReport:
-    """Check a whole annotation file; unlike reading, it continues after errors.
+    """Check a whole annotation file by the rules of the stage `corpus`; continues after errors.
 
     Args:
         path: the JSONL file.
         videos_dir: if given, must hold every video as ``<vid>.mp4`` (or another container, or a
-            pointer to a video in S3).
+            pointer to a video in S3, which is not opened). Each is opened.
         clip_len_s: seconds of one clip.
 
     Raises:
-        DataError: the file, or the folder, cannot be opened.
+        DataError: the file cannot be opened, or the folder is missing or holds no video.
     """
     scan = scan_annotations(path, clip_len_s)
-    if videos_dir is not None:
-        scan.errors.extend(_missing_videos(path, scan, videos_dir))
-    return CheckReport(
-        path, summarise_annotations(scan.rows, clip_len_s), scan.errors, scan.warnings
-    )
-
-
-def find_videos(folder: Path) -> dict[str, Path]:
-    """Video id -> file, for all video files of a folder.
-
-    Raises:
-        DataError: the folder is missing, or an id has two files.
-    """
-    if not folder.is_dir():
-        raise DataError("is not a folder with videos", file=folder)
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            continue
-        if path.stem in found:
-            raise DataError(f"video {path.stem!r} is there twice: {path.name}", file=folder)
-        found[path.stem] = path
-    return found
+    library = None if videos_dir is None else VideoLibrary(videos_dir, opens_remote=False)
+    for line, row in zip(scan.lines, scan.rows, strict=True):
+        problem = truth_problem(row)
+        if problem is None and library is not None:
+            problem = library.row_problem(row, clip_len_s)
+        if problem is not None:
+            scan.errors.append(DataError(problem, file=path, line=line, qid=row.qid))
+    if library is not None and library.unopened:
+        rule = f"{len(library.unopened)} videos in S3 were not opened; the stage `corpus` does it"
+        scan.warnings.append(DataError(rule, file=videos_dir))
+    errors = sorted(scan.errors, key=lambda error: error.line or 0)
+    return CheckReport(path, summarise_annotations(scan.rows, clip_len_s), errors, scan.warnings)
 
 
 def summarise_annotations(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:
@@ -113,20 +101,6 @@ def format_report(report: CheckReport) -> str:
         lines.append(f"{name}: {_figure(shown)}")
     lines.append(f"{len(report.errors)} errors, {len(report.warnings)} warnings")
     return "\n".join(lines)
-
-
-def _missing_videos(path: Path, scan: Scan, videos_dir: Path) -> list[DataError]:
-    """One error for each video without a file, at the first record that needs it."""
-    found, reported, errors = find_videos(videos_dir), set(), []
-    for row, line in zip(scan.rows, scan.lines, strict=True):
-        segment = split_segment(row.vid)
-        known = row.vid in found or (segment is not None and segment.base in found)
-        if known or row.vid in reported:
-            continue
-        reported.add(row.vid)
-        rule = f"vid = {row.vid!r}: no such video in {videos_dir}"
-        errors.append(DataError(rule, file=path, line=line, qid=row.qid))
-    return errors
 
 
 def _saliency_summary(rows: Sequence[Annotation], clip_len_s: float) -> dict[str, Any]:

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.evaluate.rows import RowFile, show
+from mrmodel.types import MAX_DURATION_S
 
 Mode = Literal["official", "clean"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# A day: longer durations are usually milliseconds, and would make the arrays huge.
-MAX_DURATION_S = 86_400.0
 _NUMBER = frozenset((int, float))
 _LIST = frozenset((list, tuple))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import DataError
+from mrmodel.lines import json_lines
 from mrmodel.types import QueryId, differs_in_type
 
 Row = Mapping[str, Any]
@@ -77,12 +77,13 @@ def read_rows(path: Path) -> RowFile:
     """
     rows: list[Row] = []
     lines: list[int] = []
-    texts = _text_of(path).split("\n")
     with _collector_paused():
-        for number, text in enumerate(texts, start=1):
-            if text and not text.isspace():
-                rows.append(_parse(text, path, number))
-                lines.append(number)
+        # The validation of fields names a NaN with its field.
+        for number, _, record in json_lines(path, nan=True):
+            if isinstance(record, DataError):
+                raise record
+            rows.append(record)
+            lines.append(number)
     if not rows:
         raise DataError("holds no row; expected one JSON object a line", file=path)
     return RowFile(rows, path, lines)
@@ -170,31 +171,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError("no such file", file=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error}", file=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
-
-
-def _parse(text: str, path: Path, number: int) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        rule = f"not JSON: {error.msg} at column {error.colno}; expected one JSON object a line"
-        raise DataError(rule, file=path, line=number) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not usable JSON: {error}", file=path, line=number) from None
-    if not isinstance(row, dict):
-        rule = f"expected one JSON object a line, found {show(row)}"
-        raise DataError(rule, file=path, line=number)
-    return row
 
 
 def _ids(rows: RowFile) -> list[QueryId]:

@@ -21,6 +21,14 @@ class Segment(NamedTuple):
     end_s: float
 
 
+def composed(name: str) -> str:
+    """The form in which names of videos are compared: NFC, as most keyboards write accents.
+
+    File names of macOS are decomposed (NFD): an ``e`` and a combining accent.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def normalise_query(query: str) -> str:
     """Normalise a query for encoding and keys: NFKC, stripped, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", query).split())

@@ -105,13 +105,15 @@ def test_all_mistakes_are_collected(tmp_path):
 
 def test_files_that_are_no_annotations(tmp_path):
     (tmp_path / "bytes").write_bytes(b'{"qid": "\xff"}\n')
-    with pytest.raises(DataError, match="not UTF-8 at byte 9"):
+    with pytest.raises(DataError, match="not UTF-8 text: byte 0xff at column 10"):
         read_annotations(tmp_path / "bytes")
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(DataError, match="holds no annotation"):
         read_annotations(tmp_path / "empty")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_annotations(tmp_path / "nothing")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_annotations(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from mrmodel.cli.data import group
-from mrmodel.data.check import check_file, find_videos, format_report
+from mrmodel.data.check import check_file, format_report
 from mrmodel.errors import DataError
 from tests.data.test_annotations import GOOD, write
+from tests.video.fixtures import write_video
 
 
 @pytest.fixture
@@ -40,24 +41,30 @@ def test_summary(rows):
 def test_videos_folder(rows, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
-    (folder / "v.MP4").touch()
     (folder / "notes.txt").touch()
+    with pytest.raises(DataError, match="holds no video file"):
+        check_file(rows, folder)
+    write_video(folder / "v.MP4", 10, fps=1)
     report = check_file(rows, folder)
     assert [(error.line, error.qid) for error in report.errors] == [(3, 9)]
-    assert "vid = 'w': no such video" in str(report.errors[0])
-    (folder / "w.webm").touch()
-    assert check_file(rows, folder).errors == []
-    assert set(find_videos(folder)) == {"v", "w"}
-    (folder / "w.mkv").touch()
-    with pytest.raises(DataError, match="'w' is there twice"):
-        find_videos(folder)
-    with pytest.raises(DataError, match="is not a folder"):
-        find_videos(tmp_path / "nothing")
+    assert "no video 'w' in videos/" in str(report.errors[0])
+    pointer = {"url": "s3://bucket/w.webm", "etag": "1", "bytes": 5}
+    (folder / "w.s3").write_text(json.dumps(pointer))
+    report = check_file(rows, folder)
+    assert report.errors == []
+    assert "1 videos in S3 were not opened" in str(report.warnings[-1])
+    (folder / "w.s3").write_text("{")
+    report = check_file(rows, folder)
+    assert "its video w.s3 cannot be read: invalid_pointer" in str(report.errors[0])
+    with pytest.raises(DataError, match="no such folder"):
+        check_file(rows, tmp_path / "nothing")
 
 
 def test_a_file_without_ground_truth_or_without_a_good_row(tmp_path):
     bare = {"qid": 1, "query": "x", "vid": "v", "duration": 5}
-    summary = check_file(write(tmp_path / "bare.jsonl", bare)).summary
+    report = check_file(write(tmp_path / "bare.jsonl", bare))
+    assert "no relevant_windows and no saliency_scores" in str(report.errors[0])
+    summary = report.summary
     assert (summary["windows"], summary["relevant clips"]) == (0, 0)
     report = check_file(write(tmp_path / "bad.jsonl", "{"))
     assert report.summary == {"queries": 0}

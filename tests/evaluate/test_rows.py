@@ -26,12 +26,12 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
     [
         ("", None, "holds no row"),
         ("\n  \n", None, "holds no row"),
-        ('{"qid": 1}\n{"qid": 2,}\n', 2, "not JSON"),
-        ('{"qid": 1}\nnonsense\n', 2, "not JSON"),
-        ("[1, 2]\n", 1, "expected one JSON object a line, found [1, 2]"),
-        ("3\n", 1, "expected one JSON object a line"),
-        ('{"qid": ' + "[" * 100_000, 1, "not usable JSON"),
-        ('{"qid": ' + "9" * 5000 + "}", 1, "not usable JSON"),
+        ('{"qid": 1}\n{"qid": 2,}\n', 2, "not valid JSON"),
+        ('{"qid": 1}\nnonsense\n', 2, "not valid JSON"),
+        ("[1, 2]\n", None, "is one JSON array of 2 values; expected one JSON object a line"),
+        ("3\n", 1, "expected a JSON object, found a number"),
+        ('{"qid": ' + "[" * 100_000, 1, "not valid JSON"),
+        ('{"qid": ' + "9" * 5000 + "}", 1, "not valid JSON"),
     ],
 )
 def test_unreadable_content(tmp_path: Path, text: str, line: int | None, rule: str) -> None:

@@ -5,14 +5,13 @@ Bad records and videos are left out and listed in corpus.json.
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mrmodel.data.annotations import scan_annotations
+from mrmodel.data.annotations import scan_annotations, truth_problem
 from mrmodel.data.ingest.summary import SPLITS, CorpusSummary, refuse_foreign_videos
 from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import DataError
@@ -20,6 +19,7 @@ from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import MANIFEST_FILE
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import write_jsonl, write_text
+from mrmodel.lines import json_lines
 from mrmodel.progress import Reporter, track
 from mrmodel.types import Annotation
 
@@ -63,7 +63,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class IngestedTable:
-    """The kept records of one file, unchanged, and the stems of their videos."""
+    """The kept records of one file, and the stems of their videos.
+
+    Records are unchanged, except that video ids are written as the names of the files.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     videos: set[str] = field(default_factory=set)
@@ -127,15 +130,16 @@ class _Usable:
 
     def problem(self, row: Annotation, clip_len_s: float) -> str | None:
         """Why a record cannot be used; None if it can."""
-        if not row.relevant_windows and not row.saliency_scores:
-            rule = "training and evaluation need one of them"
-            return f"no relevant_windows and no saliency_scores; {rule}"
-        if self.library is not None:
-            # Durations are often rounded up to whole clips.
-            found = self.library.problem(row.vid, row.duration - clip_len_s)
-            if found is not None:
-                return found
-        return self.features.problem(row) if self.features else None
+        found = truth_problem(row)
+        if found is None and self.library is not None:
+            found = self.library.row_problem(row, clip_len_s)
+        if found is None and self.features is not None:
+            found = self.features.problem(replace(row, vid=self.vid_of(row.vid)))
+        return found
+
+    def vid_of(self, vid: str) -> str:
+        """A video id of a record, written as the name of its file."""
+        return vid if self.library is None else self.library.vid_of(vid)
 
     def name_of(self, vid: str) -> str:
         """Name of the video of a record."""
@@ -159,14 +163,14 @@ def _read_split(
 ) -> IngestedTable:
     scan = scan_annotations(path, clip_len_s)
     table = IngestedTable(rejected=scan.errors, warnings=scan.warnings)
-    lines = path.read_bytes().split(b"\n")
+    records = _records(path) if scan.rows else {}
     pairs = list(zip(scan.lines, scan.rows, strict=True))
     for line, row in track(pairs, reporter, f"check {path.name}", len(pairs)):
         problem = usable.problem(row, clip_len_s)
         if problem is not None:
             table.rejected.append(DataError(problem, file=path, line=line, qid=row.qid))
             continue
-        table.rows.append(json.loads(lines[line - 1]))
+        table.rows.append(records[line] | {"vid": usable.vid_of(row.vid)})
         table.videos.add(usable.name_of(row.vid))
     if not table.rows:
         first = table.rejected[0]
@@ -174,6 +178,12 @@ def _read_split(
         raise DataError(rule, file=path, line=first.line, qid=first.qid)
     table.rejected.sort(key=lambda error: error.line or 0)
     return table
+
+
+def _records(path: Path) -> dict[int, dict[str, Any]]:
+    """Line -> object, of the lines that hold one."""
+    lines = json_lines(path)
+    return {line: row for line, _, row in lines if not isinstance(row, DataError)}
 
 
 def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter) -> IngestedTable:
@@ -185,13 +195,13 @@ def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter)
         rule = "left out: captions need videos, of which features are extracted"
         table.rejected.append(DataError(rule, file=path))
         return table
-    lines = path.read_bytes().split(b"\n")
-    for line, text in track(enumerate(lines, 1), reporter, f"check {path.name}", len(lines)):
-        if not text.strip():
+    lines = list(json_lines(path))
+    for line, _, row in track(lines, reporter, f"check {path.name}", len(lines)):
+        if isinstance(row, DataError):
+            table.rejected.append(row)
             continue
-        row = _object(text)
-        vid = row.get("YoutubeID") if row else None
-        if row is None or not isinstance(vid, str):
+        vid = row.get("YoutubeID")
+        if not isinstance(vid, str):
             rule = "expected a JSON object with the video's name as 'YoutubeID'"
             table.rejected.append(DataError(rule, file=path, line=line))
             continue
@@ -199,21 +209,9 @@ def _read_captions(path: Path, library: VideoLibrary | None, reporter: Reporter)
         if problem is not None:
             table.rejected.append(DataError(problem, file=path, line=line, qid=vid))
             continue
-        table.rows.append(row)
+        table.rows.append(row | {"YoutubeID": library.vid_of(vid)})
         table.videos.add(library.name_of(vid))
     return table
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _summary(tables: dict[str, IngestedTable], video_bytes: int) -> CorpusSummary:

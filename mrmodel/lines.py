@@ -1,0 +1,192 @@
+"""Reading people's text files line by line, and JSON lines: one object on each line.
+
+Lines end as in Unix, Windows or old Mac files, and nowhere else: other separators of Unicode may
+stand inside JSON strings. A byte order mark at the start of a line is dropped, also in the middle
+of a file, where joined files leave it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mrmodel.errors import DataError, FileFormatError
+from mrmodel.files import decode_text, encoding_problem, read_text
+
+_MARK = b"\xef\xbb\xbf"
+# Escapes in JSON of the two halves of a surrogate pair. UTF-8 itself cannot hold a half.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_SHOWN = 60
+
+
+class JsonLine(NamedTuple):
+    """A line that is not blank.
+
+    Attributes:
+        number: counted from 1.
+        raw: its bytes, without white space around them.
+        record: its object; or the error, with file and line, where it is none.
+    """
+
+    number: int
+    raw: bytes
+    record: dict[str, Any] | DataError
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """All lines of a file, without their ends; memory does not grow with the file.
+
+    Raises:
+        DataError: the file cannot be read.
+        FileFormatError: it is not UTF-8 text as a whole, for instance UTF-16.
+    """
+    try:
+        with path.open("rb") as file:
+            problem = encoding_problem(file.read(4))
+            if problem is not None:
+                raise FileFormatError(problem, file=path)
+            file.seek(0)
+            for chunk in file:
+                for raw in chunk.splitlines():
+                    yield raw.removeprefix(_MARK)
+    except FileNotFoundError:
+        raise DataError("no such file", file=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not UTF-8 text.
+    """
+    for number, raw in enumerate(byte_lines(path), start=1):
+        if raw.strip():
+            yield number, decode_text(raw, path, number)
+
+
+def json_lines(path: Path, *, nan: bool = False) -> Iterator[JsonLine]:
+    """The lines of a file with one JSON object a line; goes on after a line that is none.
+
+    Every string of an object is text that UTF-8 can encode.
+
+    Args:
+        path: the file.
+        nan: accept NaN and Infinity, which are not JSON.
+
+    Raises:
+        DataError: the file cannot be read.
+        FileFormatError: it is not UTF-8 text, or one JSON value over several lines.
+    """
+    first = True
+    for number, raw in enumerate(byte_lines(path), start=1):
+        if not raw.strip():
+            continue
+        record: dict[str, Any] | DataError
+        try:
+            record = _object(raw, path, number, nan)
+        except DataError as error:
+            if first:
+                _refuse_one_value(path)
+            record = error
+        first = False
+        yield JsonLine(number, raw.strip(), record)
+
+
+def _object(raw: bytes, path: Path, number: int, nan: bool) -> dict[str, Any]:
+    def fault(rule: str, qid: object = None) -> DataError:
+        return DataError(rule, file=path, line=number, qid=qid)
+
+    def refuse_constant(name: str) -> None:
+        raise fault(f"{name} is not a JSON number")
+
+    text = decode_text(raw, path, number)
+    try:
+        record = json.loads(text, parse_constant=None if nan else refuse_constant)
+        half = _half_a_pair(record) if _HALF.search(raw) else None
+    except json.JSONDecodeError as error:
+        rule = f"not valid JSON: {error.msg} at column {error.colno}"
+        raise fault(f"{rule}; expected one JSON object a line") from None
+    except (RecursionError, ValueError) as error:
+        raise fault(f"not valid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise fault(f"expected a JSON object, found {_kind(record)}")
+    if half is not None:
+        qid = record.get("qid")
+        is_sound = isinstance(qid, int) or (isinstance(qid, str) and _is_text(qid))
+        raise fault(half, qid if is_sound else None)
+    return record
+
+
+def _half_a_pair(record: Any) -> str | None:
+    """The rule that a field with half of a surrogate pair breaks; None where there is none."""
+    for key, value in record.items() if isinstance(record, dict) else ():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            shown = json.dumps(value)
+            shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+            half = ascii(error.object[error.start]).strip("'")
+            rule = f"holds {half}, half of a surrogate pair, which is no character"
+            return f"{json.dumps(key)[1:-1]} = {shown}: {rule}"
+    return None
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _refuse_one_value(path: Path) -> None:
+    """Raise where a file, whose first line is no object, is one JSON value over several lines.
+
+    Raises:
+        FileFormatError: says so, and how to convert it.
+    """
+    try:
+        text = read_text(path)
+    except DataError:
+        return
+    start = len(text) - len(text.lstrip())
+    kind = "array" if text.startswith("[", start) else "object"
+    wanted = "expected one JSON object a line"
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if _begins_a_long_value(text[start:]):
+            place = f"line {error.lineno}, column {error.colno}"
+            rule = f"is one JSON {kind} over several lines, and not valid: {error.msg} at {place}"
+            raise FileFormatError(f"the file {rule}; {wanted}", file=path) from None
+        return
+    except (RecursionError, ValueError):
+        return
+    rest = text[end:].strip()
+    is_long = isinstance(value, list | dict) and len(text[start:end].splitlines()) > 1
+    if isinstance(value, list) and not rest:
+        rule, way = f"is one JSON array of {len(value)} values", "jq -c '.[]'"
+    elif is_long and rest:
+        rule, way = f"holds JSON {kind}s over several lines", "jq -c ."
+    elif is_long:
+        rule, way = "is one JSON object over several lines", "jq -c . (or '.[]', for its values)"
+    else:
+        return
+    raise FileFormatError(f"the file {rule}; {wanted}; convert it: {way}", file=path)
+
+
+def _begins_a_long_value(text: str) -> bool:
+    """Whether a damaged text looks like one value over several lines, not like JSON lines."""
+    first, second = ([line for line in text.splitlines() if line.strip()] + ["", ""])[:2]
+    if not first.startswith("[") and first.strip() != "{":
+        return False
+    try:
+        return bool(second) and not isinstance(json.loads(second), dict)
+    except (RecursionError, ValueError):
+        return True
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

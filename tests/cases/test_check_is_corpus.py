@@ -1,0 +1,179 @@
+"""`mrmodel data check --videos` and the stage `corpus` refuse the same rows for the same reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from mrmodel.cli.data import group
+from mrmodel.data.check import check_file
+from mrmodel.data.ingest.folder import import_folder
+from mrmodel.errors import DataError
+from mrmodel.progress import NullReporter
+from tests.video.fixtures import write_audio, write_video
+
+NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+
+
+def row(vid: str, **changes: Any) -> dict[str, Any]:
+    window = {"duration": 12.0, "relevant_windows": [[2.0, 4.0]]}
+    return {"qid": vid, "query": "a green card", "vid": vid, **window, **changes}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 12 s."""
+    return write_video(tmp_path_factory.mktemp("base") / "base.mp4", 12, fps=1, size=(64, 48))
+
+
+@pytest.fixture
+def own(tmp_path: Path, base: Path) -> Path:
+    """A folder with one good video and one good row in each table."""
+    folder = tmp_path / "own"
+    (folder / "videos").mkdir(parents=True)
+    shutil.copy(base, folder / "videos")
+    for split in ("train", "val"):
+        (folder / f"{split}.jsonl").write_text(json.dumps(row("base")) + "\n")
+    return folder
+
+
+def both(folder: Path, out: Path, *rows: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The rules that rows break, by the check, after it is equal to those of the stage; the rows
+    that the stage keeps."""
+    path = folder / "train.jsonl"
+    texts = [json.dumps(one, ensure_ascii=False) + "\n" for one in (row("base"), *rows)]
+    path.write_text("".join(texts).replace("Infinity", "1e999"), encoding="utf-8")
+    report = check_file(path, folder / "videos")
+    import_folder(folder, 2.0, out, NullReporter())
+    refused = json.loads((out / "corpus.json").read_text())["rejected_rows"]
+    assert [(error.line, error.rule) for error in report.errors] == [
+        (one["line"], one["rule"]) for one in refused
+    ]
+    kept = (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    return [error.rule for error in report.errors], [json.loads(text) for text in kept]
+
+
+def test_every_rule_of_a_row_and_its_video(own: Path, tmp_path: Path) -> None:
+    videos = own / "videos"
+    (videos / "empty.mp4").touch()
+    (videos / "text.mov").write_text("no video")
+    write_audio(videos / "sound.mp4")
+    for name in ("twice.mp4", "twice.mkv", "old.m2ts", "dir.mp4"):
+        shutil.copy(videos / "base.mp4", videos / name)
+    (videos / "gone.mp4").symlink_to("nowhere.mp4")
+    rules, kept = both(
+        own,
+        tmp_path / "out",
+        row("base", qid="ms", duration=12000, relevant_windows=[[2000, 4000]]),
+        row("base", qid="rounded up", duration=14),
+        row("base", qid="too long", duration=14.1),
+        row("base_4_12", qid="segment", duration=8),
+        row("base_8_20", qid="long segment", duration=12),
+        row("base", qid="no truth", relevant_windows=[]),
+        row("base", qid="rated", relevant_windows=[], relevant_clip_ids=[1], saliency_scores=[[1]]),
+        row("base", qid="inf", duration=1e999),
+        row("bsae"),
+        row("empty"),
+        row("text"),
+        row("sound"),
+        row("twice"),
+        row("old"),
+        row("gone"),
+        {"qid": 1e999, "query": "", "vid": "base", "duration": 12},
+    )
+    assert [one["qid"] for one in kept] == ["base", "rounded up", "segment", "rated"]
+    words = [
+        "base.mp4 lasts 12.0 s, less than the row says",
+        "base.mp4 lasts 12.0 s",
+        "base.mp4 lasts 12.0 s",
+        "no relevant_windows and no saliency_scores; training and evaluation need one of them",
+        "duration = Infinity: is too large",
+        "no video 'bsae' in videos/; did you mean 'base'",
+        "empty.mp4 cannot be read",
+        "text.mov cannot be read",
+        "sound.mp4 cannot be read",
+        "several files of one name (twice.mkv, twice.mp4)",
+        "no video 'old' in videos/: old.m2ts is of no known kind (avi, flv, m4v,",
+        "no video 'gone' in videos/: gone.mp4 is no file",
+        "qid = Infinity: expected an integer",
+    ]
+    for word, rule in zip(words, rules, strict=True):
+        assert word in rule
+
+
+@pytest.mark.parametrize("suffix", [".m4v", ".ts", ".MP4", ".flv", ".mpeg", ".wmv", ".mpg"])
+def test_one_list_of_suffixes(own: Path, base: Path, tmp_path: Path, suffix: str) -> None:
+    shutil.copy(base, own / "videos" / f"phone{suffix}")
+    rules, kept = both(own, tmp_path / "out", row("phone"))
+    assert (rules, len(kept)) == ([], 2)
+
+
+@pytest.mark.parametrize(("file", "said"), [(NFD, NFC), (NFC, NFD), (NFC, NFC), (NFD, NFD)])
+def test_accents_in_two_forms(own: Path, base: Path, tmp_path: Path, file: str, said: str) -> None:
+    """Later stages look features up by the name of the file, so rows are written with it."""
+    shutil.copy(base, own / "videos" / f"{file}.mp4")
+    caption = {"YoutubeID": said, "Caption": "a card"}
+    (own / "captions.jsonl").write_text(json.dumps(caption) + "\n")
+    rules, kept = both(own, tmp_path / "out", row(said), row(f"{said}_2_8", duration=6))
+    assert rules == []
+    assert [one["vid"] for one in kept] == ["base", file, f"{file}_2_8"]
+    assert (tmp_path / "out/videos" / f"{file}.mp4").exists()
+    (written,) = (tmp_path / "out/captions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(written) == caption | {"YoutubeID": file}
+
+
+def test_two_files_that_look_alike(own: Path, base: Path, tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFC", "\u1e69")  # has a third form, of two letters
+    forms = [unicodedata.normalize("NFD", name), "s\u0307\u0323"]
+    for form in forms:
+        shutil.copy(base, own / "videos" / f"{form}.mp4")
+    rules, kept = both(own, tmp_path / "out", row(name), row(forms[0], qid="exact"))
+    assert "several files of one name" in rules[0]
+    assert [one["qid"] for one in kept] == ["base", "exact"]
+
+
+def test_a_file_name_that_is_no_text(own: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copy(base, os.fsencode(own / "videos") + b"/caf\xe9.mp4")
+    rules, _ = both(own, tmp_path / "out", row(NFC))
+    assert rules == [
+        f"no video {NFC!r} in videos/: {NFC}.mp4 has a name that is not UTF-8; rename it"
+    ]
+
+
+def test_the_command(own: Path) -> None:
+    check = ["check", str(own / "train.jsonl"), "--videos", str(own / "videos")]
+    assert CliRunner().invoke(group, check).exit_code == 0
+    (own / "train.jsonl").write_text(json.dumps(row("base", duration=12000)) + "\n")
+    run = CliRunner().invoke(group, check)
+    assert run.exit_code == 2
+    assert "train.jsonl:1: qid 'base': its video base.mp4 lasts 12.0 s" in run.output
+
+
+def test_a_table_of_another_format_stops_the_stage_with_its_reason(
+    own: Path, tmp_path: Path
+) -> None:
+    rows = [row("base", qid=number) for number in range(200)]
+    (own / "train.jsonl").write_text(json.dumps(rows, indent=2))
+    with pytest.raises(DataError, match=r"train\.jsonl: .*one JSON array of 200 values"):
+        import_folder(own, 2.0, tmp_path / "out", NullReporter())
+
+
+def test_half_an_emoji_costs_its_row_only(own: Path, tmp_path: Path) -> None:
+    texts = [json.dumps(row("base", query="a party \ud83d", qid=1)), json.dumps(row("base", qid=2))]
+    (own / "train.jsonl").write_text("\n".join(texts))
+    caption = {"YoutubeID": "base", "Caption": "\ude00"}
+    (own / "captions.jsonl").write_text(json.dumps(caption))
+    import_folder(own, 2.0, tmp_path / "out", NullReporter())
+    refused = json.loads((tmp_path / "out/corpus.json").read_text())["rejected_rows"]
+    assert [(one["file"], one["line"]) for one in refused] == [
+        ("captions.jsonl", 1),
+        ("train.jsonl", 1),
+    ]
+    assert json.loads((tmp_path / "out/train.jsonl").read_text())["qid"] == 2

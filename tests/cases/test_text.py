@@ -1,0 +1,188 @@
+"""Text as people's programs write it: byte order marks, other encodings, halves of characters."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrmodel.data.annotations import read_annotations, scan_annotations
+from mrmodel.data.check import check_file
+from mrmodel.errors import DataError, FileFormatError
+from mrmodel.evaluate.rows import read_rows
+from mrmodel.files import read_text
+from mrmodel.lines import json_lines
+
+BOM = codecs.BOM_UTF8
+
+
+def row(qid: Any = 1, **changes: Any) -> dict[str, Any]:
+    window = {"duration": 12.0, "relevant_windows": [[2.0, 4.0]]}
+    return {"qid": qid, "query": "a caf\u00e9", "vid": "base", **window, **changes}
+
+
+def lines_of(*rows: object) -> list[str]:
+    return [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in rows]
+
+
+ROWS = lines_of(row(1), row(2), row(3))
+
+# How a file of three rows may be written, so that all readers take three rows from it.
+SPELLINGS: dict[str, bytes] = {
+    "plain": "\n".join(ROWS).encode(),
+    "byte order mark": BOM + "\n".join(ROWS).encode(),
+    "windows": BOM + "\r\n".join([*ROWS, ""]).encode(),
+    "old mac": "\r".join(ROWS).encode(),
+    "blank lines": "\n\n  \n".join(["", *ROWS]).encode(),
+    "joined files": b"\n".join(BOM + text.encode() for text in ROWS),
+    "escapes": "\n".join(json.dumps(json.loads(text)) for text in ROWS).encode(),
+    "line separators": "\n".join(lines_of(row(1, note="\u2028\x85\x0b"), *ROWS[1:])).encode(),
+    "emoji in escapes": "\n".join([json.dumps(row(1, query="\U0001f600")), *ROWS[1:]]).encode(),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_three_rows_however_they_are_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(SPELLINGS[name])
+    report = check_file(path)
+    assert (report.errors, report.warnings, report.summary["queries"]) == ([], [], 3)
+    assert [found.qid for found in read_annotations(path)] == [1, 2, 3]
+    assert [found["qid"] for found in read_rows(path)] == [1, 2, 3]
+
+
+# Files of which no row can be read: content, and what the one error says.
+WHOLE: dict[str, tuple[bytes, str]] = {
+    "utf-16 of Windows": ("\ufeff".encode("utf-16-le") + ROWS[0].encode("utf-16-le"), "UTF-16"),
+    "utf-16 big": ("\ufeff".encode("utf-16-be") + ROWS[0].encode("utf-16-be"), "UTF-16"),
+    "utf-16 without a mark": (ROWS[0].encode("utf-16-le"), "the file is UTF-16 text; save it as"),
+    "utf-32": (ROWS[0].encode("utf-32"), "the file is UTF-32 text"),
+    "zeros": (b"\0" * 4096, "begins with NUL bytes"),
+    "array": (json.dumps([row(1), row(2)]).encode(), "is one JSON array of 2 values; expected one"),
+    "long array": (json.dumps([row(1), row(2)], indent=2).encode(), "jq -c '.[]'"),
+    "array with a mark": (BOM + json.dumps([row(1)], indent=2).encode(), "jq -c '.[]'"),
+    "array of a row a line": (f"[{ROWS[0]},\n{ROWS[1]}]\n".encode(), "one JSON array of 2 values"),
+    "cut array": (json.dumps([row(1), row(2)], indent=2).encode()[:-9], "JSON array over several"),
+    "object": (json.dumps(row(1), indent=2).encode(), "one JSON object over several lines"),
+    "objects": (
+        "\n".join(json.dumps(row(qid), indent=1) for qid in (1, 2)).encode(),
+        "holds JSON objects over several lines; expected one JSON object a line; convert it: jq -c",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_of_another_kind_is_one_error(tmp_path: Path, name: str) -> None:
+    content, rule = WHOLE[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    (error,) = check_file(path).errors
+    assert rule in error.rule
+    assert error.line is None
+    for read in (read_annotations, read_rows, lambda file: list(json_lines(file))):
+        with pytest.raises(DataError) as raised:
+            read(path)
+        assert str(raised.value) == str(error)
+
+
+# One bad line among two good ones: bytes, and what the error says.
+BAD: dict[str, tuple[bytes, str]] = {
+    "latin-1": (ROWS[1].encode("latin-1"), "not UTF-8 text: byte 0xe9 at column 27; save the"),
+    "windows-1252": (
+        ROWS[1].replace("\u00e9", "\u201c").encode("cp1252"),
+        "byte 0x93 at column 27",
+    ),
+    "surrogates in bytes": (b'{"qid": "\xed\xa0\xbd"}', "byte 0xed at column 10"),
+    "NUL": (ROWS[1].encode().replace(b"base", b"b\0se"), "byte 0x00 at column"),
+    "power failure": (b"\0" * 64, "byte 0x00 at column 1; the file is damaged"),
+    "half in the query": (
+        json.dumps(row(2, query="a party \ud83d")).encode(),
+        'query = "a party \\ud83d": holds \\ud83d, half of a surrogate pair, which is no character',
+    ),
+    "second half": (json.dumps(row(2, query="\ude00 x")).encode(), "holds \\ude00, half of"),
+    "half in the vid": (json.dumps(row(2, vid="\ud83d")).encode(), 'vid = "\\ud83d": holds'),
+    "half in the qid": (json.dumps(row("\ud83d")).encode(), 'qid = "\\ud83d": holds'),
+    "half in a note": (json.dumps(row(2, note=[{"a": "\udfff"}])).encode(), "note = [{"),
+    "half in a key": (json.dumps(row(2) | {"\ud83d": 1}).encode(), "\\ud83d = 1: holds"),
+    "NUL in the vid": (json.dumps(row(2, vid="a\0b")).encode(), "holds a NUL character"),
+    "comma": (ROWS[1].encode() + b",", "not valid JSON: Extra data"),
+    "two objects": (ROWS[1].encode() + ROWS[1].encode(), "not valid JSON: Extra data"),
+    "single quotes": (b"{'qid': 2}", "not valid JSON: Expecting property name"),
+    "list": (b"[1]", "expected a JSON object, found a list"),
+    "nan": (json.dumps(row(2, note=float("nan"))).encode(), "NaN is not a JSON number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_line_is_named_and_costs_itself_only(tmp_path: Path, name: str) -> None:
+    line, rule = BAD[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([ROWS[0].encode(), line, ROWS[2].encode()]))
+    scan = scan_annotations(path)
+    assert [found.qid for found in scan.rows] == [1, 3]
+    (error,) = scan.errors
+    assert (error.file, error.line) == (path, 2)
+    assert rule in error.rule
+    assert str(error).isprintable()
+    str(error).encode()
+    with pytest.raises(DataError, match=rf"^{path}:2: "):
+        read_annotations(path)
+
+
+WRITERS: list[Callable[[str], bytes]] = [
+    lambda text: text.encode("utf-8", "replace"),
+    lambda text: text.encode("utf-8-sig", "replace"),
+    lambda text: text.encode("utf-8", "surrogatepass"),
+    lambda text: text.encode("utf-16", "surrogatepass"),
+    lambda text: text.encode("utf-16-be", "surrogatepass"),
+    lambda text: text.encode("utf-32", "surrogatepass"),
+    lambda text: text.encode("latin-1", "replace"),
+    lambda text: text.encode("shift-jis", "replace"),
+]
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(ANY_TEXT, st.booleans()), min_size=1, max_size=3),
+    st.sampled_from(WRITERS),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+)
+def test_any_encoding_gives_the_text_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[tuple[str, bool]],
+    write: Callable[[str], bytes],
+    end: str,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "encoded.jsonl"
+    rows = [json.dumps({"text": text}, ensure_ascii=escape) for text, escape in texts]
+    content = write(end.join(rows))
+    path.write_bytes(content)
+    if content[:4].count(b"\0") or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with pytest.raises(FileFormatError, match=r"UTF-16|UTF-32"):
+            list(json_lines(path))
+        return
+    found = [line.record for line in json_lines(path)]
+    assert len(found) == len(rows)
+    for record, line in zip(found, content.decode("utf-8-sig", "replace").split(end), strict=False):
+        if isinstance(record, DataError):
+            assert record.line is not None
+        else:
+            assert record == json.loads(line)
+            record["text"].encode()
+
+
+def test_other_encodings_of_a_whole_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes("seed: 1\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"params\.yaml: the file is UTF-16 text; save it as UTF-8"):
+        read_text(path)
+    path.write_bytes(b"seed: 1\nname: a\0b\n")
+    with pytest.raises(DataError, match=r"params\.yaml:2: not UTF-8 text: byte 0x00 at column 8"):
+        read_text(path)
