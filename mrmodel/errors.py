@@ -57,10 +57,10 @@ class DataError(MrModelError):
         super().__init__(f"{place}{who}{rule}")
 
     def at(self, file: Path, line: int | None, qid: object) -> DataError:
-        """This error of a record at its place; a `qid` that cannot be an id is left out."""
-        return DataError(
-            self.rule, file=file, line=line, qid=qid if isinstance(qid, int | str) else None
-        )
+        """This error of a record at its place; a `qid` that is no id, or no text, is left out."""
+        is_text = isinstance(qid, str) and qid.isprintable()
+        known = qid if is_text or isinstance(qid, int) else None
+        return DataError(self.rule, file=file, line=line, qid=known)
 
 
 class FileFormatError(DataError):

@@ -98,8 +98,8 @@ def json_lines(path: Path, *, nan: bool = False) -> Iterator[JsonLine]:
 
 
 def _object(raw: bytes, path: Path, number: int, nan: bool) -> dict[str, Any]:
-    def fault(rule: str, qid: object = None) -> DataError:
-        return DataError(rule, file=path, line=number, qid=qid)
+    def fault(rule: str) -> DataError:
+        return DataError(rule, file=path, line=number)
 
     def refuse_constant(name: str) -> None:
         raise fault(f"{name} is not a JSON number")
@@ -116,9 +116,7 @@ def _object(raw: bytes, path: Path, number: int, nan: bool) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise fault(f"expected a JSON object, found {_kind(record)}")
     if half is not None:
-        qid = record.get("qid")
-        is_sound = isinstance(qid, int) or (isinstance(qid, str) and _is_text(qid))
-        raise fault(half, qid if is_sound else None)
+        raise fault(half).at(path, number, record.get("qid"))
     return record
 
 
@@ -134,10 +132,6 @@ def _half_a_pair(record: Any) -> str | None:
             rule = f"holds {half}, half of a surrogate pair, which is no character"
             return f"{json.dumps(key)[1:-1]} = {shown}: {rule}"
     return None
-
-
-def _is_text(value: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _refuse_one_value(path: Path) -> None:

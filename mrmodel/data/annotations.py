@@ -131,7 +131,7 @@ def _row(record: Mapping[str, Any]) -> Annotation:
         qid=_query_id(record["qid"]),
         query=_text("query", record["query"]),
         vid=_text("vid", record["vid"]),
-        duration=_duration(record["duration"]),
+        duration=checked_duration(record["duration"]),
         relevant_windows=_windows(record.get("relevant_windows")),
         relevant_clip_ids=_clip_ids(record.get("relevant_clip_ids")),
         saliency_scores=_ratings(record.get("saliency_scores")),
@@ -149,12 +149,18 @@ def _text(name: str, value: Any) -> str:
         raise DataError(f"{name} = {_shown(value)}: expected a string")
     if not value.strip():
         raise DataError(f"{name} = {_shown(value)}: is empty")
-    if "\0" in value:
-        raise DataError(f"{name} = {_shown(value)}: holds a NUL character")
+    is_text = value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if "\0" in value or not is_text:
+        raise DataError(f"{name} = {json.dumps(value)[:60]}: holds NUL or half of a character")
     return value
 
 
-def _duration(value: Any) -> float:
+def checked_duration(value: Any) -> float:
+    """The field `duration` in seconds.
+
+    Raises:
+        DataError: it is no number, not above 0, or longer than a day.
+    """
     number = _number("duration", value)
     if number <= 0:
         raise DataError(f"duration = {_shown(value)}: expected seconds above 0")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -102,38 +100,3 @@ def read_moments(path: Path, clip_len_s: float) -> ConvertedSplit:
         optional = ("relevant_windows", "relevant_clip_ids", "saliency_scores")
         rows.append({key: value for key, value in given.items() if value or key not in optional})
     return ConvertedSplit(rows, scan.errors, scan.warnings)
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
-    """Line number and object of each line; for a line that is not an object, the error instead.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    for line, text in text_lines(path):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield line, DataError(f"not valid JSON: {error}", file=path, line=line)
-            continue
-        if isinstance(record, dict):
-            yield line, record
-        else:
-            yield line, DataError("expected a JSON object", file=path, line=line)
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank.
-
-    Raises:
-        DataError: the file cannot be read, or is not UTF-8 text.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    yield line, text
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error.reason}", file=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from None

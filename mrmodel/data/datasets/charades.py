@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrmodel.data.annotations import checked_duration, parse_annotation
 from mrmodel.data.datasets.base import (
     ConvertedSplit,
     PublishedDataset,
     PublishedFile,
     ReadOptions,
     read_moments,
-    text_lines,
 )
 from mrmodel.errors import DataError
+from mrmodel.files import read_text
+from mrmodel.lines import text_lines
 
 # Tables of Charades itself with the lengths of the videos, which the text files lack.
 LENGTH_TABLES = ("Charades_v1_train.csv", "Charades_v1_test.csv")
@@ -57,54 +61,77 @@ class CharadesSta(PublishedDataset):
     def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read either format, recognised by the file suffix."""
         if path.suffix == ".txt":
-            return _read_text(path, options.first_qid)
+            return _read_text(path, options.first_qid, self.clip_len_s)
         return read_moments(path, self.clip_len_s)
 
 
-def _read_text(path: Path, first_qid: int) -> ConvertedSplit:
+def _read_text(path: Path, first_qid: int, clip_len_s: float) -> ConvertedSplit:
     """Records of a text file, with qids from `first_qid` on; moments are clipped to the video."""
-    lengths, table = _lengths(path.parent), ConvertedSplit()
+    table = ConvertedSplit()
+    lengths = _lengths(path.parent)
     for line, text in text_lines(path):
         try:
-            row = _row(text, lengths)
-        except ValueError as error:
-            table.rejected.append(DataError(str(error), file=path, line=line))
+            row = {"qid": first_qid + len(table.rows), **_row(text, lengths)}
+            parse_annotation(row, clip_len_s)
+        except DataError as error:
+            table.rejected.append(error.at(path, line, None))
             continue
-        table.rows.append({"qid": first_qid + len(table.rows), **row})
+        table.rows.append(row)
     return table
 
 
-def _row(text: str, lengths: dict[str, float]) -> dict[str, Any]:
-    """Parse a line to a record without qid; raises ValueError with the rule that it breaks."""
+def _row(text: str, lengths: Mapping[str, float | DataError]) -> dict[str, Any]:
+    """Parse a line to a record without qid; raises DataError with the rule that it breaks."""
     found = _LINE.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text.strip()[:60]!r}: expected VID START END##sentence")
+        raise DataError(f"{text.strip()[:60]!r}: expected VID START END##sentence")
     vid, query = found["vid"], found["query"].strip()
-    start, end = float(found["start"]), float(found["end"])
+    try:
+        start, end = float(found["start"]), float(found["end"])
+    except ValueError:
+        raise DataError(f"{text.strip()[:60]!r}: START and END must be seconds") from None
     if vid not in lengths:
-        raise ValueError(f"vid = {vid!r}: no such id in {' or '.join(LENGTH_TABLES)}")
+        raise DataError(f"vid = {vid!r}: no such id in {' or '.join(LENGTH_TABLES)}")
+    duration = lengths[vid]
+    if isinstance(duration, DataError):
+        raise DataError(f"vid = {vid!r}: {duration}")
     if not query:
-        raise ValueError("the sentence is empty")
-    window = [start, min(end, lengths[vid])]
+        raise DataError("the sentence is empty")
+    window = [start, min(end, duration)]
     if window[0] >= window[1]:
-        rule = f"the moment {[start, end]} holds nothing of the video of {lengths[vid]} s"
-        raise ValueError(rule)
-    return {"query": query, "vid": vid, "duration": lengths[vid], "relevant_windows": [window]}
+        rule = f"the moment {[start, end]} holds nothing of the video of {duration} s"
+        raise DataError(rule)
+    return {"query": query, "vid": vid, "duration": duration, "relevant_windows": [window]}
 
 
-def _lengths(folder: Path) -> dict[str, float]:
-    """Seconds of each video by id, from the tables next to the text files."""
-    lengths: dict[str, float] = {}
+def _lengths(folder: Path) -> dict[str, float | DataError]:
+    """Seconds of each video by id, or why there are none, from the tables next to the text files.
+
+    Raises:
+        DataError: a table is missing, or cannot be read as a whole.
+    """
+    lengths: dict[str, float | DataError] = {}
     tables = [folder / name for name in LENGTH_TABLES if (folder / name).exists()]
     if not tables:
         names = " and ".join(LENGTH_TABLES)
         raise DataError(f"lacks {names}: the text files say no lengths of videos", file=folder)
     for path in tables:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), start=2):
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        try:
+            if not {"id", "length"} <= set(reader.fieldnames or ()):
+                raise DataError("expected columns 'id' and 'length', the latter in seconds")
+            for row in reader:
                 try:
-                    lengths[row["id"]] = float(row["length"])
-                except (KeyError, TypeError, ValueError):
-                    rule = "expected columns 'id' and 'length', the latter in seconds"
-                    raise DataError(rule, file=path, line=number) from None
+                    lengths[row["id"]] = checked_duration(_number(row["length"]))
+                except DataError as error:
+                    lengths[row["id"]] = error.at(path, reader.line_num, None)
+        except (DataError, csv.Error) as error:
+            raise DataError(str(error), file=path, line=reader.line_num) from None
     return lengths
+
+
+def _number(text: str | None) -> object:
+    try:
+        return float(text or "")
+    except ValueError:
+        return text

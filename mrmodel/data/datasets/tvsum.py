@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.data.datasets.base import ConvertedSplit, PublishedDataset, PublishedFile, ReadOptions
-from mrmodel.data.datasets.labelled import Refused, labels_of, read_labelled
+from mrmodel.data.datasets.labelled import labels_of, read_labelled
+from mrmodel.errors import DataError
 
 RATERS = 20
 LOWEST, HIGHEST = 1, 5
@@ -35,7 +36,7 @@ class TVSum(PublishedDataset):
 
     def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read JSON lines with `label` and `domain`."""
-        return read_labelled(path, self.domains, self._ratings)
+        return read_labelled(path, self.clip_len_s, self.domains, self._ratings)
 
     def _ratings(self, record: Mapping[str, Any]) -> tuple[float, list[list[float]]]:
         """Seconds of the video and the ratings of each clip."""
@@ -43,8 +44,8 @@ class TVSum(PublishedDataset):
         for place, labels in enumerate(labels_of(record)):
             name = f"label[{place}]"
             if len(labels) != RATERS:
-                raise Refused(f"{name} has {len(labels)} values; expected {RATERS}, one a rater")
+                raise DataError(f"{name} has {len(labels)} values; expected {RATERS}, one a rater")
             if not all(LOWEST <= label <= HIGHEST for label in labels):
-                raise Refused(f"{name} = {labels[:3]} ...: labels lie in {LOWEST}..{HIGHEST}")
+                raise DataError(f"{name} = {labels[:3]} ...: labels lie in {LOWEST}..{HIGHEST}")
             ratings.append([label - LOWEST for label in labels])
         return len(ratings) * self.clip_len_s, ratings

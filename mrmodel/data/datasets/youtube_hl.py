@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mrmodel.data.annotations import checked_duration
 from mrmodel.data.datasets.base import (
     ConvertedSplit,
     LabelGrid,
@@ -15,7 +16,8 @@ from mrmodel.data.datasets.base import (
     PublishedFile,
     ReadOptions,
 )
-from mrmodel.data.datasets.labelled import Refused, labels_of, read_labelled
+from mrmodel.data.datasets.labelled import labels_of, read_labelled
+from mrmodel.errors import DataError
 
 
 class YouTubeHighlights(PublishedDataset):
@@ -45,22 +47,21 @@ class YouTubeHighlights(PublishedDataset):
 
     def read(self, path: Path, options: ReadOptions) -> ConvertedSplit:
         """Read JSON lines with `label`, `domain`, `clip` and `fps`."""
-        return read_labelled(path, self.domains, partial(self._ratings, options.label_grid))
+        ratings = partial(self._ratings, options.label_grid)
+        return read_labelled(path, self.clip_len_s, self.domains, ratings)
 
     def _ratings(
         self, grid: LabelGrid, record: Mapping[str, Any]
     ) -> tuple[float, list[list[float]]]:
-        duration = record.get("duration")
-        if not isinstance(duration, int | float) or not 0 < duration < math.inf:
-            raise Refused(f"duration = {duration!r}: expected seconds above 0")
+        duration = checked_duration(record.get("duration"))
         labels = labels_of(record)
         if not all(clip in ([0], [1]) for clip in labels):
-            raise Refused("'label' must hold one 0 or 1 a clip")
+            raise DataError("'label' must hold one 0 or 1 a clip")
         if grid == "published":
-            return float(duration), labels
+            return duration, labels
         highlights = _highlights(record, labels)
         seconds = range(math.ceil(duration / self.clip_len_s))
-        return float(duration), [[int(self._is_highlight(t, highlights))] for t in seconds]
+        return duration, [[int(self._is_highlight(t, highlights))] for t in seconds]
 
     def _is_highlight(self, second: int, highlights: list[tuple[float, float]]) -> bool:
         start, end = second * self.clip_len_s, (second + 1) * self.clip_len_s
@@ -74,14 +75,14 @@ class YouTubeHighlights(PublishedDataset):
 def _highlights(record: Mapping[str, Any], labels: list[list[float]]) -> list[tuple[float, float]]:
     """Start and end in seconds of the clips with label 1, in order of their starts."""
     clips, fps = record.get("clip"), record.get("fps")
-    if not isinstance(fps, int | float) or not fps > 0:
-        raise Refused(
+    if not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise DataError(
             f"fps = {fps!r}: expected frames a second; or convert with the grid published"
         )
     if not isinstance(clips, list) or len(clips) != len(labels):
-        raise Refused(f"'clip' must hold the first and last frame of all {len(labels)} clips")
+        raise DataError(f"'clip' must hold the first and last frame of all {len(labels)} clips")
     try:
         spans = [(float(first) / fps, float(last) / fps) for first, last in clips]
-    except (TypeError, ValueError):
-        raise Refused("'clip' must hold pairs of frame numbers") from None
+    except (TypeError, ValueError, ArithmeticError):
+        raise DataError("'clip' must hold pairs of frame numbers") from None
     return sorted(span for span, label in zip(spans, labels, strict=True) if label == [1])
