@@ -274,8 +274,8 @@ def _stored(
                     name = f"{ids[0]} ({key})"
                     rule = "other sentences have this qid too; number all splits as one"
                     raise UnusableFile("duplicate_id", rule)
-                rows = _rows_of_any([own for own in ids if own not in unclear], source, report)
-                stored = _to_half(rows)
+                own = [one for one in ids if one not in unclear]
+                stored, dtype = _rows_of_any(own, source, report)
             except UnusableFile as error:
                 report.problems[name] = (error.code, error.detail)
                 yield IndexEntry(key, 0, status="failed", reason=str(error)), source.nothing
@@ -284,31 +284,36 @@ def _stored(
             report.n_rows += len(stored)
             report.n_unit_rows += _count_unit(stored)
             report.row_counts[len(stored)] += 1
-            report.dtypes[str(rows.dtype)] += 1
+            report.dtypes[dtype] += 1
             yield IndexEntry(key, len(stored)), stored
     finally:
         reporter.finish()
 
 
-def _rows_of_any(ids: list[str], source: _Files | _Words, report: StreamReport) -> Array:
-    """Rows of the first id that has some; differences between ids are added to the report."""
+def _rows_of_any(ids: list[str], source: _Files | _Words, report: StreamReport) -> tuple[Half, str]:
+    """Rows of the first id that has some, and their type in the archive.
+
+    Differences between ids are added to the report.
+    """
     first: Array | None = None
+    stored = source.nothing
     problem: UnusableFile | None = None
     for name in ids:
         try:
             rows = source.rows_of(name)
+            half = _to_half(rows)
         except UnusableFile as error:
             # A sentence may have many ids; the archive needs to hold only one.
             if problem is None or problem.code == "missing_id":
                 problem = error
             continue
         if first is None:
-            first = rows
+            first, stored = rows, half
         elif rows.shape != first.shape or not np.allclose(rows, first, rtol=_SAME, atol=_SAME):
             report.differing.append(name)
     if first is None:
         raise problem or UnusableFile("missing_id", "the archive has no file of this id")
-    return first
+    return stored, str(first.dtype)
 
 
 def _to_half(rows: Array) -> Half:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-import tokenize
-import zipfile
-import zlib
+import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError
+from mrmodel.files import stand_in
 
 Array = NDArray[Any]
 
 SUFFIXES = (".npz", ".npy", ".pt", ".hdf5", ".h5")
-
-# Errors that the readers raise on damaged files.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    NotImplementedError,
-    SyntaxError,
-    TypeError,
-    tokenize.TokenError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Real numbers of torch that NumPy has too.
+_OF_NUMPY = ("float16", "float32", "float64")
 
 
 class UnusableFile(FeatureError):
     """A file gives no rows; `code` is a stable identifier such as ``zero_rows``."""
 
     def __init__(self, code: str, detail: str) -> None:
-        self.code, self.detail = code, detail
-        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, " ".join(detail.split())
+        super().__init__(f"{code}: {self.detail}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +57,21 @@ def read_array(place: Place, names: Sequence[str]) -> Array:
         if place.path.suffix == ".pt":
             return _from_torch(place.path, names)
         return _from_numpy(place.path, names)
-    except _DAMAGED as error:
-        raise UnusableFile("unreadable", f"{error}") from None
+    except FeatureError:
+        raise
+    # A damaged file can raise any exception.
+    except Exception as error:
+        raise UnusableFile("unreadable", _reason(place, error)) from None
+
+
+def _reason(place: Place, error: Exception) -> str:
+    found = None if isinstance(error, OSError) and error.errno else stand_in(place.path)
+    if found is not None:
+        return f"it is {found}"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return "damaged" if named is None else f"names {named[1]}; reading on could run code"
+    return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
 def names_in_hdf5(path: Path) -> list[str]:
@@ -86,7 +83,7 @@ def names_in_hdf5(path: Path) -> list[str]:
     try:
         with _h5py().File(path, "r") as file:
             return list(file)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise FeatureError(f"{path}: not an HDF5 file: {error}") from None
 
 
@@ -103,16 +100,16 @@ def _from_numpy(path: Path, names: Sequence[str]) -> Array:
 def _from_torch(path: Path, names: Sequence[str]) -> Array:
     import torch  # lazy: takes seconds, and few archives need it
 
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes torch raise various types
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnusableFile("unreadable", first) from None
+    value = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(value, dict):
         value = value[_first(names, value)]
     if not isinstance(value, torch.Tensor):
         raise UnusableFile("no_array", f"holds {type(value).__name__}, no tensor")
-    if value.dtype == torch.bfloat16:
+    if value.is_quantized:
+        value = value.dequantize()
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_floating_point() and str(value.dtype).removeprefix("torch.") not in _OF_NUMPY:
         value = value.float()
     array: Array = value.numpy(force=True)  # also of a tensor that requires gradients
     return array
@@ -137,5 +134,5 @@ def _first(names: Sequence[str], there: Any) -> str:
     for name in names:
         if name in there:
             return name
-    found = ", ".join(sorted(there))
+    found = ", ".join(sorted(map(str, there)))
     raise UnusableFile("no_array", f"holds {found or 'nothing'}, none of {', '.join(names)}")
