@@ -107,6 +107,7 @@ def make_detections(truth: RowFile) -> CachedDetections:
         saliency=logits(N_CLIPS),
         clip_mask=torch.ones(n, N_CLIPS, dtype=torch.bool),
         duration_s=torch.tensor([row["duration"] for row in truth], dtype=torch.float64),
+        start_s=torch.zeros(n, dtype=torch.float64),
         clip_len_s=CLIP_LEN_S,
         qids=[row["qid"] for row in truth],
         queries=[row["query"] for row in truth],

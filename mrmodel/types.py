@@ -13,6 +13,7 @@ Units: seconds outside the models; inside, a span is a fraction of ``T = valid c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -67,6 +68,11 @@ class Annotation:
         }
 
 
+def clips_before(start_s: float, clip_len_s: float) -> int:
+    """Clips of a player's clock before the first picture, to the nearest clip."""
+    return math.floor(start_s / clip_len_s + 0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Prediction for one query: windows in seconds, best first, and one score per clip."""
@@ -98,7 +104,9 @@ class Batch:
         video_mask: (B, L) bool; every sample has at least one valid clip, valid clips come first.
         text: (B, N, Dt) prepared token features.
         text_mask: (B, N) bool; every sample has at least one valid token.
-        duration_s: B video lengths in seconds.
+        duration_s: B seconds from the first picture to the end of the video.
+        start_s: B seconds from the start of the file to the first picture. The model does not see
+            it: answers are moved by it, and annotations back.
         clip_len_s: seconds of one clip.
         text_keys: B keys of the sentences; equal sentences have equal keys.
     """
@@ -110,6 +118,7 @@ class Batch:
     text: Tensor
     text_mask: Tensor
     duration_s: list[float]
+    start_s: list[float]
     clip_len_s: float
     text_keys: list[str]
 

@@ -25,12 +25,13 @@ def group() -> None:
 def verify(context: click.Context, folder: Path, annotations: Path | None) -> None:
     """Check hashes, offsets, values and coverage of the feature store DIR.
 
-    Lists every problem; the exit code is 2 if there is any.
+    Lists every problem; the exit code is 2 if there is any. Videos whose pictures start later than
+    their file are named too.
     """
-    from mrmodel.data.feature_check import verify_store
+    from mrmodel.data.feature_check import late_starts, verify_store
 
     findings = verify_store(folder, annotations)
-    for finding in findings:
+    for finding in [*findings, *([] if findings else late_starts(folder))]:
         click.echo(finding)
     click.echo(f"{folder}: {len(findings)} findings" if findings else f"{folder}: sound")
     if findings:

@@ -10,14 +10,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import DataError, FileFormatError
 from mrmodel.lines import json_lines
-from mrmodel.types import MAX_DURATION_S, Annotation, QueryId, Window, differs_in_type
+from mrmodel.types import (
+    MAX_DURATION_S,
+    Annotation,
+    QueryId,
+    Window,
+    clips_before,
+    differs_in_type,
+)
 
 DEFAULT_CLIP_LEN_S = 2.0
 MAX_RATING = 4
@@ -116,6 +123,33 @@ def window_clips(windows: tuple[Window, ...], clip_len_s: float) -> set[int]:
         clips.update(range(max(first, reached), last))
         reached = max(reached, last)
     return clips
+
+
+def from_first_clip(row: Annotation, start_s: float, clip_len_s: float) -> Annotation:
+    """The annotation in seconds and clips from the first picture on, as the rows of its video are.
+
+    Windows and clips that lie before the first picture are left out.
+
+    Args:
+        row: in a player's seconds, from the start of the file.
+        start_s: seconds from there to the first picture.
+        clip_len_s: seconds of one clip.
+    """
+    if not start_s:
+        return row
+    before = clips_before(start_s, clip_len_s)
+    seen = [place for place, clip in enumerate(row.relevant_clip_ids) if clip >= before]
+    return replace(
+        row,
+        duration=max(row.duration - start_s, 0.0),
+        relevant_windows=tuple(
+            (max(start - start_s, 0.0), end - start_s)
+            for start, end in row.relevant_windows
+            if end > start_s
+        ),
+        relevant_clip_ids=tuple(row.relevant_clip_ids[place] - before for place in seen),
+        saliency_scores=tuple(row.saliency_scores[place] for place in seen if row.saliency_scores),
+    )
 
 
 def _is_inside(clip: int, window: Window, clip_len_s: float) -> bool:

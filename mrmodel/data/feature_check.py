@@ -48,6 +48,16 @@ def verify_store(folder: Path, annotations: Path | None = None) -> list[str]:
     return findings
 
 
+def late_starts(folder: Path) -> list[str]:
+    """A line for each video whose pictures start later than its file, by a player's clock."""
+    found = [row.entry for row in read_index(folder) if row.entry.start_s]
+    return [
+        f"{entry.key}: pictures start {entry.start_s:.2f} s after the file does; answers are moved "
+        "by that, and annotations back"
+        for entry in found
+    ]
+
+
 def _check_index(rows: list[IndexRow]) -> Iterator[str]:
     keys = [row.entry.key for row in rows]
     for earlier, later in pairwise(keys):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mrmodel.data.annotations import from_first_clip
 from mrmodel.data.targets import N_DRAWS, TargetSettings, TargetTable
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.keys import text_key
@@ -48,12 +49,14 @@ class ResolvedRows:
     """Locations of the features of N annotations.
 
     `video` and `text` have one entry per stream, all with the counts `n_clips` and `n_tokens`.
+    `start_s` are the times of the first clips as a player counts them.
     """
 
     video: tuple[RowRanges, ...]
     text: tuple[RowRanges, ...]
     n_clips: Ints
     n_tokens: Ints
+    start_s: NDArray[np.float64]
 
     def take(self, indices: Ints) -> ResolvedRows:
         """The rows of a subset of the annotations."""
@@ -62,6 +65,7 @@ class ResolvedRows:
             tuple(rows.take(indices) for rows in self.text),
             self.n_clips[indices],
             self.n_tokens[indices],
+            self.start_s[indices],
         )
 
 
@@ -103,7 +107,7 @@ class BatchBuilder:
         texts = [text_key(row.query) for row in annotations]
         video, n_clips = _resolve(self.video, vids, self.limits.max_clips)
         text, n_tokens = _resolve(self.text, texts, self.limits.max_tokens)
-        return ResolvedRows(video, text, n_clips, n_tokens)
+        return ResolvedRows(video, text, n_clips, n_tokens, video[0].start_s)
 
     def build(self, annotations: Sequence[Annotation], rows: ResolvedRows) -> Batch:
         """The batch of B annotations with resolved rows."""
@@ -116,7 +120,11 @@ class BatchBuilder:
             video_mask=video_mask,
             text=prepare_text(text, text_mask),
             text_mask=text_mask,
-            duration_s=[row.duration for row in annotations],
+            duration_s=[
+                max(row.duration - start_s, 0.0)
+                for row, start_s in zip(annotations, rows.start_s.tolist(), strict=True)
+            ],
+            start_s=rows.start_s.tolist(),
             clip_len_s=self.clip_len_s,
             text_keys=[text_key(row.query) for row in annotations],
         )
@@ -182,9 +190,12 @@ class MomentDataset:
             raise DataError("no annotation is left to make batches from")
         self.rows = builder.resolve(self.annotations)
         self.n_clips = self.rows.n_clips
-        self._table = TargetTable(
-            self.annotations, self.n_clips, builder.clip_len_s, settings.targets
-        )
+        clip_len_s, starts_s = builder.clip_len_s, self.rows.start_s.tolist()
+        counted = [
+            from_first_clip(row, start_s, clip_len_s)
+            for row, start_s in zip(self.annotations, starts_s, strict=True)
+        ]
+        self._table = TargetTable(counted, self.n_clips, clip_len_s, settings.targets)
         self._draws = self._draw(0)
 
     def __len__(self) -> int:

@@ -30,7 +30,8 @@ class IndexEntry:
         src_sha256: of the source file; empty for text. For a video in S3 it is that of the pointer,
             which holds address, ETag and size of the object.
         extra: further metadata as JSON.
-        start_s: time of the first row in the source, in seconds.
+        start_s: time of the first row as a player counts it: seconds from the start of the file
+            to the first picture (`DecodeReport.start_s`).
     """
 
     key: str

@@ -46,22 +46,28 @@ def to_stored(rows: NDArray[Any]) -> Half:
 
 @dataclass(frozen=True, slots=True)
 class RowRanges:
-    """Row locations of some keys: `count[i]` rows of `shard[i]`, from `start[i]` on."""
+    """Row locations of some keys: `count[i]` rows of `shard[i]`, from `start[i]` on.
+
+    `start_s[i]` is the time of the first of them as a player counts it (`IndexEntry.start_s`).
+    """
 
     shard: Ints
     start: Ints
     count: Ints
+    start_s: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.count)
 
     def take(self, indices: Ints) -> RowRanges:
         """The ranges of a subset of the keys."""
-        return RowRanges(self.shard[indices], self.start[indices], self.count[indices])
+        return RowRanges(
+            self.shard[indices], self.start[indices], self.count[indices], self.start_s[indices]
+        )
 
     def cut(self, counts: Ints) -> RowRanges:
         """The same ranges, truncated to at most `counts` rows."""
-        return RowRanges(self.shard, self.start, np.minimum(self.count, counts))
+        return RowRanges(self.shard, self.start, np.minimum(self.count, counts), self.start_s)
 
 
 class RowTable(ABC):
@@ -72,6 +78,7 @@ class RowTable(ABC):
         dim: channels of a row.
         clip_len_s: seconds of a row; None where keys are texts.
         index: key -> (shard, first row, rows).
+        starts_s: key -> `IndexEntry.start_s`, where it is not 0.
     """
 
     def __init__(
@@ -80,9 +87,10 @@ class RowTable(ABC):
         dim: int,
         clip_len_s: float | None,
         index: dict[str, tuple[int, int, int]],
+        starts_s: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.dim, self.clip_len_s = name, dim, clip_len_s
-        self._index = index
+        self._index, self._starts_s = index, dict(starts_s or {})
 
     def __len__(self) -> int:
         return len(self._index)
@@ -103,14 +111,15 @@ class RowTable(ABC):
         """Locations of the rows of `keys`, to be looked up once and reused by `gather`.
 
         A video id ``<base>_<start>_<end>`` that is not a key itself selects the clips
-        [start, end) of the key ``<base>``.
+        [start, end) of the key ``<base>``, in a player's seconds.
 
         Raises:
             FeatureError: a key has no rows; names the key and the store.
         """
-        places = np.array([self._find(key) for key in keys], dtype=np.int64).reshape(-1, 3)
+        found = [self._find(key) for key in keys]
+        places = np.array([place for place, _ in found], dtype=np.int64).reshape(-1, 3)
         shard, start, count = places.T.copy()
-        return RowRanges(shard, start, count)
+        return RowRanges(shard, start, count, np.array([start_s for _, start_s in found]))
 
     def gather(
         self, rows: RowRanges | Sequence[str], max_rows: int | None = None
@@ -142,10 +151,11 @@ class RowTable(ABC):
     def _missing(self, key: str) -> FeatureError:
         return FeatureError(f"{self.name}: no features for {key!r}")
 
-    def _find(self, key: str) -> tuple[int, int, int]:
+    def _find(self, key: str) -> tuple[tuple[int, int, int], float]:
+        """(shard, first row, rows) of a key, and the player's time of the first row."""
         place = self._index.get(key)
         if place is not None:
-            return place
+            return place, self._starts_s.get(key, 0.0)
         segment = split_segment(key)
         if segment is None or self.clip_len_s is None:
             raise self._missing(key)
@@ -153,17 +163,20 @@ class RowTable(ABC):
         if whole is None:
             raise self._missing(segment.base)
         shard, offset, available = whole
-        first = round(segment.start_s / self.clip_len_s)
-        if abs(first * self.clip_len_s - segment.start_s) > _GRID_TOLERANCE * self.clip_len_s:
+        start_s = self._starts_s.get(segment.base, 0.0)
+        low, high = ((time - start_s) / self.clip_len_s for time in segment[1:])
+        first, late = round(low), 0.0
+        if start_s:  # the grid of its clips does not start at a player's 0
+            first = max(0, math.ceil(low - _GRID_TOLERANCE))
+            late = max(0.0, first - low)
+        elif abs(first - low) > _GRID_TOLERANCE:
             rule = f"starts inside a clip; clips are {self.clip_len_s} s long"
             raise FeatureError(f"{self.name}: segment {key!r} {rule}")
-        length_s = segment.end_s - segment.start_s
-        wanted = math.floor(length_s / self.clip_len_s + _GRID_TOLERANCE)
-        count = min(wanted, available - first)
+        count = min(math.floor(high - low - late + _GRID_TOLERANCE), available - first)
         if count < 1:
             rule = f"holds no clip; {segment.base!r} has {available} of {self.clip_len_s} s"
             raise FeatureError(f"{self.name}: segment {key!r} {rule}")
-        return shard, offset + first, count
+        return (shard, offset + first, count), late * self.clip_len_s
 
 
 class FeatureStore(RowTable):
@@ -194,7 +207,8 @@ class FeatureStore(RowTable):
             row.entry.key: row.entry.reason for row in rows if row.entry.status == "failed"
         }
         self._maps: list[Half] | None = None
-        super().__init__(str(folder), self.info.dim, self.info.clip_len_s, index)
+        starts_s = {row.entry.key: row.entry.start_s for row in rows if row.entry.start_s}
+        super().__init__(str(folder), self.info.dim, self.info.clip_len_s, index, starts_s)
 
     def has_failed(self, key: str) -> bool:
         """Whether extraction failed for `key`, or for the video that it is a segment of."""

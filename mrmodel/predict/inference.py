@@ -12,7 +12,13 @@ from torch import Tensor
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import MomentDataset
 from mrmodel.models.base import MomentModel
-from mrmodel.predict.postprocess import Decoded, Postprocess, RawPredictions, decode
+from mrmodel.predict.postprocess import (
+    Decoded,
+    Postprocess,
+    RawPredictions,
+    decode,
+    in_video_time,
+)
 from mrmodel.types import Batch, ModelOutput, Prediction
 
 
@@ -73,9 +79,9 @@ def seconds_of_predictions(
 
 
 def decode_output(output: ModelOutput, batch: Batch, postprocess: Postprocess) -> list[Decoded]:
-    """Windows in seconds and clip scores of each sample of a batch."""
+    """Windows in a player's seconds and clip scores of each sample of a batch."""
     raw = raw_predictions(output, batch, postprocess.candidates, postprocess.system)
-    return decode(raw, postprocess.finish)
+    return in_video_time(decode(raw, postprocess.finish), batch.start_s, batch.clip_len_s)
 
 
 def raw_predictions(

@@ -23,10 +23,16 @@ from mrmodel.files import atomic_path
 from mrmodel.models.base import MomentModel
 from mrmodel.models.sg_detr.fusion import windows_of
 from mrmodel.models.sg_detr.output import RawDetections, SgDetrOutput
-from mrmodel.predict.postprocess import Postprocess, RawPredictions, decode
+from mrmodel.predict.postprocess import (
+    Postprocess,
+    RawPredictions,
+    decode,
+    in_video_time,
+)
 from mrmodel.types import Prediction, QueryId
 
-_FORMAT = "mrmodel detections 1"
+_FORMAT = "mrmodel detections 2"
+_FIRST_FORMAT = "mrmodel detections 1"  # without `start_s`
 _LOWEST = torch.finfo(torch.float32).min
 # Fill values of `RawDetections` for padding along the second dimension.
 _FILL = {"anchor_logits": _LOWEST, "anchor_centerness": _LOWEST, "anchor_spans_cxw": 0.0}
@@ -41,7 +47,7 @@ class CachedDetections:
             windows, which is in `final`.
         final: spans (N, Q, 2) and scores (N, Q) of the prediction, if `raw` is None.
         saliency, clip_mask: (N, L) clip scores, and the mask of valid clips.
-        duration_s: (N,) float64.
+        duration_s, start_s: (N,) float64, as in `Batch`.
         clip_len_s: seconds of one clip.
         qids, queries, vids: one per sample.
     """
@@ -51,6 +57,7 @@ class CachedDetections:
     saliency: Tensor
     clip_mask: Tensor
     duration_s: Tensor
+    start_s: Tensor
     clip_len_s: float
     qids: list[QueryId]
     queries: list[str]
@@ -72,7 +79,10 @@ class CachedDetections:
             DataError: the file has other content.
         """
         parts = torch.load(path, weights_only=True)
-        if not isinstance(parts, dict) or parts.pop("format", None) != _FORMAT:
+        found = parts.pop("format", None) if isinstance(parts, dict) else None
+        if found == _FIRST_FORMAT:
+            parts["start_s"] = torch.zeros_like(parts["duration_s"])
+        elif found != _FORMAT:
             raise DataError(f"holds no detections of the format {_FORMAT!r}", file=path)
         raw = None if parts["raw"] is None else RawDetections(**parts["raw"])
         return cls(**parts | {"raw": raw})
@@ -101,7 +111,9 @@ def cache_detections(model: MomentModel, data: MomentDataset, batch_size: int) -
         final=None if has_raw else (stacked["spans"], stacked["scores"]),
         saliency=_stacked(saliency, place),
         clip_mask=_stacked(mask, place),
-        duration_s=torch.tensor([row.duration for row in data.annotations], dtype=torch.float64),
+        duration_s=torch.tensor([row.duration for row in data.annotations], dtype=torch.float64)
+        - torch.from_numpy(data.rows.start_s),
+        start_s=torch.from_numpy(data.rows.start_s),
         clip_len_s=data.builder.clip_len_s,
         qids=[row.qid for row in data.annotations],
         queries=[row.query for row in data.annotations],
@@ -121,7 +133,9 @@ def predict_cached(cached: CachedDetections, postprocess: Postprocess) -> list[P
         duration_s=cached.duration_s.numpy(),
         clip_len_s=cached.clip_len_s,
     )
-    found = decode(raw, postprocess.finish)
+    found = in_video_time(
+        decode(raw, postprocess.finish), cached.start_s.tolist(), cached.clip_len_s
+    )
     names = zip(cached.qids, cached.queries, cached.vids, found, strict=True)
     return [Prediction(qid, query, vid, *answer) for qid, query, vid, answer in names]
 

@@ -9,6 +9,7 @@ Shapes: ``B`` samples, ``Q`` windows, ``L`` clips.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.config.postprocess import PostprocessConfig
+from mrmodel.types import clips_before
 
 Reals = NDArray[np.floating[Any]]
 Move = Literal["left", "right", "center"]
@@ -113,7 +115,7 @@ class RawPredictions:
         scores: (B, Q) confidence of each window.
         saliency: (B, L) score of each clip.
         clip_mask: (B, L) bool, valid clips.
-        duration_s: (B,) video lengths.
+        duration_s: (B,) seconds from the first picture to the end of the video.
         clip_len_s: seconds of one clip.
     """
 
@@ -157,6 +159,29 @@ def decode(raw: RawPredictions, settings: PostprocessSettings) -> list[Decoded]:
             triples, kept, saliency, raw.clip_mask.astype(bool), strict=True
         )
     ]
+
+
+def in_video_time(
+    found: Sequence[Decoded], starts_s: Sequence[float], clip_len_s: float
+) -> list[Decoded]:
+    """Answers in a player's seconds and clips, from answers that count from the first picture.
+
+    Args:
+        found: of B samples.
+        starts_s: B seconds from the start of the file to the first picture.
+        clip_len_s: seconds of one clip.
+
+    Returns:
+        Windows moved by it. The clips before the first picture get the lowest score.
+    """
+    moved = []
+    for answer, start_s in zip(found, starts_s, strict=True):
+        if start_s:
+            before = (min(answer.saliency),) * clips_before(start_s, clip_len_s)
+            windows = tuple((low + start_s, high + start_s, s) for low, high, s in answer.windows)
+            answer = Decoded(windows, before + answer.saliency)
+        moved.append(answer)
+    return moved
 
 
 def clamp_windows(windows: Reals, low: float | Reals, high: float | Reals) -> Reals:

@@ -26,7 +26,7 @@ from mrmodel.files import digest_of
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import decode_output
 from mrmodel.predict.long_video import VideoChunk, merge_chunks, split_video
-from mrmodel.predict.postprocess import Decoded, Postprocess
+from mrmodel.predict.postprocess import Decoded, Postprocess, in_video_time
 from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
 from mrmodel.types import Annotation, Prediction
@@ -38,10 +38,14 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class SearchableVideo:
-    """A video with encoded clips: one store per stream, all with the key `vid`."""
+    """A video with encoded clips: one store per stream, all with the key `vid`.
+
+    `duration_s` is its length in a player, `start_s` the time of its first clip there.
+    """
 
     vid: str
     duration_s: float
+    start_s: float
     n_clips: int
     streams: tuple[MemoryStore, ...]
     report: DecodeReport
@@ -95,10 +99,13 @@ class Predictor:
         ]
         report = encoded[0].report
         n_clips = min(len(video.rows) for video in encoded)
-        return SearchableVideo(path.stem, report.duration_s, n_clips, tuple(stores), report)
+        duration_s = report.start_s + report.duration_s
+        return SearchableVideo(
+            path.stem, duration_s, report.start_s, n_clips, tuple(stores), report
+        )
 
     def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[Prediction]:
-        """Windows (seconds, best first) and clip scores for each query.
+        """Windows (a player's seconds, best first) and clip scores for each query.
 
         A video longer than the model's `max_clips` is searched in overlapping chunks.
 
@@ -121,6 +128,7 @@ class Predictor:
         for number, query in enumerate(queries):
             answers = found[number * len(parts) : (number + 1) * len(parts)]
             answer = merge_chunks(answers, parts, self.config.clip_len_s, self.postprocess.finish)
+            (answer,) = in_video_time([answer], [video.start_s], self.config.clip_len_s)
             predictions.append(
                 Prediction(number, query, video.vid, answer.windows, answer.saliency)
             )
@@ -136,7 +144,7 @@ class Predictor:
 
     def _row(self, video: SearchableVideo, part: VideoChunk, query: str) -> Annotation:
         if part.n_clips == video.n_clips:
-            return Annotation(0, query, video.vid, video.duration_s)
+            return Annotation(0, query, video.vid, video.duration_s - video.start_s)
         clip_len_s = self.config.clip_len_s
         start, end = part.first * clip_len_s, (part.first + part.n_clips) * clip_len_s
         return Annotation(0, query, f"{video.vid}_{start}_{end}", end - start)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import RowTable
+from mrmodel.predict.postprocess import Decoded, in_video_time
 from mrmodel.types import Annotation, Prediction
 
 Vector = NDArray[np.float64]
@@ -38,15 +39,10 @@ def predict_zero_shot(
         similarity = clips @ sentence
         clip_len_s = video.clip_len_s or annotation.duration / len(clips)
         windows = similarity_windows(similarity, clip_len_s, threshold_std)
-        predictions.append(
-            Prediction(
-                qid=annotation.qid,
-                query=annotation.query,
-                vid=annotation.vid,
-                windows=windows,
-                saliency=tuple(similarity.tolist()),
-            )
-        )
+        start_s = video.resolve([annotation.vid]).start_s.tolist()
+        answer = Decoded(windows, tuple(similarity.tolist()))
+        (answer,) = in_video_time([answer], start_s, clip_len_s)
+        predictions.append(Prediction(annotation.qid, annotation.query, annotation.vid, *answer))
     return predictions
 
 

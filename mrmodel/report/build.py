@@ -14,6 +14,7 @@ from PIL import Image
 
 from mrmodel.errors import VideoError
 from mrmodel.report.charts import Timeline
+from mrmodel.types import clips_before
 from mrmodel.video.frames import FrameSource
 from mrmodel.video.sampling import FrameSampling
 
@@ -79,13 +80,18 @@ def render(report: Report) -> str:
 
 
 def thumbnails(video: Path, duration_s: float) -> list[np.ndarray]:
-    """`THUMBNAILS` frames spread evenly over a video; empty if it cannot be read."""
+    """`THUMBNAILS` frames spread evenly over a video; empty if it cannot be read.
+
+    The time before the first picture, which a player counts, is black.
+    """
     sampling = FrameSampling(frames_per_clip=1, size=THUMBNAIL, rule="middle", resize="bilinear")
+    source, step_s = FrameSource(video), duration_s / THUMBNAILS
     try:
-        clips = list(FrameSource(video).clips(duration_s / THUMBNAILS, sampling))
+        frames = [clip.frames[0] for clip in source.clips(step_s, sampling)]
     except VideoError:
         return []
-    return [clip.frames[0] for clip in clips[:THUMBNAILS]]
+    before = clips_before(source.report.start_s, step_s)
+    return ([np.zeros_like(frames[0])] * before + frames)[:THUMBNAILS] if frames else []
 
 
 def film_strip(video: Path, duration_s: float) -> list[str]:

@@ -138,20 +138,23 @@ def stored_video(features: Path, vid: str, config: ModelConfig) -> SearchableVid
         for store, values in zip(stores, rows, strict=True)
     )
     report = _report(stores, vid)
-    return SearchableVideo(vid, report.duration_s, min(map(len, rows)), streams, report)
+    duration_s = report.start_s + report.duration_s
+    n_clips = min(map(len, rows))
+    return SearchableVideo(vid, duration_s, report.start_s, n_clips, streams, report)
 
 
 def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:
     """Decoding report from the extraction; for a segment, with the segment's length."""
     entries = {row.entry.key: row.entry for row in read_index(stores[0].folder)}
-    segment = split_segment(vid)
+    segment, start_s = split_segment(vid), float(stores[0].resolve([vid]).start_s[0])
     if vid in entries or segment is None:
-        return _decode_report(entries[vid], entries[vid].duration_s)
+        return _decode_report(entries[vid], entries[vid].duration_s, start_s)
     entry = entries[segment.base]
-    return _decode_report(entry, min(segment.end_s, entry.duration_s) - segment.start_s)
+    end_s = min(segment.end_s, entry.start_s + entry.duration_s)
+    return _decode_report(entry, end_s - segment.start_s - start_s, start_s)
 
 
-def _decode_report(entry: IndexEntry, duration_s: float) -> DecodeReport:
+def _decode_report(entry: IndexEntry, duration_s: float, start_s: float) -> DecodeReport:
     facts = {"bad_packets": 0, "decoded_s": 0.0, "height": 0, "width": 0, **json.loads(entry.extra)}
     return DecodeReport(
         status=entry.status,
@@ -163,4 +166,5 @@ def _decode_report(entry: IndexEntry, duration_s: float) -> DecodeReport:
         n_interpolated=entry.n_interpolated,
         width=int(facts["width"]),
         height=int(facts["height"]),
+        start_s=start_s,
     )

@@ -29,6 +29,9 @@ _FILTERS = {
 # Bit-exact scaling: without it the pixels depend on the SIMD set of the machine.
 _EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
 
+# Encoders put sound a few hundredths of a second before the first picture.
+MIN_LATE_S = 0.1
+
 
 def _everything(_start_s: float, _end_s: float) -> bool:
     return True
@@ -107,6 +110,8 @@ class Decoder:
     Attributes:
         width, height: upright size in pixels of the first frame, 0 before it.
         container_s: length of the video by the file's header, 0 if missing.
+        late_s: seconds from the start of the file to the first picture, where a player's clock
+            starts; 0 below `MIN_LATE_S`.
         frame_rate: average frames per second by the file's header; 30 if missing.
         bad_packets: number of packets with decoding errors.
         cut_off: the container ended prematurely.
@@ -115,7 +120,7 @@ class Decoder:
     def __init__(self, path: Path, limits: VideoLimits) -> None:
         self.path, self.limits = path, limits
         self.width = self.height = 0
-        self.container_s = 0.0
+        self.container_s = self.late_s = 0.0
         self.frame_rate = 30.0
         self.bad_packets = 0
         self.cut_off = False
@@ -138,6 +143,7 @@ class Decoder:
         with self._opened() as container:
             stream = self._video_stream(container)
             start_s = _seconds(stream.start_time, stream.time_base)
+            self.late_s = _late_s(container, start_s)
             skipping = Skipping(stream.codec_context.name, wanted)
             for stamp, duration, picture in self._pictures(container, stream, skipping):
                 # The stream's time base: drained frames lack their own.
@@ -279,6 +285,13 @@ def _stated_duration_s(container: Any, stream: Any) -> float:
     # Without a track length (Matroska) the header counts from zero, our times from the start.
     start_s = _seconds(stream.start_time, stream.time_base) or 0.0
     return max(0.0, float(container.duration / av.time_base) - max(0.0, start_s))
+
+
+def _late_s(container: Any, start_s: float | None) -> float:
+    if start_s is None or container.start_time is None:
+        return 0.0
+    late_s = start_s - float(container.start_time / av.time_base)
+    return late_s if late_s >= MIN_LATE_S else 0.0
 
 
 def _time(scale: float, start_s: float, stamp: int) -> float:

@@ -1,7 +1,7 @@
 """Frames of a video file, clip by clip: sequential decoding that tolerates damaged files.
 
 The decoder never seeks (with key frames seconds apart, seeking costs over ten times more) and holds
-a few frames at a time, whatever the video's length. Times count from the start of the video stream;
+a few frames at a time, whatever the video's length. Times count from the first picture;
 rotation stored in the file is applied; a damaged packet loses only its own frames.
 """
 
@@ -55,6 +55,8 @@ class DecodeReport:
         bad_packets: number of packets that could not be decoded.
         n_clips, n_interpolated: number of clips, and of those that repeat an earlier frame.
         width, height: pixels of the upright image, before resizing.
+        start_s: seconds from the start of the file, where a player's clock starts, to the first
+            picture, from which all other times count.
     """
 
     status: Literal["ok", "partial", "failed"]
@@ -66,6 +68,7 @@ class DecodeReport:
     n_interpolated: int
     width: int
     height: int
+    start_s: float = 0.0
 
 
 class FrameSource:
@@ -121,6 +124,7 @@ def _failure(decoder: Decoder, cutter: _ClipCutter, code: str) -> DecodeReport:
         n_interpolated=cutter.n_interpolated,
         width=decoder.width,
         height=decoder.height,
+        start_s=decoder.late_s,
     )
 
 
@@ -143,6 +147,7 @@ def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
         n_interpolated=cutter.n_interpolated,
         width=decoder.width,
         height=decoder.height,
+        start_s=decoder.late_s,
     )
 
 

@@ -60,6 +60,7 @@ def make_batch(clips: Iterable[int] = (9, 5, 7), tokens: Iterable[int] = (4, 6, 
         text=text,
         text_mask=text_mask,
         duration_s=[2.0 * n for n in clips],
+        start_s=[0.0] * len(clips),
         clip_len_s=2.0,
         text_keys=[f"t{i}" for i in range(len(clips))],
     )
@@ -116,6 +117,7 @@ def take(batch: Batch, indices: list[int]) -> Batch:
         text=batch.text[indices],
         text_mask=batch.text_mask[indices],
         duration_s=[batch.duration_s[i] for i in indices],
+        start_s=[batch.start_s[i] for i in indices],
         text_keys=[batch.text_keys[i] for i in indices],
     )
 

@@ -94,6 +94,7 @@ class Case:
             text=self.inputs["src_txt"],
             text_mask=self.inputs["src_txt_mask"].bool(),
             duration_s=[2.0 * float(n) for n in self.inputs["src_vid_mask"].sum(1)],
+            start_s=[0.0] * size,
             clip_len_s=2.0,
             text_keys=[str(i) for i in range(size)],
         )

@@ -91,6 +91,7 @@ class Case:
             text=text,
             text_mask=text_mask.bool(),
             duration_s=[float(n * clip_len) for n in lengths],
+            start_s=[0.0] * len(lengths),
             clip_len_s=float(clip_len),
             text_keys=[str(i) for i in range(len(lengths))],
         )

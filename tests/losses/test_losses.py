@@ -25,7 +25,16 @@ def batch_of(lengths: list[int]) -> Batch:
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     size, rows = len(lengths), torch.zeros(len(lengths), max(lengths), 1)
     return Batch(
-        list(range(size)), ["v"] * size, rows, mask, rows, mask, [1.0] * size, 2.0, ["t"] * size
+        list(range(size)),
+        ["v"] * size,
+        rows,
+        mask,
+        rows,
+        mask,
+        [1.0] * size,
+        [0.0] * size,
+        2.0,
+        ["t"] * size,
     )
 
 

@@ -70,8 +70,8 @@ def test_negative_pairs_are_the_next_samples_text() -> None:
     negative = model.train()(batch).extras["negative_saliency"]
     exchanged = Batch(
         batch.qids, batch.vids, batch.video, batch.video_mask,
-        batch.text.roll(-1, 0), batch.text_mask.roll(-1, 0), batch.duration_s, batch.clip_len_s,
-        batch.text_keys,
+        batch.text.roll(-1, 0), batch.text_mask.roll(-1, 0), batch.duration_s, batch.start_s,
+        batch.clip_len_s, batch.text_keys,
     )  # fmt: skip
     expected = evaluate(model, exchanged).saliency
     mask = batch.video_mask

@@ -172,6 +172,7 @@ def video_entry(job: VideoJob, report: DecodeReport) -> IndexEntry:
         n_interpolated=report.n_interpolated,
         src_sha256=sha256_of(job.path),
         extra=json.dumps(extra, sort_keys=True),
+        start_s=report.start_s,
     )
 
 

@@ -129,13 +129,15 @@ def find_candidates(
     has_video = np.isin(kept["video"].to_numpy(), np.array(sorted(known), dtype=np.uint64))
     rows = kept[has_video].reset_index(drop=True)
     captions = _texts_of(path, rows)
-    duration_ms, estimated = _durations(rows, captions, features)
+    duration_ms, estimated, late_ms = _durations(rows, captions, features)
     qid, start_ms, end_ms = (
         rows[name].to_numpy(np.int64) for name in ("qid", "start_ms", "end_ms")
     )
+    # Captions have a player's times, segments count from the first clip.
+    start_ms, end_ms = (np.maximum(times - late_ms, 0) for times in (start_ms, end_ms))
     intervals = Intervals(qid, start_ms, end_ms, duration_ms)
     segments = choose_segments(intervals, settings.segment, features.clip_ms, settings.seed)
-    vids = _segment_names(captions, segments, features.clip_len_s)
+    vids = _segment_names(captions, segments, features.clip_len_s, late_ms)
     reasons = _segment_problems(captions, vids, segments, features, settings)
     dropped = [
         Dropped(text.line, number, vid, reason)
@@ -292,30 +294,38 @@ def _texts_of(path: Path, rows: pd.DataFrame) -> list[SelectedCaption]:
 
 def _durations(
     rows: pd.DataFrame, captions: list[SelectedCaption], features: Features
-) -> tuple[Ints, Bools]:
-    """(Q,) length of each row's video, and whether it is estimated from the table."""
+) -> tuple[Ints, Bools, Ints]:
+    """The videos of Q rows: length, whether that is estimated from the table, and late start.
+
+    Returns:
+        Three of (Q,); lengths in ms from the first picture on, starts in ms from the file's.
+    """
     whole = set(features.clips)
     ids = sorted({text.video_id for text in captions} & whole)
-    counts = features.clips.resolve(ids).count.tolist()
-    known = dict(zip(ids, counts, strict=True))
+    found = features.clips.resolve(ids)
+    known = dict(zip(ids, found.count.tolist(), strict=True))
+    late = dict(zip(ids, np.rint(found.start_s * 1000).astype(np.int64).tolist(), strict=True))
     ends = rows["table_end_ms"].tolist()
     estimated = np.array([text.video_id not in known for text in captions], dtype=bool)
     durations = [
         end if unknown else known[text.video_id] * features.clip_ms
         for text, end, unknown in zip(captions, ends, estimated.tolist(), strict=True)
     ]
-    return np.array(durations, dtype=np.int64), estimated
+    late_ms = [late.get(text.video_id, 0) for text in captions]
+    return np.array(durations, dtype=np.int64), estimated, np.array(late_ms, dtype=np.int64)
 
 
 def _segment_names(
-    captions: list[SelectedCaption], segments: Segments, clip_len_s: float
+    captions: list[SelectedCaption], segments: Segments, clip_len_s: float, late_ms: Ints
 ) -> list[str]:
     firsts = segments.first_clip.tolist()
     lasts = (segments.first_clip + segments.n_clips).tolist()
-    return [
-        f"{text.video_id}_{first * clip_len_s:.1f}_{last * clip_len_s:.1f}"
-        for text, first, last in zip(captions, firsts, lasts, strict=True)
-    ]
+    names = []
+    for text, first, last, late in zip(captions, firsts, lasts, late_ms.tolist(), strict=True):
+        start_s, end_s = (clip * clip_len_s + late / 1000 for clip in (first, last))
+        decimals = 3 if late else 1
+        names.append(f"{text.video_id}_{start_s:.{decimals}f}_{end_s:.{decimals}f}")
+    return names
 
 
 def _segment_problems(
