@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mrmodel.addresses import video_path
 from mrmodel.cli.options import DeviceName
 from mrmodel.errors import CheckpointError
 from mrmodel.text import sparkline
@@ -17,7 +18,7 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 @click.command(name="predict")
-@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("video")
 @click.option("--query", "queries", multiple=True, required=True, help="A sentence; repeatable.")
 @click.option(
     "--model",
@@ -46,7 +47,7 @@ PLOTS = (".png", ".svg", ".pdf")
     help="Also draw frames, clip scores and windows to this file (PNG, SVG or PDF).",
 )
 def command(
-    video: Path,
+    video: str,
     queries: tuple[str, ...],
     folder: Path | None,
     device: str,
@@ -63,11 +64,12 @@ def command(
     if plot is not None and plot.suffix not in PLOTS:
         rule = f"{plot}: expected a name that ends in one of {', '.join(PLOTS)}"
         raise click.BadParameter(rule, param_hint="--plot")
+    path = video_path(video)
     # Not before the check of the options: torch takes seconds.
     from mrmodel.predict.predictor import Predictor
 
     predictor = Predictor.from_folder(folder or default_model(), device)
-    searchable = predictor.encode(video)
+    searchable = predictor.encode(path)
     predictions = predictor.search(searchable, queries)
     for prediction in predictions:
         if as_json:
@@ -82,7 +84,7 @@ def command(
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 
-        save_timeline(plot, video, searchable.duration_s, predictions)
+        save_timeline(plot, path, searchable.duration_s, predictions)
     if searchable.report.status != "ok" and not as_json:
         click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
 

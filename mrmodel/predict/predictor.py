@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mrmodel.addresses import video_path
 from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
@@ -91,7 +92,7 @@ class Predictor:
         Raises:
             VideoError: no frames can be decoded.
         """
-        path, clip_len_s = Path(path), self.config.clip_len_s
+        path, clip_len_s = video_path(path), self.config.clip_len_s
         encoded = [encode_video(path, encoder, clip_len_s) for encoder in self._video]
         stores = [
             MemoryStore(stream.name, {path.stem: video.rows}, clip_len_s)

@@ -22,7 +22,7 @@ from mrmodel.registry.mlflow_versions import Versions
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.test_set import TestSetContents
 from mrmodel.storage import Store, open_store
-from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment
+from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_for_user
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 # Maximum number of times aliases are set again because the pointer moved meanwhile.
@@ -176,7 +176,7 @@ def open_registry(config: Config, paths: Paths) -> ModelRegistry:
     Versions are in the MLflow of ``MLFLOW_TRACKING_URI``, pointer and audit objects in the store of
     ``MRMODEL_REGISTRY``; without them both are in ``.mrmodel``.
     """
-    client, experiment = open_experiment(config.tracking.experiment, paths.state)
+    client, experiment = open_for_user(config.tracking.experiment, paths.state)
     versions = Versions(client, experiment, config.promotion.registered_model)
     return ModelRegistry(versions, registry_store(paths.state))
 

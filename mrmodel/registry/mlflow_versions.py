@@ -17,8 +17,10 @@ from mlflow.models import Model
 
 from mrmodel.errors import RegistryError
 from mrmodel.files import sha256_of, write_json, write_text
+from mrmodel.processes import hide_user
 from mrmodel.registry.model_card import CARD_FILE, render_card
 from mrmodel.registry.model_record import RECORD_FILE, TAG, ModelRecord, read_record
+from mrmodel.tracking.experiment import mlflow_faults, said_by_mlflow
 from mrmodel.tracking.mlflow_client import flatten
 
 if TYPE_CHECKING:  # reading versions needs no torch
@@ -152,7 +154,9 @@ class Versions:
         try:
             return self._client.get_model_version(self.name, str(version))
         except MlflowException as error:
-            raise RegistryError(f"{self.name} has no version {version}: {error.message}") from None
+            raise RegistryError(
+                f"{self.name} has no version {version}: {said_by_mlflow(error)}"
+            ) from None
 
     def weights(self, versions: Iterable[int]) -> set[str]:
         """SHA-256 of the weights of the given versions."""
@@ -165,7 +169,7 @@ class Versions:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return {}
-            raise RegistryError(f"{self.name}: MLflow: {error.message}") from None
+            raise RegistryError(f"{self.name}: MLflow: {said_by_mlflow(error)}") from None
         return {alias: int(version) for alias, version in found.items()}
 
     def set_alias(self, alias: str, version: int | None) -> None:
@@ -180,7 +184,7 @@ class Versions:
             self._client.create_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RegistryError(f"{self.name}: MLflow: {error.message}") from None
+                raise RegistryError(f"{self.name}: MLflow: {said_by_mlflow(error)}") from None
 
     def _log_figures(self, run_id: str, record: ModelRecord) -> None:
         at, values = int(time.time() * 1000), {"parameters": float(record.parameters)}
@@ -197,13 +201,20 @@ class Versions:
         )
 
     def _download(self, version: ModelVersion, path: str, folder: Path) -> Path:
-        return Path(self._ask("download_artifacts", version.run_id, path, str(folder)))
+        try:
+            return Path(self._ask("download_artifacts", version.run_id, path, str(folder)))
+        except RegistryError as error:
+            place = hide_user(str(version.source).removesuffix(f"/{MODEL_FOLDER}"))
+            rule = f"{path} cannot be read from {place}"
+            if place.startswith("file:"):
+                rule += "; was the project moved without its files?"
+            raise RegistryError(f"{error}; version {version.version}: {rule}") from None
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:
             return getattr(self._client, method)(*arguments, **named)
-        except MlflowException as error:
-            raise RegistryError(f"{self.name}: MLflow: {error.message}") from error
+        except mlflow_faults() as error:
+            raise RegistryError(f"{self.name}: MLflow: {said_by_mlflow(error)}") from error
 
 
 def _tags(record: ModelRecord) -> dict[str, str]:

@@ -87,7 +87,7 @@ class VideoRows:
         if video == EXAMPLE:
             return self._predictor.encode(self._example)
         if not video.startswith(_S3):
-            return self._predictor.encode(Path(video))
+            return self._predictor.encode(video)
         place, _, name = video.rpartition("/")
         with tempfile.TemporaryDirectory(prefix="mrmodel-video-") as folder:
             file = Path(folder) / name

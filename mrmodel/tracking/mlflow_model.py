@@ -47,6 +47,7 @@ def model_signature() -> Any:
 # test loads the model where nothing else of `mrmodel` is available.
 _CODE = (
     "__init__.py",
+    "addresses.py",
     "components.py",
     "config",
     "data",

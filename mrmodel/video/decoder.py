@@ -174,7 +174,9 @@ class Decoder:
     def _opened(self) -> Iterator[Any]:
         self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
         try:
-            with self._container(self._remote or str(self.path)) as container:
+            # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
+            source = self._remote or str(self.path.absolute())
+            with self._container(source) as container:
                 self._require_read()
                 yield container
         finally:
@@ -194,7 +196,7 @@ class Decoder:
         if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
             detail = "not a video, or its index is lost (a download that broke off?)"
             return VideoError(self.path, "invalid_data", detail)
-        return VideoError(self.path, "unreadable", str(error))
+        return VideoError(self.path, "unreadable", getattr(error, "strerror", None) or str(error))
 
     def _require_read(self) -> None:
         """Raise an error of reading from S3, which FFmpeg takes for the end of the video."""
