@@ -49,16 +49,19 @@ def show(name: str, features: str | None) -> None:
     show_default=True,
 )
 def apply(name: str, features: str | None, output: Path) -> None:
-    """Overwrite params.yaml with a preset, and list its missing inputs."""
+    """Overwrite params.yaml with a preset, and list its missing and optional inputs."""
     from mrmodel.config.schema import load_config
     from mrmodel.stages.paths import Paths
-    from mrmodel.stages.required_inputs import missing_inputs
+    from mrmodel.stages.required_inputs import missing_inputs, optional_inputs
 
     presets.apply(name, output, features)
     config = load_config(output)
-    missing = missing_inputs(config, Paths(config, output.parent))
+    paths = Paths(config, output.parent)
+    missing = missing_inputs(config, paths)
     for line in missing:
         click.echo(f"missing: {line}")
+    for line in optional_inputs(config, paths):
+        click.echo(f"optional: {line}")
     first = "bring these in, then" if missing else "next:"
     click.echo(f"{output} is now preset {name}; {first} dvc repro")
 

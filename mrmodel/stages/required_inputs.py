@@ -38,6 +38,14 @@ def missing_inputs(config: Config, paths: Paths) -> list[str]:
     return _missing_annotations(config, paths) + missing_streams(config, paths, streams)
 
 
+def optional_inputs(config: Config, paths: Paths) -> list[str]:
+    """Inputs that are absent and without which a part of the pipeline is skipped."""
+    captions = paths.root / config.corpus.folder / "captions.jsonl"
+    if config.corpus.source == "sample" or captions.is_file():
+        return []
+    return [f"captions {captions}: without it, pre-training is skipped; see {_GUIDE}"]
+
+
 def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
     """The streams that have neither a store nor the inputs of their encoder.
 

@@ -303,6 +303,11 @@ def test_applying_a_preset_says_what_is_missing(tmp_path: Path) -> None:
     assert yaml.safe_load(params.read_text())["features"]["video_streams"] == ["clip_b32.video512"]
     assert len(re.findall("^missing: ", result.output, flags=re.MULTILINE)) == 2
     assert "bring these in, then dvc repro" in result.output
+    optional = f"optional: captions {tmp_path / 'own_videos/captions.jsonl'}: without it"
+    assert optional in result.output
+    (tmp_path / "own_videos").mkdir()
+    (tmp_path / "own_videos/captions.jsonl").touch()
+    assert "optional:" not in CliRunner().invoke(group, arguments).output
     listed = CliRunner().invoke(group, ["list"]).output
     assert "--features embedded" in listed
 
