@@ -242,6 +242,6 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
         for name, value in figures.items()
     }
     if as_json:
-        print(json.dumps(rounded))
+        print(json.dumps(rounded, allow_nan=False))
     else:
         print("\n".join(f"{name:22} {value}" for name, value in rounded.items()))

@@ -56,7 +56,7 @@ def main() -> None:
             "peak_mb": round(peak_mb(path), 1),
         }
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
     else:
         print(", ".join(f"{name} {value}" for name, value in figures.items()))
 

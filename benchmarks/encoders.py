@@ -71,7 +71,11 @@ def show(figures: dict[str, Any], as_json: bool) -> None:
         key: round(value, 4) if isinstance(value, float) else value
         for key, value in figures.items()
     }
-    print(json.dumps(rounded) if as_json else ", ".join(f"{k} {v}" for k, v in rounded.items()))
+    print(
+        json.dumps(rounded, allow_nan=False)
+        if as_json
+        else ", ".join(f"{k} {v}" for k, v in rounded.items())
+    )
 
 
 def measure_text(plans: list[VideoPlan]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder is not None:
-        print(json.dumps(imported(options.folder, options.videos)))
+        print(json.dumps(imported(options.folder, options.videos), allow_nan=False))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_archive(Path(folder) / "archive", options.videos)
@@ -47,7 +47,7 @@ def main() -> None:
         "peak_mb_quarter": few["peak_mb"],
     }
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
     else:
         print(", ".join(f"{name} {value}" for name, value in figures.items()))
 

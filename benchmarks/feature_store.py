@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), options.videos, options.batches)
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
     else:
         print(", ".join(f"{name} {value}" for name, value in figures.items()))
 

@@ -206,7 +206,7 @@ class Bench:
 def say(figures: Figures, as_json: bool) -> None:
     """Print one line at once."""
     rounded = _rounded(figures)
-    line = json.dumps(rounded)
+    line = json.dumps(rounded, allow_nan=False)
     if not as_json:
         line = "  ".join(f"{name} {value}" for name, value in rounded.items())
     print(line, flush=True)

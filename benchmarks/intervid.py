@@ -53,7 +53,7 @@ def main() -> None:
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {"benchmark": "intervid", **figures, "peak_rss_mb": peak_mb}
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
     else:
         print(", ".join(f"{name} {value}" for name, value in figures.items()))
 

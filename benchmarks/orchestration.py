@@ -104,7 +104,11 @@ def main() -> None:
             key=lambda found: found["command_at_s"],
         )
     figures = {"graph": asked, "order_to_command": started}
-    print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
+    print(
+        json.dumps(figures, allow_nan=False)
+        if arguments.json
+        else json.dumps(figures, indent=2, allow_nan=False)
+    )
 
 
 if __name__ == "__main__":

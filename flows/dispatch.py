@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+import click
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -17,6 +18,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Crashed
 
 from flows.stages import run_stage
+from mrmodel.errors import MrModelError
 from mrmodel.orchestrate.result_store import ResultStore, StageResult
 from mrmodel.orchestrate.scheduler import ScheduledStage, StageOutcome
 
@@ -121,3 +123,18 @@ def start_flow_run(scheduled: ScheduledStage) -> FlowRun:
 def outcome_of(state: State[Any]) -> StageOutcome:
     """Convert a final state other than Completed to the stage's outcome."""
     return StageOutcome(reason=state.message or state.name or "", retryable=state.is_crashed())
+
+
+def require_completed(state: State[Any]) -> None:
+    """Check the end of a flow that a command ran.
+
+    Raises:
+        MrModelError: the user's mistake that ended it.
+        click.ClickException: it failed for another reason, such as a failed stage.
+    """
+    if state.is_completed():
+        return
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, MrModelError):
+        raise error
+    raise click.ClickException(state.message or str(state.name))

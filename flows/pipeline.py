@@ -17,7 +17,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.dispatch import run_stage_here, run_stage_on_pool
+from flows.dispatch import require_completed, run_stage_here, run_stage_on_pool
+from mrmodel.errors import ConfigError, exit_codes
 from mrmodel.orchestrate.checkout import REMOTE
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -121,16 +122,21 @@ def main(
     """Bring the pipeline up to date, in this process or on workers."""
     params = {}
     for change in changes:
-        name, _, value = change.partition("=")
-        params[name] = yaml.safe_load(value)
+        name, mark, value = change.partition("=")
+        if not (name and mark):
+            raise ConfigError("--set", change, "expected NAME=VALUE")
+        try:
+            params[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError("--set", change, "is not a value in YAML") from None
     at_once = _AT_ONCE if workers else jobs
     run = orchestrate.with_options(task_runner=threads(at_once))
     state = run(rev, targets, params, here=not workers, return_state=True)
-    if not state.is_completed():
-        raise click.ClickException(state.message or str(state.name))
+    require_completed(state)
     branch = state.result()
     click.echo(f"git merge {branch} && dvc checkout" if branch else "Everything is up to date.")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_codes():
+        main()

@@ -25,7 +25,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
 from mrmodel.cli.options import FiniteRange
-from mrmodel.errors import ConfigError, MrModelError
+from mrmodel.errors import ConfigError, exit_codes
 from mrmodel.retrain.finish import ENDS
 from mrmodel.tune.result import ENDS as SEARCH_ENDS
 
@@ -149,10 +149,7 @@ def main(kind: str, slots: tuple[str, ...], lost_after: float, notify: str | Non
     """Set up the Prefect server of PREFECT_API_URL."""
     with get_client(sync_client=True) as client:
         for name in POOLS:
-            try:
-                create_pool(client, name, kind)
-            except MrModelError as error:
-                raise click.ClickException(str(error)) from error
+            create_pool(client, name, kind)
             click.echo(f"work pool {name} ({kind})")
         for slot in slots:
             client.upsert_global_concurrency_limit_by_name(slot, limit=1)
@@ -165,4 +162,5 @@ def main(kind: str, slots: tuple[str, ...], lost_after: float, notify: str | Non
 
 
 if __name__ == "__main__":
-    main()
+    with exit_codes():
+        main()

@@ -14,8 +14,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.dispatch import require_completed
 from flows.pipeline import orchestrate
 from flows.promote import register_and_decide
+from mrmodel.errors import exit_codes
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.retrain.finish import (
     RetrainingSummary,
@@ -79,10 +81,10 @@ def ended(summary: RetrainingSummary) -> State[Any]:
 def main(rev: str, model: str | None, workers: bool) -> None:
     """Train on new deliveries, in this process or on workers."""
     state = retrain(rev, model, here=not workers, return_state=True)
-    if not state.is_completed():
-        raise click.ClickException(state.message or str(state.name))
+    require_completed(state)
     click.echo(f"{state.name}: {state.message}")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_codes():
+        main()

@@ -27,9 +27,10 @@ from prefect.client.schemas.objects import TERMINAL_STATES, State, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Completed, Crashed, Failed
 
-from flows.dispatch import POLL_S, Watch
+from flows.dispatch import POLL_S, Watch, require_completed
 from flows.stages import gpu_slot
 from mrmodel.cli.options import TRIALS, WORKERS
+from mrmodel.errors import exit_codes
 from mrmodel.files import digest_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -223,8 +224,7 @@ def main(
 ) -> None:
     """Search for better hyperparameters on the work pools of PREFECT_API_URL."""
     state = tune(rev, study, trials, workers, pool, return_state=True)
-    if not state.is_completed():
-        raise click.ClickException(state.message or str(state.name))
+    require_completed(state)
     click.echo(f"{state.name}: {state.message}")
 
 
@@ -263,4 +263,5 @@ def state_of(ended: Ended) -> State[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_codes():
+        main()

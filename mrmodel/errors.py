@@ -1,14 +1,24 @@
 """Errors for users; their messages name the location of the mistake.
 
-`MrModelError` is the base class: the command line prints it as one line and exits with 2. Any other
-exception is a bug and keeps its traceback.
+`MrModelError` is the base class. `exit_codes` is the border of every program: what the user or the
+machine caused is one line, any other exception is a defect and keeps its traceback
+(docs/reference/errors.md).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import errno
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+# Exit codes; 1 is of a run that ended without a mistake and without the wanted result.
+MISTAKE, DEFECT = 2, 70
+# Errors of the operating system that concern no file by name.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE}
 
 
 class MrModelError(Exception):
@@ -65,6 +75,22 @@ class DataError(MrModelError):
 
 class FileFormatError(DataError):
     """A whole file has another format than expected, so no record of it can be read."""
+
+
+class OutputError(MrModelError, OSError):
+    """A file cannot be written, for a reason outside of this program.
+
+    Args:
+        path: what should be written.
+        error: what happened.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        OSError.__init__(self, error.errno, error.strerror, str(path))
+        self._rule = f"cannot be written: {reason_of(error)}"
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self._rule}"
 
 
 class VideoError(MrModelError):
@@ -177,3 +203,52 @@ def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
 def suggestion(near: Sequence[str]) -> str:
     """A message suffix that suggests the nearest valid names; empty if there are none."""
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused, in words."""
+    match error:
+        case IsADirectoryError():
+            return "is a folder"
+        case NotADirectoryError() | FileExistsError():
+            return "a file is in the place of a folder"
+        case FileNotFoundError():
+            return "no such file or folder"
+    said = error.strerror or str(error)
+    return said[:1].lower() + said[1:]
+
+
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether it is about the machine, such as a full disk, and names no file."""
+    return error.filename is None and error.errno in _OF_THE_MACHINE
+
+
+def mistake_in(error: BaseException) -> str | None:
+    """The message for the user; None: nobody but this program caused the error."""
+    if isinstance(error, MrModelError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {reason_of(error)}"
+    if isinstance(error, OSError) and is_of_the_machine(error):
+        return reason_of(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"not enough memory on the device: {str(error).partition('.')[0]}"
+    return None
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the program with `MISTAKE` and one line, or with `DEFECT` and a traceback."""
+    try:
+        yield
+    except Exception as error:
+        message = mistake_in(error)
+        if message is None:
+            traceback.print_exc()
+            sys.stderr.write("This is a defect of mrmodel, not a mistake of yours.\n")
+            sys.exit(DEFECT)
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(MISTAKE)

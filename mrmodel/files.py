@@ -13,14 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mrmodel.errors import DataError, FileFormatError
+from mrmodel.errors import DataError, FileFormatError, OutputError, is_of_the_machine
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `target`; on success fsync it and rename it to `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    """Yield a temporary path next to `target`; on success fsync it and rename it to `target`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise OutputError(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -30,6 +37,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+    except OSError as error:
+        if is_of_the_machine(error) or str(error.filename) == name:
+            raise OutputError(target, error) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -99,9 +110,9 @@ def stand_in(path: Path) -> str | None:
     """
     with path.open("rb") as file:
         head = file.read(1024)
-    if not head:
-        return "an empty file"
     text = head.decode("utf-8-sig", errors="replace").strip()
+    if not text:
+        return "an empty file"
     # The last character may be cut through.
     if not all(char.isprintable() or char.isspace() for char in text) or "\ufffd" in text[:-3]:
         return None
@@ -112,6 +123,35 @@ def stand_in(path: Path) -> str | None:
     if text.startswith("<"):
         return "a web page or XML, perhaps of an error or a login, not the file itself"
     return f"a text that begins with {text.splitlines()[0][:40]!r}"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it is not UTF-8 or not JSON, or a pointer to the file is in its place.
+        OSError: the file cannot be read.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        at_once = isinstance(error, json.JSONDecodeError) and error.pos == 0
+        found = stand_in(path) if at_once else None
+        hint = f"; it is {found}" if found else ""
+        raise DataError(f"not valid JSON: {error}{hint}", file=path) from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; raises as `read_json`, and if it does not.
+
+    Raises:
+        DataError: see above.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        kind = "a list" if isinstance(found, list) else repr(found)[:60]
+        raise DataError(f"expected a JSON object, found {kind}", file=path)
+    return found
 
 
 def write_text(target: Path, text: str) -> None:

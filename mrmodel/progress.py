@@ -137,7 +137,7 @@ def announce(event: str, **values: object) -> None:
     """Append an event to the file in the environment variable `EVENTS`, if it is set."""
     path = os.environ.get(EVENTS)
     if path:
-        line = json.dumps({"event": event, "at": time.time(), **values}) + "\n"
+        line = json.dumps({"event": event, "at": time.time(), **values}, allow_nan=False) + "\n"
         # A single write per line, because several processes may write to the file.
         with Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())

@@ -101,7 +101,7 @@ class Services:
             servers = self._servers(settings)
             self._make_room(servers)
             # Saved before anything is created with these secrets.
-            self._write(_SETTINGS, json.dumps(asdict(settings), indent=2))
+            self._write(_SETTINGS, json.dumps(asdict(settings), indent=2, allow_nan=False))
             started: list[Running] = []
             try:
                 self._start(servers, started)
@@ -239,7 +239,10 @@ class Services:
         return {row["name"]: Running(**row) for row in rows}
 
     def _record(self, running: Mapping[str, Running]) -> None:
-        self._write(_RUNNING, json.dumps([one.record() for one in running.values()], indent=2))
+        self._write(
+            _RUNNING,
+            json.dumps([one.record() for one in running.values()], indent=2, allow_nan=False),
+        )
 
     def _write(self, name: str, text: str) -> None:
         """Write a file that only its owner can read."""

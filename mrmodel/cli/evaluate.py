@@ -48,10 +48,6 @@ def command(
     a metric to which no query contributes.
     """
     scores = score_files(annotations, predictions, protocol, mode, allow_missing=allow_missing)
-    if output is not None:
-        write_json(output, scores.metrics)
-    if per_query is not None:
-        write_json(per_query, scores.per_query.as_json())
     chosen = get_protocol(protocol)
     figures = chosen.figures(scores.metrics)
     width = max(map(len, figures))
@@ -59,3 +55,10 @@ def command(
     for name, value in figures.items():
         shown = "-" if value is None else f"{value:.{chosen.decimals}f}"
         click.echo(f"  {name:<{width}}  {shown:>8}")
+    # A file that cannot be written costs neither the table nor the other file.
+    try:
+        if output is not None:
+            write_json(output, scores.metrics)
+    finally:
+        if per_query is not None:
+            write_json(per_query, scores.per_query.as_json())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 
 import click
 
-from mrmodel.errors import MrModelError
+from mrmodel.errors import exit_codes
 from mrmodel.version import __version__
 
 # name -> (module, attribute, the line in `mrmodel --help`)
@@ -58,6 +57,9 @@ def cli(verbose: bool) -> None:
 
     The pipeline itself runs with `dvc repro` (or `make repro`), on workers with
     `python -m flows.pipeline --workers`; these commands use and inspect it.
+
+    Exit codes: 0 done, 1 ended without the result, 2 your mistake (or a check found something), 70
+    a defect of this program.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -66,12 +68,9 @@ def cli(verbose: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: an error of the user is one line and exit code 2."""
-    try:
+    """Entry point: an error of the user is one line and exit code 2, a defect is 70."""
+    with exit_codes():
         cli()
-    except MrModelError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

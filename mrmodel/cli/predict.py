@@ -75,18 +75,18 @@ def command(
         if as_json:
             row = {**prediction.as_row(), "duration": searchable.duration_s}
             row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
             continue
         click.echo(f"{prediction.query}")
         for start, end, score in prediction.windows[:top]:
             click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
         click.echo(curve_line(prediction.saliency, shutil.get_terminal_size((80, 24)).columns))
+    if searchable.report.status != "ok" and not as_json:
+        click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 
         save_timeline(plot, path, searchable.duration_s, predictions)
-    if searchable.report.status != "ok" and not as_json:
-        click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
 
 
 def default_model() -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from mrmodel.cli.options import TRIALS, WORKERS
+from mrmodel.errors import TuningError
 
 if TYPE_CHECKING:
     from mrmodel.config.schema import Config
@@ -71,7 +72,7 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
     config, paths = _here()
     config = with_extent(config, study=name, trials=trials, workers=workers)
     if TrialQueue.exists(open_storage(storage_address(paths.state)), config.tune.study):
-        raise click.ClickException(
+        raise TuningError(
             f"there is a study {config.tune.study!r} already: `mrmodel tune resume` goes on with "
             "it, --study NAME begins another one"
         )

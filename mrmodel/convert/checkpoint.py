@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from mrmodel.components import MODELS
+from mrmodel.config.base import MAX_CLIP_LEN_S, MIN_CLIP_LEN_S
 from mrmodel.convert.features import check_features, end_points_last, notes, text_width, video_width
 from mrmodel.convert.parameter_names import MatchResult, match_state
 from mrmodel.convert.safe_unpickle import PublishedCheckpoint, read_published
@@ -291,6 +292,9 @@ def _check_limit(option: str, value: object, *, whole: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
         kind = "a whole number" if whole else "a number"
         raise CheckpointError(f"{option} is {value!r}; expected {kind} above 0")
+    if not whole and not MIN_CLIP_LEN_S <= value <= MAX_CLIP_LEN_S:
+        rule = f"expected {MIN_CLIP_LEN_S:g} to {MAX_CLIP_LEN_S:g} seconds"
+        raise CheckpointError(f"{option} is {value!r}; {rule}")
 
 
 def _check_tables(tree: Mapping[str, Any], limit: Mapping[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from mrmodel.config.base import MAX_CLIP_LEN_S, MIN_CLIP_LEN_S
 from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, read_annotations
 from mrmodel.data.datasets.convert import RECORD, SPLITS
 from mrmodel.errors import DataError
+from mrmodel.files import read_object
 from mrmodel.types import Annotation
 
 
@@ -32,7 +33,7 @@ def corpus_clip_len(folder: Path) -> float | None:
     path = folder / RECORD
     if not path.exists():
         return None
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["clip_len_s"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError("is no record of a conversion", file=path) from None
+    length = read_object(path).get("clip_len_s")
+    if not isinstance(length, int | float) or not MIN_CLIP_LEN_S <= length <= MAX_CLIP_LEN_S:
+        raise DataError(f"is no record of a conversion: clip_len_s = {length!r}", file=path)
+    return float(length)

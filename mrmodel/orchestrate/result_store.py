@@ -72,7 +72,7 @@ class ResultStore:
 
     def keep(self, result: StageResult) -> StageResult:
         """Store a result; returns the stored one, which is another worker's if it was first."""
-        content = json.dumps(asdict(result), indent=2).encode()
+        content = json.dumps(asdict(result), indent=2, allow_nan=False).encode()
         try:
             self.store.put(_name(result.stage, result.key), content, if_absent=True)
         except ConflictError:

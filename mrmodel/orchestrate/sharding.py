@@ -167,7 +167,7 @@ def _make(
         store.upload(key, folder / TAR_FILE)
     report = ShardReport(order.index, order.count, socket.gethostname(), ShardSummary(**summary))
     # Last: it marks the shard as complete.
-    store.put(_report_key(key), json.dumps(asdict(report), indent=2).encode())
+    store.put(_report_key(key), json.dumps(asdict(report), indent=2, allow_nan=False).encode())
     shutil.rmtree(work_dir)
     return report
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import MomentDataset
+from mrmodel.errors import DataError
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.postprocess import (
     Decoded,
@@ -79,8 +80,17 @@ def seconds_of_predictions(
 
 
 def decode_output(output: ModelOutput, batch: Batch, postprocess: Postprocess) -> list[Decoded]:
-    """Windows in a player's seconds and clip scores of each sample of a batch."""
+    """Windows in a player's seconds and clip scores of each sample of a batch.
+
+    Raises:
+        DataError: a number of them is not finite, which spoilt features or weights cause.
+    """
     raw = raw_predictions(output, batch, postprocess.candidates, postprocess.system)
+    clips = np.where(raw.clip_mask, raw.saliency, 0.0)
+    for sample, values in enumerate(zip(raw.spans_cxw, raw.scores, clips, strict=True)):
+        if not all(np.isfinite(value).all() for value in values):
+            rule = f"the model's answer about {batch.vids[sample]} holds NaN or infinity"
+            raise DataError(rule, qid=batch.qids[sample])
     return in_video_time(decode(raw, postprocess.finish), batch.start_s, batch.clip_len_s)
 
 

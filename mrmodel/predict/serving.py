@@ -6,14 +6,13 @@ model and the stage ``evaluate`` read it, so a model is served exactly as it was
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from mrmodel.config.base import validate_section
 from mrmodel.config.postprocess import VALIDATION, PostprocessConfig
-from mrmodel.errors import CheckpointError, ConfigError
-from mrmodel.files import write_json
+from mrmodel.errors import CheckpointError, ConfigError, DataError, mistake_in
+from mrmodel.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def read_serving(folder: Path) -> PostprocessConfig:
     """
     path = folder / SERVING
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         log.warning(
             "%s: no %s, so windows are made as before there was one; `dvc repro package` writes "
@@ -49,8 +48,8 @@ def read_serving(folder: Path) -> PostprocessConfig:
             SERVING,
         )
         return VALIDATION.model_copy(update={"nms_iou": _SUPPRESSION})
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    except (DataError, OSError) as error:
+        raise CheckpointError(mistake_in(error)) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: written by another format than {FORMAT}; run `dvc repro package`"

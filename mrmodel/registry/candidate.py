@@ -23,7 +23,7 @@ from mrmodel.errors import CheckpointError, DataError
 from mrmodel.evaluate.rows import read_rows
 from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
 from mrmodel.features.index import INDEX_FILE
-from mrmodel.files import sha256_of
+from mrmodel.files import read_object, sha256_of
 from mrmodel.predict.serving import read_serving
 from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
 from mrmodel.stages.paths import Paths
@@ -169,7 +169,7 @@ def _vids(path: Path) -> set[str]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise DataError("is not there; run `dvc repro`", file=path) from None
 

@@ -119,7 +119,7 @@ class ModelRegistry:
 
     def keep(self, frozen: TestSetContents) -> None:
         """Store a test set under its digest; an existing one is not replaced."""
-        content = json.dumps(frozen.as_json()).encode()
+        content = json.dumps(frozen.as_json(), allow_nan=False).encode()
         try:
             self.store.put(self._set_key(frozen.digest), content, if_absent=True)
         except ConflictError:

@@ -240,4 +240,4 @@ def _summary(record: ModelRecord) -> str:
 
 def _signature(model: Path) -> str:
     signature = Model.load(str(model)).signature
-    return json.dumps(signature.to_dict() if signature else None, sort_keys=True)
+    return json.dumps(signature.to_dict() if signature else None, sort_keys=True, allow_nan=False)

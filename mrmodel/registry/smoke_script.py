@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
         seconds.append(time.perf_counter() - started)
     code = sys.modules["mrmodel"].__file__
     found = {"answers": answers, "latency_s": statistics.median(seconds), "code": code}
-    sys.stdout.write("\n" + json.dumps(found) + "\n")
+    sys.stdout.write("\n" + json.dumps(found, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mrmodel.files import atomic_path
 from mrmodel.report.build import thumbnails
 from mrmodel.types import Prediction
 
@@ -37,8 +38,8 @@ def save_timeline(
     for axes, prediction in zip(queries, predictions, strict=True):
         _draw_query(axes, duration_s, prediction)
     queries[-1].set_xlabel("seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix[1:])
 
 
 def _draw_frames(axes: Axes, frames: Sequence[np.ndarray]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
-from mrmodel.files import write_text
+from mrmodel.files import read_object, write_text
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -54,8 +53,8 @@ def report(config: Config, reporter: Reporter) -> None:
     """Write ``reports/report.html``."""
     paths = Paths(config)
     model = config.train.models[0]
-    metrics = _json(paths.reports / "metrics.json")
-    comparison = _json(paths.evaluation / "comparison.json")
+    metrics = read_object(paths.reports / "metrics.json")
+    comparison = read_object(paths.evaluation / "comparison.json")
     reporter.start("report", 3)
     sections = [results_section(config, metrics, comparison)]
     reporter.advance()
@@ -160,7 +159,7 @@ def _curves(paths: Paths, models: Sequence[str], runs: Sequence[str]) -> dict[st
 
 def intervid_section(paths: Paths) -> ReportSection:
     """Statistics of the caption rules and the generated samples."""
-    found = _json(paths.intervid / "report.json")
+    found = read_object(paths.intervid / "report.json")
     if found["state"] == "empty":
         return ReportSection("Pre-training data", f"No generated queries: {found['reason']}.")
     counts = found["counts"]
@@ -214,7 +213,7 @@ def search_sections(config: Config, folder: Path) -> list[ReportSection]:
 def _table_of_study(config: Config, result: Path) -> Any:
     if not result.exists():
         return None
-    table = _json(result)
+    table = read_object(result)
     return table if table["corpus"] == config.corpus.name else None
 
 
@@ -284,7 +283,7 @@ def _example(
 
 def provenance(config: Config, paths: Paths) -> dict[str, str]:
     """Features and models of the page, read from declared dependencies only."""
-    streams = _json(paths.evaluation / "streams.json")
+    streams = read_object(paths.evaluation / "streams.json")
     kinds = ", ".join(trained_kinds(config))
     return {
         **{f"features {name}": digest[:12] for name, digest in streams.items()},
@@ -325,10 +324,6 @@ def _cell(value: float | None) -> str:
 def _interval(comparison: dict[str, Any], name: str) -> str:
     row = comparison["intervals"].get(name)
     return "–" if row is None else f"{row['low']:.1f} to {row['high']:.1f}"
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mrmodel.config.schema import Config, load_config
-from mrmodel.errors import MrModelError
+from mrmodel.errors import exit_codes
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
 from mrmodel.stages.paths import Paths
@@ -28,7 +28,7 @@ _DVC_STAGE = "DVC_STAGE"
 
 
 def run_stage(stage: Callable[[Config, Reporter], None]) -> None:
-    """Run `stage` as the main program: exit code 1 and one line on invalid input."""
+    """Run `stage` as the main program: exit code 2 and one line on a mistake."""
     run_stage_with(lambda config, reporter, _: stage(config, reporter), ())
 
 
@@ -79,7 +79,7 @@ def _run(
 ) -> None:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+    with exit_codes():
         config = load_config(PARAMS)
         tracking = config.tracking
         if not recorded:
@@ -87,8 +87,6 @@ def _run(
         with open_run(tracking, _run_spec(config, values, command)) as record:
             stage(config, EventReporter(RichReporter()), values)
             _name_device(record)
-    except MrModelError as error:
-        sys.exit(f"error: {error}")
 
 
 def _run_spec(config: Config, values: dict[str, str], command: str | None) -> RunSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
+from mrmodel.errors import DataError
 from mrmodel.evaluate.protocols import Protocol, Scores
 from mrmodel.evaluate.rows import Row
 from mrmodel.evaluate.run import get_protocol
+from mrmodel.files import read_object
 from mrmodel.predict.postprocess import Postprocess
-from mrmodel.stages.paths import Paths
+from mrmodel.stages.paths import SPLITS, Paths
 from mrmodel.types import Annotation
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ def read_rows_if_any(path: Path, clip_len_s: float) -> list[Annotation]:
 
 def reported_split(paths: Paths) -> str:
     """The split that metrics are reported on: ``test``, or ``val`` if there is no test split."""
-    summary = json.loads((paths.corpus / "corpus.json").read_text(encoding="utf-8"))
-    split: str = summary["reported_split"]
-    return split
+    path = paths.corpus / "corpus.json"
+    split = read_object(path).get("reported_split")
+    if split not in SPLITS:
+        rule = f"reported_split = {split!r}: expected one of {', '.join(SPLITS)}"
+        raise DataError(rule, file=path)
+    return str(split)

@@ -95,7 +95,12 @@ class EventLog:
         if self._broken:
             return
         try:
-            os.write(self._lines, (json.dumps(message, default=str) + "\n").encode())
+            line = json.dumps(message, default=str, allow_nan=False) + "\n"
+        except ValueError:
+            log.warning("not in the record of this run, a number is not finite: %s", message)
+            return
+        try:
+            os.write(self._lines, line.encode())
         except OSError as error:
             self._broken = True
             log.warning("the record of this run ends here: %s", error)

@@ -347,4 +347,4 @@ def fingerprints(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _pretty(tree: object) -> str:
-    return json.dumps(tree, indent=2, default=str) + "\n"
+    return json.dumps(tree, indent=2, default=str, allow_nan=False) + "\n"

@@ -7,18 +7,30 @@ outside of it (DVC deletes a stage's outputs before running it) and is deleted w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrmodel.components import MODELS
-from mrmodel.config.base import validate_section
-from mrmodel.errors import CheckpointError, FeatureMismatch, UnknownNameError
-from mrmodel.files import atomic_path, write_json
+from mrmodel.config.base import ClipLength, Count, validate_section
+from mrmodel.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FeatureMismatch,
+    UnknownNameError,
+    mistake_in,
+    reason_of,
+)
+from mrmodel.files import atomic_path, read_object, stand_in, write_json
 from mrmodel.models.base import MomentModel, build_model
 from mrmodel.version import __version__
 
@@ -27,6 +39,7 @@ CONFIG = "config.json"
 FORMAT = 1
 # SG-DETR's format since it follows the published code: other settings, other tensors.
 FORMATS = {"sg_detr": 2}
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +49,10 @@ class ModelStream:
     Streams made by other programs have no fingerprint and cannot be checked.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     name: str
-    dim: int
+    dim: Count
     fingerprint: str | None
 
 
@@ -49,13 +64,15 @@ class ModelConfig:
     `training` records the origin of the weights and is not read by the code.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     model: str
     settings: dict[str, Any]
     video_streams: tuple[ModelStream, ...]
     text_streams: tuple[ModelStream, ...]
-    clip_len_s: float
-    max_clips: int | None
-    max_tokens: int
+    clip_len_s: ClipLength
+    max_clips: Count | None
+    max_tokens: Count
     protocol: str
     training: dict[str, Any]
 
@@ -72,6 +89,9 @@ class ModelConfig:
     def build(self) -> MomentModel:
         """A model of this configuration, initialised from torch's global generator."""
         return build_model(self.model, self.video_dim, self.text_dim, self.settings)
+
+
+_CONFIG_READER = TypeAdapter(ModelConfig)
 
 
 def save_model(folder: Path, model: MomentModel, config: ModelConfig) -> None:
@@ -94,15 +114,15 @@ def read_model_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_object(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {CONFIG} there, so this is not a model folder "
-            "(a trained one is models/served/<name> after `make repro`)"
+            "(a trained one is models/served/<name> after `make repro`)" + _unfetched(path)
         ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    found, expected = raw.pop("format", None), FORMATS.get(raw.get("model"), FORMAT)
+    except (DataError, OSError) as error:
+        raise CheckpointError(mistake_in(error)) from None
+    found, expected = raw.pop("format", None), FORMATS.get(str(raw.get("model")), FORMAT)
     if found == FORMAT and expected != FORMAT:
         raise CheckpointError(
             f"{path}: {raw['model']} of an earlier version, which this one replaces: train again, "
@@ -112,11 +132,12 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: written by another format than {expected}")
     raw.pop("versions", None)
     try:
-        for key in ("video_streams", "text_streams"):
-            raw[key] = tuple(ModelStream(**stream) for stream in raw[key])
-        return ModelConfig(**raw)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        return _CONFIG_READER.validate_json(json.dumps(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        raise CheckpointError(f"{path}: {place}{value}: {first['msg']}") from None
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:
@@ -128,7 +149,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Moment
     config = read_model_config(folder)
     try:
         model = config.build()
-    except UnknownNameError as error:
+    except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     load_weights(model, folder)
     return model.to(device).eval(), config
@@ -137,16 +158,54 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Moment
 def load_weights(model: MomentModel, folder: Path) -> None:
     """Copy the weights of a model folder into `model`; all names and shapes must match."""
     path = folder / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {WEIGHTS} there") from None
+    tensors = read_tensors(path)
     faults = _misfits(model.state_dict(), tensors)
     if faults:
         raise CheckpointError(
             f"{path} does not fit: {'; '.join(faults[:5])} ({len(faults)} in all)"
         )
     model.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all of them finite.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or only a pointer; or it holds NaN or infinity.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: no {path.name} there{_unfetched(path)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {reason_of(error)}") from None
+    except SafetensorError as error:
+        found = stand_in(path)
+        rule = f"it is {found}" if found else f"a download that broke off? ({error})"
+        raise CheckpointError(f"{path}: is no safetensors file: {rule}") from None
+    require_finite(path, tensors)
+    return tensors
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    # A sum shows almost all of them, and takes a fraction of the time of reading the file.
+    doubtful = (name for name, value in tensors.items() if not value.sum().isfinite())
+    wrong = [name for name in doubtful if not tensors[name].isfinite().all()]
+    if wrong:
+        rest = f" (and {len(wrong) - 1} other tensors)" if wrong[1:] else ""
+        rule = f"{wrong[0]} holds NaN or infinity{rest}; the training that made it failed"
+        raise CheckpointError(f"{path}: {rule}")
+
+
+def _unfetched(path: Path) -> str:
+    pointers = [Path(f"{one}.dvc") for one in (path, path.parent)]
+    found = [pointer for pointer in pointers if pointer.exists()]
+    return f"; run `dvc pull {found[0]}`" if found else ""
 
 
 def load_start(model: MomentModel, folder: Path, config: ModelConfig) -> None:
@@ -219,5 +278,9 @@ def load_resume_state(path: Path) -> dict[str, Any] | None:
     """The state of an interrupted training, or None."""
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        rule = f"cannot be read ({type(error).__name__}); delete it, and the training begins anew"
+        raise CheckpointError(f"{path}: {rule}") from None
     return state

@@ -206,7 +206,7 @@ def publish_results(
         file = Path(name) / "detections.pt"
         cached.save(file)
         store.put(f"{number}-{seed}.pt", file.read_bytes())
-    store.put(f"{number}-{seed}.json", json.dumps(content).encode())
+    store.put(f"{number}-{seed}.json", json.dumps(content, allow_nan=False).encode())
 
 
 def read_final_metrics(store: Store, number: int, seed: int) -> PerQuery:

@@ -270,6 +270,8 @@ def figures_of(config: Config) -> list[str]:
 def threads_of() -> dict[str, Any]:
     """Changes that limit a worker's CPU threads, if its parent process sets a limit."""
     threads = os.environ.get(THREADS)
+    if threads and not (threads.isascii() and threads.isdigit()):
+        raise ConfigError(THREADS, threads, "expected a number of threads")
     return {"train.threads": int(threads)} if threads else {}
 
 

@@ -22,7 +22,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
 from mrmodel.config.schema import parse_config
-from mrmodel.errors import ConfigError, MrModelError, StoppedEarly, TrainingError
+from mrmodel.errors import ConfigError, StoppedEarly, TrainingError, exit_codes
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.processes import die_with_parent
@@ -192,8 +192,8 @@ def fetch_data(study: TrialQueue) -> None:
     Transfer(places, ResultStore(places.result_store, places.endpoint)).fetch(Repo(), paths)
 
 
-def main() -> int:
-    """Work on the study given as argument; exit code 1 and one line on an error."""
+def main() -> None:
+    """Work on the study given as argument."""
     die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
@@ -201,19 +201,15 @@ def main() -> int:
     parser.add_argument("--fetch", action="store_true", help="pull the inputs of trials first")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+    with exit_codes():
         storage = open_storage(storage_address(Path(".mrmodel")))
         owner = Owner(options.owner, **process_tags())
         study = TrialQueue(storage, options.study)
         if options.fetch:
             fetch_data(study)
         count = recorded_work(study, owner)
-    except MrModelError as error:
-        log.error("error: %s", error)
-        return 1
     log.info("worker %s (process %d): %d trials", options.owner, os.getpid(), count)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

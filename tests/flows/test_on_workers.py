@@ -145,7 +145,7 @@ def test_an_extraction_in_shards_makes_the_same_bytes(site: Site, finished: str)
 
 
 def test_a_wrong_parameter_stops_before_any_work(site: Site, finished: str) -> None:
-    output = site.run("--rev", finished, "--set", "evaluate.bootstrap_resample=1", code=1)
+    output = site.run("--rev", finished, "--set", "evaluate.bootstrap_resample=1", code=2)
     assert "evaluate.bootstrap_resample = 1" in output
     assert "| ran |" not in output
 

@@ -116,7 +116,7 @@ def test_a_mistake_stops_before_any_work(reproduced: Project) -> None:
     try:
         output = reproduced.invoke("config", "check", code=2)
         assert "train.pretrain.learning_rate" in output
-        output = reproduced.run("python", "-m", "mrmodel.stages.corpus", code=1)
+        output = reproduced.run("python", "-m", "mrmodel.stages.corpus", code=2)
         assert "train.pretrain.learning_rate" in output
     finally:
         (reproduced.folder / "params.yaml").write_bytes(original)

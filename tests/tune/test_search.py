@@ -177,7 +177,7 @@ def test_status_and_best_tell_the_same(project: Project, verdict: SearchResult) 
 def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
     project: Project, searched: str, verdict: SearchResult
 ) -> None:
-    output = project.invoke("tune", "run", code=1)
+    output = project.invoke("tune", "run", code=2)
     assert "there is a study 'main' already" in output
     before = {trial.number: trial.params for trial in study_of(project).trials()}
     project.invoke("tune", "resume", "--trials", "7")

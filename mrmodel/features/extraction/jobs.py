@@ -171,7 +171,7 @@ def video_entry(job: VideoJob, report: DecodeReport) -> IndexEntry:
         reason=report.reason,
         n_interpolated=report.n_interpolated,
         src_sha256=sha256_of(job.path),
-        extra=json.dumps(extra, sort_keys=True),
+        extra=json.dumps(extra, sort_keys=True, allow_nan=False),
         start_s=report.start_s,
     )
 
@@ -187,7 +187,9 @@ def text_handler(
         rows = encode_texts(job.texts, encoder)
         spent_s = time.perf_counter() - started
         entries = tuple(
-            IndexEntry(text_key(text), len(tokens), extra=json.dumps({"text": text}))
+            IndexEntry(
+                text_key(text), len(tokens), extra=json.dumps({"text": text}, allow_nan=False)
+            )
             for text, tokens in zip(job.texts, rows, strict=True)
         )
         folder.save(job.name, VideoFeatures(entries, np.concatenate(rows)), dict(job.source))

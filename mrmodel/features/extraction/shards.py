@@ -92,7 +92,9 @@ def write_tar(
         "notes": [_without_time(note) for note in notes],
         "rows": {note.name: sha256_of(folder.rows_path(note.name)) for note in kept},
     }
-    manifest = json.dumps({"digest": digest_of(body), **body}, ensure_ascii=False).encode()
+    manifest = json.dumps(
+        {"digest": digest_of(body), **body}, ensure_ascii=False, allow_nan=False
+    ).encode()
     with atomic_path(target) as temporary, tarfile.open(temporary, "w") as tar:
         tar.addfile(_plain(_MANIFEST, len(manifest)), io.BytesIO(manifest))
         for note in kept:
