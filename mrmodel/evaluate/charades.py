@@ -51,10 +51,11 @@ class Charades(Protocol):
             values[f"R1@{level}"] = np.where(first[:, column], 100.0, 0.0)
             values[f"R5@{level}"] = np.where(five[:, column], 100.0, 0.0)
         per_query.details.update(ap=ap, top1_iou=iou[:, 0], top5_iou=iou.max(axis=1))
+        order = pairing.order
         metrics = {
             "R1": threshold_block(first, moment_retrieval.RECALL_THRESHOLDS),
-            "mIoU": percent(iou[:, 0].mean()),
-            "mAP": precision_block(ap),
+            "mIoU": percent(iou[order, 0].mean()),
+            "mAP": precision_block(ap[order]),
             "R5": threshold_block(five, moment_retrieval.RECALL_THRESHOLDS),
             "top1_iou": iou[:, 0].tolist(),
         }

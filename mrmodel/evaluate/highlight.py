@@ -85,7 +85,9 @@ def interpolated_ap(
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     reached = np.maximum.accumulate(true_count, axis=2)
     rises = np.diff(reached, axis=2, prepend=np.int32(0)) > 0
-    ap: Floats = (precision * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
+    # As published: a list of the precision at the steps, from the last one to the first.
+    steps = Ragged(precision[..., ::-1][rises[..., ::-1]], rises.sum(axis=2).ravel())
+    ap: Floats = (steps.sums() / np.maximum(steps.counts, 1)).reshape(rises.shape[:2])
     return ap
 
 
@@ -100,7 +102,9 @@ def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
     precision = true_count / np.arange(1, ranked_labels.shape[1] + 1)
     recall = true_count / np.maximum(true_count[:, -1:], 1.0)
     before = np.concatenate([np.ones((len(precision), 1)), precision[:, :-1]], axis=1)
-    area: Floats = (np.diff(recall, axis=1, prepend=0.0) * (before + precision) / 2.0).sum(axis=1)
+    gain = np.diff(recall, axis=1, prepend=0.0) * (before + precision) / 2.0
+    # As published, one after the other.
+    area: Floats = np.cumsum(gain, axis=1)[:, -1]
     return area
 
 

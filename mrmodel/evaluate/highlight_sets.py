@@ -42,7 +42,7 @@ class TVSum(Protocol):
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
         ratings = self._ratings(pairing.annotations)
         scores = saliency_lists(pairing, mode)
-        per_video = np.array(
+        by_rater = np.array(
             [
                 self._video_ap(video_scores, video_ratings)
                 for video_scores, video_ratings in zip(
@@ -50,14 +50,19 @@ class TVSum(Protocol):
                 )
             ]
         )
+        per_video = by_rater.mean(axis=1)
         per_query = empty_per_query(pairing)
         per_query.values["mAP"] = per_video
-        metrics = {"mAP": _fraction(per_video), "mAP_per_video": [_fraction(v) for v in per_video]}
+        metrics = {
+            # As published, over videos and raters at once.
+            "mAP": _fraction(by_rater[pairing.order]),
+            "mAP_per_video": [_fraction(v) for v in per_video],
+        }
         return Scores(metrics | self._by_domain(pairing.annotations, per_video), per_query)
 
-    def _video_ap(self, scores: Floats, ratings: Floats) -> float:
-        """Mean over the raters of a video; NaN if the video is excluded."""
-        return float(highlight.tvsum_ap(scores, ratings).mean())
+    def _video_ap(self, scores: Floats, ratings: Floats) -> Floats:
+        """(R,) of the raters of a video; NaN if the video is excluded."""
+        return highlight.tvsum_ap(scores, ratings)
 
     def _ratings(self, rows: RowFile) -> Ragged:
         ratings = ragged.rating_lists(rows)
@@ -97,9 +102,9 @@ class YouTubeHighlights(TVSum):
         """Round to clips, no clamp."""
         return PostprocessSettings(official=True, round_to_s=clip_len_s)
 
-    def _video_ap(self, scores: Floats, ratings: Floats) -> float:
+    def _video_ap(self, scores: Floats, ratings: Floats) -> Floats:
         ap = highlight.youtube_ap(scores, ratings[:, 0])
-        return np.nan if ap is None else ap
+        return np.array([np.nan if ap is None else ap])
 
     def _ratings(self, rows: RowFile) -> Ragged:
         ratings = super()._ratings(rows)
@@ -135,7 +140,7 @@ def _mean(values: Floats) -> float | None:
 
 
 def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)
+    return None if value is None else float(np.round(value, 5))
 
 
 def _fraction(values: Floats | float) -> float | None:

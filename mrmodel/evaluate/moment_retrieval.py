@@ -21,21 +21,23 @@ RECALL_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(14))
 
 @dataclass(frozen=True, slots=True)
 class MomentArrays:
-    """Windows of n queries in seconds; shorter lists are padded with [0, 0].
-
-    An empty window overlaps nothing, so padding is never a hit.
+    """Windows of n queries in seconds; shorter lists are padded with what is never a hit.
 
     Attributes:
         ranked: (n, K, 2) the windows used for average precision, best first.
         listed: (n, k, 2) the windows used for recall at 1..k, in their order.
         truth: (n, G, 2) ground truth.
         truth_valid: (n, G) bool.
+        undefined_iou: what average precision takes for 0/0, the IoU of windows whose lengths sum to
+            0: one that ends before it starts and a true one just as long, or two of length 0. The
+            published evaluator takes it for above all thresholds.
     """
 
     ranked: Floats
     listed: Floats
     truth: Floats
     truth_valid: Flags
+    undefined_iou: float = 0.0
 
     def within(self, shortest: float, longest: float) -> tuple[NDArray[np.int64], MomentArrays]:
         """Keep ground truth with a length in (shortest, longest], and the queries that have any.
@@ -50,6 +52,7 @@ class MomentArrays:
             self.listed[rows],
             self.truth[rows],
             valid[rows],
+            self.undefined_iou,
         )
         return rows, part
 
@@ -94,17 +97,21 @@ def average_precision(arrays: MomentArrays, thresholds: tuple[float, ...]) -> Fl
     (the later one on ties), and is a true positive if that IoU reaches the threshold. Without
     predictions or without ground truth the value is 0.
     """
-    iou = np.where(arrays.truth_valid[:, None, :], pairwise_iou(arrays.ranked, arrays.truth), -1.0)
+    iou = pairwise_iou(arrays.ranked, arrays.truth)
+    length, true_length = np.diff(arrays.ranked)[..., 0], np.diff(arrays.truth)[..., 0]
+    iou[length[:, :, None] + true_length[:, None, :] == 0.0] = arrays.undefined_iou
+    iou = np.where(arrays.truth_valid[:, None, :], iou, -1.0)
     found = _match(iou, np.array(thresholds))
     true_count = np.cumsum(found, axis=2, dtype=np.float64)
     precision = true_count / np.arange(1, found.shape[2] + 1)
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     recall = true_count / np.maximum(arrays.truth_valid.sum(axis=1), 1)[:, None, None]
     gain = np.diff(recall, axis=2, prepend=0.0) * precision
-    # Summed in rank order, to reproduce the rounding of a sequential sum.
-    total = np.zeros(gain.shape[:2])
-    for rank in range(gain.shape[2]):
-        total += gain[:, :, rank]
+    # As published: the gains of the hits, and a last one of 0 if some truth is not found.
+    missed = recall[..., -1:] < 1.0
+    terms = np.concatenate([found, missed], axis=2)
+    gains = np.concatenate([gain, np.zeros_like(missed, dtype=np.float64)], axis=2)
+    total: Floats = Ragged(gains[terms], terms.sum(axis=2).ravel()).sums().reshape(terms.shape[:2])
     return total
 
 

@@ -70,7 +70,7 @@ class QVHighlights(Protocol):
         self, pairing: Pairing, mode: Mode, blocks: dict[str, Any], per_query: PerQuery
     ) -> None:
         arrays = moment_arrays(pairing, mode)
-        n = len(pairing.annotations)
+        n, place = len(pairing.annotations), np.argsort(pairing.order)
         parts = {"full": (np.arange(n), arrays)}
         for length, (shortest, longest) in self.lengths.items():
             open_ended = mode == "clean" and length == "long"
@@ -80,7 +80,7 @@ class QVHighlights(Protocol):
             iou = moment_retrieval.best_iou(part.listed[:, :1], part.truth, part.truth_valid)[:, 0]
             hits = iou[:, None] >= np.array(moment_retrieval.AP_THRESHOLDS)
             blocks[length] = {
-                "MR-mAP": precision_block(ap),
+                "MR-mAP": precision_block(ap[np.argsort(place[queries])]),
                 "MR-R1": threshold_block(hits, moment_retrieval.AP_THRESHOLDS),
             }
             for name, values in (
@@ -103,7 +103,7 @@ class QVHighlights(Protocol):
         for level, name in enumerate(highlight.RATING_THRESHOLDS):
             ap, hit = scores.ap[:, level], scores.hit[:, level]
             blocks[f"HL-min-{name}"] = {
-                "HL-mAP": percent(ap.mean()),
+                "HL-mAP": percent(scores.ap[pairing.order, level].mean()),
                 "HL-Hit1": percent(hit.mean()),
             }
             per_query.values[f"HL-min-{name}-mAP"] = 100.0 * ap.mean(axis=1)

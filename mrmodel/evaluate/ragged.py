@@ -64,6 +64,19 @@ class Ragged:
         counts = np.bincount(value_owners, minlength=n_lists).astype(np.int64)
         return Ragged(self.values[np.argsort(value_owners, kind="stable")], counts)
 
+    def sums(self) -> Floats:
+        """(n,) sum of each list of numbers as NumPy adds up a list of its length.
+
+        The order of a sum decides its last digit: one after the other below eight numbers, eight
+        partial sums from there on.
+        """
+        starts = np.cumsum(self.counts) - self.counts
+        total = np.zeros(len(self.counts))
+        for count in np.unique(self.counts).tolist():
+            rows = np.flatnonzero(self.counts == count)
+            total[rows] = self.values[starts[rows, None] + np.arange(count)].sum(axis=1)
+        return total
+
     def padded(self, fill: float = 0.0, width: int | None = None) -> Floats:
         """(n, width, ...) array; the default width is the longest list, at least 1."""
         width = max(1, int(self.counts.max(initial=0))) if width is None else width
@@ -128,8 +141,8 @@ def predicted_windows(rows: RowFile, mode: Mode) -> Ragged:
     """Predicted windows (total, 3): start and end in seconds, score; in file order.
 
     In `official` mode every query needs a window, because the published evaluator defines no value
-    without one, but a window may end before it starts: it overlaps nothing. `clean` mode accepts
-    queries without windows and rejects such windows.
+    without one, but a window may end before it starts (`MomentArrays.undefined_iou`). `clean` mode
+    accepts queries without windows and rejects such windows.
     """
     windows = _tuples(rows, "pred_relevant_windows", ("start", "end", "score"))
     if mode == "clean":

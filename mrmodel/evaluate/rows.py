@@ -126,6 +126,12 @@ class Pairing:
     owners: NDArray[np.int64]
     latest: NDArray[np.int64]
 
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """(n,) the queries in the order of their first predictions, in which means are summed."""
+        first = np.unique(self.owners, return_index=True)[1]
+        return self.owners[np.sort(first)]
+
 
 def pair_rows(
     annotations: RowFile, predictions: RowFile, *, repeats: bool, allow_missing: bool

@@ -32,10 +32,12 @@ def moment_arrays(pairing: Pairing, mode: Mode) -> moment_retrieval.MomentArrays
         listed = ranked = moment_retrieval.by_score(windows.lists(pairing.latest)).head(MAX_RANKED)
     listed = listed.head(5)
     return moment_retrieval.MomentArrays(
-        ranked.padded()[..., :2],
+        # NaN has no length, so padding is not like a window of length 0.
+        ranked.padded(np.nan)[..., :2],
         listed.padded()[..., :2],
         truth.padded(),
         truth.valid(),
+        np.inf if mode == "official" else 0.0,
     )
 
 

@@ -306,9 +306,14 @@ def _whole_clips(windows: Reals, unit_s: float) -> Reals:
 
 
 def _decimals(values: Reals) -> NDArray[np.float64]:
-    """Round to four decimals; exact for float32, because the product below fits a double."""
+    """Round to four decimals as printing does: the nearest, an exact half to the even one."""
     scale = 10.0**DECIMALS
-    rounded: NDArray[np.float64] = np.rint(values.astype(np.float64) * scale) / scale
+    scaled = values.astype(np.float64) * scale
+    rounded: NDArray[np.float64] = np.rint(scaled) / scale
+    if values.dtype.itemsize > 4:
+        # The product of a float32 fits a double; that of a double may be rounded to a false half.
+        near = np.abs(np.abs(scaled) % 1.0 - 0.5) < 1e-5
+        rounded[near] = [round(value, DECIMALS) for value in values[near].tolist()]
     return rounded
 
 

@@ -157,7 +157,11 @@ def windows_of(
     spans = _clipped(raw.spans_cxw).gather(1, order[..., None].expand(-1, -1, 2))
     scores = _decimals(raw.logits)
     if raw.iou_logits is not None:
-        scores = scores.pow(settings.alpha) * _decimals(raw.iou_logits).pow(1.0 - settings.alpha)
+        quality = _decimals(raw.iou_logits)
+        if settings.alpha == 0.5:  # as published, to the last bit: it decides between equal scores
+            scores = (scores * quality).sqrt()
+        else:
+            scores = scores.pow(settings.alpha) * quality.pow(1.0 - settings.alpha)
     return xx_to_cxw(spans), scores.gather(1, order)
 
 
@@ -208,8 +212,8 @@ def _ceiling(settings: FusionSettings) -> float:
 
 
 def _decimals(logits: Tensor) -> Tensor:
-    """Probabilities with four decimals."""
-    return logits.float().sigmoid().round(decimals=4)
+    """Probabilities with four decimals; in float32 the product would round to false halves."""
+    return (logits.float().sigmoid().double() * 1e4).round().div(1e4).float()
 
 
 def _clipped(spans_cxw: Tensor) -> Tensor:
