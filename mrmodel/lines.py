@@ -1,8 +1,8 @@
 """Reading people's text files line by line, and JSON lines: one object on each line.
 
 Lines end as in Unix, Windows or old Mac files, and nowhere else: other separators of Unicode may
-stand inside JSON strings. A byte order mark at the start of a line is dropped, also in the middle
-of a file, where joined files leave it.
+stand inside JSON strings. A byte order mark is dropped at the start of a file, and of a line of ids
+or JSON, where joined files leave it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            problem = encoding_problem(file.read(4))
+            start = file.read(4)
+            problem = encoding_problem(start)
             if problem is not None:
                 raise FileFormatError(problem, file=path)
-            file.seek(0)
+            file.seek(len(_MARK) if start.startswith(_MARK) else 0)
             for chunk in file:
-                for raw in chunk.splitlines():
-                    yield raw.removeprefix(_MARK)
+                yield from chunk.splitlines()
     except FileNotFoundError:
         raise DataError("no such file", file=path) from None
     except OSError as error:
@@ -83,7 +83,8 @@ def json_lines(path: Path, *, nan: bool = False) -> Iterator[JsonLine]:
         FileFormatError: it is not UTF-8 text, or one JSON value over several lines.
     """
     first = True
-    for number, raw in enumerate(byte_lines(path), start=1):
+    for number, line in enumerate(byte_lines(path), start=1):
+        raw = line.removeprefix(_MARK)
         if not raw.strip():
             continue
         record: dict[str, Any] | DataError

@@ -11,6 +11,7 @@ import click
 from mrmodel.addresses import video_path
 from mrmodel.cli.options import DeviceName
 from mrmodel.errors import CheckpointError
+from mrmodel.predict.queries import check_queries
 from mrmodel.text import sparkline
 
 # Formats of --plot.
@@ -64,6 +65,7 @@ def command(
     if plot is not None and plot.suffix not in PLOTS:
         rule = f"{plot}: expected a name that ends in one of {', '.join(PLOTS)}"
         raise click.BadParameter(rule, param_hint="--plot")
+    check_queries(queries)
     path = video_path(video)
     # Not before the check of the options: torch takes seconds.
     from mrmodel.predict.predictor import Predictor

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mrmodel.errors import WeightsError
-from mrmodel.files import sha256_of, write_json
+from mrmodel.files import read_text, sha256_of, write_json
 
 CONFIG, TENSORS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 LOCK = "weights.lock"
@@ -333,7 +333,7 @@ def read_part(kind: type[S], path: Path) -> S:
         WeightsError: names the value and the rule that it breaks.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_text(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"

@@ -22,7 +22,7 @@ from pathlib import Path
 from mrmodel.components import ENCODERS
 from mrmodel.encoders.user_weights import FILES, LOCK, PUBLISHED, WeightSet
 from mrmodel.errors import UnknownNameError, WeightsError
-from mrmodel.files import digest_of, write_json
+from mrmodel.files import digest_of, read_text, write_json
 from mrmodel.storage import Store
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def read_pins(path: Path) -> Pins:
         WeightsError: the file is missing or damaged.
     """
     try:
-        sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        sets = json.loads(read_text(path))["sets"]
         pins = {name: dict(files) for name, files in sets.items()}
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; run from the root of the repository") from None

@@ -12,7 +12,7 @@ from uuid import uuid4
 from mrmodel import presets
 from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import ConfigError, OrchestrationError
-from mrmodel.files import write_text
+from mrmodel.files import read_text, write_text
 from mrmodel.orchestrate.checkout import fresh_clone, git
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 
@@ -50,7 +50,7 @@ class RunBranch:
         if not params:
             return
         file = self.folder / PARAMS
-        write_text(file, set_parameters(file.read_text(encoding="utf-8"), params))
+        write_text(file, set_parameters(read_text(file), params))
         self.config  # noqa: B018  # raises before anything is committed
         said = ", ".join(f"{name} = {value}" for name, value in sorted(params.items()))
         self.publish([PARAMS], f"Parameters: {said}")

@@ -18,7 +18,7 @@ from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.devices import pick_device
-from mrmodel.errors import DataError, FeatureError, FeatureMismatch
+from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.extraction.encode import encode_texts, encode_video
 from mrmodel.features.keys import text_key
 from mrmodel.features.manifest import stream_fingerprint
@@ -28,6 +28,7 @@ from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import decode_output
 from mrmodel.predict.long_video import VideoChunk, merge_chunks, split_video
 from mrmodel.predict.postprocess import Decoded, Postprocess, in_video_time
+from mrmodel.predict.queries import check_queries
 from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
 from mrmodel.types import Annotation, Prediction
@@ -111,11 +112,9 @@ class Predictor:
         A video longer than the model's `max_clips` is searched in overlapping chunks.
 
         Raises:
-            DataError: a query is empty.
+            DataError: a query is empty, or no text that UTF-8 can encode.
         """
-        for number, query in enumerate(queries):
-            if not query.strip():
-                raise DataError(f"query {number + 1} is empty; expected a sentence")
+        check_queries(queries)
         builder = BatchBuilder(
             video.streams,
             self._encode_queries(queries),

@@ -24,6 +24,7 @@ from mrmodel.evaluate.rows import read_rows
 from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
 from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import read_object, sha256_of
+from mrmodel.lines import byte_lines
 from mrmodel.predict.serving import read_serving
 from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
 from mrmodel.stages.paths import Paths
@@ -163,7 +164,7 @@ def _vids(path: Path) -> set[str]:
     """
     if not path.exists():
         raise DataError("is not there; run `dvc pull`, or `dvc repro`", file=path)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = byte_lines(path)
     return {str(json.loads(line)["vid"]) for line in lines if line.strip()}
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrmodel.data.annotations import scan_annotations
-from mrmodel.features.keys import normalise_query, split_segment
+from mrmodel.features.keys import composed, normalise_query, split_segment
 from mrmodel.files import digest_of
+from mrmodel.lines import byte_lines
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST
 from mrmodel.stages.profile import Profile
@@ -31,7 +32,8 @@ class Reference:
         captions: digests of all captions.
         lengths_s: video -> duration in seconds according to the records.
         frozen: the table that metrics are reported on: deliveries must not change it.
-        protected: videos of that table, and the source videos of its segments.
+        protected: videos of that table, and the source videos of its segments, `composed`.
+        twins: `composed` name -> name, of all videos.
     """
 
     profile: Profile
@@ -43,6 +45,7 @@ class Reference:
     lengths_s: dict[str, float] = field(default_factory=dict)
     frozen: str = TEST
     protected: set[str] = field(default_factory=set)
+    twins: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -68,12 +71,13 @@ class Reference:
             if path.exists():
                 found.add_annotations(table, scan_annotations(path, clip_len_s).rows)
         if (folder / CAPTIONS).exists():
-            found.add_captions((folder / CAPTIONS).read_bytes().splitlines())
+            found.add_captions(byte_lines(folder / CAPTIONS))
         return found
 
     def add_video(self, name: str, md5: str) -> None:
         """Add a video file."""
         self.videos[Path(name).stem] = (name, md5)
+        self.twins.setdefault(composed(Path(name).stem), Path(name).stem)
         self.contents.setdefault(md5, name)
 
     def add_annotations(self, table: str, rows: Iterable[Annotation]) -> None:
@@ -85,7 +89,8 @@ class Reference:
             length_s = self.lengths_s.get(row.vid, 0.0)
             self.lengths_s[row.vid] = max(length_s, row.duration)
             if table == self.frozen:
-                self.protected |= {row.vid, self.name_of(row.vid), base_video(row.vid)}
+                names = (row.vid, self.name_of(row.vid), base_video(row.vid))
+                self.protected |= set(map(composed, names))
 
     def add_captions(self, lines: Iterable[bytes]) -> None:
         """Add captions; lines that are not JSON are skipped."""
@@ -99,18 +104,24 @@ class Reference:
         return {
             md5: name
             for stem, (name, md5) in self.videos.items()
-            if {stem, base_video(stem)} & self.protected
+            if {composed(stem), composed(base_video(stem))} & self.protected
         }
 
     def name_of(self, vid: str) -> str:
         """The video with id `vid`, or the one it is a segment of."""
         segment = split_segment(vid)
-        return vid if segment is None or vid in self.videos else segment.base
+        names = [vid] if segment is None else [vid, segment.base]
+        for name in names:
+            if name in self.videos:
+                return name
+            if composed(name) in self.twins:
+                return self.twins[composed(name)]
+        return names[-1]
 
 
 def moment_of(row: Annotation) -> Moment:
     """The content of a record, without its qid and ratings."""
-    return row.vid, normalise_query(row.query).casefold(), row.relevant_windows
+    return composed(row.vid), normalise_query(row.query).casefold(), row.relevant_windows
 
 
 def caption_digest(line: bytes) -> str | None:

@@ -74,20 +74,20 @@ class Drift:
 
     def _of_rows(self, rows: Sequence[Annotation]) -> list[DriftMetric]:
         new, old, limits = profile_of(rows, {}), self.profile, self.config.retrain.drift
-        return [
-            self._distance("seconds of a video", new.duration_s, old.duration_s, limits.duration_s),
-            self._distance("seconds of a window", new.window_s, old.window_s, limits.window_s),
-            self._distance(
+        samples = [
+            ("seconds of a video", new.duration_s, old.duration_s, limits.duration_s),
+            ("seconds of a window", new.window_s, old.window_s, limits.window_s),
+            (
                 "windows a query",
                 new.windows_per_query,
                 old.windows_per_query,
                 limits.windows_per_query,
             ),
-            self._distance(
-                "words a query", new.words_per_query, old.words_per_query, limits.words_per_query
-            ),
-            self._unknown_words(rows),
+            ("words a query", new.words_per_query, old.words_per_query, limits.words_per_query),
         ]
+        # Rows with ratings alone have no window to compare.
+        found = [self._distance(*one) for one in samples if one[1].count and one[2].count]
+        return [*found, self._unknown_words(rows)]
 
     def _distance(self, name: str, new: Sample, old: Sample, limit: float | None) -> DriftMetric:
         value = float(ks_2samp(new.values, old.values, method="asymp").statistic)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrmodel.config.schema import Config
-from mrmodel.data.annotations import scan_annotations
+from mrmodel.data.annotations import scan_annotations, truth_problem
+from mrmodel.errors import DataError, FileFormatError
 from mrmodel.files import digest_of
+from mrmodel.lines import json_lines
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
 from mrmodel.retrain.baseline import Moment, Reference, caption_digest, moment_of
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS
@@ -78,6 +80,9 @@ def check_records(
         reference: the existing data.
         videos: of the delivery.
         config: clip length, and how captions are read.
+
+    Raises:
+        FileFormatError: a table has another format as a whole.
     """
     judged = CheckedRecords()
     seen = _Seen(reference)
@@ -147,25 +152,35 @@ def _read_annotations(
     path: Path, clip_len_s: float, bad: list[RejectedRecord]
 ) -> Iterator[DeliveredRecord]:
     scan = scan_annotations(path, clip_len_s)
+    for error in scan.errors:
+        if isinstance(error, FileFormatError):
+            raise error
     bad += [RejectedRecord(path.name, error.line, error.qid, error.rule) for error in scan.errors]
-    lines = path.read_bytes().split(b"\n")
+    raws = {line.number: line.raw for line in json_lines(path)}
     for line, row in zip(scan.lines, scan.rows, strict=True):
-        if row.relevant_windows:
-            yield DeliveredRecord(path.name, line, lines[line - 1].strip(), row.vid, row)
+        rule = truth_problem(row)
+        if rule is None:
+            yield DeliveredRecord(path.name, line, raws[line], row.vid, row)
         else:
-            rule = "no relevant_windows; training needs at least one"
             bad.append(RejectedRecord(path.name, line, row.qid, rule))
 
 
 def _read_captions(
     path: Path, config: Config, bad: list[RejectedRecord]
 ) -> Iterator[DeliveredRecord]:
-    lines = path.read_bytes().split(b"\n")
+    lines: list[bytes] = []
+    for number, raw, record in json_lines(path, nan=True):
+        # Empty lines keep the line numbers.
+        lines += [b""] * (number - 1 - len(lines))
+        if isinstance(record, DataError):
+            bad.append(RejectedRecord(path.name, number, None, record.rule))
+        else:
+            lines.append(raw)
     parsed = parse_chunk(Chunk(1, lines), config.intervid)
     bad += [
         RejectedRecord(path.name, row.line, None, f"{row.reason}: {row.detail}")
         for row in parsed.bad_rows
     ]
-    for line in parsed.frame["line"].tolist():
-        raw = lines[line - 1].strip()
-        yield DeliveredRecord(path.name, line, raw, json.loads(raw)["YoutubeID"], None)
+    for number in parsed.frame["line"].tolist():
+        raw = lines[number - 1]
+        yield DeliveredRecord(path.name, number, raw, json.loads(raw)["YoutubeID"], None)

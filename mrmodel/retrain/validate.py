@@ -68,7 +68,8 @@ def check_folder(
     frozen = _frozen_table(folder, reference)
     if frozen is not None:
         report.reasons.append(frozen)
-    videos = DeliveredVideos(folder / VIDEOS, reference, config.features.clip_len_s)
+    clip_len_s = config.features.clip_len_s
+    videos = DeliveredVideos(folder / VIDEOS, reference, clip_len_s, delivery.ignored)
     judged = check_records(folder, reference, videos, config)
     used = {videos.name_of(row.vid) for row in judged.good}
     new = {videos.files[stem]: videos.md5s[stem] for stem in sorted(used) if videos.is_new(stem)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from mrmodel.data.ingest.videos import VIDEO_SUFFIXES, VideoLibrary
+from mrmodel.data.ingest.videos import KNOWN_KINDS, VIDEO_SUFFIXES, VideoLibrary
 from mrmodel.errors import nearest_names
+from mrmodel.features.keys import composed
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.baseline import Reference
 
@@ -18,15 +20,19 @@ class DeliveredVideos:
         folder: of the videos; need not exist.
         reference: the existing data.
         clip_len_s: tolerance for a record's duration to exceed that of its video.
+        ignored: paths of the delivery that are no known kind of file.
 
     Attributes:
         files: file name without extension -> file, of the delivered videos.
         md5s: file name without extension -> MD5.
     """
 
-    def __init__(self, folder: Path, reference: Reference, clip_len_s: float) -> None:
+    def __init__(
+        self, folder: Path, reference: Reference, clip_len_s: float, ignored: Iterable[str]
+    ) -> None:
+        self._ignored = {composed(Path(path).stem): path for path in ignored}
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        paths = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        paths = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
         self.files = {path.stem: path for path in paths}
         self.md5s = {stem: _md5_of(path) for stem, path in self.files.items()}
         self._first: dict[str, str] = {}
@@ -38,7 +44,10 @@ class DeliveredVideos:
 
     def name_of(self, vid: str) -> str:
         """The video with id `vid`, or the one it is a segment of."""
-        return vid if vid in self.files else self._reference.name_of(vid)
+        if vid in self.files or vid in self._reference.videos or self._library is None:
+            return vid if vid in self.files else self._reference.name_of(vid)
+        name = self._library.name_of(vid)
+        return name if name in self.files else self._reference.name_of(vid)
 
     def is_new(self, name: str) -> bool:
         """Whether a delivered video is not in the data."""
@@ -48,7 +57,7 @@ class DeliveredVideos:
         """Why a record of `vid` would leak test videos into training; None: it does not."""
         name, table = self.name_of(vid), self._reference.frozen.removesuffix(".jsonl")
         for said in (vid, name, base_video(vid)):
-            if said in self._reference.protected:
+            if composed(said) in self._reference.protected:
                 return f"{said!r} is a video of the {table} split, on which models are compared"
         copied = self._protected.get(self.md5s.get(name, ""))
         return None if copied is None else f"its video is a copy of {copied} of the {table} split"
@@ -62,6 +71,9 @@ class DeliveredVideos:
         if name not in self._reference.videos:
             near = nearest_names(name, [*self.files, *self._reference.videos])
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            if composed(name) in self._ignored:
+                kinds = f"is of no known kind ({KNOWN_KINDS})"
+                hint = f": {self._ignored[composed(name)]} {kinds}"
             return f"no video {name!r}, neither delivered nor in the data{hint}"
         length_s = self._reference.lengths_s.get(vid, duration_s)
         if duration_s > length_s + self._clip_len_s:

@@ -9,7 +9,7 @@ import yaml
 
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import TuningError
-from mrmodel.files import write_text
+from mrmodel.files import read_text, write_text
 from mrmodel.orchestrate.run_branch import set_parameters
 from mrmodel.tune.result import SearchResult, read_result
 from mrmodel.tune.study import TrialQueue
@@ -54,7 +54,7 @@ def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> Non
         TuningError: a value in the file is not the one that the search started with.
         ConfigError: the new values are invalid there.
     """
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     before, now = study.facts.config, parse_config(yaml.safe_load(text)).model_dump()
     for path in changes:
         was, found = value_at(before, path), value_at(now, path)

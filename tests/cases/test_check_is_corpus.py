@@ -13,10 +13,20 @@ import pytest
 from click.testing import CliRunner
 
 from mrmodel.cli.data import group
+from mrmodel.config.schema import load_config
 from mrmodel.data.check import check_file
 from mrmodel.data.ingest.folder import import_folder
 from mrmodel.errors import DataError
 from mrmodel.progress import NullReporter
+from mrmodel.retrain.baseline import Reference
+from mrmodel.retrain.deliveries import delivery_in
+from mrmodel.retrain.drift import Drift
+from mrmodel.retrain.row_checks import CheckedRecords, check_records
+from mrmodel.retrain.videos import DeliveredVideos
+from mrmodel.stages.profile import profile_of
+from mrmodel.types import Annotation
+from tests.pretraining.tables import PARAMS
+from tests.pretraining.tables import row as caption_row
 from tests.video.fixtures import write_audio, write_video
 
 NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
@@ -177,3 +187,85 @@ def test_half_an_emoji_costs_its_row_only(own: Path, tmp_path: Path) -> None:
         ("train.jsonl", 1),
     ]
     assert json.loads((tmp_path / "out/train.jsonl").read_text())["qid"] == 2
+
+
+def delivered(folder: Path, *rows: dict[str, Any], reference: Reference | None = None) -> Any:
+    """What retraining says about the rows of a folder."""
+    texts = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
+    if rows:
+        (folder / "train.jsonl").write_text("".join(texts), encoding="utf-8")
+    reference = reference or Reference(profile_of([], {}))
+    videos = DeliveredVideos(folder / "videos", reference, 2.0, delivery_in(folder).ignored)
+    return check_records(folder, reference, videos, load_config(PARAMS))
+
+
+def test_retraining_refuses_the_same_rows(own: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copy(base, own / "videos" / "old.m2ts")
+    (own / "val.jsonl").unlink()
+    rows = [
+        row("base", qid=1),
+        row("base", qid=2, duration=12000),
+        row("base", qid=3, relevant_windows=[]),
+        row("base", qid=4, duration=1e9),
+        row("old", qid=5),
+        row("base", relevant_windows=[], relevant_clip_ids=[1], saliency_scores=[[1]]),
+    ]
+    found: CheckedRecords = delivered(own, *rows)
+    report = check_file(own / "train.jsonl", own / "videos")
+    assert [(bad.line, bad.qid) for bad in found.bad] == [(e.line, e.qid) for e in report.errors]
+    same = [(bad.rule, error.rule) for bad, error in zip(found.bad, report.errors, strict=True)]
+    assert all(rule == expected for rule, expected in same[:3])
+    assert "no video 'old', neither delivered nor in the data: videos/old.m2ts is of" in same[3][0]
+    assert [one.id for one in found.good] == [1, "base"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_retraining_reads_tables_as_they_are_written(own: Path, end: bytes) -> None:
+    bad = json.dumps(row("base", qid=2, query="\ud83d")).encode()
+    good = [json.dumps(row("base", qid=n, query=f"card {n}")).encode() for n in (1, 3)]
+    (own / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join([good[0], b"", bad, good[1]]))
+    (own / "val.jsonl").unlink()
+    captions = [json.dumps(caption_row(video="base")).encode(), b"caf\xe9"]
+    (own / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join(captions))
+    found: CheckedRecords = delivered(own)
+    assert [one.raw for one in found.good if one.table == "train.jsonl"] == good
+    assert [(one.file, one.line) for one in found.bad] == [
+        ("captions.jsonl", 1),  # its id is too short
+        ("captions.jsonl", 2),
+        ("train.jsonl", 3),
+    ]
+
+
+def test_a_delivery_in_another_format_is_refused_as_a_whole(own: Path) -> None:
+    for name, content in (
+        ("train.jsonl", json.dumps([row("base")], indent=2).encode()),
+        ("captions.jsonl", json.dumps([caption_row()]).encode()),
+        ("captions.jsonl", json.dumps(caption_row()).encode("utf-16")),
+    ):
+        before = (own / name).read_bytes() if (own / name).exists() else None
+        (own / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: the file is"):
+            delivered(own)
+        (own / name).unlink()
+        if before is not None:
+            (own / name).write_bytes(before)
+
+
+def test_a_test_video_in_another_form_of_its_name_is_a_leak(own: Path, base: Path) -> None:
+    reference = Reference(profile_of([], {}))
+    reference.add_video(f"{NFC}.mp4", "0")
+    reference.add_annotations("test.jsonl", [Annotation(1, "x", NFC, 12.0, ((2.0, 4.0),))])
+    shutil.copy(base, own / "videos" / f"{NFD}.mp4")
+    (own / "val.jsonl").unlink()
+    rows = [row(NFD, qid=1), row(f"{NFD}_0_8", qid=2, duration=8), row("base", qid=3)]
+    found: CheckedRecords = delivered(own, *rows, reference=reference)
+    assert [bad.qid for bad in found.bad] == [1, 2]
+    assert all("is a video of the test split" in bad.rule for bad in found.bad)
+
+
+def test_rows_with_ratings_alone_have_no_drift_of_windows() -> None:
+    rated = [Annotation(n, "a card", f"v{n}", 12.0 + n, (), (1,), ((1.0,),)) for n in range(9)]
+    drift = Drift(profile_of(rated, {}), load_config(PARAMS))
+    names = [figure.name for figure in drift.figures(rated, [])]
+    assert "seconds of a window" not in names
+    assert "seconds of a video" in names

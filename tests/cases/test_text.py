@@ -8,16 +8,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrmodel.cli.main import main
+from mrmodel.convert.encoders.vocabulary import bert_tokenizer
 from mrmodel.data.annotations import read_annotations, scan_annotations
 from mrmodel.data.check import check_file
-from mrmodel.errors import DataError, FileFormatError
+from mrmodel.errors import CheckpointError, DataError, FeatureError, FileFormatError
 from mrmodel.evaluate.rows import read_rows
+from mrmodel.features.importers.glove import WordVectors
+from mrmodel.features.importers.importer import FeatureImportRequest, import_archive
+from mrmodel.features.store import FeatureStore
 from mrmodel.files import read_text
 from mrmodel.lines import json_lines
+from mrmodel.pretraining.intervid.captions import parse_chunk, read_chunks, read_selected
+from mrmodel.pretraining.intervid.decontaminate import in_both_forms, read_leak_files
+from mrmodel.types import Annotation
+from tests.features.archives import npz, values
+from tests.pretraining.tables import row as table_row
+from tests.pretraining.tables import settings as intervid_settings
 
 BOM = codecs.BOM_UTF8
 
@@ -186,3 +198,104 @@ def test_other_encodings_of_a_whole_text_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"seed: 1\nname: a\0b\n")
     with pytest.raises(DataError, match=r"params\.yaml:2: not UTF-8 text: byte 0x00 at column 8"):
         read_text(path)
+
+
+@pytest.mark.parametrize(
+    ("query", "rule"),
+    [
+        ("caf\udce9", "query 2 is not valid UTF-8: byte 0xe9 at character 4 of 'caf\\udce9'"),
+        ("\udcff\udcfe", "query 2 is not valid UTF-8: byte 0xff at character 1"),
+        ("a party \ud83d", "query 2 holds \\ud83d, half of a surrogate pair at character 9"),
+        (" \u3000", "query 2 is empty"),
+    ],
+)
+def test_a_query_that_is_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], query: str, rule: str
+) -> None:
+    """A terminal in Latin-1: Python stands bytes that are not UTF-8 for halves of characters."""
+    arguments = ["predict", "no-such-video.mp4", "--query", "a caf\u00e9", "--query", query]
+    monkeypatch.setattr("sys.argv", ["mrmodel", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {rule}")
+
+
+def test_lists_of_evaluation_videos(tmp_path: Path) -> None:
+    rows = tmp_path / "val.jsonl"
+    rows.write_bytes(BOM + '{"vid": "a\u2028b"}\r{"vid": "c", "x": NaN}'.encode())
+    ids = tmp_path / "ids.txt"
+    ids.write_bytes(b"\r\n".join([BOM + b"d_0_4", b"", b" caf\xc3\xa9 "]))
+    assert read_leak_files([rows, ids]) == {"a\u2028b", "c", "d_0_4", "d", "caf\u00e9"}
+    assert in_both_forms(["caf\u00e9", "x"]) == {"caf\u00e9", "cafe\u0301", "x"}
+    for content, rule in (
+        (json.dumps([{"vid": "a"}]).encode(), "one JSON array"),
+        (b'{"vid": "caf\xe9"}', ":1: not UTF-8 text"),
+        (b'{"vid": "\\ud83d"}', "half of a surrogate pair"),
+        (b'{"vid": 1}', "expected an object with the text field 'vid'"),
+        ("a".encode("utf-16"), "UTF-16"),
+    ):
+        rows.write_bytes(content)
+        with pytest.raises(DataError, match=rule):
+            read_leak_files([rows])
+
+
+def test_caption_tables(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    good = table_row(caption="a dog \u2028 runs")
+    texts = [json.dumps(good | {"n": number}, ensure_ascii=False).encode() for number in range(3)]
+    for content in (
+        BOM + b"\n".join(texts),
+        b"\r".join(texts),
+        b"\r\n".join(BOM + text for text in texts),
+    ):
+        path.write_bytes(content)
+        (chunk,) = read_chunks(path, 10)
+        parsed = parse_chunk(chunk, intervid_settings())
+        assert parsed.bad_rows == []
+        assert parsed.frame["line"].tolist() == [1, 2, 3]
+        found = read_selected(path, np.array([1, 3]))
+        assert [one.caption for one in found] == ["a dog runs"] * 2
+    path.write_bytes(b"\n".join([b"{", texts[0], b"caf\xe9", texts[1]]))
+    parsed = parse_chunk(next(read_chunks(path, 10)), intervid_settings())
+    assert [bad.line for bad in parsed.bad_rows] == [1, 3]
+    for content, rule in (
+        (json.dumps([good], indent=1).encode(), "one JSON array of 1 values"),
+        (json.dumps(good).encode("utf-16"), "UTF-16"),
+        (b"YoutubeID,Caption\nx,y\n", "captions.jsonl:1: not valid JSON"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rule):
+            list(read_chunks(path, 10))
+
+
+def test_word_vectors_and_vocabularies(tmp_path: Path) -> None:
+    path = tmp_path / "glove.txt"
+    mark = BOM.decode()
+    path.write_text(f"{mark}dog 1 2\n{mark}dog 5 6\nsun\x85 7 8\ncaf\u00e9 3 4\n", encoding="utf-8")
+    vectors = WordVectors.read(path, 2, ["Dog caf\u00e9 x"])
+    assert vectors.rows("dog caf\u00e9").tolist() == [[1, 2], [3, 4]]
+    path.write_text("dog 1 x\n")
+    with pytest.raises(FeatureError, match=r"glove\.txt:1: no word vector"):
+        WordVectors.read(path, 2, ["dog"])
+    vocabulary = tmp_path / "vocab.txt"
+    marks = ("[UNK]", "[CLS]", "[SEP]")
+    vocabulary.write_bytes(BOM + "\r\n".join([*marks, "\u2028", "caf\u00e9"]).encode())
+    assert bert_tokenizer(vocabulary).get_vocab()["caf\u00e9"] == 4
+    vocabulary.write_bytes(b"[UNK]\ncaf\xe9\n")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt:2: not UTF-8 text"):
+        bert_tokenizer(vocabulary)
+
+
+def test_features_of_a_name_in_another_form(tmp_path: Path) -> None:
+    """An archive that was packed on a Mac."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    npz(tmp_path / "slowfast_features" / f"{decomposed}.npz", features=values("x", 2304, 3))
+    rows = [Annotation(1, "a dog", composed, 6.0)]
+    request = FeatureImportRequest(
+        "moment_detr", tmp_path, tmp_path / "out", streams=("slowfast.video2304",)
+    )
+    (report,) = import_archive(request, rows)
+    assert (report.n_rows, report.unknown) == (3, [])
+    assert composed in FeatureStore(report.store)

@@ -173,7 +173,7 @@ def test_wrong_columns_stop_the_stage(tmp_path: Path) -> None:
 
 def test_file_of_another_kind_stops_the_stage(tmp_path: Path) -> None:
     path = write_table(tmp_path / "c.jsonl", ["YoutubeID,Caption"])
-    with pytest.raises(DataError, match="expected JSON lines"):
+    with pytest.raises(DataError, match="expected one JSON object a line"):
         list(read_chunks(path, 10))
 
 

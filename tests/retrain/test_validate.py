@@ -38,7 +38,7 @@ def edit_first(rows: Rows, change: dict[str, Any]) -> None:
     ("table", "change", "rule"),
     [
         (TRAIN, {"duration": "long"}, 'duration = "long": expected a number'),
-        (TRAIN, {"relevant_windows": []}, "no relevant_windows"),
+        (TRAIN, {"relevant_windows": [], "saliency_scores": []}, "no relevant_windows"),
         (VAL, {"vid": "new-train-9"}, "no video 'new-train-9', neither delivered nor in the data"),
         (TRAIN, {"duration": 90.0}, "its video new-train-0000.mp4 lasts 20.0 s"),
         (TRAIN, {"vid": "train-0000", "duration": 90.0}, "other rows say that 'train-0000' lasts"),

@@ -33,7 +33,7 @@ from mrmodel.encoders.user_weights import (
     require_fit,
 )
 from mrmodel.errors import CheckpointError, WeightsError
-from mrmodel.files import atomic_path, sha256_of, write_json
+from mrmodel.files import atomic_path, read_text, sha256_of, write_json
 
 # Weight set -> its conversion recipe.
 RECIPES = ComponentRegistry(
@@ -161,7 +161,7 @@ def parts_of(path: Path) -> list[Path]:
     if not path.name.endswith(_INDEX):
         return [path]
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(path))["weight_map"].values()))
         parts = [path.parent / Path(name).name for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: is no index of safetensors files") from None

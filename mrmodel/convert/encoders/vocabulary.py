@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mrmodel.errors import CheckpointError
+from mrmodel.errors import CheckpointError, DataError
+from mrmodel.files import decode_text, read_text
 
 # 49408 entries: 256 bytes, the same at the end of a word, the merges, and two special tokens.
 _MAX_MERGES = 49408 - 2 * 256 - 2
@@ -61,8 +62,9 @@ def bert_tokenizer(path: Path) -> Tokenizer:
     if path.suffix == ".json":
         return _from_json(path)
     try:
-        words = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # Not `splitlines`: other separators of Unicode may be words.
+        words = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except (OSError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be read as a list of words: {error}") from None
     numbers = {word: number for number, word in enumerate(words)}
     for mark in ("[UNK]", "[CLS]", "[SEP]"):
@@ -89,8 +91,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     """The pairs of a merge file, whose first line is a comment."""
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = decode_text(gzip.decompress(content) if path.suffix == ".gz" else content, path)
+    except (OSError, EOFError, zlib.error, DataError) as error:
         raise CheckpointError(f"{path}: cannot be read as a list of merges: {error}") from None
     merges = []
     for number, line in enumerate(text.split("\n")[1 : _MAX_MERGES + 1], start=2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mrmodel.features.importers.readers import (
     names_in_hdf5,
     read_array,
 )
+from mrmodel.features.keys import composed
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,10 @@ def list_contents(stream: ImportedStream, source: Path, known: Collection[str]) 
         unread = ", ".join(map(str, others))
         log.warning("%s: read from %s, not from %s", stream.name, folder, unread)
     contents = Contents(normalised=folder.suffix in _HDF5)
+    twins = {composed(name): name for name in known}
     more = [source / name for name in stream.more if (source / name).is_dir()]
     for place, name in (entry for path in (folder, *more) for entry in _entries(path)):
-        _file(contents, stream, place, name, known)
+        _file(contents, stream, place, name, known, twins)
     return contents
 
 
@@ -142,12 +144,20 @@ def _named(entry: os.DirEntry[str], prefix: str) -> Iterator[tuple[Place, str]]:
 
 
 def _file(
-    contents: Contents, stream: ImportedStream, place: Place, name: str, known: Collection[str]
+    contents: Contents,
+    stream: ImportedStream,
+    place: Place,
+    name: str,
+    known: Collection[str],
+    twins: Mapping[str, str],
 ) -> None:
     for number, ending in enumerate(stream.parts):
         if not name.endswith(ending):
             continue
-        found = next((key for key in _candidates(stream, name, ending) if key in known), None)
+        keys = list(_candidates(stream, name, ending))
+        found = next((key for key in keys if key in known), None)
+        if found is None:
+            found = next((twins[one] for one in map(composed, keys) if one in twins), None)
         if found is None:
             continue
         places = contents.places.setdefault(found, [None] * len(stream.parts))

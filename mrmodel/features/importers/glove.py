@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError
+from mrmodel.lines import byte_lines
 
 Floats = NDArray[np.float32]
 
@@ -28,24 +29,24 @@ class WordVectors:
         """Read a text file of one word and `dim` numbers per line; keeps only words of `sentences`.
 
         Raises:
-            FeatureError: the file cannot be read, a line has another number of values, or it holds
-                none of the words.
+            DataError: the file cannot be read.
+            FeatureError: a line has other values, or the file holds none of the words.
         """
-        words = {word for sentence in sentences for word in _words(sentence)}
+        words = {word.encode(): word for sentence in sentences for word in _words(sentence)}
         vectors: dict[str, Floats] = {}
-        try:
-            with path.open(encoding="utf-8") as file:
-                for line, text in enumerate(file, start=1):
-                    word, _, rest = text.partition(" ")
-                    if word not in words:
-                        continue
-                    vector = np.array(rest.split(), dtype=np.float32)
-                    if len(vector) != dim:
-                        rule = f"{word!r} has {len(vector)} values, expected {dim}"
-                        raise FeatureError(f"{path}:{line}: {rule}")
-                    vectors[word] = vector
-        except (OSError, ValueError) as error:
-            raise FeatureError(f"{path}: cannot be read as word vectors: {error}") from None
+        for line, text in enumerate(byte_lines(path), start=1):
+            letters, _, rest = text.partition(b" ")
+            word = words.get(letters)
+            if word is None:
+                continue
+            try:
+                vector = np.array(rest.split(), dtype=np.float32)
+            except ValueError as error:
+                raise FeatureError(f"{path}:{line}: no word vector: {error}") from None
+            if len(vector) != dim:
+                rule = f"{word!r} has {len(vector)} values, expected {dim}"
+                raise FeatureError(f"{path}:{line}: {rule}")
+            vectors[word] = vector
         if not vectors:
             raise FeatureError(f"{path}: holds none of the {len(words)} words of the queries")
         return cls(dim, vectors)

@@ -96,7 +96,7 @@ def _parsed(path: Path, settings: IntervidSettings, reporter: Reporter) -> Itera
     reporter.start("read captions", size)
     try:
         for chunk, parsed in _in_order(parse, read_chunks(path, settings.chunk_rows), workers):
-            reporter.advance(sum(map(len, chunk.lines)))
+            reporter.advance(sum(map(len, chunk.lines)) + len(chunk.lines))
             yield parsed
     finally:
         reporter.finish()

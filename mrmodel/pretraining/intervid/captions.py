@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.errors import DataError
+from mrmodel.lines import byte_lines, json_lines
 from mrmodel.pretraining.intervid.caption_rules import (
     CaptionColumns,
     first_failed,
@@ -40,6 +41,7 @@ COLUMNS = (
 )
 _TIME_TEMPLATE = b"00:00:00.000"
 _BATCH = 1000
+_TRIED_LINES = 100
 _QID_SHIFT = 11  # 64-bit hash -> 53 bits, exact in every JSON reader
 _VALUES = itemgetter(*COLUMNS)
 
@@ -116,19 +118,15 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
     """The lines of a table, `rows` at a time.
 
     Raises:
-        DataError: no such file, or its first row does not have the columns.
+        DataError: no such file, no JSON lines, or its first row does not have the columns.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise DataError("no such caption table", file=path) from None
-    with file:
-        first_line = 1
-        while lines := list(itertools.islice(file, rows)):
-            if first_line == 1:
-                _check_columns(path, lines[0])
-            yield Chunk(first_line, lines)
-            first_line += len(lines)
+    if not path.exists():
+        raise DataError("no such caption table", file=path)
+    _check_columns(path)
+    first_line, rest = 1, byte_lines(path)
+    while lines := list(itertools.islice(rest, rows)):
+        yield Chunk(first_line, lines)
+        first_line += len(lines)
 
 
 def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
@@ -175,15 +173,14 @@ def read_selected(path: Path, lines: NDArray[np.int64]) -> list[SelectedCaption]
     wanted = iter(lines.tolist())
     line = next(wanted, None)
     found: list[SelectedCaption] = []
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if line is None:
-                break
-            if number == line:
-                record = json.loads(raw)
-                caption = normalise_caption(record["Caption"])
-                found.append(SelectedCaption(line, record["YoutubeID"], caption))
-                line = next(wanted, None)
+    for number, raw in enumerate(byte_lines(path), start=1):
+        if line is None:
+            break
+        if number == line:
+            record = json.loads(raw)
+            caption = normalise_caption(record["Caption"])
+            found.append(SelectedCaption(line, record["YoutubeID"], caption))
+            line = next(wanted, None)
     return found
 
 
@@ -204,18 +201,21 @@ def caption_texts(path: Path) -> list[str]:
     return list(texts)
 
 
-def _check_columns(path: Path, line: bytes) -> None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise DataError("not JSON; expected JSON lines", file=path, line=1) from None
-    found = set(record) if isinstance(record, dict) else set()
-    missing = [name for name in COLUMNS if name not in found]
-    if missing:
-        rule = (
-            f"lacks the columns {', '.join(missing)} (found: {', '.join(sorted(found)) or 'none'})"
-        )
-        raise DataError(rule, file=path, line=1)
+def _check_columns(path: Path) -> None:
+    """Check the first row that is an object; without one in the first lines, it is another file."""
+    first: DataError | None = None
+    for line, _, record in itertools.islice(json_lines(path, nan=True), _TRIED_LINES):
+        if isinstance(record, DataError):
+            first = first or record
+            continue
+        missing = [name for name in COLUMNS if name not in record]
+        if missing:
+            found = ", ".join(sorted(record)) or "none"
+            rule = f"lacks the columns {', '.join(missing)} (found: {found})"
+            raise DataError(rule, file=path, line=line)
+        return
+    if first is not None:
+        raise first
 
 
 def _records(chunk: Chunk, bad: list[BadCaption]) -> Iterator[tuple[int, Any]]:

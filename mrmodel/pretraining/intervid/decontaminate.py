@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from mrmodel.errors import DataError
 from mrmodel.features.keys import split_segment
+from mrmodel.lines import json_lines, text_lines
 
 
 def base_video(vid: str) -> str:
@@ -36,23 +37,25 @@ def read_leak_files(paths: Iterable[Path]) -> frozenset[str]:
     return frozenset(found)
 
 
+def in_both_forms(vids: Iterable[str]) -> frozenset[str]:
+    """The ids with their accents composed (NFC) and decomposed (NFD); captions may have either."""
+    named = list(vids)
+    return frozenset(
+        unicodedata.normalize(form, vid) for vid in named for form in ("NFC", "NFD")
+    ) | frozenset(named)
+
+
 def _vids_of(path: Path) -> set[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError("no such leak list; list the evaluation videos", file=path) from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+    if not path.exists():
+        raise DataError("no such leak list; list the evaluation videos", file=path)
     if path.suffix != ".jsonl":
-        return {line for _, line in numbered if line}
-    return {_vid_of(path, number, line) for number, line in numbered if line}
-
-
-def _vid_of(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", file=path, line=number) from None
-    vid = row.get("vid") if isinstance(row, dict) else None
-    if not isinstance(vid, str) or not vid:
-        raise DataError("expected an object with the text field 'vid'", file=path, line=number)
-    return vid
+        return {text.strip() for _, text in text_lines(path)}
+    found = set()
+    for line, _, record in json_lines(path, nan=True):
+        if isinstance(record, DataError):
+            raise record
+        vid = record.get("vid")
+        if not isinstance(vid, str) or not vid:
+            raise DataError("expected an object with the text field 'vid'", file=path, line=line)
+        found.add(vid)
+    return found

@@ -20,7 +20,7 @@ from mrmodel.config.intervid import IntervidSettings
 from mrmodel.errors import DataError
 from mrmodel.files import write_jsonl
 from mrmodel.pretraining.intervid.caption_table import CaptionTable, filter_captions
-from mrmodel.pretraining.intervid.decontaminate import base_video, read_leak_files
+from mrmodel.pretraining.intervid.decontaminate import base_video, in_both_forms, read_leak_files
 from mrmodel.pretraining.intervid.labelling import REASONS
 from mrmodel.pretraining.intervid.output import MANIFEST_FILE, GenerationResult, write_outcome
 from mrmodel.pretraining.intervid.report import IntervidReport, describe_generation, warnings_of
@@ -100,7 +100,7 @@ def _leak_videos(settings: IntervidSettings, inputs: IntervidInputs) -> frozense
             file=inputs.captions,
         )
     known = inputs.leak_videos or frozenset()
-    return known | set(map(base_video, known)) | read_leak_files(inputs.leak_files)
+    return in_both_forms(known | set(map(base_video, known)) | read_leak_files(inputs.leak_files))
 
 
 def _check_bad_share(

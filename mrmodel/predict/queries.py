@@ -1,0 +1,30 @@
+"""Checks of sentences before anything is decoded for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mrmodel.errors import DataError
+
+# Python's stand-ins for bytes of the command line that are not UTF-8: 0xdc80 to 0xdcff.
+_FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
+
+
+def check_queries(queries: Iterable[str]) -> None:
+    """Raise unless every query is a sentence that UTF-8 can encode.
+
+    Raises:
+        DataError: with the number of the first other one, from 1.
+    """
+    for number, query in enumerate(queries, start=1):
+        if not query.strip():
+            raise DataError(f"query {number} is empty; expected a sentence")
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            code = ord(query[error.start])
+            found = f"holds \\u{code:04x}, half of a surrogate pair"
+            if _FIRST_BYTE <= code <= _LAST_BYTE:
+                found = f"is not valid UTF-8: byte 0x{code - _FIRST_BYTE + 0x80:02x}"
+            place = f"at character {error.start + 1} of {ascii(query)[:60]}"
+            raise DataError(f"query {number} {found} {place}; write it as UTF-8") from None
