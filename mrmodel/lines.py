@@ -45,11 +45,11 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(4)
-            problem = encoding_problem(start)
+            problem = encoding_problem(file.peek(4)[:4])
             if problem is not None:
                 raise FileFormatError(problem, file=path)
-            file.seek(len(_MARK) if start.startswith(_MARK) else 0)
+            # Not by a seek: the file may be a pipe.
+            yield from next(file, b"").removeprefix(_MARK).splitlines()
             for chunk in file:
                 yield from chunk.splitlines()
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def json_lines(path: Path, *, nan: bool = False) -> Iterator[JsonLine]:
         try:
             record = _object(raw, path, number, nan)
         except DataError as error:
-            if first:
+            if first and path.is_file():  # a pipe cannot be read again
                 _refuse_one_value(path)
             record = error
         first = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import sys
 
 import click
 
@@ -69,6 +71,9 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Entry point: an error of the user is one line and exit code 2, a defect is 70."""
+    # A terminal or file in another encoding than UTF-8 gets escapes of what it lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with exit_codes():
         cli()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -77,7 +78,8 @@ def command(
         if as_json:
             row = {**prediction.as_row(), "duration": searchable.duration_s}
             row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
-            click.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
+            is_utf8 = sys.stdout.encoding.lower() == "utf-8"
+            click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
             continue
         click.echo(f"{prediction.query}")
         for start, end, score in prediction.windows[:top]:

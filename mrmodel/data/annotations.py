@@ -28,6 +28,8 @@ from mrmodel.types import (
 
 DEFAULT_CLIP_LEN_S = 2.0
 MAX_RATING = 4
+# With more lines than this and no object among them, a file is of another kind.
+_FEW = 10
 
 
 @dataclass(slots=True)
@@ -68,12 +70,13 @@ def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan
     Raises:
         DataError: the file cannot be opened.
     """
-    scan = Scan()
+    scan, unread = Scan(), 0
     first: dict[str, tuple[int, QueryId]] = {}
     try:
         for line, _, record in json_lines(path):
             if isinstance(record, DataError):
                 scan.errors.append(record)
+                unread += 1
                 continue
             try:
                 row, warnings = parse_annotation(record, clip_len_s)
@@ -89,6 +92,9 @@ def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan
             scan.warnings += [DataError(w, file=path, line=line, qid=row.qid) for w in warnings]
     except FileFormatError as error:
         scan.errors.append(error)
+    if unread == len(scan.errors) > _FEW and not scan.rows:
+        rule = f"none of {unread} lines is a JSON object; the first: {scan.errors[0].rule}"
+        scan.errors = [FileFormatError(rule, file=path, line=scan.errors[0].line)]
     if not scan.rows and not scan.errors:
         scan.errors.append(DataError("holds no annotation", file=path))
     return scan

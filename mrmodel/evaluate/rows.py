@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import DataError
+from mrmodel.features.keys import composed
 from mrmodel.lines import json_lines
 from mrmodel.types import QueryId, differs_in_type
 
@@ -146,7 +147,7 @@ def pair_rows(
 
     Raises:
         DataError: an invalid or repeated qid, qids that only one of the files has, or a prediction
-            whose qid differs from an annotated one in its type alone.
+            whose qid differs from an annotated one in its type, or its form of Unicode, alone.
     """
     annotated = _unique_ids(annotations)
     predicted = _ids(predictions)
@@ -210,12 +211,15 @@ def _check_known(
 ) -> None:
     if all(qid in annotated for qid in predicted):
         return
-    by_text = {str(qid): qid for qid in annotated}
+    by_text = {composed(str(qid)): qid for qid in annotated}
     for index, qid in enumerate(predicted):
-        twin = by_text.get(str(qid))
+        twin = by_text.get(composed(str(qid)))
         if qid in annotated or (allow_missing and twin is None):
             continue
-        hint = "" if twin is None else f"; they have {twin!r}, of another type"
+        hint = ""
+        if twin is not None:
+            kind = "of another type" if str(twin) == str(qid) else "in another form of Unicode"
+            hint = f"; they have {twin!r}, {kind}"
         raise predictions.error(index, f"is not in the annotations{hint}")
 
 

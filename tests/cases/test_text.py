@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
+import os
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from mrmodel.convert.encoders.vocabulary import bert_tokenizer
 from mrmodel.data.annotations import read_annotations, scan_annotations
 from mrmodel.data.check import check_file
 from mrmodel.errors import CheckpointError, DataError, FeatureError, FileFormatError
-from mrmodel.evaluate.rows import read_rows
+from mrmodel.evaluate.rows import RowFile, pair_rows, read_rows
 from mrmodel.features.importers.glove import WordVectors
 from mrmodel.features.importers.importer import FeatureImportRequest, import_archive
 from mrmodel.features.store import FeatureStore
@@ -145,6 +149,17 @@ def test_a_bad_line_is_named_and_costs_itself_only(tmp_path: Path, name: str) ->
     str(error).encode()
     with pytest.raises(DataError, match=rf"^{path}:2: "):
         read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    "line", [b"1,a dog,base,12.0,2.0,4.0", b"base 2.0 4.0##a dog", '"caf\u00e9"'.encode("latin-1")]
+)
+def test_a_table_in_place_of_json_lines_is_one_error(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((line + b"\n") * 5000)
+    (error,) = check_file(path).errors
+    assert error.rule.startswith("none of 5000 lines is a JSON object; the first: not ")
+    assert error.line == 1
 
 
 WRITERS: list[Callable[[str], bytes]] = [
@@ -299,3 +314,38 @@ def test_features_of_a_name_in_another_form(tmp_path: Path) -> None:
     (report,) = import_archive(request, rows)
     assert (report.n_rows, report.unknown) == (3, [])
     assert composed in FeatureStore(report.store)
+
+
+def test_qids_in_two_forms_are_not_left_out(tmp_path: Path) -> None:
+    annotations, predictions = (
+        RowFile([{"qid": "caf\u00e9"}, {"qid": 2}]),
+        RowFile([{"qid": "cafe\u0301"}, {"qid": 2}]),
+    )
+    for allow_missing in (False, True):
+        with pytest.raises(DataError, match="in another form of Unicode"):
+            pair_rows(annotations, predictions, repeats=True, allow_missing=allow_missing)
+
+
+def test_a_terminal_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    path = tmp_path / "caf\u00e9 \u2581 \udce9.jsonl"
+    path.write_text("{")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr("sys.argv", ["mrmodel", "data", "check", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code == 2
+    assert b"caf\xe9 \\u2581 \\udce9.jsonl:1: not valid JSON" in written.getvalue()
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """Like ``<(zcat rows.jsonl.gz)`` in a shell."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = BOM + "\n".join(["{", *ROWS]).encode()
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit(pipe.write_bytes, content)
+        scan = scan_annotations(pipe)
+    assert [found.qid for found in scan.rows] == [1, 2, 3]
+    assert [error.line for error in scan.errors] == [1]
