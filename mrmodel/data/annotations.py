@@ -44,6 +44,17 @@ class Scan:
     errors: list[DataError] = field(default_factory=list)
     warnings: list[DataError] = field(default_factory=list)
 
+    def require_json_lines(self) -> Scan:
+        """This scan; raises the error of a file that could not be read as a whole.
+
+        Raises:
+            FileFormatError: the file is of another kind.
+        """
+        for error in self.errors:
+            if isinstance(error, FileFormatError):
+                raise error
+        return self
+
 
 def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list[Annotation]:
     """Read all records of an annotation file.

@@ -60,6 +60,9 @@ class Reference:
             videos: file name -> MD5.
             profile: of the training split.
             clip_len_s: seconds of one clip.
+
+        Raises:
+            FileFormatError: a table is of another kind as a whole.
         """
         found = cls(profile)
         for name, md5 in videos.items():
@@ -69,7 +72,9 @@ class Reference:
         for table in (*ANNOTATIONS, TEST):
             path = folder / table
             if path.exists():
-                found.add_annotations(table, scan_annotations(path, clip_len_s).rows)
+                # A test table that cannot be read would leave its videos unprotected.
+                scan = scan_annotations(path, clip_len_s).require_json_lines()
+                found.add_annotations(table, scan.rows)
         if (folder / CAPTIONS).exists():
             found.add_captions(byte_lines(folder / CAPTIONS))
         return found

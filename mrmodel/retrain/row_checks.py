@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import scan_annotations, truth_problem
-from mrmodel.errors import DataError, FileFormatError
+from mrmodel.errors import DataError
 from mrmodel.files import digest_of
 from mrmodel.lines import json_lines
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
@@ -151,10 +151,7 @@ def _read(folder: Path, config: Config, bad: list[RejectedRecord]) -> Iterator[D
 def _read_annotations(
     path: Path, clip_len_s: float, bad: list[RejectedRecord]
 ) -> Iterator[DeliveredRecord]:
-    scan = scan_annotations(path, clip_len_s)
-    for error in scan.errors:
-        if isinstance(error, FileFormatError):
-            raise error
+    scan = scan_annotations(path, clip_len_s).require_json_lines()
     bad += [RejectedRecord(path.name, error.line, error.qid, error.rule) for error in scan.errors]
     raws = {line.number: line.raw for line in json_lines(path)}
     for line, row in zip(scan.lines, scan.rows, strict=True):

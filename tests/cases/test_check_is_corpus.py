@@ -251,6 +251,12 @@ def test_a_delivery_in_another_format_is_refused_as_a_whole(own: Path) -> None:
             (own / name).write_bytes(before)
 
 
+def test_a_test_table_in_another_format_does_not_lose_its_protection(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps([row("base")]))
+    with pytest.raises(DataError, match=r"test\.jsonl: the file is one JSON array"):
+        Reference.read(tmp_path, {}, profile_of([], {}), 2.0)
+
+
 def test_a_test_video_in_another_form_of_its_name_is_a_leak(own: Path, base: Path) -> None:
     reference = Reference(profile_of([], {}))
     reference.add_video(f"{NFC}.mp4", "0")
