@@ -1,7 +1,9 @@
-"""Markdown tables and sparklines."""
+"""Markdown tables, sparklines, and texts without anything to see."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
@@ -16,6 +18,37 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+# Letters, signs and marks without a picture of their own, and selectors of variants.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+# Control characters, marks of format (such as of zero width), separators.
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+
+
+def is_visible(text: str) -> bool:
+    """Whether there is anything to see in a text."""
+    return any(unicodedata.category(char) not in _UNSEEN for char in _BLANK.sub("", text))
+
+
+# Beginnings of the names of letters and marks of Latin script.
+_LATIN = ("LATIN", "COMBINING", "MODIFIER", "VARIATION SELECTOR", "ZERO WIDTH")
+# Greek letters that stand alone are symbols, as in "an α particle".
+_SYMBOL = re.compile(r"(?<![^\W\d_])[Α-ω](?![^\W\d_])")
+
+
+def other_scripts(text: str) -> list[bool]:
+    """Of each character, whether it is a letter or a mark of another script than the Latin one."""
+    symbols = {found.start() for found in _SYMBOL.finditer(text)}
+    return [
+        unicodedata.category(char)[0] in "LM"
+        and not unicodedata.name(char, "").startswith(_LATIN)
+        and place not in symbols
+        for place, char in enumerate(text)
+    ]
 
 
 def sparkline(

@@ -75,23 +75,29 @@ def clips_before(start_s: float, clip_len_s: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Prediction for one query: windows in seconds, best first, and one score per clip."""
+    """Prediction for one query: windows in seconds, best first, and one score per clip.
+
+    `unread_tokens` is the share of the query's tokens that the text encoder cannot read, so that
+    the prediction does not depend on what they say.
+    """
 
     qid: QueryId
     query: str
     vid: str
     windows: tuple[tuple[float, float, float], ...]
     saliency: tuple[float, ...]
+    unread_tokens: float = 0.0
 
     def as_row(self) -> dict[str, object]:
-        """The record of a QVHighlights submission file."""
-        return {
+        """The record of a QVHighlights submission file; `unread_tokens` only if there are any."""
+        row: dict[str, object] = {
             "qid": self.qid,
             "query": self.query,
             "vid": self.vid,
             "pred_relevant_windows": [list(window) for window in self.windows],
             "pred_saliency_scores": list(self.saliency),
         }
+        return row | {"unread_tokens": self.unread_tokens} if self.unread_tokens else row
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from mrmodel.cli.options import DeviceName
 from mrmodel.errors import CheckpointError
 from mrmodel.predict.queries import check_queries
 from mrmodel.text import sparkline
+from mrmodel.types import Prediction
 
 # Formats of --plot.
 PLOTS = (".png", ".svg", ".pdf")
@@ -61,7 +63,8 @@ def command(
 
     The line `clips` is a curve of the clip scores along the video, with one character per clip. If
     there are more clips than fit into the line, each character shows the highest score of several
-    neighbouring clips. --json prints every score.
+    neighbouring clips. --json prints every score. A note tells which queries the text encoder
+    cannot read, in whole or in part; the default one reads English.
     """
     if plot is not None and plot.suffix not in PLOTS:
         rule = f"{plot}: expected a name that ends in one of {', '.join(PLOTS)}"
@@ -85,6 +88,9 @@ def command(
         for start, end, score in prediction.windows[:top]:
             click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
         click.echo(curve_line(prediction.saliency, shutil.get_terminal_size((80, 24)).columns))
+    for prediction in predictions:
+        if prediction.unread_tokens:
+            click.echo(unread_note(prediction, predictor.languages), err=True)
     if searchable.report.status != "ok" and not as_json:
         click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
     if plot is not None:
@@ -111,6 +117,17 @@ def default_model() -> Path:
             "or name a model folder with --model"
         )
     return folders[0]
+
+
+def unread_note(prediction: Prediction, languages: Sequence[str]) -> str:
+    """The note about a query that the text encoder does not read as a whole."""
+    reads = f" (it reads {', '.join(languages)})" if languages else ""
+    if prediction.unread_tokens == 1.0:
+        found = "none of it: the answer has nothing to do with the query"
+    else:
+        share = f"{100 * (1 - prediction.unread_tokens):.0f} % of its tokens"
+        found = f"only {share}: the answer does not depend on the others"
+    return f"note: query {prediction.query!r}: the text encoder{reads} can read {found}"
 
 
 def curve_line(scores: tuple[float, ...], width: int) -> str:

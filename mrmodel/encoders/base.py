@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.components import ENCODERS
+from mrmodel.text import other_scripts
 from mrmodel.video.sampling import FrameSampling
 
 Frames = NDArray[np.uint8]
@@ -25,6 +26,17 @@ RowLayout = Literal["sentence, tokens", "sentence, tokens, end", "start, tokens,
 # Incremented when a code change alters the rows of the same weights; an encoder may have its own.
 SCHEMA = 1
 CACHE_VARIABLE = "MRMODEL_CACHE_DIR"
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of a text, without marks of start and end, and those that an encoder cannot read.
+
+    Those are all tokens outside of its vocabulary, which are alike to it, and pieces of words in
+    another script than that of its languages, which mean nothing to it.
+    """
+
+    total: int
+    unread: int
 
 
 @runtime_checkable
@@ -68,6 +80,15 @@ class TextEncoder(Protocol):
     modality: ClassVar[Modality]
     dim: ClassVar[int]
     layout: ClassVar[RowLayout]
+    # That it was trained to read, in words; empty: none, its rows are the same for any language.
+    languages: ClassVar[tuple[str, ...]]
+
+    def token_counts(self, text: str) -> TokenCounts:
+        """How much of a text it reads.
+
+        Raises:
+            WeightsError: the vocabulary is missing or is not the pinned one.
+        """
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (n_rows, dim) array per text: rows as in `layout`, tokens in order.
@@ -80,6 +101,15 @@ class TextEncoder(Protocol):
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows, JSON-able; reads no weights."""
+
+
+def count_tokens(tokenizer: Any, text: str) -> TokenCounts:
+    """Count with a tokenizer (of the package `tokenizers`) of a language in Latin script."""
+    found, other = tokenizer.encode(text, add_special_tokens=False), other_scripts(text)
+    pieces = zip(found.tokens, found.offsets, strict=True)
+    unknown = tokenizer.model.unk_token
+    unread = [token == unknown or any(other[slice(*place)]) for token, place in pieces]
+    return TokenCounts(len(unread), sum(unread))
 
 
 def build_encoder(name: str) -> VideoEncoder | TextEncoder:

@@ -19,6 +19,7 @@ from mrmodel.encoders.base import (
     Modality,
     RowLayout,
     Rows,
+    TokenCounts,
     cache_folder,
     check_frames,
     describe_encoder,
@@ -138,9 +139,14 @@ class AlignedTextEncoder:
     modality: ClassVar[Modality] = "text"
     dim: ClassVar[int] = WIDTH
     layout: ClassVar[RowLayout] = "sentence, tokens"
+    languages: ClassVar[tuple[str, ...]] = ("English",)
 
     def __init__(self, *, lock: WeightsLock | None = None) -> None:
         self._lock = lock or WeightsLock()
+
+    def token_counts(self, text: str) -> TokenCounts:
+        """Word pieces, and those that it cannot read."""
+        return self._model.token_counts(text)
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (1 + n_tokens, 384) float32 array per text; only row 0 has unit length."""

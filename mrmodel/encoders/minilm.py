@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mrmodel.encoders.base import TokenCounts, count_tokens
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.torch_base import run_on_tokens
 
@@ -128,6 +129,10 @@ class SentenceModel:
 
     def __init__(self, lock: WeightsLock) -> None:
         self._model, self._tokenizer = load_minilm(lock)
+
+    def token_counts(self, text: str) -> TokenCounts:
+        """Word pieces of a text, and those that it cannot read."""
+        return count_tokens(self._tokenizer, text)
 
     def token_states(self, texts: Sequence[str]) -> list[Tensor]:
         """One (n_tokens, 384) tensor per text, [CLS] and [SEP] included."""

@@ -10,7 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe_encoder
+from mrmodel.encoders.base import (
+    Frames,
+    Modality,
+    RowLayout,
+    Rows,
+    TokenCounts,
+    check_frames,
+    describe_encoder,
+)
 from mrmodel.files import derive_seed
 from mrmodel.video.sampling import FrameSampling
 
@@ -60,6 +68,11 @@ class TinyTextEncoder:
     modality: ClassVar[Modality] = "text"
     dim: ClassVar[int] = 32
     layout: ClassVar[RowLayout] = "sentence, tokens"
+    languages: ClassVar[tuple[str, ...]] = ()
+
+    def token_counts(self, text: str) -> TokenCounts:
+        """Words and signs; each has a vector."""
+        return TokenCounts(len(_WORD.findall(text)), 0)
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (1 + n_words, 32) float32 array per text, the sentence vector first."""

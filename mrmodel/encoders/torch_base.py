@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.devices import pick_device
-from mrmodel.encoders.base import Frames, Modality, RowLayout, Rows, check_frames, describe_encoder
+from mrmodel.encoders.base import (
+    Frames,
+    Modality,
+    RowLayout,
+    Rows,
+    TokenCounts,
+    check_frames,
+    count_tokens,
+    describe_encoder,
+)
 from mrmodel.encoders.user_weights import SetConfig, WeightSet
 from mrmodel.video.sampling import FrameSampling
 
@@ -179,11 +188,16 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
 
     modality: ClassVar[Modality] = "text"
     layout: ClassVar[RowLayout]
+    languages: ClassVar[tuple[str, ...]] = ("English",)
 
     @property
     @abstractmethod
     def max_tokens(self) -> int:
         """Longer texts are truncated; start and end tokens count."""
+
+    def token_counts(self, text: str) -> TokenCounts:
+        """Tokens, and those that it cannot read."""
+        return count_tokens(self._tokenizer, text)
 
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (n_rows, dim) float32 array per text, rows in the order of `layout`."""

@@ -18,9 +18,10 @@ from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.devices import pick_device
-from mrmodel.errors import FeatureError, FeatureMismatch
+from mrmodel.encoders.base import TokenCounts
+from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.extraction.encode import encode_texts, encode_video
-from mrmodel.features.keys import text_key
+from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import MemoryStore
 from mrmodel.files import digest_of
@@ -62,6 +63,9 @@ class Predictor:
         postprocess: its post-processing.
         device: device of the model.
 
+    Attributes:
+        languages: that its text encoders read; empty: none in particular.
+
     Raises:
         FeatureError: a stream was made by another program.
         FeatureMismatch: a local encoder differs from the one that made the training features.
@@ -77,6 +81,7 @@ class Predictor:
         self.model, self.config, self.device = model, config, device
         self._video = [_encoder_of(stream, config.clip_len_s) for stream in config.video_streams]
         self._text = [_encoder_of(stream, None) for stream in config.text_streams]
+        self.languages = sorted({one for encoder in self._text for one in encoder.languages})
         self.postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     @classmethod
@@ -112,9 +117,10 @@ class Predictor:
         A video longer than the model's `max_clips` is searched in overlapping chunks.
 
         Raises:
-            DataError: a query is empty, or no text that UTF-8 can encode.
+            DataError: a query is empty, shows nothing, or is no text that UTF-8 can encode.
         """
         check_queries(queries)
+        unread = [self._unread(number, query) for number, query in enumerate(queries)]
         builder = BatchBuilder(
             video.streams,
             self._encode_queries(queries),
@@ -130,9 +136,19 @@ class Predictor:
             answer = merge_chunks(answers, parts, self.config.clip_len_s, self.postprocess.finish)
             (answer,) = in_video_time([answer], [video.start_s], self.config.clip_len_s)
             predictions.append(
-                Prediction(number, query, video.vid, answer.windows, answer.saliency)
+                Prediction(number, query, video.vid, *answer, unread_tokens=unread[number])
             )
         return predictions
+
+    def _unread(self, number: int, query: str) -> float:
+        """Share of tokens that are not read, by the text stream that reads most."""
+        text = normalise_query(query)
+        counts: list[TokenCounts] = [encoder.token_counts(text) for encoder in self._text]
+        shares = [count.unread / count.total for count in counts if count.total]
+        if not shares:
+            rule = "holds nothing that the text encoder reads; expected a sentence"
+            raise DataError(f"query {number + 1} = {query!r} {rule}")
+        return min(shares)
 
     def _encode_queries(self, queries: Sequence[str]) -> list[MemoryStore]:
         unique = {text_key(query): query for query in queries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mrmodel.errors import DataError
+from mrmodel.text import is_visible
 
 # Python's stand-ins for bytes of the command line that are not UTF-8: 0xdc80 to 0xdcff.
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
@@ -17,8 +18,9 @@ def check_queries(queries: Iterable[str]) -> None:
         DataError: with the number of the first other one, from 1.
     """
     for number, query in enumerate(queries, start=1):
-        if not query.strip():
-            raise DataError(f"query {number} is empty; expected a sentence")
+        if not is_visible(query):
+            rule = "is empty, or has only characters that show nothing; expected a sentence"
+            raise DataError(f"query {number} {rule}")
         try:
             query.encode()
         except UnicodeEncodeError as error:
