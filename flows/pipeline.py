@@ -18,6 +18,7 @@ from prefect.states import Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.dispatch import require_completed, run_stage_here, run_stage_on_pool
+from flows.server import require_server
 from mrmodel.errors import ConfigError, exit_codes
 from mrmodel.orchestrate.checkout import REMOTE
 from mrmodel.orchestrate.dvc_graph import StageGraph
@@ -120,6 +121,7 @@ def main(
     rev: str, targets: tuple[str, ...], changes: tuple[str, ...], jobs: int, workers: bool
 ) -> None:
     """Bring the pipeline up to date, in this process or on workers."""
+    require_server()
     params = {}
     for change in changes:
         name, mark, value = change.partition("=")

@@ -24,6 +24,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
+from flows.server import require_server
 from mrmodel.cli.options import FiniteRange
 from mrmodel.errors import ConfigError, exit_codes
 from mrmodel.retrain.finish import ENDS
@@ -147,6 +148,7 @@ def create_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 )
 def main(kind: str, slots: tuple[str, ...], lost_after: float, notify: str | None) -> None:
     """Set up the Prefect server of PREFECT_API_URL."""
+    require_server()
     with get_client(sync_client=True) as client:
         for name in POOLS:
             create_pool(client, name, kind)

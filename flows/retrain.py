@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed
 from flows.dispatch import require_completed
 from flows.pipeline import orchestrate
 from flows.promote import register_and_decide
+from flows.server import require_server
 from mrmodel.errors import exit_codes
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.retrain.finish import (
@@ -80,6 +81,7 @@ def ended(summary: RetrainingSummary) -> State[Any]:
 @click.option("--workers", is_flag=True, help="Dispatch to the work pools of PREFECT_API_URL.")
 def main(rev: str, model: str | None, workers: bool) -> None:
     """Train on new deliveries, in this process or on workers."""
+    require_server()
     state = retrain(rev, model, here=not workers, return_state=True)
     require_completed(state)
     click.echo(f"{state.name}: {state.message}")

@@ -28,6 +28,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Completed, Crashed, Failed
 
 from flows.dispatch import POLL_S, Watch, require_completed
+from flows.server import require_server
 from flows.stages import gpu_slot
 from mrmodel.cli.options import TRIALS, WORKERS
 from mrmodel.errors import exit_codes
@@ -223,6 +224,7 @@ def main(
     rev: str, study: str | None, trials: int | None, workers: int | None, pool: str | None
 ) -> None:
     """Search for better hyperparameters on the work pools of PREFECT_API_URL."""
+    require_server()
     state = tune(rev, study, trials, workers, pool, return_state=True)
     require_completed(state)
     click.echo(f"{state.name}: {state.message}")

@@ -26,7 +26,7 @@ def group() -> None:
     """Search for better loss weights, noise scales and schedules.
 
     Configured in the section `tune` of params.yaml. Studies are stored in OPTUNA_STORAGE (e.g.
-    postgresql://host/name), by default in a journal below .mrmodel/tune.
+    postgresql+psycopg2://host/name), by default in a journal below .mrmodel/tune.
     """
 
 
@@ -91,7 +91,7 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
     from mrmodel.tune.storage import open_storage, storage_address
 
     config, paths = _here()
-    storage = open_storage(storage_address(paths.state))
+    storage = open_storage(storage_address(paths.state), create=False)
     _search(resumed_config(storage, name or config.tune.study, trials, workers), paths)
 
 
@@ -162,7 +162,7 @@ def _study(name: str | None) -> TrialQueue:
     from mrmodel.tune.study import TrialQueue
 
     config, paths = _here()
-    storage = open_storage(storage_address(paths.state))
+    storage = open_storage(storage_address(paths.state), create=False)
     return TrialQueue(storage, name or config.tune.study)
 
 

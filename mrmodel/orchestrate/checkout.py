@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from configobj import ConfigObj, ConfigObjError
 
 from mrmodel.errors import OrchestrationError
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -96,18 +97,22 @@ def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
 
 def _configure(places: RuntimeEnvironment, folder: Path) -> None:
     """Write the local DVC config, which git ignores; credentials stay in the environment."""
-    settings = ConfigParser(interpolation=None)
+    # DVC's own format, in which a path with a comma, a # or a quotation mark is quoted.
+    settings = ConfigObj(encoding="utf-8")
+    settings.filename = str(folder / ".dvc" / "config.local")
     # Link instead of copying where the file system can.
     settings["core"] = {"autostage": "true"}  # else DVC prints hints to `git add`
-    settings["cache"] = {"dir": str(places.cache), "type": "reflink,hardlink,copy"}
+    settings["cache"] = {"dir": str(places.cache), "type": ["reflink", "hardlink", "copy"]}
     if places.remote is not None:
         settings["core"]["remote"] = REMOTE
         remote = {"url": places.remote}
         if places.endpoint is not None and places.remote.startswith("s3://"):
             remote["endpointurl"] = places.endpoint
-        settings[f"'remote \"{REMOTE}\"'"] = remote
-    with (folder / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
-        settings.write(file)
+        settings[f'remote "{REMOTE}"'] = remote
+    try:
+        settings.write()
+    except ConfigObjError as error:  # A comma, and both kinds of quotation marks.
+        raise OrchestrationError(f"DVC's configuration: {error}") from None
     places.state.mkdir(parents=True, exist_ok=True)
     (folder / ".mrmodel").symlink_to(places.state, target_is_directory=True)
 

@@ -8,8 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrmodel.addresses import scheme_of, shown
 from mrmodel.errors import ConfigError
 from mrmodel.processes import hide_user
+
+# Variable -> schemes of its addresses, beside paths. Git reads MRMODEL_GIT_URL itself: host:path.
+_SCHEMES = {
+    "MRMODEL_DVC_REMOTE": ("s3", "gs", "azure", "ssh", "http", "https", "webdav", "webdavs"),
+    "MRMODEL_HANDOVER": ("s3", "file"),
+    "MRMODEL_WORK_DIR": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class RuntimeEnvironment:
             ConfigError: no repository is named, or settings contradict each other.
         """
         env = os.environ if environ is None else environ
+        for name, schemes in _SCHEMES.items():
+            _check(name, env.get(name) or "", schemes)
         git = env.get("MRMODEL_GIT_URL") or _repository_here()
         if git is None:
             rule = "is not set, and the current folder is in no git repository"
@@ -58,7 +68,7 @@ class RuntimeEnvironment:
         state = Path(work).resolve() / "state" if work else _own(here) / ".mrmodel"
         folder = Path(work).resolve() if work else state / "flows"
         return cls(
-            git=git,
+            git=git if here is None else str(Path(git).absolute()),
             remote=remote,
             result_store=env.get("MRMODEL_HANDOVER") or _default_result_store(remote, here),
             endpoint=env.get("MRMODEL_S3_ENDPOINT") or None,
@@ -71,6 +81,19 @@ class RuntimeEnvironment:
     def git_shown(self) -> str:
         """`git` without user and password, for messages."""
         return hide_user(self.git)
+
+
+def _check(name: str, value: str, schemes: tuple[str, ...]) -> None:
+    """Raise ConfigError for an address of another scheme, or one that looks like a path."""
+    rule = ""
+    try:
+        scheme = scheme_of(value)
+        if scheme and scheme not in schemes:
+            rule = f"expected a folder{''.join(f' or {one}://...' for one in schemes)}"
+    except ValueError as error:
+        rule = str(error)
+    if rule:
+        raise ConfigError(name, shown(value), rule)
 
 
 def _default_result_store(remote: str | None, here: Path | None) -> str:

@@ -191,4 +191,4 @@ def registry_store(state: Path) -> Store:
     if not url and server.startswith("http"):
         rule = f"is not set; versions at {hide_user(server)} need a pointer that all can see"
         raise ConfigError(STORE_VARIABLE, None, rule)
-    return open_store(url or str(state / "registry"))
+    return open_store(url or str(state / "registry"), variable=STORE_VARIABLE)

@@ -17,7 +17,7 @@ _TIMED = 3
 
 def main(folder: Path) -> None:
     """Print the predictions, the median seconds per query, and the path of the model's code."""
-    model = mlflow.pyfunc.load_model(str(folder))
+    model = mlflow.pyfunc.load_model(folder.as_uri())
     rows = json.loads((folder / "serving_input_example.json").read_text())["inputs"]
     # The first call is a warm-up.
     answers = model.predict(pd.DataFrame(rows))

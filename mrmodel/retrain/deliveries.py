@@ -14,7 +14,7 @@ from pathlib import Path
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
 from mrmodel.errors import StorageError
 from mrmodel.files import digest_of
-from mrmodel.storage import Store, open_store
+from mrmodel.storage import FolderStore, Store
 from mrmodel.storage.base import check_key
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def delivery_in(folder: Path) -> Delivery:
     Raises:
         StorageError: it cannot be read.
     """
-    return _delivery(folder.resolve().name, open_store(str(folder)).listing())
+    return _delivery(folder.resolve().name, FolderStore(folder).listing())
 
 
 def _is_known(path: str) -> bool:

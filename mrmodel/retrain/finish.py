@@ -99,7 +99,7 @@ def open_incoming(places: RuntimeEnvironment) -> Store:
     if not url:
         rule = "is not set: where deliveries arrive, e.g. s3://bucket/incoming"
         raise ConfigError(INCOMING_VARIABLE, None, rule)
-    return open_store(url, places.endpoint)
+    return open_store(url, places.endpoint, variable=INCOMING_VARIABLE)
 
 
 def open_ledger(places: RuntimeEnvironment, rev: str) -> Ledger:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from mrmodel.addresses import scheme_of, shown
 from mrmodel.errors import StorageError
-from mrmodel.storage.base import Listed, Object, Store
+from mrmodel.storage.base import ENDPOINT_VARIABLE, Listed, Object, Store
 from mrmodel.storage.folder import FolderStore
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderStore", "Listed", "Object", "Store", "list_objects", "open_object", "open_store"]
 
-ENDPOINT_VARIABLE = "MRMODEL_S3_ENDPOINT"
 PATIENCE_S = 60.0
 
 
-def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIENCE_S) -> Store:
+def open_store(
+    url: str,
+    endpoint: str | None = None,
+    patience_s: float = PATIENCE_S,
+    variable: str | None = None,
+) -> Store:
     """The store at `url`.
 
     Credentials come from boto3's chain (environment, ~/.aws, instance role), never from the
@@ -35,11 +40,21 @@ def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIEN
         url: ``s3://bucket/prefix``, a folder, or its ``file://`` address.
         endpoint: address of an S3 server; `MRMODEL_S3_ENDPOINT` when None, AWS when that is unset.
         patience_s: seconds for which calls retry while an S3 server is unavailable.
+        variable: the environment variable that holds `url`, for messages.
 
     Raises:
         StorageError: the address is invalid.
     """
-    scheme = url.partition("://")[0] if "://" in url else ""
+    try:
+        return _open_store(url, endpoint, patience_s)
+    except StorageError as error:
+        if variable is None:
+            raise
+        raise StorageError(f"{variable} = {shown(url)!r}", error.rule, key=error.key) from None
+
+
+def _open_store(url: str, endpoint: str | None, patience_s: float) -> Store:
+    scheme = _scheme(url)
     if scheme == "s3":
         # Lazy: boto3 takes a third of a second to import, and a folder does not need it.
         from mrmodel.storage.s3 import S3Store
@@ -49,11 +64,12 @@ def open_store(url: str, endpoint: str | None = None, patience_s: float = PATIEN
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost"):
             raise StorageError(url, "a file:// address has three slashes: file:///folder")
+        if parts.query or parts.fragment or url.endswith(("?", "#")):
+            raise StorageError(url, "in a file:// address, ? is written %3F and # is written %23")
         return FolderStore(Path(unquote(parts.path)))
     if scheme or not url:
-        # What stands before an unknown scheme's host may be a password, so it is not repeated.
         raise StorageError(
-            repr(scheme), "a store is s3://bucket/prefix, a folder or file:///folder"
+            repr(shown(url)), "a store is s3://bucket/prefix, a folder or file:///folder"
         )
     return FolderStore(Path(url))
 
@@ -83,13 +99,18 @@ def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
     Raises:
         StorageError: the address is invalid, or the server is unreachable or rejects the request.
     """
-    if not url.startswith("s3://"):
-        # What stands before an unknown scheme's host may be a password, so it is not repeated.
-        scheme = url.partition("://")[0] if "://" in url else ""
-        raise StorageError(repr(scheme), "expected an address of the form s3://bucket/folder")
+    if _scheme(url) != "s3":
+        raise StorageError(repr(shown(url)), "expected an address of the form s3://bucket/folder")
     from mrmodel.storage.s3 import S3Store
 
     return S3Store(url, _endpoint(), patience_s).objects()
+
+
+def _scheme(url: str) -> str:
+    try:
+        return scheme_of(url)
+    except ValueError as error:
+        raise StorageError(repr(shown(url)), str(error)) from None
 
 
 def _endpoint() -> str | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mrmodel.errors import StorageError
 
+ENDPOINT_VARIABLE = "MRMODEL_S3_ENDPOINT"
 MAX_KEY_BYTES = 700  # S3 allows 1,024 including the store's prefix.
 _OBJECT = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)/(?P<key>.+)", re.DOTALL)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mrmodel.errors import ConflictError, ObjectChanged, ObjectMissing, StorageError
 from mrmodel.files import atomic_path, sha256_of
 from mrmodel.storage.base import (
+    ENDPOINT_VARIABLE,
     Listed,
     Object,
     check_condition,
@@ -307,6 +309,9 @@ def _client(url: str, endpoint: str | None, read_timeout_s: float = 60.0, tries:
     """A client with its own session: clients are thread-safe, sessions are not."""
     if endpoint is not None and "@" in endpoint:
         raise StorageError(url, "no credentials in the endpoint; boto3 finds them elsewhere")
+    if endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?[^\s?#]*", endpoint):
+        rule = f"{ENDPOINT_VARIABLE} = {endpoint!r}: expected an address such as http://host:8333"
+        raise StorageError(url, rule)
     config = Config(
         retries={"mode": "standard", "max_attempts": tries},
         connect_timeout=5,

@@ -114,8 +114,9 @@ def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfi
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             code_paths=[str(_copy_code(workshop / "mrmodel"))],
             artifacts={
-                "model": str(_copy_model(folder, workshop / "model", postprocess)),
-                "example": str(example),
+                # As addresses, since MLflow decodes %20 in paths too.
+                "model": _copy_model(folder, workshop / "model", postprocess).as_uri(),
+                "example": example.as_uri(),
             },
             signature=model_signature(),
             input_example=[{"query": query, "video": EXAMPLE} for query in queries],

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from dvc.repo import Repo
 from optuna.storages import BaseStorage
@@ -33,7 +32,7 @@ from mrmodel.tune.objective import job_of
 from mrmodel.tune.report import record_search, report_part
 from mrmodel.tune.result import SearchResult
 from mrmodel.tune.search import SearchContext, search
-from mrmodel.tune.storage import VARIABLE, open_storage, storage_address
+from mrmodel.tune.storage import VARIABLE, open_storage, storage_address, storage_scheme
 from mrmodel.tune.study import TrialQueue
 from mrmodel.tune.worker_pool import TrialWorkerPool
 
@@ -131,9 +130,10 @@ def shared_storage_address(places: RuntimeEnvironment) -> str:
         ConfigError: workers do not share a folder, and no database is configured, or only a file.
     """
     address = storage_address(places.state)
-    if places.remote is not None and urlsplit(address).scheme in ("", "sqlite"):
+    kind = storage_scheme(address).partition("+")[0]
+    if places.remote is not None and kind in ("", "sqlite"):
         rule = "names no database; workers that share no folder keep their trials in one, e.g. "
-        raise ConfigError(VARIABLE, None, f"{rule}postgresql://user:password@host/optuna")
+        raise ConfigError(VARIABLE, None, f"{rule}postgresql+psycopg2://user:password@host/optuna")
     return address
 
 

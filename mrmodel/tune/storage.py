@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import TextIO
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages import (
+    BaseStorage,
+    InMemoryStorage,
+    JournalStorage,
+    RDBStorage,
+    get_storage,
+)
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from mrmodel.addresses import scheme_of, shown
 from mrmodel.errors import ConfigError, StorageError
 from mrmodel.processes import hide_user
 
@@ -27,33 +34,74 @@ def storage_address(state: Path) -> str:
     return os.environ.get(VARIABLE) or str(state / "tune" / _JOURNAL)
 
 
-def open_storage(address: str) -> BaseStorage:
-    """Open the storage at an address, created if missing.
-
-    Args:
-        address: URL of a database (``postgresql://user:password@host/name``), or journal path.
+def storage_scheme(address: str) -> str:
+    """The scheme of a storage's address, such as ``postgresql+psycopg2``; empty: a journal path.
 
     Raises:
-        StorageError: the database is unreachable.
-        ConfigError: its driver is not installed.
+        ConfigError: it is neither.
+    """
+    try:
+        return scheme_of(address)
+    except ValueError as error:
+        raise ConfigError(VARIABLE, shown(address), str(error)) from None
+
+
+def open_storage(address: str, create: bool = True) -> BaseStorage:
+    """Open the storage at an address.
+
+    Args:
+        address: URL of a database (``postgresql+psycopg2://user:password@host/name``), or path of a
+            journal.
+        create: make the journal or the tables if they are missing; else they are as if empty.
+
+    Raises:
+        StorageError: the database is unreachable, or the journal cannot be opened.
+        ConfigError: the address is invalid, or its driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if "://" not in address:
-        path = Path(address)
+    if storage_scheme(address):
+        return _open_database(address, create)
+    path = Path(address)
+    try:
+        if not create and not path.exists():
+            return InMemoryStorage()
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    # Imported here: a journal needs no database library.
-    from sqlalchemy.exc import SQLAlchemyError
+    except OSError as error:
+        raise StorageError(address, f"cannot be opened: {error.strerror}") from None
 
+
+def _open_database(address: str, create: bool) -> BaseStorage:
+    # Imported here: a journal needs no database library.
+    from sqlalchemy import create_engine, inspect, make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    # Of libpq, which else waits for as long as the network does.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     try:
-        # A connection closed by the server is replaced instead of raising an error.
-        database = RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+        url = make_url(address)
+        url.get_dialect()
+        if not create:
+            if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+                return InMemoryStorage()
+            engine = create_engine(url)
+            if not inspect(engine).has_table("studies"):
+                return InMemoryStorage()
+            engine.dispose()
+        # Braces would be fields of Optuna's. A connection closed by the server is replaced instead
+        # of raising an error.
+        plain = address.replace("{", "%7B").replace("}", "%7D")
+        database = RDBStorage(plain, engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
-        rule = f"needs a driver: pip install 'mrmodel[services]' has that of PostgreSQL ({error})"
-        raise ConfigError(VARIABLE, hide_user(address), rule) from None
+        rule = f"its driver is not installed ({error}); `pip install 'mrmodel[services]'` has that "
+        rule += "of PostgreSQL, for postgresql+psycopg2://"
+        raise ConfigError(VARIABLE, shown(address), rule) from None
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(VARIABLE, shown(address), " ".join(str(error).split())) from None
     except SQLAlchemyError as error:
-        said = hide_user(str(error.__cause__ or error))
-        raise StorageError(hide_user(address), f"cannot be opened: {said}") from None
+        said = " ".join(hide_user(str(error.__cause__ or error)).split())
+        where = f"{VARIABLE} = {shown(address)!r}"
+        raise StorageError(where, f"cannot be opened: {said}") from None
     # One shared cache; Optuna would wrap each study in its own.
     return get_storage(database)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from mrmodel.addresses import scheme_of
 from mrmodel.errors import TuningError
 from mrmodel.files import derive_seed, digest_of
 from mrmodel.tracking.mlflow_client import flatten
@@ -149,7 +151,17 @@ class TrialQueue:
                 f"compare ({', '.join(found.facts.differences(facts)[:5])}); give `tune.study` "
                 "another name"
             )
+        if found.facts.store != facts.store and not Path(found.facts.store).exists():
+            found._move(facts.store)
         return found
+
+    def _move(self, store: str) -> None:
+        """Note another place of the results: a folder that is gone was moved with its project."""
+        if scheme_of(self.facts.store):
+            return
+        self.facts = replace(self.facts, store=store)
+        raw = {**self._study.user_attrs[_FACTS], "facts": asdict(self.facts)}
+        self._study.set_user_attr(_FACTS, raw)
 
     @staticmethod
     def exists(storage: BaseStorage, name: str) -> bool:

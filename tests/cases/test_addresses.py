@@ -3,16 +3,27 @@
 import contextlib
 import os
 import shutil
+import socket
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dvc.config import Config
 
+from mrmodel import presets
 from mrmodel.cli.main import main
-from mrmodel.errors import MrModelError, RegistryError
+from mrmodel.errors import ConfigError, MrModelError, RegistryError, StorageError
+from mrmodel.orchestrate.checkout import REMOTE, _configure
+from mrmodel.orchestrate.environment import RuntimeEnvironment
+from mrmodel.registry.champion import registry_store
 from mrmodel.registry.mlflow_versions import Versions
+from mrmodel.storage import list_objects
+from mrmodel.tracking import experiment
 from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment, open_for_user
+from mrmodel.tune.storage import open_storage
+from mrmodel.tune.study import Facts, TrialQueue
 from mrmodel.video.decoder import Decoder, VideoLimits
 from tests.video.fixtures import write_video
 
@@ -219,3 +230,144 @@ def test_the_own_database_may_be_named(record: Path, monkeypatch: pytest.MonkeyP
     _, experiment = open_experiment("main", Path(".mrmodel"))
     monkeypatch.setenv(ADDRESS_VARIABLE, "sqlite:///.mrmodel/mlflow.db")
     assert open_experiment("main", Path(".mrmodel"))[1] == experiment
+
+
+STORAGES = [
+    ("postgresql:/127.0.0.1/db", "looks like an address but has no ://"),
+    ("postgresql//host/db", "no ://"),
+    ("localhost:5432/db", "no ://"),
+    ("u:pass-word@host:5432/db", "no ://"),
+    ("postgres://u:pass-word@host/db", "dialects:postgres"),
+    ("postgresql+psycopg2://host:54x/db", "54x"),
+    ("mysql+pymysql://host/db", "driver is not installed"),
+    ("postgresql+psycopg2://u:pass-word@127.0.0.1:1/db", "refused"),
+    ("sqlite://x.db", "Invalid SQLite URL"),
+]
+
+
+@pytest.mark.parametrize(("address", "rule"), STORAGES)
+@pytest.mark.parametrize("create", [False, True])
+def test_a_wrong_address_of_optuna_is_one_line(
+    create: bool, address: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MrModelError, match=f"^OPTUNA_STORAGE = .*{rule}") as caught:
+        open_storage(address, create)
+    assert "\n" not in str(caught.value)
+    assert "pass-word" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_accepts_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")  # The least that libpq takes.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"postgresql+psycopg2://127.0.0.1:{silent.getsockname()[1]}/db"
+        with pytest.raises(StorageError, match="timeout expired"):
+            open_storage(address)
+        monkeypatch.setenv(ADDRESS_VARIABLE, address)
+        with pytest.raises(RegistryError, match="timeout expired"):
+            open_for_user("main", Path(".mrmodel"))
+
+
+def test_an_mlflow_server_that_accepts_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setitem(experiment._PATIENCE, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(ADDRESS_VARIABLE, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(RegistryError, match="timed out"):
+            open_for_user("main", Path(".mrmodel"))
+
+
+@pytest.mark.parametrize("storage", ["", "postgresql:/127.0.0.1/db", "sqlite:///x.db", "a/b.log"])
+def test_looking_at_a_search_makes_nothing(
+    storage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPTUNA_STORAGE", storage)
+    (tmp_path / "params.yaml").write_text(presets.render("miniature"))
+    for command in ("status", "best", "resume"):
+        line = run("tune", command, capsys=capsys)
+        rule = "there is no study" if "postgresql" not in storage else f"'{storage}': looks like"
+        assert rule in line
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_search_of_a_moved_project_goes_on_in_its_new_place(tmp_path: Path) -> None:
+    old, new = tmp_path / "old" / "tune", tmp_path / "new" / "tune"
+    old.mkdir(parents=True)
+    facts = Facts("tests:Objective", {"tune": {}}, {}, str(old / "s"), "tune s", 3)
+    (old / "s").mkdir()
+    TrialQueue.create(open_storage(str(old / "journal.log")), "s", facts, 1, seed=7)
+    other = replace(facts, store=str(new / "s"))
+    storage = open_storage(str(old / "journal.log"))
+    assert TrialQueue.create(storage, "s", other, 1, seed=7).facts == facts  # It is still there.
+    old.parent.rename(new.parent)
+    storage = open_storage(str(new / "journal.log"))
+    assert TrialQueue.create(storage, "s", other, 1, seed=7).facts == other
+    assert TrialQueue(open_storage(str(new / "journal.log")), "s").facts == other
+
+
+STORES = [
+    ("s3:/bucket/x", "no ://"),
+    ("s3//bucket/x", "no ://"),
+    ("bucket:x", "no ://"),
+    ("s4://bucket/x", "a store is s3://"),
+    ("file:///why?now", "%3F"),
+    ("file:///C#", "%23"),
+    ("https://u:pass-word@host/x", "a store is s3://"),
+]
+
+
+@pytest.mark.parametrize(("address", "rule"), STORES)
+def test_a_wrong_address_of_a_store_names_variable_and_value(
+    address: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRMODEL_REGISTRY", address)
+    with pytest.raises(StorageError, match=f"^MRMODEL_REGISTRY = '.*{rule}") as caught:
+        registry_store(Path(".mrmodel"))
+    assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["MRMODEL_DVC_REMOTE", "MRMODEL_HANDOVER", "MRMODEL_WORK_DIR"])
+@pytest.mark.parametrize("address", ["s3:/u:pass-word@h/x", "s4://u:pass-word@h/x"])
+def test_a_wrong_address_of_a_worker_names_variable_and_value(
+    name: str, address: str, tmp_path: Path
+) -> None:
+    given = {"MRMODEL_GIT_URL": str(tmp_path), name: address}
+    with pytest.raises(ConfigError, match=f"^{name} = 's[34]:/.*h/x'") as caught:
+        RuntimeEnvironment.from_environment(given)
+    assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:8333", "http:/127.0.0.1:8333", "ftp://h", "h"])
+def test_a_wrong_endpoint_names_variable_and_value(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRMODEL_S3_ENDPOINT", endpoint)
+    with pytest.raises(StorageError, match=f"MRMODEL_S3_ENDPOINT = '{endpoint}'"):
+        list_objects("s3://bucket/x")
+
+
+@pytest.mark.parametrize("address", ["https://h/x", "s3:/bucket/x", "folder", "gs://bucket/x", ""])
+def test_a_wrong_target_of_links_is_one_line(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = run("data", "link", address, str(tmp_path / "videos"), capsys=capsys)
+    assert line.startswith(f"error: '{address}': ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a, b", "#1", "[x]", " x "])
+def test_dvc_reads_the_cache_of_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    given = {"MRMODEL_GIT_URL": str(tmp_path), "MRMODEL_DVC_REMOTE": f"{tmp_path}/{name}/remote"}
+    places = replace(RuntimeEnvironment.from_environment(given), cache=tmp_path / name / "cache")
+    _configure(places, folder)
+    found = Config(str(folder / ".dvc"))
+    assert found["cache"]["dir"] == str(places.cache)
+    assert found["remote"][REMOTE]["url"] == places.remote

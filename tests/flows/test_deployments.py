@@ -9,18 +9,21 @@ import yaml
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed
 
 from flows.dispatch import outcome_of
 from flows.pipeline import main as pipeline
 from flows.provision import POOLS, lost_workers
 from flows.provision import main as provision
+from flows.retrain import main as retrain
 from flows.stages import artifact_key
 from flows.tune import main as tune
 from flows.tune import outcome_of as worker_outcome_of
 from flows.tune import state_of
 from mrmodel.config.schema import load_config
 from mrmodel.config.tune import TuneSettings
+from mrmodel.errors import ConfigError
 from mrmodel.orchestrate.scheduler import StageOutcome
 from mrmodel.processes import Ended
 from mrmodel.tune.result import ENDS
@@ -129,3 +132,24 @@ def test_numbers_of_options_have_a_range(main: click.Command, option: str, most:
         with pytest.raises(click.BadParameter):
             parameter.type.convert(value, parameter, None)
     assert parameter.type.convert(str(most), parameter, None) == most
+
+
+@pytest.mark.parametrize(
+    ("command", "address", "rule"),
+    [
+        (pipeline, "http://u:pass-word@127.0.0.1:1/api", "does not answer: .*refused"),
+        (pipeline, "http:/127.0.0.1:4200/api", "is no address"),
+        (provision, "127.0.0.1:4200/api", "is no address"),
+        (retrain, "http://host:42x0/api", "42x0"),
+        (tune, "nonsense://x", "is no address"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line(
+    command: click.Command, address: str, rule: str
+) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: address}),
+        pytest.raises(ConfigError, match=f"^PREFECT_API_URL = '.*{rule}") as caught,
+    ):
+        command.main([], standalone_mode=False)
+    assert "pass-word" not in str(caught.value)

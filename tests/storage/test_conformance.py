@@ -217,7 +217,7 @@ def test_addresses_that_are_none(url: str) -> None:
 
 
 def test_an_endpoint_that_is_none() -> None:
-    with pytest.raises(StorageError, match="ValueError"):
+    with pytest.raises(StorageError, match="MRMODEL_S3_ENDPOINT = 'no address'"):
         open_store("s3://bucket", endpoint="no address")
     with pytest.raises(StorageError) as caught:
         open_store("s3://bucket", endpoint="http://key:planted@host")
