@@ -91,8 +91,8 @@ def command(
     for prediction in predictions:
         if prediction.unread_tokens:
             click.echo(unread_note(prediction, predictor.languages), err=True)
-    if searchable.report.status != "ok" and not as_json:
-        click.echo(f"note: the video was read only in part: {searchable.report.reason}", err=True)
+    for note in searchable.report.notes():
+        click.echo(f"note: {note}", err=True)
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
 from mrmodel.video.bicubic import resize_bicubic
+from mrmodel.video.file_length import Seekable, is_appended, is_cut
 from mrmodel.video.remote import RemoteVideo, is_pointer
 from mrmodel.video.sampling import FrameSampling
 from mrmodel.video.skipping import Skipping, Wanted
+from mrmodel.video.timeline import Part, Timeline, is_cover
 
 _FILTERS = {
     "bicubic": Interpolation.BICUBIC,
@@ -31,6 +35,16 @@ _EXACT = Interpolation.BITEXACT | Interpolation.ACCURATE_RND
 
 # Encoders put sound a few hundredths of a second before the first picture.
 MIN_LATE_S = 0.1
+# A file that ends this much before the end stated in its header is truncated.
+TRUNCATION_TOLERANCE_S = 1.0
+MAX_REPEATED_SHARE = 0.1
+# Frames without a time stamp for longer are timed by the frame rate alone. In transport streams one
+# in 0.7 s has a stamp.
+_LONGEST_UNTIMED_S = 1.0
+# From a frame without a time stamp, whose time is an estimate, to a stamp that is not after it.
+_LEAST_STEP_S = 1e-4
+
+_LOST_INDEX = "its index is lost (a download that broke off?)"
 
 
 def _everything(_start_s: float, _end_s: float) -> bool:
@@ -39,10 +53,15 @@ def _everything(_start_s: float, _end_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """Limits of a file: seconds of video, and pixels of one frame."""
+    """Limits of a file: seconds of video, and pixels of one frame.
+
+    A longer gap than `max_gap_s` between frames is closed where it may come from a broken clock
+    (see `timeline`).
+    """
 
     max_duration_s: float = 4 * 3600.0
     max_pixels: int = 7680 * 4320
+    max_gap_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,12 @@ class Decoder:
             starts; 0 below `MIN_LATE_S`.
         frame_rate: average frames per second by the file's header; 30 if missing.
         bad_packets: number of packets with decoding errors.
-        cut_off: the container ended prematurely.
+        cut_off: the file ends, or cannot be read further, before the end that it states.
+        parts: see `Timeline`; one for a file whose clock never breaks.
+        n_untimed: frames without a usable time stamp, timed by the frame rate.
+        untimed: they are so many that their times depend on it.
+        n_unseen: frames left out because their time stamps go back. Those that repeat a stamp are
+            never displayed, and count only where they are many.
     """
 
     def __init__(self, path: Path, limits: VideoLimits) -> None:
@@ -124,6 +148,9 @@ class Decoder:
         self.frame_rate = 30.0
         self.bad_packets = 0
         self.cut_off = False
+        self.parts: tuple[Part, ...] = ()
+        self.n_untimed = self.n_unseen = 0
+        self.untimed = False
         self._last_end_s = 0.0
         self._remote: RemoteVideo | None = None
         self._scaler = VideoReformatter()
@@ -138,40 +165,117 @@ class Decoder:
         Raises:
             VideoError: see `FrameSource.clips`.
         """
-        previous_s: float | None = None
-        gap_s = 0.0
+        previous, previous_s = 0, -math.inf
+        last_found, guessed = 0, False
+        gap_s = untimed_s = 0.0
+        n_frames = n_repeated = 0
         with self._opened() as container:
             stream = self._video_stream(container)
+            self._check_header(stream)
+            timeline = Timeline(container, stream, self.limits.max_gap_s)
             start_s = _seconds(stream.start_time, stream.time_base)
             self.late_s = _late_s(container, start_s)
+            if timeline.by_decoding_time:
+                start_s = None  # It counts another way.
             skipping = Skipping(stream.codec_context.name, wanted)
-            for stamp, duration, picture in self._pictures(container, stream, skipping):
+            for found, duration, picture in self._pictures(container, stream, skipping, timeline):
+                stamp, timed = found, found is not None or timeline.by_decoding_time
+                if stamp is None:
+                    after = previous + (duration or timeline.period)
+                    stamp = after if n_frames else stream.start_time or 0
                 # The stream's time base: drained frames lack their own.
-                stamp_s = _seconds(stamp, stream.time_base)
-                if stamp_s is None:  # raw streams: consecutive frames
-                    time_s = 0.0 if previous_s is None else previous_s + gap_s
-                else:
-                    start_s = stamp_s if start_s is None else start_s
-                    time_s = stamp_s - start_s
-                    if previous_s is None:
-                        scale = float(stream.time_base)
-                        skipping.begin(partial(_time, scale, start_s), picture.interlaced_frame)
-                if previous_s is not None:
-                    if time_s <= previous_s:
-                        continue  # skip a damaged or repeated time stamp
-                    gap_s = time_s - previous_s
-                previous_s = time_s
+                stamp_s = float(stamp * stream.time_base)
+                start_s = stamp_s if start_s is None else start_s
+                if found is not None and self.n_untimed == n_frames > 0:
+                    # The first with a stamp: those before it were earlier by the frame rate.
+                    start_s = stamp_s - self._last_end_s
+                time_s = stamp_s - start_s
+                if not timed:
+                    self.n_untimed += 1
+                    untimed_s += float((duration or timeline.period) * stream.time_base)
+                    self.untimed = self.untimed or untimed_s > _LONGEST_UNTIMED_S
+                    guessed = True
+                elif guessed and stamp > last_found:
+                    guessed = time_s <= previous_s
+                    time_s = max(time_s, previous_s + _LEAST_STEP_S)
+                    untimed_s = 0.0
+                last_found = last_found if found is None else found
+                if not n_frames and found is not None:
+                    scale = float(stream.time_base)
+                    skipping.begin(partial(_time, scale, start_s), picture.interlaced_frame)
+                n_frames += picture is not None
+                if time_s <= previous_s:
+                    if picture is not None:  # Frames that were skipped may be output twice.
+                        self.n_unseen += time_s < previous_s
+                        n_repeated += time_s == previous_s
+                    continue
+                gap_s = time_s - previous_s if previous_s >= 0 else 0.0
+                previous, previous_s = stamp, time_s
                 shown_s = _seconds(duration, stream.time_base) or gap_s
                 yield self._checked(TimedFrame(time_s, shown_s, picture, self._scaler))
-        if previous_s is None:
-            raise VideoError(self.path, "no_frames", "not one frame could be decoded")
+            if not n_frames:
+                raise self._no_frames()
+            self.parts = tuple(timeline.parts)
+            self.untimed = self.untimed or bool(timeline.unstamped) or self.n_untimed == n_frames
+            if n_repeated > MAX_REPEATED_SHARE * n_frames:
+                self.n_unseen += n_repeated
+            self.cut_off = self.cut_off or self._ends_early(container, timeline)
+
+    def length_s(self) -> float:
+        """Seconds of video by the time stamps of the packets, without decoding; 0 if unknown.
+
+        Raises:
+            VideoError: the file cannot be read, or has no video stream.
+        """
+        with self._opened() as container:
+            stream = self._video_stream(container)
+            self.late_s = _late_s(container, _seconds(stream.start_time, stream.time_base))
+            return self._timed_packets(container, stream).length_s
 
     def duration_s(self) -> float:
         """End of the last frame; from the header if frames have no duration."""
         return self._last_end_s or self.container_s
 
+    def _no_frames(self) -> VideoError:
+        if self._of_file(is_cut):
+            return VideoError(self.path, "invalid_data", _LOST_INDEX)
+        return VideoError(self.path, "no_frames", "not one frame could be decoded")
+
+    def _ends_early(self, container: Any, timeline: Timeline) -> bool:
+        """Whether frames are missing at the end. The header's length is a hint only.
+
+        Some containers state one length for all streams, and some headers are wrong.
+        """
+        end_s = self.duration_s()
+        if end_s < timeline.length_s - TRUNCATION_TOLERANCE_S:
+            return True
+        if timeline.goes_on or self._of_file(partial(is_appended, read_to=timeline.read_to)):
+            return True
+        missing_s = self.container_s - end_s
+        if len(timeline.parts) > 1 or missing_s <= 2 * timeline.period_s:
+            return False
+        cut = self._of_file(is_cut)
+        if cut is not None:
+            return cut
+        if missing_s <= TRUNCATION_TOLERANCE_S or container.duration is None:
+            return False
+        stated_s = float(container.duration / av.time_base)
+        if not container.format.name.startswith("matroska"):
+            stated_s += float((container.start_time or 0) / av.time_base)
+        return timeline.reached_s() < stated_s - TRUNCATION_TOLERANCE_S
+
+    def _of_file(self, question: Callable[[Seekable], bool | None]) -> bool | None:
+        """Ask something of the file's bytes."""
+        if self._remote is not None:  # FFmpeg reads no more of it.
+            answer = question(self._remote)
+            self._require_read()
+            return answer
+        with self.path.open("rb") as file:
+            return question(file)
+
     @contextmanager
     def _opened(self) -> Iterator[Any]:
+        self._require_file()
         self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
         try:
             # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
@@ -182,6 +286,16 @@ class Decoder:
         finally:
             if self._remote is not None:
                 self._remote.close()
+
+    def _require_file(self) -> None:
+        """Raise for a pipe or a device: opening one may wait for ever."""
+        try:
+            kind = self.path.stat().st_mode
+        except (OSError, ValueError):
+            return  # Opening it gives the error.
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            detail = "a pipe or a device, and a video is read several times; save it as a file"
+            raise VideoError(self.path, "unreadable", detail)
 
     def _container(self, source: RemoteVideo | str) -> Any:
         try:
@@ -194,8 +308,7 @@ class Decoder:
         if isinstance(error, av.error.FileNotFoundError):
             return VideoError(self.path, "not_found", "no such file")
         if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-            detail = "not a video, or its index is lost (a download that broke off?)"
-            return VideoError(self.path, "invalid_data", detail)
+            return VideoError(self.path, "invalid_data", f"not a video, or {_LOST_INDEX}")
         return VideoError(self.path, "unreadable", getattr(error, "strerror", None) or str(error))
 
     def _require_read(self) -> None:
@@ -204,26 +317,46 @@ class Decoder:
             raise self._remote.error
 
     def _video_stream(self, container: Any) -> Any:
-        stream = container.streams.best("video")
+        stream = _best_stream(container)
+        if (stream is None or stream.codec_context is None) and self._of_file(is_cut):
+            raise VideoError(self.path, "invalid_data", _LOST_INDEX)
         if stream is None:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-            raise VideoError(self.path, "no_video_stream", f"streams in the file: {kinds}")
+            kinds = {
+                "cover picture" if is_cover(stream) else stream.type for stream in container.streams
+            }
+            found = ", ".join(sorted(kinds)) or "none"
+            raise VideoError(self.path, "no_video_stream", f"streams in the file: {found}")
         if stream.codec_context is None:
             raise VideoError(self.path, "no_decoder", "FFmpeg has no decoder for its codec")
         # Threads do not speed up small frames; extraction runs one process per core instead.
         stream.codec_context.thread_count = 1
         self.container_s = _stated_duration_s(container, stream)
-        self.frame_rate = float(stream.average_rate or self.frame_rate)
-        self._check_duration(self.container_s)
-        self._check_pixels(stream.codec_context.width, stream.codec_context.height)
         return stream
 
+    def _check_header(self, stream: Any) -> None:
+        raw = stream.start_time is None and stream.duration is None
+        rate = stream.guessed_rate if raw else stream.average_rate
+        self.frame_rate = float(rate or self.frame_rate)
+        if self.container_s > self.limits.max_duration_s:
+            # Without decoding this takes a second or so.
+            self._check_duration(Decoder(self.path, self.limits).length_s())
+        self._check_pixels(stream.codec_context.width, stream.codec_context.height)
+
+    def _timed_packets(self, container: Any, stream: Any) -> Timeline:
+        """The time line of all packets, or of those up to the longest allowed duration."""
+        timeline = Timeline(container, stream, self.limits.max_gap_s)
+        for _packet in timeline.packets(self._packets(container)):
+            if timeline.length_s > self.limits.max_duration_s:
+                break
+        return timeline
+
     def _pictures(
-        self, container: Any, stream: Any, skipping: Skipping
+        self, container: Any, stream: Any, skipping: Skipping, timeline: Timeline
     ) -> Iterator[tuple[int | None, int | None, Any]]:
         """Time stamp, duration and picture of each frame, including skipped ones."""
         context = stream.codec_context
-        for packet in chain(skipping.look_ahead(self._packets(container, stream)), [None]):
+        timed = timeline.packets(self._packets(container))
+        for packet in chain(skipping.look_ahead(timed), [None]):
             skip = packet is not None and skipping.may_skip(packet)
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             try:
@@ -232,7 +365,9 @@ class Decoder:
                         skipping.end()
                     for stamp, duration in skipping.before(picture.pts):
                         yield stamp, duration, None
-                    yield picture.pts, picture.duration, picture
+                    by_decoding = timeline.by_decoding_time
+                    stamp = picture.dts if by_decoding else picture.pts
+                    yield stamp, picture.duration, picture
             except av.error.FFmpegError:
                 self.bad_packets += 1
             else:
@@ -241,8 +376,9 @@ class Decoder:
         for stamp, duration in skipping.rest():
             yield stamp, duration, None
 
-    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
-        packets = container.demux(stream)
+    def _packets(self, container: Any) -> Iterator[Any]:
+        """The packets of all streams."""
+        packets = container.demux()
         while True:
             try:
                 packet = next(packets, None)
@@ -252,8 +388,7 @@ class Decoder:
             self._require_read()
             if packet is None:
                 return
-            if packet.size:  # an empty packet would signal the end of the file to the decoder
-                yield packet
+            yield packet
 
     def _checked(self, frame: TimedFrame) -> TimedFrame:
         self._check_duration(frame.time_s)
@@ -276,6 +411,20 @@ class Decoder:
         if width * height > limit:
             detail = f"{width}x{height} is {width * height} pixels, the limit is {limit}"
             raise VideoError(self.path, "too_many_pixels", detail)
+
+
+def _best_stream(container: Any) -> Any:
+    """FFmpeg's choice, or the largest of the others if that is a cover picture."""
+    best = container.streams.best("video")
+    if best is None or not is_cover(best):
+        return best
+    others = [stream for stream in container.streams.video if not is_cover(stream)]
+    return max(others, key=_pixels, default=None)
+
+
+def _pixels(stream: Any) -> int:
+    context = stream.codec_context
+    return 0 if context is None else context.width * context.height
 
 
 def _stated_duration_s(container: Any, stream: Any) -> float:

@@ -19,10 +19,20 @@ from numpy.typing import NDArray
 from mrmodel.errors import VideoError
 from mrmodel.video.decoder import Decoder, TimedFrame, VideoLimits
 from mrmodel.video.sampling import FrameSampling, count_clips, whole_clips
+from mrmodel.video.timeline import Part
 
 MAX_INTERPOLATED_SHARE = 0.1
-# A file that ends this much before the end stated in its header is truncated.
-TRUNCATION_TOLERANCE_S = 1.0
+
+
+# Why a report is partial.
+REASONS = {
+    "missing_frames": "many clips have no picture of their own and repeat an earlier one",
+    "joined": "the clock of the file breaks, as in joined files; its parts are laid end to end",
+    "no_time_stamps": "frames have no usable time stamps; the frame rate gives their times",
+    "bad_time_stamps": "frames with time stamps that go back are left out",
+    "bad_packets": "the video was read only in part: packets are damaged",
+    "truncated": "the video was read only in part: it ends early or cannot be read further",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +57,10 @@ class DecodeReport:
     """Result of decoding one video.
 
     Attributes:
-        status: ``ok``; ``partial`` if frames are missing; ``failed`` if there is no clip.
-        reason: for ``partial`` one of ``truncated``, ``bad_packets``, ``missing_frames``; for
+        status: ``ok``; ``partial`` if frames are missing, or not where the file's time stamps say;
+            ``failed`` if there is no clip.
+        reason: for ``partial`` one of ``truncated``, ``bad_packets``, ``bad_time_stamps``,
+            ``no_time_stamps``, ``joined``, ``missing_frames`` (`REASONS` says what they mean); for
             ``failed`` the code of the VideoError; empty for ``ok``.
         duration_s: end of the last frame (from the container if frames have no duration).
         decoded_s: seconds of it covered by decoded frames.
@@ -57,6 +69,9 @@ class DecodeReport:
         width, height: pixels of the upright image, before resizing.
         start_s: seconds from the start of the file, where a player's clock starts, to the first
             picture, from which all other times count.
+        parts: stretches between breaks of the file's clock, laid end to end; empty without a break.
+        n_untimed: frames without a usable time stamp, timed by the frame rate.
+        n_unseen: frames left out because their time stamps go back.
     """
 
     status: Literal["ok", "partial", "failed"]
@@ -69,6 +84,20 @@ class DecodeReport:
     width: int
     height: int
     start_s: float = 0.0
+    parts: tuple[Part, ...] = ()
+    n_untimed: int = 0
+    n_unseen: int = 0
+
+    def notes(self) -> list[str]:
+        """What is wrong with a partly read video, as lines for people."""
+        if self.status != "partial":
+            return []
+        lines = [f"{self.reason}: {REASONS[self.reason]}"]
+        lines += [
+            f"from {part.start_s:.1f} s on, times are those of the file {part.offset_s:+.1f} s"
+            for part in self.parts[1:]
+        ]
+        return lines
 
 
 class FrameSource:
@@ -108,37 +137,18 @@ class FrameSource:
                 yield from cutter.add(frame)
             yield from cutter.finish(decoder.duration_s())
         except VideoError as error:
-            self._report = _failure(decoder, cutter, error.code)
+            self._report = _report(decoder, cutter, cutter.end_s, error.code, failed=True)
             raise
-        self._report = _summary(decoder, cutter)
+        reason = _reason(decoder, cutter)
+        self._report = _report(decoder, cutter, decoder.duration_s(), reason)
 
 
-def _failure(decoder: Decoder, cutter: _ClipCutter, code: str) -> DecodeReport:
+def _report(
+    decoder: Decoder, cutter: _ClipCutter, duration_s: float, reason: str, *, failed: bool = False
+) -> DecodeReport:
+    status: Literal["ok", "partial", "failed"] = "partial" if reason else "ok"
     return DecodeReport(
-        status="failed",
-        reason=code,
-        duration_s=cutter.end_s,
-        decoded_s=cutter.covered_s,
-        bad_packets=decoder.bad_packets,
-        n_clips=cutter.n_clips,
-        n_interpolated=cutter.n_interpolated,
-        width=decoder.width,
-        height=decoder.height,
-        start_s=decoder.late_s,
-    )
-
-
-def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
-    duration_s = decoder.duration_s()
-    reason = ""
-    if cutter.n_interpolated > MAX_INTERPOLATED_SHARE * cutter.n_clips:
-        reason = "missing_frames"
-    if decoder.bad_packets:
-        reason = "bad_packets"
-    if decoder.cut_off or duration_s < decoder.container_s - TRUNCATION_TOLERANCE_S:
-        reason = "truncated"
-    return DecodeReport(
-        status="partial" if reason else "ok",
+        status="failed" if failed else status,
         reason=reason,
         duration_s=duration_s,
         decoded_s=cutter.covered_s,
@@ -148,7 +158,23 @@ def _summary(decoder: Decoder, cutter: _ClipCutter) -> DecodeReport:
         width=decoder.width,
         height=decoder.height,
         start_s=decoder.late_s,
+        parts=decoder.parts if len(decoder.parts) > 1 else (),
+        n_untimed=decoder.n_untimed,
+        n_unseen=decoder.n_unseen,
     )
+
+
+def _reason(decoder: Decoder, cutter: _ClipCutter) -> str:
+    """The gravest fault; empty without one."""
+    faults = {
+        "truncated": decoder.cut_off,
+        "bad_packets": decoder.bad_packets > 0,
+        "bad_time_stamps": decoder.n_unseen > 0,
+        "no_time_stamps": decoder.untimed,
+        "joined": len(decoder.parts) > 1,
+        "missing_frames": cutter.n_interpolated > MAX_INTERPOLATED_SHARE * cutter.n_clips,
+    }
+    return next((name for name, found in faults.items() if found), "")
 
 
 class _ClipCutter:

@@ -113,9 +113,10 @@ class VideoLibrary:
             return f"its video {self._path(name).name} cannot be read: {error.code}"
         if segment is not None and composed(name) == composed(segment.base):
             end_s += segment.start_s
-        # A file whose header has no length passes.
-        if 0 < self._lengths_s.get(name, 0.0) < end_s:
-            length = f"{self._lengths_s[name]:.1f} s"
+        # A video of unknown length passes.
+        length_s = self._length_s(name, end_s)
+        if 0 < length_s < end_s:
+            length = f"{length_s:.1f} s"
             return f"its video {self._path(name).name} lasts {length}, less than the row says"
         return None
 
@@ -154,12 +155,26 @@ class VideoLibrary:
         except VideoError as error:
             self.failures[name] = error
 
+    def _length_s(self, name: str, end_s: float) -> float:
+        """Seconds of a video that could be opened, on a player's clock; 0 if unknown.
+
+        By the time stamps of its packets, which takes about a second for an hour of video. Of a
+        video in S3 every byte would be read, so there the header decides unless it is too short.
+        """
+        found_s = self._lengths_s.get(name, 0.0)
+        if is_pointer(self._path(name)) and 0 < found_s < end_s:
+            decoder = Decoder(self._path(name), VideoLimits())
+            found_s = self._lengths_s[name] = decoder.length_s() + decoder.late_s
+        return found_s
+
     def _open(self, name: str) -> None:
         """Decode the first frame; if that fails, feature extraction would, too."""
         decoder = Decoder(self._path(name), VideoLimits())
         try:
             next(decoder.frames())
-            self._lengths_s[name] = decoder.container_s
+            length_s = 0.0 if is_pointer(self._path(name)) else decoder.length_s()
+            length_s = length_s or decoder.container_s
+            self._lengths_s[name] = length_s and length_s + decoder.late_s
         except VideoError as error:
             if error.code == "unreadable" and isinstance(error.__cause__, StorageError):
                 raise

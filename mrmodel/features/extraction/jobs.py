@@ -163,6 +163,8 @@ def video_entry(job: VideoJob, report: DecodeReport) -> IndexEntry:
     """The index entry of a decoded video; it has one row per clip."""
     facts = asdict(report)
     extra = {key: facts[key] for key in ("width", "height", "decoded_s", "bad_packets")}
+    if report.status != "ok":
+        extra |= {key: facts[key] for key in ("parts", "n_untimed", "n_unseen") if facts[key]}
     return IndexEntry(
         key=job.name,
         n_rows=report.n_clips,
