@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,9 +22,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path next to `target`; on success fsync it and rename it to `target`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or is a device or a pipe, which a file would replace.
     """
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise OSError(errno.EINVAL, "is no regular file", str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:

@@ -17,6 +17,7 @@ from mrmodel.config.schema import PER_RUN, Config, RunSettings
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.devices import pick_device
+from mrmodel.errors import UnknownNameError
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_json
 from mrmodel.models.base import MomentModel
@@ -80,7 +81,12 @@ def train_model(
         job: the training.
         reporter: notified of every step.
         watch: notified of every epoch, after tracking; it may raise `StoppedEarly`.
+
+    Raises:
+        UnknownNameError: there are no settings of the model.
     """
+    if job.model not in config.models:
+        raise UnknownNameError("section of `models` in params.yaml", job.model, config.models)
     config = config.model_copy(update={"train": config.train.for_run(job.run)})
     paths = Paths(config)
     device = pick_device(config.train.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,15 +16,26 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from mrmodel import presets
 from mrmodel.cli import predict
 from mrmodel.cli.main import main
-from mrmodel.errors import DEFECT, MISTAKE, CheckpointError, DataError, OutputError
+from mrmodel.config.schema import parse_config
+from mrmodel.errors import (
+    DEFECT,
+    MISTAKE,
+    CheckpointError,
+    DataError,
+    OutputError,
+    UnknownNameError,
+)
 from mrmodel.files import atomic_path, read_object, write_json, write_jsonl
 from mrmodel.predict.predictor import Predictor
+from mrmodel.progress import NullReporter
 from mrmodel.stages.runner import run_stage_with
+from mrmodel.stages.train import finetune
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_model, load_resume_state
 from tests.cases.models import write_model, write_short_video
 from tests.evaluate.rows_for_tests import random_rows
@@ -392,6 +404,12 @@ def test_stages_end_like_commands(
         assert written == said
 
 
+def test_a_stage_knows_the_models_of_the_parameter_file() -> None:
+    config = parse_config(yaml.safe_load(presets.render("miniature")))
+    with pytest.raises(UnknownNameError, match=r"'moment_dtr'; did you mean 'moment_detr'"):
+        finetune(config, NullReporter(), {"model": "moment_dtr"})
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     def full(path: Path) -> None:
         with atomic_path(path):
@@ -404,7 +422,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"folder: cannot be written: is a folder"):
         write_json(tmp_path / "folder", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+    os.mkfifo(tmp_path / "pipe")  # A device is treated alike: root could replace one.
+    (tmp_path / "stdout").symlink_to("pipe")
+    for name in ("pipe", "stdout"):
+        with pytest.raises(OutputError, match=f"{name}: cannot be written: is no regular file"):
+            write_json(tmp_path / name, {})
+    assert (tmp_path / "stdout").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe", "stdout"]
 
 
 @pytest.mark.parametrize("content", ["[]", '"a"', "1", "null", "true", "{", "", "\ufeff[]"])
