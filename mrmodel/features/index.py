@@ -66,8 +66,8 @@ def write_index(folder: Path, rows: list[IndexRow]) -> None:
     columns["shard"] = [row.shard for row in rows]
     columns["row_offset"] = [row.row_offset for row in rows]
     table = pa.Table.from_pydict(columns, schema=_schema())
-    with atomic_path(folder / INDEX_FILE) as temporary:
-        pq.write_table(table, temporary, compression="zstd", version="2.6")
+    with atomic_path(folder / INDEX_FILE) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", version="2.6")
 
 
 def read_index(folder: Path) -> list[IndexRow]:
@@ -81,8 +81,10 @@ def read_index(folder: Path) -> list[IndexRow]:
 
     path = folder / INDEX_FILE
     try:
-        # Single-threaded: a process that forks or is pinned to a core must not start a thread pool.
-        table = pq.read_table(path, schema=_schema(), use_threads=False)
+        # pyarrow would take a path with a colon for an address, hence a file. Single-threaded: a
+        # process that forks or is pinned to a core must not start a thread pool.
+        with path.open("rb") as file:
+            table = pq.read_table(file, schema=_schema(), use_threads=False)
     except FileNotFoundError:
         raise FeatureError(f"{folder}: no {INDEX_FILE}") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:

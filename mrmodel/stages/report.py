@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,8 @@ def _example(
         saliency=found["pred_saliency_scores"],
         ratings=ratings,
     )
-    video = next(paths.videos.glob(f"{row.vid}.*"), paths.videos / row.vid)
+    files = sorted(paths.videos.glob(f"{glob.escape(row.vid)}.*"))
+    video = next((path for path in files if path.stem == row.vid), paths.videos / row.vid)
     return Example(
         title=f"rank {rank}",
         qid=str(row.qid),

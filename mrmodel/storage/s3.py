@@ -286,7 +286,8 @@ def _parts(url: str) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if "@" in bucket or "?" in url:
         # Not repeated, because it may contain a password.
-        raise StorageError("s3://...", "no credentials in the address; boto3 finds them elsewhere")
+        rule = "no credentials in the address, and no ?; boto3 finds them elsewhere"
+        raise StorageError("s3://...", rule)
     if not bucket or ":" in bucket:
         raise StorageError(url, "an address has the form s3://bucket/prefix")
     prefix = prefix.strip("/")

@@ -15,6 +15,7 @@ from dvc.config import Config
 from mrmodel import presets
 from mrmodel.cli.main import main
 from mrmodel.errors import ConfigError, MrModelError, RegistryError, StorageError
+from mrmodel.features.index import IndexEntry, IndexRow, read_index, write_index
 from mrmodel.orchestrate.checkout import REMOTE, _configure
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.registry.champion import registry_store
@@ -371,3 +372,14 @@ def test_dvc_reads_the_cache_of_a_folder_of_any_name(name: str, tmp_path: Path) 
     found = Config(str(folder / ".dvc"))
     assert found["cache"]["dir"] == str(places.cache)
     assert found["remote"][REMOTE]["url"] == places.remote
+
+
+@pytest.mark.parametrize("name", [*NAMES, "s3:x", "http:x", "vid=1", os.fsdecode(b"caf\xe9")])
+def test_a_feature_store_in_a_folder_of_any_name_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    rows = [IndexRow(IndexEntry("k", 3), 0, 0)]
+    write_index(Path(name), rows)
+    assert read_index(Path(name)) == rows

@@ -41,8 +41,8 @@ def write_outcome(out_dir: Path, outcome: GenerationResult) -> None:
     """Write all files, manifest.json last."""
     for split in SPLITS:
         write_jsonl(out_dir / f"{split}.jsonl", _annotations(outcome, split))
-    with atomic_path(out_dir / "labels.parquet") as temporary:
-        pq.write_table(_labels_table(outcome.samples), temporary)
+    with atomic_path(out_dir / "labels.parquet") as temporary, temporary.open("wb") as file:
+        pq.write_table(_labels_table(outcome.samples), file)
     write_jsonl(out_dir / "rejects.jsonl", outcome.rejects)
     write_json(out_dir / "report.json", asdict(outcome.report))
     write_json(out_dir / "metrics.json", outcome.report.metrics)
