@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from benchmarks.common import Sizes, build_data
@@ -33,6 +32,7 @@ from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFas
 from mrmodel.encoders.slowfast import SlowFastVideoEncoder
 from mrmodel.encoders.torch_base import UserWeightsVideoEncoder
 from mrmodel.encoders.user_weights import SetConfig, TransformerSizes
+from mrmodel.files import parse_yaml
 from mrmodel.models import MomentModel, build_model
 
 Figures = dict[str, Any]
@@ -96,7 +96,7 @@ ENCODERS = (
 @cache
 def config_of(model: str) -> Config:
     """The settings of a model for QVHighlights."""
-    return parse_config(yaml.safe_load(presets.render(f"qvhighlights_{model}")))
+    return parse_config(parse_yaml(presets.render(f"qvhighlights_{model}")))
 
 
 @dataclass

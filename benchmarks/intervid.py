@@ -22,10 +22,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import yaml
 
 from mrmodel.config.intervid import IntervidSettings
-from mrmodel.files import write_jsonl
+from mrmodel.files import read_yaml, write_jsonl
 from mrmodel.pretraining.intervid.caption_table import filter_captions
 from mrmodel.pretraining.intervid.labelling import Similarities, cosine, label_in_blocks
 from mrmodel.progress import NullReporter
@@ -61,7 +60,7 @@ def main() -> None:
 def read_settings(workers: int, chunk_rows: int) -> IntervidSettings:
     """The preset `robust` of params.yaml."""
     params = Path(__file__).resolve().parents[1] / "params.yaml"
-    tree = yaml.safe_load(params.read_text(encoding="utf-8"))["intervid"]
+    tree = read_yaml(params)["intervid"]
     tree |= {"preset": "custom", "workers": workers, "chunk_rows": max(chunk_rows, 1)}
     return IntervidSettings.model_validate(tree).with_preset("robust")
 

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.pruners import BasePruner, NopPruner
 
 from benchmarks.common import report
 from mrmodel import presets
 from mrmodel.config.schema import Config, load_config, parse_config
+from mrmodel.files import parse_yaml
 from mrmodel.stages.paths import Paths
 from mrmodel.tracking.run import current_run
 from mrmodel.tune.local import open_search_record
@@ -89,7 +89,7 @@ def sleep_search(trials: int, workers: int, seconds: float) -> float:
     """Seconds from the start of the first worker to the end of the last one."""
     with tempfile.TemporaryDirectory(prefix="mrmodel-") as name:
         folder = Path(name)
-        config = parse_config(yaml.safe_load(presets.render("sample")))
+        config = parse_config(parse_yaml(presets.render("sample")))
         place = f"{__spec__.name if __spec__ else __name__}:{Sleeping.__name__}"
         facts = Facts(place, config.model_dump(), {"seconds": seconds}, name, "benchmark", 3)
         address = str(folder / "journal.log")

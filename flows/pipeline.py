@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-import yaml
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -19,7 +18,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.dispatch import require_completed, run_stage_here, run_stage_on_pool
 from flows.server import require_server
-from mrmodel.errors import ConfigError, exit_codes
+from mrmodel.errors import ConfigError, DataError, exit_codes
+from mrmodel.files import parse_yaml
 from mrmodel.orchestrate.checkout import REMOTE
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -128,9 +128,9 @@ def main(
         if not (name and mark):
             raise ConfigError("--set", change, "expected NAME=VALUE")
         try:
-            params[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError("--set", change, "is not a value in YAML") from None
+            params[name] = parse_yaml(value)
+        except DataError as error:
+            raise ConfigError("--set", change, error.rule) from None
     at_once = _AT_ONCE if workers else jobs
     run = orchestrate.with_options(task_runner=threads(at_once))
     state = run(rev, targets, params, here=not workers, return_state=True)

@@ -1,4 +1,4 @@
-"""Atomic writes, hashing and JSON: a killed process leaves complete files or none."""
+"""Atomic writes, hashing, JSON and YAML: a killed process leaves complete files or none."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import DataError, FileFormatError, OutputError, is_of_the_machine
+
+# Levels of a YAML text.
+_DEEPEST = 1000
 
 
 @contextmanager
@@ -70,6 +73,79 @@ def read_text(path: Path) -> str:
     if problem is not None:
         raise FileFormatError(problem, file=path)
     return decode_text(content, path)
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file; see `parse_yaml`.
+
+    Raises:
+        DataError: it is no UTF-8 text, or see `parse_yaml`.
+        OSError: the file cannot be read.
+    """
+    return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, file: Path | str | None = None) -> Any:
+    """The value of a YAML text as DVC reads it (YAML 1.2), so what runs is what DVC records.
+
+    ``010`` is 10, ``1e3`` a number, ``1:30`` and ``on`` are texts.
+
+    Args:
+        text: one document.
+        file: its place, for errors.
+
+    Raises:
+        DataError: it is not valid; with the line. Or a key is given twice; with both lines.
+    """
+    from ruamel.yaml import YAML  # lazy: takes 0.1 s
+    from ruamel.yaml.constructor import DuplicateKeyError
+
+    if _is_too_deep(text):
+        rule = f"not valid YAML: lists or mappings in more than {_DEEPEST} others"
+        raise DataError(rule, file=file)
+    try:
+        return YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        name, first, second = _repeated_key(text, error)
+        rule = f"the key {name!r} is given twice; it is in line {first} already"
+        raise DataError(rule, file=file, line=second) from None
+    # A timestamp or a number out of range raises other errors than those of YAML.
+    except Exception as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        rule = f"not valid YAML: {' '.join(problem.split())}"
+        line = None if mark is None else mark.line + 1
+        raise DataError(rule, file=file, line=line) from None
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether values are nested so deeply that the parser, which is in C, could crash."""
+    depth = 0
+    for mark in re.findall(r"[][{}]", text):
+        depth += 1 if mark in "[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return re.search(rf"(?:[-?][ \t]+){{{_DEEPEST}}}", text) is not None
+
+
+def _repeated_key(text: str, error: Any) -> tuple[str, int, int]:
+    """The key that `error` is about, and the lines where it is first and second."""
+    from ruamel.yaml import YAML
+
+    place = error.problem_mark.line, error.problem_mark.column
+    nodes, seen = [YAML(typ="safe").compose(text)], set[int]()
+    for node in nodes:
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        pairs = node.value if node.id == "mapping" else []
+        for number, (key, _) in enumerate(pairs):
+            if (key.start_mark.line, key.start_mark.column) == place:
+                same = [one for one, _ in pairs[: number + 1] if one.value == key.value]
+                return str(key.value), same[0].start_mark.line + 1, place[0] + 1
+        nodes += [value for pair in pairs for value in pair]
+        nodes += node.value if node.id == "sequence" else []
+    return "?", error.context_mark.line + 1, place[0] + 1
 
 
 def decode_text(content: bytes, path: Path, line: int = 1) -> str:

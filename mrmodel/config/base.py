@@ -58,14 +58,16 @@ def _as_config_error(section: type[BaseModel], error: ValidationError, path: str
     if first["type"] == "missing":
         return ConfigError(dotted, None, "is missing; every key must be given")
     rule = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "float_type" and _is_number(first["input"]):
-        rule += f", and YAML reads {first['input']} as text: write it with a point, like 1.0e-3"
+    if first["type"] in ("int_type", "float_type") and _is_number_text(first["input"]):
+        rule += ", and with quotes it is a text"
+    if first["type"] == "bool_type" and str(first["input"]).lower() in ("yes", "no", "on", "off"):
+        rule += ", and this is a text in YAML as DVC reads it: write true or false"
     return ConfigError(dotted, first["input"], rule[0].lower() + rule[1:])
 
 
-def _is_number(value: object) -> bool:
+def _is_number_text(value: object) -> bool:
     try:
-        float(str(value))
+        float(value if isinstance(value, str) else "")
     except ValueError:
         return False
     return True

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     Field,
@@ -40,7 +39,7 @@ from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.tune import TuneSettings
 from mrmodel.devices import DEVICES, is_device
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
-from mrmodel.files import read_text
+from mrmodel.files import read_yaml
 
 
 class CorpusVideos(Section):
@@ -365,15 +364,13 @@ def load_config(path: Path) -> Config:
 
     Raises:
         ConfigError: the first mistake found, with its dotted path.
-        DataError: the file is not UTF-8 text.
+        DataError: the file is not UTF-8 text, or not valid YAML.
     """
     try:
-        raw = yaml.safe_load(read_text(path))
+        raw = read_yaml(path)
     except FileNotFoundError:
         rule = "no such file; run from the repository root or `mrmodel preset apply sample`"
         raise ConfigError(str(path), None, rule) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), None, f"not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(str(path), raw, "expected a mapping of sections")
     return parse_config(raw)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from mrmodel import presets
@@ -17,6 +16,7 @@ from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.convert.settings import SIGNATURE_KEYS, Setting, Shapes, count_layers, size_of
 from mrmodel.errors import CheckpointError
+from mrmodel.files import parse_yaml
 
 # Part of a tensor's name -> what only other configurations of the published code have.
 _OTHERS = {
@@ -113,7 +113,7 @@ def published_postprocess(protocol: str) -> PostprocessConfig:
 
 def _published(protocol: str) -> Config:
     """The preset of a data set, which has the values of the published run."""
-    return parse_config(yaml.safe_load(presets.render(f"{protocol}_sg_detr")))
+    return parse_config(parse_yaml(presets.render(f"{protocol}_sg_detr")))
 
 
 def without_anchors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import yaml
 from dvc.dependency import ParamsDependency
 from dvc.fs.dvc import DVCFileSystem
 from dvc.repo import Repo
@@ -23,7 +22,7 @@ from dvc_data.hashfile.build import build
 from dvc_data.index.index import DataIndexDirError
 
 from mrmodel.errors import OrchestrationError, nearest_names
-from mrmodel.files import digest_of
+from mrmodel.files import digest_of, parse_yaml, read_yaml
 
 MAIN = "dvc.yaml"
 
@@ -60,7 +59,7 @@ class StageGraph:
         self._recorded = {
             (self.folder / path, stage)
             for path, text in self.locks().items()
-            for stage in yaml.safe_load(text)["stages"]
+            for stage in parse_yaml(text, path)["stages"]
         }
 
     def names(self, targets: Iterable[str] = ()) -> list[str]:
@@ -141,7 +140,7 @@ class StageGraph:
             OrchestrationError: there is none.
         """
         path, stage = self._lock_of(name)
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = read_yaml(path) if path.exists() else {}
         entry: dict[str, Any] | None = (content or {}).get("stages", {}).get(stage)
         if entry is None:
             raise OrchestrationError(f"{path.name} says nothing of the stage {name}")

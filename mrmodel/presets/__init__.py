@@ -19,10 +19,11 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, UnknownNameError
-from mrmodel.files import write_text
+from mrmodel.files import parse_yaml, write_text
 
 BASE = "sample"
 # Sections whose keys are names that a preset may add or remove; replaced as a whole.
@@ -67,8 +68,8 @@ def render(name: str, features: str | None = None) -> str:
     if name != BASE:
         text = overlay(text, changes(name))
     if features is not None:
-        text = overlay(text, yaml.safe_load(_read_features(features)))
-    parse_config(yaml.safe_load(text))
+        text = overlay(text, parse_yaml(_read_features(features)))
+    parse_config(parse_yaml(text))
     return text
 
 
@@ -79,7 +80,7 @@ def apply(name: str, target: Path, features: str | None = None) -> None:
 
 def changes(name: str) -> dict[str, Any]:
     """The content of a preset file: the values that differ from the base."""
-    tree: dict[str, Any] = yaml.safe_load(_read(name))
+    tree: dict[str, Any] = parse_yaml(_read(name))
     return tree
 
 
@@ -88,13 +89,18 @@ def overlay(text: str, changes: Mapping[str, Any]) -> str:
 
     Raises:
         ConfigError: a key of `changes` is not in `text`.
+        DataError: `text` is not valid YAML.
     """
     loader = YAML()
     loader.preserve_quotes = True
     loader.width = 1000
     loader.representer.add_representer(float, _with_point)
     loader.representer.add_representer(str, _with_quotes)
-    tree = loader.load(text)
+    try:
+        tree = loader.load(text)
+    except YAMLError:
+        parse_yaml(text)  # raises one line with the place
+        raise
     merge(tree, changes)
     stream = StringIO()
     loader.dump(tree, stream)
@@ -121,14 +127,14 @@ def merge(tree: MutableMapping[str, Any], changes: Mapping[str, Any], path: str 
 
 
 def _with_point(representer: Any, value: float) -> Any:
-    """Write a float so that PyYAML reads it as a number: 1e-07 without a point is text to it."""
+    """Write a float as all YAML readers know it: 1e-07 without a point is a text in YAML 1.1."""
     mantissa, mark, exponent = repr(value).partition("e")
     text = f"{mantissa}.0e{exponent}" if mark and "." not in mantissa else repr(value)
     return representer.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _with_quotes(representer: Any, value: str) -> Any:
-    """Write a string so that PyYAML reads it as text: off without quotes is a boolean to it."""
+    """Write a string as all YAML readers know it: off without quotes is no text in YAML 1.1."""
     try:
         is_text = yaml.safe_load(value) == value
     except yaml.YAMLError:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from mrmodel.components import ENCODERS
@@ -23,7 +22,7 @@ from mrmodel.errors import CheckpointError, DataError
 from mrmodel.evaluate.rows import read_rows
 from mrmodel.evaluate.significance import BootstrapSettings, confidence_interval
 from mrmodel.features.index import INDEX_FILE
-from mrmodel.files import read_object, sha256_of
+from mrmodel.files import read_object, read_yaml, sha256_of
 from mrmodel.lines import byte_lines
 from mrmodel.predict.serving import read_serving
 from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
@@ -178,7 +177,7 @@ def _json(path: Path) -> Any:
 def _lock(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    stages: dict[str, Any] = read_yaml(path)["stages"]
     return stages
 
 

@@ -15,7 +15,7 @@ import yaml
 from dvc.repo import Repo
 
 from mrmodel.errors import RegistryError
-from mrmodel.files import sha256_of
+from mrmodel.files import read_yaml, sha256_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -130,7 +130,7 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
 def compare_outputs(record: ModelRecord, folder: Path) -> Reproduction:
     """Differences in a folder where the stages of a record have run again."""
     stage = stage_of(record)
-    made = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    made = read_yaml(folder / "dvc.lock")["stages"]
     differences, outputs = [], 0
     # Upstream first: a difference there causes the later ones.
     for name in reversed(upstream(record.lock, stage)):

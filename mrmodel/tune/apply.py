@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import TuningError
-from mrmodel.files import read_text, write_text
+from mrmodel.files import parse_yaml, read_text, write_text
 from mrmodel.orchestrate.run_branch import set_parameters
 from mrmodel.tune.result import SearchResult, read_result
 from mrmodel.tune.study import TrialQueue
@@ -55,7 +53,7 @@ def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> Non
         ConfigError: the new values are invalid there.
     """
     text = read_text(file)
-    before, now = study.facts.config, parse_config(yaml.safe_load(text)).model_dump()
+    before, now = study.facts.config, parse_config(parse_yaml(text, file)).model_dump()
     for path in changes:
         was, found = value_at(before, path), value_at(now, path)
         if was != found and found != changes[path]:
@@ -64,7 +62,7 @@ def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> Non
                 "search again"
             )
     changed = set_parameters(text, changes)
-    parse_config(yaml.safe_load(changed))
+    parse_config(parse_yaml(changed, file))
     write_text(file, changed)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,7 +19,7 @@ from mrmodel import presets
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import DataError, TuningError
 from mrmodel.evaluate.significance import Comparison
-from mrmodel.files import digest_of, sha256_of
+from mrmodel.files import digest_of, parse_yaml, read_yaml, sha256_of
 from mrmodel.stages.trainer import run_settings
 from mrmodel.storage import open_store
 from mrmodel.tune import confirm
@@ -141,7 +140,7 @@ def inputs_of(config: Config) -> dict[str, str]:
     job = job_of(config, Path(), "", config.seed)
     found = {str(file): sha256_of(file) for file in (job.train, job.val)}
     lock = Path("dvc.lock")
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    stages = read_yaml(lock)["stages"] if lock.exists() else {}
     made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     for needed in map(str, read_by_training(config)):
         for path, md5 in made.items():
@@ -174,7 +173,7 @@ def epochs_of(config: Config) -> int:
 def paper_config(config: Config) -> Config | None:
     """The published values for QVHighlights, if there is a preset for them."""
     name = f"qvhighlights_{target_of(config).model}"
-    return parse_config(yaml.safe_load(presets.render(name))) if name in presets.names() else None
+    return parse_config(parse_yaml(presets.render(name))) if name in presets.names() else None
 
 
 def search_summary(study: TrialQueue, config: Config) -> SearchResult:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -32,8 +31,8 @@ from mrmodel.encoders.user_weights import (
     read_part,
     require_fit,
 )
-from mrmodel.errors import CheckpointError, WeightsError
-from mrmodel.files import atomic_path, read_text, sha256_of, write_json
+from mrmodel.errors import CheckpointError, DataError, WeightsError
+from mrmodel.files import atomic_path, parse_yaml, read_text, sha256_of, write_json
 
 # Weight set -> its conversion recipe.
 RECIPES = ComponentRegistry(
@@ -181,8 +180,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[name] = parse_yaml(value)
+        except DataError:
             equals = ""
         if not equals:
             raise WeightsError(f"option {text!r}: expected NAME=VALUE")

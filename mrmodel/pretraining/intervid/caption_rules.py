@@ -15,11 +15,11 @@ from importlib import resources
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import CaptionSettings
 from mrmodel.features.keys import normalise_query
+from mrmodel.files import parse_yaml
 
 RULES = (
     "normalise",
@@ -75,7 +75,7 @@ class CaptionWords:
 def caption_words() -> CaptionWords:
     """The word lists, read once per process."""
     source = resources.files("mrmodel.pretraining.intervid").joinpath("caption_words.yaml")
-    lists = yaml.safe_load(source.read_text(encoding="utf-8"))
+    lists = parse_yaml(source.read_text(encoding="utf-8"))
     writing = f"in (?:{_any_of(lists['languages'])}) (?:{_any_of(lists['writing'])})"
     return CaptionWords(
         version=lists["version"],
