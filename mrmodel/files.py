@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,127 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux.
+
+
+@contextmanager
+def replaced_folder(target: Path, *ours: str) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its place once the block has ended.
+
+    If the block fails or the process is killed, `target` stays as it is. The next call for it
+    removes what a killed process left.
+
+    Args:
+        target: the folder, or where it will be. Behind a symbolic link its real place is used.
+        *ours: patterns of the names that the block may write. Whatever else the old folder holds
+            is the user's, and is in the new one, too.
+
+    Raises:
+        OutputError: it cannot be written, or another process is writing it.
+    """
+    shown, target = target, target.resolve()
+    beside = target.parent / f".{target.name}.new"
+    new, old = beside / target.name, beside / ".old"
+    try:
+        if target.exists() and not target.is_dir():
+            raise OutputError(shown, FileExistsError())
+        beside.mkdir(parents=True, exist_ok=True)
+        with _locked(beside):
+            try:
+                if old.exists() and not target.exists():
+                    old.rename(target)  # of a process that was killed between two renames
+                for left in (new, old):
+                    if left.exists():
+                        shutil.rmtree(left)
+                new.mkdir()
+                yield new
+                if target.exists():
+                    shutil.copymode(target, new)
+                    _add_links(target, new, ours)
+                _sync_folder(new)
+                _swap(new, target, old)
+                _sync_folder(target.parent)
+            finally:
+                if target.exists() or not old.exists():
+                    shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        if is_of_the_machine(error) or _is_below(error.filename, beside):
+            raise OutputError(shown, error) from error
+        raise
+
+
+def _is_below(path: object, folder: Path) -> bool:
+    return isinstance(path, str) and folder in (Path(path), *Path(path).parents)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on an existing folder, which ends with the process."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            rule = "another process is writing it"
+            raise OSError(errno.EWOULDBLOCK, rule, str(folder)) from None
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):
+                raise  # some network file systems have no locks of folders
+        yield
+    finally:
+        os.close(handle)
+
+
+def _add_links(source: Path, target: Path, without: Iterable[str]) -> None:
+    """Link the entries of a folder into another, but those that it has, and some patterns."""
+    for entry in source.iterdir():
+        own = target / entry.name
+        if own.exists() or any(fnmatch(entry.name, pattern) for pattern in without):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, own, symlinks=True, copy_function=link_or_copy)
+        else:
+            link_or_copy(entry, own)
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Make `target` a hard link to the file `source`, or a copy where there are no hard links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # another file system, or no support for links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put the folder `new` at `target`; whatever is there moves to the place of `new` or `old`."""
+    if not target.exists():
+        new.rename(target)
+        return
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = os.fsencode(new), os.fsencode(target)
+    if exchange is not None and exchange(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0:
+        return
+    # This system or file system cannot exchange two names.
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that names in a folder outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not offer it
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

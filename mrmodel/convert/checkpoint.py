@@ -34,9 +34,9 @@ from mrmodel.convert.sg_detr import (
 )
 from mrmodel.convert.streams import Modality, StreamName, model_streams, published_streams
 from mrmodel.errors import CheckpointError, ConfigError
-from mrmodel.files import sha256_of
+from mrmodel.files import replaced_folder, sha256_of
 from mrmodel.predict.serving import SERVING, write_serving
-from mrmodel.train.checkpoint import CONFIG, ModelConfig, ModelStream, save_model
+from mrmodel.train.checkpoint import CONFIG, WEIGHTS, ModelConfig, ModelStream, save_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
     Raises:
         CheckpointError: the file cannot be read, is of another model, has a setting out of range,
             or uses features in an unsupported form; or the stream widths do not add up; or
-            `output` holds a model or cannot be written.
+            `output` holds a model.
+        OutputError: `output` cannot be written.
     """
     if (request.output / CONFIG).exists() and not request.replace:
         raise CheckpointError(f"{request.output}: holds a model; --force replaces it")
@@ -175,15 +176,10 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
         raise CheckpointError(f"{request.file}: {error}") from None
     if not fit.mismatches:
         model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
-        try:
-            for name in (CONFIG, SERVING):
-                (request.output / name).unlink(missing_ok=True)
+        with replaced_folder(request.output, WEIGHTS, CONFIG, SERVING, ".*.tmp") as folder:
             if config.model == "sg_detr":
-                write_serving(request.output, published_postprocess(config.protocol))
-            save_model(request.output, model, config)
-        except OSError as error:
-            rule = f"cannot be written ({error.strerror})"
-            raise CheckpointError(f"{request.output}: {rule}") from error
+                write_serving(folder, published_postprocess(config.protocol))
+            save_model(folder, model, config)
     return ImportReport(config, settings, limits, protocol, fit, notes(file.options))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from mrmodel.components import ENCODERS
 from mrmodel.encoders.user_weights import FILES, LOCK, PUBLISHED, WeightSet
 from mrmodel.errors import UnknownNameError, WeightsError
-from mrmodel.files import digest_of, read_text, write_json
+from mrmodel.files import digest_of, read_text, replaced_folder, write_json
 from mrmodel.storage import Store
 
 log = logging.getLogger(__name__)
@@ -175,12 +175,11 @@ def _pull(store: Store, weights: WeightSet, files: dict[str, str]) -> None:
     if not store.exists(lock_key):
         hint = f"where it is, run `mrmodel weights push {store.url} {weights.name}`"
         raise WeightsError(f"{weights.name}: {store.url} lacks the pinned version; {hint}")
-    weights.folder.mkdir(parents=True, exist_ok=True)
-    (weights.folder / LOCK).unlink(missing_ok=True)
-    for file, digest in files.items():
-        store.download(_file_key(weights.name, digest), weights.folder / file)
-    store.download(lock_key, weights.folder / LOCK)
-    weights.verify()
+    with replaced_folder(weights.folder, *FILES, LOCK, ".*.tmp") as folder:
+        for file, digest in files.items():
+            store.download(_file_key(weights.name, digest), folder / file)
+        store.download(lock_key, folder / LOCK)
+        WeightSet(weights.name, folder.parent).verify()
     log.info("%s: pulled into %s", weights.name, weights.folder)
 
 

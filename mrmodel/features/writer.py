@@ -10,7 +10,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from mrmodel.errors import FeatureError
-from mrmodel.features.index import IndexEntry, IndexRow, write_index
+from mrmodel.features.index import INDEX_FILE, IndexEntry, IndexRow, write_index
 from mrmodel.features.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -22,6 +22,8 @@ from mrmodel.features.store import Half
 from mrmodel.files import sha256_of
 
 SHARD_BYTES = 2 << 30
+# Names in a store, with those of a killed writer.
+STORE_FILES = (MANIFEST_FILE, INDEX_FILE, "shard-*.npy", "shard-*.npy.tmp", ".*.tmp")
 _HEADER_BYTES = 128
 _ITEM_BYTES = 2
 
@@ -32,7 +34,8 @@ class FeatureWriter:
     A context manager; on an exception no manifest is written, hence no store.
 
     Args:
-        folder: created if needed; an existing store is replaced.
+        folder: created if needed; an existing store is deleted first (`files.replaced_folder`
+            keeps it until the new one is complete).
         info: what the rows are.
         shard_bytes: a shard is closed before it exceeds this size; an item is never
             split, so a single larger item gets a shard of its own.
@@ -46,7 +49,7 @@ class FeatureWriter:
         self._file_rows = 0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        for pattern in ("shard-*.npy", "shard-*.npy.tmp", ".*.tmp"):  # also of a killed writer
+        for pattern in STORE_FILES:
             for stale in folder.glob(pattern):
                 stale.unlink()
 

@@ -258,7 +258,7 @@ def test_a_killed_import_ends_in_the_same_bytes(tmp_path: Path) -> None:
     store = tmp_path / "out" / CLIP
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not list(store.glob("shard-00003.npy*")) and time.monotonic() < deadline:
+    while not list(store.parent.rglob("shard-00003.npy*")) and time.monotonic() < deadline:
         time.sleep(0.0005)
     killed.kill()
     killed.communicate()
@@ -266,6 +266,7 @@ def test_a_killed_import_ends_in_the_same_bytes(tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match="did not finish"):
         FeatureStore(store)
     subprocess.run(command, check=True)
+    assert list(store.parent.iterdir()) == [store]
     again = {path.name: path.read_bytes() for path in store.iterdir()}
     undisturbed = tmp_path / "whole"
     undisturbed.mkdir()

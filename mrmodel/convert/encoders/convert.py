@@ -20,6 +20,7 @@ from mrmodel.convert.encoders.torchscript import is_torchscript, read_torchscrip
 from mrmodel.convert.safe_unpickle import load_plain, unwrapped
 from mrmodel.encoders.user_weights import (
     CONFIG,
+    FILES,
     LOCK,
     PUBLISHED,
     TENSORS,
@@ -32,7 +33,14 @@ from mrmodel.encoders.user_weights import (
     require_fit,
 )
 from mrmodel.errors import CheckpointError, DataError, WeightsError
-from mrmodel.files import atomic_path, parse_yaml, read_text, sha256_of, write_json
+from mrmodel.files import (
+    atomic_path,
+    parse_yaml,
+    read_text,
+    replaced_folder,
+    sha256_of,
+    write_json,
+)
 
 # Weight set -> its conversion recipe.
 RECIPES = ComponentRegistry(
@@ -74,7 +82,7 @@ class Conversion:
 def convert(request: Conversion) -> SetLock:
     """Write a weight set from published files, without executing code in them.
 
-    The lock is written last, so a killed conversion leaves no loadable set.
+    An existing set stays until the new one is complete.
 
     Raises:
         UnknownNameError: no such set.
@@ -90,16 +98,16 @@ def convert(request: Conversion) -> SetLock:
     config = with_options(config, request.options)
     require_set(request.weights, recipe, config, tensors)
     tokenizer = _tokenizer(request.vocabulary, recipe, config)
-    (weights.folder / LOCK).unlink(missing_ok=True)
-    write_json(weights.folder / CONFIG, config.model_dump(mode="json"))
-    with atomic_path(weights.folder / TENSORS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    if tokenizer is not None:
-        with atomic_path(weights.folder / TOKENIZER) as temporary:
-            tokenizer.save(str(temporary))
     files = [*parts_of(request.weights), *([request.vocabulary] if request.vocabulary else [])]
     sources = [LockedSource(file=file.name, sha256=sha256_of(file)) for file in files]
-    return weights.write_lock(sources)
+    with replaced_folder(weights.folder, *FILES, LOCK, ".*.tmp") as folder:
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        with atomic_path(folder / TENSORS) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        if tokenizer is not None:
+            with atomic_path(folder / TOKENIZER) as temporary:
+                tokenizer.save(str(temporary))
+        return WeightSet(request.name, folder.parent).write_lock(sources)
 
 
 def lock_again(name: str, root: Path | None = None) -> SetLock:

@@ -1,7 +1,8 @@
 """`mrmodel features import`: converts a published archive to feature stores, file by file.
 
-One file is in memory at a time, and an item without rows does not stop the import. A killed import
-leaves no manifest and hence no store; the next one starts over and produces the same bytes.
+One file is in memory at a time, and an item without rows does not stop the import. A store takes
+the place of an earlier one when it is complete. After a killed or failed import the earlier one is
+as it was, and the next import starts over and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from mrmodel.features.manifest import (
     stream_fingerprint,
 )
 from mrmodel.features.store import Half, to_stored
-from mrmodel.features.writer import SHARD_BYTES, FeatureWriter
-from mrmodel.files import atomic_path, sha256_of, write_json
+from mrmodel.features.writer import SHARD_BYTES, STORE_FILES, FeatureWriter
+from mrmodel.files import atomic_path, replaced_folder, sha256_of, write_json
 from mrmodel.progress import NullReporter, Reporter
 from mrmodel.types import Annotation
 
@@ -184,11 +185,14 @@ def _import(
             {"imported": stream.name, "normalised": source.contents.normalised}, clip_len_s
         ),
     )
-    with FeatureWriter(report.store, info, request.shard_bytes) as writer:
+    with (
+        replaced_folder(report.store, *STORE_FILES, RECORD) as folder,
+        FeatureWriter(folder, info, request.shard_bytes) as writer,
+    ):
         for entry, stored in _stored(wanted, _of_several(wanted), source, report, reporter):
             writer.add(entry, stored)
         _judge(report, request, len(wanted))
-        write_json(report.store / RECORD, _record(report, request))
+        write_json(folder / RECORD, _record(report, request))
     return report
 
 
