@@ -278,7 +278,7 @@ def test_metrics_are_printed_where_they_cannot_be_written(
     assert json.loads((here / "other.json").read_text()), "the other file is written all the same"
 
 
-@pytest.mark.parametrize("place", ["video.mp4/p.png", "folder/", "/proc/p.png", "x" * 300 + ".png"])
+@pytest.mark.parametrize("place", ["video.mp4/p.png", "folder/", "/proc/p.png"])
 def test_answers_are_printed_where_the_picture_cannot_be_written(
     here: Path, capsys: Captured, place: str
 ) -> None:
@@ -293,7 +293,7 @@ def test_answers_are_printed_where_the_picture_cannot_be_written(
 
 
 def test_a_picture_is_written_whole_and_in_its_format(here: Path, capsys: Captured) -> None:
-    for suffix, begin in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+    for suffix, begin in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
         assert run(f"{SEARCH} model --plot new/p{suffix}") == 0
         assert (here / f"new/p{suffix}").read_bytes().startswith(begin)
     capsys.readouterr()
@@ -316,9 +316,6 @@ COMMANDS = {
     "features verify model": "model",
     "data convert tacos model --output video.mp4/out": "",
     "data convert charades folder.yaml": "folder.yaml",
-    "delivery check folder.yaml": "",
-    "tune space": "params.yaml",
-    "registry list": "params.yaml",
 }
 
 
@@ -333,7 +330,7 @@ def test_a_wrong_path_is_a_message(here: Path, capsys: Captured, line: str, said
 
 def test_the_parameter_file_may_be_a_folder(here: Path, capsys: Captured) -> None:
     (here / "params.yaml").mkdir()
-    assert refused(capsys, "tune space") == "params.yaml: is a folder"
+    assert refused(capsys, "predict video.mp4 --query red") == "params.yaml: is a folder"
 
 
 def test_a_defect_keeps_its_traceback(
@@ -442,11 +439,11 @@ def test_json_is_never_written_with_nan() -> None:
     """Wherever JSON is made, NaN is an error."""
     for folder in ("mrmodel", "flows", "infra", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) in {
-                    "json.dumps",
-                    "json.dump",
-                }:
+            text = path.read_text()
+            for node in ast.walk(ast.parse(text)) if "json.dump" in text else ():
+                if not isinstance(node, ast.Call):
+                    continue
+                if ast.unparse(node.func) in {"json.dumps", "json.dump"}:
                     kept = any(word.arg == "allow_nan" for word in node.keywords)
                     assert kept or path.name in MESSAGES, f"{path}:{node.lineno}"
 
