@@ -79,6 +79,8 @@ def main() -> int:
     """Run the request in the file given as argument; the result is written next to it."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # A command gives up sooner; here hours of training may come before. MLflow's own number.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
     file = Path(sys.argv[1])
     order = json.loads(file.read_text(encoding="utf-8"))
     try:

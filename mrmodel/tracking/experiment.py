@@ -20,7 +20,7 @@ ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
 # Of a message, in characters.
 _LONGEST = 400
 # For the first question to a server; where it is away, half a minute instead of twenty.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # Columns of MLflow's database that hold places of files.
 _PLACES = (
     ("runs", "artifact_uri"),
