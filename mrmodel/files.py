@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -326,6 +327,28 @@ def stand_in(path: Path) -> str | None:
     if text.startswith("<"):
         return "a web page or XML, perhaps of an error or a login, not the file itself"
     return f"a text that begins with {text.splitlines()[0][:40]!r}"
+
+
+# What a zip file may unpack to: its own size times this, and some bytes. Numbers of a model or of
+# features compress by far less, and torch writes them uncompressed.
+_UNPACKED, _UNPACKED_BYTES = 20, 1 << 24
+
+
+def require_no_zip_bomb(path: Path) -> None:
+    """Check, before a file of torch is read, that it does not unpack to a multiple of its size.
+
+    Raises:
+        ValueError: it does.
+        BadZipFile: it begins as a zip file, and is none.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > _UNPACKED * size + _UNPACKED_BYTES:
+        raise ValueError(f"{size} bytes that unpack to {unpacked}")
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from mrmodel.components import MODELS
 from mrmodel.config.base import MAX_CLIP_LEN_S, MIN_CLIP_LEN_S
 from mrmodel.convert.features import check_features, end_points_last, notes, text_width, video_width
 from mrmodel.convert.parameter_names import MatchResult, match_state
-from mrmodel.convert.safe_unpickle import PublishedCheckpoint, read_published
+from mrmodel.convert.safe_unpickle import PublishedCheckpoint, read_published, separated
 from mrmodel.convert.settings import (
     SIGNATURE_KEYS,
     Setting,
@@ -175,7 +175,7 @@ def import_checkpoint(request: CheckpointImportRequest) -> ImportReport:
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{request.file}: {error}") from None
     if not fit.mismatches:
-        model.load_state_dict({n: t.float() for n, t in fit.state.items()}, assign=True)
+        model.load_state_dict(separated({n: t.float() for n, t in fit.state.items()}), assign=True)
         with replaced_folder(request.output, WEIGHTS, CONFIG, SERVING, ".*.tmp") as folder:
             if config.model == "sg_detr":
                 write_serving(folder, published_postprocess(config.protocol))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from zipfile import ZipFile
@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mrmodel.errors import CheckpointError
-from mrmodel.files import stand_in
+from mrmodel.files import require_no_zip_bomb, stand_in
 
 # Constructor of a pickled NumPy scalar, whose module depends on the NumPy version.
 _NUMBER = np.float64().__reduce__()[0]
@@ -64,6 +64,8 @@ _AVERAGED = "n_averaged"
 _SAVED = "hyper_parameters"
 # Of the pickle alone: tensors lie beside it.
 _MOST_BYTES = 64 << 20
+# How many times as large as their storages all tensors may be: layers may share parts.
+_MOST_SHARED = 4
 _DATA_SET = "metrics_mode"
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -143,6 +145,7 @@ def load_plain(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]
+        require_no_zip_bomb(path)
         with torch.serialization.safe_globals(_HARMLESS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise any exception.
@@ -251,6 +254,7 @@ def _load_lightning(path: Path) -> dict[str, Any] | None:
         CheckpointError: a tensor of the model cannot be built.
     """
     try:
+        require_no_zip_bomb(path)
         with ZipFile(path) as file:
             root = file.namelist()[0].split("/")[0]
             record = f"{root}/data.pkl"
@@ -268,11 +272,16 @@ def _load_lightning(path: Path) -> dict[str, Any] | None:
         return None
     own = unwrapped(path, state, lightning=lightning)
     with ZipFile(path) as file:
-        tensors = {name: _tensor(path, file, root, name, value) for name, value in own.items()}
+
+        @cache
+        def storage(record: str) -> bytearray:
+            return bytearray(file.read(f"{root}/data/{record}"))
+
+        tensors = {name: _tensor(path, storage, name, value) for name, value in own.items()}
     return {"state_dict": tensors, _SAVED: loaded.get(_SAVED)}
 
 
-def _tensor(path: Path, file: ZipFile, root: str, name: object, value: Any) -> Any:
+def _tensor(path: Path, read: Callable[[str], bytearray], name: object, value: Any) -> Any:
     """The tensor of a stand-in: part of a storage in the zip archive. Other values as they are."""
     if not isinstance(value, _StandIn):
         return value
@@ -284,12 +293,8 @@ def _tensor(path: Path, file: ZipFile, root: str, name: object, value: Any) -> A
         (_, storage, key, *_), offset, shape, strides, *_ = value.args
         if storage.path not in _STORAGES:
             raise CheckpointError(f"{path}: {name} is of {storage.path!r}; expected real numbers")
-        numbers = bytearray(file.read(f"{root}/data/{key}"))
-        flat = torch.frombuffer(numbers, dtype=_STORAGES[storage.path])
-        # Repeated numbers (a stride of 0) could claim any size.
-        if math.prod(shape) > len(flat):
-            raise CheckpointError(f"{path}: {name} is {shape}, and its storage has {len(flat)}")
-        return flat.as_strided(shape, strides, offset).clone()
+        flat = torch.frombuffer(read(key), dtype=_STORAGES[storage.path])
+        return flat.as_strided(shape, strides, offset)
     except CheckpointError:
         raise
     except Exception as error:
@@ -306,9 +311,49 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise CheckpointError(f"{path}: {name} is of {kind}; expected plain real numbers")
-        if not tensor.float().isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds NaN, infinity or what is that in float32")
         tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
+    require_own_numbers(path, tensors)
+    for name, tensor in tensors.items():
+        if not tensor.float().isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds NaN, infinity or what is that in float32")
     return tensors
+
+
+def require_own_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are not larger than what the file holds.
+
+    Repeated numbers (a stride of 0) and tensors of common numbers could claim any size.
+
+    Raises:
+        CheckpointError: one of them is no plain tensor or larger than its storage, or all together
+            are several times as large as their storages.
+    """
+    held: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise CheckpointError(f"{path}: {name} is of {kind}; expected plain numbers")
+        storage = tensor.untyped_storage()
+        if tensor.nbytes > storage.nbytes():
+            count = storage.nbytes() // tensor.element_size()
+            rule = f"{name} is {tuple(tensor.shape)}, and its storage has {count} numbers"
+            raise CheckpointError(f"{path}: {rule}")
+        held[storage.data_ptr()] = storage.nbytes()
+    claimed, there = sum(tensor.nbytes for tensor in tensors.values()), sum(held.values())
+    if claimed > _MOST_SHARED * there:
+        raise CheckpointError(f"{path}: its tensors are {claimed} bytes, and it holds {there}")
+
+
+def separated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, and none with the storage of another, as safetensors wants."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        if own.untyped_storage().data_ptr() in seen or own.untyped_storage().nbytes() > own.nbytes:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        found[name] = own
+    return found

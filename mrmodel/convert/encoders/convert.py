@@ -17,7 +17,7 @@ from torch import Tensor
 from mrmodel.components import ComponentRegistry
 from mrmodel.convert.encoders.recipe import Recipe
 from mrmodel.convert.encoders.torchscript import is_torchscript, read_torchscript
-from mrmodel.convert.safe_unpickle import load_plain, unwrapped
+from mrmodel.convert.safe_unpickle import load_plain, require_own_numbers, separated, unwrapped
 from mrmodel.encoders.user_weights import (
     CONFIG,
     FILES,
@@ -103,7 +103,7 @@ def convert(request: Conversion) -> SetLock:
     with replaced_folder(weights.folder, *FILES, LOCK, ".*.tmp") as folder:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         with atomic_path(folder / TENSORS) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file(separated(tensors), temporary)
         if tokenizer is not None:
             with atomic_path(folder / TOKENIZER) as temporary:
                 tokenizer.save(str(temporary))
@@ -156,6 +156,7 @@ def read_tensors(path: Path, recipe: Recipe | None = None) -> dict[str, Tensor]:
     )
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor")
+    require_own_numbers(path, tensors)
     return tensors
 
 

@@ -86,6 +86,9 @@ def read(path: Path) -> dict[str, Tensor] | None:
         with path.open("rb") as file:
             blobs = _ArrayReader(file, encoding="latin-1").load()["blobs"]
         arrays = {name: value for name, value in blobs.items() if isinstance(value, np.ndarray)}
+        size = path.stat().st_size
+        if sum(array.nbytes for array in arrays.values()) > size:
+            raise CheckpointError(f"its arrays are larger than its {size} bytes")
         return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -94,8 +97,11 @@ def read(path: Path) -> dict[str, Tensor] | None:
         raise CheckpointError(f"{path}: cannot be read as blobs of Caffe2 ({kind})") from None
 
 
-class _ArrayReader(pickle.Unpickler):
-    """Builds only NumPy arrays and plain containers."""
+class _ArrayReader(pickle._Unpickler):
+    """Builds only NumPy arrays and plain containers.
+
+    The class in Python keeps its memo in a dict; the one in C would allocate any index at once.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolve the names in a pickled array, under NumPy's old and new modules."""

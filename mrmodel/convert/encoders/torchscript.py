@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrmodel.convert.safe_unpickle import require_own_numbers
 from mrmodel.errors import CheckpointError
+from mrmodel.files import require_no_zip_bomb
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -26,6 +28,8 @@ _DTYPES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
+# CLIP has some hundred.
+_MOST_MODULES = 10_000
 # Builders of typed lists; their first argument is the list.
 _LISTS = {"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"}
 
@@ -47,17 +51,19 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         CheckpointError: the archive is damaged, or its tree refers to anything but modules and
             tensors.
     """
+    tensors: dict[str, Tensor] = {}
     try:
+        require_no_zip_bomb(path)
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(root) as file:
                 module = _TreeReader(file, archive, root.removesuffix(".pkl")).load()
+        tensors = _collect(module)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise any exception
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__})") from None
-    tensors: dict[str, Tensor] = {}
-    _collect(module, "", tensors)
+    require_own_numbers(path, tensors)
     return tensors
 
 
@@ -65,12 +71,16 @@ class _Module:
     """A module of the archive: its attributes, without its class."""
 
 
-class _TreeReader(pickle.Unpickler):
-    """Builds modules without behaviour, tensors, and plain containers; rejects the rest."""
+class _TreeReader(pickle._Unpickler):
+    """Builds modules without behaviour, tensors, and plain containers; rejects the rest.
+
+    The class in Python keeps its memo in a dict; the one in C would allocate any index at once.
+    """
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, data: str) -> None:
         super().__init__(file)
         self._archive, self._data = archive, data
+        self._storages: dict[str, bytearray] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolve the few names that an archive may contain."""
@@ -89,19 +99,29 @@ class _TreeReader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         """The flat tensor of ``("storage", dtype, file, location, count)``."""
         _, dtype, name, _, count = pid
-        content = bytearray(self._archive.read(f"{self._data}/{name}"))
-        return torch.frombuffer(content, dtype=dtype, count=count)
+        if name not in self._storages:
+            self._storages[name] = bytearray(self._archive.read(f"{self._data}/{name}"))
+        return torch.frombuffer(self._storages[name], dtype=dtype, count=count)
 
 
 def _tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    return storage.as_strided(size, stride, offset).clone()
+    return storage.as_strided(size, stride, offset)
 
 
-def _collect(module: _Module, prefix: str, tensors: dict[str, Tensor]) -> None:
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            tensors[f"{prefix}{name}"] = value
-        elif isinstance(value, _Module):
-            _collect(value, f"{prefix}{name}.", tensors)
+def _collect(root: _Module) -> dict[str, Tensor]:
+    """The tensors of a tree of modules, which may be anything: `_MOST_MODULES` are visited."""
+    tensors: dict[str, Tensor] = {}
+    left, visited = [("", root)], 0
+    while left:
+        prefix, module = left.pop()
+        visited += 1
+        if visited > _MOST_MODULES:
+            raise CheckpointError(f"its tree has more than {_MOST_MODULES} modules, or a cycle")
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}{name}"] = value
+            elif isinstance(value, _Module):
+                left.append((f"{prefix}{name}.", value))
+    return tensors

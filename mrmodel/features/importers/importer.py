@@ -306,6 +306,10 @@ def _rows_of_any(ids: list[str], source: _Files | _Words, report: StreamReport) 
         try:
             rows = source.rows_of(name)
             half = _to_half(rows)
+        except (MemoryError, RecursionError) as error:
+            rule = f"cannot be read in this memory ({type(error).__name__})"
+            problem = problem or UnusableFile("too_large", rule)
+            continue
         except UnusableFile as error:
             # A sentence may have many ids; the archive needs to hold only one.
             if problem is None or problem.code == "missing_id":

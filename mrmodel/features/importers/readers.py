@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Sequence
@@ -13,11 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError
-from mrmodel.files import stand_in
+from mrmodel.files import require_no_zip_bomb, stand_in
 
 Array = NDArray[Any]
 
 SUFFIXES = (".npz", ".npy", ".pt", ".hdf5", ".h5")
+# Of one item in memory. A day of video with 4096 channels per two seconds is a third of it.
+MOST_BYTES = 1 << 31
+# No file is smaller than its rows by more: the limit of deflate, the strongest compression here.
+_MOST_PACKED = 1032
 # Real numbers of torch that NumPy has too.
 _OF_NUMPY = ("float16", "float32", "float64")
 
@@ -49,8 +54,11 @@ def read_array(place: Place, names: Sequence[str]) -> Array:
         names: names of the array, where a file holds several; the first that exists is used.
 
     Raises:
-        UnusableFile: ``unreadable`` (damaged, or a format that needs code), ``no_array``.
+        UnusableFile: ``unreadable`` (damaged, or a format that needs code), ``no_array``,
+            ``too_large`` (for this machine, or beyond `MOST_BYTES`).
     """
+    if not place.path.is_file():
+        raise UnusableFile("unreadable", "is no regular file")
     try:
         if place.inner is not None:
             return _from_hdf5(place)
@@ -59,6 +67,8 @@ def read_array(place: Place, names: Sequence[str]) -> Array:
         return _from_numpy(place.path, names)
     except FeatureError:
         raise
+    except MemoryError:
+        raise UnusableFile("too_large", "there is not enough memory to read it") from None
     # A damaged file can raise any exception.
     except Exception as error:
         raise UnusableFile("unreadable", _reason(place, error)) from None
@@ -88,23 +98,63 @@ def names_in_hdf5(path: Path) -> list[str]:
 
 
 def _from_numpy(path: Path, names: Sequence[str]) -> Array:
-    found = np.load(path, allow_pickle=False)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        array: Array = found
-        return array
-    with found:
-        chosen: Array = found[_first(names, found)]
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        if not is_zip:
+            _require_npy(file, path.stat().st_size)
+            file.seek(0)
+        found = np.load(file, allow_pickle=False)
+        if not is_zip:
+            array: Array = found
+            return array
+        with found:
+            name = _first(names, found)
+            members = {info.filename: info for info in found.zip.infolist()}
+            member = members.get(name) or members[f"{name}.npy"]
+            if member.file_size > _MOST_PACKED * (member.compress_size + 1):
+                raise UnusableFile("unreadable", "its sizes contradict each other")
+            with found.zip.open(member) as inner:
+                _require_npy(inner, member.file_size)
+            chosen: Array = found[name]
     return chosen
+
+
+def _require_npy(file: Any, size: int) -> None:
+    """Check the header of an array of NumPy in a file of `size` bytes."""
+    header = np.lib.format
+    old = header.read_magic(file) == (1, 0)
+    read = header.read_array_header_1_0 if old else header.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if not dtype.hasobject:  # which NumPy itself refuses
+        _require_room(shape, dtype, size)
+
+
+def _require_room(shape: tuple[int, ...], dtype: Any, most: int) -> None:
+    """Check that an array is not larger than `most` bytes, which the file may hold."""
+    declared = math.prod(shape) * int(dtype.itemsize)
+    if declared > most:
+        rule = f"declares {dtype} {shape}, {declared} bytes, and cannot hold more than {most}"
+        raise UnusableFile("unreadable", rule)
+    if declared > MOST_BYTES:
+        rule = f"{dtype} {shape} are {declared} bytes, of {MOST_BYTES} that an item may have"
+        raise UnusableFile("too_large", rule)
 
 
 def _from_torch(path: Path, names: Sequence[str]) -> Array:
     import torch  # lazy: takes seconds, and few archives need it
 
+    require_no_zip_bomb(path)
     value = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(value, dict):
         value = value[_first(names, value)]
     if not isinstance(value, torch.Tensor):
         raise UnusableFile("no_array", f"holds {type(value).__name__}, no tensor")
+    # Repeated numbers (a stride of 0) and zeros that are left out could claim any size.
+    plain = value.layout == torch.strided
+    _require_room(
+        tuple(value.shape), value.dtype, value.untyped_storage().nbytes() if plain else MOST_BYTES
+    )
     if value.is_quantized:
         value = value.dequantize()
     if value.layout != torch.strided:
@@ -116,8 +166,21 @@ def _from_torch(path: Path, names: Sequence[str]) -> Array:
 
 
 def _from_hdf5(place: Place) -> Array:
-    with _h5py().File(place.path, "r") as file:
-        array: Array = np.asarray(file[place.inner])
+    h5py = _h5py()
+    with h5py.File(place.path, "r") as file:
+        if not isinstance(file.get(place.inner, getlink=True), h5py.HardLink):
+            raise UnusableFile("unreadable", "is a link; rows of other files are not read")
+        found = file[place.inner]
+        if not isinstance(found, h5py.Dataset):
+            raise UnusableFile("no_array", f"is a {type(found).__name__}, no data set")
+        if found.external or found.is_virtual:
+            raise UnusableFile("unreadable", "lies in another file, which is not read")
+        if found.dtype.kind not in "fiub":
+            raise UnusableFile("wrong_shape", f"is {found.dtype}, expected numbers")
+        # Rows that were never written take no room, and would be read as zeros.
+        _require_room(found.shape or (), found.dtype, _MOST_PACKED * found.id.get_storage_size())
+        _require_room(found.chunks or (), found.dtype, MOST_BYTES)
+        array: Array = found[()]
     return array
 
 
