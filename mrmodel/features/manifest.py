@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.files import digest_of, write_json
+from mrmodel.names import ShardFile, StreamName
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
@@ -31,7 +32,7 @@ class StreamInfo(_Frozen):
         fingerprint: everything that determines the values, see `stream_fingerprint`.
     """
 
-    stream: str
+    stream: StreamName
     dim: Annotated[int, Field(ge=1)]
     modality: Literal["video", "text"]
     keyed_by: Literal["vid", "text"]
@@ -43,7 +44,7 @@ class StreamInfo(_Frozen):
 class ShardInfo(_Frozen):
     """One file of rows."""
 
-    file: str
+    file: ShardFile
     rows: Annotated[int, Field(ge=0)]
     sha256: str
 
