@@ -5,19 +5,15 @@ The store belongs to the sender: nothing in it is moved, changed or deleted here
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
-from mrmodel.errors import StorageError
 from mrmodel.files import digest_of
+from mrmodel.names import problem_of_part
 from mrmodel.storage import FolderStore, Store
-from mrmodel.storage.base import check_key
-
-log = logging.getLogger(__name__)
 
 # Written last by the sender; without it a delivery may be incomplete.
 MARKER = "COMPLETE"
@@ -36,12 +32,15 @@ class Delivery:
         digest: of its files' names and store tags, without the marker; no content is read.
         files: their paths in the folder.
         complete: whether the marker is there.
+        problem: why its name, or that of a file, cannot be stored; None: it can. A `name` that
+            cannot is replaced by a short one.
     """
 
     name: str
     digest: str
     files: tuple[str, ...]
     complete: bool
+    problem: str | None = None
 
     @property
     def known(self) -> list[str]:
@@ -50,8 +49,10 @@ class Delivery:
 
     @property
     def ignored(self) -> list[str]:
-        """The other files."""
-        return [path for path in self.files if not _is_known(path)]
+        """The other files; a name that cannot be stored is replaced."""
+        others = [path for path in self.files if not _is_known(path)]
+        fits = [not any(map(problem_of_part, path.split("/"))) for path in others]
+        return [path if fit else _short(path) for path, fit in zip(others, fits, strict=True)]
 
 
 def list_deliveries(incoming: Store) -> list[Delivery]:
@@ -64,7 +65,7 @@ def list_deliveries(incoming: Store) -> list[Delivery]:
     folders: dict[str, dict[str, str]] = defaultdict(dict)
     for key, mark in marks.items():
         name, slash, path = key.partition("/")
-        if slash and _usable(name):
+        if slash and name and not name.startswith("."):
             folders[name][path] = mark
     return [_delivery(name, folders[name]) for name in sorted(folders)]
 
@@ -104,13 +105,17 @@ def _is_known(path: str) -> bool:
 
 def _delivery(name: str, files: Mapping[str, str]) -> Delivery:
     content = {path: mark for path, mark in files.items() if path != MARKER}
-    return Delivery(name, digest_of(content), tuple(sorted(content)), MARKER in files)
+    named, problem = name, problem_of_part(name)
+    if problem is not None:
+        named, problem = _short(name), f"its name {problem}"
+    for path in sorted(filter(_is_known, content)):
+        part = path.rpartition("/")[2]
+        if problem is None and (found := problem_of_part(part)) is not None:
+            problem = f"the name of the file {_short(part)} {found}"
+    return Delivery(named, digest_of(content), tuple(sorted(content)), MARKER in files, problem)
 
 
-def _usable(name: str) -> bool:
-    try:
-        check_key("the incoming store", name)
-    except StorageError as error:
-        log.warning("ignored: %s", error)
-        return False
-    return True
+def _short(name: str) -> str:
+    """A name for one that cannot be stored; other names have other ones."""
+    shown = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in name)
+    return f"{shown.lstrip('.')[:40]}-{digest_of(name)[:12]}"

@@ -108,10 +108,13 @@ def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> DeliveryRe
         DeliveryError, ConfigError: the repository is not set up for deliveries.
         OrchestrationError: data or revision are not available.
     """
+    delivery = delivery_in(folder)
+    if delivery.problem is not None:
+        return _misnamed(delivery)
     with fresh_clone(places, rev, {}) as clone:
         config = load_config(clone / PARAMS)
         reference = DvcDataset(clone, config, places).reference()
-        return check_folder(folder, delivery_in(folder), reference, config).report
+        return check_folder(folder, delivery, reference, config).report
 
 
 class _Ingestion:
@@ -145,6 +148,10 @@ class _Ingestion:
             self._result.branch = self._space.branch
 
     def _look(self, delivery: Delivery) -> DeliveryReport:
+        if delivery.problem is not None:
+            report = _misnamed(delivery)
+            self._quarantine(report)
+            return report
         folder = self._space.folder / _DOWNLOADS / delivery.name
         try:
             if not download(self._incoming, delivery, folder):
@@ -263,6 +270,10 @@ def _check(
     except Exception as error:  # A bug here must not block the other deliveries.
         log.exception("delivery %s", delivery.name)
         return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
+
+
+def _misnamed(delivery: Delivery) -> DeliveryReport:
+    return DeliveryReport(delivery.name, delivery.digest, "quarantined", [str(delivery.problem)])
 
 
 def _incomplete(delivery: Delivery) -> DeliveryReport:

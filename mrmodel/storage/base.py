@@ -148,8 +148,8 @@ def check_condition(store: str, key: str, if_absent: bool, if_match: str | None)
 
 
 def _check_characters(store: str, key: str) -> str:
+    if "\\" in key or not key.isprintable():
+        raise StorageError(store, "holds a backslash or an unprintable character", key=key[:200])
     if len(key.encode()) > MAX_KEY_BYTES:
         raise StorageError(store, f"is longer than {MAX_KEY_BYTES} bytes", key=key[:60] + "...")
-    if "\\" in key or not key.isprintable():
-        raise StorageError(store, "holds a backslash or an unprintable character", key=key)
     return key
