@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,14 @@ from uuid import uuid4
 from configobj import ConfigObj, ConfigObjError
 
 from mrmodel.errors import OrchestrationError
+from mrmodel.files import parse_yaml, write_text
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_user
 
 REMOTE = "workers"
+# A file of stages; its lock file lies beside it.
+MAIN = "dvc.yaml"
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # Never prompt, nor read the user's git configuration.
 _GIT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -40,7 +45,8 @@ def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) 
         locks: path of a lock file -> text; what other stages of this run have produced.
 
     Raises:
-        OrchestrationError: the repository or the revision is not available.
+        OrchestrationError: the repository or the revision is not available, or a lock file is of no
+            pipeline of the revision, or names a hash that is none.
     """
     places.clones.mkdir(parents=True, exist_ok=True)
     _sweep(places.clones)
@@ -53,8 +59,7 @@ def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) 
         try:
             _clone(places, rev, folder)
             _configure(places, folder)
-            for path, text in locks.items():
-                (folder / path).write_text(text, encoding="utf-8")
+            _write_locks(folder, locks)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -93,6 +98,33 @@ def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
     if found is None:
         raise OrchestrationError(f"{places.git_shown} has no revision {rev!r}")
     git(folder, "checkout", "--quiet", "--detach", found)
+
+
+def _write_locks(folder: Path, locks: Mapping[str, str]) -> None:
+    pipelines = git(folder, "ls-files", "-z", "--", MAIN, f"*/{MAIN}").split("\0") if locks else []
+    known = {str(Path(name).with_suffix(".lock")) for name in pipelines if name}
+    for path, text in locks.items():
+        if path not in known:
+            rule = f"is the lock file of no pipeline (there are {', '.join(sorted(known))})"
+            raise OrchestrationError(f"locks: {path[:200]!r} {rule}")
+        _check_hashes(path, text)
+    for path, text in locks.items():
+        write_text(folder / path, text)
+
+
+def _check_hashes(path: str, text: str) -> None:
+    """Raise on a hash that is none: DVC makes a path in its cache of it."""
+    try:
+        stages = parse_yaml(text, f"locks: {path}")["stages"].values()
+        entries = [
+            one for stage in stages for kind in ("deps", "outs") for one in stage.get(kind, [])
+        ]
+        found = [(entry["path"], entry.get("md5")) for entry in entries]
+    except (AttributeError, KeyError, TypeError):
+        raise OrchestrationError(f"locks: {path}: is no lock file") from None
+    for name, md5 in found:
+        if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
+            raise OrchestrationError(f"locks: {path}: {name}: {str(md5)[:80]!r} is no MD5")
 
 
 def _configure(places: RuntimeEnvironment, folder: Path) -> None:

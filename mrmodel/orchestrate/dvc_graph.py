@@ -21,10 +21,11 @@ from dvc.utils.serialize import modify_yaml
 from dvc_data.hashfile.build import build
 from dvc_data.index.index import DataIndexDirError
 
+from mrmodel.config.studies import check_studies
 from mrmodel.errors import OrchestrationError, nearest_names
 from mrmodel.files import digest_of, parse_yaml, read_yaml
-
-MAIN = "dvc.yaml"
+from mrmodel.names import STREAM
+from mrmodel.orchestrate.checkout import MAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,12 @@ class StageGraph:
             folder: a clone whose DVC config names its cache and its remote.
             remote: name of the DVC remote; None: the cache holds all data.
             wait_for_store: called when data seem missing; returns when the store is reachable.
+
+        Raises:
+            ConfigError: studies/params.yaml is invalid.
+            OrchestrationError: a value of params.yaml that names a stage is no name.
         """
+        check_studies(folder)
         self.folder, self._remote = folder, remote
         self._wait_for_store = wait_for_store
         self._open()
@@ -81,9 +87,15 @@ class StageGraph:
         return {_name(stage) for stage in direct if stage.cmd}
 
     def status(self, name: str) -> StageStatus:
-        """Whether a stage must run, given the lock files of all upstream stages."""
+        """Whether a stage must run, given the lock files of all upstream stages.
+
+        Raises:
+            OrchestrationError: no such stage.
+        """
         if self._stale:
             self._open()
+        if name not in self._stages:
+            raise OrchestrationError(f"no stage is called {name[:200]!r}")
         stage, hashes = self._stages[name], self.contents(name)
         key = digest_of(
             {
@@ -175,6 +187,8 @@ class StageGraph:
         self.repo = Repo(str(self.folder))
         self._stale = False
         index = self.repo.index
+        for stage in index.stages:
+            _check_names(_name(stage), stage)
         self._graph, self._outs = index.graph, list(index.outs)
         # Upstream stages first, as in `dvc repro`.
         ordered = nx.dfs_postorder_nodes(self._graph)
@@ -279,6 +293,16 @@ def _name(stage: Any) -> str:
     """Unlike DVC's `addressing`, independent of the current folder."""
     name: str = getattr(stage, "name", "")
     return name if stage.path_in_repo == MAIN else f"{stage.path_in_repo}:{name}"
+
+
+def _check_names(name: str, stage: Any) -> None:
+    """Raise on a stage that DVC must not run: it deletes the outputs first."""
+    value = name.partition("@")[2]
+    if value and not STREAM.fits(value):
+        raise OrchestrationError(f"stage {name[:200]!r}: {value[:200]!r} {STREAM.rule}")
+    for out in stage.outs:
+        if not out.is_in_repo:
+            raise OrchestrationError(f"stage {name}: its output {out.def_path} is elsewhere")
 
 
 def _params(deps: Iterable[Any]) -> list[Any]:
