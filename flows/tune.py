@@ -33,6 +33,7 @@ from flows.stages import gpu_slot
 from mrmodel.cli.options import TRIALS, WORKERS
 from mrmodel.errors import exit_codes
 from mrmodel.files import digest_of
+from mrmodel.names import POOL, SEARCH
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import Ended, run_python
@@ -168,6 +169,8 @@ def tune(
 
     Ends as Better, with the name of the branch, or as NotBetter.
     """
+    if pool is not None:
+        POOL.require("pool", pool)
     places = RuntimeEnvironment.from_environment()
     with get_client(sync_client=True) as client:
         found = search_revision(
@@ -240,11 +243,12 @@ def tune_worker(study: str, rev: str, owner: str, parent_run: str | None = None)
         owner: unique label of this worker in its trials.
         parent_run: id of the search's MLflow run.
     """
+    SEARCH.require("study", study)
     variables = {PARENT: parent_run} if parent_run else {}
     with gpu_slot(), fresh_clone(RuntimeEnvironment.from_environment(), rev, {}) as clone:
         ended = run_python(
             "mrmodel.tune.worker",
-            *(study, "--owner", owner, "--fetch"),
+            *(study, f"--owner={owner}", "--fetch"),
             folder=clone,
             on_line=get_run_logger().info,
             variables=variables,

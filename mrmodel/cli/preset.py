@@ -8,6 +8,7 @@ import click
 
 from mrmodel import presets
 from mrmodel.config.schema import load_config
+from mrmodel.config.studies import check_studies
 
 FEATURES = click.option(
     "--features",
@@ -76,8 +77,12 @@ def config_group() -> None:
     "path", type=click.Path(path_type=Path, dir_okay=False), default=Path("params.yaml")
 )
 def check(path: Path) -> None:
-    """Validate every value of a parameter file; the exit code is 2 on a mistake."""
+    """Validate every value of a parameter file; the exit code is 2 on a mistake.
+
+    studies/params.yaml beside it is validated, too.
+    """
     config = load_config(path)
+    check_studies(path.parent)
     models = ", ".join(config.train.models)
     click.echo(
         f"{path}: good. Corpus {config.corpus.name} ({config.corpus.source}), model {models}"

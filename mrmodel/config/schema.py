@@ -40,6 +40,14 @@ from mrmodel.config.tune import TuneSettings
 from mrmodel.devices import DEVICES, is_device
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
 from mrmodel.files import read_yaml
+from mrmodel.names import (
+    CorpusName,
+    FolderName,
+    ModelName,
+    PoolName,
+    RegisteredModelName,
+    StreamName,
+)
 
 
 class CorpusVideos(Section):
@@ -54,9 +62,9 @@ class CorpusVideos(Section):
 class CorpusSettings(Section):
     """Where videos and annotations come from."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    name: CorpusName
     source: Literal["sample", "folder"]
-    folder: Annotated[str, Field(min_length=1)]
+    folder: FolderName
     seed: Seed
     videos: CorpusVideos
     queries_per_video: Annotated[int, Field(ge=1, le=1000)]
@@ -80,9 +88,9 @@ class FeatureSettings(Section):
     """
 
     clip_len_s: ClipLength
-    video_streams: Annotated[list[str], Field(min_length=1)]
-    text_streams: Annotated[list[str], Field(min_length=1)]
-    imports: Annotated[str, Field(min_length=1)]
+    video_streams: Annotated[list[StreamName], Field(min_length=1)]
+    text_streams: Annotated[list[StreamName], Field(min_length=1)]
+    imports: FolderName
     max_clips: Count | None
     max_tokens: Count
     max_failed_share: Share
@@ -195,7 +203,7 @@ class TrainSettings(Section):
     `batch_size` and `weight_decay` of its own.
     """
 
-    models: Annotated[list[str], Field(min_length=1)]
+    models: Annotated[list[ModelName], Field(min_length=1)]
     start: Literal["pretrained", "imported"]
     batch_size: BatchSize
     eval_batch_size: BatchSize
@@ -265,8 +273,8 @@ class ShardSettings(Section):
 class OrchestrateSettings(Section):
     """Work pools, retries and timeouts of stages; not a DVC dependency."""
 
-    pools: dict[str, Annotated[str, Field(min_length=1)]]
-    default_pool: Annotated[str, Field(min_length=1)]
+    pools: dict[str, PoolName]
+    default_pool: PoolName
     attempts: Annotated[int, Field(ge=1, le=20)]
     stage_timeout_s: Patience
     start_timeout_s: Patience
@@ -296,7 +304,7 @@ class PromotionSettings(Section):
         card: see `CardSettings`.
     """
 
-    registered_model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    registered_model: RegisteredModelName
     resamples: Annotated[int, Field(ge=1000, le=1_000_000)]
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)]
     min_gain: Annotated[float, Field(allow_inf_nan=False)]
@@ -348,7 +356,7 @@ class Config(Section):
     corpus: CorpusSettings
     features: FeatureSettings
     intervid: IntervidSettings
-    models: dict[str, dict[str, Any]]
+    models: dict[ModelName, dict[str, Any]]
     train: TrainSettings
     postprocess: PostprocessConfig
     evaluate: EvaluateSettings

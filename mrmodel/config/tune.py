@@ -16,6 +16,7 @@ from mrmodel.config.base import (
     Section,
     Seed,
 )
+from mrmodel.names import ModelName, StudyName
 
 
 class PruneSettings(Section):
@@ -69,8 +70,8 @@ class TuneSettings(Section):
         space: changes to the search space that the model declares.
     """
 
-    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    model: str | None
+    study: StudyName
+    model: ModelName | None
     run: Literal["pretrain", "finetune", "scratch"]
     seed: Seed
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]

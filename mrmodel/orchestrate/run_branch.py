@@ -13,6 +13,7 @@ from mrmodel import presets
 from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import ConfigError, OrchestrationError
 from mrmodel.files import read_text, write_text
+from mrmodel.names import is_inside
 from mrmodel.orchestrate.checkout import fresh_clone, git
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 
@@ -45,13 +46,14 @@ class RunBranch:
             params: dotted name -> value, e.g. ``{"train.finetune.lr": 0.0005}``.
 
         Raises:
-            ConfigError: an unknown name or an invalid value; nothing is published.
+            ConfigError: an unknown name, an invalid value, or a folder outside of the repository;
+                nothing is published.
         """
         if not params:
             return
         file = self.folder / PARAMS
         write_text(file, set_parameters(read_text(file), params))
-        self.config  # noqa: B018  # raises before anything is committed
+        _require_inside(self.config, params)  # Before anything is committed.
         said = ", ".join(f"{name} = {value}" for name, value in sorted(params.items()))
         self.publish([PARAMS], f"Parameters: {said}")
 
@@ -96,6 +98,16 @@ def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | Non
         except OrchestrationError as error:
             return f"{name} could not be moved: {error}"
     return None
+
+
+def _require_inside(config: Config, params: Mapping[str, Any]) -> None:
+    """Raise on an absolute folder: only the file in git may name one, not those who start runs."""
+    folders = {"corpus.folder": config.corpus.folder, "features.imports": config.features.imports}
+    for place, folder in folders.items():
+        changed = any(f"{place}.".startswith(f"{name}.") for name in params)
+        if changed and not is_inside(folder):
+            rule = "a run cannot choose a folder outside of the repository; commit it instead"
+            raise ConfigError(place, folder, rule)
 
 
 def set_parameters(text: str, params: Mapping[str, Any]) -> str:

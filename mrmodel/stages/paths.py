@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrmodel.config.schema import Config
+from mrmodel.names import MODEL, STREAM
 
 PIN_FILE = "encoder_weights.lock"
 SPLITS = ("train", "val", "test")
 
 
 class Paths:
-    """Folders of a configuration, relative to the working directory."""
+    """Folders of a configuration, relative to the working directory.
+
+    Methods raise ConfigError on a name that is none, whoever gave it.
+    """
 
     def __init__(self, config: Config, root: Path = Path()) -> None:
         self.root = root
@@ -35,19 +39,23 @@ class Paths:
 
     def stream(self, name: str) -> Path:
         """Feature store of one stream."""
+        STREAM.require("stream", name)
         return self.features / name
 
     def imported(self, name: str) -> Path:
         """Store of a stream written by `mrmodel features import`, which need not exist."""
+        STREAM.require("stream", name)
         return self.imports / name
 
     def model(self, kind: str, name: str) -> Path:
         """Model folder; `kind` is ``pretrained``, ``imported``, ``finetuned`` or ``scratch``."""
+        MODEL.require("kind", kind)
+        MODEL.require("model", name)
         return self.root / "models" / kind / name
 
     def served(self, name: str) -> Path:
         """The packaged model: fine-tuned weights with their post-processing."""
-        return self.root / "models" / "served" / name
+        return self.model("served", name)
 
     def resume(self, stage: str, inputs: str) -> Path:
         """Resume state of a stage with this digest of its inputs; never a DVC output."""

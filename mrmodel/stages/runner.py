@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import exit_codes
+from mrmodel.names import LONGEST_PART, MODEL, PRESET, STREAM, NameKind
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
 from mrmodel.stages.paths import Paths
@@ -23,6 +24,8 @@ StageFunction = Callable[[Config, Reporter, dict[str, str]], None]
 PARAMS = Path("params.yaml")
 # Arguments that are numbers: the least and the greatest.
 _RANGES = {"seed": (0, 2**31 - 1), "steps": (1, 2**31 - 1)}
+# Arguments that are names.
+_NAMES = {"stream": STREAM, "model": MODEL, "preset": PRESET}
 # Set by DVC for the command of a stage.
 _DVC_STAGE = "DVC_STAGE"
 
@@ -59,8 +62,21 @@ def run_command(commands: Mapping[str, tuple[StageFunction, tuple[str, ...]]]) -
 
 def _add_arguments(parser: argparse.ArgumentParser, arguments: tuple[str, ...]) -> None:
     for name in arguments:
-        kind = _whole_number(*_RANGES[name]) if name in _RANGES else str
+        kind: Callable[[str], str] = str
+        if name in _RANGES:
+            kind = _whole_number(*_RANGES[name])
+        elif name in _NAMES:
+            kind = _name(_NAMES[name])
         parser.add_argument(f"--{name}", required=True, type=kind)
+
+
+def _name(kind: NameKind) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not kind.fits(text):
+            raise argparse.ArgumentTypeError(f"{text[:LONGEST_PART]!r} {kind.rule}")
+        return text
+
+    return check
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], str]:
