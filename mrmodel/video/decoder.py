@@ -173,7 +173,9 @@ class Decoder:
             stream = self._video_stream(container)
             self._check_header(stream)
             timeline = Timeline(container, stream, self.limits.max_gap_s)
-            start_s = _seconds(stream.start_time, stream.time_base)
+            # The stream's time base: drained frames lack their own.
+            time_base = stream.time_base
+            start_s = _seconds(stream.start_time, time_base)
             self.late_s = _late_s(container, start_s)
             if timeline.by_decoding_time:
                 start_s = None  # It counts another way.
@@ -183,8 +185,7 @@ class Decoder:
                 if stamp is None:
                     after = previous + (duration or timeline.period)
                     stamp = after if n_frames else stream.start_time or 0
-                # The stream's time base: drained frames lack their own.
-                stamp_s = float(stamp * stream.time_base)
+                stamp_s = float(stamp * time_base)
                 start_s = stamp_s if start_s is None else start_s
                 if found is not None and self.n_untimed == n_frames > 0:
                     # The first with a stamp: those before it were earlier by the frame rate.
@@ -192,7 +193,7 @@ class Decoder:
                 time_s = stamp_s - start_s
                 if not timed:
                     self.n_untimed += 1
-                    untimed_s += float((duration or timeline.period) * stream.time_base)
+                    untimed_s += float((duration or timeline.period) * time_base)
                     self.untimed = self.untimed or untimed_s > _LONGEST_UNTIMED_S
                     guessed = True
                 elif guessed and stamp > last_found:
@@ -201,7 +202,7 @@ class Decoder:
                     untimed_s = 0.0
                 last_found = last_found if found is None else found
                 if not n_frames and found is not None:
-                    scale = float(stream.time_base)
+                    scale = float(time_base)
                     skipping.begin(partial(_time, scale, start_s), picture.interlaced_frame)
                 n_frames += picture is not None
                 if time_s <= previous_s:
@@ -211,7 +212,7 @@ class Decoder:
                     continue
                 gap_s = time_s - previous_s if previous_s >= 0 else 0.0
                 previous, previous_s = stamp, time_s
-                shown_s = _seconds(duration, stream.time_base) or gap_s
+                shown_s = _seconds(duration, time_base) or gap_s
                 yield self._checked(TimedFrame(time_s, shown_s, picture, self._scaler))
             if not n_frames:
                 raise self._no_frames()
@@ -219,7 +220,7 @@ class Decoder:
             self.untimed = self.untimed or bool(timeline.unstamped) or self.n_untimed == n_frames
             if n_repeated > MAX_REPEATED_SHARE * n_frames:
                 self.n_unseen += n_repeated
-            self.cut_off = self.cut_off or self._ends_early(container, timeline)
+            self.cut_off = self.cut_off or self._ends_early(container, timeline, stream.frames)
 
     def length_s(self) -> float:
         """Seconds of video by the time stamps of the packets, without decoding; 0 if unknown.
@@ -241,10 +242,11 @@ class Decoder:
             return VideoError(self.path, "invalid_data", _LOST_INDEX)
         return VideoError(self.path, "no_frames", "not one frame could be decoded")
 
-    def _ends_early(self, container: Any, timeline: Timeline) -> bool:
+    def _ends_early(self, container: Any, timeline: Timeline, n_stated: int) -> bool:
         """Whether frames are missing at the end. The header's length is a hint only.
 
-        Some containers state one length for all streams, and some headers are wrong.
+        Some containers state one length for all streams, and some headers are wrong. `n_stated` is
+        the header's number of frames.
         """
         end_s = self.duration_s()
         if end_s < timeline.length_s - TRUNCATION_TOLERANCE_S:
@@ -252,7 +254,8 @@ class Decoder:
         if timeline.goes_on or self._of_file(partial(is_appended, read_to=timeline.read_to)):
             return True
         missing_s = self.container_s - end_s
-        if len(timeline.parts) > 1 or missing_s <= 2 * timeline.period_s:
+        complete = missing_s <= 2 * timeline.period_s and timeline.n_packets >= n_stated
+        if len(timeline.parts) > 1 or complete:
             return False
         cut = self._of_file(is_cut)
         if cut is not None:

@@ -65,6 +65,7 @@ class Timeline:
         parts: one, or one for each stretch between two breaks.
         unstamped: packets whose time stamps were senseless and have been removed.
         by_decoding_time: frames have to be timed by their decoding times.
+        n_packets: packets of the stream.
         read_to: the file's first byte after all packets, 0 if unknown.
         period, period_s: one frame by the stream's frame rate, in ticks and in seconds.
     """
@@ -85,7 +86,7 @@ class Timeline:
         self._others = _Others(max_gap_s)
         self.parts = [Part(0.0, 0.0)]
         self.unstamped = 0
-        self.read_to = 0
+        self.n_packets = self.read_to = 0
         self._offset = 0
         self._discarded = False  # the current part, by a demuxer that does not expect it
         self._end: int | None = None
@@ -152,6 +153,7 @@ class Timeline:
                 self._others.note(packet)
             elif packet.size:  # an empty packet would signal the end of the file to the decoder
                 self._others.passed()
+                self.n_packets += 1
                 if self.by_decoding_time:
                     packet.pts = None
                 yield packet
@@ -210,8 +212,10 @@ class Timeline:
             return False
         elsewhere_s = abs(packet.dts - self._clock) * self._scale
         forward_s = (packet.dts - last) * self._scale
-        limit_s = max(_RETURN_S, 2 * self.period_s)
-        return bool(elsewhere_s > limit_s and 0 < forward_s <= limit_s)
+        return bool(
+            elsewhere_s > max(2 * _JITTER_S, 2 * self.period_s)
+            and 0 < forward_s <= max(_RETURN_S, 2 * self.period_s)
+        )
 
     def _note(self, packet: Any) -> None:
         if packet.dts is not None and (self._clock is None or packet.dts > self._clock):

@@ -279,6 +279,12 @@ def test_a_single_wrong_stamp_moves_nothing(tmp_path, wrong_s):
     assert decoder.untimed
 
 
+def test_stamps_that_jitter_move_nothing(tmp_path):
+    path = patch_stamps(write_video(tmp_path / "a.ts", 60), lambda n, t: t - (n % 7 == 3) * 40_000)
+    assert_times(shown(path)[0], 10)
+    assert report_of(path)[1].reason == "no_time_stamps"
+
+
 def test_avi_with_b_frames_is_in_order(tmp_path):
     path = write_video(tmp_path / "a.avi", 60, encoding=B_FRAMES, gop=20)
     assert_times(shown(path)[0], 10)
@@ -414,10 +420,13 @@ def test_sound_that_is_longer_takes_no_picture_away(tmp_path, suffix):
     assert "lasts 4.0 s" in VideoLibrary(tmp_path).problem("a", 12.0)
 
 
-@pytest.mark.parametrize("suffix", ["webm", "mkv", "mp4"])
+@pytest.mark.parametrize("suffix", ["webm", "mkv", "mp4", "avi"])
 def test_a_file_that_breaks_off_is_truncated_still(tmp_path, suffix):
     options = {"movflags": "faststart"} if suffix == "mp4" else {}
-    path = with_sound(tmp_path / f"a.{suffix}", 80, 8.0, options=options)
+    if suffix == "avi":
+        path = write_video(tmp_path / "a.avi", 80)
+    else:
+        path = with_sound(tmp_path / f"a.{suffix}", 80, 8.0, options=options)
     data = path.read_bytes()
     for share in (0.5, 0.8):
         path.write_bytes(data[: int(len(data) * share)])
