@@ -52,6 +52,26 @@ def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
         os.kill(os.getpid(), how)
 
 
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 if it is gone.
+
+    Read from /proc: psutil adds the wall-clock time, which may be changed.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def boot_id() -> str:
+    """Identifies the boot of this machine; empty outside Linux."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY")
 # Hiding shorter values would mask ordinary words of a log.
 _SHORTEST_SECRET = 6

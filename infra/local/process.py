@@ -16,6 +16,7 @@ from pathlib import Path
 from infra.local import guard
 from infra.local import process as ports
 from mrmodel.errors import MrModelError
+from mrmodel.processes import start_ticks
 
 LOG_LINES = 15
 _POLL_S = 0.2
@@ -89,7 +90,7 @@ class Program:
                 )
         except FileNotFoundError:
             raise ServiceError(f"{self.name}: no program {command[0]}; see make services") from None
-        born = _born(child.pid)
+        born = start_ticks(child.pid)
         return Running(self.name, child.pid, born, str(self.log), stop_signal, child)
 
     def require_ports(self) -> None:
@@ -143,7 +144,7 @@ class Running:
 
     def alive(self) -> bool:
         """Whether this same process is still running."""
-        return _born(self.pid) == self.born
+        return start_ticks(self.pid) == self.born
 
     def stop(self, patience_s: float = 20.0) -> None:
         """Stop it and its children, with SIGKILL after `patience_s`."""
@@ -155,7 +156,7 @@ class Running:
 
     def _end(self, number: int, patience_s: float) -> None:
         """End the session of this process, unless its pid has been reused."""
-        if _born(self.pid) in (self.born, 0):
+        if start_ticks(self.pid) in (self.born, 0):
             guard.end_session(self.pid, self.pid, number, patience_s)
         if self.child is not None:
             self.child.wait()
@@ -168,18 +169,6 @@ class Running:
             text = ""
         lines = text.splitlines()[-LOG_LINES:] or ["(it is empty)"]
         return "\n".join([f"The end of {self.log}:", *(f"  {line}" for line in lines)])
-
-
-def _born(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; 0 if it is gone.
-
-    Read from /proc: psutil adds the wall-clock time, which may be changed.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[19])
 
 
 def own_environment() -> dict[str, str]:

@@ -17,7 +17,15 @@ from pathlib import Path
 from mrmodel.config.schema import Config
 from mrmodel.errors import ConfigError, ConflictError, DataError, RegistryError
 from mrmodel.processes import hide_user
-from mrmodel.registry.decision import Decision, Pointer, pointer_key, read_decision, read_pointer
+from mrmodel.registry.decision import (
+    MOVES,
+    Decision,
+    Pointer,
+    pointer_key,
+    read_decision,
+    read_pointer,
+    sequence_in,
+)
 from mrmodel.registry.mlflow_versions import Versions
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.test_set import TestSetContents
@@ -109,13 +117,20 @@ class ModelRegistry:
         return True
 
     def history(self) -> list[Decision]:
-        """All decisions, oldest first."""
+        """All decisions, oldest first; moves of the pointer in their order, whatever the clock."""
         found = []
         for key in self.store.keys(f"{self.name}/audit/"):
             stored = self.store.get(key)
             if stored is not None:
                 found.append(read_decision(stored.content, self._where(key)))
-        return found
+        last = self.read().pointer
+
+        def order(move: Decision) -> tuple[bool, int, str]:
+            is_last = last is not None and move.id == last.decision.id
+            return is_last, sequence_in(move.id), move.id
+
+        moves = iter(sorted((one for one in found if one.kind in MOVES), key=order))
+        return [next(moves) if one.kind in MOVES else one for one in found]
 
     def keep(self, frozen: TestSetContents) -> None:
         """Store a test set under its digest; an existing one is not replaced."""

@@ -17,6 +17,8 @@ from mrmodel.errors import DataError
 from mrmodel.registry.model_record import Frozen
 
 Kind = Literal["promote", "rollback", "refuse", "conflict"]
+# Those that moved the pointer.
+MOVES: tuple[Kind, ...] = ("promote", "rollback")
 
 
 class Gate(Frozen):
@@ -39,7 +41,7 @@ class Decision(Frozen):
     """One decision about one version; its audit object is never overwritten.
 
     Attributes:
-        id: unique, and sorted by time.
+        id: unique, and sorted by time; see `decision_id`.
         at: UTC, ISO 8601.
         kind: ``promote`` and ``rollback`` moved the pointer; ``refuse``: a gate failed;
             ``conflict``: the pointer moved while this version was evaluated.
@@ -90,9 +92,21 @@ class Pointer(Frozen):
     decision: Decision
 
 
-def decision_id(at: datetime) -> str:
-    """A unique id, sorted by time."""
-    return f"{at:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+def decision_id(at: datetime, sequence: int = 0) -> str:
+    """A unique id, sorted by time.
+
+    Args:
+        at: the time.
+        sequence: `Pointer.sequence` of the move that the decision may become, because a clock may
+            be set back.
+    """
+    return f"{at:%Y%m%dT%H%M%S.%fZ}-{sequence}-{secrets.token_hex(4)}"
+
+
+def sequence_in(name: str) -> int:
+    """The number of a move in the id of its decision; 0 in ids of earlier versions."""
+    parts = name.split("-")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else 0
 
 
 def timestamp() -> datetime:

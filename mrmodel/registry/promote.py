@@ -229,7 +229,7 @@ def _decision(
 ) -> Decision:
     at = timestamp()
     return Decision(
-        id=decision_id(at),
+        id=decision_id(at, seen.pointer.sequence + 1 if seen.pointer else 1),
         at=at.isoformat(timespec="seconds"),
         kind="promote",
         model=registry.name,

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from mrmodel.processes import boot_id, start_ticks
+
 # Covered by the git revision.
 _CODE = "mrmodel"
 
@@ -130,17 +132,31 @@ def environment() -> dict[str, str]:
 
 def process_tags() -> dict[str, str]:
     """Tags that identify this process, so that a later run can check whether it is alive."""
-    process = psutil.Process()
-    return {
-        "machine": socket.gethostname(),
-        "process": f"{process.pid}:{process.create_time():.2f}",
-    }
+    return {"machine": socket.gethostname(), "process": _identity(os.getpid())}
+
+
+def _identity(pid: int) -> str:
+    """``pid:ticks@boot`` of a running process, which no change of the clock alters.
+
+    Elsewhere than on Linux, and in records of earlier versions, it is the pid and the wall-clock
+    time of its start.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    ticks, boot = start_ticks(pid), boot_id()
+    return f"{pid}:{ticks}@{boot}" if ticks and boot else _earlier_identity(pid)
+
+
+def _earlier_identity(pid: int) -> str:
+    return f"{pid}:{psutil.Process(pid).create_time():.2f}"
 
 
 def is_alive(process: str) -> bool:
     """Whether the process of a tag `process` still runs, on this machine."""
     pid, _, began = process.partition(":")
+    identity = _identity if "@" in began else _earlier_identity
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == began
-    except (psutil.Error, ValueError):
+        return identity(int(pid)) == process
+    except (psutil.Error, ValueError, OverflowError):
         return False
