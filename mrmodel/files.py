@@ -26,7 +26,9 @@ _DEEPEST = 1000
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `target`; on success fsync it and rename it to `target`.
+    """Yield a temporary path next to `target`; on success rename it to `target`.
+
+    File and folder are synced, so that it outlasts a power failure.
 
     Raises:
         OutputError: it cannot be written, or is a device or a pipe, which a file would replace.
@@ -47,6 +49,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+        _sync_folder(target.parent)
     except OSError as error:
         if is_of_the_machine(error) or str(error.filename) == name:
             raise OutputError(target, error) from error
@@ -166,7 +169,10 @@ def _swap(new: Path, target: Path, old: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make sure that names in a folder outlast a power failure."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # a folder may be writable and not readable
     try:
         os.fsync(handle)
     except OSError as error:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from configobj import ConfigObj, ConfigObjError
 
-from mrmodel.errors import OrchestrationError
+from mrmodel.errors import OrchestrationError, OutputError
 from mrmodel.files import parse_yaml, write_text
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_user
@@ -47,12 +47,17 @@ def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) 
     Raises:
         OrchestrationError: the repository or the revision is not available, or a lock file is of no
             pipeline of the revision, or names a hash that is none.
+        OutputError: the clone cannot be written.
     """
-    places.clones.mkdir(parents=True, exist_ok=True)
-    _sweep(places.clones)
     folder = places.clones / uuid4().hex
     guard = folder.with_suffix(".lock")
-    with folder.with_suffix(".new").open("w") as held:
+    try:
+        places.clones.mkdir(parents=True, exist_ok=True)
+        _sweep(places.clones)
+        file = folder.with_suffix(".new").open("w")
+    except OSError as error:
+        raise OutputError(places.clones, error) from error
+    with file as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         # Renamed only when locked: _sweep looks at this name.
         Path(held.name).rename(guard)
