@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,9 +26,14 @@ log = logging.getLogger(__name__)
 
 
 def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder."""
+    """Write ``features/<corpus>/<stream>``; ``--stream`` names an encoder.
+
+    The old folder is deleted here, not by DVC (`persist` in dvc.yaml): DVC deletes before anything
+    checks the name of a stream.
+    """
     paths, stream = Paths(config), arguments["stream"]
     if paths.imported(stream).is_dir():
+        shutil.rmtree(paths.stream(stream), ignore_errors=True)
         _bring_in(config, paths, stream)
         return
     if stream not in ENCODERS:
@@ -36,6 +42,7 @@ def extract(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
     # Partial results there record their inputs; with other inputs extraction starts anew.
     settings = extraction_settings(config, work_folder(config, stream))
     out = paths.stream(stream)
+    shutil.rmtree(out, ignore_errors=True)
     if ENCODERS.get(stream).modality == "video":
         clip_len_s = config.features.clip_len_s
         summary = extract_videos(videos_in(paths), stream, clip_len_s, out, settings, reporter)

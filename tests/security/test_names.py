@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from dvc.exceptions import ReproductionError
 from dvc.repo import Repo
 
 from mrmodel.config.schema import CorpusSettings, FeatureSettings, load_config, parse_config
@@ -336,6 +337,36 @@ def test_workers_run_no_stage_of_another_name(
     with pytest.raises(error):
         StageGraph(clone, None)
     assert outside.exists()
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "../../notes_of_user", "../../../escaped/"])
+def test_plain_dvc_deletes_nothing_that_a_stream_name_points_to(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Finding 2: DVC deletes outputs before it runs the command that checks its names."""
+    kept = [clone.parent / "escaped/keep.txt", clone / "notes_of_user/keep.txt"]
+    for path in kept:
+        path.parent.mkdir()
+        path.write_text("keep")
+    for dep in ("data/sample/videos", "mrmodel/encoders", "mrmodel/features", "mrmodel/video"):
+        (clone / dep).mkdir(parents=True)
+    for dep in ("encoder_weights.lock", "mrmodel/stages/extract.py", "own_features/none"):
+        (clone / dep).parent.mkdir(parents=True, exist_ok=True)
+        (clone / dep).write_text("")
+    python = clone.parent / "bin/python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > ../ran\nexit 2\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(python.parent), prepend=":")
+    raw = yaml.safe_load((clone / "params.yaml").read_text())
+    raw["features"]["video_streams"] = [name]
+    (clone / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(clone)
+    with pytest.raises(ReproductionError):
+        Repo().reproduce([f"extract@{name}"], single_item=True)
+    if (clone.parent / "ran").exists():  # The stage itself refuses the name.
+        assert (clone.parent / "ran").read_text().splitlines()[-2:] == ["--stream", name]
+    assert all(path.read_text() == "keep" for path in kept)
 
 
 def test_a_run_cannot_leave_the_repository(
