@@ -17,6 +17,8 @@ from mrmodel import files
 from mrmodel.convert.checkpoint import CheckpointImportRequest, import_checkpoint
 from mrmodel.convert.encoders.convert import Conversion, convert
 from mrmodel.convert.streams import parse_streams
+from mrmodel.data.datasets.convert import ConvertRequest
+from mrmodel.data.datasets.convert import convert as convert_annotations
 from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.encoders.weights_lock import pin_sets, pull_sets, push_sets
 from mrmodel.errors import FeatureError, OutputError, StorageError
@@ -286,3 +288,29 @@ def test_file_systems_without_hard_links_or_locks(
         (folder / "a.bin").write_bytes(b"1")
     assert contents(target) == {"README": b"mine", "link": b"mine", "a.bin": b"1"}
     assert (target / "link").is_symlink()
+
+
+def test_a_full_disk_leaves_the_annotations_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding 5: no training set of one conversion beside a test set of another."""
+    for version, name in enumerate(("AO8RW", "Y6R7T")):
+        for split in ("train", "test"):
+            folder = tmp_path / str(version)
+            folder.mkdir(exist_ok=True)
+            lines = [f"{name}{split}{number} 0.0 6.9##a person waves.\n" for number in (1, 2)]
+            (folder / f"charades_sta_{split}.txt").write_text("".join(lines))
+            lengths = [f"{name}{split}{number},33.67\n" for number in (1, 2)]
+            (folder / f"Charades_v1_{split}.csv").write_text("id,length\n" + "".join(lengths))
+    out = tmp_path / "out"
+    convert_annotations(ConvertRequest("charades", tmp_path / "0", out))
+    old = contents(out)
+    for number in range(1, 9):
+        monkeypatch.setattr(os, "fsync", failing(number, FAULTS[0]))
+        with pytest.raises(OutputError, match=f"^{out}/[a-z.]*: cannot be written: no space left"):
+            convert_annotations(ConvertRequest("charades", tmp_path / "1", out))
+        assert contents(out) == old
+    monkeypatch.undo()
+    convert_annotations(ConvertRequest("charades", tmp_path / "1", out))
+    assert contents(out).keys() == old.keys()
+    assert b"Y6R7Ttest" in contents(out)["test.jsonl"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mrmodel.data.datasets.base import (
 )
 from mrmodel.data.datasets.splits import Divided, Rows, divide
 from mrmodel.errors import DataError, nearest_names
-from mrmodel.files import sha256_of, write_json, write_jsonl
+from mrmodel.files import atomic_path, sha256_of, write_json, write_jsonl
 from mrmodel.types import QueryId, differs_in_type
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -192,7 +193,10 @@ def _write(
     files: Mapping[Split, Path],
     rejected: list[DataError],
 ) -> None:
-    """Write dataset.json first, so that an interrupted conversion may overwrite its own files."""
+    """Write all files, then rename them, so that a full disk leaves those of before.
+
+    dataset.json is renamed first: an interrupted conversion may overwrite its own files.
+    """
     record: dict[str, Any] = {
         "dataset": dataset.name,
         "domain": request.domain,
@@ -214,6 +218,8 @@ def _write(
             for error in rejected
         ],
     }
-    write_json(request.output / RECORD, record)
-    for split, rows in divided.rows.items():
-        write_jsonl(request.output / f"{split}.jsonl", rows)
+    with ExitStack() as last_first:
+        for split, rows in divided.rows.items():
+            path = request.output / f"{split}.jsonl"
+            write_jsonl(last_first.enter_context(atomic_path(path)), rows)
+        write_json(last_first.enter_context(atomic_path(request.output / RECORD)), record)
