@@ -44,6 +44,12 @@ def npy_bomb(path: Path, shape: tuple[int, ...] = HUGE, kind: str = "<f4") -> No
     path.with_suffix(".npy").write_bytes(header(shape, kind) + bytes(64))
 
 
+def long_header(path: Path) -> None:
+    text = b"{'descr': " + b"[" * 3000 + b"]" * 3000 + b"}"
+    size = len(text).to_bytes(2, "little")
+    path.with_suffix(".npy").write_bytes(b"\x93NUMPY\x01\x00" + size + text)
+
+
 def npz_bomb(path: Path) -> None:
     with zipfile.ZipFile(path.with_suffix(".npz"), "w") as archive:
         archive.writestr("features.npy", header(HUGE) + bytes(64))
@@ -91,6 +97,7 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
     "npy": (npy_bomb, "unreadable: declares float32"),
     "npy, large type": (lambda path: npy_bomb(path, (4,), "V1000000000"), "unreadable: declares"),
     "npy, nested type": (lambda path: npy_bomb(path, (512,), "<U9000000"), "unreadable: declares"),
+    "npy, long header": (long_header, "unreadable: Cannot parse header.{,200}$"),
     "npz": (npz_bomb, "unreadable: declares float32"),
     "npz, packed": (npz_packed, "unreadable: its sizes contradict"),
     "npz, no array": (npz_of_text, "unreadable: "),

@@ -23,6 +23,8 @@ SUFFIXES = (".npz", ".npy", ".pt", ".hdf5", ".h5")
 MOST_BYTES = 1 << 31
 # No file is smaller than its rows by more: the limit of deflate, the strongest compression here.
 _MOST_PACKED = 1032
+# Characters of a reason, which goes into the store and its report.
+_LONGEST = 200
 # Real numbers of torch that NumPy has too.
 _OF_NUMPY = ("float16", "float32", "float64")
 
@@ -81,7 +83,8 @@ def _reason(place: Place, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         return "damaged" if named is None else f"names {named[1]}; reading on could run code"
-    return f"{error}".strip().partition("\n")[0] or type(error).__name__
+    # NumPy repeats a header that it cannot read, of up to 10,000 characters.
+    return f"{error}".strip().partition("\n")[0][:_LONGEST] or type(error).__name__
 
 
 def names_in_hdf5(path: Path) -> list[str]:
