@@ -81,7 +81,7 @@ def command(
         if as_json:
             row = {**prediction.as_row(), "duration": searchable.duration_s}
             row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
-            is_utf8 = sys.stdout.encoding.lower() == "utf-8"
+            is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
             click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
             continue
         click.echo(f"{prediction.query}")

@@ -59,6 +59,7 @@ _CODE = (
     "lines.py",
     "losses",
     "models",
+    "names.py",
     "predict",
     "progress.py",
     "spans.py",

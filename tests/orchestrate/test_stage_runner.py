@@ -166,7 +166,7 @@ def test_an_error_of_the_stage_says_its_last_lines(bench: Bench) -> None:
     with pytest.raises(StageFailed) as failure:
         bench.run("evaluate")
     said = str(failure.value)
-    assert "exited with 1" in said
+    assert "exited with 2" in said
     assert "error: evaluate.bootstrap_resamples = -1" in said
     assert "Traceback" not in said
     assert list(bench.places.clones.iterdir()) == []
