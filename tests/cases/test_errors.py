@@ -37,21 +37,12 @@ from mrmodel.progress import NullReporter
 from mrmodel.stages.runner import run_stage_with
 from mrmodel.stages.train import finetune
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, load_model, load_resume_state
-from tests.cases.models import write_model, write_short_video
 from tests.evaluate.rows_for_tests import random_rows
 from tests.project import ROOT
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 DVC = "outs:\n- md5: 0123456789abcdef0123456789abcdef\n  size: 12345\n  path: model.safetensors\n"
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    write_model(folder / "model")
-    write_short_video(folder / "video.mp4")
-    return folder
 
 
 @pytest.fixture

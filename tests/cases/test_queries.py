@@ -20,7 +20,6 @@ from mrmodel.encoders.tiny import TinyTextEncoder
 from mrmodel.errors import DataError
 from mrmodel.predict.predictor import Predictor
 from mrmodel.text import is_visible
-from tests.cases.models import write_model, write_short_video
 
 # Query -> tokens and unread ones, of the default encoder.
 READ = {
@@ -63,14 +62,6 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(WeightsLock().path("minilm.tokenizer"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    write_model(folder / "model")
-    write_short_video(folder / "video.mp4")
-    return folder
-
-
 @pytest.fixture
 def as_default(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny encoder with the vocabulary of the default one."""
@@ -98,30 +89,30 @@ def test_what_the_default_encoder_reads(
 
 @pytest.mark.parametrize("query", NOTHING)
 def test_a_query_that_shows_nothing_is_an_error(
-    folder: Path, as_default: None, query: str, monkeypatch: pytest.MonkeyPatch
+    made: Path, as_default: None, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not is_visible(query)
-    predictor = Predictor.from_folder(folder / "model", "cpu")
-    video = predictor.encode(folder / "video.mp4")
+    predictor = Predictor.from_folder(made / "model", "cpu")
+    video = predictor.encode(made / "video.mp4")
     with pytest.raises(
         DataError, match=r"query 2 is empty, or has only characters that show nothing"
     ):
         predictor.search(video, ["red", query])
 
 
-def test_a_query_of_marks_without_letters_is_an_error(folder: Path, as_default: None) -> None:
-    predictor = Predictor.from_folder(folder / "model", "cpu")
+def test_a_query_of_marks_without_letters_is_an_error(made: Path, as_default: None) -> None:
+    predictor = Predictor.from_folder(made / "model", "cpu")
     with pytest.raises(DataError, match="holds nothing that the text encoder reads"):
-        predictor.search(predictor.encode(folder / "video.mp4"), ["\u0301"])
+        predictor.search(predictor.encode(made / "video.mp4"), ["\u0301"])
 
 
 def test_the_user_is_told_what_is_not_read(
-    folder: Path,
+    made: Path,
     as_default: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    search = f"predict {folder}/video.mp4 --model {folder}/model --device cpu"
+    search = f"predict {made}/video.mp4 --model {made}/model --device cpu"
     queries = ("狗在跑", "a dog 🐶 runs", "a dog runs")
     asked = " ".join(f"--query '{query}'" for query in queries)
     assert run(monkeypatch, f"{search} {asked} --json") == 0
@@ -139,9 +130,9 @@ def test_the_user_is_told_what_is_not_read(
     assert capsys.readouterr().err.splitlines() == notes
 
 
-def test_a_healthy_query_gives_the_bytes_it_gave(folder: Path, as_default: None) -> None:
-    predictor = Predictor.from_folder(folder / "model", "cpu")
-    (found,) = predictor.search(predictor.encode(folder / "video.mp4"), ["a dog runs"])
+def test_a_healthy_query_gives_the_bytes_it_gave(made: Path, as_default: None) -> None:
+    predictor = Predictor.from_folder(made / "model", "cpu")
+    (found,) = predictor.search(predictor.encode(made / "video.mp4"), ["a dog runs"])
     assert found.unread_tokens == 0.0
     assert list(found.as_row()) == [
         "qid",
