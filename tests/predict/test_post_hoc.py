@@ -182,6 +182,20 @@ def test_detections_survive_the_disk(
     assert predict_cached(loaded, after) == predict_cached(stored, after)
 
 
+def test_detections_without_start_times_count_from_the_first_picture(
+    cached: CachedDetections, tmp_path: Path
+) -> None:
+    """Format 1, which unfinished searches of earlier versions hold."""
+    cached.save(tmp_path / "detections.pt")
+    parts = torch.load(tmp_path / "detections.pt", weights_only=True)
+    del parts["start_s"]
+    torch.save(parts | {"format": "mrmodel detections 1"}, tmp_path / "detections.pt")
+    loaded = CachedDetections.load(tmp_path / "detections.pt")
+    assert loaded.start_s.tolist() == [0.0] * len(cached.qids)
+    after = Postprocess(CHOICES[0], FINISHES[0])
+    assert predict_cached(loaded, after) == predict_cached(cached, after)
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": torch.zeros(1)}, tmp_path / "model.pt")
     with pytest.raises(DataError, match=r"model\.pt.*no detections"):
