@@ -75,29 +75,85 @@ def clips_before(start_s: float, clip_len_s: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Prediction for one query: windows in seconds, best first, and one score per clip.
-
-    `unread_tokens` is the share of the query's tokens that the text encoder cannot read, so that
-    the prediction does not depend on what they say.
-    """
+    """Prediction for an annotated query: windows in seconds, best first, a score per clip."""
 
     qid: QueryId
     query: str
     vid: str
     windows: tuple[tuple[float, float, float], ...]
     saliency: tuple[float, ...]
-    unread_tokens: float = 0.0
 
     def as_row(self) -> dict[str, object]:
-        """The record of a QVHighlights submission file; `unread_tokens` only if there are any."""
-        row: dict[str, object] = {
+        """The record of a QVHighlights submission file."""
+        return {
             "qid": self.qid,
             "query": self.query,
             "vid": self.vid,
             "pred_relevant_windows": [list(window) for window in self.windows],
             "pred_saliency_scores": list(self.saliency),
         }
-        return row | {"unread_tokens": self.unread_tokens} if self.unread_tokens else row
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A window of a video that answers a query.
+
+    Attributes:
+        start_s, end_s: a player's seconds.
+        score: comparable among the windows of one query and video only.
+        probability: that the window is right; None: the model is not calibrated.
+    """
+
+    start_s: float
+    end_s: float
+    score: float
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The answer to one query about one video.
+
+    Attributes:
+        query: the sentence.
+        vid: the video.
+        duration_s: its length in a player.
+        clip_len_s: seconds of a clip.
+        moments: best first; empty if the model finds none.
+        clip_scores: one per clip, from second 0 of a player; any real numbers.
+        in_video_probability: that the query is about the video at all; None: not calibrated.
+        unread_tokens: share of the query's tokens that the text encoder cannot read, so that the
+            answer does not depend on what they say.
+    """
+
+    query: str
+    vid: str
+    duration_s: float
+    clip_len_s: float
+    moments: tuple[Moment, ...]
+    clip_scores: tuple[float, ...]
+    in_video_probability: float | None = None
+    unread_tokens: float = 0.0
+
+    def as_row(self, qid: QueryId = 0, top: int | None = None) -> dict[str, object]:
+        """The record that ``mrmodel predict --json`` prints, a row of a QVHighlights submission.
+
+        Args:
+            qid: id of the query, there its number from 0.
+            top: of so many windows at most; None: of all.
+        """
+        row: dict[str, object] = {
+            "qid": qid,
+            "query": self.query,
+            "vid": self.vid,
+            "pred_relevant_windows": [
+                [one.start_s, one.end_s, one.score] for one in self.moments[:top]
+            ],
+            "pred_saliency_scores": list(self.clip_scores),
+        }
+        if self.unread_tokens:
+            row["unread_tokens"] = self.unread_tokens
+        return row | {"duration": self.duration_s}
 
 
 @dataclass(slots=True)

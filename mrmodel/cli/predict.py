@@ -15,7 +15,7 @@ from mrmodel.cli.options import DeviceName
 from mrmodel.errors import CheckpointError
 from mrmodel.predict.queries import check_queries
 from mrmodel.text import sparkline
-from mrmodel.types import Prediction
+from mrmodel.types import QueryResult
 
 # Formats of --plot.
 PLOTS = (".png", ".svg", ".pdf")
@@ -74,29 +74,29 @@ def command(
     # Not before the check of the options: torch takes seconds.
     from mrmodel.predict.predictor import Predictor
 
-    predictor = Predictor.from_folder(folder or default_model(), device)
+    predictor = Predictor.load(folder or default_model(), device)
     searchable = predictor.encode(path)
-    predictions = predictor.search(searchable, queries)
-    for prediction in predictions:
+    results = predictor.search(searchable, queries)
+    for number, result in enumerate(results):
         if as_json:
-            row = {**prediction.as_row(), "duration": searchable.duration_s}
-            row["pred_relevant_windows"] = [list(window) for window in prediction.windows[:top]]
+            row = result.as_row(number, top)
             is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
             click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
             continue
-        click.echo(f"{prediction.query}")
-        for start, end, score in prediction.windows[:top]:
-            click.echo(f"  {start:8.1f} s to {end:8.1f} s   confidence {score:.2f}")
-        click.echo(curve_line(prediction.saliency, shutil.get_terminal_size((80, 24)).columns))
-    for prediction in predictions:
-        if prediction.unread_tokens:
-            click.echo(unread_note(prediction, predictor.languages), err=True)
+        click.echo(f"{result.query}")
+        for moment in result.moments[:top]:
+            window = f"{moment.start_s:8.1f} s to {moment.end_s:8.1f} s"
+            click.echo(f"  {window}   confidence {moment.score:.2f}")
+        click.echo(curve_line(result.clip_scores, shutil.get_terminal_size((80, 24)).columns))
+    for result in results:
+        if result.unread_tokens:
+            click.echo(unread_note(result, predictor.languages), err=True)
     for note in searchable.report.notes():
         click.echo(f"note: {note}", err=True)
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 
-        save_timeline(plot, path, searchable.duration_s, predictions)
+        save_timeline(plot, path, results)
 
 
 def default_model() -> Path:
@@ -119,15 +119,15 @@ def default_model() -> Path:
     return folders[0]
 
 
-def unread_note(prediction: Prediction, languages: Sequence[str]) -> str:
+def unread_note(result: QueryResult, languages: Sequence[str]) -> str:
     """The note about a query that the text encoder does not read as a whole."""
     reads = f" (it reads {', '.join(languages)})" if languages else ""
-    if prediction.unread_tokens == 1.0:
+    if result.unread_tokens == 1.0:
         found = "none of it: the answer has nothing to do with the query"
     else:
-        share = f"{100 * (1 - prediction.unread_tokens):.0f} % of its tokens"
+        share = f"{100 * (1 - result.unread_tokens):.0f} % of its tokens"
         found = f"only {share}: the answer does not depend on the others"
-    return f"note: query {prediction.query!r}: the text encoder{reads} can read {found}"
+    return f"note: query {result.query!r}: the text encoder{reads} can read {found}"
 
 
 def curve_line(scores: tuple[float, ...], width: int) -> str:

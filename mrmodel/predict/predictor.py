@@ -32,7 +32,7 @@ from mrmodel.predict.postprocess import Decoded, Postprocess, in_video_time
 from mrmodel.predict.queries import check_queries
 from mrmodel.predict.serving import read_serving
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
-from mrmodel.types import Annotation, Prediction
+from mrmodel.types import Annotation, Moment, QueryResult
 from mrmodel.video.frames import DecodeReport
 
 # Batch size for the chunks of a long video.
@@ -85,7 +85,7 @@ class Predictor:
         self.postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, device: str = "auto") -> Predictor:
+    def load(cls, folder: str | Path, device: str = "auto") -> Predictor:
         """Load a model folder such as ``models/served/sg_detr``."""
         folder = Path(folder)
         place = pick_device(device, "device")
@@ -111,8 +111,8 @@ class Predictor:
             path.stem, duration_s, report.start_s, n_clips, tuple(stores), report
         )
 
-    def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[Prediction]:
-        """Windows (a player's seconds, best first) and clip scores for each query.
+    def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[QueryResult]:
+        """One result per query, in their order.
 
         A video longer than the model's `max_clips` is searched in overlapping chunks.
 
@@ -130,15 +130,23 @@ class Predictor:
         parts = split_video(video.n_clips, self.config.max_clips or video.n_clips)
         rows = [self._row(video, part, query) for query in queries for part in parts]
         found = self._run(builder, rows)
-        predictions = []
+        results = []
         for number, query in enumerate(queries):
             answers = found[number * len(parts) : (number + 1) * len(parts)]
             answer = merge_chunks(answers, parts, self.config.clip_len_s, self.postprocess.finish)
             (answer,) = in_video_time([answer], [video.start_s], self.config.clip_len_s)
-            predictions.append(
-                Prediction(number, query, video.vid, *answer, unread_tokens=unread[number])
+            results.append(
+                QueryResult(
+                    query,
+                    video.vid,
+                    video.duration_s,
+                    self.config.clip_len_s,
+                    tuple(Moment(*window) for window in answer.windows),
+                    answer.saliency,
+                    unread_tokens=unread[number],
+                )
             )
-        return predictions
+        return results
 
     def _unread(self, number: int, query: str) -> float:
         """Share of tokens that are not read, by the text stream that reads most."""

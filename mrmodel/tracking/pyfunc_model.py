@@ -24,7 +24,7 @@ class MomentSearch(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Load the model folder and its encoders; ``device`` of the model config: auto, cpu ..."""
         device = (context.model_config or {}).get("device", "auto")
-        self._predictor = Predictor.from_folder(Path(context.artifacts["model"]), device)
+        self._predictor = Predictor.load(Path(context.artifacts["model"]), device)
         self._rows = VideoRows(self._predictor, Path(context.artifacts["example"]))
 
     def predict(
@@ -54,8 +54,7 @@ class MomentSearch(PythonModel):  # type: ignore[misc]
             video = self._rows.load(source)
             queries = [str(records[number]["query"]) for number in numbers]
             for number, found in zip(numbers, self._predictor.search(video, queries), strict=True):
-                fields = {"qid": number, "duration": video.duration_s}
-                answers[number] = found.as_row() | fields
+                answers[number] = found.as_row(number)
         return [answers[number] for number in range(len(records))]
 
 

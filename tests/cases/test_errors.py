@@ -194,7 +194,7 @@ def test_a_damaged_model_folder_is_one_line(
 def test_a_pointer_in_place_of_json_says_what_to_run(here: Path, name: str) -> None:
     (here / "model" / name).write_text(LFS)
     with pytest.raises(CheckpointError, match=r"Git LFS pointer.*git lfs pull"):
-        Predictor.from_folder(here / "model", "cpu")
+        Predictor.load(here / "model", "cpu")
 
 
 @pytest.mark.parametrize("place", ["no-such-folder", "video.mp4", "", "model/config.json"])

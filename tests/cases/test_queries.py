@@ -92,7 +92,7 @@ def test_a_query_that_shows_nothing_is_an_error(
     made: Path, as_default: None, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not is_visible(query)
-    predictor = Predictor.from_folder(made / "model", "cpu")
+    predictor = Predictor.load(made / "model", "cpu")
     video = predictor.encode(made / "video.mp4")
     with pytest.raises(
         DataError, match=r"query 2 is empty, or has only characters that show nothing"
@@ -101,7 +101,7 @@ def test_a_query_that_shows_nothing_is_an_error(
 
 
 def test_a_query_of_marks_without_letters_is_an_error(made: Path, as_default: None) -> None:
-    predictor = Predictor.from_folder(made / "model", "cpu")
+    predictor = Predictor.load(made / "model", "cpu")
     with pytest.raises(DataError, match="holds nothing that the text encoder reads"):
         predictor.search(predictor.encode(made / "video.mp4"), ["\u0301"])
 
@@ -131,7 +131,7 @@ def test_the_user_is_told_what_is_not_read(
 
 
 def test_a_healthy_query_gives_the_bytes_it_gave(made: Path, as_default: None) -> None:
-    predictor = Predictor.from_folder(made / "model", "cpu")
+    predictor = Predictor.load(made / "model", "cpu")
     (found,) = predictor.search(predictor.encode(made / "video.mp4"), ["a dog runs"])
     assert found.unread_tokens == 0.0
     assert list(found.as_row()) == [
@@ -140,6 +140,7 @@ def test_a_healthy_query_gives_the_bytes_it_gave(made: Path, as_default: None) -
         "vid",
         "pred_relevant_windows",
         "pred_saliency_scores",
+        "duration",
     ]
 
 

@@ -325,4 +325,4 @@ def test_a_video_cannot_be_searched_with_features_of_another_program(tmp_path: P
     file = save_official(tmp_path / "a.ckpt", case.weights, options_of(case))
     run_import(file, tmp_path / "model", *streams_of(case))
     with pytest.raises(FeatureError, match=r"rows: .*another program.*registered: .*embedded"):
-        Predictor.from_folder(tmp_path / "model", "cpu")
+        Predictor.load(tmp_path / "model", "cpu")

@@ -37,12 +37,12 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_published_model_searches_a_video(sets: Path, tmp_path: Path) -> None:
     run_import(save_moment_detr(tmp_path), tmp_path / "model", *NAMED, "--clip-len", "1")
-    predictor = Predictor.from_folder(tmp_path / "model", "cpu")
+    predictor = Predictor.load(tmp_path / "model", "cpu")
     video = predictor.encode(write_video(tmp_path / "v.mp4", 60))
     assert [store.dim for store in video.streams] == [2304, 512]
     (answer,) = predictor.search(video, ["the red dog"])
-    assert len(answer.saliency) == 6
-    assert all(0 <= start < end <= 6 for start, end, _ in answer.windows)
+    assert len(answer.clip_scores) == 6
+    assert all(0 <= one.start_s < one.end_s <= 6 for one in answer.moments)
 
 
 def test_other_weights_are_refused(sets: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_other_weights_are_refused(sets: Path, tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"compat": "fixed"}))
     lock_again("slowfast", sets)
     with pytest.raises(FeatureMismatch, match=r"slowfast\.video2304"):
-        Predictor.from_folder(tmp_path / "model", "cpu")
+        Predictor.load(tmp_path / "model", "cpu")
 
 
 def test_without_weights_the_published_streams_still_import(

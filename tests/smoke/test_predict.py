@@ -25,7 +25,7 @@ MODEL = "models/served/moment_detr"
 
 @pytest.fixture(scope="module")
 def predictor(reproduced: Project) -> Predictor:
-    return Predictor.from_folder(reproduced.folder / MODEL, device="cpu")
+    return Predictor.load(reproduced.folder / MODEL, device="cpu")
 
 
 def test_the_serving_tensor_is_the_training_tensor(

@@ -134,7 +134,7 @@ def test_the_whole_pipeline_without_a_video(
     assert (summary["rejected"], summary["reported_split"]) == (0, "test")
     # There is no encoder of I3D, and none of the others has the fingerprint of imported rows.
     with pytest.raises((FeatureError, WeightsError), match=r"another program makes|weights"):
-        Predictor.from_folder(Path("models/served") / model, "cpu")
+        Predictor.load(Path("models/served") / model, "cpu")
 
 
 def released_checkpoint(file: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_released_checkpoint_is_evaluated_on_its_archive(
     served = read_serving(tmp_path / "models/imported/sg_detr")
     assert served == config.postprocess
     with pytest.raises(FeatureError, match=r"internvideo2_1b\.video512: .*another program makes"):
-        Predictor.from_folder(tmp_path / "models/imported/sg_detr", "cpu")
+        Predictor.load(tmp_path / "models/imported/sg_detr", "cpu")
 
 
 def test_a_row_without_features_is_left_out_and_named(
