@@ -74,7 +74,6 @@ class TimedFrame:
     time_s: float
     duration_s: float
     picture: Any
-    scaler: VideoReformatter
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -82,27 +81,34 @@ class TimedFrame:
         width, height = self.picture.width, self.picture.height
         return (height, width) if self._quarter_turns() % 2 else (width, height)
 
-    def to_rgb(self, size: tuple[int, int], sampling: FrameSampling) -> NDArray[np.uint8]:
+    def to_rgb(
+        self, size: tuple[int, int], sampling: FrameSampling, scaler: VideoReformatter
+    ) -> NDArray[np.uint8]:
         """The upright image at `size` (width, height): (H, W, 3) uint8 RGB.
 
-        `sampling` determines the scaling filter, and squashing or cropping to the size.
+        Args:
+            size: see above.
+            sampling: determines the scaling filter, and squashing or cropping to the size.
+            scaler: fast for many frames of one size.
         """
         if sampling.fit == "squash":
-            return self._scaled(size, sampling)
+            return self._scaled(size, sampling, scaler)
         side, (width, height) = size[0], self.upright_size
         if height >= width:
-            scaled = self._scaled((side, int(height * side / width)), sampling)
+            scaled = self._scaled((side, int(height * side / width)), sampling, scaler)
         else:
-            scaled = self._scaled((int(width * side / height), side), sampling)
+            scaled = self._scaled((int(width * side / height), side), sampling, scaler)
         top, left = (int((length - side) / 2) for length in scaled.shape[:2])
         return np.ascontiguousarray(scaled[top : top + side, left : left + side])
 
-    def _scaled(self, size: tuple[int, int], sampling: FrameSampling) -> NDArray[np.uint8]:
+    def _scaled(
+        self, size: tuple[int, int], sampling: FrameSampling, scaler: VideoReformatter
+    ) -> NDArray[np.uint8]:
         turns = self._quarter_turns()
         plain = sampling.resize == "bicubic_no_antialias"
         wanted = self.upright_size if plain else size
         width, height = wanted[::-1] if turns % 2 else wanted
-        scaled = self.scaler.reformat(
+        scaled = scaler.reformat(
             self.picture,
             width=width,
             height=height,
@@ -133,6 +139,8 @@ class Decoder:
             starts; 0 below `MIN_LATE_S`.
         frame_rate: average frames per second by the file's header; 30 if missing.
         bad_packets: number of packets with decoding errors.
+        flawed: the decoder found errors in pictures or packets, or time stamps that go back; which
+            picture stands for a lost one may then depend on the frames that `frames` skipped.
         cut_off: the file ends, or cannot be read further, before the end that it states.
         parts: see `Timeline`; one for a file whose clock never breaks.
         n_untimed: frames without a usable time stamp, timed by the frame rate.
@@ -147,13 +155,13 @@ class Decoder:
         self.container_s = self.late_s = 0.0
         self.frame_rate = 30.0
         self.bad_packets = 0
+        self.flawed = False
         self.cut_off = False
         self.parts: tuple[Part, ...] = ()
         self.n_untimed = self.n_unseen = 0
         self.untimed = False
         self._last_end_s = 0.0
         self._remote: RemoteVideo | None = None
-        self._scaler = VideoReformatter()
 
     def frames(self, wanted: Wanted = _everything) -> Iterator[TimedFrame]:
         """Yield all decodable frames in time order.
@@ -213,13 +221,14 @@ class Decoder:
                 gap_s = time_s - previous_s if previous_s >= 0 else 0.0
                 previous, previous_s = stamp, time_s
                 shown_s = _seconds(duration, time_base) or gap_s
-                yield self._checked(TimedFrame(time_s, shown_s, picture, self._scaler))
+                yield self._checked(TimedFrame(time_s, shown_s, picture))
             if not n_frames:
                 raise self._no_frames()
             self.parts = tuple(timeline.parts)
             self.untimed = self.untimed or bool(timeline.unstamped) or self.n_untimed == n_frames
             if n_repeated > MAX_REPEATED_SHARE * n_frames:
                 self.n_unseen += n_repeated
+            self.flawed = self.flawed or bool(self.bad_packets or self.n_unseen)
             self.cut_off = self.cut_off or self._ends_early(container, timeline, stream.frames)
 
     def length_s(self) -> float:
@@ -364,6 +373,7 @@ class Decoder:
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             try:
                 for picture in context.decode(packet):
+                    self.flawed = self.flawed or picture.is_corrupt
                     if picture.interlaced_frame:
                         skipping.end()
                     for stamp, duration in skipping.before(picture.pts):

@@ -8,12 +8,13 @@ rotation stored in the file is applied; a damaged packet loses only its own fram
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
@@ -106,12 +107,17 @@ class FrameSource:
     Args:
         path: the file, or a pointer to a video in S3 (see `remote`).
         limits: files beyond them are rejected.
+
+    Attributes:
+        is_flawed: a pass for other frames of the file may find other pictures (`Decoder.flawed`);
+            of the last pass, once its clips are exhausted.
     """
 
     def __init__(self, path: Path | str, limits: VideoLimits | None = None) -> None:
         self.path = Path(path)
         self.limits = limits or VideoLimits()
         self._report: DecodeReport | None = None
+        self.is_flawed = False
 
     @property
     def report(self) -> DecodeReport:
@@ -124,6 +130,19 @@ class FrameSource:
         """Decode the file once and yield its clips in order; a tail below one clip is dropped.
 
         Raises:
+            VideoError: see `clips_for`.
+        """
+        for _, clip in self.clips_for(clip_len_s, [sampling]):
+            yield clip
+
+    def clips_for(
+        self, clip_len_s: float, samplings: Sequence[FrameSampling]
+    ) -> Iterator[tuple[int, ClipFrames]]:
+        """Decode the file once for several samplings: (place of the sampling, its next clip).
+
+        Each gets the clips, in order, that it would get alone, unless the file `is_flawed`.
+
+        Raises:
             VideoError: nothing can be decoded, or the file is beyond a limit; `code` is one of
                 ``not_found``, ``unreadable``, ``invalid_data``, ``no_video_stream``,
                 ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``; for a video in S3
@@ -131,14 +150,24 @@ class FrameSource:
         """
         self._report = None
         decoder = Decoder(self.path, self.limits)
-        cutter = _ClipCutter(clip_len_s, sampling, decoder)
+        cutters = [_ClipCutter(clip_len_s, sampling, decoder) for sampling in samplings]
+
+        def wanted(start_s: float, end_s: float) -> bool:
+            return any(cutter.wants(start_s, end_s) for cutter in cutters)
+
+        cutter = cutters[0]
         try:
-            for frame in decoder.frames(cutter.wants):
-                yield from cutter.add(frame)
-            yield from cutter.finish(decoder.duration_s())
+            for frame in decoder.frames(wanted):
+                for place, one in enumerate(cutters):
+                    for clip in one.add(frame):
+                        yield place, clip
+            for place, one in enumerate(cutters):
+                for clip in one.finish(decoder.duration_s()):
+                    yield place, clip
         except VideoError as error:
             self._report = _report(decoder, cutter, cutter.end_s, error.code, failed=True)
             raise
+        self.is_flawed = decoder.flawed
         reason = _reason(decoder, cutter)
         self._report = _report(decoder, cutter, decoder.duration_s(), reason)
 
@@ -184,7 +213,7 @@ class _ClipCutter:
         if clip_len_s <= 0:
             raise ValueError(f"clip_len_s = {clip_len_s}: must be positive")
         self._clip_len_s, self._sampling, self._decoder = clip_len_s, sampling, decoder
-        self._size = sampling.size
+        self._size, self._scaler = sampling.size, VideoReformatter()
         self._current: TimedFrame | None = None
         self._pixels: NDArray[np.uint8] | None = None  # of the current frame, computed lazily
         self._picked: list[NDArray[np.uint8]] = []  # for the current clip
@@ -236,7 +265,7 @@ class _ClipCutter:
         if self._current is None or self._size is None:
             raise RuntimeError("no frame was added")
         if self._pixels is None:
-            self._pixels = self._current.to_rgb(self._size, self._sampling)
+            self._pixels = self._current.to_rgb(self._size, self._sampling, self._scaler)
         self._picked.append(self._pixels)
         if len(self._picked) == self._sampling.frames_per_clip:
             self._filled.append(self._picked)

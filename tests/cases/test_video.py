@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +36,9 @@ KINDS = [  # suffix, codec, frames per second, encoding, options of the containe
 
 def shown(path, limits=None):
     """(time in s, number) of each frame, and the decoder; no time may come twice."""
-    decoder = Decoder(path, limits or VideoLimits())
+    decoder, scaler = Decoder(path, limits or VideoLimits()), VideoReformatter()
     found = [
-        (frame.time_s, read_number(frame.to_rgb((160, 96), FrameSampling(1, None))))
+        (frame.time_s, read_number(frame.to_rgb((160, 96), FrameSampling(1, None), scaler)))
         for frame in decoder.frames()
     ]
     assert all(b[0] > a[0] for a, b in pairwise(found))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mrmodel.encoders.base import TextEncoder, VideoEncoder
+from mrmodel.encoders.base import Frames, Rows, TextEncoder, VideoEncoder
 from mrmodel.errors import FeatureError
 from mrmodel.features.keys import normalise_query
 from mrmodel.features.store import Half, to_stored
@@ -40,20 +40,36 @@ def encode_video(
         VideoError: the file gives no frames.
         FeatureError: the encoder gave values that cannot be stored.
     """
-    source = FrameSource(path, limits)
-    groups = _groups(source.clips(clip_len_s, encoder.sampling))
-    rows, decode_s, encode_s = [], 0.0, 0.0
-    while True:
-        started = time.perf_counter()
-        group = next(groups, None)
-        decoded = time.perf_counter()
-        decode_s += decoded - started
-        if group is None:
-            break
-        frames = np.stack([clip.frames for clip in group])
-        rows.append(encoder.encode_clips(frames))
-        encode_s += time.perf_counter() - decoded
-    return EncodedVideo(to_stored(np.concatenate(rows)), source.report, decode_s, encode_s)
+    (encoded,) = encode_streams(path, [encoder], clip_len_s, limits)
+    return encoded
+
+
+def encode_streams(
+    path: Path,
+    encoders: Sequence[VideoEncoder],
+    clip_len_s: float,
+    limits: VideoLimits | None = None,
+) -> list[EncodedVideo]:
+    """The results of `encode_video` for several encoders, from decoding the video once.
+
+    A file with errors is decoded once per encoder: which picture then stands for a lost one depends
+    on the frames that an encoder needs.
+
+    Raises:
+        VideoError, FeatureError: see `encode_video`.
+    """
+    source, streams = FrameSource(path, limits), [_Stream(encoder) for encoder in encoders]
+    started = time.perf_counter()
+    for place, clip in source.clips_for(clip_len_s, [one.sampling for one in encoders]):
+        streams[place].add(clip)
+    if source.is_flawed and len(encoders) > 1:
+        return [encode_video(path, one, clip_len_s, limits) for one in encoders]
+    rows = [to_stored(stream.finish()) for stream in streams]
+    decode_s = time.perf_counter() - started - sum(stream.encode_s for stream in streams)
+    return [
+        EncodedVideo(values, source.report, decode_s, stream.encode_s)
+        for values, stream in zip(rows, streams, strict=True)
+    ]
 
 
 def encode_texts(texts: Sequence[str], encoder: TextEncoder) -> list[Half]:
@@ -68,12 +84,28 @@ def encode_texts(texts: Sequence[str], encoder: TextEncoder) -> list[Half]:
     return [to_stored(rows) for rows in encoder.encode_texts(normalised)]
 
 
-def _groups(clips: Iterator[ClipFrames]) -> Iterator[list[ClipFrames]]:
-    group: list[ClipFrames] = []
-    for clip in clips:
-        group.append(clip)
-        if len(group) == _GROUP_CLIPS or len(group) * clip.frames.nbytes >= _GROUP_BYTES:
-            yield group
-            group = []
-    if group:
-        yield group
+class _Stream:
+    """The rows of one encoder, made of a group of clips at a time."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        self._encoder = encoder
+        self._group: list[Frames] = []
+        self._rows: list[Rows] = []
+        self.encode_s = 0.0
+
+    def add(self, clip: ClipFrames) -> None:
+        self._group.append(clip.frames)
+        count = len(self._group)
+        if count == _GROUP_CLIPS or count * clip.frames.nbytes >= _GROUP_BYTES:
+            self._encode()
+
+    def finish(self) -> Rows:
+        if self._group:
+            self._encode()
+        return np.concatenate(self._rows)
+
+    def _encode(self) -> None:
+        started = time.perf_counter()
+        self._rows.append(self._encoder.encode_clips(np.stack(self._group)))
+        self._group = []
+        self.encode_s += time.perf_counter() - started
