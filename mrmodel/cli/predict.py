@@ -12,8 +12,8 @@ import click
 
 from mrmodel.addresses import video_path
 from mrmodel.cli.options import DeviceName
-from mrmodel.errors import CheckpointError
 from mrmodel.predict.queries import check_queries
+from mrmodel.stages.served import choose_model
 from mrmodel.text import sparkline
 from mrmodel.types import QueryResult
 
@@ -26,9 +26,7 @@ PLOTS = (".png", ".svg", ".pdf")
 @click.option("--query", "queries", multiple=True, required=True, help="A sentence; repeatable.")
 @click.option(
     "--model",
-    "folder",
-    type=click.Path(path_type=Path),
-    help="Model folder [default: the first of train.models below models/served].",
+    help="Model folder, or zero-shot [default: the first of train.models below models/served].",
 )
 @click.option(
     "--device",
@@ -53,7 +51,7 @@ PLOTS = (".png", ".svg", ".pdf")
 def command(
     video: str,
     queries: tuple[str, ...],
-    folder: Path | None,
+    model: str | None,
     device: str,
     top: int,
     as_json: bool,
@@ -65,16 +63,18 @@ def command(
     there are more clips than fit into the line, each character shows the highest score of several
     neighbouring clips. --json prints every score. A note tells which queries the text encoder
     cannot read, in whole or in part; the default one reads English.
+
+    Without --model, a model that was trained on the rendered sample answers about videos of that
+    sample only. Other videos are answered zero-shot, by similarity of clips and sentence, and a
+    note says so.
     """
     if plot is not None and plot.suffix not in PLOTS:
         rule = f"{plot}: expected a name that ends in one of {', '.join(PLOTS)}"
         raise click.BadParameter(rule, param_hint="--plot")
     check_queries(queries)
     path = video_path(video)
-    # Not before the check of the options: torch takes seconds.
-    from mrmodel.predict.predictor import Predictor
-
-    predictor = Predictor.load(folder or default_model(), device)
+    predictor, why = choose_model(model, [path], device)
+    score = "similarity" if predictor.is_zero_shot else "confidence"
     searchable = predictor.encode(path)
     results = predictor.search(searchable, queries)
     for number, result in enumerate(results):
@@ -86,37 +86,17 @@ def command(
         click.echo(f"{result.query}")
         for moment in result.moments[:top]:
             window = f"{moment.start_s:8.1f} s to {moment.end_s:8.1f} s"
-            click.echo(f"  {window}   confidence {moment.score:.2f}")
+            click.echo(f"  {window}   {score} {moment.score:.2f}")
         click.echo(curve_line(result.clip_scores, shutil.get_terminal_size((80, 24)).columns))
     for result in results:
         if result.unread_tokens:
             click.echo(unread_note(result, predictor.languages), err=True)
-    for note in searchable.report.notes():
+    for note in (*filter(None, [why]), *searchable.report.notes()):
         click.echo(f"note: {note}", err=True)
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 
         save_timeline(plot, path, results)
-
-
-def default_model() -> Path:
-    """The first served model of `train.models`, or else the first that exists.
-
-    Raises:
-        CheckpointError: there is no served model.
-    """
-    from mrmodel.config.schema import load_config
-
-    folders = sorted(path.parent for path in Path("models/served").glob("*/config.json"))
-    if Path("params.yaml").exists():
-        wanted = load_config(Path("params.yaml")).train.models
-        folders.sort(key=lambda folder: [*wanted, folder.name].index(folder.name))
-    if not folders:
-        raise CheckpointError(
-            "models/served: no trained model here; run `make repro` in the repository, "
-            "or name a model folder with --model"
-        )
-    return folders[0]
 
 
 def unread_note(result: QueryResult, languages: Sequence[str]) -> str:

@@ -122,6 +122,24 @@ def build_encoder(name: str) -> VideoEncoder | TextEncoder:
     return encoder
 
 
+def are_aligned(video: str, text: str) -> bool:
+    """Whether clips of one registered encoder can be compared with sentences of another.
+
+    They can if both are networks of one family, which the first part of their names tells, of one
+    width, and the text encoder gives a sentence vector.
+
+    Raises:
+        UnknownNameError: no such encoder.
+    """
+    clips, sentences = ENCODERS.get(video), ENCODERS.get(text)
+    return bool(
+        video.partition(".")[0] == text.partition(".")[0]
+        and (clips.modality, sentences.modality) == ("video", "text")
+        and clips.dim == sentences.dim
+        and sentences.layout.startswith("sentence")
+    )
+
+
 def check_frames(frames: Frames, sampling: FrameSampling) -> None:
     """Reject clips that do not match `sampling`.
 

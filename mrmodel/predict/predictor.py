@@ -6,7 +6,7 @@ video gives the model the same tensor as in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,15 @@ from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.data.loader import BatchBuilder, RowLimits
 from mrmodel.devices import pick_device
-from mrmodel.encoders.base import TokenCounts
+from mrmodel.encoders.base import (
+    TextEncoder,
+    TokenCounts,
+    VideoEncoder,
+    are_aligned,
+    build_encoder,
+)
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
-from mrmodel.features.extraction.encode import encode_texts, encode_video
+from mrmodel.features.extraction.encode import encode_streams, encode_texts
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.manifest import stream_fingerprint
 from mrmodel.features.store import MemoryStore
@@ -31,19 +37,24 @@ from mrmodel.predict.long_video import VideoChunk, merge_chunks, split_video
 from mrmodel.predict.postprocess import Decoded, Postprocess, in_video_time
 from mrmodel.predict.queries import check_queries
 from mrmodel.predict.serving import read_serving
+from mrmodel.predict.zero_shot import THRESHOLD_STD, ZERO_SHOT_MODEL, answer_by_similarity
 from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_model
 from mrmodel.types import Annotation, Moment, QueryResult
 from mrmodel.video.frames import DecodeReport
 
-# Batch size for the chunks of a long video.
+# Batch size for queries, and for the chunks of a long video.
 _BATCH = 64
+# The encoders that every installation has.
+_BUILT_IN = ("embedded.video", "embedded.text")
+_CLIP_LEN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class SearchableVideo:
     """A video with encoded clips: one store per stream, all with the key `vid`.
 
-    `duration_s` is its length in a player, `start_s` the time of its first clip there.
+    `duration_s` is its length in a player, `start_s` the time of its first clip there; `encoders`
+    describe the streams.
     """
 
     vid: str
@@ -52,16 +63,20 @@ class SearchableVideo:
     n_clips: int
     streams: tuple[MemoryStore, ...]
     report: DecodeReport
+    encoders: tuple[ModelStream, ...]
+
+
+# Answers to queries about a video from its rows and those of the queries, by `text_key`. Times
+# count from the first picture.
+Grounding = Callable[[SearchableVideo, Sequence[str], Sequence[MemoryStore]], list[Decoded]]
 
 
 class Predictor:
-    """A trained model with the encoders that its features came from.
+    """Answers queries about videos, with a trained model (`load`) or without one (`zero_shot`).
 
     Args:
-        model: in eval mode.
-        config: config.json of the model folder.
-        postprocess: its post-processing.
-        device: device of the model.
+        config: streams and clip length; config.json of a model folder.
+        grounding: gives the answers.
 
     Attributes:
         languages: that its text encoders read; empty: none in particular.
@@ -71,44 +86,91 @@ class Predictor:
         FeatureMismatch: a local encoder differs from the one that made the training features.
     """
 
-    def __init__(
-        self,
-        model: MomentModel,
-        config: ModelConfig,
-        postprocess: PostprocessConfig,
-        device: torch.device,
-    ) -> None:
-        self.model, self.config, self.device = model, config, device
+    def __init__(self, config: ModelConfig, grounding: Grounding) -> None:
+        self.config, self.grounding = config, grounding
         self._video = [_encoder_of(stream, config.clip_len_s) for stream in config.video_streams]
         self._text = [_encoder_of(stream, None) for stream in config.text_streams]
         self.languages = sorted({one for encoder in self._text for one in encoder.languages})
-        self.postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Predictor:
-        """Load a model folder such as ``models/served/sg_detr``."""
+        """Load a model folder such as ``models/served/sg_detr``; ``zero-shot`` is `zero_shot()`.
+
+        Raises:
+            CheckpointError: it is no model folder, or one that this version cannot read.
+            FeatureError, FeatureMismatch: see the class.
+        """
+        if str(folder) == ZERO_SHOT_MODEL:
+            return cls.zero_shot()
         folder = Path(folder)
         place = pick_device(device, "device")
         model, config = load_model(folder, place)
-        return cls(model, config, read_serving(folder), place)
+        return cls(config, ModelGrounding(model, config, read_serving(folder), place))
+
+    @classmethod
+    def zero_shot(
+        cls,
+        streams: tuple[str, str] = _BUILT_IN,
+        clip_len_s: float = _CLIP_LEN_S,
+        threshold_std: float = THRESHOLD_STD,
+    ) -> Predictor:
+        """Answers by similarity of clips and sentence alone; nothing was trained on any corpus.
+
+        Args:
+            streams: encoders of clips and of sentences that share a space.
+            clip_len_s: seconds of a clip.
+            threshold_std: a window is a run of clips above mean + this many standard deviations
+                of the similarities in the video.
+
+        Raises:
+            UnknownNameError: no such encoder.
+            FeatureError: the two share no space.
+        """
+        if not are_aligned(*streams):
+            raise FeatureError(
+                f"{streams[0]} and {streams[1]}: clips and sentences of these encoders share no "
+                f"space, so their similarity means nothing; {' and '.join(_BUILT_IN)} do"
+            )
+        video, text = map(build_encoder, streams)
+        config = ModelConfig(
+            model=ZERO_SHOT_MODEL,
+            settings={},
+            video_streams=(stream_of(video, clip_len_s),),
+            text_streams=(stream_of(text, None),),
+            clip_len_s=clip_len_s,
+            max_clips=None,
+            max_tokens=1,
+            protocol="qvhighlights",
+            training={},
+        )
+        return cls(config, SimilarityGrounding(threshold_std))
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether scores of moments are similarities, which may be negative."""
+        return isinstance(self.grounding, SimilarityGrounding)
 
     def encode(self, path: str | Path) -> SearchableVideo:
-        """Decode and encode a video file of any length.
+        """Decode and encode a video file of any length; it is decoded once for all streams.
 
         Raises:
             VideoError: no frames can be decoded.
         """
         path, clip_len_s = video_path(path), self.config.clip_len_s
-        encoded = [encode_video(path, encoder, clip_len_s) for encoder in self._video]
+        encoded = encode_streams(path, self._video, clip_len_s)
         stores = [
             MemoryStore(stream.name, {path.stem: video.rows}, clip_len_s)
             for stream, video in zip(self.config.video_streams, encoded, strict=True)
         ]
         report = encoded[0].report
-        n_clips = min(len(video.rows) for video in encoded)
-        duration_s = report.start_s + report.duration_s
         return SearchableVideo(
-            path.stem, duration_s, report.start_s, n_clips, tuple(stores), report
+            path.stem,
+            report.start_s + report.duration_s,
+            report.start_s,
+            min(len(video.rows) for video in encoded),
+            tuple(stores),
+            report,
+            self.config.video_streams,
         )
 
     def search(self, video: SearchableVideo, queries: Sequence[str]) -> list[QueryResult]:
@@ -118,35 +180,39 @@ class Predictor:
 
         Raises:
             DataError: a query is empty, shows nothing, or is no text that UTF-8 can encode.
+            FeatureMismatch: the video was encoded by other encoders.
         """
         check_queries(queries)
+        self._require_rows(video)
+        if not queries:
+            return []
         unread = [self._unread(number, query) for number, query in enumerate(queries)]
-        builder = BatchBuilder(
-            video.streams,
-            self._encode_queries(queries),
-            RowLimits(self.config.max_clips, self.config.max_tokens),
-            self.device,
-        )
-        parts = split_video(video.n_clips, self.config.max_clips or video.n_clips)
-        rows = [self._row(video, part, query) for query in queries for part in parts]
-        found = self._run(builder, rows)
-        results = []
-        for number, query in enumerate(queries):
-            answers = found[number * len(parts) : (number + 1) * len(parts)]
-            answer = merge_chunks(answers, parts, self.config.clip_len_s, self.postprocess.finish)
-            (answer,) = in_video_time([answer], [video.start_s], self.config.clip_len_s)
-            results.append(
-                QueryResult(
-                    query,
-                    video.vid,
-                    video.duration_s,
-                    self.config.clip_len_s,
-                    tuple(Moment(*window) for window in answer.windows),
-                    answer.saliency,
-                    unread_tokens=unread[number],
-                )
+        clip_len_s = self.config.clip_len_s
+        found = self.grounding(video, queries, self.encode_queries(queries))
+        found = in_video_time(found, [video.start_s] * len(found), clip_len_s)
+        return [
+            QueryResult(
+                query,
+                video.vid,
+                video.duration_s,
+                clip_len_s,
+                tuple(Moment(*window) for window in answer.windows),
+                answer.saliency,
+                unread_tokens=share,
             )
-        return results
+            for query, answer, share in zip(queries, found, unread, strict=True)
+        ]
+
+    def _require_rows(self, video: SearchableVideo) -> None:
+        if video.encoders != self.config.video_streams:
+            here, there = (
+                ", ".join(f"{one.name} {str(one.fingerprint)[:12]}" for one in streams)
+                for streams in (self.config.video_streams, video.encoders)
+            )
+            raise FeatureMismatch(
+                f"{video.vid}: encoded by {there}, and this model reads {here}; encode the video "
+                "with the predictor that searches it"
+            )
 
     def _unread(self, number: int, query: str) -> float:
         """Share of tokens that are not read, by the text stream that reads most."""
@@ -158,7 +224,8 @@ class Predictor:
             raise DataError(f"query {number + 1} = {query!r} {rule}")
         return min(shares)
 
-    def _encode_queries(self, queries: Sequence[str]) -> list[MemoryStore]:
+    def encode_queries(self, queries: Sequence[str]) -> list[MemoryStore]:
+        """The rows of each text stream, by `text_key`; equal sentences are encoded once."""
         unique = {text_key(query): query for query in queries}
         stores = []
         for stream, encoder in zip(self.config.text_streams, self._text, strict=True):
@@ -166,10 +233,47 @@ class Predictor:
             stores.append(MemoryStore(stream.name, dict(zip(unique, rows, strict=True))))
         return stores
 
+
+class ModelGrounding:
+    """Answers of a trained model.
+
+    Args:
+        model: in eval mode, on `device`.
+        config: config.json of the model folder.
+        postprocess: its post-processing.
+        device: see above.
+    """
+
+    def __init__(
+        self,
+        model: MomentModel,
+        config: ModelConfig,
+        postprocess: PostprocessConfig,
+        device: torch.device,
+    ) -> None:
+        self.model, self._config, self._device = model, config, device
+        self._postprocess = Postprocess.of(postprocess, config.clip_len_s)
+
+    def __call__(
+        self, video: SearchableVideo, queries: Sequence[str], texts: Sequence[MemoryStore]
+    ) -> list[Decoded]:
+        """See `Grounding`."""
+        limits = RowLimits(self._config.max_clips, self._config.max_tokens)
+        builder = BatchBuilder(video.streams, texts, limits, self._device)
+        parts = split_video(video.n_clips, self._config.max_clips or video.n_clips)
+        found = self._run(
+            builder, [self._row(video, part, one) for one in queries for part in parts]
+        )
+        clip_len_s, finish = self._config.clip_len_s, self._postprocess.finish
+        return [
+            merge_chunks(found[first : first + len(parts)], parts, clip_len_s, finish)
+            for first in range(0, len(found), len(parts))
+        ]
+
     def _row(self, video: SearchableVideo, part: VideoChunk, query: str) -> Annotation:
         if part.n_clips == video.n_clips:
             return Annotation(0, query, video.vid, video.duration_s - video.start_s)
-        clip_len_s = self.config.clip_len_s
+        clip_len_s = self._config.clip_len_s
         start, end = part.first * clip_len_s, (part.first + part.n_clips) * clip_len_s
         return Annotation(0, query, f"{video.vid}_{start}_{end}", end - start)
 
@@ -178,8 +282,31 @@ class Predictor:
         with torch.inference_mode():
             for first in range(0, len(rows), _BATCH):
                 batch = builder.batch(rows[first : first + _BATCH])
-                answers += decode_output(self.model(batch), batch, self.postprocess)
+                answers += decode_output(self.model(batch), batch, self._postprocess)
         return answers
+
+
+class SimilarityGrounding:
+    """Answers by similarity of clips and sentence alone; `threshold_std` as in `zero_shot`."""
+
+    def __init__(self, threshold_std: float) -> None:
+        self._threshold_std = threshold_std
+
+    def __call__(
+        self, video: SearchableVideo, queries: Sequence[str], texts: Sequence[MemoryStore]
+    ) -> list[Decoded]:
+        """See `Grounding`."""
+        clips, sentences = video.streams[0], texts[0]
+        rows, clip_len_s = clips.gather([video.vid])[0][0], clips.clip_len_s
+        assert clip_len_s is not None
+        found = sentences.gather([text_key(query) for query in queries], max_rows=1)[0][:, 0]
+        return [answer_by_similarity(rows, one, clip_len_s, self._threshold_std) for one in found]
+
+
+def stream_of(encoder: VideoEncoder | TextEncoder, clip_len_s: float | None) -> ModelStream:
+    """The stream that an encoder makes; `clip_len_s` is None for texts."""
+    fingerprint = stream_fingerprint(encoder.fingerprint(), clip_len_s)
+    return ModelStream(encoder.name, encoder.dim, digest_of(fingerprint))
 
 
 def _encoder_of(stream: ModelStream, clip_len_s: float | None) -> Any:
@@ -190,12 +317,12 @@ def _encoder_of(stream: ModelStream, clip_len_s: float | None) -> Any:
             "searched with it until there is an encoder for them: register one and import the "
             f"checkpoint again with its name among the streams (registered: {known})"
         )
-    encoder = ENCODERS.get(stream.name)()
-    found = digest_of(stream_fingerprint(encoder.fingerprint(), clip_len_s))
+    encoder = build_encoder(stream.name)
+    found = stream_of(encoder, clip_len_s).fingerprint
     if found != stream.fingerprint:
         raise FeatureMismatch(
             f"{stream.name}: the encoder here is not the one that the model was trained with "
-            f"(fingerprint {found[:12]}, expected {stream.fingerprint[:12]}); other weights, "
+            f"(fingerprint {str(found)[:12]}, expected {stream.fingerprint[:12]}); other weights, "
             "settings or library versions: install the versions of constraints.txt, or train again"
         )
     return encoder

@@ -15,8 +15,10 @@ def check_queries(queries: Iterable[str]) -> None:
     """Raise unless every query is a sentence that UTF-8 can encode.
 
     Raises:
-        DataError: with the number of the first other one, from 1.
+        DataError: with the number of the first other one, from 1; or `queries` is one text.
     """
+    if isinstance(queries, str):
+        raise DataError(f"queries = {queries!r:.60}: expected a list of sentences")
     for number, query in enumerate(queries, start=1):
         if not is_visible(query):
             rule = "is empty, or has only characters that show nothing; expected a sentence"

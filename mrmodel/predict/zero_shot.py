@@ -1,6 +1,7 @@
 """Zero-shot retrieval: clips whose embeddings are close to that of the sentence.
 
-Needs encoders with a joint space of clips and sentences; it is the baseline for training.
+Needs encoders with a joint space of clips and sentences. It is the baseline for training, and
+answers about videos that no model was trained for.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.features.keys import text_key
-from mrmodel.features.store import RowTable
+from mrmodel.features.store import Half, RowTable
 from mrmodel.predict.postprocess import Decoded, in_video_time
 from mrmodel.types import Annotation, Prediction
 
 Vector = NDArray[np.float64]
+
+# What takes the place of a model folder.
+ZERO_SHOT_MODEL = "zero-shot"
+# Of `evaluate.zero_shot_std` in the presets.
+THRESHOLD_STD = 0.25
 
 
 def predict_zero_shot(
@@ -34,16 +40,30 @@ def predict_zero_shot(
         raise ValueError(f"{video.name} has {video.dim} channels, {text.name} has {text.dim}")
     predictions = []
     for annotation in annotations:
-        clips = _unit(video.gather([annotation.vid])[0][0])
-        sentence = _unit(text.gather([text_key(annotation.query)], max_rows=1)[0][0])[0]
-        similarity = clips @ sentence
+        clips = video.gather([annotation.vid])[0][0]
+        sentence = text.gather([text_key(annotation.query)], max_rows=1)[0][0, 0]
         clip_len_s = video.clip_len_s or annotation.duration / len(clips)
-        windows = similarity_windows(similarity, clip_len_s, threshold_std)
+        answer = answer_by_similarity(clips, sentence, clip_len_s, threshold_std)
         start_s = video.resolve([annotation.vid]).start_s.tolist()
-        answer = Decoded(windows, tuple(similarity.tolist()))
         (answer,) = in_video_time([answer], start_s, clip_len_s)
         predictions.append(Prediction(annotation.qid, annotation.query, annotation.vid, *answer))
     return predictions
+
+
+def answer_by_similarity(
+    clips: Half, sentence: Half, clip_len_s: float, threshold_std: float
+) -> Decoded:
+    """Windows and clip scores of one query, from the first clip on.
+
+    Args:
+        clips: (L, D) clip vectors.
+        sentence: (D,) sentence vector.
+        clip_len_s: see `similarity_windows`.
+        threshold_std: see there.
+    """
+    similarity = _unit(clips) @ _unit(sentence)
+    windows = similarity_windows(similarity, clip_len_s, threshold_std)
+    return Decoded(windows, tuple(similarity.tolist()))
 
 
 def similarity_windows(
@@ -71,7 +91,7 @@ def similarity_windows(
     )
 
 
-def _unit(rows: NDArray[np.float16]) -> Vector:
+def _unit(rows: Half) -> Vector:
     values = rows.astype(np.float64)
     unit: Vector = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-8)
     return unit

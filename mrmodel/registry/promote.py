@@ -284,7 +284,8 @@ def _upload(versions: Versions, candidate: Candidate, timeout_s: float, steps: S
     with tempfile.TemporaryDirectory(prefix="mrmodel-register-") as folder:
         model = Path(folder) / "model"
         steps.begin("smoke test in a fresh process")
-        write_mlflow_model(model, candidate.folder, candidate.postprocess)
+        rendered = candidate.record.corpus.get("source") == "sample"
+        write_mlflow_model(model, candidate.folder, candidate.postprocess, rendered=rendered)
         smoke, answers = run_smoke(model, None, timeout_s)
         if smoke.fault:
             raise RegistryError(f"{candidate.folder}: cannot be served: {smoke.fault}")

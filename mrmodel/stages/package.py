@@ -26,7 +26,7 @@ def package(config: Config, reporter: Reporter, arguments: dict[str, str]) -> No
             shutil.copyfile(source / WEIGHTS, temporary)
     with atomic_path(target / CONFIG) as temporary:
         shutil.copyfile(source / CONFIG, temporary)
-    write_serving(target, config.postprocess)
+    write_serving(target, config.postprocess, rendered=config.corpus.source == "sample")
 
 
 if __name__ == "__main__":

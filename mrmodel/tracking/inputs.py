@@ -140,7 +140,9 @@ def stored_video(features: Path, vid: str, config: ModelConfig) -> SearchableVid
     report = _report(stores, vid)
     duration_s = report.start_s + report.duration_s
     n_clips = min(map(len, rows))
-    return SearchableVideo(vid, duration_s, report.start_s, n_clips, streams, report)
+    return SearchableVideo(
+        vid, duration_s, report.start_s, n_clips, streams, report, config.video_streams
+    )
 
 
 def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:

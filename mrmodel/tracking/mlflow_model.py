@@ -92,10 +92,12 @@ _EXAMPLE_FILE = "example.mp4"
 _EXAMPLE_S, _EXAMPLE_SEED, _EXAMPLE_QUERIES = 20.0, 2026, 2
 
 
-def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfig) -> None:
+def write_mlflow_model(
+    target: Path, folder: Path, postprocess: PostprocessConfig, *, rendered: bool | None = None
+) -> None:
     """Write the model folder `folder` as an MLflow model to the new folder `target`.
 
-    Its predictions are post-processed as configured in `postprocess`.
+    Its serving.json is of `postprocess` and `rendered` (`write_serving`).
 
     Raises:
         CheckpointError: `folder` is not a model folder.
@@ -116,7 +118,7 @@ def write_mlflow_model(target: Path, folder: Path, postprocess: PostprocessConfi
             code_paths=[str(_copy_code(workshop / "mrmodel"))],
             artifacts={
                 # As addresses, since MLflow decodes %20 in paths too.
-                "model": _copy_model(folder, workshop / "model", postprocess).as_uri(),
+                "model": _copy_model(folder, workshop / "model", postprocess, rendered).as_uri(),
                 "example": example.as_uri(),
             },
             signature=model_signature(),
@@ -152,10 +154,12 @@ def _copy_code(target: Path) -> Path:
     return target
 
 
-def _copy_model(folder: Path, target: Path, postprocess: PostprocessConfig) -> Path:
+def _copy_model(
+    folder: Path, target: Path, postprocess: PostprocessConfig, rendered: bool | None
+) -> Path:
     """Copy the files of a model folder; any other files in it are left out."""
     target.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(folder / name, target / name)
-    write_serving(target, postprocess)
+    write_serving(target, postprocess, rendered=rendered)
     return target

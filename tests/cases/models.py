@@ -8,10 +8,9 @@ import torch
 
 from mrmodel.config.postprocess import VALIDATION
 from mrmodel.encoders.tiny import TinyTextEncoder, TinyVideoEncoder
-from mrmodel.features.manifest import stream_fingerprint
-from mrmodel.files import digest_of
+from mrmodel.predict.predictor import stream_of
 from mrmodel.predict.serving import write_serving
-from mrmodel.train.checkpoint import ModelConfig, ModelStream, save_model
+from mrmodel.train.checkpoint import ModelConfig, save_model
 from tests.video.fixtures import write_video
 
 SMALL = {"hidden": 16, "heads": 2, "ffn": 24}
@@ -20,16 +19,11 @@ CLIP_LEN_S = 2.0
 
 def write_model(folder: Path) -> Path:
     """A moment_detr with random weights; the same ones each time."""
-    encoders = {TinyVideoEncoder(): CLIP_LEN_S, TinyTextEncoder(): None}
-    video, text = (
-        ModelStream(one.name, one.dim, digest_of(stream_fingerprint(one.fingerprint(), length)))
-        for one, length in encoders.items()
-    )
     config = ModelConfig(
         model="moment_detr",
         settings=SMALL,
-        video_streams=(video,),
-        text_streams=(text,),
+        video_streams=(stream_of(TinyVideoEncoder(), CLIP_LEN_S),),
+        text_streams=(stream_of(TinyTextEncoder(), None),),
         clip_len_s=CLIP_LEN_S,
         max_clips=75,
         max_tokens=32,

@@ -327,10 +327,10 @@ def test_the_parameter_file_may_be_a_folder(here: Path, capsys: Captured) -> Non
 def test_a_defect_keeps_its_traceback(
     here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> Path:
+    def broken(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(predict, "default_model", broken)
+    monkeypatch.setattr(predict, "choose_model", broken)
     assert run("predict video.mp4 --query red") == DEFECT
     error = capsys.readouterr().err
     assert "KeyError: 'ours'" in error

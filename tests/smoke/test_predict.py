@@ -1,6 +1,7 @@
 """Serving what the pipeline trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import boto3
@@ -39,9 +40,8 @@ def test_the_serving_tensor_is_the_training_tensor(
         RowLimits(75, 32),
     )
     served = []
-    monkeypatch.setattr(
-        predictor.model, "forward", record(served, predictor.model.forward), raising=True
-    )
+    model = predictor.grounding.model
+    monkeypatch.setattr(model, "forward", record(served, model.forward), raising=True)
     for row in read_annotations(reproduced.folder / "data/miniature/train.jsonl")[:3]:
         trained = stores.batch([row])
         video = predictor.encode(reproduced.folder / f"data/miniature/videos/{row.vid}.mp4")
@@ -74,7 +74,8 @@ def test_the_packaged_weights_are_the_trained_ones(reproduced: Project) -> None:
         assert reproduced.read(f"{MODEL}/{name}") == reproduced.read(trained)
     serving = json.loads(reproduced.read(f"{MODEL}/serving.json"))
     config = load_config(reproduced.folder / "params.yaml")
-    assert serving == {"format": 1, "postprocess": config.postprocess.model_dump()}
+    postprocess = config.postprocess.model_dump()
+    assert serving == {"format": 1, "postprocess": postprocess, "rendered": True}
 
 
 def record(kept: list, forward):
@@ -110,9 +111,21 @@ def test_a_video_in_s3_is_searched_through_its_pointer(
     client.upload_file(str(test_video), "mrmodel", f"predict/{test_video.name}")
     monkeypatch.setattr(reproduced, "variables", {ENDPOINT_VARIABLE: s3_env.url})
     reproduced.invoke("data", "link", "s3://mrmodel/predict", str(tmp_path))
-    arguments = ["predict", "--query", "A cat", "--json"]
+    arguments = ["predict", "--query", "A cat", "--json", "--model", MODEL]
     found = reproduced.invoke(*arguments, str(tmp_path / f"{test_video.stem}.s3"))
     assert json.loads(found) == json.loads(reproduced.invoke(*arguments, str(test_video)))
+
+
+def test_another_video_is_answered_zero_shot(
+    reproduced: Project, test_video: Path, tmp_path: Path
+) -> None:
+    video = shutil.copy(test_video, tmp_path)
+    output = reproduced.invoke("predict", str(video), "--query", "A cat")
+    assert "similarity" in output
+    assert f"note: {MODEL} was trained on the rendered sample, and {video} is not of it" in output
+    output = reproduced.invoke("predict", str(video), "--query", "A cat", "--model", MODEL)
+    assert "confidence" in output
+    assert "rendered" not in output
 
 
 def test_the_command_prints_for_people_too(reproduced: Project, test_video: Path) -> None:

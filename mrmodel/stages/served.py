@@ -1,0 +1,102 @@
+"""Which model answers about a video: the one that is named, the served one, or none (zero-shot)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mrmodel.components import ENCODERS
+from mrmodel.config.schema import Config, load_config
+
+if TYPE_CHECKING:
+    from mrmodel.predict.predictor import Predictor
+
+_PARAMS = Path("params.yaml")
+_SERVED = Path("models/served")
+
+
+class ModelChoice(NamedTuple):
+    """A predictor, and why it is not the served model; empty if it is that, or was named."""
+
+    predictor: Predictor
+    note: str = ""
+
+
+def choose_model(model: str | Path | None, videos: Iterable[Path], device: str) -> ModelChoice:
+    """The predictor for these videos.
+
+    The served model, unless it was trained on a rendered corpus and a video is not of that corpus:
+    it knows pictograms, and similarity alone finds more in photographs. Where a folder does not say
+    what it was trained on, it is used.
+
+    Args:
+        model: folder or ``zero-shot``; None: choose, from the working directory.
+        videos: files, or pointers to videos in S3.
+        device: of a trained model.
+
+    Raises:
+        CheckpointError: it is no model folder, or one that this version cannot read.
+        FeatureError, FeatureMismatch: see `Predictor`.
+    """
+    from mrmodel.predict.predictor import Predictor  # takes seconds, and few commands need it
+    from mrmodel.predict.zero_shot import ZERO_SHOT_MODEL
+
+    config = load_config(_PARAMS) if _PARAMS.exists() else None
+    if model is not None and str(model) != ZERO_SHOT_MODEL:
+        return ModelChoice(Predictor.load(model, device))
+    note = ""
+    if model is None:
+        folder = served_model(config)
+        if folder is None:
+            note = f"no trained model in {_SERVED} (`make repro` makes one): answered zero-shot"
+        elif (other := _not_of_the_corpus(folder, videos)) is None:
+            return ModelChoice(Predictor.load(folder, device))
+        else:
+            note = (
+                f"{folder} was trained on the rendered sample, and {other} is not of it: answered "
+                f"zero-shot; `--model {folder}` uses it all the same"
+            )
+    return ModelChoice(Predictor.zero_shot(**zero_shot_settings(config)), note)
+
+
+def served_model(config: Config | None) -> Path | None:
+    """The first served model of `train.models`, or else the first that exists, if any."""
+    folders = sorted(path.parent for path in _SERVED.glob("*/config.json"))
+    if config is not None:
+        wanted = config.train.models
+        folders.sort(key=lambda folder: [*wanted, folder.name].index(folder.name))
+    return next(iter(folders), None)
+
+
+def zero_shot_settings(config: Config | None) -> dict[str, Any]:
+    """Arguments of `Predictor.zero_shot`: those of the stage ``evaluate`` where there are params.
+
+    Its streams are the first ones of the parameters if these can be compared.
+    """
+    from mrmodel.encoders.base import are_aligned
+
+    if config is None:
+        return {}
+    features = config.features
+    settings: dict[str, Any] = {
+        "clip_len_s": features.clip_len_s,
+        "threshold_std": config.evaluate.zero_shot_std,
+    }
+    streams = features.video_streams[0], features.text_streams[0]
+    if all(name in ENCODERS for name in streams) and are_aligned(*streams):
+        settings["streams"] = streams
+    return settings
+
+
+def _not_of_the_corpus(folder: Path, videos: Iterable[Path]) -> Path | None:
+    """The first video that lies apart from the rendered corpus of a model; None: none does."""
+    from mrmodel.predict.serving import trained_on_rendered
+    from mrmodel.train.checkpoint import read_model_config
+
+    if not trained_on_rendered(folder):
+        return None
+    corpus = Path("data") / str(read_model_config(folder).training.get("corpus")) / "videos"
+    # Not of the file itself: DVC may keep it as a link into its cache.
+    apart = (one for one in videos if not one.parent.resolve().is_relative_to(corpus.resolve()))
+    return next(apart, None)
