@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inference
+from benchmarks import inference, predictor
 from benchmarks.common import count_flops
 
 SMALL = [
@@ -44,6 +44,22 @@ def test_the_inference_benchmark_prints_one_json_line(
     monkeypatch.setattr(sys, "argv", command)
     inference.main()
     assert_measured(capsys.readouterr().out, {"load_s", "forward_s"})
+
+
+def test_the_benchmark_of_queries_prints_one_json_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # Others use this process too.
+    settings = ["--settings", '{"hidden": 16, "heads": 2, "ffn": 24}']
+    command = ["predictor", "--json", "--part", "query", "--queries", "2", "--clips", "12"]
+    monkeypatch.setattr(sys, "argv", [*command, *settings])
+    monkeypatch.setattr(predictor, "QUERIES_IN_A_BATCH", 4)
+    predictor.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("part") == "query"
+    names = {"queries", "median_ms", "p95_ms", "cpu_ratio", "batch_ratio"}
+    assert figures.keys() == names
+    assert min(figures.values()) > 0
 
 
 GPU_FIGURES = {
