@@ -10,13 +10,15 @@ from mrmodel.version import __version__
 if TYPE_CHECKING:
     from mrmodel.config.schema import load_config
     from mrmodel.predict.predictor import Predictor
+    from mrmodel.registry.load import load_champion
     from mrmodel.train.checkpoint import load_model
 
-__all__ = ["Predictor", "__version__", "load_config", "load_model"]
+__all__ = ["Predictor", "__version__", "load_champion", "load_config", "load_model"]
 
 # Name -> module. Imported on first use, because torch takes seconds and few commands need it.
 _PUBLIC = {
     "Predictor": "mrmodel.predict.predictor",
+    "load_champion": "mrmodel.registry.load",
     "load_config": "mrmodel.config.schema",
     "load_model": "mrmodel.train.checkpoint",
 }

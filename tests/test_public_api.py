@@ -8,16 +8,28 @@ import pytest
 import mrmodel
 from mrmodel.config.schema import load_config
 from mrmodel.predict.predictor import Predictor
+from mrmodel.registry.load import load_champion
 from mrmodel.train.checkpoint import load_model
 
 
 def test_the_public_names_are_those_of_their_modules() -> None:
-    assert (mrmodel.Predictor, mrmodel.load_config, mrmodel.load_model) == (
+    assert (
+        mrmodel.Predictor,
+        mrmodel.load_champion,
+        mrmodel.load_config,
+        mrmodel.load_model,
+    ) == (
         Predictor,
+        load_champion,
         load_config,
         load_model,
     )
-    assert set(mrmodel.__all__) == {"Predictor", "__version__", "load_config", "load_model"}
+    assert set(mrmodel.__all__) - {"__version__"} == {
+        "Predictor",
+        "load_champion",
+        "load_config",
+        "load_model",
+    }
     with pytest.raises(AttributeError, match="'mrmodel' has no attribute 'nothing'"):
         mrmodel.nothing  # noqa: B018
 

@@ -55,6 +55,11 @@ class Files:
     signature: str
     tags: Mapping[str, str]
 
+    @property
+    def folder(self) -> Path:
+        """The model folder inside the MLflow model."""
+        return self.model / "artifacts" / "model"
+
 
 class Versions:
     """The versions of one registered model.

@@ -29,7 +29,7 @@ from click.testing import CliRunner
 from mrmodel import presets
 from mrmodel.cli.main import cli
 from mrmodel.config.schema import load_config
-from mrmodel.errors import MrModelError, PromotionRefused
+from mrmodel.errors import MrModelError, PromotionRefused, RegistryError
 from tests.project import ROOT
 
 HERE = Path(__file__).parent / "73fdf51"
@@ -250,6 +250,29 @@ def move_pointer() -> None:
     assert [one.id for one in registry.history()][:-1] == [one["id"] for one in written_audit()[:3]]
 
 
+def load_champion_from_python() -> None:
+    """It answers as it did; one that this code cannot read is refused by its version."""
+    from mrmodel import load_champion
+
+    unpack_database()
+    folders = unpack_versions()
+    predictor = load_champion(REGISTERED, "cpu")
+    expected = EXPECTED["predictions"][predictor.config.model]
+    video = predictor.encode(HERE / "example.mp4")
+    for row, result in zip(
+        expected, predictor.search(video, [row["query"] for row in expected]), strict=True
+    ):
+        assert result.clip_scores == pytest.approx(row["pred_saliency_scores"], abs=TOLERANCE)
+    for folder in folders:
+        config = folder / "artifacts/model/config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
+    rule = r"moments version 1: registered with mrmodel 0\.1\.0, cannot be read by this one .*: "
+    with pytest.raises(RegistryError, match=rule + r"config\.json: written by another format"):
+        load_champion(REGISTERED, "cpu")
+    with pytest.raises(RegistryError, match=r"others/champion\.json: there is no champion"):
+        load_champion("others")
+
+
 def read_audit() -> None:
     written = written_audit()
     found = open_registry().history()
@@ -445,6 +468,7 @@ CASES = [
     ),
     Case("champion.json", "", read_pointer),
     Case("champion.json", "rollback", move_pointer),
+    Case("champion.json", "load_champion", load_champion_from_python),
     Case("audit/*.json", "", read_audit),
     Case("test_sets/*.json", "", read_test_sets),
     *(
