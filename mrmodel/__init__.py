@@ -9,15 +9,29 @@ from mrmodel.version import __version__
 
 if TYPE_CHECKING:
     from mrmodel.config.schema import load_config
+    from mrmodel.export.hits import Hit, hits_of
+    from mrmodel.export.write import export_hits
     from mrmodel.predict.predictor import Predictor
     from mrmodel.registry.load import load_champion
     from mrmodel.train.checkpoint import load_model
 
-__all__ = ["Predictor", "__version__", "load_champion", "load_config", "load_model"]
+__all__ = [
+    "Hit",
+    "Predictor",
+    "__version__",
+    "export_hits",
+    "hits_of",
+    "load_champion",
+    "load_config",
+    "load_model",
+]
 
 # Name -> module. Imported on first use, because torch takes seconds and few commands need it.
 _PUBLIC = {
+    "Hit": "mrmodel.export.hits",
     "Predictor": "mrmodel.predict.predictor",
+    "export_hits": "mrmodel.export.write",
+    "hits_of": "mrmodel.export.hits",
     "load_champion": "mrmodel.registry.load",
     "load_config": "mrmodel.config.schema",
     "load_model": "mrmodel.train.checkpoint",

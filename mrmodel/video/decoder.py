@@ -177,14 +177,14 @@ class Decoder:
         last_found, guessed = 0, False
         gap_s = untimed_s = 0.0
         n_frames = n_repeated = 0
-        with self._opened() as container:
-            stream = self._video_stream(container)
+        with self.opened() as container:
+            stream = self.video_stream(container)
             self._check_header(stream)
             timeline = Timeline(container, stream, self.limits.max_gap_s)
             # The stream's time base: drained frames lack their own.
             time_base = stream.time_base
             start_s = _seconds(stream.start_time, time_base)
-            self.late_s = _late_s(container, start_s)
+            self.late_s = late_start_s(container, start_s)
             if timeline.by_decoding_time:
                 start_s = None  # It counts another way.
             skipping = Skipping(stream.codec_context.name, wanted)
@@ -237,9 +237,9 @@ class Decoder:
         Raises:
             VideoError: the file cannot be read, or has no video stream.
         """
-        with self._opened() as container:
-            stream = self._video_stream(container)
-            self.late_s = _late_s(container, _seconds(stream.start_time, stream.time_base))
+        with self.opened() as container:
+            stream = self.video_stream(container)
+            self.late_s = late_start_s(container, _seconds(stream.start_time, stream.time_base))
             return self._timed_packets(container, stream).length_s
 
     def duration_s(self) -> float:
@@ -286,7 +286,12 @@ class Decoder:
             return question(file)
 
     @contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def opened(self) -> Iterator[Any]:
+        """The file, opened by PyAV.
+
+        Raises:
+            VideoError: see `FrameSource.clips`.
+        """
         self._require_file()
         self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
         try:
@@ -328,7 +333,12 @@ class Decoder:
         if self._remote is not None and self._remote.error is not None:
             raise self._remote.error
 
-    def _video_stream(self, container: Any) -> Any:
+    def video_stream(self, container: Any) -> Any:
+        """The stream that `frames` decodes.
+
+        Raises:
+            VideoError: there is none: ``no_video_stream``, ``no_decoder``, ``invalid_data``.
+        """
         stream = _best_stream(container)
         if (stream is None or stream.codec_context is None) and self._of_file(is_cut):
             raise VideoError(self.path, "invalid_data", _LOST_INDEX)
@@ -357,7 +367,7 @@ class Decoder:
     def _timed_packets(self, container: Any, stream: Any) -> Timeline:
         """The time line of all packets, or of those up to the longest allowed duration."""
         timeline = Timeline(container, stream, self.limits.max_gap_s)
-        for _packet in timeline.packets(self._packets(container)):
+        for _packet in timeline.packets(self.packets(container)):
             if timeline.length_s > self.limits.max_duration_s:
                 break
         return timeline
@@ -367,7 +377,7 @@ class Decoder:
     ) -> Iterator[tuple[int | None, int | None, Any]]:
         """Time stamp, duration and picture of each frame, including skipped ones."""
         context = stream.codec_context
-        timed = timeline.packets(self._packets(container))
+        timed = timeline.packets(self.packets(container))
         for packet in chain(skipping.look_ahead(timed), [None]):
             skip = packet is not None and skipping.may_skip(packet)
             context.skip_frame = "NONREF" if skip else "DEFAULT"
@@ -389,7 +399,7 @@ class Decoder:
         for stamp, duration in skipping.rest():
             yield stamp, duration, None
 
-    def _packets(self, container: Any) -> Iterator[Any]:
+    def packets(self, container: Any) -> Iterator[Any]:
         """The packets of all streams."""
         packets = container.demux()
         while True:
@@ -451,7 +461,8 @@ def _stated_duration_s(container: Any, stream: Any) -> float:
     return max(0.0, float(container.duration / av.time_base) - max(0.0, start_s))
 
 
-def _late_s(container: Any, start_s: float | None) -> float:
+def late_start_s(container: Any, start_s: float | None) -> float:
+    """`Decoder.late_s` of a file whose first picture has the time stamp `start_s`."""
     if start_s is None or container.start_time is None:
         return 0.0
     late_s = start_s - float(container.start_time / av.time_base)

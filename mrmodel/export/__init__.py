@@ -1,0 +1,1 @@
+"""Files out of search results: clips, reels, tables, chapters, edit lists, labelling tasks."""
