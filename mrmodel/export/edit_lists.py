@@ -54,11 +54,11 @@ def timeline_of(name: str, hits: Sequence[Hit], indexes: Mapping[Path, PacketInd
         indexes: the frames of each video.
     """
     tracks = [otio.schema.Track("V1", kind=otio.schema.TrackKind.Video)]
-    if all(indexes[hit.video].audio_codec for hit in hits):
+    if all(indexes[hit.path].audio_codec for hit in hits):
         tracks.append(otio.schema.Track("A1", kind=otio.schema.TrackKind.Audio))
     timeline = otio.schema.Timeline(name, tracks=tracks)
     for track in tracks:
-        track.extend(_clip(hit, indexes[hit.video], indexes[hit.video].rate) for hit in hits)
+        track.extend(_clip(hit, indexes[hit.path], indexes[hit.path].rate) for hit in hits)
     text: str = timeline.to_json_string(indent=2)
     return text + "\n"
 
@@ -80,13 +80,13 @@ def edls_of(
     countings = {video: _counting(index) for video, index in indexes.items()}
     reels = _reels_of(indexes)
     edls = {}
-    for counting in dict.fromkeys(countings[hit.video] for hit in hits):
+    for counting in dict.fromkeys(countings[hit.path] for hit in hits):
         track = otio.schema.Track("V", kind=otio.schema.TrackKind.Video)
         for hit in hits:
-            if countings[hit.video] == counting:
-                clip = _clip(hit, indexes[hit.video], counting.rate)
-                notes = [] if indexes[hit.video].constant else [rate_note(indexes[hit.video])]
-                clip.metadata["cmx_3600"] = {"reel": reels[hit.video], "comments": notes}
+            if countings[hit.path] == counting:
+                clip = _clip(hit, indexes[hit.path], counting.rate)
+                notes = [] if indexes[hit.path].constant else [rate_note(indexes[hit.path])]
+                clip.metadata["cmx_3600"] = {"reel": reels[hit.path], "comments": notes}
                 track.append(clip)
         edls[counting] = _edl(otio.schema.Timeline(name, tracks=[track]), counting)
     return edls
@@ -133,8 +133,8 @@ def _clip(hit: Hit, index: PacketIndex, rate: Fraction) -> otio.schema.Clip:
         _time(first, rate), _time(max(round(index.end_s * rate), end), rate)
     )
     clip = otio.schema.Clip(
-        name=_one_line(hit.query) or hit.video.stem,
-        media_reference=otio.schema.ExternalReference(_address(hit.video), available),
+        name=_one_line(hit.query) or hit.path.stem,
+        media_reference=otio.schema.ExternalReference(_address(hit.path), available),
         source_range=otio.opentime.TimeRange(_time(first + start, rate), _time(end - start, rate)),
     )
     clip.metadata["mrmodel"] = {

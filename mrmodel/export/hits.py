@@ -20,19 +20,19 @@ class Hit:
     """A window that was found in a video file.
 
     Attributes:
-        video: the file, or a pointer to a video in S3.
+        path: of the video, or of a pointer to a video in S3.
         query: what was searched for.
         moment: the window, in a player's seconds.
     """
 
-    video: Path
+    path: Path
     query: str
     moment: Moment
 
     def as_row(self) -> dict[str, object]:
         """The record that `read_hits` reads."""
         row: dict[str, object] = {
-            "video": str(self.video),
+            "path": str(self.path),
             "query": self.query,
             "start_s": self.moment.start_s,
             "end_s": self.moment.end_s,
@@ -54,8 +54,9 @@ def read_hits(path: Path, video: Path | None = None, top: int | None = None) -> 
 
     Args:
         path: rows as ``mrmodel predict --json`` prints them, with the windows of a query; or rows
-            of one window, with ``start_s`` and ``end_s``, as `Hit.as_row` makes them.
-        video: the file that rows without ``video`` are about.
+            of one window, with ``start_s`` and ``end_s``, as `Hit.as_row` makes them. Either may
+            name its video as ``path``.
+        video: the file that rows without ``path`` are about.
         top: of the windows of a row; None: all.
 
     Raises:
@@ -91,14 +92,14 @@ def _hits_of_row(row: Mapping[str, Any], video: Path | None) -> Iterator[Hit]:
 
 
 def _file_of(row: Mapping[str, Any], video: Path | None) -> Path:
-    named = row.get("video")
+    named = row.get("path")
     if isinstance(named, str) and named:
         try:
             return video_path(named)
         except VideoError as error:
-            raise ValueError(f"video = {_shown(named)}: {error.detail}") from None
+            raise ValueError(f"path = {_shown(named)}: {error.detail}") from None
     if video is None:
-        raise ValueError("names no file as video; name the file in the command")
+        raise ValueError("names no file as path; name the video in the command")
     vid = row.get("vid", video.stem)
     if vid != video.stem:
         raise ValueError(f"vid = {_shown(vid)}: the row is not about the video {video}")

@@ -36,7 +36,7 @@ def tasks_of(
                 "video": address + quote(str(video.absolute()).lstrip("/")),
                 "fps": float(rate),
             },
-            "predictions": [_prediction([hit for hit in hits if hit.video == video], rate)],
+            "predictions": [_prediction([hit for hit in hits if hit.path == video], rate)],
         }
         for video, rate in rates.items()
     ]

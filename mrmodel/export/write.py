@@ -24,7 +24,7 @@ from mrmodel.video.packet_index import PacketIndex
 
 # Longer names of videos and queries are cut.
 _NAME_BYTES = 100
-_COLUMNS = ("video", "query", "start_s", "end_s", "score", "probability")
+_COLUMNS = ("path", "query", "start_s", "end_s", "score", "probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +120,22 @@ class _Writer:
         self._files: list[Path] = []
         self._problems: list[MrModelError] = []
         self._notes: list[str] = []
-        for video in dict.fromkeys(hit.video for hit in hits):
+        for video in dict.fromkeys(hit.path for hit in hits):
             try:
                 self._indexes[video] = index_video(video)
             except MrModelError as error:
                 self._problems.append(error)
         self._hits: dict[int, Hit] = {}  # by their numbers among all
         for number, hit in enumerate(hits):
-            index = self._indexes.get(hit.video)
+            index = self._indexes.get(hit.path)
             if index is None:
                 continue
             fault = _misses(hit.moment, index)
             if fault is None:
                 self._hits[number] = hit
             else:
-                self._problems.append(DataError(f"hit {number + 1}, {fault}", file=hit.video))
-        videos = {hit.video for hit in self._hits.values()}
+                self._problems.append(DataError(f"hit {number + 1}, {fault}", file=hit.path))
+        videos = {hit.path for hit in self._hits.values()}
         self._indexes = {one: index for one, index in self._indexes.items() if one in videos}
 
     @property
@@ -147,7 +147,7 @@ class _Writer:
         """Name the files of the formats."""
         if "mp4" in formats:
             for number, hit in self._hits.items():
-                name = f"{_safe(hit.video.stem)}_{hit.query}"
+                name = f"{_safe(hit.path.stem)}_{hit.query}"
                 self._plan_clip(f"{number + 1:03}_{_safe(name)}", [number])
         if "reel" in formats:
             self._plan_clip("reel", list(self._hits))
@@ -207,7 +207,7 @@ class _Writer:
     def _plan_clip(self, stem: str, numbers: Sequence[int]) -> None:
         suffix = ".mp4"
         if not self._exact:
-            videos = {self._hits[number].video for number in numbers}
+            videos = {self._hits[number].path for number in numbers}
             try:
                 # Files of two containers have no format in common; copying them says so.
                 suffix = min(suffix_of_copies(one, self._indexes[one]) for one in videos)
@@ -219,7 +219,7 @@ class _Writer:
     def _write_clip(self, path: Path, numbers: Sequence[int]) -> None:
         hits = [self._hits[number] for number in numbers]
         pieces = [
-            Piece(hit.video, self._indexes[hit.video], hit.moment.start_s, hit.moment.end_s)
+            Piece(hit.path, self._indexes[hit.path], hit.moment.start_s, hit.moment.end_s)
             for hit in hits
         ]
         title = "; ".join(dict.fromkeys(hit.query for hit in hits))
@@ -246,7 +246,7 @@ class _Writer:
                 number += 1
                 name = f"{stem}_{number}"
             names.add(name)
-            self._add(f"{name}.vtt", _text(chapters_of([h for h in hits if h.video == video])))
+            self._add(f"{name}.vtt", _text(chapters_of([h for h in hits if h.path == video])))
 
     def _plan_edit_lists(self, hits: Sequence[Hit], formats: AbstractSet[str]) -> None:
         from mrmodel.export.edit_lists import edls_of, rate_note, timeline_of
@@ -274,7 +274,7 @@ class _Writer:
             rows.append(hit.as_row() | ({} if clip is None else {"clip": clip.as_row()}))
         videos = [
             {
-                "video": str(video),
+                "path": str(video),
                 "duration_s": index.end_s,
                 "frame_rate": float(index.rate),
                 "constant_rate": index.constant,

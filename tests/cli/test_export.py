@@ -33,7 +33,7 @@ def test_what_predict_prints_is_cut(video: Path, tmp_path: Path) -> None:
 
 def test_a_bad_hit_costs_the_others_nothing(video: Path, tmp_path: Path) -> None:
     hits = tmp_path / "hits.jsonl"
-    rows = [ROW, {"video": str(tmp_path / "none.mp4"), "query": "b", "start_s": 0, "end_s": 1}]
+    rows = [ROW, {"path": str(tmp_path / "none.mp4"), "query": "b", "start_s": 0, "end_s": 1}]
     hits.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["cut", str(video), "--hits", str(hits), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(cli, [*arguments, "--format", "csv", "--format", "edl"])

@@ -49,7 +49,7 @@ def test_all_formats(video: Path, tmp_path: Path) -> None:
 
     manifest = json.loads((tmp_path / "out/hits.json").read_text())
     assert manifest["hits"][1] == {
-        **{"video": str(video), "query": "a bird", "start_s": 2.52, "end_s": 3.0},
+        **{"path": str(video), "query": "a bird", "start_s": 2.52, "end_s": 3.0},
         **{"score": 0.5, "probability": 0.25},
         "clip": {
             "file": "002_lake_a-bird.mp4",
@@ -186,7 +186,7 @@ def test_hits_are_read_from_what_commands_print(video: Path, tmp_path: Path) -> 
         ({"query": "a", "start_s": "1", "end_s": 2}, "expected numbers"),
         ({"query": "a", "start_s": -1, "end_s": 2}, "a start of 0 or more"),
         ({"query": 7, "start_s": 1, "end_s": 2}, "query = 7: expected a text"),
-        ({"video": "http://x/y.mp4", "query": "a", "start_s": 1, "end_s": 2}, "are not read"),
+        ({"path": "http://x/y.mp4", "query": "a", "start_s": 1, "end_s": 2}, "are not read"),
     ],
 )
 def test_rows_that_are_no_hits_name_their_line(row: dict, rule: str, tmp_path: Path) -> None:
@@ -199,5 +199,5 @@ def test_rows_that_are_no_hits_name_their_line(row: dict, rule: str, tmp_path: P
 def test_a_row_without_a_video_needs_one(tmp_path: Path) -> None:
     path = tmp_path / "hits.jsonl"
     path.write_text('{"query": "a", "start_s": 0, "end_s": 1}\n')
-    with pytest.raises(DataError, match=r"hits\.jsonl:1: names no file as video"):
+    with pytest.raises(DataError, match=r"hits\.jsonl:1: names no file as path"):
         read_hits(path)
