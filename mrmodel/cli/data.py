@@ -24,10 +24,12 @@ def group() -> None:
     help="Folder that must contain every video.",
 )
 @click.option(
-    "--clip-len", type=CLIP_LEN, default=2.0, show_default=True, help="Seconds of one clip."
+    "--clip-len",
+    type=CLIP_LEN,
+    help="Seconds of one clip [default: features.clip_len_s of params.yaml, or 2 where is none].",
 )
 @click.pass_context
-def check(context: click.Context, file: Path, videos: Path | None, clip_len: float) -> None:
+def check(context: click.Context, file: Path, videos: Path | None, clip_len: float | None) -> None:
     """Check and summarise the annotation FILE (JSON lines in the QVHighlights schema).
 
     Lists every row that the stage `corpus` would leave out, with its line; the exit code is 2 if
@@ -35,10 +37,19 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
     """
     from mrmodel.data.check import check_file, format_report
 
-    report = check_file(file, videos, clip_len)
+    report = check_file(file, videos, clip_len or project_clip_len())
     click.echo(format_report(report))
     if report.errors:
         context.exit(2)
+
+
+def project_clip_len() -> float:
+    """Seconds of one clip by the params.yaml of the current folder, if there is one."""
+    from mrmodel.config.schema import load_config
+    from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S
+
+    params = Path("params.yaml")
+    return load_config(params).features.clip_len_s if params.exists() else DEFAULT_CLIP_LEN_S
 
 
 @group.command()

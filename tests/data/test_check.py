@@ -1,11 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from mrmodel import presets
 from mrmodel.cli.data import group
 from mrmodel.data.check import check_file, format_report
-from mrmodel.errors import DataError
+from mrmodel.errors import ConfigError, DataError
 from tests.data.test_annotations import GOOD, write
 from tests.video.fixtures import write_video
 
@@ -83,3 +85,17 @@ def test_command_line(rows, tmp_path):
     assert json.dumps("x") in run.output
     run = CliRunner().invoke(group, ["check", str(rows), "--clip-len", "1"])
     assert "differ in clips" in run.output
+
+
+def test_the_clip_length_is_the_projects(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = presets.overlay(presets.render("own_videos"), {"features": {"clip_len_s": 1.0}})
+    Path("params.yaml").write_text(own)
+    found = [
+        CliRunner().invoke(group, ["check", str(rows), *option]).output
+        for option in ([], ["--clip-len", "1"], ["--clip-len", "2"])
+    ]
+    assert found[0] == found[1] != found[2]
+    Path("params.yaml").write_text("features: []\n")
+    run = CliRunner().invoke(group, ["check", str(rows)])
+    assert isinstance(run.exception, ConfigError)
