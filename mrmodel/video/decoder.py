@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mrmodel.video.file_length import Seekable, is_appended, is_cut
 from mrmodel.video.remote import RemoteVideo, is_pointer
 from mrmodel.video.sampling import FrameSampling
 from mrmodel.video.skipping import Skipping, Wanted
-from mrmodel.video.timeline import Part, Timeline, is_cover
+from mrmodel.video.timeline import Part, Timeline, is_cover, read_shortly
 
 _FILTERS = {
     "bicubic": Interpolation.BICUBIC,
@@ -43,6 +43,9 @@ MAX_REPEATED_SHARE = 0.1
 _LONGEST_UNTIMED_S = 1.0
 # From a frame without a time stamp, whose time is an estimate, to a stamp that is not after it.
 _LEAST_STEP_S = 1e-4
+
+# Codecs of still images, of which films are made as well.
+_STILLS = ("bmp", "jpeg2000", "jpegls", "jpegxl", "mjpeg", "png", "tiff", "webp")
 
 _LOST_INDEX = "its index is lost (a download that broke off?)"
 
@@ -240,7 +243,13 @@ class Decoder:
         with self.opened() as container:
             stream = self.video_stream(container)
             self.late_s = late_start_s(container, _seconds(stream.start_time, stream.time_base))
-            return self._timed_packets(container, stream).length_s
+            if read_shortly(container, stream):
+                timeline = self._timeline(container, stream)
+                if timeline.length_s and len(timeline.parts) == 1:
+                    return timeline.length_s
+        # The clock breaks, and every packet says something about it.
+        with self.opened() as container:
+            return self._timeline(container, self.video_stream(container)).length_s
 
     def duration_s(self) -> float:
         """End of the last frame; from the header if frames have no duration."""
@@ -339,13 +348,11 @@ class Decoder:
         Raises:
             VideoError: there is none: ``no_video_stream``, ``no_decoder``, ``invalid_data``.
         """
-        stream = _best_stream(container)
+        stream = self._best_stream(container)
         if (stream is None or stream.codec_context is None) and self._of_file(is_cut):
             raise VideoError(self.path, "invalid_data", _LOST_INDEX)
         if stream is None:
-            kinds = {
-                "cover picture" if is_cover(stream) else stream.type for stream in container.streams
-            }
+            kinds = {one.type.replace("video", "cover picture") for one in container.streams}
             found = ", ".join(sorted(kinds)) or "none"
             raise VideoError(self.path, "no_video_stream", f"streams in the file: {found}")
         if stream.codec_context is None:
@@ -354,6 +361,36 @@ class Decoder:
         stream.codec_context.thread_count = 1
         self.container_s = _stated_duration_s(container, stream)
         return stream
+
+    def _best_stream(self, container: Any) -> Any:
+        """FFmpeg's choice, or the largest of the others if that is a cover picture."""
+        best = container.streams.best("video")
+        if best is None or not self._is_cover(container, best):
+            return best
+        others = [stream for stream in container.streams.video if stream.index != best.index]
+        films = [stream for stream in others if not self._is_cover(container, stream)]
+        return max(films, key=_pixels, default=None)
+
+    def _is_cover(self, container: Any, stream: Any) -> bool:
+        """Whether a stream is a cover picture: marked as one, or one still beside something longer.
+
+        Some programs do not mark the covers that they put into Matroska.
+        """
+        context = stream.codec_context
+        if is_cover(stream) or context is None or context.codec.canonical_name not in _STILLS:
+            return is_cover(stream)
+        # In another container: this one is read later, and its file stays where it is.
+        reader = Decoder(self.path, self.limits)
+        with reader.opened() as other:
+            packets = reader.packets(other, other.streams[stream.index])
+            pictures = list(islice((packet for packet in packets if packet.size), 2))
+            if len(pictures) != 1 or reader._of_file(is_cut):
+                return False
+        if container.streams.audio:
+            return True
+        end_s = float(((pictures[0].pts or 0) + (pictures[0].duration or 0)) * stream.time_base)
+        stated_s = float((container.duration or 0) / av.time_base)
+        return stated_s > end_s + TRUNCATION_TOLERANCE_S
 
     def _check_header(self, stream: Any) -> None:
         raw = stream.start_time is None and stream.duration is None
@@ -364,7 +401,7 @@ class Decoder:
             self._check_duration(Decoder(self.path, self.limits).length_s())
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
 
-    def _timed_packets(self, container: Any, stream: Any) -> Timeline:
+    def _timeline(self, container: Any, stream: Any) -> Timeline:
         """The time line of all packets, or of those up to the longest allowed duration."""
         timeline = Timeline(container, stream, self.limits.max_gap_s)
         for _packet in timeline.packets(self.packets(container)):
@@ -399,9 +436,9 @@ class Decoder:
         for stamp, duration in skipping.rest():
             yield stamp, duration, None
 
-    def packets(self, container: Any) -> Iterator[Any]:
-        """The packets of all streams."""
-        packets = container.demux()
+    def packets(self, container: Any, *streams: Any) -> Iterator[Any]:
+        """The packets of these streams, by default of all."""
+        packets = container.demux(*streams)
         while True:
             try:
                 packet = next(packets, None)
@@ -434,15 +471,6 @@ class Decoder:
         if width * height > limit:
             detail = f"{width}x{height} is {width * height} pixels, the limit is {limit}"
             raise VideoError(self.path, "too_many_pixels", detail)
-
-
-def _best_stream(container: Any) -> Any:
-    """FFmpeg's choice, or the largest of the others if that is a cover picture."""
-    best = container.streams.best("video")
-    if best is None or not is_cover(best):
-        return best
-    others = [stream for stream in container.streams.video if not is_cover(stream)]
-    return max(others, key=_pixels, default=None)
 
 
 def _pixels(stream: Any) -> int:

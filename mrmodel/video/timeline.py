@@ -11,11 +11,12 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import av
 from av.format import Flags
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 
 # Formats in which FFmpeg expects interrupted clocks, or none; beside them Flash video.
 _BREAKABLE_FLAGS = Flags.ts_discont.value | Flags.no_timestamps.value
@@ -23,6 +24,8 @@ _FLASH = "flv"
 # Their packets have decoding times of their own. Of others FFmpeg computes them from the display
 # times, and not reliably so after a step back.
 _OWN_DECODING_TIMES = ("mpegts", "mpeg", "flv", "live_flv", "mov,mp4,m4a,3gp,3g2,mj2")
+# They have an index, and a clock that does not break.
+_INDEXED = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
 # AVI has decoding times only. Of these codecs FFmpeg passes them off as display times.
 _REORDERED_CODECS = ("h264", "hevc", "vvc")
 # A smaller step back is jitter, as in FFmpeg's own check.
@@ -280,6 +283,7 @@ class _Others:
         self._max_gap_s = max_gap_s
         self._runs: dict[int, tuple[float, float]] = {}  # stream -> first and last time in seconds
         self._ends_s: dict[int, float] = {}
+        self._scales: dict[int, float] = {}  # seconds of a tick
         # Other video streams: packets, and places between packets of that one where they lie.
         self._since: set[int] = set()
         self._packets: Counter[int] = Counter()
@@ -294,12 +298,15 @@ class _Others:
         clock = packet.pts if packet.dts is None else packet.dts
         if clock is None:
             return
-        time_s = float(clock * packet.time_base)
+        if index not in self._scales:
+            self._scales[index] = float(packet.time_base)
+        scale = self._scales[index]
+        time_s = clock * scale
         first_s, last_s = self._runs.get(index, (time_s, time_s))
         if not -1.0 <= time_s - last_s <= self._max_gap_s:
             first_s = time_s
         self._runs[index] = first_s, time_s
-        end_s = time_s + float((packet.duration or 0) * packet.time_base)
+        end_s = time_s + (packet.duration or 0) * scale
         self._ends_s[index] = max(end_s, self._ends_s.get(index, end_s))
 
     def passed(self) -> None:
@@ -334,6 +341,30 @@ class _Others:
 def is_cover(stream: Any) -> bool:
     """Whether a video stream is a cover picture, of a file of sound for example."""
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def read_shortly(container: Any, stream: Any) -> bool:
+    """Leave out packets that do not decide the length of a stream whose clock goes forward.
+
+    These are the packets of other streams and, where an index shows that the clock goes forward,
+    those before its last entries. All behind are read: the index of a file may be incomplete.
+
+    Returns:
+        False: the file has to be opened again and read as a whole.
+    """
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+    if container.format.name not in _INDEXED or stream.start_time is None:
+        return True
+    try:
+        container.seek(stream.start_time, stream=stream)  # Matroska reads its index when asked.
+        places = [(entry.timestamp, entry.pos) for entry in stream.index_entries]
+        if len(places) > _REORDERING:
+            container.seek(places[-_REORDERING][0], stream=stream)
+    except av.error.FFmpegError:
+        return False
+    return all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(places))
 
 
 def _stamp(packet: Any) -> int | None:

@@ -21,6 +21,7 @@ from mrmodel.features.extraction.jobs import VideoJob, video_entry
 from mrmodel.video.decoder import Decoder, VideoLimits
 from mrmodel.video.frames import FrameSource
 from mrmodel.video.sampling import FrameSampling
+from mrmodel.video.timeline import Timeline
 from tests.video.fixtures import numbered_picture, read_number, write_video
 
 B_FRAMES = {"bf": "3", "b_strategy": "0", "b-pyramid": "none"}
@@ -91,24 +92,41 @@ def numbered(path, first, length, start_ms, fps, codec="libx264", encoding=None,
     return path
 
 
-def with_sound(path, n_frames, sound_s, *, jump_at=None, jump_s=0.0, cover=False, options=None):
-    """10 frames a second and sound; from frame `jump_at` on, frames are shown `jump_s` later."""
+def with_sound(
+    path,
+    n_frames,
+    sound_s,
+    *,
+    codec=None,
+    jump_at=None,
+    jump_s=0.0,
+    cover=None,
+    marked=True,
+    options=None,
+):
+    """10 frames a second and sound; from frame `jump_at` on, frames are shown `jump_s` later.
+
+    `cover` is the codec of a picture more, and `marked` says that it is a cover picture.
+    """
     audio = "libopus" if path.suffix == ".webm" else "aac"
     rate, chunk = (48000, 960) if audio == "libopus" else (16000, 1024)
     with av.open(str(path), "w", options=options or {}) as container:
         sound = container.add_stream(audio, rate=rate)
         video = None
         if n_frames:
-            codec = "libvpx" if path.suffix == ".webm" else "libx264"
+            codec = codec or ("libvpx" if path.suffix == ".webm" else "libx264")
             video = container.add_stream(codec, rate=10)
-            video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+            kind = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            video.width, video.height, video.pix_fmt = 160, 96, kind
             video.codec_context.thread_count = 1
             fast = {"deadline": "realtime", "cpu-used": "8", "crf": "4", "b": "2M"}
             video.options = fast if codec == "libvpx" else {"preset": "ultrafast", "crf": "18"}
-        picture = container.add_stream("mjpeg", rate=1) if cover else None
+        picture = container.add_stream(cover, rate=1) if cover else None
         if picture is not None:
-            picture.width, picture.height, picture.pix_fmt = 160, 96, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            kind = "rgb24" if cover == "png" else "yuvj420p"
+            picture.width, picture.height, picture.pix_fmt = 160, 96, kind
+            if marked:
+                picture.disposition = av.stream.Disposition.attached_pic
         events = [(chunk * n / rate, n, sound) for n in range(int(sound_s * rate / chunk))]
         for number in range(n_frames):
             late_s = jump_s if jump_at is not None and number >= jump_at else 0.0
@@ -130,7 +148,8 @@ def with_sound(path, n_frames, sound_s, *, jump_at=None, jump_s=0.0, cover=False
             container.mux(stream.encode(frame))
         if picture is not None:
             image = numbered_picture(7, 160, 96)
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuvj420p")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format=picture.pix_fmt)
             frame.pts = 0
             container.mux(picture.encode(frame))
         for stream in filter(None, (sound, video, picture)):
@@ -442,11 +461,53 @@ def test_a_row_of_a_video_that_lies_about_its_length_stays(tmp_path):
     assert Decoder(path, VideoLimits(max_duration_s=3.0)).length_s() < 4.0
 
 
+HEALTHY = [  # name, encoding, options of the container
+    ("a.mp4", {}, {}),
+    ("b.mp4", B_FRAMES, {}),
+    ("fragments.mp4", B_FRAMES, FRAGMENTS),
+    ("dash.mp4", B_FRAMES, {"movflags": "frag_keyframe+dash+global_sidx+delay_moov"}),
+    ("a.mkv", {}, {}),
+    ("b.mkv", B_FRAMES, {}),
+    ("live.mkv", B_FRAMES, {"live": "1"}),
+    ("first.mkv", B_FRAMES, {"cues_to_front": "1", "reserve_index_space": "50000"}),
+    ("a.ts", B_FRAMES, {}),
+    ("a.flv", B_FRAMES, {}),
+    ("a.avi", B_FRAMES, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "encoding", "options"), HEALTHY)
+def test_the_length_is_that_of_all_packets(tmp_path, name, encoding, options, monkeypatch):
+    """However few are read: by an index, of one stream."""
+    path = write_video(tmp_path / name, 200, options=options, gop=10, encoding=encoding)
+    short = Decoder(path, VideoLimits()).length_s()
+    *_frames, last = Decoder(path, VideoLimits()).frames()
+    monkeypatch.setattr("mrmodel.video.decoder.read_shortly", lambda *_: False)
+    assert short == Decoder(path, VideoLimits()).length_s() == last.time_s + last.duration_s
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_an_index_spares_reading_the_file(tmp_path, suffix, monkeypatch):
+    path = write_video(tmp_path / f"a.{suffix}", 500, gop=10, encoding=B_FRAMES)
+    sizes, note = [], Timeline._note
+    monkeypatch.setattr(Timeline, "_note", lambda *a: (sizes.append(a[1].size), note(*a)))
+    assert Decoder(path, VideoLimits()).length_s() == pytest.approx(50.0)
+    assert sum(sizes) < path.stat().st_size / 2
+
+
+@pytest.mark.parametrize("lengths", [(200, 200), (200, 300)])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_an_index_of_the_first_part_is_not_all(tmp_path, suffix, lengths):
+    options = FRAGMENTS if suffix == "mp4" else {}
+    path = joined(tmp_path / f"a.{suffix}", lengths, options=options)
+    assert Decoder(path, VideoLimits()).length_s() == pytest.approx(sum(lengths) / 10)
+
+
 # Kind 3: covers
 
 
 def test_sound_with_a_cover_is_no_video(tmp_path):
-    path = with_sound(tmp_path / "a.mp4", 0, 3.0, cover=True)
+    path = with_sound(tmp_path / "a.mp4", 0, 3.0, cover="mjpeg")
     with pytest.raises(VideoError, match="streams in the file: audio, cover picture") as caught:
         report_of(path)
     assert caught.value.code == "no_video_stream"
@@ -455,9 +516,52 @@ def test_sound_with_a_cover_is_no_video(tmp_path):
 
 
 def test_a_film_with_a_cover_is_the_film(tmp_path):
-    path = with_sound(tmp_path / "a.mp4", 40, 4.0, cover=True)
+    path = with_sound(tmp_path / "a.mp4", 40, 4.0, cover="mjpeg")
     numbers, report = report_of(path)
     assert (numbers, report.status) == ([5, 15, 25, 35], "ok")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mkv", "mjpeg"), ("mov", "png"), ("mov", "mjpeg"), ("avi", "mjpeg")]
+)
+def test_a_cover_without_the_mark_of_one_is_no_video(tmp_path, suffix, codec):
+    path = with_sound(tmp_path / f"a.{suffix}", 0, 3.0, cover=codec, marked=False)
+    with pytest.raises(VideoError, match="streams in the file: audio, cover picture") as caught:
+        report_of(path)
+    assert caught.value.code == "no_video_stream"
+    path = with_sound(tmp_path / f"film.{suffix}", 40, 4.0, cover=codec, marked=False)
+    report = report_of(path)[1]
+    assert (report.n_clips, report.status) == (4, "ok")
+
+
+def test_one_picture_that_the_file_outlasts_is_no_video(tmp_path):
+    path = write_video(tmp_path / "a.mkv", 1, codec="mjpeg", pix_fmt="yuvj420p")
+    patch_matroska_duration(path, 60.0)
+    with pytest.raises(VideoError, match="streams in the file: cover picture"):
+        report_of(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt"),
+    [
+        ("avi", "mjpeg", "yuvj420p"),
+        ("mov", "mjpeg", "yuvj420p"),
+        ("mov", "png", "rgb24"),
+        ("gif", "gif", "gray"),
+    ],
+)
+@pytest.mark.parametrize("n_frames", [1, 2])
+def test_films_of_still_images_are_videos(tmp_path, suffix, codec, pix_fmt, n_frames):
+    path = write_video(tmp_path / f"a.{suffix}", n_frames, 1, codec=codec, pix_fmt=pix_fmt)
+    report = report_of(path)[1]
+    assert (report.status, report.n_clips) == ("ok", n_frames)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mov", "mkv"])
+def test_a_film_of_still_images_with_sound_is_a_video(tmp_path, suffix):
+    path = with_sound(tmp_path / f"a.{suffix}", 20, 6.0, codec="mjpeg")
+    report = report_of(path)[1]
+    assert (report.n_clips, report.status) == (2, "ok")
 
 
 # Files that cannot be read

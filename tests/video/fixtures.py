@@ -45,6 +45,7 @@ def write_video(
     gop: int = 250,
     turned: int = 0,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     encoding: dict[str, str] | None = None,
 ) -> Path:
     """Write H.264 (or another codec); with `pts_ms` frame i is shown at that many milliseconds.
@@ -54,7 +55,7 @@ def write_video(
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size if turned % 2 == 0 else size[::-1]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         stream.options = {"preset": "ultrafast", "crf": "18"} | (encoding or {})

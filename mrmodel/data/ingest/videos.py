@@ -158,8 +158,8 @@ class VideoLibrary:
     def _length_s(self, name: str, end_s: float) -> float:
         """Seconds of a video that could be opened, on a player's clock; 0 if unknown.
 
-        By the time stamps of its packets, which takes about a second for an hour of video. Of a
-        video in S3 every byte would be read, so there the header decides unless it is too short.
+        By the time stamps of its packets. Of a video in S3 that has no index every byte would be
+        read, so there the header decides unless it is too short.
         """
         found_s = self._lengths_s.get(name, 0.0)
         if is_pointer(self._path(name)) and 0 < found_s < end_s:
