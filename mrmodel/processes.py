@@ -1,4 +1,4 @@
-"""Child processes: worker counts, termination with the parent, no secrets in the output.
+"""Child processes: worker counts, termination with the parent, secrets kept from them and hidden.
 
 ``python -m mrmodel.processes COMMAND...`` runs a command and kills any descendants it leaves.
 Standard input is a pipe held open by the caller. When it closes, because the caller closes it or is
@@ -16,12 +16,19 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 3, 4, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+# What root keeps, numbers 0 to 3, concerns files. Others let it look into processes past Landlock:
+# CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON.
+_KEPT_CAPABILITIES, _MOST_CAPABILITIES = 4, 64
+# System calls, with the same numbers on all processors, and a right of Landlock.
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _MAKE_DEVICE = 444, 446, 1 << 6
 # Exit code of a command that `main` killed.
 KILLED = 128 + signal.SIGKILL
 # Number of last output lines that `run_python` keeps.
@@ -52,6 +59,42 @@ def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
         os.kill(os.getpid(), how)
 
 
+def read_no_other_process() -> None:
+    """Keep this process from reading environment and memory of others; for ``preexec_fn``.
+
+    Also as root. Where the kernel has no Landlock (before 5.13, or switched off), a process of an
+    ordinary user is kept from processes within `unreadable` only.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for capability in range(_KEPT_CAPABILITIES, _MOST_CAPABILITIES):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    # A Landlock domain cannot look into processes outside of it, whatever else it forbids. It must
+    # forbid something: no program here makes a device file.
+    forbidden = ctypes.c_uint64(_MAKE_DEVICE)
+    domain = libc.syscall(_LANDLOCK_CREATE, ctypes.byref(forbidden), ctypes.c_size_t(8), 0)
+    if domain >= 0:
+        libc.syscall(_LANDLOCK_RESTRICT, domain, 0)
+        os.close(domain)
+
+
+@contextmanager
+def unreadable() -> Iterator[None]:
+    """Let no process without rights of root read environment and memory of this one."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_DUMPABLE, before, 0, 0, 0)
+
+
 def start_ticks(pid: int) -> int:
     """Start time of a process in clock ticks since boot; 0 if it is gone.
 
@@ -72,22 +115,38 @@ def boot_id() -> str:
         return ""
 
 
-_SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY")
+# An AWS_ACCESS_KEY_ID is a name, and GIT_AUTHOR_NAME has no AUTH as a word.
+_SECRET_NAME = re.compile(
+    r"SECRET|PASSWORD|PASSPHRASE|TOKEN|CREDENTIAL|API_KEY|PRIVATE_KEY|ACCESS_KEY(?!_ID)"
+    r"|(?:^|_)(?:AUTH|PASS|PAT)(?:_|$)"
+)
+_URL_USER = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#\s]*)@", re.IGNORECASE)
 # Hiding shorter values would mask ordinary words of a log.
 _SHORTEST_SECRET = 6
+# From this length on, the user of a web address with a password is taken for a token.
+_SHORTEST_TOKEN = 16
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
-    """Secret values of the environment, longest first."""
+    """Secret values of the environment in all their spellings, longest first."""
     values = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
     for value in environ.values():
-        try:
-            password = urlsplit(value).password if "://" in value else None
-        except ValueError:
-            continue
-        if password:
+        for scheme, login in _URL_USER.findall(value):
+            user, _, password = login.partition(":")
             values.add(password)
+            # Git servers take a token as the user. A database's user is a name.
+            if scheme.lower().endswith(("http", "https")) and (
+                not password or len(user) >= _SHORTEST_TOKEN
+            ):
+                values.add(user)
+    # Output is hidden line by line; a private key has many lines.
+    values |= {line.strip() for value in values for line in value.splitlines()}
+    values |= {spell(value) for value in values for spell in (unquote, _quoted)}
     return sorted((v for v in values if len(v) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
 
 
 def hide_secrets(text: str, secrets: list[str]) -> str:
@@ -99,7 +158,7 @@ def hide_secrets(text: str, secrets: list[str]) -> str:
 
 def hide_user(url: str) -> str:
     """A URL without its user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mrmodel.processes import die_with_parent
+from mrmodel.processes import die_with_parent, read_no_other_process, unreadable
 from mrmodel.registry.gates import Smoke
 
 # Allowed difference of scores: other machines round differently.
 TOLERANCE = 1e-3
 _SCRIPT = Path(__file__).with_name("smoke_script.py")
-# The model's code gets no server URLs and no credentials: its example needs none.
+# The model's code gets no server URLs and no credentials, neither here nor from the environment of
+# other processes: its example needs none.
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _SHOWN = 300
 
@@ -37,17 +38,18 @@ def run_smoke(
     """
     with tempfile.TemporaryDirectory(prefix="mrmodel-smoke-") as folder:
         try:
-            done = subprocess.run(
-                # -I: neither the current folder nor PYTHONPATH can provide another `mrmodel`.
-                [sys.executable, "-I", str(_SCRIPT), str(model.resolve())],
-                cwd=folder,
-                env=_environment(folder),
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-                preexec_fn=die_with_parent,
-            )
+            with unreadable():
+                done = subprocess.run(
+                    # -I: neither the current folder nor PYTHONPATH can provide another `mrmodel`.
+                    [sys.executable, "-I", str(_SCRIPT), str(model.resolve())],
+                    cwd=folder,
+                    env=_environment(folder),
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout_s,
+                    check=False,
+                    preexec_fn=_apart,
+                )
         except subprocess.TimeoutExpired:
             return Smoke(f"no prediction within {timeout_s:g} s", None), []
     if done.returncode != 0:
@@ -92,6 +94,11 @@ def _fault(said: dict[str, Any], model: Path) -> str:
         if not all(map(math.isfinite, row["pred_saliency_scores"])):
             return f"prediction {number} has a clip score that is not a number"
     return ""
+
+
+def _apart() -> None:
+    die_with_parent()
+    read_no_other_process()
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -33,6 +33,17 @@ def test_the_first_difference_is_named(other: dict, where: str) -> None:
     assert bool(found) == bool(where)
 
 
+SPY = """
+import os
+try:
+    open(f"/proc/{os.getppid()}/environ").close()
+    word = "readable"
+except PermissionError:
+    word = "denied"
+raise SystemExit(f"{sorted(os.environ)} environment of the parent: {word}")
+"""
+
+
 @pytest.fixture(scope="module")
 def model(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("smoke") / "model"
@@ -64,12 +75,13 @@ def test_the_models_process_sees_no_credentials(
     spy = tmp_path / "spy"
     shutil.copytree(model, spy)
     code = spy / "pyfunc_model.py"
-    code.write_text(code.read_text() + "\nimport os\nraise SystemExit(sorted(os.environ))\n")
+    code.write_text(code.read_text() + SPY)
     smoke, answers = run_smoke(spy, None, 300)
     assert smoke.fault.startswith("the process ended with 1: [")
     assert "AWS_SECRET_ACCESS_KEY" in os.environ
     assert "AWS" not in smoke.fault
     assert "'PATH'" in smoke.fault
+    assert smoke.fault.endswith("environment of the parent: denied")
     assert answers == []
 
 
