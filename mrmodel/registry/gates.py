@@ -86,7 +86,7 @@ def evaluate_gates(
     return [
         *_compared(candidate, champion, rules),
         _signature(candidate, champion),
-        _smoke(smoke),
+        _smoke(smoke, candidate),
         _latency(smoke, rules.settings.max_latency_s),
         _size(candidate, rules.settings.max_size_mb),
         _leakage(candidate),
@@ -171,8 +171,13 @@ def _signature(candidate: ModelUnderTest, champion: ModelUnderTest | None) -> Ga
     return Gate(name="signature", passed=same, detail=f"{word} of version {champion.version}")
 
 
-def _smoke(smoke: Smoke) -> Gate:
+def _smoke(smoke: Smoke, candidate: ModelUnderTest) -> Gate:
     detail = smoke.fault or "a fresh process reproduces the predictions of the registration"
+    if candidate.record.files is None:
+        detail += (
+            "; the record is of an earlier release and has no digests of the model's code: "
+            "register the model again to have it checked"
+        )
     return Gate(name="smoke", passed=not smoke.fault, detail=detail)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -87,11 +88,16 @@ class Versions:
                 return sorted(found, key=lambda version: int(version.version))
 
     def find_same(self, candidate: Candidate) -> int | None:
-        """The version with the same weights and the same predictions for the same test set."""
+        """The version with the same weights and the same predictions for the same test set.
+
+        Versions of earlier releases, whose files have no digests, do not count.
+        """
         wanted = _tags(candidate.record)
         for version in self.all():
             if all(version.tags.get(tag) == wanted[tag] for tag in _SAME):
-                return int(version.version)
+                number = int(version.version)
+                if self.record(number).files is not None:
+                    return number
         return None
 
     def add(self, candidate: Candidate, model: Path, answers: list[dict[str, Any]]) -> int:
@@ -99,16 +105,19 @@ class Versions:
 
         A process that dies before the end leaves a run, but no version.
         """
+        _clear(model)
         record = candidate.record
         tags = {"mlflow.runName": f"register {record.way}", "stage": "register", **record.code}
         run = self._ask("create_run", self._experiment, tags=tags)
         run_id = run.info.run_id
         with tempfile.TemporaryDirectory(prefix="mrmodel-register-") as name:
             folder = Path(name)
-            write_text(folder / RECORD_FILE, record.model_dump_json(indent=2))
-            write_text(folder / CARD_FILE, render_card(record, self.name))
             write_json(folder / ANSWERS_FILE, answers)
             (folder / PREDICTIONS_FILE).write_bytes(candidate.predictions.read_bytes())
+            files = _digests(folder, "") | _digests(model, f"{MODEL_FOLDER}/")
+            record = record.model_copy(update={"files": files})
+            write_text(folder / RECORD_FILE, record.model_dump_json(indent=2))
+            write_text(folder / CARD_FILE, render_card(record, self.name))
             digest = sha256_of(folder / RECORD_FILE)
             self._ask("log_artifacts", run_id, str(folder))
         self._ask("log_artifacts", run_id, str(model), MODEL_FOLDER)
@@ -132,27 +141,45 @@ class Versions:
             RegistryError: there is no such version, or a file differs from the registered one.
         """
         found = self.get(version)
-        record_file = self._download(found, RECORD_FILE, folder)
-        if sha256_of(record_file) != found.tags.get(_DIGEST_TAG):
-            raise RegistryError(f"{self.name} version {version}: {RECORD_FILE} was changed")
-        record = read_record(record_file.read_text(encoding="utf-8"), f"{self.name} {version}")
+        record = self._record(found, folder)
         predictions = self._download(found, PREDICTIONS_FILE, folder)
         model = self._download(found, MODEL_FOLDER, folder)
-        weights = model / "artifacts" / "model" / "model.safetensors"
-        for path, expected in (
-            (predictions, record.predictions_sha256),
-            (weights, record.weights_sha256),
-        ):
-            if sha256_of(path) != expected:
-                raise RegistryError(f"{self.name} version {version}: {path.name} was changed")
-        answers = json.loads(self._download(found, ANSWERS_FILE, folder).read_text("utf-8"))
-        return Files(record, model, predictions, answers, _signature(model), dict(found.tags))
+        _clear(model)
+        answers = self._download(found, ANSWERS_FILE, folder)
+        there = {ANSWERS_FILE: sha256_of(answers), PREDICTIONS_FILE: sha256_of(predictions)}
+        self._verify(version, record, there | _digests(model, f"{MODEL_FOLDER}/"))
+        expected = json.loads(answers.read_text(encoding="utf-8"))
+        return Files(record, model, predictions, expected, _signature(model), dict(found.tags))
 
     def record(self, version: int) -> ModelRecord:
-        """The record of a version, without its files."""
+        """The record of a version, without its files.
+
+        Raises:
+            RegistryError: there is no such version, or its record was changed.
+        """
         with tempfile.TemporaryDirectory(prefix="mrmodel-record-") as folder:
-            path = self._download(self.get(version), RECORD_FILE, Path(folder))
-            return read_record(path.read_text(encoding="utf-8"), f"{self.name} {version}")
+            return self._record(self.get(version), Path(folder))
+
+    def _record(self, version: ModelVersion, folder: Path) -> ModelRecord:
+        file = self._download(version, RECORD_FILE, folder)
+        where = f"{self.name} version {version.version}"
+        if sha256_of(file) != version.tags.get(_DIGEST_TAG):
+            raise RegistryError(f"{where}: {RECORD_FILE} was changed")
+        return read_record(file.read_text(encoding="utf-8"), where)
+
+    def _verify(self, version: int, record: ModelRecord, there: Mapping[str, str]) -> None:
+        """Raise RegistryError if a file is not as registered; `there` has the digests by path."""
+        known = record.files or {
+            PREDICTIONS_FILE: record.predictions_sha256,
+            f"{MODEL_FOLDER}/artifacts/model/model.safetensors": record.weights_sha256,
+        }
+        for path, digest in known.items():
+            if there.get(path) != digest:
+                word = "was changed" if path in there else "is missing"
+                raise RegistryError(f"{self.name} version {version}: {path} {word}")
+        if record.files is not None and (added := there.keys() - known.keys()):
+            rule = "was added after the registration"
+            raise RegistryError(f"{self.name} version {version}: {min(added)} {rule}")
 
     def get(self, version: int) -> ModelVersion:
         """A version; raises RegistryError when there is none."""
@@ -220,6 +247,19 @@ class Versions:
             return getattr(self._client, method)(*arguments, **named)
         except mlflow_faults() as error:
             raise RegistryError(f"{self.name}: MLflow: {said_by_mlflow(error)}") from error
+
+
+def _clear(model: Path) -> None:
+    """Remove from a copy of a model what making or loading it leaves: MLflow's mark, bytecode."""
+    (model / "registered_model_meta").unlink(missing_ok=True)
+    for compiled in list(model.rglob("__pycache__")):
+        shutil.rmtree(compiled)
+
+
+def _digests(folder: Path, prefix: str) -> dict[str, str]:
+    """SHA-256 of all files below a folder, by path with the prefix."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {f"{prefix}{path.relative_to(folder).as_posix()}": sha256_of(path) for path in files}
 
 
 def _tags(record: ModelRecord) -> dict[str, str]:

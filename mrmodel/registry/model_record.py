@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.errors import DataError
 from mrmodel.pretraining.intervid.decontaminate import base_video
@@ -67,6 +67,8 @@ class ModelRecord(Frozen):
         environment: versions of the software used for registration.
         licences: of code, data and the weights inside the encoders.
         limits: limitations stated in the parameter file.
+        files: SHA-256 of every file that a version is judged or served by (the MLflow model with
+            its code, the predictions, the answers), by path; None in records of earlier releases.
     """
 
     format: Literal[1] = 1
@@ -89,6 +91,7 @@ class ModelRecord(Frozen):
     environment: dict[str, str]
     licences: dict[str, str]
     limits: list[str]
+    files: dict[str, str] | None = Field(default=None, exclude_if=lambda files: files is None)
 
     def unsaved_files(self) -> list[str]:
         """Files that differed from the revision and that the record does not contain."""
@@ -128,7 +131,6 @@ def find_leaks(
 
     Returns:
         The sets that leak, each with the ids of its test videos.
-        The sets that leak, each with the ids of the test videos in it.
     """
     names = {base_video(str(row["vid"])) for row in test.rows} | set(test.videos)
     known = {digest: vid for vid, digest in test.videos.items() if digest}

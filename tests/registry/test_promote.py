@@ -19,6 +19,7 @@ from mrmodel.errors import (
     PromotionRefused,
     RegistryError,
 )
+from mrmodel.files import sha256_of
 from mrmodel.registry.candidate import gather
 from mrmodel.registry.champion import ModelRegistry, PointerSnapshot, open_registry, registry_store
 from mrmodel.registry.decision import Pointer
@@ -188,6 +189,7 @@ def test_test_videos_in_training_are_found_and_refused(registry: ModelRegistry) 
 def test_files_that_were_changed_after_registration_are_refused(
     registry: ModelRegistry, project: Project
 ) -> None:
+    """Finding 6: also the code, so none of it runs."""
     add(registry, "finetuned")
     artifacts = project.folder / ".mrmodel/mlartifacts"
     (predictions,) = artifacts.rglob("predictions.jsonl")
@@ -202,10 +204,40 @@ def test_files_that_were_changed_after_registration_are_refused(
     weights.write_bytes(bytes(content))
     with pytest.raises(RegistryError, match=r"model\.safetensors was changed"):
         decide(registry)
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    (model,) = artifacts.rglob("MLmodel")
+    ran = project.folder / "ran"
+    for path in ("MLmodel", "code/mrmodel/__init__.py", "artifacts/model/config.json"):
+        file = model.parent / path
+        before = file.read_bytes()
+        file.write_bytes(before + f"\nopen({str(ran)!r}, 'w')\n".encode())
+        with pytest.raises(RegistryError, match=rf"version 1: model/{path} was changed"):
+            decide(registry)
+        file.write_bytes(before)
+    file.rename(model.with_name("kept"))
+    with pytest.raises(RegistryError, match=r"model/artifacts/model/config\.json is missing"):
+        decide(registry)
+    model.with_name("kept").rename(file)
+    added = model.with_name("code") / "torch.py"
+    added.write_text("")
+    with pytest.raises(RegistryError, match=r"model/code/torch\.py was added after the regis"):
+        decide(registry)
+    added.unlink()
+    # What loading leaves in the store is allowed there, and is not loaded.
+    leftovers = [model.with_name("registered_model_meta"), model.parent / "code/__pycache__/a.pyc"]
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a mark")
+    fetched = registry.versions.files(1, project.folder / "fetched").model
+    assert "a mark" not in [p.read_text("latin-1") for p in fetched.rglob("*") if p.is_file()]
+    assert all(path.exists() for path in leftovers)
+    assert not ran.exists()
     (record,) = artifacts.rglob("record.json")
     record.write_text(record.read_text().replace('"test"', '"val"', 1))
-    with pytest.raises(RegistryError, match=r"record\.json was changed"):
-        decide(registry)
+    for use in (lambda: decide(registry), lambda: registry.versions.record(1)):
+        with pytest.raises(RegistryError, match=r"record\.json was changed"):
+            use()
     (kept,) = (project.folder / ".mrmodel/registry/moments/test_sets").iterdir()
     kept.write_text(kept.read_text().replace('"split": "test"', '"split": "test", "rows_": 0'))
     raw = json.loads(kept.read_text())
@@ -214,6 +246,24 @@ def test_files_that_were_changed_after_registration_are_refused(
     with pytest.raises(DataError, match="was changed"):
         registry.test_set(raw["digest"])
     assert registry.history() == []
+
+
+def test_a_version_of_an_earlier_release_can_be_registered_again(
+    registry: ModelRegistry, project: Project
+) -> None:
+    """Finding 6: its record has no digests of the code. It is judged as before, which says so."""
+    first = add(registry, "finetuned")
+    (file,) = (project.folder / ".mrmodel/mlartifacts").rglob("record.json")
+    earlier = {k: v for k, v in json.loads(file.read_text()).items() if k != "files"}
+    file.write_text(json.dumps(earlier))
+    registry.versions._ask(
+        "set_model_version_tag", "moments", str(first), "record.sha256", sha256_of(file)
+    )
+    second = add(registry, "finetuned")
+    assert (second, add(registry, "finetuned")) == (first + 1, second)
+    decide(registry, first)
+    (smoke,) = [gate for gate in registry.history()[-1].gates if gate.name == "smoke"]
+    assert "register the model again" in smoke.detail
 
 
 def test_only_what_was_evaluated_here_is_registered(project: Project) -> None:
