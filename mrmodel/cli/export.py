@@ -190,11 +190,15 @@ def _search(
     path: Path, queries: Sequence[str], model: str | None, device: str
 ) -> list[QueryResult]:
     """Search results about a video; what is to be known about them goes to the error stream."""
+    from mrmodel.cli.predict import unread_note
     from mrmodel.stages.served import choose_model
 
     predictor, why = choose_model(model, [path], device)
     searchable = predictor.encode(path)
     results = predictor.search(searchable, queries)
+    for result in results:
+        if result.unread_tokens:
+            click.echo(unread_note(result, predictor.languages), err=True)
     for note in (*filter(None, [why]), *searchable.report.notes()):
         click.echo(f"note: {note}", err=True)
     return results

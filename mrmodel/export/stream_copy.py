@@ -78,7 +78,8 @@ def copy_pieces(target: Path, suffix: str, pieces: Sequence[Piece], title: str) 
     """
     chosen = [_chosen(piece) for piece in pieces]
     with output_file(target, _MUXERS[suffix], title) as output:
-        muxer = _Muxer(output, max(one.delay_s for one in chosen))
+        several = len({piece.video for piece in pieces}) > 1
+        muxer = _Muxer(output, max(one.delay_s for one in chosen), several=several)
         for piece, packets in zip(pieces, chosen, strict=True):
             with errors_of(piece.video, "not_copied", f"; {_RE_ENCODE}"):
                 muxer.add(piece, packets)
@@ -132,10 +133,16 @@ def _chosen(piece: Piece) -> _Chosen:
 
 
 class _Muxer:
-    """Writes packets of pieces; `delay_s` is the same for all, so that their times go on."""
+    """Writes packets of pieces.
 
-    def __init__(self, output: Any, delay_s: Fraction) -> None:
-        self._output = output
+    Args:
+        output: the file.
+        delay_s: the same for all pieces, so that their times go on.
+        several: the pieces are of several videos.
+    """
+
+    def __init__(self, output: Any, delay_s: Fraction, *, several: bool) -> None:
+        self._output, self._several = output, several
         self._delay_s, self._offset_s = delay_s, Fraction(0)
         self._streams: dict[str, Any] = {}
         self._parameters: list[object] | None = None
@@ -147,7 +154,9 @@ class _Muxer:
         with decoder.opened() as container:
             video = decoder.video_stream(container)
             sound = container.streams.best("audio") if piece.index.audio_codec else None
-            self._begin(piece, [video, sound] if sound else [video])
+            # A reel is shown as the header of its first piece says.
+            turned = _rotation_of(container, video) if self._several else 0
+            self._begin(piece, [video, sound] if sound else [video], turned)
             base_s = chosen.first * video.time_base
             length_s = Fraction(chosen.span.end_s - chosen.span.start_s).limit_denominator(10**6)
             for packet in _packets_of(decoder, container, video, chosen):
@@ -157,9 +166,10 @@ class _Muxer:
                     self._add_sound(packet, base_s, length_s)
         self._offset_s += length_s
 
-    def _begin(self, piece: Piece, streams: Sequence[Any]) -> None:
+    def _begin(self, piece: Piece, streams: Sequence[Any], turned: int) -> None:
         """Make the streams of the file; those of a later piece must be the same."""
-        parameters = [_parameters(stream) for stream in streams]
+        shown = (piece.index.pixel_aspect, turned)
+        parameters = [shown, *(_parameters(stream) for stream in streams)]
         if self._parameters is None:
             for stream in streams:
                 made = self._output.add_stream_from_template(stream, opaque=True)
@@ -213,6 +223,14 @@ def _packets_of(decoder: Decoder, container: Any, video: Any, chosen: _Chosen) -
         yield packet
         if done_s is not None and time_s > done_s + _INTERLEAVED_S:
             return
+
+
+def _rotation_of(container: Any, video: Any) -> int:
+    """Degrees by which pictures are turned to be upright; found by decoding the first."""
+    for packet in container.demux(video):
+        for frame in packet.decode():
+            return int(frame.rotation)
+    return 0
 
 
 def _parameters(stream: Any) -> object:

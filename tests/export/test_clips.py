@@ -137,6 +137,19 @@ def test_a_reel_of_different_videos_is_encoded(tmp_path: Path) -> None:
     assert abs(found.sound[-round(0.3 * 48000) :]).max() < 0.01
 
 
+def test_a_reel_of_portrait_and_landscape_is_encoded(tmp_path: Path) -> None:
+    """A phone's pictures differ by a note in the header alone."""
+    turns = [
+        make_video(tmp_path / f"{n}.mp4", CONSTANT[:30], Fraction(1, 25), turned=n) for n in (0, 2)
+    ]
+    pieces = [piece for video in turns for piece in pieces_of(video, (0.2, 0.6))]
+    with pytest.raises(VideoError, match=r"2\.mp4: not_copied: .*another format"):
+        copy_pieces(tmp_path / "reel.mp4", ".mp4", pieces, "")
+    encode_pieces(tmp_path / "reel.mp4", pieces, "")
+    assert content_of(tmp_path / "reel.mp4").numbers == [*range(5, 15)] * 2
+    copy_pieces(tmp_path / "reel.mp4", ".mp4", [pieces[0], pieces[0]], "")
+
+
 def test_odd_sizes_and_oblong_pixels_are_made_even_and_square(tmp_path: Path) -> None:
     video = tmp_path / "odd.mkv"
     with av.open(str(video), "w") as container:
