@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
+import time
 from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # In the clone, so that downloads of a killed process are removed with it.
 _DOWNLOADS = "incoming"
+# Of one delivery. Twenty videos of several hours take less, and others wait behind it.
+CHECK_TIMEOUT_S = 6 * 3600
 
 
 @dataclass(slots=True)
@@ -162,9 +166,10 @@ class _Ingestion:
         except BrokenProcessPool:
             # It crashed twice, see `_apart`, and would do so every night.
             reason = "the process that checks it dies: a damaged video, or too little memory"
-            checked = ValidatedDelivery(
-                DeliveryReport(delivery.name, delivery.digest, "quarantined", [reason]), [], {}
-            )
+            checked = _refused(delivery, reason)
+        except TimeoutError:
+            limit = f"{CHECK_TIMEOUT_S / 3600:g} h"
+            checked = _refused(delivery, f"its check took longer than {limit}; send it in parts")
         if checked.report.state == "quarantined":
             self._quarantine(checked.report)
         elif checked.report.state == "taken":
@@ -241,20 +246,30 @@ def _pending(
 def _apart(
     folder: Path, delivery: Delivery, reference: Reference, config: Config
 ) -> ValidatedDelivery:
-    """Check in a separate process, which a damaged video may crash; tried twice.
+    """Check in a separate process, which a damaged video may crash or keep busy.
 
     Raises:
-        BrokenProcessPool: the second process died as well.
+        BrokenProcessPool: it died twice.
+        TimeoutError: it took longer than `CHECK_TIMEOUT_S`.
     """
     context = multiprocessing.get_context("spawn")
     for tries_left in (1, 0):
+        started = time.monotonic()
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, context, _end_after, (CHECK_TIMEOUT_S,)) as pool:
                 return pool.submit(_check, folder, delivery, reference, config).result()
         except BrokenProcessPool:
+            if time.monotonic() - started >= CHECK_TIMEOUT_S:
+                raise TimeoutError from None
             if not tries_left:
                 raise
     raise AssertionError("unreachable")
+
+
+def _end_after(seconds: int) -> None:
+    """Let the kernel kill this process then, whatever code of a library is at work."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def _check(
@@ -265,11 +280,15 @@ def _check(
     except DeliveryError:
         raise
     except MrModelError as error:
-        report = DeliveryReport(delivery.name, delivery.digest, "quarantined", [str(error)])
-        return ValidatedDelivery(report, [], {})
+        return _refused(delivery, str(error))
     except Exception as error:  # A bug here must not block the other deliveries.
         log.exception("delivery %s", delivery.name)
         return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
+
+
+def _refused(delivery: Delivery, reason: str) -> ValidatedDelivery:
+    report = DeliveryReport(delivery.name, delivery.digest, "quarantined", [reason])
+    return ValidatedDelivery(report, [], {})
 
 
 def _misnamed(delivery: Delivery) -> DeliveryReport:

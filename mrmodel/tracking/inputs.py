@@ -1,17 +1,22 @@
 """Clip features for a served model: from a video file, an S3 object, or feature stores.
 
-S3 files are copied into a temporary folder, so that all further code reads local files.
+Only in the places that `served_places` allows. What is not there and what is not allowed gives one
+and the same error, so that clients cannot find out what a machine holds. S3 files are copied into a
+temporary folder, so that all further code reads local files.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrmodel.addresses import shown
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.index import IndexEntry, read_index
 from mrmodel.features.keys import split_segment
@@ -20,12 +25,15 @@ from mrmodel.features.store import FeatureStore, MemoryStore
 from mrmodel.files import digest_of
 from mrmodel.predict.predictor import Predictor, SearchableVideo
 from mrmodel.storage import open_store
+from mrmodel.tracking.served_places import PLACES_VARIABLE, S3, ServedPlaces
 from mrmodel.train.checkpoint import ModelConfig
 from mrmodel.video.frames import DecodeReport
+from mrmodel.video.remote import is_pointer, read_video_pointer
 
 # `video` of a request for the example video inside every logged model.
 EXAMPLE = "example:"
-_S3 = "s3://"
+# Of a name, in an error.
+_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +71,14 @@ class VideoRows:
     Args:
         predictor: the model with its encoders.
         example: the video for `EXAMPLE`.
+
+    Raises:
+        ConfigError: `PLACES_VARIABLE` does not name folders and S3 addresses.
     """
 
     def __init__(self, predictor: Predictor, example: Path) -> None:
         self._predictor, self._example = predictor, example
+        self._places = ServedPlaces.from_environment(os.environ)
         # S3 feature stores, kept while the process lives; a video is kept for one call only.
         self._stores = tempfile.TemporaryDirectory(prefix="mrmodel-features-")
 
@@ -74,34 +86,64 @@ class VideoRows:
         """The features of a source, for `Predictor.search`.
 
         Raises:
+            DataError: there is no such video or folder, or it is in none of the served places.
             VideoError: no frames can be decoded.
             FeatureError: a feature store is missing or damaged, or has no such video.
             FeatureMismatch: it was made by another encoder than the training features.
-            StorageError: S3 is unreachable, or has no such object.
+            StorageError: S3 is unreachable.
         """
-        if source.features is not None and source.vid is not None:
-            return stored_video(
-                self._local_stores(source.features), source.vid, self._predictor.config
-            )
-        video = source.video or EXAMPLE
-        if video == EXAMPLE:
-            return self._predictor.encode(self._example)
-        if not video.startswith(_S3):
-            return self._predictor.encode(video)
-        place, _, name = video.rpartition("/")
-        with tempfile.TemporaryDirectory(prefix="mrmodel-video-") as folder:
-            file = Path(folder) / name
-            open_store(place).download(name, file)
-            return self._predictor.encode(file)
+        given = source.features or source.video or EXAMPLE
+        with self._found(source, given) as found:
+            if found is None:
+                rule = f"is not there, or in no place that {PLACES_VARIABLE} of the server names"
+                raise DataError(f"{shown(given)[:_SHOWN]!r} {rule}")
+            if source.vid is not None:
+                return stored_video(found, source.vid, self._predictor.config)
+            return self._predictor.encode(found)
 
-    def _local_stores(self, features: str) -> Path:
+    @contextmanager
+    def _found(self, source: Source, given: str) -> Iterator[Path | None]:
+        """The video or the folder of the feature stores, while it is read; None: see `load`."""
+        if source.features is not None:
+            yield self._local_stores(given)
+        elif given == EXAMPLE:
+            yield self._example
+        elif given.startswith(S3):
+            with tempfile.TemporaryDirectory(prefix="mrmodel-video-") as folder:
+                yield self._downloaded(given, Path(folder))
+        else:
+            path = self._places.path(given)
+            yield path if path is not None and self._is_video(path) else None
+
+    def _is_video(self, path: Path) -> bool:
+        """Whether it is a file; if it points to an object, one that may be read."""
+        if is_pointer(path) and path.is_file():
+            return self._places.has_object(read_video_pointer(path).url)
+        return path.is_file()
+
+    def _downloaded(self, url: str, folder: Path) -> Path | None:
+        place, _, name = url.rpartition("/")
+        if place + "/" == S3 or not self._places.has_object(url):
+            return None
+        store, path = open_store(place), folder / name
+        if not store.exists(name):
+            return None
+        store.download(name, path)
+        return path if self._is_video(path) else None
+
+    def _local_stores(self, features: str) -> Path | None:
         """The folder of the feature stores; S3 stores are copied when their manifests change."""
-        if not features.startswith(_S3):
-            return Path(features)
+        if not features.startswith(S3):
+            path = self._places.path(features)
+            return path if path is not None and path.is_dir() else None
+        if not self._places.has_object(features):
+            return None
         store = open_store(features)
         names = [stream.name for stream in self._predictor.config.video_streams]
         manifests = {name: store.get(f"{name}/{MANIFEST_FILE}") for name in names}
         missing = [name for name, found in manifests.items() if found is None]
+        if len(missing) == len(names):
+            return None
         if missing:
             raise FeatureError(f"{features}: no feature store {missing[0]!r} there")
         tags = {name: found.tag for name, found in manifests.items() if found is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
 from mrmodel.video.bicubic import resize_bicubic
+from mrmodel.video.container import LOST_INDEX, TimeLimit, open_container
 from mrmodel.video.file_length import Seekable, is_appended, is_cut
 from mrmodel.video.remote import RemoteVideo, is_pointer
 from mrmodel.video.sampling import FrameSampling
@@ -47,8 +47,6 @@ _LEAST_STEP_S = 1e-4
 # Codecs of still images, of which films are made as well.
 _STILLS = ("bmp", "jpeg2000", "jpegls", "jpegxl", "mjpeg", "png", "tiff", "webp")
 
-_LOST_INDEX = "its index is lost (a download that broke off?)"
-
 
 def _everything(_start_s: float, _end_s: float) -> bool:
     return True
@@ -56,15 +54,16 @@ def _everything(_start_s: float, _end_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """Limits of a file: seconds of video, and pixels of one frame.
+    """Limits of a file: seconds of video, pixels of one frame, and seconds that reading it takes.
 
     A longer gap than `max_gap_s` between frames is closed where it may come from a broken clock
-    (see `timeline`).
+    (see `timeline`). `timeout_s` does not count the time in which the frames are used.
     """
 
     max_duration_s: float = 4 * 3600.0
     max_pixels: int = 7680 * 4320
     max_gap_s: float = 10.0
+    timeout_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,9 @@ class Decoder:
         self.n_untimed = self.n_unseen = 0
         self.untimed = False
         self._last_end_s = 0.0
+        self._too_large = False
         self._remote: RemoteVideo | None = None
+        self._time = TimeLimit(path, limits.timeout_s)
 
     def frames(self, wanted: Wanted = _everything) -> Iterator[TimedFrame]:
         """Yield all decodable frames in time order.
@@ -181,6 +182,7 @@ class Decoder:
         gap_s = untimed_s = 0.0
         n_frames = n_repeated = 0
         with self.opened() as container:
+            self._time.start()
             stream = self.video_stream(container)
             self._check_header(stream)
             timeline = Timeline(container, stream, self.limits.max_gap_s)
@@ -224,7 +226,10 @@ class Decoder:
                 gap_s = time_s - previous_s if previous_s >= 0 else 0.0
                 previous, previous_s = stamp, time_s
                 shown_s = _seconds(duration, time_base) or gap_s
-                yield self._checked(TimedFrame(time_s, shown_s, picture))
+                frame = self._checked(TimedFrame(time_s, shown_s, picture))
+                self._time.stop()
+                yield frame
+                self._time.start()
             if not n_frames:
                 raise self._no_frames()
             self.parts = tuple(timeline.parts)
@@ -257,8 +262,13 @@ class Decoder:
 
     def _no_frames(self) -> VideoError:
         if self._of_file(is_cut):
-            return VideoError(self.path, "invalid_data", _LOST_INDEX)
-        return VideoError(self.path, "no_frames", "not one frame could be decoded")
+            return VideoError(self.path, "invalid_data", LOST_INDEX)
+        limit = self.limits.max_pixels
+        if self._too_large:
+            rule = f"all frames have more than {limit} pixels, the limit"
+            return VideoError(self.path, "too_many_pixels", rule)
+        rule = f"not one frame could be decoded, or all have more than {limit} pixels"
+        return VideoError(self.path, "no_frames", rule)
 
     def _ends_early(self, container: Any, timeline: Timeline, n_stated: int) -> bool:
         """Whether frames are missing at the end. The header's length is a hint only.
@@ -301,41 +311,25 @@ class Decoder:
         Raises:
             VideoError: see `FrameSource.clips`.
         """
-        self._require_file()
-        self._remote = RemoteVideo(self.path) if is_pointer(self.path) else None
+        limits = self.limits
+        self._time = TimeLimit(self.path, limits.timeout_s)
+        self._remote = None
+        if is_pointer(self.path):
+            self._remote = RemoteVideo(self.path, self._time.require)
         try:
-            # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
-            source = self._remote or str(self.path.absolute())
-            with self._container(source) as container:
+            try:
+                container = open_container(
+                    self.path, self._remote, limits.max_pixels, limits.timeout_s
+                )
+            except VideoError:
+                self._require_read()
+                raise
+            with container:
                 self._require_read()
                 yield container
         finally:
             if self._remote is not None:
                 self._remote.close()
-
-    def _require_file(self) -> None:
-        """Raise for a pipe or a device: opening one may wait for ever."""
-        try:
-            kind = self.path.stat().st_mode
-        except (OSError, ValueError):
-            return  # Opening it gives the error.
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            detail = "a pipe or a device, and a video is read several times; save it as a file"
-            raise VideoError(self.path, "unreadable", detail)
-
-    def _container(self, source: RemoteVideo | str) -> Any:
-        try:
-            return av.open(source, metadata_errors="replace")
-        except (av.error.FFmpegError, OSError) as error:
-            self._require_read()
-            raise self._not_opened(error) from error
-
-    def _not_opened(self, error: Exception) -> VideoError:
-        if isinstance(error, av.error.FileNotFoundError):
-            return VideoError(self.path, "not_found", "no such file")
-        if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-            return VideoError(self.path, "invalid_data", f"not a video, or {_LOST_INDEX}")
-        return VideoError(self.path, "unreadable", getattr(error, "strerror", None) or str(error))
 
     def _require_read(self) -> None:
         """Raise an error of reading from S3, which FFmpeg takes for the end of the video."""
@@ -350,7 +344,7 @@ class Decoder:
         """
         stream = self._best_stream(container)
         if (stream is None or stream.codec_context is None) and self._of_file(is_cut):
-            raise VideoError(self.path, "invalid_data", _LOST_INDEX)
+            raise VideoError(self.path, "invalid_data", LOST_INDEX)
         if stream is None:
             kinds = {one.type.replace("video", "cover picture") for one in container.streams}
             found = ", ".join(sorted(kinds)) or "none"
@@ -403,6 +397,7 @@ class Decoder:
 
     def _timeline(self, container: Any, stream: Any) -> Timeline:
         """The time line of all packets, or of those up to the longest allowed duration."""
+        self._time.start()
         timeline = Timeline(container, stream, self.limits.max_gap_s)
         for _packet in timeline.packets(self.packets(container)):
             if timeline.length_s > self.limits.max_duration_s:
@@ -428,8 +423,11 @@ class Decoder:
                     by_decoding = timeline.by_decoding_time
                     stamp = picture.dts if by_decoding else picture.pts
                     yield stamp, picture.duration, picture
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
                 self.bad_packets += 1
+                # So ends a picture beyond the limit, whose size the decoder forgets.
+                refused = isinstance(error, av.error.ArgumentError) and not context.width
+                self._too_large = self._too_large or refused
             else:
                 if skip:
                     skipping.leave_out(packet)
@@ -446,6 +444,7 @@ class Decoder:
                 self.cut_off = True
                 packet = None
             self._require_read()
+            self._time.require()
             if packet is None:
                 return
             yield packet

@@ -144,9 +144,10 @@ class FrameSource:
 
         Raises:
             VideoError: nothing can be decoded, or the file is beyond a limit; `code` is one of
-                ``not_found``, ``unreadable``, ``invalid_data``, ``no_video_stream``,
-                ``no_decoder``, ``no_frames``, ``too_long``, ``too_many_pixels``; for a video in S3
-                also ``invalid_pointer`` and ``changed`` (another version than the pointer's).
+                ``not_found``, ``unreadable``, ``invalid_data``, ``unknown_container``,
+                ``no_video_stream``, ``no_decoder``, ``no_frames``, ``too_long``,
+                ``too_many_pixels``, ``timed_out``; for a video in S3 also ``invalid_pointer`` and
+                ``changed`` (another version than the pointer's).
         """
         self._report = None
         decoder = Decoder(self.path, self.limits)

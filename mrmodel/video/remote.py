@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,9 +87,11 @@ class RemoteVideo:
 
     Args:
         path: the pointer.
+        check: called before each read; the VideoError that it may raise ends reading.
 
     Attributes:
-        name: of the object; FFmpeg guesses formats by its suffix.
+        name: for FFmpeg, which guesses formats by suffixes and opens what a name says. The owner
+            of the bucket chose that of the object.
         error: the error that ended reading; a VideoError if caused by object or server:
             ``not_found``, ``changed`` or ``unreadable``.
 
@@ -97,10 +100,12 @@ class RemoteVideo:
         StorageError: no client can be created, for instance because the endpoint is invalid.
     """
 
-    def __init__(self, path: Path) -> None:
+    name = "video"
+
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
         version = read_video_pointer(path)
-        self.name = version.url.rpartition("/")[2]
         self.error: BaseException | None = None
+        self._check = check
         self._path, self._n_bytes = path, version.n_bytes
         self._object = open_object(version)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -120,6 +125,7 @@ class RemoteVideo:
         if self.error is not None or self._position >= self._n_bytes:
             return b""
         try:
+            self._check()
             block = self._block(self._position // BLOCK_BYTES)
         # Includes KeyboardInterrupt, which FFmpeg would take for the end of the file.
         except BaseException as error:

@@ -253,6 +253,7 @@ def test_the_champion_answers_as_mrmodel_predict_does(month: Month, tmp_path: Pa
     rows = [{"query": test["query"], "video": video}]
     champion = "models:/moments@champion"
     del (outside := dict(environment))["PYTHONPATH"]
+    outside["MRMODEL_SERVE_FROM"] = str(month.material.folder)
     code = (
         "import sys, json, mlflow.pyfunc, pandas\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"

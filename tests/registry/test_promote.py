@@ -368,6 +368,7 @@ def test_the_alias_gives_the_answers_of_mrmodel_predict(
     environment = project.environment()
     del environment["PYTHONPATH"]
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{project.folder / '.mrmodel/mlflow.db'}"
+    environment["MRMODEL_SERVE_FROM"] = str(video.parent)
     done = subprocess.run(
         [sys.executable, "-c", code, str(video), query],
         env=environment,

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 
-from mrmodel.errors import DataError, FeatureError, FeatureMismatch, StorageError
+from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.predict.serving import read_serving
 from mrmodel.storage import open_store
 from mrmodel.tracking.inputs import EXAMPLE, Source
 from mrmodel.tracking.mlflow_model import write_mlflow_model
+from mrmodel.tracking.served_places import PLACES_VARIABLE
 from tests.project import Project
 from tests.services import Service
 from tests.tracking.serving import invoke, serving
@@ -54,8 +56,17 @@ def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def loaded(served: Path) -> Any:
-    return mlflow.pyfunc.load_model(str(served))
+def places(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variable that names what requests may read."""
+    named = (reproduced.folder, tmp_path_factory.getbasetemp(), "s3://mrmodel/served")
+    return {PLACES_VARIABLE: ",".join(map(str, named))}
+
+
+@pytest.fixture(scope="module")
+def loaded(served: Path, places: dict[str, str]) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLACES_VARIABLE, places[PLACES_VARIABLE])
+        yield mlflow.pyfunc.load_model(str(served))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_a_fresh_process_answers_with_the_models_own_code_and_requirements(
-    reproduced: Project, served: Path, expected: list[dict[str, Any]]
+    reproduced: Project, served: Path, places: dict[str, str], expected: list[dict[str, Any]]
 ) -> None:
     brought = closure((served / "requirements.txt").read_text().splitlines())
     hidden = [
@@ -111,6 +122,7 @@ def test_a_fresh_process_answers_with_the_models_own_code_and_requirements(
     done = subprocess.run(
         [sys.executable, "-I", "-c", FRESH, str(served), json.dumps(hidden)],
         input=json.dumps(rows_about(str(first_video(reproduced)))),
+        env={**os.environ, **places},
         capture_output=True,
         text=True,
         check=False,
@@ -129,8 +141,10 @@ def test_no_pickle_is_in_it(served: Path) -> None:
 
 
 @pytest.fixture
-def server(served: Path, tmp_path: Path, reproduced: Project) -> Iterator[str]:
-    with serving(str(served), tmp_path, reproduced.environment()) as address:
+def server(
+    served: Path, places: dict[str, str], tmp_path: Path, reproduced: Project
+) -> Iterator[str]:
+    with serving(str(served), tmp_path, reproduced.environment() | places) as address:
         yield address
 
 
@@ -181,10 +195,9 @@ def test_a_video_in_s3_and_cached_features_give_the_same_answers(
         {"features": f"{bucket}/features", "vid": video.stem},
     ]
     assert_same_answers(loaded, sources, expected)
-    with pytest.raises(StorageError, match="no such object"):
-        loaded.predict(pd.DataFrame(rows_about(f"{bucket}/videos/none.mp4")))
-    with pytest.raises(FeatureError, match=r"no feature store 'tiny\.video'"):
-        loaded.predict(pd.DataFrame([{"query": "a", "features": bucket, "vid": video.stem}]))
+    for row in ({"video": f"{bucket}/videos/none.mp4"}, {"features": bucket, "vid": video.stem}):
+        with pytest.raises(DataError, match="is not there, or in no place that"):
+            loaded.predict(pd.DataFrame([{"query": "a", **row}]))
 
 
 def test_a_part_of_a_stored_video_is_searched_alone(reproduced: Project, loaded: Any) -> None:

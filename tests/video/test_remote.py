@@ -296,7 +296,7 @@ def test_a_first_frame_costs_little(
 def test_memory_does_not_grow_with_the_object(bucket: Bucket, tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(80 << 20)
     write_pointer(tmp_path / "a.s3", bucket.put("a", content))
-    video, position = RemoteVideo(tmp_path / "a.s3"), 0
+    video, position = RemoteVideo(tmp_path / "a.s3", lambda: None), 0
     tracemalloc.start()
     try:
         while part := video.read(32768):
@@ -319,7 +319,8 @@ def test_a_remote_file_behaves_like_a_file(
     local = tmp_path / "local"
     local.write_bytes(content)
     write_pointer(tmp_path / "a.s3", bucket.put("a", content))
-    video, random = RemoteVideo(tmp_path / "a.s3"), np.random.default_rng(2)
+    video = RemoteVideo(tmp_path / "a.s3", lambda: None)
+    random = np.random.default_rng(2)
     with local.open("rb") as file:
         for whence in random.integers(0, 3, 40).tolist():
             offset = int(random.integers(-n_bytes, n_bytes))

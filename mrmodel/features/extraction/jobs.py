@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _DECODING_NICENESS = 5
 
 # Transient errors; all others are caused by the file itself.
-_PASSING_CODES = ("not_found", "unreadable")
+_PASSING_CODES = ("not_found", "unreadable", "timed_out")
 
 
 @dataclass(frozen=True, slots=True)

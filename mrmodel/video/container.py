@@ -1,0 +1,146 @@
+"""Opens videos; the only place that does, so that what holds here holds for every file.
+
+FFmpeg by itself reads whatever a file names: playlists, session descriptions and scripts that join
+files make it open addresses, ports and other files, whatever the suffix. So only containers that
+name nothing else are read.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+
+from mrmodel.errors import VideoError
+from mrmodel.video.remote import RemoteVideo
+
+LOST_INDEX = "its index is lost (a download that broke off?)"
+
+# Demuxers of FFmpeg. Those of sound alone and of still images are here for the errors that say so.
+_CONTAINERS = (
+    *("mov", "matroska", "avi", "flv", "live_flv", "mpegts", "mpegtsraw", "mpeg", "asf", "asf_o"),
+    *("ogg", "gif", "apng", "webp_pipe", "dv", "mxf", "gxf", "wtv", "rm", "nut", "nsv", "ivf"),
+    *("swf", "av1", "obu", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mpegvideo"),
+    *("vc1", "vc1test", "dirac", "cavsvideo", "avs2", "avs3", "mjpeg", "mjpeg_2000", "mpjpeg"),
+    *("smjpeg", "yuv4mpegpipe"),
+    *("aac", "ac3", "aiff", "amr", "eac3", "flac", "mp3", "wav", "w64"),
+    *("image2", "bmp_pipe", "dpx_pipe", "exr_pipe", "ico", "j2k_pipe", "jpeg_pipe", "jpegls_pipe"),
+    *("jpegxl_pipe", "jpegxl_anim", "pam_pipe", "pbm_pipe", "pcx_pipe", "pgm_pipe", "png_pipe"),
+    *("ppm_pipe", "psd_pipe", "qoi_pipe", "sgi_pipe", "sunrast_pipe", "tiff_pipe", "xbm_pipe"),
+    *("xpm_pipe", "xwd_pipe"),
+)
+# Decoders count the rows and columns around a picture, too; `Decoder` checks what is displayed.
+_WITH_EDGES = 1.25
+_MOST_PIXELS = 2**31 - 1
+
+
+class TimeLimit:
+    """The seconds that reading a video may take, by a clock that is started and stopped.
+
+    Args:
+        path: the video, for the error.
+        limit_s: wall-clock seconds.
+    """
+
+    def __init__(self, path: Path, limit_s: float) -> None:
+        self._path, self._limit_s = path, limit_s
+        self._spent_s = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, at first or again."""
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the clock, which is running."""
+        assert self._since is not None
+        self._spent_s += time.monotonic() - self._since
+        self._since = None
+
+    def require(self) -> None:
+        """Raise if the time is over.
+
+        Raises:
+            VideoError: ``timed_out``.
+        """
+        running_s = 0.0 if self._since is None else time.monotonic() - self._since
+        if self._spent_s + running_s > self._limit_s:
+            raise timed_out(self._path, self._limit_s)
+
+
+def timed_out(path: Path, limit_s: float) -> VideoError:
+    """The error of a video that takes too long."""
+    return VideoError(path, "timed_out", f"not read within {limit_s:g} s")
+
+
+def open_container(
+    path: Path, remote: RemoteVideo | None, max_pixels: int, timeout_s: float
+) -> Any:
+    """Open a video with PyAV.
+
+    Args:
+        path: the file, or the pointer of `remote`.
+        remote: the object to read in place of the file.
+        max_pixels: larger pictures are not decoded.
+        timeout_s: wall-clock limit of opening the file, and of reading one packet of it.
+
+    Raises:
+        VideoError: ``not_found``, ``unreadable``, ``invalid_data``, ``unknown_container`` or
+            ``timed_out``.
+    """
+    if remote is None:
+        _require_file(path)
+    decoding = {"max_pixels": str(min(round(max_pixels * _WITH_EDGES), _MOST_PIXELS))}
+    demuxing = {
+        "format_whitelist": ",".join(_CONTAINERS),
+        # Of an object nothing is opened by FFmpeg itself.
+        "protocol_whitelist": "file" if remote is None else "none",
+        "pattern_type": "none",  # A % or * in the name of an image names no other images.
+    }
+    try:
+        container = av.open(
+            # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
+            remote or str(path.absolute()),
+            mode="r",
+            options=decoding,
+            container_options=demuxing,
+            metadata_errors="replace",
+            timeout=timeout_s,
+        )
+    except (av.error.FFmpegError, OSError) as error:
+        raise _not_opened(path, error, timeout_s) from error
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = decoding
+    return container
+
+
+def _require_file(path: Path) -> None:
+    """Raise for a pipe, a socket or a device: opening one may wait for ever."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return  # Opening it gives the error.
+    except ValueError as error:  # A null byte, at which FFmpeg would cut the name.
+        raise VideoError(path, "not_found", "no such file") from error
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        detail = "a pipe or a device, and a video is read several times; save it as a file"
+        raise VideoError(path, "unreadable", detail)
+
+
+def _not_opened(path: Path, error: Exception, timeout_s: float) -> VideoError:
+    if isinstance(error, av.error.FileNotFoundError):
+        return VideoError(path, "not_found", "no such file")
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return VideoError(path, "invalid_data", f"not a video, or {LOST_INDEX}")
+    if isinstance(error, av.error.ArgumentError):
+        rule = (
+            "a playlist or another file that names files, a container that is not read, or damaged"
+        )
+        return VideoError(path, "unknown_container", f"{rule}; MP4 and Matroska are read")
+    if isinstance(error, av.error.ExitError):
+        return timed_out(path, timeout_s)
+    return VideoError(path, "unreadable", getattr(error, "strerror", None) or str(error))
