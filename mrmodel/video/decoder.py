@@ -248,7 +248,7 @@ class Decoder:
         with self.opened() as container:
             stream = self.video_stream(container)
             self.late_s = late_start_s(container, _seconds(stream.start_time, stream.time_base))
-            if read_shortly(container, stream):
+            if read_shortly(container, stream, self.limits.max_gap_s):
                 timeline = self._timeline(container, stream)
                 if timeline.length_s and len(timeline.parts) == 1:
                     return timeline.length_s

@@ -8,13 +8,14 @@ only the clock made are closed, and senseless stamps are removed.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import av
+from av.container import Flags as ContainerFlags
 from av.format import Flags
 from av.stream import Discard, Disposition
 
@@ -343,11 +344,12 @@ def is_cover(stream: Any) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def read_shortly(container: Any, stream: Any) -> bool:
+def read_shortly(container: Any, stream: Any, max_gap_s: float) -> bool:
     """Leave out packets that do not decide the length of a stream whose clock goes forward.
 
-    These are the packets of other streams and, where an index shows that the clock goes forward,
-    those before its last entries. All behind are read: the index of a file may be incomplete.
+    These are the packets of other streams and, where an index or the headers of packets show that
+    the clock goes forward, those before the last ones. What lies behind the last entry of an index
+    is read: the index of a file may be incomplete.
 
     Returns:
         False: the file has to be opened again and read as a whole.
@@ -355,16 +357,46 @@ def read_shortly(container: Any, stream: Any) -> bool:
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
-    if container.format.name not in _INDEXED or stream.start_time is None:
-        return True
+    name = container.format.name
     try:
-        container.seek(stream.start_time, stream=stream)  # Matroska reads its index when asked.
-        places = [(entry.timestamp, entry.pos) for entry in stream.index_entries]
-        if len(places) > _REORDERING:
-            container.seek(places[-_REORDERING][0], stream=stream)
+        if name == "mpegts":
+            return _skip_by_headers(container, stream, max_gap_s)
+        if name in _INDEXED and stream.start_time is not None:
+            return _skip_by_index(container, stream)
     except av.error.FFmpegError:
         return False
+    return True
+
+
+def _skip_by_index(container: Any, stream: Any) -> bool:
+    container.seek(stream.start_time, stream=stream)  # Matroska reads its index when asked.
+    places = [(entry.timestamp, entry.pos) for entry in stream.index_entries]
+    if len(places) > _REORDERING:
+        container.seek(places[-_REORDERING][0], stream=stream)
     return all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(places))
+
+
+def _skip_by_headers(container: Any, stream: Any, max_gap_s: float) -> bool:
+    """Read a transport stream without FFmpeg's parser, which takes half of the time.
+
+    A packet is then what has a header, mostly a frame; only the last ones have to be exact. FFmpeg
+    starts and stops to parse at a seek.
+    """
+    plain, most = container.flags, max_gap_s / float(stream.time_base)
+    container.flags |= (ContainerFlags.no_parse | ContainerFlags.no_fillin).value
+    container.seek(0, unsupported_byte_offset=True)
+    clock: int | None = None
+    places: deque[int] = deque([0], maxlen=4 * _REORDERING)
+    for packet in container.demux(stream):
+        if packet.dts is None:
+            continue
+        if clock is not None and not 0 < packet.dts - clock <= most:
+            return False
+        clock = packet.dts
+        places.append(packet.pos)
+    container.flags = plain
+    container.seek(places[0], unsupported_byte_offset=True)
+    return True
 
 
 def _stamp(packet: Any) -> int | None:

@@ -486,8 +486,8 @@ def test_the_length_is_that_of_all_packets(tmp_path, name, encoding, options, mo
     assert short == Decoder(path, VideoLimits()).length_s() == last.time_s + last.duration_s
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_an_index_spares_reading_the_file(tmp_path, suffix, monkeypatch):
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_only_the_last_packets_are_looked_at_closely(tmp_path, suffix, monkeypatch):
     path = write_video(tmp_path / f"a.{suffix}", 500, gop=10, encoding=B_FRAMES)
     sizes, note = [], Timeline._note
     monkeypatch.setattr(Timeline, "_note", lambda *a: (sizes.append(a[1].size), note(*a)))
