@@ -22,6 +22,8 @@ from mrmodel.files import atomic_path, write_json, write_text
 from mrmodel.types import Moment
 from mrmodel.video.packet_index import PacketIndex
 
+# A clip that begins earlier before its hit is worth a note.
+_LEAD_S = 2.0
 # Longer names of videos and queries are cut.
 _NAME_BYTES = 100
 _COLUMNS = ("path", "query", "start_s", "end_s", "score", "probability")
@@ -120,6 +122,7 @@ class _Writer:
         self._files: list[Path] = []
         self._problems: list[MrModelError] = []
         self._notes: list[str] = []
+        self._lead_s = 0.0  # the most by which a clip begins before its hit
         for video in dict.fromkeys(hit.path for hit in hits):
             try:
                 self._indexes[video] = index_video(video)
@@ -193,6 +196,11 @@ class _Writer:
 
     def result(self) -> Export:
         """What was made."""
+        if self._lead_s >= _LEAD_S:
+            self._notes.append(
+                f"clips begin up to {self._lead_s:.1f} s before their hits, at key frames of the "
+                "videos; --exact cuts at the hits"
+            )
         return Export(
             self._clips,
             self._reel,
@@ -233,7 +241,8 @@ class _Writer:
             self._reel = clip
         else:
             self._clips[numbers[0]] = clip
-        for piece in pieces:
+        for piece, span in zip(pieces, spans, strict=True):
+            self._lead_s = max(self._lead_s, piece.start_s - span.start_s)
             if piece.index.audio_codec and not has_sound(piece):
                 self._notes.append(f"{piece.video}: its clock breaks, so clips are without sound")
 

@@ -19,6 +19,7 @@ from mrmodel.export.hits import Hit, read_hits
 from mrmodel.export.write import export_hits
 from mrmodel.types import Moment
 from tests.export.videos import constant, content_of, make_video
+from tests.video.fixtures import write_video
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,14 @@ def test_what_can_be_made_is_made(video: Path, tmp_path: Path) -> None:
     assert "bad.mp4: invalid_data" in problems
     assert "none.mp4: not_found" in problems
     assert "hit 2, 100.00 s to 101.00 s, begins after the end of the video, 4.00 s" in problems
+
+
+def test_a_copy_that_begins_seconds_early_is_worth_a_note(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "one_key_frame.mp4", 60, fps=10)
+    hit = Hit(video, "a cat", Moment(4.0, 5.0, 0.5))
+    (note,) = export_hits([hit], tmp_path / "copied").notes
+    assert note.startswith("clips begin up to 4.0 s before their hits")
+    assert export_hits([hit], tmp_path / "exact", exact=True).notes == ()
 
 
 def test_files_are_replaced_only_if_asked(video: Path, tmp_path: Path) -> None:
