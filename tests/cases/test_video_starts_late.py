@@ -180,8 +180,10 @@ def test_verify_names_the_videos(tmp_path: Path) -> None:
     assert [row.entry.start_s for row in read_index(tmp_path)] == [START_S, 0.0]
 
 
-def test_the_command_answers_in_a_players_time(reproduced: Project) -> None:
-    row = json.loads(reproduced.invoke("predict", str(FILE), "--query", "a red card", "--json"))
+@pytest.mark.parametrize("model", ["models/served/moment_detr", "zero-shot"])
+def test_the_command_answers_in_a_players_time(reproduced: Project, model: str) -> None:
+    options = ("--query", "a red card", "--json", "--model", model)
+    row = json.loads(reproduced.invoke("predict", str(FILE), *options))
     assert row["duration"] == 16.0
     scores = row["pred_saliency_scores"]
     assert len(scores) == 8
