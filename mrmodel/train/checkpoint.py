@@ -128,7 +128,8 @@ def read_model_config(folder: Path) -> ModelConfig:
             f"{path}: {raw['model']} of an earlier version, which this one replaces: train again, "
             "or serve its registered version, which carries its code (docs/howto/upgrade.md)"
         )
-    if found != expected:
+    # `ModelConfig.build` names an unknown model.
+    if found != expected and raw.get("model") in (None, *MODELS):
         raise CheckpointError(f"{path}: written by another format than {expected}")
     raw.pop("versions", None)
     try:
@@ -178,7 +179,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: no {path.name} there{_unfetched(path)}") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: {reason_of(error)}") from None
+        rule = reason_of(IsADirectoryError() if path.is_dir() else error)
+        raise CheckpointError(f"{path}: {rule}") from None
     except SafetensorError as error:
         found = stand_in(path)
         rule = f"it is {found}" if found else f"a download that broke off? ({error})"

@@ -69,6 +69,10 @@ def open_storage(address: str, create: bool = True) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
     except OSError as error:
         raise StorageError(address, f"cannot be opened: {error.strerror}") from None
+    # Of JSON, and of Optuna, which takes for granted what the lines hold.
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        rule = f"is no journal of Optuna, or damaged: {error!r}"
+        raise StorageError(address, rule) from None
 
 
 def _open_database(address: str, create: bool) -> BaseStorage:

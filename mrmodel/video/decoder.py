@@ -233,6 +233,8 @@ class Decoder:
             if not n_frames:
                 raise self._no_frames()
             self.parts = tuple(timeline.parts)
+            if timeline.by_rate:
+                self.n_untimed = n_frames
             self.untimed = self.untimed or bool(timeline.unstamped) or self.n_untimed == n_frames
             if n_repeated > MAX_REPEATED_SHARE * n_frames:
                 self.n_unseen += n_repeated

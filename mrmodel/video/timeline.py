@@ -69,6 +69,7 @@ class Timeline:
         parts: one, or one for each stretch between two breaks.
         unstamped: packets whose time stamps were senseless and have been removed.
         by_decoding_time: frames have to be timed by their decoding times.
+        by_rate: the format has no time stamps, and FFmpeg makes them by the frame rate.
         n_packets: packets of the stream.
         read_to: the file's first byte after all packets, 0 if unknown.
         period, period_s: one frame by the stream's frame rate, in ticks and in seconds.
@@ -78,6 +79,7 @@ class Timeline:
         name, flags = container.format.name, container.format.flags
         self._index, self._scale = stream.index, float(stream.time_base)
         self._breakable = bool(flags & _BREAKABLE_FLAGS) or name == _FLASH
+        self.by_rate = bool(flags & Flags.no_timestamps.value)
         self._own_decoding_times = name in _OWN_DECODING_TIMES
         self._max_gap_s = max_gap_s
         context = stream.codec_context

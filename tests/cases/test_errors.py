@@ -148,7 +148,7 @@ DAMAGES = {
     "cut tensors": (cut(WEIGHTS, -8), "model.safetensors: is no safetensors file: a download that"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "model: no model.safetensors there"),
     "unfetched": (only_pointer(WEIGHTS), "there; run `dvc pull model/model.safetensors.dvc`"),
-    "weights folder": (a_folder(WEIGHTS), "model/model.safetensors: "),
+    "weights folder": (a_folder(WEIGHTS), "model/model.safetensors: is a folder"),
     "no config": (lambda f: (f / CONFIG).unlink(), "model: no config.json there"),
     "lfs config": (text(CONFIG, LFS), "model/config.json: not valid JSON: Expecting value"),
     "list": (text(CONFIG, "[1]"), "model/config.json: expected a JSON object, found a list"),
@@ -159,6 +159,10 @@ DAMAGES = {
     "config folder": (a_folder(CONFIG), "model/config.json: is a folder"),
     "no model": (without("model"), "model/config.json: model: Field required"),
     "model list": (changed(lambda t: t.update(model=[])), "model/config.json: model = []"),
+    "other model": (
+        changed(lambda t: t.update(model="nope", format=7)),
+        "config.json: unknown model 'nope'",
+    ),
     "streams": (changed(lambda t: t.update(video_streams={})), "config.json: video_streams = {}"),
     "stream": (
         changed(lambda t: t.update(text_streams=["x"])),

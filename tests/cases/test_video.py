@@ -256,6 +256,16 @@ def test_raw_streams_are_timed_by_their_frame_rate(tmp_path, suffix):
     assert Decoder(path, VideoLimits()).length_s() == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("codec", ["mjpeg", "mpeg2video"])
+def test_raw_streams_that_ffmpeg_stamps_are_told(tmp_path, codec):
+    """MJPEG states no rate, and 25 frames a second are a guess."""
+    suffix, kind = ("mjpeg", "yuvj420p") if codec == "mjpeg" else ("m2v", "yuv420p")
+    path = write_video(tmp_path / f"a.{suffix}", 50, 25, codec=codec, pix_fmt=kind)
+    report = report_of(path.rename(tmp_path / "raw.mp4"))[1]
+    assert (report.status, report.reason) == ("partial", "no_time_stamps")
+    assert (report.duration_s, report.n_untimed) == (2.0, 50)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("plain") / "a.ts", 60, gop=20)

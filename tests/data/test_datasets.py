@@ -221,6 +221,13 @@ def test_a_qid_of_two_splits_is_kept_once(tmp_path: Path) -> None:
         "the qid is used already in tacos_train_release.jsonl"
     ]
     assert len(report.divided.rows["val"]) == 4
+    train.write_text(train.read_text() + "{}\n")
+    val.write_text(train.read_text().splitlines()[0] + "\n")
+    rule = (
+        r"val_release\.jsonl: holds no usable row; the first .* val_release\.jsonl: .* used already"
+    )
+    with pytest.raises(DataError, match=rule.replace(" val", " .*val")):
+        convert(ConvertRequest("tacos", source, tmp_path / "out"))
 
 
 def test_the_command_reports_sizes_that_differ(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from mrmodel.errors import TuningError
+from mrmodel.errors import StorageError, TuningError
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import RETRY_OF, Owner, TrialQueue, origin_of, owner_of
 from mrmodel.tune.worker import load_objective, run_trial
@@ -150,3 +150,13 @@ def test_what_a_killed_writer_left_of_a_line_is_dropped(no_servers: Path) -> Non
         file.write(b'{"op_code":4,"worker_id"')
     make_study(address, "Sleeping").fill(3)
     assert states(make_study(address, "Sleeping")) == {"WAITING": 3}
+
+
+@pytest.mark.parametrize(
+    "line", [b"\0\xff", b"nonsense\n{}", b"{}", b"[]", b"3", b'{"op_code":99}']
+)
+def test_a_file_that_is_no_journal_is_one_line(no_servers: Path, line: bytes) -> None:
+    address = str(no_servers / "journal.log")
+    Path(address).write_bytes(line + b"\n")
+    with pytest.raises(StorageError, match=r"journal\.log: is no journal of Optuna, or damaged"):
+        open_storage(address)

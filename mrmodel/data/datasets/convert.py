@@ -75,7 +75,8 @@ def convert(request: ConvertRequest) -> ConvertReport:
     rejected += _drop_repeated(published, files)
     for split, rows in published.items():
         if not rows:
-            first = f"; the first is refused because: {rejected[0]}" if rejected else ""
+            own = [error for error in rejected if error.file == files[split]]
+            first = f"; the first is refused because: {own[0]}" if own else ""
             raise DataError(f"holds no usable row{first}", file=files[split])
     share = dataset.held_out if request.held_out is None else request.held_out
     divided = divide(dataset.name, published, share)
