@@ -45,11 +45,11 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
 
 def project_clip_len() -> float:
     """Seconds of one clip by the params.yaml of the current folder, if there is one."""
-    from mrmodel.config.schema import load_config
+    from mrmodel.config.schema import load_features
     from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S
 
     params = Path("params.yaml")
-    return load_config(params).features.clip_len_s if params.exists() else DEFAULT_CLIP_LEN_S
+    return load_features(params).clip_len_s if params.exists() else DEFAULT_CLIP_LEN_S
 
 
 @group.command()

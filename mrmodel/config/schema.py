@@ -374,6 +374,15 @@ def load_config(path: Path) -> Config:
         ConfigError: the first mistake found, with its dotted path.
         DataError: the file is not UTF-8 text, or not valid YAML.
     """
+    return parse_config(_sections(path))
+
+
+def load_features(path: Path) -> FeatureSettings:
+    """Read the section `features` alone, for which no model is imported; see `load_config`."""
+    return validate_section(FeatureSettings, _sections(path).get("features"), "features")
+
+
+def _sections(path: Path) -> dict[str, Any]:
     try:
         raw = read_yaml(path)
     except FileNotFoundError:
@@ -381,7 +390,7 @@ def load_config(path: Path) -> Config:
         raise ConfigError(str(path), None, rule) from None
     if not isinstance(raw, dict):
         raise ConfigError(str(path), raw, "expected a mapping of sections")
-    return parse_config(raw)
+    return raw
 
 
 # Keys of earlier versions that moved to the section `postprocess`.
