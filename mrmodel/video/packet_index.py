@@ -104,7 +104,8 @@ def index_packets(decoder: Decoder) -> PacketIndex:
         sound = container.streams.best("audio")
         hints = (stream.average_rate, stream.guessed_rate)
         rate, deviation_s = _rate_of(times, [rate for rate in hints if rate])
-        regular = timed and not by_decoding and not timeline.unstamped and len(timeline.parts) == 1
+        guessed = by_decoding or timeline.by_rate or timeline.unstamped
+        regular = timed and not guessed and len(timeline.parts) == 1
         return PacketIndex(
             stamps=stamps,
             times_s=times_s,
