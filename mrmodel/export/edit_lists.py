@@ -22,6 +22,8 @@ from mrmodel.video.remote import is_pointer, read_video_pointer
 
 # An EDL numbers its events with three digits.
 _MOST_EVENTS = 999
+# Rates that differ by less are the same, measured: NTSC's differ from whole ones by a thousandth.
+_SAME_RATE = Fraction(1, 4000)
 # Bytes of the name of a reel, which tells videos apart in an EDL.
 _REEL, _REEL_NUMBER = 8, 3
 
@@ -68,7 +70,8 @@ def edls_of(
 ) -> dict[Counting, str]:
     """EDLs (CMX 3600), of pictures alone; one for each way of counting, as an EDL has one.
 
-    A video has the nearest rate that timecode knows. At 29.97 and 59.94 frames numbers are dropped,
+    A video has the nearest rate that timecode knows; of one at none of them, the nearest whole one,
+    whose timecodes follow the clock. At 29.97 and 59.94 frames numbers are dropped,
     unless the video's own timecode drops none.
 
     Raises:
@@ -109,6 +112,10 @@ def _edl(timeline: otio.schema.Timeline, counting: Counting) -> str:
 
 def _counting(index: PacketIndex) -> Counting:
     rate = min(STANDARD_RATES, key=lambda one: abs(one - index.rate))
+    if abs(rate - index.rate) > _SAME_RATE * rate:
+        # Timecodes of whole rates follow the clock.
+        whole = [one for one in STANDARD_RATES if one.denominator == 1]
+        rate = min(whole, key=lambda one: abs(one - index.rate))
     drops = rate in (Fraction(30000, 1001), Fraction(60000, 1001))
     return Counting(rate, drops and (";" in index.timecode or not index.timecode))
 

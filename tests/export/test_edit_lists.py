@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -144,6 +145,17 @@ def test_videos_of_different_rates_have_an_edl_each() -> None:
         line.split()[1] for text in edls.values() for line in text.splitlines() if " C " in line
     ]
     assert reels == ["LAKEONE", "LAKEO002", "LAKEONE2"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "counted"),
+    [(Fraction(10), "24"), (Fraction(2997, 100), "29.97_drop"), (Fraction(298, 10), "30")],
+)
+def test_a_rate_that_timecode_lacks_is_counted_by_the_clock(rate: Fraction, counted: str) -> None:
+    hit = Hit(VIDEO, "a cat", Moment(3600.0, 3602.0, 0.5))
+    ((counting, text),) = edls_of("hits", [hit], {VIDEO: index_of(rate)}).items()
+    assert str(counting) == counted
+    assert re.search(r"01:00:00[:;]00 01:00:02[:;]0[0-3] ", text) is not None
 
 
 def test_an_edl_holds_999_events() -> None:
