@@ -48,12 +48,16 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
     ingested = ingest_deliveries(places, ledger, rev)
     if ingested.branch is None:
         return ended(summarize_ingestion(ingested.reports))
-    trained: State[Any] = orchestrate(rev=ingested.branch, here=here, return_state=True)
-    if not trained.is_completed():
-        failed: State[Any] = Failed(message=f"the pipeline failed: {trained.message}")
-        return failed
-    branch = trained.result() or ingested.branch
-    decision = register_and_decide(branch, model, "finetuned", "")
+    tried, attempts = ingested.identities, ledger.attempts
+    with attempts.running(tried):
+        trained: State[Any] = orchestrate(rev=ingested.branch, here=here, return_state=True)
+        if not trained.is_completed():
+            reason = f"the pipeline failed: {trained.message}"
+            attempts.note_failure(tried, reason, trained.result(raise_on_failure=False))
+            failed: State[Any] = Failed(message=reason)
+            return failed
+        branch = trained.result() or ingested.branch
+        decision = register_and_decide(branch, model, "finetuned", "")
     return ended(finish(places, rev, ledger, ingested, branch, decision))
 
 

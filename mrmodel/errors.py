@@ -15,8 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mrmodel.text import shortened
+
 # Exit codes; 1 is of a run that ended without a mistake and without the wanted result.
 MISTAKE, DEFECT = 2, 70
+# Characters of an id in a message; a file may bring one of any length.
+LONGEST_ID = 80
 # Errors of the operating system that concern no file by name.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE}
 
@@ -63,7 +67,7 @@ class DataError(MrModelError):
     ) -> None:
         self.rule, self.file, self.line, self.qid = rule, file, line, qid
         place = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
-        who = "" if qid is None else f"qid {qid!r}: "
+        who = "" if qid is None else f"qid {shortened(repr(qid), LONGEST_ID)}: "
         super().__init__(f"{place}{who}{rule}")
 
     def at(self, file: Path, line: int | None, qid: object) -> DataError:

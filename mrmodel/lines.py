@@ -20,6 +20,10 @@ _MARK = b"\xef\xbb\xbf"
 # Escapes in JSON of the two halves of a surrogate pair. UTF-8 itself cannot hold a half.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHOWN = 60
+# Bytes of a line, which is read as a whole. One about every clip of a day takes a megabyte.
+_LONGEST = 16 << 20
+# Bytes of a file that is read as a whole, to see whether it is one JSON value.
+_WHOLE = 256 << 20
 
 
 class JsonLine(NamedTuple):
@@ -41,7 +45,8 @@ def byte_lines(path: Path) -> Iterator[bytes]:
 
     Raises:
         DataError: the file cannot be read.
-        FileFormatError: it is not UTF-8 text as a whole, for instance UTF-16.
+        FileFormatError: it is not UTF-8 text as a whole, for instance UTF-16, or a line is longer
+            than any that this project reads.
     """
     try:
         with path.open("rb") as file:
@@ -49,9 +54,20 @@ def byte_lines(path: Path) -> Iterator[bytes]:
             if problem is not None:
                 raise FileFormatError(problem, file=path)
             # Not by a seek: the file may be a pipe.
-            yield from next(file, b"").removeprefix(_MARK).splitlines()
-            for chunk in file:
-                yield from chunk.splitlines()
+            chunk, rest = file.readline(_LONGEST).removeprefix(_MARK), b""
+            while chunk:
+                chunk, rest = rest + chunk, b""
+                lines = chunk.splitlines()
+                if not chunk.endswith(b"\n"):
+                    # It goes on, or ends as in old Mac files, perhaps between \r and \n.
+                    rest = chunk.splitlines(keepends=True)[-1]
+                    lines.pop()
+                yield from lines
+                if len(rest) > _LONGEST:
+                    rule = f"a line has more than {_LONGEST >> 20} MiB; expected a record a line"
+                    raise FileFormatError(rule, file=path)
+                chunk = file.readline(_LONGEST)
+            yield from rest.splitlines()
     except FileNotFoundError:
         raise DataError("no such file", file=path) from None
     except OSError as error:
@@ -141,6 +157,8 @@ def _refuse_one_value(path: Path) -> None:
     Raises:
         FileFormatError: says so, and how to convert it.
     """
+    if path.stat().st_size > _WHOLE:
+        return
     try:
         text = read_text(path)
     except DataError:

@@ -1,4 +1,4 @@
-"""Markdown tables, sparklines, and texts without anything to see."""
+"""Markdown tables, sparklines, texts cut to a length, and texts without anything to see."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; cell contents are escaped."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, cut so that it has no more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _cell(value: object) -> str:

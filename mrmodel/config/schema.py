@@ -343,9 +343,19 @@ class DriftSettings(Section):
 
 
 class RetrainSettings(Section):
-    """When new data are accepted; `max_bad_share` is a fraction of the rows of a delivery."""
+    """When new data are accepted.
+
+    Attributes:
+        max_bad_share: maximum fraction of invalid rows in a delivery.
+        max_files, max_gb: of a delivery; its tables and videos count, in units of 1e9 bytes.
+        attempts: retrainings with a delivery that may fail; the last of them is with it alone.
+        drift: limits of drift.
+    """
 
     max_bad_share: Share
+    max_files: Count = 10_000
+    max_gb: Positive = 100.0
+    attempts: Annotated[int, Field(ge=2, le=100)] = 3
     drift: DriftSettings
 
 

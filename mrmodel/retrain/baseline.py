@@ -12,7 +12,7 @@ from mrmodel.features.keys import composed, normalise_query, split_segment
 from mrmodel.files import digest_of
 from mrmodel.lines import byte_lines
 from mrmodel.pretraining.intervid.decontaminate import base_video
-from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST
+from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VAL
 from mrmodel.stages.profile import Profile
 from mrmodel.types import Annotation, QueryId
 
@@ -34,6 +34,7 @@ class Reference:
         frozen: the table that metrics are reported on: deliveries must not change it.
         protected: videos of that table, and the source videos of its segments, `composed`.
         twins: `composed` name -> name, of all videos.
+        scored: a record of ``val.jsonl``, with ratings if one has any; None: there is none.
     """
 
     profile: Profile
@@ -46,6 +47,7 @@ class Reference:
     frozen: str = TEST
     protected: set[str] = field(default_factory=set)
     twins: dict[str, str] = field(default_factory=dict)
+    scored: Annotation | None = None
 
     @classmethod
     def read(
@@ -68,7 +70,7 @@ class Reference:
         for name, md5 in videos.items():
             found.add_video(name, md5)
         if not (folder / TEST).exists():
-            found.frozen = "val.jsonl"
+            found.frozen = VAL
         for table in (*ANNOTATIONS, TEST):
             path = folder / table
             if path.exists():
@@ -93,6 +95,8 @@ class Reference:
             self.moments.setdefault(moment_of(row), (table, row.qid))
             length_s = self.lengths_s.get(row.vid, 0.0)
             self.lengths_s[row.vid] = max(length_s, row.duration)
+            if table == VAL and not (self.scored and self.scored.saliency_scores):
+                self.scored = row if row.saliency_scores else self.scored or row
             if table == self.frozen:
                 names = (row.vid, self.name_of(row.vid), base_video(row.vid))
                 self.protected |= set(map(composed, names))

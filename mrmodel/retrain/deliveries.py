@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mrmodel.config.schema import RetrainSettings
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
 from mrmodel.files import digest_of
 from mrmodel.names import problem_of_part
-from mrmodel.storage import FolderStore, Store
+from mrmodel.storage import FolderStore, Store, Version
 
 # Written last by the sender; without it a delivery may be incomplete.
 MARKER = "COMPLETE"
 CAPTIONS = "captions.jsonl"
-ANNOTATIONS = ("train.jsonl", "val.jsonl")
+VAL = "val.jsonl"
+ANNOTATIONS = ("train.jsonl", VAL)
 TEST = "test.jsonl"
 VIDEOS = "videos"
+# A table is read as a whole; QVHighlights has 7 MB.
+_MOST_TABLE_MB = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Delivery:
         complete: whether the marker is there.
         problem: why its name, or that of a file, cannot be stored; None: it can. A `name` that
             cannot is replaced by a short one.
+        sizes: path -> bytes of each file in the listing.
     """
 
     name: str
@@ -41,6 +46,17 @@ class Delivery:
     files: tuple[str, ...]
     complete: bool
     problem: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Name and digest: a corrected delivery of the same name is another one."""
+        return self.name, self.digest
+
+    @property
+    def n_bytes(self) -> int:
+        """Total size of the files that are used."""
+        return sum(self.sizes.get(path, 0) for path in self.known)
 
     @property
     def known(self) -> list[str]:
@@ -61,13 +77,26 @@ def list_deliveries(incoming: Store) -> list[Delivery]:
     Raises:
         StorageError: the store cannot be read.
     """
-    marks = incoming.listing()
-    folders: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, mark in marks.items():
+    folders: dict[str, dict[str, Version]] = defaultdict(dict)
+    for key, version in incoming.listing().items():
         name, slash, path = key.partition("/")
         if slash and name and not name.startswith("."):
-            folders[name][path] = mark
+            folders[name][path] = version
     return [_delivery(name, folders[name]) for name in sorted(folders)]
+
+
+def excess(delivery: Delivery, limits: RetrainSettings) -> str | None:
+    """Which limit of size a delivery exceeds, by its listing alone; None: none."""
+    if len(delivery.files) > limits.max_files:
+        return f"brings {len(delivery.files)} files, limit retrain.max_files = {limits.max_files}"
+    for table in (*ANNOTATIONS, CAPTIONS):
+        size_mb = delivery.sizes.get(table, 0) / 1e6
+        if size_mb > _MOST_TABLE_MB:
+            return f"{table} has {size_mb:.0f} MB, limit {_MOST_TABLE_MB} MB; send it in parts"
+    size_gb = delivery.n_bytes / 1e9
+    if size_gb > limits.max_gb:
+        return f"brings {size_gb:.4g} GB, limit retrain.max_gb = {limits.max_gb:g}"
+    return None
 
 
 def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:
@@ -77,13 +106,14 @@ def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:
         Whether it still equals the listed delivery; its files may have changed meanwhile.
 
     Raises:
+        OSError: a file cannot be written here.
         StorageError: a file cannot be read.
     """
     folder.mkdir(parents=True)
     for path in delivery.known:
         incoming.download(f"{delivery.name}/{path}", folder / path)
     now = incoming.listing(f"{delivery.name}/")
-    files = {key.partition("/")[2]: mark for key, mark in now.items()}
+    files = {key.partition("/")[2]: version for key, version in now.items()}
     return _delivery(delivery.name, files).digest == delivery.digest
 
 
@@ -103,8 +133,8 @@ def _is_known(path: str) -> bool:
     return path in (*ANNOTATIONS, CAPTIONS, TEST)
 
 
-def _delivery(name: str, files: Mapping[str, str]) -> Delivery:
-    content = {path: mark for path, mark in files.items() if path != MARKER}
+def _delivery(name: str, files: Mapping[str, Version]) -> Delivery:
+    content = {path: version.mark for path, version in files.items() if path != MARKER}
     named, problem = name, problem_of_part(name)
     if problem is not None:
         named, problem = _short(name), f"its name {problem}"
@@ -112,7 +142,14 @@ def _delivery(name: str, files: Mapping[str, str]) -> Delivery:
         part = path.rpartition("/")[2]
         if problem is None and (found := problem_of_part(part)) is not None:
             problem = f"the name of the file {_short(part)} {found}"
-    return Delivery(named, digest_of(content), tuple(sorted(content)), MARKER in files, problem)
+    return Delivery(
+        named,
+        digest_of(content),
+        tuple(sorted(content)),
+        MARKER in files,
+        problem,
+        {path: files[path].n_bytes for path in content},
+    )
 
 
 def _short(name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,19 +121,26 @@ class DvcDataset:
         return Reference.read(self.folder, videos, profile, self._config.features.clip_len_s)
 
     def append(self, lines: Mapping[str, Iterable[bytes]], videos: Iterable[Path]) -> None:
-        """Append records to their tables and add video files; see `commit`."""
-        for table, new in lines.items():
-            path = self.folder / table
-            before = path.read_bytes() if path.exists() else b""
-            if before and not before.endswith(b"\n"):
-                before += b"\n"
-            # Not in place: the file may be a link into DVC's cache.
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(before + b"".join(line + b"\n" for line in new))
-        for path in videos:
-            target = self.folder / VIDEOS / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
+        """Append records to their tables and add video files; see `commit`.
+
+        Raises:
+            OSError: something cannot be written, e.g. the disk is full; no table has changed.
+        """
+        with ExitStack() as renamed_last:
+            for table, new in lines.items():
+                path = self.folder / table
+                before = path.read_bytes() if path.exists() else b""
+                if before and not before.endswith(b"\n"):
+                    before += b"\n"
+                # Not in place: the file may be a link into DVC's cache.
+                with renamed_last.enter_context(atomic_path(path)).open("wb") as file:
+                    file.write(before + b"".join(line + b"\n" for line in new))
+                    file.flush()
+                    os.fsync(file.fileno())  # Some file systems find here that they are full.
+            for path in videos:
+                target = self.folder / VIDEOS / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target)
 
     def commit(self, taken: Iterable[IngestedDelivery]) -> list[str]:
         """Track the additions with DVC, push them, and list the deliveries.

@@ -128,7 +128,8 @@ def finish(
     Args:
         places: where the repository is.
         rev: branch from which the retraining started; it moves after a promotion.
-        ledger: takes the outcomes; a conflict is not recorded, so its deliveries are retried.
+        ledger: takes the outcomes, and forgets the attempt; a conflict is no outcome, so its
+            deliveries are retried.
         ingested: the deliveries.
         branch: run branch with their data and the model trained on them.
         decision: about that model.
@@ -140,6 +141,10 @@ def finish(
         moved = f"{left}; merge {branch} before the next retraining" if left else f"{rev} has moved"
     elif decision.kind == "refuse":
         _note(ledger, ingested, branch, decision)
+    if decision.kind == "conflict":
+        ledger.attempts.withdraw(ingested.identities)
+    else:
+        ledger.attempts.end(ingested.identities)
     return summarize_decision(decision, moved, ingested.reports)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
+import shutil
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrmodel.config.schema import Config, load_config
-from mrmodel.errors import DeliveryError, MrModelError, StorageError
+from mrmodel.errors import DeliveryError, MrModelError, StorageError, reason_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import PARAMS, RunBranch, fast_forward, workspace
@@ -24,13 +26,15 @@ from mrmodel.retrain.deliveries import (
     Delivery,
     delivery_in,
     download,
+    excess,
     list_deliveries,
 )
 from mrmodel.retrain.dvc_dataset import DvcDataset, IngestedDelivery
 from mrmodel.retrain.outcomes import Ledger, LedgerEntry
-from mrmodel.retrain.report import DeliveryReport
+from mrmodel.retrain.report import DeliveryReport, some
 from mrmodel.retrain.validate import ValidatedDelivery, check_folder
 from mrmodel.storage import Store
+from mrmodel.text import shortened
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ log = logging.getLogger(__name__)
 _DOWNLOADS = "incoming"
 # Of one delivery. Twenty videos of several hours take less, and others wait behind it.
 CHECK_TIMEOUT_S = 6 * 3600
+_LONGEST_REASON = 1000
+_TO_BE_ALONE = "waits to be tried alone, because retrainings with it failed"
 
 
 @dataclass(slots=True)
@@ -58,12 +64,19 @@ class IngestResult:
         """Deliveries whose data are on the branch."""
         return [report for report in self.reports if report.state == "taken"]
 
+    @property
+    def identities(self) -> list[tuple[str, str]]:
+        """Name and digest of each of them."""
+        return [report.identity for report in self.taken]
+
 
 def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str) -> IngestResult:
     """Add every new delivery to the data of `rev`, on a run branch, or quarantine it.
 
     Deliveries are processed in order of their names; each is compared with the data and with those
     accepted before it. An invalid one does not stop the others. Without new ones nothing changes.
+    An attempt with the deliveries on the run branch has begun (`attempts.AttemptLog`): it ends with
+    `finish.finish`, or fails.
 
     If a promotion was killed before `rev` was fast-forwarded to its data, it is done now.
 
@@ -95,7 +108,7 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
         ingested.reports = [_incomplete(one) for one in pending if not one.complete]
         complete = [one for one in pending if one.complete]
         if complete:
-            _Ingestion(incoming, ledger, space, folder, ingested).take(complete)
+            _Ingestion(incoming, ledger, space, folder, ingested).take_in_turns(complete)
     ingested.reports.sort(key=lambda report: report.name)
     return ingested
 
@@ -113,10 +126,11 @@ def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> DeliveryRe
         OrchestrationError: data or revision are not available.
     """
     delivery = delivery_in(folder)
-    if delivery.problem is not None:
-        return _misnamed(delivery)
     with fresh_clone(places, rev, {}) as clone:
         config = load_config(clone / PARAMS)
+        refused = delivery.problem or excess(delivery, config.retrain)
+        if refused is not None:
+            return _refused(delivery, refused).report
         reference = DvcDataset(clone, config, places).reference()
         return check_folder(folder, delivery, reference, config).report
 
@@ -139,55 +153,126 @@ class _Ingestion:
         self._before: Reference = folder.reference()
         self._reference = deepcopy(self._before)
         self._taken: list[IngestedDelivery] = []
+        self._taken_bytes = 0
+        # Deliveries that wait for no reason of their own.
+        self._aside: list[str] = []
 
-    def take(self, deliveries: Iterable[Delivery]) -> None:
-        for delivery in deliveries:
-            report = self._look(delivery)
-            log.info("delivery %s: %s%s", report.name, report.state, _because(report))
-            self._result.reports.append(report)
+    def take_in_turns(self, deliveries: Sequence[Delivery]) -> None:
+        """Take complete deliveries; see `attempts.AttemptLog.plan` for those that failed before."""
+        attempts = self._ledger.attempts
+        undecided = {one.identity: one for one in deliveries}
+        plan = attempts.plan(undecided, self._config.retrain.attempts)
+        for identity, reason in plan.spent.items():
+            self._conclude(_refused(undecided.pop(identity), reason).report)
+        for turn in plan.turns:
+            chosen = [undecided[identity] for identity in turn.deliveries]
+            if self._taken:
+                reason = (
+                    _TO_BE_ALONE if turn.alone else f"waits for {self._taken[0].name}, tried alone"
+                )
+                for delivery in chosen:
+                    self._conclude(_left(delivery, reason))
+                continue
+            others = plan.failed & undecided.keys() - set(turn.deliveries)
+            self._aside = sorted(name for name, _ in others)
+            attempts.begin(turn.deliveries, undecided, turn.alone)
+            with attempts.running(turn.deliveries):
+                for report in self._take(chosen):
+                    if report.state == "quarantined":
+                        del undecided[report.identity]
+                self._commit()
+
+    def _take(self, deliveries: Iterable[Delivery]) -> list[DeliveryReport]:
+        """Look at each delivery; the attempt with those that are not taken is over."""
+        reports = [self._conclude(self._look(delivery)) for delivery in deliveries]
+        for state, forget in (
+            ("quarantined", self._ledger.attempts.end),
+            ("waiting", self._ledger.attempts.withdraw),
+        ):
+            forget([report.identity for report in reports if report.state == state])
+        return reports
+
+    def _commit(self) -> None:
         if self._taken:
             files = self._folder.commit(self._taken)
-            names = ", ".join(one.name for one in self._taken)
+            names = some([one.name for one in self._taken])
             self._space.publish(files, f"Deliveries: {names}")
             self._result.branch = self._space.branch
 
-    def _look(self, delivery: Delivery) -> DeliveryReport:
-        if delivery.problem is not None:
-            report = _misnamed(delivery)
+    def _conclude(self, report: DeliveryReport) -> DeliveryReport:
+        """Log a verdict, and write it down if it is final."""
+        report.reasons = [shortened(reason, _LONGEST_REASON) for reason in report.reasons]
+        log.info("delivery %s: %s%s", report.name, report.state, _because(report))
+        if report.state == "quarantined":
             self._quarantine(report)
-            return report
+        self._result.reports.append(report)
+        return report
+
+    def _look(self, delivery: Delivery) -> DeliveryReport:
+        refused = delivery.problem or excess(delivery, self._config.retrain)
+        if refused is not None:
+            return _refused(delivery, refused).report
         folder = self._space.folder / _DOWNLOADS / delivery.name
         try:
-            if not download(self._incoming, delivery, folder):
-                return _left(delivery, "it changed while it was read")
-            checked = self._check(folder, delivery)
+            return self._receive(delivery, folder)
         except StorageError as error:
             return _left(delivery, f"it cannot be read: {error}")
         except BrokenProcessPool:
             # It crashed twice, see `_apart`, and would do so every night.
             reason = "the process that checks it dies: a damaged video, or too little memory"
-            checked = _refused(delivery, reason)
+            return _refused(delivery, reason).report
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                reason = "a name in it is too long for the file system of the retraining"
+                return _refused(delivery, reason).report
+            self._aside.append(delivery.name)
+            return _left(delivery, f"not taken, because of this machine: {reason_of(error)}")
+        finally:
+            # What was taken has been moved away; the rest makes room for the next delivery.
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _receive(self, delivery: Delivery, folder: Path) -> DeliveryReport:
+        """Download, check and merge a delivery.
+
+        Raises:
+            BrokenProcessPool: see `_apart`.
+            OSError: something cannot be written here.
+            StorageError: it cannot be read.
+        """
+        # DVC's cache takes a copy, and has none yet of what was taken before.
+        needed = 2 * delivery.n_bytes + self._taken_bytes
+        if needed > shutil.disk_usage(self._space.folder).free:
+            raise OSError(errno.ENOSPC, f"less than {needed / 1e9:.3g} GB free on its disk")
+        if not download(self._incoming, delivery, folder):
+            return _left(delivery, "it changed while it was read")
+        try:
+            checked = self._check(folder, delivery)
         except TimeoutError:
             limit = f"{CHECK_TIMEOUT_S / 3600:g} h"
-            checked = _refused(delivery, f"its check took longer than {limit}; send it in parts")
-        if checked.report.state == "quarantined":
-            self._quarantine(checked.report)
-        elif checked.report.state == "taken":
+            return _refused(
+                delivery, f"its check took longer than {limit}; send it in parts"
+            ).report
+        if checked.report.state == "taken":
             self._merge(checked)
+            self._taken_bytes += delivery.n_bytes
         return checked.report
 
     def _check(self, folder: Path, delivery: Delivery) -> ValidatedDelivery:
         """Check a delivery; conflicts only with data of this same ingestion are deferred.
 
-        It is not yet known whether those data will stay.
+        It is not yet known whether those data will stay. Nor whether those will come that wait.
         """
         checked = _apart(folder, delivery, self._reference, self._config)
         if checked.report.state == "quarantined" and self._taken:
             alone = _apart(folder, delivery, self._before, self._config)
             if alone.report.state == "taken":
-                names = ", ".join(one.name for one in self._taken)
+                names = some([one.name for one in self._taken])
                 checked.report.state = "waiting"
                 checked.report.reasons.append(f"so beside what was taken before it: {names}")
+        if checked.report.state == "quarantined" and self._aside:
+            # Its records may be about videos of those.
+            checked.report.state = "waiting"
+            checked.report.reasons.append(f"so without what waits: {some(self._aside)}")
         return checked
 
     def _quarantine(self, report: DeliveryReport) -> None:
@@ -281,6 +366,8 @@ def _check(
         raise
     except MrModelError as error:
         return _refused(delivery, str(error))
+    except MemoryError:
+        return _refused(delivery, "its check takes more memory than there is; send it in parts")
     except Exception as error:  # A bug here must not block the other deliveries.
         log.exception("delivery %s", delivery.name)
         return ValidatedDelivery(_left(delivery, f"the check failed: {error!r}"), [], {})
@@ -289,10 +376,6 @@ def _check(
 def _refused(delivery: Delivery, reason: str) -> ValidatedDelivery:
     report = DeliveryReport(delivery.name, delivery.digest, "quarantined", [reason])
     return ValidatedDelivery(report, [], {})
-
-
-def _misnamed(delivery: Delivery) -> DeliveryReport:
-    return DeliveryReport(delivery.name, delivery.digest, "quarantined", [str(delivery.problem)])
 
 
 def _incomplete(delivery: Delivery) -> DeliveryReport:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.errors import ConflictError, DataError
 from mrmodel.registry.decision import pointer_key, read_pointer
+from mrmodel.retrain.attempts import AttemptLog
 from mrmodel.storage import Store
 
 
@@ -42,9 +43,13 @@ class Ledger:
     Args:
         store: takes ``<model>/deliveries/<delivery>/<digest>.json``.
         model: name of the registered model.
+
+    Attributes:
+        attempts: with deliveries that have no outcome yet.
     """
 
     def __init__(self, store: Store, model: str) -> None:
+        self.attempts = AttemptLog(store, model)
         self._store, self._model, self._folder = store, model, f"{model}/deliveries"
 
     def note(self, entry: LedgerEntry) -> LedgerEntry:

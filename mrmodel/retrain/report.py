@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mrmodel.errors import LONGEST_ID
+from mrmodel.text import shortened
+
 DeliveryState = Literal["taken", "quarantined", "waiting", "incomplete"]
 _MOST_ROWS = 50
+# Characters; what a sender wrote may be of any length, and reports and outcomes are kept.
+_LONGEST_RULE = 500
 _VERDICTS = {True: "within", False: "**beyond**", None: "not judged"}
 
 
@@ -18,14 +23,19 @@ class RejectedRecord:
     Attributes:
         file: name of the table.
         line: counted from 1; None: the whole file.
-        qid: of the record, or the video of a caption.
-        rule: that it violates.
+        qid: of the record, or the video of a caption; cut if it is long.
+        rule: that it violates; cut if it is long.
     """
 
     file: str
     line: int | None
     qid: object
     rule: str
+
+    def __post_init__(self) -> None:
+        if len(str(self.qid)) > LONGEST_ID:
+            object.__setattr__(self, "qid", shortened(str(self.qid), LONGEST_ID))
+        object.__setattr__(self, "rule", shortened(self.rule, _LONGEST_RULE))
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -87,6 +97,11 @@ class DeliveryReport:
     figures: list[DriftMetric] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Of the delivery: name and digest."""
+        return self.name, self.digest
+
     def markdown(self) -> str:
         """The report as Markdown; text from the sender is escaped."""
         lines = [f"### Delivery {_code(self.name)}: {self.state}", "", f"Digest {self.digest[:16]}"]
@@ -107,6 +122,11 @@ class DeliveryReport:
         rows = ", ".join(f"{count} of {name}" for name, count in self.rows.items()) or "none"
         left_out = f"{len(self.bad)} bad, {self.known} in the data already"
         return f"Good rows: {rows}. New videos: {len(self.videos)}. Left out: {left_out}."
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, for a sentence."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _figure_table(figures: Iterable[DriftMetric]) -> list[str]:

@@ -6,19 +6,25 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import scan_annotations, truth_problem
-from mrmodel.errors import DataError
+from mrmodel.errors import DataError, FileFormatError
+from mrmodel.evaluate.rows import Row
+from mrmodel.evaluate.run import get_protocol
 from mrmodel.files import digest_of
-from mrmodel.lines import json_lines
+from mrmodel.lines import byte_lines, json_lines
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
 from mrmodel.retrain.baseline import Moment, Reference, caption_digest, moment_of
-from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS
+from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, VAL
 from mrmodel.retrain.report import RejectedRecord
 from mrmodel.retrain.videos import DeliveredVideos
 from mrmodel.types import Annotation, QueryId
+
+# Of a table; QVHighlights has 10,000.
+_MOST_LINES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def check_records(
         config: clip length, and how captions are read.
 
     Raises:
-        FileFormatError: a table has another format as a whole.
+        FileFormatError: a table has another format as a whole, or too many lines.
     """
     judged = CheckedRecords()
     seen = _Seen(reference)
@@ -99,8 +105,37 @@ def check_records(
             judged.bad.append(RejectedRecord(row.table, row.line, row.id, rule or repeated))
         else:
             judged.good.append(row)
+    _reject_unscored(judged, reference.scored, config)
     judged.bad.sort(key=lambda bad: (bad.file, bad.line or 0))
     return judged
+
+
+def _reject_unscored(judged: CheckedRecords, known: Annotation | None, config: Config) -> None:
+    """Move records of ``val.jsonl`` to the bad ones that the metrics cannot be computed with.
+
+    Weights are chosen by these metrics, so that one of them would end every training.
+    """
+    protocol = get_protocol(config.evaluate.protocol)
+    groups = [[row for row in judged.good if row.table == VAL]]
+    bad: dict[int, RejectedRecord] = {}
+    while groups:
+        group = groups.pop()
+        # Some rules are about all records: with one of the data, as it will be.
+        rows = [known, *(row.annotation for row in group)] if group else []
+        truth = [row.as_row() for row in rows if row is not None]
+        empty: Row = {"pred_relevant_windows": [], "pred_saliency_scores": []}
+        try:
+            if truth:
+                protocol.score(truth, [{"qid": row["qid"], **empty} for row in truth], "clean")
+        except DataError as error:
+            if len(group) > 1:
+                middle = len(group) // 2
+                groups += [group[:middle], group[middle:]]
+            else:
+                (row,) = group
+                bad[row.line] = RejectedRecord(row.table, row.line, row.id, error.rule)
+    judged.good = [row for row in judged.good if row.table != VAL or row.line not in bad]
+    judged.bad += bad.values()
 
 
 class _Seen:
@@ -141,11 +176,22 @@ class _Seen:
 
 
 def _read(folder: Path, config: Config, bad: list[RejectedRecord]) -> Iterator[DeliveredRecord]:
+    for table in (*ANNOTATIONS, CAPTIONS):
+        if (folder / table).exists():
+            _require_few_lines(folder / table)
     for table in ANNOTATIONS:
         if (folder / table).exists():
             yield from _read_annotations(folder / table, config.features.clip_len_s, bad)
     if (folder / CAPTIONS).exists():
         yield from _read_captions(folder / CAPTIONS, config, bad)
+
+
+def _require_few_lines(path: Path) -> None:
+    """Raise FileFormatError on a table whose records, good or bad, would fill the memory."""
+    count = sum(1 for _ in islice(byte_lines(path), _MOST_LINES + 1))
+    if count > _MOST_LINES:
+        rule = f"has more than {_MOST_LINES} lines; send it in parts"
+        raise FileFormatError(rule, file=path)
 
 
 def _read_annotations(

@@ -11,7 +11,7 @@ from mrmodel.config.schema import Config
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VIDEOS, Delivery
 from mrmodel.retrain.drift import Drift
-from mrmodel.retrain.report import DeliveryReport
+from mrmodel.retrain.report import DeliveryReport, some
 from mrmodel.retrain.row_checks import CheckedRecords, DeliveredRecord, check_records
 from mrmodel.retrain.videos import DeliveredVideos
 
@@ -76,10 +76,10 @@ def check_folder(
     _tell(report, judged, new, config.retrain.max_bad_share)
     unused = sorted(path.name for stem, path in videos.files.items() if stem not in used)
     if unused:
-        report.notes.append(f"{len(unused)} videos that no new good row is about: {_some(unused)}")
+        report.notes.append(f"{len(unused)} videos that no new good row is about: {some(unused)}")
     if delivery.ignored:
         rule = f"{len(delivery.ignored)} files that mean nothing here"
-        report.notes.append(f"{rule}: {_some(delivery.ignored)}")
+        report.notes.append(f"{rule}: {some(delivery.ignored)}")
     if not report.reasons:
         rows = [row.annotation for row in judged.good if row.annotation is not None]
         report.figures = drift.figures(rows, list(new))
@@ -115,7 +115,3 @@ def _tell(
         tables = ", ".join((*ANNOTATIONS, CAPTIONS))
         known = f"; {judged.known} rows are in the data already" if judged.known else ""
         report.reasons.append(f"brings no new row in {tables}{known}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

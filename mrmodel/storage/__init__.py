@@ -14,13 +14,22 @@ from urllib.parse import unquote, urlsplit
 
 from mrmodel.addresses import scheme_of, shown
 from mrmodel.errors import StorageError
-from mrmodel.storage.base import ENDPOINT_VARIABLE, Listed, Object, Store
+from mrmodel.storage.base import ENDPOINT_VARIABLE, Listed, Object, Store, Version
 from mrmodel.storage.folder import FolderStore
 
 if TYPE_CHECKING:
     from mrmodel.storage.s3 import S3Object
 
-__all__ = ["FolderStore", "Listed", "Object", "Store", "list_objects", "open_object", "open_store"]
+__all__ = [
+    "FolderStore",
+    "Listed",
+    "Object",
+    "Store",
+    "Version",
+    "list_objects",
+    "open_object",
+    "open_store",
+]
 
 PATIENCE_S = 60.0
 

@@ -42,6 +42,22 @@ class Listed:
     n_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of an object in a listing.
+
+    Attributes:
+        mark: changes when the object is rewritten, except perhaps with the same bytes. In S3 it is
+            the ETag, in a folder the file's size and modification time, so a touched file counts
+            as changed, and one replaced by as many bytes with the old time does not. It is no tag
+            for `Store.put`.
+        n_bytes: its size.
+    """
+
+    mark: str
+    n_bytes: int
+
+
 class Store(Protocol):
     """Objects by key.
 
@@ -82,13 +98,10 @@ class Store(Protocol):
     def keys(self, prefix: str = "") -> list[str]:
         """Keys that start with `prefix` (not necessarily up to a ``/``), sorted."""
 
-    def listing(self, prefix: str = "") -> dict[str, str]:
-        """Key -> version mark, for the keys that start with `prefix`, sorted by key.
+    def listing(self, prefix: str = "") -> dict[str, Version]:
+        """Key -> version, for the keys that start with `prefix`, sorted by key; reads no content.
 
-        The mark changes when an object is rewritten, except perhaps with the same bytes; no content
-        is read. In S3 it is the ETag, in a folder the file's size and modification time, so a
-        touched file counts as changed, and one replaced by as many bytes with the old time does
-        not. Marks are not tags for `put`.
+        In a folder, a file that cannot be looked at is listed all the same, with 0 bytes.
         """
 
     def delete(self, key: str) -> None:

@@ -6,16 +6,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mrmodel.errors import ConflictError, StorageError
 from mrmodel.files import atomic_path, one_at_a_time, sha256_of
-from mrmodel.storage.base import Object, check_condition, check_key, check_prefix
+from mrmodel.storage.base import Object, Version, check_condition, check_key, check_prefix
 
 # Writers of a key hold one of 256 file locks. The files are kept, because removing a lock while
 # another process waits for it breaks mutual exclusion.
 LOCKS = ".locks"
+_CHUNK_BYTES = 1 << 20
 
 
 class FolderStore:
@@ -59,13 +60,18 @@ class FolderStore:
         with self._errors(prefix):
             return sorted(key for key in self._walk(folder) if key.startswith(prefix))
 
-    def listing(self, prefix: str = "") -> dict[str, str]:
+    def listing(self, prefix: str = "") -> dict[str, Version]:
         """Keys with size and modification time; see `Store.listing`."""
         found = {}
         for key in self.keys(prefix):
-            with self._errors(key), suppress(FileNotFoundError):  # Deleted since it was listed.
+            try:
                 state = (self._root / key).stat()
-                found[key] = f"{state.st_size}-{state.st_mtime_ns}"
+            except FileNotFoundError:  # Deleted since it was listed.
+                continue
+            except OSError:  # A link to itself, a closed folder: one file must not hide the others.
+                found[key] = Version("cannot be read", 0)
+            else:
+                found[key] = Version(f"{state.st_size}-{state.st_mtime_ns}", state.st_size)
         return found
 
     def delete(self, key: str) -> None:
@@ -83,18 +89,35 @@ class FolderStore:
         """Copy an object to a file; see `Store.download`. The SHA-256 is not checked."""
         if not self.exists(key):
             raise StorageError(self.url, "there is no such object", key=key)
-        with self._errors(key), atomic_path(path) as temporary:
-            shutil.copyfile(self._path(key), temporary)
+        with ExitStack() as files:
+            with self._errors(key):
+                source = files.enter_context(self._path(key).open("rb"))
+            left = os.fstat(source.fileno()).st_size
+            # Outside of `_errors`: a full disk here is no fault of the store.
+            target = files.enter_context(files.enter_context(atomic_path(path)).open("wb"))
+            # No more than that: somebody else may write on and on.
+            while left > 0 and (chunk := source.read(min(left, _CHUNK_BYTES))):
+                target.write(chunk)
+                left -= len(chunk)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(self.url, key)
 
     def _walk(self, folder: Path) -> Iterator[str]:
-        for parent, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if not name.startswith("."):
-                    yield Path(parent, name).relative_to(self._root).as_posix()
+        # Not `os.walk`, which calls itself for every level: somebody else makes the folders.
+        left = [str(folder)]
+        while left:
+            try:
+                entries = list(os.scandir(left.pop()))
+            except OSError:  # Removed meanwhile, closed, or its path is too long.
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not _is_folder(entry):
+                    yield Path(entry.path).relative_to(self._root).as_posix()
+                elif not entry.is_symlink():
+                    left.append(entry.path)
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[Path]:
@@ -111,3 +134,10 @@ class FolderStore:
         except OSError as error:
             place = "" if error.filename is None else f": {error.filename}"
             raise StorageError(self.url, f"{error.strerror or error}{place}", key=key) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False

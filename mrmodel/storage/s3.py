@@ -28,6 +28,7 @@ from mrmodel.storage.base import (
     ENDPOINT_VARIABLE,
     Listed,
     Object,
+    Version,
     check_condition,
     check_key,
     check_prefix,
@@ -111,12 +112,14 @@ class S3Store:
         """List keys; see `Store.keys`."""
         return list(self.listing(prefix))
 
-    def listing(self, prefix: str = "") -> dict[str, str]:
+    def listing(self, prefix: str = "") -> dict[str, Version]:
         """List keys with their ETags; see `Store.listing`."""
         start = f"{self._prefix}{check_prefix(self.url, prefix)}"
 
-        def walk() -> dict[str, str]:
-            return {row["Key"]: str(row["ETag"]) for row in self._rows(start)}
+        def walk() -> dict[str, Version]:
+            return {
+                row["Key"]: Version(str(row["ETag"]), int(row["Size"])) for row in self._rows(start)
+            }
 
         found = self._answer("list", prefix, walk)
         kept = sorted(key for key in found if not key.endswith("/"))

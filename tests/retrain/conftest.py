@@ -17,6 +17,7 @@ from mrmodel.config.schema import Config, CorpusVideos, load_config
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.progress import NullReporter
+from mrmodel.retrain import ingest as ingest_module
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.dvc_dataset import DvcDataset
 from mrmodel.retrain.ingest import IngestResult, ingest
@@ -174,6 +175,12 @@ def plain(repository: Project, tmp_path: Path) -> Site:
     places = replace(there, result_store=str(tmp_path / "handover"), **own)
     stores = [open_store(str(tmp_path / name)) for name in ("incoming", "registry")]
     return Site(repository, places, *stores)
+
+
+@pytest.fixture
+def checks_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries are checked in this process: starting another takes longer than the check."""
+    monkeypatch.setattr(ingest_module, "_apart", ingest_module._check)
 
 
 @pytest.fixture(

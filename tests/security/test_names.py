@@ -29,7 +29,7 @@ from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import workspace
 from mrmodel.retrain.deliveries import delivery_in, list_deliveries
-from mrmodel.retrain.ingest import _Ingestion, _pending
+from mrmodel.retrain.ingest import IngestResult, _Ingestion, _pending
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.stages import runner
 from mrmodel.stages.paths import Paths
@@ -178,9 +178,9 @@ def test_names_of_today_stay_valid() -> None:
     [
         *(("ablation.rows", [name]) for name in NO_NAMES),
         *(("compare.models", [name]) for name in NO_NAMES),
-        *((place, "600; id") for place in ("ablation.steps", "compare.steps")),
-        ("ablation.steps", 0),
-        ("ablation.steps", True),
+        *((place, "600; id") for place in ("ablation.run.steps", "compare.run.steps")),
+        ("ablation.run.steps", 0),
+        ("ablation.run.steps", True),
         ("ablation.rows", []),
         ("seeds", ["1; id"]),
         ("seeds", [-1]),
@@ -323,7 +323,7 @@ def test_a_shell_reads_one_word(clone: Path, file: str, place: str, stage: str) 
         ("params.yaml", "train.models", ["../../../escaped"], OrchestrationError),
         ("params.yaml", "corpus.name", "../../escaped", OrchestrationError),
         ("studies/params.yaml", "seeds", ["1; id"], ConfigError),
-        ("studies/params.yaml", "ablation.steps", "600; id", ConfigError),
+        ("studies/params.yaml", "ablation.run.steps", "600; id", ConfigError),
     ],
 )
 def test_workers_run_no_stage_of_another_name(
@@ -339,34 +339,56 @@ def test_workers_run_no_stage_of_another_name(
     assert outside.exists()
 
 
-@pytest.mark.parametrize("name", ["../../../escaped", "../../notes_of_user", "../../../escaped/"])
-def test_plain_dvc_deletes_nothing_that_a_stream_name_points_to(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    ("place", "name", "stage"),
+    [
+        ("features.video_streams", "../../../escaped", "extract@"),
+        ("features.video_streams", "../../notes_of_user", "extract@"),
+        ("features.text_streams", "../../../escaped/", "extract_text@"),
+        ("train.models", "../../../escaped", "package@"),
+        ("train.models", "../../notes_of_user", "package@"),
+        ("corpus.name", "../../escaped", "corpus"),
+        ("corpus.name", "../notes_of_user", "corpus"),
+    ],
+)
+def test_plain_dvc_deletes_nothing_that_a_name_points_to(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, place: str, name: str, stage: str
 ) -> None:
     """Finding 2: DVC deletes outputs before it runs the command that checks its names."""
     kept = [clone.parent / "escaped/keep.txt", clone / "notes_of_user/keep.txt"]
     for path in kept:
         path.parent.mkdir()
         path.write_text("keep")
-    for dep in ("data/sample/videos", "mrmodel/encoders", "mrmodel/features", "mrmodel/video"):
-        (clone / dep).mkdir(parents=True)
-    for dep in ("encoder_weights.lock", "mrmodel/stages/extract.py", "own_features/none"):
-        (clone / dep).parent.mkdir(parents=True, exist_ok=True)
-        (clone / dep).write_text("")
+    raw = yaml.safe_load((clone / "params.yaml").read_text())
+    value = name if place == "corpus.name" else [name]
+    (clone / "params.yaml").write_text(yaml.safe_dump(changed(raw, place, value)))
+    target = f"{stage}{name}" if stage.endswith("@") else stage
+    (found,) = [one for one in Repo(str(clone)).index.stages if one.name == target]
+    for dep in found.deps:
+        if not dep.exists:
+            Path(dep.fs_path).mkdir(parents=True)
     python = clone.parent / "bin/python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > ../ran\nexit 2\n')
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(python.parent), prepend=":")
-    raw = yaml.safe_load((clone / "params.yaml").read_text())
-    raw["features"]["video_streams"] = [name]
-    (clone / "params.yaml").write_text(yaml.safe_dump(raw))
     monkeypatch.chdir(clone)
     with pytest.raises(ReproductionError):
-        Repo().reproduce([f"extract@{name}"], single_item=True)
-    if (clone.parent / "ran").exists():  # The stage itself refuses the name.
-        assert (clone.parent / "ran").read_text().splitlines()[-2:] == ["--stream", name]
+        Repo().reproduce([target], single_item=True)
+    if (clone.parent / "ran").exists() and stage != "corpus":  # The stage itself refuses the name.
+        assert (clone.parent / "ran").read_text().splitlines()[-1] == name
     assert all(path.read_text() == "keep" for path in kept)
+
+
+@pytest.mark.parametrize("study", ["ablation", "compare"])
+def test_options_of_studies_are_quoted(clone: Path, study: str) -> None:
+    """Finding 1: `ablation.steps` stood in the command as it was."""
+    file = clone / "studies/params.yaml"
+    raw = changed(yaml.safe_load(file.read_text()), f"{study}.run.steps", "600; touch pwned")
+    file.write_text(yaml.safe_dump(raw))
+    run = [text for name, text in commands(clone).items() if f"{study}_run@" in name]
+    assert len(run) > 3
+    assert all(text.endswith("--steps '600; touch pwned'") for text in run)
 
 
 def test_a_run_cannot_leave_the_repository(
@@ -579,7 +601,8 @@ def test_a_name_that_cannot_be_stored_holds_up_its_delivery_alone(
 
     ingestion = object.__new__(_Ingestion)
     ingestion._ledger = Ledger(open_store(str(tmp_path / "ledger")), "moments")
-    report = ingestion._look(delivery)
+    ingestion._result = IngestResult()
+    report = ingestion._conclude(ingestion._look(delivery))
     assert report.state == "quarantined"
     assert max(len(reason) for reason in report.reasons) < 200
     (entry,) = ingestion._ledger.entries()

@@ -58,6 +58,7 @@ def test_a_listing_marks_versions(store: Store) -> None:
     assert second["run/a"] == first["run/a"]
     assert second["run/b"] != first["run/b"]
     assert store.listing("no/such") == {}
+    assert second["run/b"].n_bytes == 3
 
 
 def test_more_keys_than_one_page_of_s3(store: Store) -> None:
