@@ -53,6 +53,8 @@ $(TEST_SERVICES): $(STAMP)
 	@touch $(SERVICES) $(TEST_SERVICES)
 
 repro: setup
+	@# First the check of names: DVC deletes outputs before a stage can.
+	@$(BIN)/mrmodel config check
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo
 	@echo "The report: $(CURDIR)/reports/report.html"

@@ -14,18 +14,24 @@ from mrmodel.names import ModelName, PresetName
 STUDIES_FILE = Path("studies/params.yaml")
 
 
+class RunLength(Section):
+    """Options of each run: DVC writes a mapping as quoted options, and a value as it is."""
+
+    steps: Count
+
+
 class AblationSettings(Section):
-    """Presets, and steps of each."""
+    """Presets, and options of each run."""
 
     rows: Annotated[list[PresetName], Field(min_length=1)]
-    steps: Count
+    run: RunLength
 
 
 class CompareSettings(Section):
-    """Models, and steps of each."""
+    """Models, and options of each run."""
 
     models: Annotated[list[ModelName], Field(min_length=1)]
-    steps: Count
+    run: RunLength
 
 
 class StudySettings(Section):

@@ -9,7 +9,12 @@ from mrmodel.stages.runner import run_stage
 
 
 def corpus(config: Config, reporter: Reporter) -> None:
-    """Write ``data/<corpus>``."""
+    """Write ``data/<corpus>``.
+
+    The old folder is deleted here, not by DVC (`persist` in dvc.yaml): DVC deletes before anything
+    checks the name of the corpus.
+    """
+    import shutil
     from pathlib import Path
 
     paths = Paths(config)
@@ -19,11 +24,13 @@ def corpus(config: Config, reporter: Reporter) -> None:
         from mrmodel.stages.required_inputs import require_inputs
 
         require_inputs(config, paths)
+        shutil.rmtree(paths.corpus, ignore_errors=True)
         folder = Path(config.corpus.folder)
         import_folder(folder, clip_len_s, paths.corpus, reporter, paths.imports)
     else:
         from mrmodel.synthetic.render import render_corpus
 
+        shutil.rmtree(paths.corpus, ignore_errors=True)
         workers = config.features.workers
         render_corpus(config.corpus, clip_len_s, paths.corpus, workers, reporter)
 

@@ -19,7 +19,14 @@ from mrmodel.data.targets import TargetSettings
 from mrmodel.devices import pick_device
 from mrmodel.errors import UnknownNameError
 from mrmodel.features.store import FeatureStore
-from mrmodel.files import atomic_path, derive_seed, digest_of, sha256_of, write_json
+from mrmodel.files import (
+    atomic_path,
+    derive_seed,
+    digest_of,
+    replaced_folder,
+    sha256_of,
+    write_json,
+)
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import predict_set
 from mrmodel.progress import Reporter
@@ -27,7 +34,14 @@ from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer, read_rows_if_any
 from mrmodel.tracking.run import TrackedRun, current_run
 from mrmodel.tracking.stage_metrics import record_training
-from mrmodel.train.checkpoint import ModelConfig, ModelStream, load_start, save_model
+from mrmodel.train.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    ModelConfig,
+    ModelStream,
+    load_start,
+    save_model,
+)
 from mrmodel.train.loop import Plan, Progress, Recorder, fit
 from mrmodel.types import Annotation
 from mrmodel.version import PACKAGE
@@ -245,7 +259,8 @@ def _write(job: TrainingJob, model: MomentModel, config: ModelConfig, progress: 
     with atomic_path(job.figures.with_suffix(".csv")) as temporary:
         columns = None if progress.history else ["step", "train/loss"]
         pd.DataFrame(progress.history, columns=columns).to_csv(temporary, index=False)
-    save_model(job.out, model, config)
+    with replaced_folder(job.out, WEIGHTS, CONFIG, ".*.tmp") as folder:
+        save_model(folder, model, config)
 
 
 def validation_of(row: Mapping[str, float]) -> dict[str, float]:

@@ -88,9 +88,9 @@ def test_the_variant_with_the_published_values_has_the_size_of_row_e() -> None:
 @pytest.mark.parametrize("base", ["sample", "miniature"])
 def test_every_row_is_a_preset_that_fits_whatever_is_applied(row: str, base: str) -> None:
     config = parse_config(raw_of(base))
-    changed = config_of_row(config, row, STUDY["steps"])
+    changed = config_of_row(config, row, STUDY["run"]["steps"])
     assert changed.train.models == [row if row in ("qd_detr", "moment_detr") else "sg_detr"]
-    assert changed.train.scratch.steps == STUDY["steps"]
+    assert changed.train.scratch.steps == STUDY["run"]["steps"]
     assert changed.train.scratch.lr == config.train.scratch.lr
     for model, settings in config.models.items():
         assert changed.models[model]["hidden"] == settings["hidden"]

@@ -176,8 +176,8 @@ def test_queries_outside_the_mean_are_null_in_the_file_and_left_out_again() -> N
 
 
 def test_the_steps_of_the_study_replace_the_length_of_the_control() -> None:
-    scratch = with_steps(config_of("charades_sg_detr"), STUDY["steps"]).train.scratch
-    assert (scratch.steps, scratch.epochs) == (STUDY["steps"], None)
+    scratch = with_steps(config_of("charades_sg_detr"), STUDY["run"]["steps"]).train.scratch
+    assert (scratch.steps, scratch.epochs) == (STUDY["run"]["steps"], None)
 
 
 def test_the_study_has_every_model_and_every_model_a_size_in_the_parameters() -> None:

@@ -17,8 +17,8 @@ def studied(reproduced: Project) -> Project:
     """The finished main job, and small studies."""
     study = {
         "seeds": [1],
-        "ablation": {"rows": ROWS, "steps": STEPS},
-        "compare": {"models": MODELS, "steps": STEPS},
+        "ablation": {"rows": ROWS, "run": {"steps": STEPS}},
+        "compare": {"models": MODELS, "run": {"steps": STEPS}},
     }
     # No stage depends on whether it is recorded.
     reproduced.apply("miniature", {"tracking": {"enabled": False}})
