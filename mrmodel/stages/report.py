@@ -15,6 +15,7 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import read_object, write_text
+from mrmodel.names import problem_of_part
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -270,8 +271,10 @@ def _example(
         saliency=found["pred_saliency_scores"],
         ratings=ratings,
     )
-    files = sorted(paths.videos.glob(f"{glob.escape(row.vid)}.*"))
-    video = next((path for path in files if path.stem == row.vid), paths.videos / row.vid)
+    # Where features are imported, nobody has looked for a file of that name.
+    is_name = problem_of_part(row.vid) is None
+    files = sorted(paths.videos.glob(f"{glob.escape(row.vid)}.*")) if is_name else []
+    video = next((path for path in files if path.stem == row.vid), None)
     return Example(
         title=f"rank {rank}",
         qid=str(row.qid),
@@ -279,7 +282,7 @@ def _example(
         vid=row.vid,
         iou=_best_iou(windows[:1], row.relevant_windows),
         timeline=timeline,
-        frames=film_strip(video, row.duration),
+        frames=[] if video is None else film_strip(video, row.duration),
     )
 
 
