@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mrmodel import lines
-from mrmodel.config.schema import Config, RetrainSettings
+from mrmodel.config.schema import Config, RetrainSettings, load_config
+from mrmodel.data.annotations import parse_annotation
 from mrmodel.errors import FileFormatError
 from mrmodel.lines import byte_lines
 from mrmodel.retrain import dvc_dataset, row_checks
@@ -29,10 +30,17 @@ from mrmodel.retrain.videos import DeliveredVideos
 from mrmodel.stages.profile import Profile
 from mrmodel.storage import FolderStore, open_store
 from tests.limits import files_of_at_most
+from tests.project import ROOT
 from tests.retrain.conftest import Parcel, Site, write_rows
 
 pytestmark = pytest.mark.usefixtures("checks_here")
 Make = Callable[..., Parcel]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """The parameters here: no repository with data is needed to read rows."""
+    return load_config(ROOT / "params.yaml")
 
 
 def row(**change: Any) -> dict[str, Any]:
@@ -273,6 +281,30 @@ def test_a_table_of_many_lines_is_refused(
     (tmp_path / "captions.jsonl").write_text("{}\n" * 4)
     with pytest.raises(FileFormatError, match="has more than 3 lines; send it in parts"):
         read(tmp_path, config)
+
+
+def test_what_the_metrics_refuse_is_a_bad_row(tmp_path: Path, config: Config) -> None:
+    """It passed each check, and then ended each training when the model was validated."""
+    ratings = {"saliency_scores": [[1, 2, 3], [2, 2, 2]]}
+    last = {"relevant_windows": [[18.0, 21.0]], "relevant_clip_ids": [9, 10]}
+    rows = [
+        row(qid=1, **ratings),
+        row(qid=2, **ratings, duration=21.0, **last),
+        row(qid=3, saliency_scores=[[1], [2]]),
+        row(qid=4, relevant_clip_ids=[]),
+    ]
+    (tmp_path / "videos").mkdir()
+    reference = Reference(object.__new__(Profile), videos={"v": ("v.mp4", "0")})
+    reference.scored, _ = parse_annotation(row(qid=0, **ratings), 2.0)
+    videos = DeliveredVideos(tmp_path / "videos", reference, 2.0, [])
+    for number, one in enumerate(rows):
+        one["query"] = f"dog {number}"
+    write_rows(tmp_path / "val.jsonl", rows)
+    found = check_records(tmp_path, reference, videos, config)
+    assert [one.id for one in found.good] == [1, 4]
+    rules = {one.qid: one.rule for one in found.bad}
+    assert "is beyond the video's 10 clips" in rules[2]
+    assert "must be a list of 3 ratings" in rules[3]
 
 
 def test_what_a_sender_writes_is_cut(tmp_path: Path, config: Config) -> None:

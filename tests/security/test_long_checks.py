@@ -11,7 +11,7 @@ import pytest
 
 from mrmodel.retrain import ingest
 from mrmodel.retrain.deliveries import list_deliveries
-from mrmodel.retrain.ingest import _Ingestion, _pending
+from mrmodel.retrain.ingest import IngestResult, _Ingestion, _pending
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.storage import open_store
 
@@ -28,8 +28,11 @@ def ingestion_in(tmp_path: Path) -> _Ingestion:
     made = object.__new__(_Ingestion)
     made._ledger = Ledger(open_store(str(tmp_path / "ledger")), "moments")
     made._incoming, made._taken = open_store(str(tmp_path / "in")), []
+    (tmp_path / "clone").mkdir()
     made._space = SimpleNamespace(folder=tmp_path / "clone")  # type: ignore[assignment]
-    made._reference = made._before = made._config = None  # type: ignore[assignment]
+    limits = SimpleNamespace(retrain=SimpleNamespace(max_files=10, max_gb=1.0))
+    made._reference, made._before, made._config = None, None, limits  # type: ignore[assignment]
+    made._result, made._taken_bytes, made._aside = IngestResult(), 0, []
     return made
 
 
@@ -42,7 +45,7 @@ def test_a_check_that_does_not_end_is_killed(
     monkeypatch.setattr(ingest, "CHECK_TIMEOUT_S", 1)
     (delivery,) = list_deliveries(ingestion._incoming)
     started = time.monotonic()
-    report = ingestion._look(delivery)
+    report = ingestion._conclude(ingestion._look(delivery))
     assert time.monotonic() - started < 60
     assert report.state == "quarantined"
     (reason,) = report.reasons
