@@ -18,10 +18,11 @@ from mrmodel import lines
 from mrmodel.config.schema import Config, RetrainSettings, load_config
 from mrmodel.data.annotations import parse_annotation
 from mrmodel.errors import FileFormatError
+from mrmodel.files import digest_of
 from mrmodel.lines import byte_lines
 from mrmodel.retrain import dvc_dataset, row_checks
 from mrmodel.retrain.baseline import Reference
-from mrmodel.retrain.deliveries import Delivery, delivery_in, excess
+from mrmodel.retrain.deliveries import Delivery, delivery_in, excess, list_deliveries
 from mrmodel.retrain.ingest import IngestResult, _Ingestion
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.retrain.report import DeliveryReport
@@ -333,3 +334,14 @@ def test_limits_may_be_absent_or_others(config: Config) -> None:
     raw = {key: config.retrain.model_dump()[key] for key in ("max_bad_share", "drift")}
     assert RetrainSettings.model_validate(raw) == config.retrain
     assert RetrainSettings.model_validate(raw | {"max_gb": 0.5}).max_gb == 0.5
+
+
+def test_the_digest_of_a_delivery_stays(tmp_path: Path) -> None:
+    """Outcomes of earlier versions are found by it."""
+    path = tmp_path / "monday/train.jsonl"
+    path.parent.mkdir()
+    path.write_text("{}\n")
+    (path.parent / "COMPLETE").touch()
+    state = path.stat()
+    (found,) = list_deliveries(open_store(str(tmp_path)))
+    assert found.digest == digest_of({"train.jsonl": f"{state.st_size}-{state.st_mtime_ns}"})
