@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     get_current_settings,
@@ -21,7 +23,7 @@ def require_server() -> None:
     """Check the server of PREFECT_API_URL; without one, Prefect starts a temporary server.
 
     Raises:
-        ConfigError: it is no address, or does not answer.
+        ConfigError: it is no address, does not answer, or refuses the password.
     """
     address = get_current_settings().api.url
     if not address:
@@ -45,7 +47,13 @@ def _fault(address: str) -> str:
         temporary_settings(quick),
         get_client(httpx_settings={"timeout": _PATIENCE_S}, sync_client=True) as client,
     ):
-        found = client.api_healthcheck()
-    if found is None:
-        return ""
+        found = client.api_healthcheck()  # It asks for no password.
+        if found is None:
+            try:
+                client.api_version()
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.UNAUTHORIZED:
+                    raise
+                return "asks for a password, which is not the one in PREFECT_API_AUTH_STRING"
+            return ""
     return f"does not answer: {' '.join(str(found).split()) or type(found).__name__}"

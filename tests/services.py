@@ -154,7 +154,7 @@ def prefect_server(
     """A Prefect server on PostgreSQL, with its services; `url` is the address of the API."""
     postgres.database("prefect")
     folder = tmp_path_factory.mktemp("prefect")
-    server = Prefect(folder, *free_ports(1), postgres.server)
+    server = Prefect(folder, *free_ports(1), postgres.server, secrets.token_hex(16))
     # Clients would keep their own state in the home of whoever runs the tests.
     environment = {**server.environment(), "PREFECT_HOME": str(folder / "client")}
     with _while_used(Service(server.program(), server.url, environment)) as service:

@@ -44,8 +44,9 @@ def up(folder: Path, ports: tuple[str, ...], free_ports: bool, owner: int | None
     if all(state.word == "runs" for state in before):
         click.echo("All of them were running already.")
     _show(services.states())
-    click.echo(f"\nTo use them, paste these lines, or say:  . {folder / 'env'}\n")
-    click.echo(services.exports(), nl=False)
+    click.echo(f"\nTo use them:  . {folder / 'env'}")
+    click.echo("That file has their addresses and passwords; PREFECT_API_AUTH_STRING is the one")
+    click.echo("that Prefect's page asks for.")
 
 
 @main.command()

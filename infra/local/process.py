@@ -71,7 +71,8 @@ class Program:
         self.require_ports()
         cwd = self.cwd or self.folder
         for folder in (self.folder, cwd):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log.touch(mode=0o600)
         command, stop_signal = list(self.command), int(self.stop_signal)
         if owner is not None:
             command[:0] = [sys.executable, guard.__file__, str(owner), str(stop_signal)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class Settings:
         password: of PostgreSQL's user.
         access_key: name of the S3 user.
         secret_key: of the S3 user.
+        prefect_password: of Prefect's API.
     """
 
     ports: Mapping[str, int]
@@ -39,6 +41,7 @@ class Settings:
     password: str
     access_key: str
     secret_key: str
+    prefect_password: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Services:
             ServiceError: one does not start; those that this call started are stopped again.
         """
         with one_at_a_time(self._folder / "lock"):
+            self._keep_others_out()
             before = self.states()
             settings = self._settle(ports or {}, redraw, before)
             servers = self._servers(settings)
@@ -159,6 +163,16 @@ class Services:
         }
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
+    def _keep_others_out(self) -> None:
+        """Let no other user read data, logs or secrets.
+
+        Where root starts the servers, the account that runs PostgreSQL must reach its data here.
+        """
+        self._folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        for path in self._folder.glob("*"):
+            if path.name != Postgres.name:  # of that account, and private
+                path.chmod(0o700 if path.is_dir() else 0o600)
+
     def _make_room(self, servers: _Servers) -> None:
         """Kill leftovers of dead servers; raise ServiceError if a port is in use."""
         recorded = self._recorded()
@@ -207,9 +221,9 @@ class Services:
             settings.secret_key,
         )
         mlflow = MLflow(self._folder, ports["mlflow"], postgres, seaweedfs)
-        return _Servers(
-            postgres, seaweedfs, mlflow, Prefect(self._folder, ports["prefect"], postgres)
-        )
+        password = settings.prefect_password
+        prefect = Prefect(self._folder, ports["prefect"], postgres, password)
+        return _Servers(postgres, seaweedfs, mlflow, prefect)
 
     def _settle(self, ports: Mapping[str, int], redraw: bool, before: Sequence[State]) -> Settings:
         """Settings for this start: those of the last one, or new ones, with updated ports."""
@@ -219,6 +233,7 @@ class Services:
             password=secrets.token_hex(16),
             access_key="mrmodel",
             secret_key=secrets.token_hex(16),
+            prefect_password=secrets.token_hex(16),
         )
         drawn = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) if redraw else {}
         wanted = {**settings.ports, **drawn, **ports}
@@ -231,7 +246,10 @@ class Services:
 
     def _settings(self) -> Settings | None:
         file = self._folder / _SETTINGS
-        return Settings(**json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        # Earlier releases had no password of Prefect; the next start keeps the one drawn here.
+        return Settings(**{"prefect_password": secrets.token_hex(16), **json.loads(file.read_text())})
 
     def _recorded(self) -> dict[str, Running]:
         file = self._folder / _RUNNING

@@ -9,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar
 
-from infra.local.postgres import Postgres
+from infra.local.postgres import USER, Postgres
 from infra.local.process import Program
 from infra.local.seaweedfs import BUCKET, SeaweedFS
 
@@ -80,12 +80,14 @@ class Prefect:
         folder: of its log and its settings.
         port: of 127.0.0.1.
         postgres: its database server, running, with a database named `database`.
+        password: of its API and its UI.
         database: name of its database.
     """
 
     folder: Path
     port: int
     postgres: Postgres
+    password: str
     database: str = "prefect"
     name: ClassVar[str] = "prefect"
 
@@ -96,7 +98,11 @@ class Prefect:
 
     def environment(self) -> dict[str, str]:
         """Variables that a client needs to connect."""
-        return {"PREFECT_API_URL": self.url}
+        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self._login}
+
+    @property
+    def _login(self) -> str:
+        return f"{USER}:{self.password}"
 
     def healthy(self) -> bool:
         """Whether it and its database respond."""
@@ -106,6 +112,8 @@ class Prefect:
         """The server as a process; it creates its tables at its first start."""
         where = ("--host", "127.0.0.1", "--port", str(self.port))
         address = self.postgres.url(self.database, "postgresql+asyncpg")
+        # Of the pages that may call the API: its own UI's.
+        origins = (f"http://{host}:{self.port}" for host in ("127.0.0.1", "localhost"))
         return Program(
             name=self.name,
             command=[sys.executable, "-m", "prefect", "server", "start", *where],
@@ -116,6 +124,8 @@ class Prefect:
                 **_QUIET,
                 "PREFECT_HOME": str(self.folder / "prefect"),
                 "PREFECT_API_DATABASE_CONNECTION_URL": address,
+                "PREFECT_SERVER_API_AUTH_STRING": self._login,
+                "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
                 "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             },
         )

@@ -52,6 +52,11 @@ class Site:
     environment: dict[str, str]
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    def client(self) -> SyncPrefectClient:
+        """A client of the server, with its password."""
+        address, login = (self.environment[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING"))
+        return SyncPrefectClient(address, auth_string=login)
+
     def start_worker(self, pool: str) -> None:
         """A process worker of a pool, with a folder of its own as if on a machine of its own."""
         own = {"MRMODEL_WORK_DIR": str(self.folder / f"worker-{pool}")}
@@ -122,7 +127,7 @@ class Site:
 
     def flow_runs(self, name: str) -> list[FlowRun]:
         """Flow runs of a stage, the newest first."""
-        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+        with self.client() as client:
             wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
             return client.read_flow_runs(
                 flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
@@ -130,7 +135,7 @@ class Site:
 
     def search_workers(self, study: str) -> dict[str, str]:
         """Name and state of all flow runs that were workers of a search."""
-        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+        with self.client() as client:
             wanted = FlowFilter(name=FlowFilterName(any_=["tune-worker"]))
             found = client.read_flow_runs(flow_filter=wanted)
             named = [one for one in found if one.name.startswith(study)]
@@ -138,7 +143,7 @@ class Site:
 
     def said(self, words: str) -> int:
         """How many lines of flow runs' logs have these words."""
-        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+        with self.client() as client:
             return sum(
                 words in line.message
                 for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)
@@ -146,7 +151,7 @@ class Site:
 
     def count_waiting(self, stage: str) -> int:
         """How often an orchestrator began to wait for a stage on a pool."""
-        with SyncPrefectClient(self.environment["PREFECT_API_URL"]) as client:
+        with self.client() as client:
             wanted = TaskRunFilter(name=TaskRunFilterName(any_=[stage]))
             return len(client.read_task_runs(task_run_filter=wanted))
 

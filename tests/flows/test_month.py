@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from mrmodel.registry.decision import Decision
 from mrmodel.retrain.outcomes import Ledger, LedgerEntry
@@ -103,7 +103,7 @@ class Month:
 
     def run(self, deployment: str, timeout_s: float = 900, **parameters: Any) -> FlowRun:
         """A deployment from start to end."""
-        with temporary_settings({PREFECT_API_URL: self.site.environment["PREFECT_API_URL"]}):
+        with temporary_settings(server_of(self.site)):
             found: Any = run_deployment(
                 deployment, parameters=parameters, timeout=timeout_s, poll_interval=1
             )
@@ -160,6 +160,12 @@ class Month:
         wait_until(lambda: len(self.inbox.told) >= count, 60, lambda: str(self.inbox.told))
         assert len(self.inbox.told) == count
         return self.inbox.told[-1]
+
+
+def server_of(site: Site) -> dict[Any, str]:
+    """Prefect's settings for the server of a site."""
+    settings = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
+    return {setting: site.environment[setting.name] for setting in settings}
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +287,7 @@ def test_a_retrained_model_is_made_again_to_the_last_bit(month: Month) -> None:
 def test_nothing_new_is_no_work_and_two_nights_do_not_overlap(month: Month) -> None:
     before = len(month.site.flow_runs("evaluate"))
     parameters = NIGHT
-    with temporary_settings({PREFECT_API_URL: month.site.environment["PREFECT_API_URL"]}):
+    with temporary_settings(server_of(month.site)):
         first: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
         second: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
         names = [
@@ -294,9 +300,7 @@ def test_nothing_new_is_no_work_and_two_nights_do_not_overlap(month: Month) -> N
 
 
 def final_name(month: Month, run: FlowRun) -> str | None:
-    from prefect.client.orchestration import SyncPrefectClient
-
-    with SyncPrefectClient(month.site.environment["PREFECT_API_URL"]) as client:
+    with month.site.client() as client:
         state = client.read_flow_run(run.id).state
     return state.name if state is not None and state.is_final() else None
 

@@ -330,7 +330,9 @@ def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
 def everything_in_prefect(site: Site) -> list[str]:
     """Flow runs with their parameters, logs and artifacts, as the server answers them."""
     found = []
-    with httpx.Client(base_url=site.environment["PREFECT_API_URL"], timeout=60) as client:
+    login = tuple(site.environment["PREFECT_API_AUTH_STRING"].split(":"))
+    address = site.environment["PREFECT_API_URL"]
+    with httpx.Client(base_url=address, auth=login, timeout=60) as client:
         for path in (
             "/flow_runs/filter",
             "/logs/filter",

@@ -14,7 +14,10 @@ from tests.project import ROOT
 Manifest = dict[str, Any]
 VERSION = "1.37"
 SETTINGS = "mrmodel-settings"
-_SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL")
+# A setting of Prefect's worker names a secret and its key.
+_SECRET = re.compile(
+    r"(?:PASSWORD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL|AUTH_STRING)(?!_SECRET)(?!_NAME|_KEY$)"
+)
 _PINNED = re.compile(r".+:(?!latest$)[\w.-]*\d[\w.-]*$")
 
 

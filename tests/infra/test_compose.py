@@ -142,6 +142,7 @@ SECRETS = {
     "MLFLOW_DATABASE_SECRET": {"postgres", "mlflow"},
     "OPTUNA_DATABASE_SECRET": {"postgres", *WORKERS},
     "S3_SECRET": {"s3", "mlflow", *WORKERS},
+    "PREFECT_API_SECRET": {"prefect", "provision", *WORKERS},
     "GIT_PASSWORD": WORKERS,
 }
 

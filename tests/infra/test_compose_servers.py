@@ -1,5 +1,6 @@
 """The servers of compose.yaml with its commands and variables, as processes of this machine."""
 
+import base64
 import json
 import os
 import re
@@ -75,9 +76,9 @@ class Site:
         )
 
 
-def answer_of(url: str, host: str | None = None) -> int:
+def answer_of(url: str, login: str | None = None) -> int:
     """The status that an address answers with; 0: it does not."""
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    request = urllib.request.Request(url, headers=basic(login) if login else {})
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)
@@ -85,6 +86,11 @@ def answer_of(url: str, host: str | None = None) -> int:
         return error.code
     except OSError:
         return 0
+
+
+def basic(login: str) -> dict[str, str]:
+    """The header that has `user:password`."""
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
 
 def make_databases(server: Postgres, secrets: dict[str, str]) -> None:
@@ -162,8 +168,23 @@ def test_s3_has_its_bucket_and_one_user(site: Site) -> None:
         client.get_object(Bucket="mrmodel", Key="dvc/a")
 
 
+def login_of(site: Site) -> str:
+    """What workers and provision tell Prefect."""
+    logins = {
+        service["environment"]["PREFECT_API_AUTH_STRING"]
+        for service in site.services.values()
+        if "PREFECT_API_AUTH_STRING" in service.get("environment", {})
+    }
+    (login,) = logins
+    return str(login)
+
+
 def prefect(site: Site, *command: str) -> None:
-    environment = {**os.environ, "PREFECT_API_URL": f"{site.url('prefect')}/api"}
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": f"{site.url('prefect')}/api",
+        "PREFECT_API_AUTH_STRING": login_of(site),
+    }
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -171,9 +192,20 @@ def prefect(site: Site, *command: str) -> None:
 
 
 def pool(site: Site, name: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{site.url('prefect')}/api/work_pools/{name}") as answer:
+    address = f"{site.url('prefect')}/api/work_pools/{name}"
+    request = urllib.request.Request(address, headers=basic(login_of(site)))
+    with urllib.request.urlopen(request) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
+
+
+def test_prefect_asks_for_a_password(site: Site) -> None:
+    """Finding 10: its health needs none."""
+    address = f"{site.url('prefect')}/api"
+    assert [answer_of(f"{address}/{path}") for path in ("health", "ready")] == [200, 200]
+    for login in (None, "mrmodel:", "mrmodel:another"):
+        assert answer_of(f"{address}/admin/version", login) == 401
+    assert answer_of(f"{address}/admin/version", login_of(site)) == 200
 
 
 def test_prefect_takes_a_template(site: Site) -> None:

@@ -1,5 +1,6 @@
 """`make services` as a person uses it: all four servers, from the first start to the stop."""
 
+import base64
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,9 +130,18 @@ def client(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Insta
     return installation
 
 
-def _post(url: str, body: Any) -> Any:
+def _ask(url: str, body: Any, login: str = "", origin: str = "") -> urllib.request.Request:
+    """A POST with JSON, of a page at `origin`; `login` is user:password."""
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    if origin:
+        headers["Origin"] = origin
+    return urllib.request.Request(url, json.dumps(body).encode(), headers)
+
+
+def _post(url: str, body: Any) -> Any:
+    request = _ask(url, body, os.environ["PREFECT_API_AUTH_STRING"])
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -182,6 +193,33 @@ def test_prefect_keeps_flows_in_the_database(client: Installation) -> None:
     assert client.query("prefect", "SELECT count(*) FROM flow") == 1
 
 
+@pytest.mark.parametrize("login", ["", "mrmodel:", "mrmodel:another"])
+def test_prefect_does_nothing_without_its_password(client: Installation, login: str) -> None:
+    """Finding 10: anybody on the machine, and any web page, could make work pools."""
+    pool = {"name": "of-somebody", "type": "process"}
+    api = os.environ["PREFECT_API_URL"]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(_ask(f"{api}/work_pools/", pool, login), timeout=30)
+    assert client.query("prefect", "SELECT count(*) FROM work_pool WHERE name = 'of-somebody'") == 0
+
+
+def test_only_prefects_own_pages_may_call_it(client: Installation) -> None:
+    """Finding 10: browsers ask before another page's script may send a password or read answers."""
+    api = os.environ["PREFECT_API_URL"]
+    own = [api.removesuffix("/api"), f"http://localhost:{client.settings()['ports']['prefect']}"]
+    allowed = {}
+    for origin in (*own, "http://evil.example", "http://127.0.0.1:1"):
+        request = _ask(f"{api}/work_pools/filter", {}, origin=origin)
+        request.method, request.data = "OPTIONS", None
+        request.add_header("Access-Control-Request-Method", "POST")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                allowed[origin] = answer.headers["Access-Control-Allow-Origin"]
+        except urllib.error.HTTPError as error:
+            allowed[origin] = error.headers["Access-Control-Allow-Origin"]
+    assert allowed == {origin: origin if origin in own else None for origin in allowed}
+
+
 def test_studies_are_kept_in_the_database(client: Installation) -> None:
     optuna.create_study(storage=open_storage(os.environ["OPTUNA_STORAGE"]), study_name="main")
     assert client.query("optuna", "SELECT count(*) FROM studies") == 1
@@ -200,7 +238,7 @@ def test_only_this_machine_reaches_them(installation: Installation) -> None:
 
 def test_secrets_are_in_private_files_only(installation: Installation) -> None:
     settings = installation.settings()
-    hidden = [settings["password"], settings["secret_key"]]
+    hidden = [settings[name] for name in ("password", "secret_key", "prefect_password")]
     commands = " ".join(word for one in psutil.process_iter() for word in _command(one))
     assert f"--port {settings['ports']['mlflow']}" in commands
     assert not any(secret in commands for secret in hidden)
@@ -210,6 +248,12 @@ def test_secrets_are_in_private_files_only(installation: Installation) -> None:
             holders.add(path.name)
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert holders == {"installation.json", "env"}
+    # Finding 11: others read neither data nor logs; root's folder lets PostgreSQL's account pass.
+    private = stat.S_IMODE(installation.folder.stat().st_mode)
+    assert private == (0o711 if os.geteuid() == 0 else 0o700)
+    assert {path.name for path in installation.folder.iterdir()} >= {"seaweedfs", "mlflow.log"}
+    for path in installation.folder.iterdir():
+        assert not path.stat().st_mode & 0o077, path
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -219,15 +263,14 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_second_start_changes_nothing_and_prints_the_same_lines(
-    installation: Installation,
-) -> None:
-    before = installation.pids()
+def test_a_second_start_changes_nothing(installation: Installation) -> None:
+    """Finding 21: it says where the passwords are, and prints none."""
+    before, env = installation.pids(), (installation.folder / "env").read_text()
     output = installation.make("services")
     assert "All of them were running already." in output
-    assert re.findall("^export .*\n", output, re.MULTILINE) == (
-        (installation.folder / "env").read_text().splitlines(keepends=True)
-    )
+    assert f"{installation.folder}/env" in output
+    assert not [value for value in re.findall(r"[0-9a-f]{32}", env) if value in output]
+    assert (installation.folder / "env").read_text() == env
     assert installation.pids() == before
     assert "stop them first" in installation.make("services", "--free-ports", code=2)
     assert installation.pids() == before
