@@ -18,7 +18,7 @@ import pytest
 
 from infra.local.postgres import Postgres
 from infra.local.process import Program, Running, free_ports
-from infra.local.seaweedfs import INNER_PORTS, SeaweedFS
+from infra.local.seaweedfs import IDENTITIES, INNER_PORTS, SeaweedFS
 from infra.local.web import MLflow, Prefect
 
 # Beside the data of a database server: the process whose tests it serves.
@@ -85,11 +85,17 @@ class S3Service(Service):
         super().__init__(server.program(), server.endpoint, server.environment())
         self.server = server
 
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.server.prepare()
+        super().start()
+
 
 def s3_server(folder: Path) -> S3Service:
     """An S3 server of one's own, not yet started."""
     port, *inner = free_ports(1 + len(INNER_PORTS))
-    return S3Service(SeaweedFS(folder, port, tuple(inner), "test-key", secrets.token_hex(16)))
+    keys = {name: secrets.token_hex(16) for name in IDENTITIES}
+    return S3Service(SeaweedFS(folder, port, tuple(inner), keys))
 
 
 def postgres_server(folder: Path) -> PostgresService:

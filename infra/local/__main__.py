@@ -45,8 +45,13 @@ def up(folder: Path, ports: tuple[str, ...], free_ports: bool, owner: int | None
         click.echo("All of them were running already.")
     _show(services.states())
     click.echo(f"\nTo use them:  . {folder / 'env'}")
-    click.echo("That file has their addresses and passwords; PREFECT_API_AUTH_STRING is the one")
-    click.echo("that Prefect's page asks for.")
+    click.echo(
+        "It has their addresses and passwords; Prefect's page asks for PREFECT_API_AUTH_STRING."
+    )
+    click.echo(
+        "env-worker has the S3 key for workers of the pools cpu and gpu, env-sender the one for"
+    )
+    click.echo("those who send deliveries.")
 
 
 @main.command()

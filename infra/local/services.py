@@ -7,12 +7,22 @@ import os
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from infra.local.postgres import Postgres
 from infra.local.process import Program, Running, ServiceError, free_ports
-from infra.local.seaweedfs import BUCKET, INNER_PORTS, SeaweedFS
+from infra.local.seaweedfs import (
+    BUCKET,
+    IDENTITIES,
+    INCOMING,
+    INNER_PORTS,
+    REGISTRY,
+    SENDER,
+    WORKER,
+    SeaweedFS,
+)
 from infra.local.web import MLflow, Prefect
 from mrmodel.files import atomic_path, one_at_a_time
 
@@ -20,7 +30,9 @@ from mrmodel.files import atomic_path, one_at_a_time
 PORTS = {"postgres": 55432, "seaweedfs": 8333, "mlflow": 5050, "prefect": 4200}
 # Optuna's database, which workers access directly.
 STUDIES = "optuna"
-_SETTINGS, _RUNNING, _EXPORTS = "installation.json", "running.json", "env"
+_SETTINGS, _RUNNING = "installation.json", "running.json"
+# S3 identity -> file that a shell reads: for whoever promotes, workers that run stages, senders.
+EXPORTS = {REGISTRY: "env", WORKER: "env-worker", SENDER: "env-sender"}
 
 
 @dataclass(frozen=True)
@@ -31,17 +43,21 @@ class Settings:
         ports: of the four servers, by name.
         inner_ports: those between the parts of SeaweedFS.
         password: of PostgreSQL's user.
-        access_key: name of the S3 user.
-        secret_key: of the S3 user.
+        s3_secrets: secret key of each S3 identity, see `SeaweedFS`.
         prefect_password: of Prefect's API.
     """
 
     ports: Mapping[str, int]
     inner_ports: Sequence[int]
     password: str
-    access_key: str
-    secret_key: str
+    s3_secrets: Mapping[str, str]
     prefect_password: str
+
+
+def _drawn() -> dict[str, Any]:
+    """New secrets; that of PostgreSQL is kept with its data."""
+    s3_secrets = {name: secrets.token_hex(16) for name in IDENTITIES}
+    return {"s3_secrets": s3_secrets, "prefect_password": secrets.token_hex(16)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ class Services:
             except BaseException:
                 self._end(started)
                 raise
-            self._write(_EXPORTS, self.exports())
+            self._write_exports(servers)
         return before
 
     def stop(self) -> list[str]:
@@ -121,7 +137,8 @@ class Services:
             recorded = list(self._recorded().values())
             ran = [one.name for one in recorded if one.alive()]
             self._end(recorded)
-            (self._folder / _EXPORTS).unlink(missing_ok=True)
+            for file in EXPORTS.values():
+                (self._folder / file).unlink(missing_ok=True)
         return ran
 
     def states(self) -> list[State]:
@@ -141,27 +158,22 @@ class Services:
             found.append(State(server.name, server.port, word, running))
         return found
 
-    def exports(self) -> str:
-        """Shell lines that make programs use these servers.
-
-        Raises:
-            ServiceError: the servers have never been started.
-        """
-        settings = self._settings()
-        if settings is None:
-            raise ServiceError(f"{self._folder}: nothing was started here")
-        servers = self._servers(settings)
-        values = {
-            **servers.prefect.environment(),
-            **servers.mlflow.environment(),
-            **servers.seaweedfs.environment(),
+    def _write_exports(self, servers: _Servers) -> None:
+        """Write shell lines that make programs use these servers: a file for each S3 identity."""
+        s3, incoming = servers.seaweedfs, {"MRMODEL_INCOMING": f"s3://{INCOMING}"}
+        places = {
             "OPTUNA_STORAGE": servers.postgres.url(STUDIES),
             "MRMODEL_DVC_REMOTE": f"s3://{BUCKET}/dvc",
             "MRMODEL_HANDOVER": f"s3://{BUCKET}/handover",
             "MRMODEL_REGISTRY": f"s3://{BUCKET}/registry",
-            "MRMODEL_INCOMING": f"s3://{BUCKET}/incoming",
+            **incoming,
         }
-        return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+        common = {**servers.prefect.environment(), **servers.mlflow.environment(), **places}
+        for identity, file in EXPORTS.items():
+            rest = {**incoming, "AWS_ENDPOINT_URL": s3.endpoint} if identity == SENDER else common
+            values = {**rest, **s3.environment(identity)}
+            lines = (f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+            self._write(file, "".join(lines))
 
     def _keep_others_out(self) -> None:
         """Let no other user read data, logs or secrets.
@@ -186,6 +198,7 @@ class Services:
 
     def _start(self, servers: _Servers, started: list[Running]) -> None:
         servers.postgres.prepare()
+        servers.seaweedfs.prepare()
         self._launch([servers.postgres.program(), servers.seaweedfs.program()], started)
         for database in (servers.mlflow.database, servers.prefect.database, STUDIES):
             servers.postgres.create_database(database)
@@ -217,8 +230,7 @@ class Services:
             self._folder,
             ports["seaweedfs"],
             tuple(settings.inner_ports),
-            settings.access_key,
-            settings.secret_key,
+            settings.s3_secrets,
         )
         mlflow = MLflow(self._folder, ports["mlflow"], postgres, seaweedfs)
         password = settings.prefect_password
@@ -231,9 +243,7 @@ class Services:
             ports=PORTS,
             inner_ports=free_ports(len(INNER_PORTS)),
             password=secrets.token_hex(16),
-            access_key="mrmodel",
-            secret_key=secrets.token_hex(16),
-            prefect_password=secrets.token_hex(16),
+            **_drawn(),
         )
         drawn = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) if redraw else {}
         wanted = {**settings.ports, **drawn, **ports}
@@ -248,8 +258,9 @@ class Services:
         file = self._folder / _SETTINGS
         if not file.exists():
             return None
-        # Earlier releases had no password of Prefect; the next start keeps the one drawn here.
-        return Settings(**{"prefect_password": secrets.token_hex(16), **json.loads(file.read_text())})
+        # Earlier releases had other secrets; the next start keeps those drawn here.
+        found = {**_drawn(), **json.loads(file.read_text())}
+        return Settings(**{field.name: found[field.name] for field in fields(Settings)})
 
     def _recorded(self) -> dict[str, Running]:
         file = self._folder / _RUNNING

@@ -54,7 +54,9 @@ class Site:
 
     def client(self) -> SyncPrefectClient:
         """A client of the server, with its password."""
-        address, login = (self.environment[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING"))
+        address, login = (
+            self.environment[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING")
+        )
         return SyncPrefectClient(address, auth_string=login)
 
     def start_worker(self, pool: str) -> None:

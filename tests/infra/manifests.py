@@ -47,6 +47,11 @@ def pod_of(manifest: Manifest) -> Manifest | None:
     return template if isinstance(template, dict) else None
 
 
+def containers_of(pod: Manifest) -> list[Manifest]:
+    """All containers of a pod, those that run first included."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
 def faults(manifests: Sequence[Manifest]) -> list[str]:
     """Everything that is against the rules of this house, a sentence each."""
     found = []
@@ -66,7 +71,7 @@ def _pod_faults(pod: Manifest, kind: str) -> Iterator[str]:
         yield "may run as root"
     if pod.get("automountServiceAccountToken") is not False and "serviceAccountName" not in pod:
         yield "gets a token of the cluster that it does not need"
-    for container in pod["containers"]:
+    for container in containers_of(pod):
         if not _PINNED.match(container["image"]):
             yield f"image {container['image']} is not pinned"
         for bound in ("requests", "limits"):
@@ -77,7 +82,8 @@ def _pod_faults(pod: Manifest, kind: str) -> Iterator[str]:
             yield "may gain privileges"
         if security.get("capabilities") != {"drop": ["ALL"]}:
             yield "keeps capabilities"
-        if kind != "Job" and not {"readinessProbe", "livenessProbe"} & container.keys():
+        once = kind == "Job" or container in pod.get("initContainers", [])
+        if not once and not {"readinessProbe", "livenessProbe"} & container.keys():
             yield "has no probe"
         for variable in container.get("env", []):
             if _SECRET.search(variable["name"]) and variable.get("value"):
@@ -95,7 +101,7 @@ def _dangling(pod: Manifest, manifests: Sequence[Manifest]) -> Iterator[str]:
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         if claim is not None and claim not in claims:
             yield f"there is no claim {claim}"
-    for variable in (one for c in pod["containers"] for one in c.get("env", [])):
+    for variable in (one for c in containers_of(pod) for one in c.get("env", [])):
         source = variable.get("valueFrom", {}).get("configMapKeyRef")
         if source and not source.get("optional") and source["key"] not in settings:
             yield f"{variable['name']}: there is no setting {source['key']}"
@@ -135,7 +141,7 @@ def named(manifests: Sequence[Manifest], kind: str, name: str) -> Manifest:
 def secret_keys(manifests: Sequence[Manifest]) -> set[str]:
     """Keys of the secret that the pods ask for."""
     pods = [pod["spec"] for m in manifests if (pod := pod_of(m))]
-    variables = [v for pod in pods for c in pod["containers"] for v in c.get("env", [])]
+    variables = [v for pod in pods for c in containers_of(pod) for v in c.get("env", [])]
     asked = [
         v["valueFrom"]["secretKeyRef"]
         for v in variables

@@ -18,9 +18,12 @@ pytestmark = pytest.mark.infra
 COMPOSE = ROOT / "infra/compose.yaml"
 EXAMPLE = (ROOT / "infra/.env.example").read_text()
 DATABASES = ROOT / "infra/kubernetes/components/postgres/databases.sh"
+SECURITY, IDENTITIES = (
+    ROOT / "infra/kubernetes/components/s3" / name for name in ("security.py", "identities.json")
+)
 EMPTY = re.findall(r"^(\w+_SECRET|MRMODEL_GIT_URL|GIT_PASSWORD)=$", EXAMPLE, flags=re.MULTILINE)
 PROFILES = ("no-gpu", "gpu", "gpu-1")
-ONE_SHOT = {"provision"}
+ONE_SHOT = {"provision", "s3-keys"}
 GPUS = ("worker-gpu-0", "worker-gpu-1")
 WORKERS = {"worker-control", "worker-cpu", "worker-no-gpu", *GPUS}
 
@@ -141,7 +144,9 @@ SECRETS = {
     "PREFECT_DATABASE_SECRET": {"postgres", "prefect"},
     "MLFLOW_DATABASE_SECRET": {"postgres", "mlflow"},
     "OPTUNA_DATABASE_SECRET": {"postgres", *WORKERS},
-    "S3_SECRET": {"s3", "mlflow", *WORKERS},
+    "S3_REGISTRY_SECRET": {"s3", "mlflow", "worker-control"},
+    "S3_WORKER_SECRET": {"s3", *WORKERS - {"worker-control"}},
+    "S3_SENDER_SECRET": {"s3"},
     "PREFECT_API_SECRET": {"prefect", "provision", *WORKERS},
     "GIT_PASSWORD": WORKERS,
 }
@@ -157,7 +162,7 @@ def test_a_secret_goes_where_it_is_needed(services: dict[str, Any], name: str) -
 
 
 def test_only_servers_and_workers_see_the_database(resolved: dict[str, Any]) -> None:
-    near = {n for n, s in resolved["services"].items() if "database" in s["networks"]}
+    near = {n for n, s in resolved["services"].items() if "database" in s.get("networks", {})}
     assert near == {"postgres", "prefect", "mlflow", *WORKERS}
     assert resolved["networks"]["database"]["internal"] is True
     assert list(resolved["services"]["postgres"]["networks"]) == ["database"]
@@ -194,5 +199,6 @@ def test_every_pool_has_a_worker(services: dict[str, Any]) -> None:
 def test_mounted_files_exist(services: dict[str, Any]) -> None:
     volumes = [v for service in services.values() for v in service.get("volumes", [])]
     binds = [Path(volume["source"]) for volume in volumes if volume["type"] == "bind"]
-    assert binds == [DATABASES]
+    assert set(binds) == {DATABASES, SECURITY, IDENTITIES}
+    assert all(bind.is_file() for bind in binds)
     assert os.access(DATABASES, os.X_OK)  # The image runs it; otherwise it would read it in.

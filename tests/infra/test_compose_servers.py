@@ -25,7 +25,7 @@ from infra.local.postgres_programs import programs_for
 from infra.local.process import Program, free_ports
 from infra.local.seaweedfs import INNER_PORTS
 from mrmodel.tune.storage import open_storage
-from tests.infra.test_compose import DATABASES, compose, filled, planted
+from tests.infra.test_compose import DATABASES, IDENTITIES, SECURITY, compose, filled, planted
 from tests.project import ROOT
 from tests.services import postgres_server
 
@@ -43,6 +43,14 @@ class Site:
         self.folder, self.services, self.postgres = folder, services, postgres
         s3, prefect, *self.inner = free_ports(2 + len(INNER_PORTS))
         self.ports = {"s3": s3, "prefect": prefect, "postgres": postgres.port}
+        # Where the volume of the keys is, SeaweedFS looks for security.toml: its working directory.
+        self.mounts = {
+            "/data": folder,
+            "/work": folder,
+            "/etc/seaweedfs": folder,
+            "/opt/mrmodel/security.py": SECURITY,
+            "/etc/mrmodel/identities.json": IDENTITIES,
+        }
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
@@ -52,8 +60,9 @@ class Site:
         for name, port in INSIDE.items():
             text = re.sub(rf"\b{name}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
             text = re.sub(rf"^(-s3\.port=)?{port}$", rf"\g<1>{self.ports[name]}", text)
-        folder = re.sub("^-dir=/data$", f"-dir={self.folder}", text)
-        return re.sub("^postgres$", "127.0.0.1", folder)
+        for inside, here in self.mounts.items():
+            text = re.sub(rf"(^|=){inside}$", rf"\g<1>{here}", text)
+        return re.sub("^postgres$", "127.0.0.1", text)
 
     def program(self, name: str) -> Program:
         service = self.services[name]
@@ -74,6 +83,12 @@ class Site:
             lambda: answer_of(self.url(name) + path) == 200,
             {**variables, **home},
         )
+
+    def draw_keys(self) -> None:
+        """Run the service that draws the keys of SeaweedFS's parts."""
+        program, *words = self.services["s3-keys"]["command"]
+        assert program == "python"
+        subprocess.run([sys.executable, *map(self.here, words)], check=True)
 
 
 def answer_of(url: str, login: str | None = None) -> int:
@@ -122,6 +137,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         postgres.start()
         make_databases(postgres.server, services["postgres"]["environment"])
         here = Site(folder, services, postgres.server)
+        here.draw_keys()
         programs = [here.program(name) for name in ("s3", "prefect")]
         running = []
         for program in programs:
@@ -155,17 +171,50 @@ def test_a_worker_keeps_studies_in_a_database_of_its_own(
         psycopg2.connect(user="optuna", dbname="mlflow", host="127.0.0.1", port=site.postgres.port)
 
 
-def test_s3_has_its_bucket_and_one_user(site: Site) -> None:
-    user = site.services["worker-cpu"]["environment"]
-    door = {"endpoint_url": site.url("s3"), "region_name": user["AWS_DEFAULT_REGION"]}
-    key = user["AWS_ACCESS_KEY_ID"]
-    client = boto3.client(
-        "s3", aws_access_key_id=key, aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"], **door
+def client_of(site: Site, service: str, secret: str | None = None) -> Any:
+    """An S3 client with the key of a service."""
+    user = site.services[service]["environment"]
+    return boto3.client(
+        "s3",
+        endpoint_url=site.url("s3"),
+        region_name=user["AWS_DEFAULT_REGION"],
+        aws_access_key_id=user["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=secret or user["AWS_SECRET_ACCESS_KEY"],
     )
-    client.put_object(Bucket="mrmodel", Key="dvc/a", Body=b"data")
-    client = boto3.client("s3", aws_access_key_id=key, aws_secret_access_key="another", **door)
+
+
+def test_s3_has_its_buckets_and_a_key_for_each_part(site: Site) -> None:
+    """Finding 6; tests/security/test_s3_identities.py has what each key may do."""
+    worker = client_of(site, "worker-cpu")
+    worker.put_object(Bucket="mrmodel", Key="dvc/a", Body=b"data")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        worker.put_object(Bucket="mrmodel", Key="registry/a", Body=b"data")
+    for service in ("mlflow", "worker-control"):
+        registry = client_of(site, service)
+        registry.put_object(Bucket="mrmodel", Key="registry/a", Body=b"data")
+        registry.list_objects_v2(Bucket="mrmodel-incoming")
+    sender = boto3.client(
+        "s3",
+        endpoint_url=site.url("s3"),
+        region_name="us-east-1",
+        aws_access_key_id="sender",
+        aws_secret_access_key=planted("S3_SENDER_SECRET"),
+    )
+    sender.put_object(Bucket="mrmodel-incoming", Key="next/COMPLETE", Body=b"")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        sender.put_object(Bucket="mrmodel", Key="dvc/a", Body=b"")
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        client.get_object(Bucket="mrmodel", Key="dvc/a")
+        client_of(site, "worker-cpu", "another").get_object(Bucket="mrmodel", Key="dvc/a")
+
+
+def test_the_parts_of_s3_answer_each_other_only(site: Site) -> None:
+    """Finding 11: also with compose's flags; every container of its networks reaches its ports."""
+    ports = dict(zip(INNER_PORTS, site.inner, strict=True))
+    for port in (ports["filer.port"], ports["volume.port"], ports["master.port"]):
+        url = f"http://127.0.0.1:{port}/buckets/mrmodel/registry/b"
+        request = urllib.request.Request(url, b"x", method="PUT")
+        with pytest.raises(urllib.error.HTTPError, match=r"400|401|404"):
+            urllib.request.urlopen(request, timeout=10)
 
 
 def login_of(site: Site) -> str:
@@ -189,6 +238,18 @@ def prefect(site: Site, *command: str) -> None:
         [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_wrong_password_is_one_line(site: Site) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": f"{site.url('prefect')}/api"}
+    command = [sys.executable, "-m", "flows.provision"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "PREFECT_API_URL = " in done.stderr
+    assert "not the one in PREFECT_API_AUTH_STRING" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def pool(site: Site, name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ import psycopg2
 import pytest
 
 from infra.local.postgres import Postgres
-from infra.local.process import is_free
-from infra.local.services import PORTS
+from infra.local.process import free_ports, is_free
+from infra.local.seaweedfs import IDENTITIES, INNER_PORTS
+from infra.local.services import PORTS, Services
 from mrmodel.storage import open_store
 from mrmodel.tune.storage import open_storage
 from tests.project import ROOT
@@ -80,10 +81,12 @@ class Installation:
             found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         return found
 
-    def exports(self) -> dict[str, str]:
-        """What a shell has after it read the file `env`."""
-        script = f". {shlex.quote(str(self.folder / 'env'))}; env -0"
-        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    def exports(self, name: str = "env") -> dict[str, str]:
+        """What a shell has after it read the file of that name."""
+        script = f". {shlex.quote(str(self.folder / name))}; env -0"
+        plain = {"PATH": os.environ["PATH"]}
+        command = ["sh", "-c", script]
+        done = subprocess.run(command, env=plain, capture_output=True, text=True, check=True)
         return dict(row.split("=", 1) for row in done.stdout.split("\0") if row)
 
     def query(self, database: str, sql: str) -> Any:
@@ -168,6 +171,23 @@ def test_s3_answers_to_the_printed_credentials(client: Installation) -> None:
         store.delete("a/b")
 
 
+def test_each_file_has_the_key_of_its_reader(installation: Installation) -> None:
+    """Finding 6: senders get nothing but their key and its place."""
+    files = {name: installation.exports(name) for name in ("env", "env-worker", "env-sender")}
+    secrets = installation.settings()["s3_secrets"]
+    keys = {name: file["AWS_ACCESS_KEY_ID"] for name, file in files.items()}
+    assert keys == {"env": "registry", "env-worker": "worker", "env-sender": "sender"}
+    assert all(file["AWS_SECRET_ACCESS_KEY"] == secrets[keys[name]] for name, file in files.items())
+    assert len(set(secrets.values())) == 3
+    ours = {name for name in files["env-sender"] if name.startswith(("MRMODEL", "OPTUNA", "PREF"))}
+    assert ours == {"MRMODEL_INCOMING", "MRMODEL_S3_ENDPOINT"}
+    own = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "_")
+    same = [
+        {k: v for k, v in files[name].items() if k not in own} for name in ("env", "env-worker")
+    ]
+    assert same[0] == same[1]
+
+
 def test_mlflow_keeps_runs_in_the_database_and_artifacts_in_s3(client: Installation) -> None:
     tracking = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = tracking.create_experiment("from the test")
@@ -238,7 +258,7 @@ def test_only_this_machine_reaches_them(installation: Installation) -> None:
 
 def test_secrets_are_in_private_files_only(installation: Installation) -> None:
     settings = installation.settings()
-    hidden = [settings[name] for name in ("password", "secret_key", "prefect_password")]
+    hidden = [settings["password"], settings["prefect_password"], *settings["s3_secrets"].values()]
     commands = " ".join(word for one in psutil.process_iter() for word in _command(one))
     assert f"--port {settings['ports']['mlflow']}" in commands
     assert not any(secret in commands for secret in hidden)
@@ -247,7 +267,7 @@ def test_secrets_are_in_private_files_only(installation: Installation) -> None:
         if path.is_file() and any(secret.encode() in path.read_bytes() for secret in hidden):
             holders.add(path.name)
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    assert holders == {"installation.json", "env"}
+    assert holders == {"installation.json", "env", "env-worker", "env-sender"}
     # Finding 11: others read neither data nor logs; root's folder lets PostgreSQL's account pass.
     private = stat.S_IMODE(installation.folder.stat().st_mode)
     assert private == (0o711 if os.geteuid() == 0 else 0o700)
@@ -332,6 +352,21 @@ def test_the_page_ends_without_a_process_or_a_port(client: Installation) -> None
     found = store.get("kept")
     assert found is not None
     assert client.query("mlflow", "SELECT count(*) FROM experiments") >= 1
+
+
+def test_an_installation_of_an_earlier_release_gets_new_secrets(tmp_path: Path) -> None:
+    """Its S3 key was also that of senders; PostgreSQL keeps its password and its data."""
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    inner = free_ports(len(INNER_PORTS))
+    old = {"ports": ports, "inner_ports": inner, "password": "as-before"}
+    file = tmp_path / "installation.json"
+    file.write_text(json.dumps(old | {"access_key": "mrmodel", "secret_key": "of-everybody"}))
+    services = Services(tmp_path)
+    assert {state.word for state in services.states()} == {"stopped"}
+    settings = services._settle({}, False, [])
+    assert asdict(settings).items() >= old.items()
+    assert settings.s3_secrets.keys() == set(IDENTITIES)
+    assert "of-everybody" not in str(settings)
 
 
 def test_a_taken_port_is_named_before_anything_is_started(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ WORKER = {
     "PREFECT_API_URL": "http://prefect.example.com:4200/api",
     "MRMODEL_GIT_URL": "https://git.example.com/team/mrmodel.git",
     "MRMODEL_NAMESPACE": "mrmodel",
+    "MRMODEL_JOB_IDENTITY": "worker",
+    "MRMODEL_JOB_ACCOUNT": "mrmodel-stage",
     "MRMODEL_JOB_IMAGE": "registry.example.com/team/mrmodel:0.1.0-cuda",
     "AWS_SECRET_ACCESS_KEY": "planted-secret",
     "OPTUNA_STORAGE": "postgresql+psycopg2://optuna@postgres.example.com/optuna",
@@ -83,8 +85,8 @@ def test_kubernetes_takes_the_job(
     assert misfit(job) is None
     assert faults([*cluster, job]) == []
     assert secret_keys([job]) == {
-        "aws-access-key-id",
-        "aws-secret-access-key",
+        "worker-access-key-id",
+        "worker-secret-access-key",
         "git-username",
         "git-password",
         "optuna-database",
