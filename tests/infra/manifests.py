@@ -18,7 +18,7 @@ SETTINGS = "mrmodel-settings"
 _SECRET = re.compile(
     r"(?:PASSWORD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL|AUTH_STRING)(?!_SECRET)(?!_NAME|_KEY$)"
 )
-_PINNED = re.compile(r".+:(?!latest$)[\w.-]*\d[\w.-]*$")
+_PINNED = re.compile(r".+(:(?!latest$)[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})$")
 
 
 def build(overlay: str) -> list[Manifest]:
@@ -80,6 +80,8 @@ def _pod_faults(pod: Manifest, kind: str) -> Iterator[str]:
         security = container.get("securityContext", {})
         if security.get("allowPrivilegeEscalation") is not False:
             yield "may gain privileges"
+        if security.get("readOnlyRootFilesystem") is not True:
+            yield "may change its own files"
         if security.get("capabilities") != {"drop": ["ALL"]}:
             yield "keeps capabilities"
         once = kind == "Job" or container in pod.get("initContainers", [])
@@ -119,8 +121,11 @@ def _lost_selectors(manifests: Sequence[Manifest]) -> Iterator[str]:
         elif manifest["kind"] == "PodDisruptionBudget":
             selectors = [manifest["spec"]["selector"]]
         elif manifest["kind"] == "NetworkPolicy":
-            sources = [s for rule in manifest["spec"].get("ingress", []) for s in rule["from"]]
-            selectors = [manifest["spec"]["podSelector"], *(s["podSelector"] for s in sources)]
+            spec = manifest["spec"]
+            peers = [p for rule in spec.get("ingress", []) for p in rule["from"]]
+            peers += [p for rule in spec.get("egress", []) for p in rule["to"]]
+            callers = (p["podSelector"] for p in peers if "podSelector" in p)
+            selectors = [spec["podSelector"], *callers]
         for selector in selectors:
             if not any(_selects(selector, labels) for labels in pods):
                 yield f"{name}: selects nothing with {selector}"

@@ -116,7 +116,7 @@ def test_compose_would_refuse(tmp_path: Path, fault: str) -> None:
 
 def test_images_are_pinned_or_built_here(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        assert re.fullmatch(r"[\w/]+:\d[\w.-]+", service["image"]), name
+        assert re.fullmatch(r"[\w/]+(:\d[\w.-]+|@sha256:[0-9a-f]{64})", service["image"]), name
         if "build" in service:
             build = service["build"]
             assert (Path(build["context"]) / build["dockerfile"]).is_file()
@@ -134,6 +134,9 @@ def test_services_are_watched_limited_and_started_again(services: dict[str, Any]
         assert service["restart"] in ("unless-stopped", "on-failure:5"), name
         assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory"}, name
         assert "no-new-privileges:true" in service["security_opt"], name
+        assert service["read_only"] is True, name
+        written = {volume["target"] for volume in service.get("volumes", [])}
+        assert "/tmp" in written | set(service.get("tmpfs", [])), name
         assert "max-size" in service["logging"]["options"], name
         if "build" in service:
             assert service["cap_drop"] == ["ALL"], name
@@ -166,6 +169,21 @@ def test_only_servers_and_workers_see_the_database(resolved: dict[str, Any]) -> 
     assert near == {"postgres", "prefect", "mlflow", *WORKERS}
     assert resolved["networks"]["database"]["internal"] is True
     assert list(resolved["services"]["postgres"]["networks"]) == ["database"]
+
+
+def test_only_workers_and_prefect_reach_other_machines(resolved: dict[str, Any]) -> None:
+    """Finding 21: to the git repository and to webhooks."""
+    networks = resolved["networks"]
+    closed = {name for name, network in networks.items() if network.get("internal")}
+    closed |= {
+        name
+        for name, network in networks.items()
+        if (network.get("driver_opts") or {}).get("com.docker.network.bridge.enable_ip_masquerade")
+        == "false"
+    }
+    assert networks.keys() - closed == {"outside"}
+    near = {n for n, s in resolved["services"].items() if "outside" in s.get("networks", {})}
+    assert near == {"prefect", *WORKERS}
 
 
 def test_a_gpu_has_one_worker_with_one_slot(services: dict[str, Any]) -> None:

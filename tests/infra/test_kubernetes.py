@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -106,6 +107,11 @@ def root(manifests: list[Manifest]) -> None:
     pod["spec"]["securityContext"]["runAsNonRoot"] = False
 
 
+def writable_root(manifests: list[Manifest]) -> None:
+    security = container_of(manifests, "Deployment", "mlflow")["securityContext"]
+    del security["readOnlyRootFilesystem"]
+
+
 def no_probe(manifests: list[Manifest]) -> None:
     container = container_of(manifests, "Deployment", "mlflow")
     del container["readinessProbe"], container["livenessProbe"]
@@ -131,6 +137,7 @@ def lost_account(manifests: list[Manifest]) -> None:
         (a_secret_in_git, "secrets are made by hand"),
         (latest_image, "not pinned"),
         (root, "may run as root"),
+        (writable_root, "may change its own files"),
         (no_probe, "has no probe"),
         (lost_setting, "no setting DATABASE_HOST"),
         (renamed_component, "selects nothing"),
@@ -146,9 +153,33 @@ def test_our_rules_see(production: list[Manifest], spoil: Callable[..., None], s
 def test_only_ours_reach_the_servers(manifests: list[Manifest]) -> None:
     policies = [m for m in manifests if m["kind"] == "NetworkPolicy"]
     default = named(policies, "NetworkPolicy", "nobody-by-default")["spec"]
-    assert default == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert default == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     served = {m["metadata"]["name"] for m in manifests if m["kind"] == "Service"} - {"workers"}
-    assert served == {m["metadata"]["name"] for m in policies} - {"nobody-by-default"}
+    allow = {m["metadata"]["name"]: m["spec"] for m in policies if m["metadata"]["name"] in served}
+    assert allow.keys() == served
+    assert all(spec["policyTypes"] == ["Ingress"] for spec in allow.values())
+
+
+def test_who_may_talk_to_the_outside(manifests: list[Manifest]) -> None:
+    """Finding 21: databases and S3 call nobody, and nobody calls the metadata server of a cloud."""
+    egress = [m for m in manifests if m["kind"] == "NetworkPolicy" and "egress" in m["spec"]]
+    assert {m["metadata"]["name"] for m in egress} == {"to-names", "to-servers", "to-outside"}
+    blocks = [
+        (m["metadata"]["name"], peer["ipBlock"])
+        for m in egress
+        for rule in m["spec"]["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    metadata = ip_address("169.254.169.254")
+    for name, block in blocks:
+        network = ip_network(block["cidr"])
+        reached = metadata.version == network.version and metadata in network
+        spared = any(metadata in ip_network(part) for part in block.get("except", []))
+        assert not reached or spared, name
+    outside = named(manifests, "NetworkPolicy", "to-outside")["spec"]["podSelector"]
+    (who,) = outside["matchExpressions"]
+    assert not {"postgres", "s3", "provision"} & set(who["values"])
 
 
 def test_every_pool_has_a_worker(manifests: list[Manifest]) -> None:

@@ -134,6 +134,8 @@ def test_docker_is_asked_for_a_bounded_container(rendered: dict[Any, Any], pool:
     assert host["Memory"] > 2**30
     assert host["ShmSize"] >= 2**30
     assert host["CapDrop"] == ["ALL"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["Tmpfs"].keys() == {"/tmp"}
     assert host["AutoRemove"] is True
     assert not host.get("Privileged")
     assert host["Binds"] == [f"mrmodel-work-{pool}:/work"]
