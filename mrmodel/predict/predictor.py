@@ -29,7 +29,7 @@ from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.features.extraction.encode import encode_streams, encode_texts
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.manifest import stream_fingerprint
-from mrmodel.features.store import MemoryStore
+from mrmodel.features.store import MemoryStore, RowTable
 from mrmodel.files import digest_of
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import decode_output
@@ -61,14 +61,16 @@ class SearchableVideo:
     duration_s: float
     start_s: float
     n_clips: int
-    streams: tuple[MemoryStore, ...]
+    streams: tuple[RowTable, ...]
     report: DecodeReport
     encoders: tuple[ModelStream, ...]
 
 
-# Answers to queries about a video from its rows and those of the queries, by `text_key`. Times
-# count from the first picture.
-Grounding = Callable[[SearchableVideo, Sequence[str], Sequence[MemoryStore]], list[Decoded]]
+# Answers about each video to each query, from their rows (those of queries by `text_key`): all
+# queries about the first video, and so on. Times count from the first picture.
+Grounding = Callable[
+    [Sequence[SearchableVideo], Sequence[str], Sequence[MemoryStore]], list[Decoded]
+]
 
 
 class Predictor:
@@ -182,25 +184,44 @@ class Predictor:
             DataError: a query is empty, shows nothing, or is no text that UTF-8 can encode.
             FeatureMismatch: the video was encoded by other encoders.
         """
+        return self.search_videos([video], queries)[0]
+
+    def search_videos(
+        self, videos: Sequence[SearchableVideo], queries: Sequence[str]
+    ) -> list[list[QueryResult]]:
+        """For each video one result per query; the model runs on batches of several videos.
+
+        Args:
+            videos: whose `streams` are the same.
+            queries: sentences.
+
+        Raises:
+            DataError, FeatureMismatch: see `search`.
+        """
         check_queries(queries)
-        self._require_rows(video)
-        if not queries:
-            return []
+        for video in videos:
+            self._require_rows(video)
+        if not videos or not queries:
+            return [[] for _ in videos]
         unread = [self._unread(number, query) for number, query in enumerate(queries)]
         clip_len_s = self.config.clip_len_s
-        found = self.grounding(video, queries, self.encode_queries(queries))
-        found = in_video_time(found, [video.start_s] * len(found), clip_len_s)
+        found = self.grounding(videos, queries, self.encode_queries(queries))
+        starts_s = [video.start_s for video in videos for _ in queries]
+        answers = iter(in_video_time(found, starts_s, clip_len_s))
         return [
-            QueryResult(
-                query,
-                video.vid,
-                video.duration_s,
-                clip_len_s,
-                tuple(Moment(*window) for window in answer.windows),
-                answer.saliency,
-                unread_tokens=share,
-            )
-            for query, answer, share in zip(queries, found, unread, strict=True)
+            [
+                QueryResult(
+                    query,
+                    video.vid,
+                    video.duration_s,
+                    clip_len_s,
+                    tuple(Moment(*window) for window in answer.windows),
+                    answer.saliency,
+                    unread_tokens=share,
+                )
+                for query, answer, share in zip(queries, answers, unread, strict=False)
+            ]
+            for video in videos
         ]
 
     def _require_rows(self, video: SearchableVideo) -> None:
@@ -255,19 +276,26 @@ class ModelGrounding:
         self._postprocess = Postprocess.of(postprocess, config.clip_len_s)
 
     def __call__(
-        self, video: SearchableVideo, queries: Sequence[str], texts: Sequence[MemoryStore]
+        self,
+        videos: Sequence[SearchableVideo],
+        queries: Sequence[str],
+        texts: Sequence[MemoryStore],
     ) -> list[Decoded]:
         """See `Grounding`."""
-        limits = RowLimits(self._config.max_clips, self._config.max_tokens)
-        builder = BatchBuilder(video.streams, texts, limits, self._device)
-        parts = split_video(video.n_clips, self._config.max_clips or video.n_clips)
-        found = self._run(
-            builder, [self._row(video, part, one) for one in queries for part in parts]
-        )
+        longest = self._config.max_clips
+        limits = RowLimits(longest, self._config.max_tokens)
+        builder = BatchBuilder(videos[0].streams, texts, limits, self._device)
+        pairs = [
+            (video, query, split_video(video.n_clips, longest or video.n_clips))
+            for video in videos
+            for query in queries
+        ]
+        rows = [self._row(video, part, query) for video, query, parts in pairs for part in parts]
+        found = iter(self._run(builder, rows))
         clip_len_s, finish = self._config.clip_len_s, self._postprocess.finish
         return [
-            merge_chunks(found[first : first + len(parts)], parts, clip_len_s, finish)
-            for first in range(0, len(found), len(parts))
+            merge_chunks([next(found) for _ in parts], parts, clip_len_s, finish)
+            for _, _, parts in pairs
         ]
 
     def _row(self, video: SearchableVideo, part: VideoChunk, query: str) -> Annotation:
@@ -278,12 +306,16 @@ class ModelGrounding:
         return Annotation(0, query, f"{video.vid}_{start}_{end}", end - start)
 
     def _run(self, builder: BatchBuilder, rows: list[Annotation]) -> list[Decoded]:
-        answers: list[Decoded] = []
+        answers: dict[int, Decoded] = {}
+        # Together with those of its length, a row needs no padding.
+        order = sorted(range(len(rows)), key=lambda place: rows[place].duration)
         with torch.inference_mode():
             for first in range(0, len(rows), _BATCH):
-                batch = builder.batch(rows[first : first + _BATCH])
-                answers += decode_output(self.model(batch), batch, self._postprocess)
-        return answers
+                places = order[first : first + _BATCH]
+                batch = builder.batch([rows[place] for place in places])
+                found = decode_output(self.model(batch), batch, self._postprocess)
+                answers |= zip(places, found, strict=True)
+        return [answers[place] for place in range(len(rows))]
 
 
 class SimilarityGrounding:
@@ -293,14 +325,22 @@ class SimilarityGrounding:
         self._threshold_std = threshold_std
 
     def __call__(
-        self, video: SearchableVideo, queries: Sequence[str], texts: Sequence[MemoryStore]
+        self,
+        videos: Sequence[SearchableVideo],
+        queries: Sequence[str],
+        texts: Sequence[MemoryStore],
     ) -> list[Decoded]:
         """See `Grounding`."""
-        clips, sentences = video.streams[0], texts[0]
-        rows, clip_len_s = clips.gather([video.vid])[0][0], clips.clip_len_s
+        clips, keys = videos[0].streams[0], [text_key(query) for query in queries]
+        clip_len_s = clips.clip_len_s
         assert clip_len_s is not None
-        found = sentences.gather([text_key(query) for query in queries], max_rows=1)[0][:, 0]
-        return [answer_by_similarity(rows, one, clip_len_s, self._threshold_std) for one in found]
+        sentences = texts[0].gather(keys, max_rows=1)[0][:, 0]
+        rows = [clips.gather([video.vid])[0][0] for video in videos]
+        return [
+            answer_by_similarity(own, one, clip_len_s, self._threshold_std)
+            for own in rows
+            for one in sentences
+        ]
 
 
 def stream_of(encoder: VideoEncoder | TextEncoder, clip_len_s: float | None) -> ModelStream:
