@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from mrmodel.config.schema import load_config
     from mrmodel.export.hits import Hit, hits_of
     from mrmodel.export.write import export_hits
+    from mrmodel.library.library import Library
     from mrmodel.predict.predictor import Predictor
     from mrmodel.registry.load import load_champion
     from mrmodel.train.checkpoint import load_model
 
 __all__ = [
     "Hit",
+    "Library",
     "Predictor",
     "__version__",
     "export_hits",
@@ -29,6 +31,7 @@ __all__ = [
 # Name -> module. Imported on first use, because torch takes seconds and few commands need it.
 _PUBLIC = {
     "Hit": "mrmodel.export.hits",
+    "Library": "mrmodel.library.library",
     "Predictor": "mrmodel.predict.predictor",
     "export_hits": "mrmodel.export.write",
     "hits_of": "mrmodel.export.hits",

@@ -169,6 +169,10 @@ class ConflictError(MrModelError):
         super().__init__(f"{store}: key {key!r}: {rule}")
 
 
+class LibraryError(MrModelError):
+    """A library is missing, damaged, in use, or holds rows of other encoders."""
+
+
 class OrchestrationError(MrModelError):
     """A stage or the pipeline could not be run on the workers."""
 

@@ -49,7 +49,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if is_of_the_machine(error) or str(error.filename) == name:
             raise OutputError(target, error) from error
@@ -83,7 +83,7 @@ def replaced_folder(target: Path, *ours: str) -> Iterator[Path]:
         if target.exists() and not target.is_dir():
             raise OutputError(shown, FileExistsError())
         beside.mkdir(parents=True, exist_ok=True)
-        with _locked(beside):
+        with locked_folder(beside):
             try:
                 if old.exists() and not target.exists():
                     old.rename(target)  # of a process that was killed between two renames
@@ -95,9 +95,9 @@ def replaced_folder(target: Path, *ours: str) -> Iterator[Path]:
                 if target.exists():
                     shutil.copymode(target, new)
                     _add_links(target, new, ours)
-                _sync_folder(new)
+                sync_folder(new)
                 _swap(new, target, old)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
             finally:
                 if target.exists() or not old.exists():
                     shutil.rmtree(beside, ignore_errors=True)
@@ -112,8 +112,12 @@ def _is_below(path: object, folder: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on an existing folder, which ends with the process."""
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a lock on an existing folder, which ends with the process.
+
+    Raises:
+        OSError: another process holds it (EWOULDBLOCK), or the folder cannot be opened.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -167,7 +171,7 @@ def _swap(new: Path, target: Path, old: Path) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make sure that names in a folder outlast a power failure."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Markdown tables, sparklines, texts cut to a length, and texts without anything to see."""
+"""Markdown tables, sparklines, times, texts cut to a length, and texts without anything to see."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def shortened(text: str, most: int) -> str:
     """`text`, cut so that it has no more than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def clock(seconds: float) -> str:
+    """A time as players show it, with tenths: ``7:05.0``, ``1:02:03.5``."""
+    tenths = round(seconds * 10)
+    hours, minutes, rest = tenths // 36_000, tenths // 600 % 60, tenths % 600 / 10
+    return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
 
 def _cell(value: object) -> str:

@@ -9,6 +9,7 @@ import mrmodel
 from mrmodel.config.schema import load_config
 from mrmodel.export.hits import Hit, hits_of
 from mrmodel.export.write import export_hits
+from mrmodel.library.library import Library
 from mrmodel.predict.predictor import Predictor
 from mrmodel.registry.load import load_champion
 from mrmodel.train.checkpoint import load_model
@@ -16,18 +17,20 @@ from mrmodel.train.checkpoint import load_model
 
 def test_the_public_names_are_those_of_their_modules() -> None:
     assert (
+        mrmodel.Library,
         mrmodel.Predictor,
         mrmodel.load_champion,
         mrmodel.load_config,
         mrmodel.load_model,
     ) == (
+        Library,
         Predictor,
         load_champion,
         load_config,
         load_model,
     )
     assert (mrmodel.Hit, mrmodel.hits_of, mrmodel.export_hits) == (Hit, hits_of, export_hits)
-    names = {"Hit", "Predictor", "__version__", "export_hits", "hits_of", "load_config"}
+    names = {"Hit", "Library", "Predictor", "__version__", "export_hits", "hits_of", "load_config"}
     assert set(mrmodel.__all__) == names | {"load_champion", "load_model"}
     with pytest.raises(AttributeError, match="'mrmodel' has no attribute 'nothing'"):
         mrmodel.nothing  # noqa: B018

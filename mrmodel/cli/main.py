@@ -16,6 +16,7 @@ from mrmodel.version import __version__
 COMMANDS = {
     "predict": ("predict", "command", "Find the moments that sentences describe in a video file."),
     "highlight": ("export", "highlight", "Find the best moments in a video without a query."),
+    "index": ("index", "group", "Encode many videos once, and search them together."),
     "cut": ("export", "cut", "Write what was found as clips, chapters, edit lists or tasks."),
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
     "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),

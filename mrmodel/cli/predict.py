@@ -79,9 +79,7 @@ def command(
     results = predictor.search(searchable, queries)
     for number, result in enumerate(results):
         if as_json:
-            row = result.as_row(number, top)
-            is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
-            click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
+            echo_json(result.as_row(number, top))
             continue
         click.echo(f"{result.query}")
         for moment in result.moments[:top]:
@@ -97,6 +95,12 @@ def command(
         from mrmodel.report.timeline_plot import save_timeline
 
         save_timeline(plot, path, results)
+
+
+def echo_json(row: object) -> None:
+    """Print a line of JSON, in ASCII where the output is not UTF-8."""
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
+    click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
 
 
 def unread_note(result: QueryResult, languages: Sequence[str]) -> str:

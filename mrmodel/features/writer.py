@@ -24,7 +24,7 @@ from mrmodel.files import sha256_of
 SHARD_BYTES = 2 << 30
 # Names in a store, with those of a killed writer.
 STORE_FILES = (MANIFEST_FILE, INDEX_FILE, "shard-*.npy", "shard-*.npy.tmp", ".*.tmp")
-_HEADER_BYTES = 128
+HEADER_BYTES = 128
 _ITEM_BYTES = 2
 
 
@@ -97,13 +97,13 @@ class FeatureWriter:
 
     def _shard_with_room(self, n_rows: int) -> BinaryIO:
         row_bytes = self._info.dim * _ITEM_BYTES
-        size = _HEADER_BYTES + (self._file_rows + n_rows) * row_bytes
+        size = HEADER_BYTES + (self._file_rows + n_rows) * row_bytes
         if self._file is not None and size > self._shard_bytes:
             self._finish_shard()
         if self._file is None:
             name = f"shard-{len(self._shards):05d}.npy.tmp"
             self._file = (self._folder / name).open("wb")
-            self._file.write(bytes(_HEADER_BYTES))
+            self._file.write(bytes(HEADER_BYTES))
         return self._file
 
     def _finish_shard(self) -> None:
@@ -111,7 +111,7 @@ class FeatureWriter:
             return
         # The number of rows is known only now; space for the header was reserved.
         self._file.seek(0)
-        self._file.write(_npy_header(self._file_rows, self._info.dim))
+        self._file.write(npy_header(self._file_rows, self._info.dim))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -124,8 +124,8 @@ class FeatureWriter:
         self._file, self._file_rows = None, 0
 
 
-def _npy_header(rows: int, dim: int) -> bytes:
+def npy_header(rows: int, dim: int) -> bytes:
     """The .npy 1.0 header of a (rows, dim) little-endian float16 array, always 128 bytes."""
     text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
-    body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
+    body = text.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body

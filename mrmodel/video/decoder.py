@@ -308,7 +308,7 @@ class Decoder:
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """The file, opened by PyAV.
+        """The file, opened by PyAV until the block ends.
 
         Raises:
             VideoError: see `FrameSource.clips`.
@@ -329,6 +329,7 @@ class Decoder:
             with container:
                 self._require_read()
                 yield container
+                self._require_read()
         finally:
             if self._remote is not None:
                 self._remote.close()
