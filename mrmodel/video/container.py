@@ -46,7 +46,7 @@ class TimeLimit:
     """
 
     def __init__(self, path: Path, limit_s: float) -> None:
-        self._path, self._limit_s = path, limit_s
+        self._path, self.limit_s = path, limit_s
         self._spent_s = 0.0
         self._since: float | None = None
 
@@ -67,17 +67,12 @@ class TimeLimit:
             VideoError: ``timed_out``.
         """
         running_s = 0.0 if self._since is None else time.monotonic() - self._since
-        if self._spent_s + running_s > self._limit_s:
-            raise timed_out(self._path, self._limit_s)
-
-
-def timed_out(path: Path, limit_s: float) -> VideoError:
-    """The error of a video that takes too long."""
-    return VideoError(path, "timed_out", f"not read within {limit_s:g} s")
+        if self._spent_s + running_s > self.limit_s:
+            raise VideoError(self._path, "timed_out", f"not read within {self.limit_s:g} s")
 
 
 def open_container(
-    path: Path, remote: RemoteVideo | None, max_pixels: int, timeout_s: float
+    path: Path, remote: RemoteVideo | None, max_pixels: int, limit: TimeLimit
 ) -> Any:
     """Open a video with PyAV.
 
@@ -85,7 +80,7 @@ def open_container(
         path: the file, or the pointer of `remote`.
         remote: the object to read in place of the file.
         max_pixels: larger pictures are not decoded.
-        timeout_s: wall-clock limit of opening the file, and of reading one packet of it.
+        limit: its clock, which is stopped, runs meanwhile. Reading a packet takes no longer either.
 
     Raises:
         VideoError: ``not_found``, ``unreadable``, ``invalid_data``, ``unknown_container`` or
@@ -100,6 +95,7 @@ def open_container(
         "protocol_whitelist": "file" if remote is None else "none",
         "pattern_type": "none",  # A % or * in the name of an image names no other images.
     }
+    limit.start()
     try:
         container = av.open(
             # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
@@ -108,10 +104,14 @@ def open_container(
             options=decoding,
             container_options=demuxing,
             metadata_errors="replace",
-            timeout=timeout_s,
+            timeout=limit.limit_s,
         )
     except (av.error.FFmpegError, OSError) as error:
-        raise _not_opened(path, error, timeout_s) from error
+        limit.require()
+        raise _not_opened(path, error) from error
+    finally:
+        limit.stop()
+    limit.require()  # FFmpeg may take the interruption for the end of the file.
     for stream in container.streams.video:
         if stream.codec_context is not None:
             stream.codec_context.options = decoding
@@ -131,7 +131,7 @@ def _require_file(path: Path) -> None:
         raise VideoError(path, "unreadable", detail)
 
 
-def _not_opened(path: Path, error: Exception, timeout_s: float) -> VideoError:
+def _not_opened(path: Path, error: Exception) -> VideoError:
     if isinstance(error, av.error.FileNotFoundError):
         return VideoError(path, "not_found", "no such file")
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
@@ -141,6 +141,4 @@ def _not_opened(path: Path, error: Exception, timeout_s: float) -> VideoError:
             "a playlist or another file that names files, a container that is not read, or damaged"
         )
         return VideoError(path, "unknown_container", f"{rule}; MP4 and Matroska are read")
-    if isinstance(error, av.error.ExitError):
-        return timed_out(path, timeout_s)
     return VideoError(path, "unreadable", getattr(error, "strerror", None) or str(error))

@@ -320,9 +320,7 @@ class Decoder:
             self._remote = RemoteVideo(self.path, self._time.require)
         try:
             try:
-                container = open_container(
-                    self.path, self._remote, limits.max_pixels, limits.timeout_s
-                )
+                container = open_container(self.path, self._remote, limits.max_pixels, self._time)
             except VideoError:
                 self._require_read()
                 raise

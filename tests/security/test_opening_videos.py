@@ -421,15 +421,17 @@ def test_a_video_is_read_within_its_time(tmp_path: Path, objects: Objects) -> No
             assert not failure.lasting
 
 
-def test_a_file_of_holes_takes_no_longer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.mkv", "a.m4v", "a.h264"])
+def test_a_file_of_holes_takes_no_longer(tmp_path: Path, name: str) -> None:
     """Finding 15: a terabyte of nothing, which one call of FFmpeg would search."""
-    path = write_video(tmp_path / "a.mkv", 20)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    path = tmp_path / name
+    path.touch()
+    if name == "a.mkv":  # Of the others, opening them is the long call.
+        os.truncate(path, write_video(path, 20).stat().st_size // 2)
     os.truncate(path, 1 << 40)
     started = time.monotonic()
     with pytest.raises(VideoError, match="timed_out"):
-        list(Decoder(path, VideoLimits(timeout_s=1.0)).frames())
+        list(Decoder(path, VideoLimits(timeout_s=0.5)).frames())
     assert time.monotonic() - started < 10
 
 
