@@ -22,6 +22,8 @@ from mrmodel.types import QueryResult
 # The similarity of so many times the videos to ground is computed again, exactly.
 _EXACT = 2
 _LEAST_NORM = 1e-6
+# More than the rounding errors of a similarity by float16.
+_ROUNDING = 0.004
 _NOT_ALIGNED = (
     "clips and sentences of the model's encoders share no space, so candidates cannot be retrieved "
     "by similarity: the model looked into all videos"
@@ -90,25 +92,28 @@ class ClipSimilarity:
         self._firsts = np.cumsum(rows.counts) - rows.counts
         self._norms = np.maximum(rows.norms, _LEAST_NORM)
 
-    def of_videos(self, sentence: Vector) -> Vector:
+    def of_videos(self, sentence: Vector, n_exact: int) -> Vector:
         """Similarity of the best clip of each video, in the order of `rows.keys`.
 
-        The products are float16, so it is exact to about 0.001.
+        Those of the `n_exact` best videos are computed again in float32; the others are products
+        of float16, exact to about 0.001.
 
         Args:
             sentence: (dim,), of unit length.
+            n_exact: see above.
         """
         half = torch.from_numpy(sentence).half()
         products = torch.cat([torch.mv(one, half) for one in self._maps]).float().numpy()
         products /= self._norms
         best: Vector = np.maximum.reduceat(products, self._firsts)
+        for video in np.argsort(-best, kind="stable")[:n_exact].tolist():
+            first = self._firsts[video]
+            own = products[first : first + self._rows.counts[video]]
+            near = np.flatnonzero(own >= best[video] - _ROUNDING)
+            clips = self._rows.gather([self._rows.keys[video]])[0][0][near].astype(np.float32)
+            norms = np.maximum(np.linalg.norm(clips, axis=1), _LEAST_NORM)
+            best[video] = (clips @ sentence / norms).max()
         return best
-
-    def exactly(self, sentence: Vector, key: str) -> float:
-        """Similarity of the best clip of a video, in float32."""
-        clips = self._rows.gather([key])[0][0].astype(np.float32)
-        norms = np.maximum(np.linalg.norm(clips, axis=1), _LEAST_NORM)
-        return float((clips @ sentence / norms).max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +265,9 @@ class LibrarySearch:
         rows = self._predictor.encode_queries([query])[self._text]
         vector = rows.gather([text_key(query)], max_rows=1)[0][0, 0].astype(np.float32)
         sentence = vector / max(float(np.linalg.norm(vector)), _LEAST_NORM)
-        found: Scores = self._similarity.of_videos(sentence)[self._order].astype(np.float64)
-        n_exact = len(found) if depth is None else _EXACT * depth
-        for video in np.argsort(-found, kind="stable")[:n_exact].tolist():
-            found[video] = self._similarity.exactly(sentence, self._videos[video].vid)
+        n_exact = len(self._videos) if depth is None else _EXACT * depth
+        best = self._similarity.of_videos(sentence, n_exact)
+        found: Scores = best[self._order].astype(np.float64)
         return found
 
     def path(self, video: int) -> Path:
