@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import LibraryError, OutputError
 from mrmodel.features.manifest import StreamInfo
-from mrmodel.features.store import Half, RowTable
+from mrmodel.features.store import Half, Ints, RowTable
 from mrmodel.features.writer import HEADER_BYTES, npy_header
 from mrmodel.files import sync_folder
 
@@ -119,6 +119,11 @@ class LibraryRows(RowTable):
         self.info, self.maps, self.norms = info, maps, norms
         self.keys = [place[0] for place in places]
         self.counts = np.array([place[3] for place in places], dtype=np.int64)
+
+    def some_of(self, key: str, places: Ints) -> Half:
+        """The (n, dim) rows of a video at these places."""
+        shard, first, _ = self._index[key]
+        return self.maps[shard][first + places]
 
     def _shards(self) -> Sequence[Half]:
         return self.maps

@@ -110,7 +110,7 @@ class ClipSimilarity:
             first = self._firsts[video]
             own = products[first : first + self._rows.counts[video]]
             near = np.flatnonzero(own >= best[video] - _ROUNDING)
-            clips = self._rows.gather([self._rows.keys[video]])[0][0][near].astype(np.float32)
+            clips = self._rows.some_of(self._rows.keys[video], near).astype(np.float32)
             norms = np.maximum(np.linalg.norm(clips, axis=1), _LEAST_NORM)
             best[video] = (clips @ sentence / norms).max()
         return best
