@@ -60,7 +60,8 @@ class Sidecars:
 def state_of(sidecars: Iterable[Path]) -> str:
     """Names, sizes and modification times, as JSON; they change when a file does."""
     found = [(path.name, path.stat()) for path in sidecars]
-    return json.dumps([[name, one.st_size, one.st_mtime_ns] for name, one in found])
+    rows = [[name, one.st_size, one.st_mtime_ns] for name, one in found]
+    return json.dumps(rows, allow_nan=False)
 
 
 def read_sidecars(sidecars: Iterable[Path]) -> tuple[list[Sentence], str]:

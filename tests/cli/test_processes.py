@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mrmodel.features.index import IndexEntry
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import write_jsonl
 from tests.evaluate.rows_for_tests import random_rows
+from tests.export.videos import constant, make_video
 from tests.features.test_store import INFO, rows_of
 from tests.project import ROOT
 
@@ -65,10 +67,18 @@ GROUPS = {
         *("config check", "params.yaml: good. Corpus miniature"),
         *("config check bad.yaml", "error: train.pretrain.learning_rat = 0.001: unknown key"),
     ),
+    "cut": Pair(
+        *("cut lake.mp4 --hits hits.jsonl --format csv --output cuts", "cuts/hits.csv"),
+        *("cut none.mp4 --hits hits.jsonl --output none", "error: none.mp4: not_found"),
+    ),
+    "highlight": Pair(
+        *("highlight lake.mp4 --model zero-shot --top 1", "0.0 s to      2.0 s"),
+        *("highlight none.mp4 --model zero-shot", "error: none.mp4: not_found"),
+    ),
 }
-# A trained model, a registry or a git repository is needed: tests/smoke/test_predict.py,
-# tests/registry and tests/retrain run these as processes.
-ELSEWHERE = {"predict", "registry", "lineage", "delivery"}
+# A trained model, a registry, a git repository or a library is needed: tests/smoke/test_predict.py,
+# tests/registry, tests/retrain and tests/library/test_kill.py run these as processes.
+ELSEWHERE = {"predict", "registry", "lineage", "delivery", "index"}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +95,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad.jsonl").write_text(json.dumps(row | {"duration": -1.0}) + "\n")
     with FeatureWriter(folder / "store", INFO) as writer:
         writer.add(IndexEntry("a", 2), rows_of(0, 2))
+    make_video(folder / "lake.mp4", constant(100, Fraction(25)), Fraction(1, 25), sound=None)
+    hit = {"query": "a cat", "vid": "lake", "pred_relevant_windows": [[0.4, 1.0, 0.9]]}
+    write_jsonl(folder / "hits.jsonl", [hit])
     return folder
 
 

@@ -80,9 +80,10 @@ class Noting(TinyVideoEncoder):
     name: ClassVar[str] = "test.noting"
 
     def encode_clips(self, frames: Frames) -> Rows:
-        with Path(os.environ[NOTES]).open("a") as file:
-            file.writelines(f"{round(clip.mean())}\n" for clip in frames)
-        time.sleep(0.02)
+        if NOTES in os.environ:  # Not in the tests of all registered encoders.
+            with Path(os.environ[NOTES]).open("a") as file:
+                file.writelines(f"{round(clip.mean())}\n" for clip in frames)
+            time.sleep(0.02)
         return super().encode_clips(frames)
 
 

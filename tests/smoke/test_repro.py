@@ -105,7 +105,8 @@ def test_a_changed_rate_runs_fine_tuning_and_what_follows(reproduced: Project) -
     }
     assert reproduced.read("reports/metrics.json") != before
     (reproduced.folder / "params.yaml").write_bytes(original)
-    assert stages_run(reproduced.run("dvc", "repro")) == set()
+    # DVC's run cache brings the others back; it holds no outputs with `persist`.
+    assert stages_run(reproduced.run("dvc", "repro")) == {"package@moment_detr"}
     assert reproduced.read("reports/metrics.json") == before
 
 
