@@ -69,7 +69,10 @@ GROUPS = {
     ),
     "cut": Pair(
         *("cut lake.mp4 --hits hits.jsonl --format csv --output cuts", "cuts/hits.csv"),
-        *("cut none.mp4 --hits hits.jsonl --output none", "error: none.mp4: not_found"),
+        *(
+            "cut none.mp4 --hits hits.jsonl --output none",
+            'error: hits.jsonl:1: vid = "lake": the row is not about the video none.mp4',
+        ),
     ),
     "highlight": Pair(
         *("highlight lake.mp4 --model zero-shot --top 1", "0.0 s to      2.0 s"),
