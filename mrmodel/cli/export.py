@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrmodel.addresses import video_path
-from mrmodel.cli.options import DeviceName
+from mrmodel.cli.options import DEVICE
 from mrmodel.errors import MISTAKE
 from mrmodel.export.chapters import chapters_of
 from mrmodel.export.formats import FORMATS, LOCAL_FILES
@@ -28,13 +28,6 @@ _MODEL = click.option(
     "--model",
     help="Model folder, or zero-shot [default: the first of train.models below models/served].",
 )
-_DEVICE = click.option(
-    "--device",
-    type=DeviceName(),
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N.",
-)
 
 
 @click.command("cut")
@@ -47,7 +40,7 @@ _DEVICE = click.option(
     help="Cut these: what predict, highlight or index search printed with --json; - is stdin.",
 )
 @_MODEL
-@_DEVICE
+@DEVICE
 @click.option(
     "--top",
     type=click.IntRange(1),
@@ -147,7 +140,7 @@ def cut(
     help="Text file of generic queries, one a line [default: those of this package].",
 )
 @_MODEL
-@_DEVICE
+@DEVICE
 @click.option(
     "--top", type=click.IntRange(1), default=_TOP, show_default=True, help="Highlights to print."
 )

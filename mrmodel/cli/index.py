@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrmodel.cli.options import WORKERS, DeviceName
+from mrmodel.cli.options import DEVICE, WORKERS
 from mrmodel.cli.predict import echo_json, unread_note
 from mrmodel.library import DEPTH
 from mrmodel.text import clock
@@ -133,13 +133,7 @@ def list_command(folder: Path, as_json: bool) -> None:
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True)
 @_library
 @_MODEL
-@click.option(
-    "--device",
-    type=DeviceName(),
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N.",
-)
+@DEVICE
 @click.option(
     "--top", type=click.IntRange(1), default=10, show_default=True, help="Videos for each query."
 )

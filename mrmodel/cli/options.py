@@ -1,4 +1,4 @@
-"""Types of options: numbers in a range, devices."""
+"""Types of options, and options of several commands."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ class DeviceName(click.ParamType[str]):
 CLIP_LEN = FiniteRange(MIN_CLIP_LEN_S, MAX_CLIP_LEN_S)
 TRIALS = click.IntRange(1, MAX_TRIALS)
 WORKERS = click.IntRange(1, MAX_WORKERS)
+
+DEVICE = click.option(
+    "--device",
+    type=DeviceName(),
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N.",
+)

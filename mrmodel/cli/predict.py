@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from mrmodel.addresses import video_path
-from mrmodel.cli.options import DeviceName
+from mrmodel.cli.options import DEVICE
 from mrmodel.predict.queries import check_queries
 from mrmodel.stages.served import choose_model
 from mrmodel.text import sparkline
@@ -28,13 +28,7 @@ PLOTS = (".png", ".svg", ".pdf")
     "--model",
     help="Model folder, or zero-shot [default: the first of train.models below models/served].",
 )
-@click.option(
-    "--device",
-    type=DeviceName(),
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N.",
-)
+@DEVICE
 @click.option(
     "--top",
     type=click.IntRange(1),
