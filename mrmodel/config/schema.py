@@ -60,11 +60,16 @@ class CorpusVideos(Section):
 
 
 class CorpusSettings(Section):
-    """Where videos and annotations come from."""
+    """Where videos and annotations come from.
+
+    `pretrain_ratings`: whether the ratings of ``pretrain.jsonl`` and ``pretrain_val.jsonl`` of the
+    folder are used; if not, only their windows are.
+    """
 
     name: CorpusName
     source: Literal["sample", "folder"]
     folder: FolderName
+    pretrain_ratings: bool = True
     seed: Seed
     videos: CorpusVideos
     queries_per_video: Annotated[int, Field(ge=1, le=1000)]

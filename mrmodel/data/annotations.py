@@ -28,6 +28,8 @@ from mrmodel.types import (
 
 DEFAULT_CLIP_LEN_S = 2.0
 MAX_RATING = 4
+# Keys about single clips.
+RATED = ("relevant_clip_ids", "saliency_scores")
 # With more lines than this and no object among them, a file is of another kind.
 _FEW = 10
 
@@ -75,8 +77,15 @@ def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list
     return scan.rows
 
 
-def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan:
+def scan_annotations(
+    path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S, with_ratings: bool = True
+) -> Scan:
     """Read a whole annotation file and collect all errors in it.
+
+    Args:
+        path: the JSONL file.
+        clip_len_s: seconds of one clip, the unit of `relevant_clip_ids`.
+        with_ratings: False: as if no record had the keys of `RATED`.
 
     Raises:
         DataError: the file cannot be opened.
@@ -90,7 +99,8 @@ def scan_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> Scan
                 unread += 1
                 continue
             try:
-                row, warnings = parse_annotation(record, clip_len_s)
+                given = record if with_ratings else without_ratings(record)
+                row, warnings = parse_annotation(given, clip_len_s)
                 used, same = first.setdefault(str(row.qid), (line, row.qid))
                 if used != line:
                     rule = f"the qid is used already in line {used}"
@@ -119,6 +129,11 @@ def parse_annotation(record: Mapping[str, Any], clip_len_s: float) -> tuple[Anno
     """
     row = _row(record)
     return row, _check_times(row, clip_len_s)
+
+
+def without_ratings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without the keys of `RATED`: its windows alone are the ground truth."""
+    return {key: value for key, value in record.items() if key not in RATED}
 
 
 def truth_problem(row: Annotation) -> str | None:

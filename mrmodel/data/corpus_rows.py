@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrmodel.config.base import MAX_CLIP_LEN_S, MIN_CLIP_LEN_S
-from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, read_annotations
+from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, read_annotations, scan_annotations
 from mrmodel.data.datasets.convert import RECORD, SPLITS
+from mrmodel.data.ingest.summary import PRETRAINING
 from mrmodel.errors import DataError
 from mrmodel.files import read_object
 from mrmodel.types import Annotation
@@ -15,8 +16,11 @@ from mrmodel.types import Annotation
 def corpus_rows(folder: Path) -> list[Annotation]:
     """The records of ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, as far as present.
 
+    Then those of ``pretrain.jsonl`` and ``pretrain_val.jsonl``, without ratings; the stage `corpus`
+    lists the invalid ones, which are left out.
+
     Raises:
-        DataError: none of them exists, or a record is invalid.
+        DataError: none of the first three exists, or a record of theirs is invalid.
     """
     files = [folder / f"{split}.jsonl" for split in SPLITS]
     present = [path for path in files if path.exists() and path.stat().st_size]
@@ -25,7 +29,11 @@ def corpus_rows(folder: Path) -> list[Annotation]:
         hint = "mrmodel data convert writes them from published annotation files"
         raise DataError(f"has none of {names}; {hint}", file=folder)
     clip_len_s = corpus_clip_len(folder) or DEFAULT_CLIP_LEN_S
-    return [row for path in present for row in read_annotations(path, clip_len_s)]
+    rows = [row for path in present for row in read_annotations(path, clip_len_s)]
+    for path in (folder / f"{name}.jsonl" for name in PRETRAINING):
+        if path.exists():
+            rows += scan_annotations(path, clip_len_s, with_ratings=False).rows
+    return rows
 
 
 def corpus_clip_len(folder: Path) -> float | None:

@@ -13,7 +13,7 @@ from mrmodel.report.studies import REPORTS, cell
 from mrmodel.stages.evaluate import TRAINED, zero_shot_predictions
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
-from mrmodel.stages.trainer import TrainingJob, train_model
+from mrmodel.stages.trainer import TrainingJob, pretraining_files, train_model
 from mrmodel.text import table as markdown_table
 
 
@@ -57,10 +57,9 @@ def seed_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
 
 def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[TrainingJob]:
     """The same three trainings as in the main job, in its order."""
-    generated = (paths.intervid / "train.jsonl", paths.intervid / "val.jsonl")
     annotated = (paths.split("train"), paths.split("val"))
     plans = [
-        ("pretrain", generated, None, "pretrained"),
+        ("pretrain", pretraining_files(paths), None, "pretrained"),
         ("finetune", annotated, folder.model("pretrained"), "finetuned"),
         ("scratch", annotated, None, "scratch"),
     ]

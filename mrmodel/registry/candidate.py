@@ -16,6 +16,7 @@ from safetensors import safe_open
 from mrmodel.components import ENCODERS
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.schema import Config
+from mrmodel.data.ingest.summary import PRETRAINING
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.user_weights import WeightSet
 from mrmodel.errors import CheckpointError, DataError
@@ -106,7 +107,7 @@ def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
 def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Path]:
     """The DVC outputs that `gather` reads: the model and small files, no videos or features."""
     files = [paths.corpus / "corpus.json", *(paths.split(split) for split in ("train", "val"))]
-    files += [paths.intervid / f"{split}.jsonl" for split in ("train", "val")]
+    files += read_before(paths).values()
     files.append(paths.stream(config.features.video_streams[0]) / INDEX_FILE)
     folders = [paths.model(kind, model), paths.served(model), paths.evaluation]
     return [*folders, *files]
@@ -135,12 +136,17 @@ def figures_of(
     return found
 
 
+def read_before(paths: Paths) -> dict[str, Path]:
+    """The sets that a pre-training may have seen, by name."""
+    own = {name: paths.split(name) for name in PRETRAINING}
+    generated = {f"intervid_mr.{s}": paths.intervid / f"{s}.jsonl" for s in ("train", "val")}
+    return own | generated
+
+
 def leaks_of(config: Config, paths: Paths, frozen: TestSetContents) -> dict[str, list[str]]:
     """Sets that training or model selection may have seen and that contain test videos."""
     files = {split: paths.split(split) for split in ("train", "val") if split != frozen.split}
-    files |= {
-        f"intervid_mr.{split}": paths.intervid / f"{split}.jsonl" for split in ("train", "val")
-    }
+    files |= read_before(paths)
     others = {name: _vids(path) for name, path in files.items()}
     return find_leaks(
         frozen, others, video_contents(paths.stream(config.features.video_streams[0]))

@@ -26,7 +26,8 @@ def corpus(config: Config, reporter: Reporter) -> None:
         require_inputs(config, paths)
         shutil.rmtree(paths.corpus, ignore_errors=True)
         folder = Path(config.corpus.folder)
-        import_folder(folder, clip_len_s, paths.corpus, reporter, paths.imports)
+        ratings = config.corpus.pretrain_ratings
+        import_folder(folder, clip_len_s, paths.corpus, reporter, paths.imports, ratings)
     else:
         from mrmodel.synthetic.render import render_corpus
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mrmodel.components import ENCODERS
 from mrmodel.config.schema import Config
+from mrmodel.data.ingest.summary import PRETRAINING
 from mrmodel.encoders.weights_lock import require_pinned
 from mrmodel.errors import DataError
 from mrmodel.features.extraction.extract import ExtractionSummary, extract_texts, extract_videos
@@ -102,7 +103,8 @@ def corpus_texts(paths: Paths, clip_len_s: float) -> list[str]:
     # Imports pandas, which worker processes of video streams do not need.
     from mrmodel.pretraining.intervid.captions import caption_texts
 
-    rows = [row for name in SPLITS for row in read_rows_if_any(paths.split(name), clip_len_s)]
+    splits = (paths.split(name) for name in (*SPLITS, *PRETRAINING))
+    rows = [row for path in splits for row in read_rows_if_any(path, clip_len_s)]
     return [row.query for row in rows] + caption_texts(paths.captions)
 
 

@@ -34,7 +34,7 @@ class Paths:
         self.state = root / ".mrmodel"
 
     def split(self, name: str) -> Path:
-        """Annotations of the split ``train``, ``val`` or ``test``."""
+        """Annotations of a split, or those to pre-train on: ``pretrain``, ``pretrain_val``."""
         return self.corpus / f"{name}.jsonl"
 
     def stream(self, name: str) -> Path:

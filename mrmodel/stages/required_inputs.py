@@ -40,10 +40,11 @@ def missing_inputs(config: Config, paths: Paths) -> list[str]:
 
 def optional_inputs(config: Config, paths: Paths) -> list[str]:
     """Inputs that are absent and without which a part of the pipeline is skipped."""
-    captions = paths.root / config.corpus.folder / "captions.jsonl"
-    if config.corpus.source == "sample" or captions.is_file():
+    folder = paths.root / config.corpus.folder
+    captions, rows = folder / "captions.jsonl", folder / "pretrain.jsonl"
+    if config.corpus.source == "sample" or captions.is_file() or rows.is_file():
         return []
-    return [f"captions {captions}: without it, pre-training is skipped; see {_GUIDE}"]
+    return [f"captions {captions}, or {rows}: without, pre-training is skipped; see {_GUIDE}"]
 
 
 def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:

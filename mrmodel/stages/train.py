@@ -8,13 +8,12 @@ from mrmodel.config.schema import Config
 from mrmodel.progress import Reporter
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
-from mrmodel.stages.trainer import TrainingJob, train_model
+from mrmodel.stages.trainer import TrainingJob, pretraining_files, train_model
 
 
 def pretrain(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
-    """Train fresh weights on the InterVid-MR queries; writes ``models/pretrained/<model>``."""
-    generated = Paths(config).intervid
-    files = generated / "train.jsonl", generated / "val.jsonl"
+    """Train fresh weights on `pretraining_files`; writes ``models/pretrained/<model>``."""
+    files = pretraining_files(Paths(config))
     _train(config, reporter, arguments["model"], ("pretrain", "pretrained"), files)
 
 

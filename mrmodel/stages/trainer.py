@@ -146,6 +146,25 @@ class _Both:
             recorder.log(figures, step)
 
 
+def pretraining_sets(paths: Paths) -> list[tuple[Path, Path]]:
+    """The sets that the run ``pretrain`` may train on and validate with, the preferred one first.
+
+    Rows that the user brings, then InterVid-MR.
+    """
+    generated = paths.intervid
+    return [
+        (paths.split("pretrain"), paths.split("pretrain_val")),
+        (generated / "train.jsonl", generated / "val.jsonl"),
+    ]
+
+
+def pretraining_files(paths: Paths) -> tuple[Path, Path]:
+    """The first of `pretraining_sets` with a row to train on, or else the last of them."""
+    *preferred, last = pretraining_sets(paths)
+    has_rows = (files for files in preferred if files[0].exists() and files[0].stat().st_size)
+    return next(has_rows, last)
+
+
 def run_settings(config: Config, run: str) -> RunSettings:
     """The section of a run below `train`."""
     settings: RunSettings = getattr(config.train, run)

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.config.schema import CorpusSettings
-from mrmodel.data.ingest.summary import SPLITS, CorpusSummary, Split, refuse_foreign_videos
+from mrmodel.data.ingest.summary import (
+    PRETRAINING,
+    SPLITS,
+    CorpusSummary,
+    Split,
+    refuse_foreign_videos,
+)
 from mrmodel.files import derive_seed, write_jsonl
 from mrmodel.progress import Reporter, track
 from mrmodel.synthetic.annotations import Query, comparable, draw_queries
@@ -35,7 +41,7 @@ def render_corpus(
     """Render the sample corpus into `out`.
 
     Writes ``videos/<vid>.mp4``, ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, ``captions.jsonl``
-    and ``corpus.json``.
+    and ``corpus.json``; ``pretrain.jsonl`` and ``pretrain_val.jsonl`` are empty.
 
     Args:
         settings: the section ``corpus`` of params.yaml.
@@ -60,6 +66,8 @@ def render_corpus(
     video_bytes = sum(track(jobs, reporter, "render", len(everything)))
     for split in SPLITS:
         write_jsonl(out / f"{split}.jsonl", (query.row for query in queries[split]))
+    for name in PRETRAINING:
+        write_jsonl(out / f"{name}.jsonl", [])
     write_jsonl(out / "captions.jsonl", captions)
     summary = CorpusSummary(
         source="sample",

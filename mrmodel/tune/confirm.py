@@ -32,9 +32,14 @@ from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.predict.post_hoc import CachedDetections, cache_detections
 from mrmodel.progress import NullReporter
 from mrmodel.stages.paths import Paths
-from mrmodel.stages.trainer import TrainingJob, train_model
+from mrmodel.stages.trainer import TrainingJob, pretraining_files, train_model
 from mrmodel.storage import Store, open_store
-from mrmodel.tune.objective import is_out_of_memory, job_of, read_by_training
+from mrmodel.tune.objective import (
+    is_out_of_memory,
+    job_of,
+    read_by_pretraining,
+    read_by_training,
+)
 from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import ClaimedTrial, TrialResult
@@ -117,13 +122,11 @@ class ConfirmObjective:
 
     @staticmethod
     def needs(facts: Facts) -> list[Path]:
-        """As for the search, plus the generated queries if each run has its own pre-training."""
+        """As for the search, plus the rows to pre-train on if each run has its own pre-training."""
         config = parse_config(facts.config)
-        before = pretraining(config, Path(), "", config.seed)
-        generated = (
-            [before.train, before.val] if ConfirmationPlan.from_json(facts.about).pretrains else []
-        )
-        return [*read_by_training(config), *generated]
+        pretrains = ConfirmationPlan.from_json(facts.about).pretrains
+        before = read_by_pretraining(Paths(config)) if pretrains else []
+        return [*read_by_training(config), *before]
 
     @property
     def pruner(self) -> BasePruner:
@@ -166,13 +169,13 @@ class ConfirmObjective:
 
 def pretraining(config: Config, folder: Path, label: str, seed: int) -> TrainingJob:
     """The pre-training from which a fine-tuning in `folder` starts."""
-    paths = Paths(config)
+    train, val = pretraining_files(Paths(config))
     return TrainingJob(
         run="pretrain",
         model=target_of(config).model,
         seed=seed,
-        train=paths.intervid / "train.jsonl",
-        val=paths.intervid / "val.jsonl",
+        train=train,
+        val=val,
         start=None,
         out=folder / "pretrained",
         figures=folder / "training" / "pretrain",

@@ -20,7 +20,14 @@ from mrmodel.errors import StoppedEarly, TuningError, nearest_names, suggestion
 from mrmodel.experiments.control_run import EvaluationSet
 from mrmodel.progress import NullReporter
 from mrmodel.stages.paths import Paths
-from mrmodel.stages.trainer import TrainingJob, run_settings, train_model, validation_of
+from mrmodel.stages.trainer import (
+    TrainingJob,
+    pretraining_files,
+    pretraining_sets,
+    run_settings,
+    train_model,
+    validation_of,
+)
 from mrmodel.train.loop import Progress
 from mrmodel.tune.space import (
     SearchPlan,
@@ -198,19 +205,18 @@ def job_of(
         start: initial weights of ``finetune``; None: those of the main job.
     """
     paths, run = Paths(config), config.tune.run
-    generated = run == "pretrain"
-    splits = {
-        name: paths.intervid / f"{name}.jsonl" if generated else paths.split(name)
-        for name in ("train", "val")
-    }
+    if run == "pretrain":
+        train, val = pretraining_files(paths)
+    else:
+        train, val = paths.split("train"), paths.split("val")
     if run == "finetune":
         start = start or paths.model(config.train.start, target_of(config).model)
     return TrainingJob(
         run=run,
         model=target_of(config).model,
         seed=seed,
-        train=splits["train"],
-        val=splits["val"],
+        train=train,
+        val=val,
         start=start,
         out=folder / "model",
         figures=folder / "training" / run,
@@ -223,7 +229,20 @@ def read_by_training(config: Config) -> list[Path]:
     paths, job = Paths(config), job_of(config, Path(), "", config.seed)
     streams = [*config.features.video_streams, *config.features.text_streams]
     start = [] if job.start is None else [job.start]
-    return [job.train, job.val, *map(paths.stream, streams), *start]
+    return [*annotations_of(config), *map(paths.stream, streams), *start]
+
+
+def annotations_of(config: Config) -> list[Path]:
+    """The annotation files that the training job reads, or may choose to read."""
+    if config.tune.run == "pretrain":
+        return read_by_pretraining(Paths(config))
+    job = job_of(config, Path(), "", config.seed)
+    return [job.train, job.val]
+
+
+def read_by_pretraining(paths: Paths) -> list[Path]:
+    """Files that decide what a pre-training reads, and those that it reads."""
+    return [file for files in pretraining_sets(paths) for file in files]
 
 
 def chosen_figures(progress: Progress, select: str) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass
-from pathlib import Path
 
 from dvc.repo import Repo
 from optuna.storages import BaseStorage
@@ -28,7 +27,7 @@ from mrmodel.tune.local import (
     resumed_config,
     with_extent,
 )
-from mrmodel.tune.objective import job_of
+from mrmodel.tune.objective import annotations_of
 from mrmodel.tune.report import record_search, report_part
 from mrmodel.tune.result import SearchResult
 from mrmodel.tune.search import SearchContext, search
@@ -147,9 +146,8 @@ def config_of(storage: BaseStorage, config: Config, overrides: SearchOverrides) 
 
 def fetch_annotations(places: RuntimeEnvironment, config: Config) -> None:
     """Fetch what the search itself reads: annotations, to count steps and evaluate decoding."""
-    job = job_of(config, Path(), "", config.seed)
     transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
-    transfer.fetch(Repo(), [str(path) for path in (job.train, job.val)])
+    transfer.fetch(Repo(), [str(path) for path in annotations_of(config)])
 
 
 def publish(clone: RunBranch, study: TrialQueue, verdict: SearchResult) -> str | None:

@@ -164,6 +164,10 @@ def video_lights(root: Path) -> Expected:
     written["blip2.video768"] = videos(root / "blip_video_features", 768, np.float32, True)
     written["blip2.text768"] = texts(blip, 768)
     npz(blip / "qid7_1.npz", last_hidden_state=values("paraphrase", 768))
+    # The archive for pre-training has its captions, and those of val, in a folder of another name.
+    moved = min(blip.glob("qid8*.npz"))
+    (root / "blip_query_features").mkdir()
+    moved.rename(root / "blip_query_features" / moved.name)
     return written
 
 

@@ -27,9 +27,11 @@ from mrmodel.errors import (
 )
 from mrmodel.features.importers.importer import FeatureImportRequest, copy_store, import_archive
 from mrmodel.features.store import FeatureStore
+from mrmodel.files import write_jsonl
 from mrmodel.predict.predictor import Predictor
 from mrmodel.predict.serving import read_serving
 from mrmodel.progress import NullReporter
+from mrmodel.registry.candidate import leaks_of
 from mrmodel.stages.corpus import corpus
 from mrmodel.stages.evaluate import evaluate
 from mrmodel.stages.extract import extract
@@ -39,6 +41,7 @@ from mrmodel.stages.paths import Paths
 from mrmodel.stages.profile import profile
 from mrmodel.stages.report import report
 from mrmodel.stages.required_inputs import missing_inputs
+from mrmodel.stages.test_set import TestSetContents
 from mrmodel.stages.train import finetune, pretrain, scratch
 from mrmodel.types import Annotation
 from tests.convert.published import save_lightning
@@ -91,9 +94,31 @@ ARCHIVES = {"qvhighlights": qvhighlights_archive, "tvsum": tvsum_archive}
 LAYOUTS = {"qvhighlights": "moment_detr", "tvsum": "tvsum_i3d"}
 
 
-def bring_in(folder: Path, name: str, domain: str | None = None) -> None:
+def write_synthetic_rows(own_videos: Path) -> None:
+    """Rows to pre-train on, of the videos of test.jsonl, as VideoLights published its own."""
+    lines = (own_videos / "test.jsonl").read_text().splitlines()
+    rows = [
+        {
+            "qid": f"{row['vid']}_0_10.0",
+            "query": f"a caption of {row['vid']}",
+            "vid": row["vid"],
+            "duration": row["duration"],
+            "relevant_windows": [[0, 10.0]],
+            "relevant_clip_ids": [0, 1],
+            "saliency_scores": [[2.72], [12.18]],
+        }
+        for row in {row["vid"]: row for row in map(json.loads, lines)}.values()
+    ]
+    write_jsonl(own_videos / "pretrain.jsonl", rows)
+
+
+def bring_in(
+    folder: Path, name: str, domain: str | None = None, *, synthetic: bool = False
+) -> None:
     """The published files of a data set and an archive, converted and imported into `folder`."""
     convert(ConvertRequest(name, MINIATURES / name, folder / "own_videos", domain))
+    if synthetic:
+        write_synthetic_rows(folder / "own_videos")
     rows = corpus_rows(folder / "own_videos")
     ARCHIVES[name](folder / "archive", rows)
     output = folder / "own_features" / name
@@ -115,8 +140,11 @@ def test_the_whole_pipeline_without_a_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, model: str, domain: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config, reporter = config_of(preset, model), NullReporter()
-    bring_in(tmp_path, config.corpus.name, domain)
+    raw = yaml.safe_load(render(preset, model))
+    raw["corpus"]["pretrain_ratings"] = False
+    config, reporter = parse_config(raw), NullReporter()
+    synthetic = domain is None
+    bring_in(tmp_path, config.corpus.name, domain, synthetic=synthetic)
     corpus(config, reporter)
     for stream in (*config.features.video_streams, *config.features.text_streams):
         extract(config, reporter, {"stream": stream})
@@ -132,6 +160,12 @@ def test_the_whole_pipeline_without_a_video(
     assert "zero_shot" not in figures
     summary = json.loads(Path("data", config.corpus.name, "corpus.json").read_text())
     assert (summary["rejected"], summary["reported_split"]) == (0, "test")
+    curve = json.loads((tmp_path / f"reports/training/pretrain-{model}.json").read_text())
+    assert curve["steps"] == (2 if synthetic else 0)
+    paths = Paths(config)
+    frozen = (paths.evaluation / "test_set.json").read_text()
+    leaks = leaks_of(config, paths, TestSetContents.from_json(frozen, "test_set.json"))
+    assert set(leaks) == ({"pretrain"} if synthetic else set())
     # There is no encoder of I3D, and none of the others has the fingerprint of imported rows.
     with pytest.raises((FeatureError, WeightsError), match=r"another program makes|weights"):
         Predictor.load(Path("models/served") / model, "cpu")
@@ -303,10 +337,10 @@ def test_applying_a_preset_says_what_is_missing(tmp_path: Path) -> None:
     assert yaml.safe_load(params.read_text())["features"]["video_streams"] == ["clip_b32.video512"]
     assert len(re.findall("^missing: ", result.output, flags=re.MULTILINE)) == 2
     assert "bring these in, then dvc repro" in result.output
-    optional = f"optional: captions {tmp_path / 'own_videos/captions.jsonl'}: without it"
+    optional = f"optional: captions {tmp_path / 'own_videos/captions.jsonl'}, or {tmp_path}"
     assert optional in result.output
     (tmp_path / "own_videos").mkdir()
-    (tmp_path / "own_videos/captions.jsonl").touch()
+    (tmp_path / "own_videos/pretrain.jsonl").touch()
     assert "optional:" not in CliRunner().invoke(group, arguments).output
     listed = CliRunner().invoke(group, ["list"]).output
     assert "--features embedded" in listed

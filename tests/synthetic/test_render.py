@@ -42,6 +42,8 @@ def test_layout(small_corpus: Path) -> None:
         "val.jsonl",
         "test.jsonl",
         "captions.jsonl",
+        "pretrain.jsonl",
+        "pretrain_val.jsonl",
         "corpus.json",
     }
     assert len(videos) == 4 == sum(summary["videos"].values())

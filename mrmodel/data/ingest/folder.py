@@ -11,8 +11,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mrmodel.data.annotations import scan_annotations, truth_problem
-from mrmodel.data.ingest.summary import SPLITS, CorpusSummary, refuse_foreign_videos
+from mrmodel.data.annotations import scan_annotations, truth_problem, without_ratings
+from mrmodel.data.ingest.summary import (
+    PRETRAINING,
+    SPLITS,
+    CorpusSummary,
+    refuse_foreign_videos,
+)
 from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import DataError
 from mrmodel.features.keys import text_key
@@ -80,13 +85,15 @@ def import_folder(
     out: Path,
     reporter: Reporter,
     imports: Path | None = None,
+    pretrain_ratings: bool = True,
 ) -> CorpusSummary:
     """Import ``folder`` into `out`, with the same files as `render.render_corpus` writes.
 
-    The folder holds ``videos/``, ``train.jsonl``, ``val.jsonl`` and, optionally, ``test.jsonl`` and
-    ``captions.jsonl`` (InternVid format, with file names as ids). A missing optional file is
-    written empty. Without a test split, metrics are reported on val. If all features are imported,
-    ``videos/`` may be missing; captions are left out then.
+    The folder holds ``videos/``, ``train.jsonl``, ``val.jsonl`` and, optionally, ``test.jsonl``,
+    ``captions.jsonl`` (InternVid format, with file names as ids), ``pretrain.jsonl`` and
+    ``pretrain_val.jsonl`` (annotations to pre-train on). A missing optional file is written empty.
+    Without a test split, metrics are reported on val. If all features are imported, ``videos/`` may
+    be missing; captions are left out then.
 
     Args:
         folder: the user's folder; read-only.
@@ -94,6 +101,8 @@ def import_folder(
         out: target of the corpus; its videos folder must not hold other videos.
         reporter: notified of every checked record and every copied video.
         imports: folder of imported feature stores; a record needs features in each of them.
+        pretrain_ratings: False: of ``pretrain.jsonl`` and ``pretrain_val.jsonl`` only the windows
+            are used, as the published pre-trainings do.
 
     Raises:
         DataError: no videos folder, no train or val split, a split without a usable record, or
@@ -102,18 +111,20 @@ def import_folder(
     features = FeatureLibrary(imports) if imports is not None else None
     spared = features is not None and features.has_videos and not (folder / "videos").is_dir()
     library = None if spared else VideoLibrary(folder / "videos")
-    tables = {"pretrain": _read_captions(folder / CAPTIONS, library, reporter)}
-    for split in SPLITS:
+    usable = _Usable(library, features)
+    tables = {"captions": _read_captions(folder / CAPTIONS, library, reporter)}
+    for split in (*SPLITS, *PRETRAINING):
         path = folder / f"{split}.jsonl"
         if path.exists():
-            tables[split] = _read_split(path, clip_len_s, _Usable(library, features), reporter)
+            with_ratings = pretrain_ratings or split in SPLITS
+            tables[split] = _read_split(path, clip_len_s, usable, reporter, with_ratings)
         elif split in REQUIRED_SPLITS:
             raise DataError("is missing; a folder needs train.jsonl and val.jsonl", file=path)
     names = set[str]().union(*(table.videos for table in tables.values()))
     video_bytes = _bring_videos(library, names, out, reporter)
-    for split in SPLITS:
+    for split in (*SPLITS, *PRETRAINING):
         write_jsonl(out / f"{split}.jsonl", tables.get(split, IngestedTable()).rows)
-    write_jsonl(out / CAPTIONS, tables["pretrain"].rows)
+    write_jsonl(out / CAPTIONS, tables["captions"].rows)
     summary = _summary(tables, video_bytes)
     summary.write(out, _details(tables, library, names))
     if summary.rejected:
@@ -159,9 +170,9 @@ def _bring_videos(
 
 
 def _read_split(
-    path: Path, clip_len_s: float, usable: _Usable, reporter: Reporter
+    path: Path, clip_len_s: float, usable: _Usable, reporter: Reporter, with_ratings: bool
 ) -> IngestedTable:
-    scan = scan_annotations(path, clip_len_s)
+    scan = scan_annotations(path, clip_len_s, with_ratings)
     table = IngestedTable(rejected=scan.errors, warnings=scan.warnings)
     records = _records(path) if scan.rows else {}
     pairs = list(zip(scan.lines, scan.rows, strict=True))
@@ -170,7 +181,8 @@ def _read_split(
         if problem is not None:
             table.rejected.append(DataError(problem, file=path, line=line, qid=row.qid))
             continue
-        table.rows.append(records[line] | {"vid": usable.vid_of(row.vid)})
+        record = records[line] if with_ratings else without_ratings(records[line])
+        table.rows.append(record | {"vid": usable.vid_of(row.vid)})
         table.videos.add(usable.name_of(row.vid))
     if not table.rows:
         first = table.rejected[0]
@@ -218,21 +230,29 @@ def _summary(tables: dict[str, IngestedTable], video_bytes: int) -> CorpusSummar
     return CorpusSummary(
         source="folder",
         reported_split="test" if "test" in tables else "val",
-        videos={name: len(table.videos) for name, table in tables.items()},
-        queries={split: len(tables[split].rows) for split in SPLITS if split in tables},
-        captions=len(tables["pretrain"].rows),
+        videos={name: len(videos) for name, videos in _videos_by_purpose(tables).items()},
+        queries={name: len(table.rows) for name, table in tables.items() if name != "captions"},
+        captions=len(tables["captions"].rows),
         rejected=sum(len(table.rejected) for table in tables.values()),
         video_bytes=video_bytes,
     )
+
+
+def _videos_by_purpose(tables: dict[str, IngestedTable]) -> dict[str, set[str]]:
+    """The videos of each split; those of captions and of annotated rows to pre-train on as one."""
+    pretraining = ("captions", *PRETRAINING)
+    found = {"pretrain": set[str]().union(*(tables[n].videos for n in pretraining if n in tables))}
+    return found | {split: tables[split].videos for split in SPLITS if split in tables}
 
 
 def _details(
     tables: dict[str, IngestedTable], library: VideoLibrary | None, names: set[str]
 ) -> dict[str, Any]:
     failures = {} if library is None else library.failures
+    videos = _videos_by_purpose(tables)
     shared = {
-        f"{first}, {second}": sorted(tables[first].videos & tables[second].videos)
-        for first, second in combinations(tables, 2)
+        f"{first}, {second}": sorted(videos[first] & videos[second])
+        for first, second in combinations(videos, 2)
     }
     return {
         "rejected_rows": _as_json(tables, "rejected"),

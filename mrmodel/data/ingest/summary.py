@@ -12,6 +12,8 @@ from mrmodel.files import write_json
 
 Split = Literal["pretrain", "train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# Annotated pre-training rows, to train on and to validate with.
+PRETRAINING = ("pretrain", "pretrain_val")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class CorpusSummary:
         source: rendered, or imported from a folder.
         reported_split: the split whose metrics are reported: val where there is no test split.
         videos: number of video files, by purpose.
-        queries: annotated queries per split.
+        queries: annotated queries per split, and those to pre-train on, if there are any.
         captions: rows of the caption table.
         rejected: number of rejected records and videos; corpus.json lists them.
         video_bytes: size of all video files.

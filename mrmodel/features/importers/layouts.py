@@ -113,7 +113,8 @@ MOMENT_DETR_AUDIO = Layout(
 
 
 # QVHighlights as VideoLights released it (11 GB): Moment-DETR's archive, and BLIP-2.
-# Paraphrased queries are separate files, read where the annotations have their ids.
+# Paraphrased queries are separate files, read where the annotations have their ids. The captions of
+# its archive for pre-training (27.5 GB) are in folders of their own.
 VIDEO_LIGHTS = Layout(
     title="QVHighlights, SlowFast, CLIP and BLIP-2 (VideoLights)",
     clip_len_s=2.0,
@@ -122,9 +123,13 @@ VIDEO_LIGHTS = Layout(
         slowfast("slowfast_features"),
         clip("clip_features"),
         ImportedStream("blip2.video768", "video", 768, ("blip_video_features",)),
-        clip_text("clip_text_features"),
+        clip_text("clip_text_features", more=("clip_query_features",)),
         ImportedStream(
-            "blip2.text768", "text", 768, ("blip_aug_text_features_openai", "blip_text_features")
+            "blip2.text768",
+            "text",
+            768,
+            ("blip_aug_text_features_openai", "blip_text_features"),
+            more=("blip_query_features",),
         ),
     ),
 )

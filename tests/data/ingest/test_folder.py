@@ -116,6 +116,36 @@ def test_rated_clips_do_without_windows(own_folder: Make, tmp_path: Path) -> Non
     assert read_rows(tmp_path / "out" / "train.jsonl")[-1]["domain"] == "BK"
 
 
+def test_rows_to_pretrain_on_arrive_with_or_without_ratings(
+    own_folder: Make, tmp_path: Path
+) -> None:
+    folder = own_folder()
+    rated = {"relevant_clip_ids": [1], "saliency_scores": [[2, 3, 4]]}
+    scaled = {"relevant_clip_ids": [1], "saliency_scores": [[12.18]]}
+    append(
+        folder / "pretrain.jsonl",
+        row_of("train-0000", qid=1, **rated),
+        row_of("val-0000", qid="x_0_10.0", **scaled),
+    )
+    append(folder / "pretrain_val.jsonl", row_of("val-0000", **rated))
+    summary, details = bring(folder, tmp_path / "rated")
+    (kept,) = read_rows(tmp_path / "rated/pretrain.jsonl")
+    assert kept["saliency_scores"] == rated["saliency_scores"]
+    (refused,) = details["rejected_rows"]
+    assert (refused["file"], refused["line"]) == ("pretrain.jsonl", 2)
+    assert "ratings lie in 0..4" in refused["rule"]
+    assert (summary.queries["pretrain"], summary.queries["pretrain_val"]) == (1, 1)
+    import_folder(folder, 2.0, tmp_path / "plain", NullReporter(), pretrain_ratings=False)
+    details = json.loads((tmp_path / "plain/corpus.json").read_text())
+    rows = read_rows(tmp_path / "plain/pretrain.jsonl")
+    assert [row["qid"] for row in rows] == [1, "x_0_10.0"]
+    assert all("saliency_scores" not in row for row in rows)
+    assert not any("relevant_clip_ids" in row for row in rows)
+    assert details["rejected_rows"] == []
+    assert details["videos"]["pretrain"] == 3  # those of the captions and of the rows
+    assert details["videos_in_two_splits"]["pretrain, val"] == ["val-0000"]
+
+
 def test_bad_videos_are_listed_and_cost_their_rows(own_folder: Make, tmp_path: Path) -> None:
     folder = own_folder()
     (folder / "videos" / "broken.mp4").write_bytes(b"this is no video")
