@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from mrmodel.cli.options import DEVICE, WORKERS
+from mrmodel.cli.options import DEVICE, LIBRARY, WORKERS
 from mrmodel.cli.predict import echo_json, unread_note
 from mrmodel.library import DEPTH
 from mrmodel.text import clock
@@ -28,18 +27,6 @@ _MODEL = click.option(
 _WORKERS = click.option("--workers", type=WORKERS, help="Processes [default: one per core].")
 
 
-def _library(command: Callable[..., Any]) -> Callable[..., Any]:
-    option = click.option(
-        "--library",
-        "folder",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("library"),
-        show_default=True,
-        help="Folder of the library.",
-    )
-    return option(command)
-
-
 @click.group()
 def group() -> None:
     """Encode many videos once, and search them together."""
@@ -47,7 +34,7 @@ def group() -> None:
 
 @group.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@_library
+@LIBRARY
 @_MODEL
 @_WORKERS
 @click.pass_context
@@ -77,7 +64,7 @@ def add(
 
 
 @group.command()
-@_library
+@LIBRARY
 @_MODEL
 @_WORKERS
 @click.pass_context
@@ -101,7 +88,7 @@ def refresh(context: click.Context, folder: Path, model: str | None, workers: in
 
 @group.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@_library
+@LIBRARY
 def remove(paths: tuple[str, ...], folder: Path) -> None:
     """Forget files, or all files below folders; the files themselves stay."""
     from mrmodel.library.library import Library
@@ -111,7 +98,7 @@ def remove(paths: tuple[str, ...], folder: Path) -> None:
 
 
 @group.command(name="list")
-@_library
+@LIBRARY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 def list_command(folder: Path, as_json: bool) -> None:
     """Show the files of the library."""
@@ -131,7 +118,7 @@ def list_command(folder: Path, as_json: bool) -> None:
 
 @group.command()
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True)
-@_library
+@LIBRARY
 @_MODEL
 @DEVICE
 @click.option(

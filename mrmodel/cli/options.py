@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,4 +49,12 @@ DEVICE = click.option(
     default="auto",
     show_default=True,
     help="auto, cpu, cuda or cuda:N.",
+)
+LIBRARY = click.option(
+    "--library",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("library"),
+    show_default=True,
+    help="Folder of the library.",
 )

@@ -34,7 +34,7 @@ class DeliveredVideos:
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
         paths = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
         self.files = {path.stem: path for path in paths}
-        self.md5s = {stem: _md5_of(path) for stem, path in self.files.items()}
+        self.md5s = {stem: md5_of(path) for stem, path in self.files.items()}
         self._first: dict[str, str] = {}
         for stem, md5 in self.md5s.items():
             self._first.setdefault(md5, stem)
@@ -92,7 +92,7 @@ class DeliveredVideos:
         return f"its video has the bytes of {copied}; name that one" if copied else None
 
 
-def _md5_of(path: Path) -> str:
+def md5_of(path: Path) -> str:
     """MD5, as DVC uses it; not for security."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
