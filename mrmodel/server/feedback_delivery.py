@@ -198,9 +198,9 @@ class _Parcel:
         try:
             md5, size = md5_of(path), path.stat().st_size
             if sha256_of(path) != entry.sha256:
-                raise _Unusable(f"{path} is another video now", for_good=False)
+                raise _Unusable("its file holds another video now", for_good=False)
         except OSError as error:
-            raise _Unusable(f"{path}: {error.strerror}", for_good=False) from None
+            raise _Unusable(f"its file: {error.strerror}", for_good=False) from None
         known = self._reference.contents.get(md5)
         if known is not None:
             copied = self._reference.protected_contents().get(md5)

@@ -61,7 +61,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Project:
         project.apply("own_videos", SMALL)
         project.commit()
         corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)
-        (corpus / "corpus.json").unlink()
+        for name in ("corpus.json", "pretrain.jsonl", "pretrain_val.jsonl"):
+            (corpus / name).unlink()
         project.run("dvc", "add", FOLDER)
         project.run("dvc", "repro", "profile")
         project.git("add", "-A")
@@ -125,7 +126,7 @@ def parcel(rendered: Path, tmp_path: Path) -> Callable[[str], Parcel]:
 
     def make(name: str = "parcel") -> Parcel:
         folder = tmp_path / "sender" / name
-        kept = shutil.ignore_patterns("test.jsonl", "corpus.json", "*test-*")
+        kept = shutil.ignore_patterns("pretrain*.jsonl", "test.jsonl", "corpus.json", "*test-*")
         shutil.copytree(rendered, folder, ignore=kept)
         return Parcel(folder)
 

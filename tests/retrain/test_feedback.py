@@ -138,7 +138,7 @@ def test_what_cannot_be_sent_now_waits(
     say(rendered / "videos/new-val-0000.mp4")
     done = delivered(journal, plain)
     # The same content: what is known of one entry's file holds for both.
-    assert [one.reason for one in done.waiting] == [f"{video}: No such file or directory"] * 2
+    assert [one.reason for one in done.waiting] == ["its file: No such file or directory"] * 2
     assert done.rows == 1
     video.write_bytes((rendered / "videos/new-train-0000.mp4").read_bytes())
     again = delivered(journal, plain)
