@@ -1,7 +1,7 @@
 """MiniLM-L6: the six-layer BERT sentence encoder (Wang et al. 2020; Reimers and Gurevych 2019).
 
 Post-norm BERT with 384 channels, 12 heads and a 1536-wide GELU layer. A batch holds texts of equal
-length: there is no padding, so no mask is needed. The batch shape does not depend on the request.
+length: there is no padding, so no mask is needed (`TokenBatches`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mrmodel.encoders.base import TokenCounts, count_tokens
 from mrmodel.encoders.bundled_weights import WeightsLock
-from mrmodel.encoders.torch_base import run_on_tokens
+from mrmodel.encoders.torch_base import TokenBatches
 
 WIDTH, HEADS, HIDDEN, DEPTH = 384, 12, 1536, 6
 VOCABULARY, POSITIONS = 30522, 512
@@ -61,9 +61,13 @@ class MiniLm(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(B, N) int64 -> (B, N, 384); a text's sentence vector is the mean of its N rows."""
+        return self.first_layers(token_ids, DEPTH)
+
+    def first_layers(self, token_ids: Tensor, count: int) -> Tensor:
+        """As `forward`, but only the first `count` layers."""
         positions = self.positions.weight[: token_ids.shape[1]]
         states = self.norm(self.words(token_ids) + positions)
-        for layer in self.layers:
+        for layer in self.layers[:count]:
             states = layer(states)
         return states  # type: ignore[no-any-return]
 
@@ -128,7 +132,9 @@ class SentenceModel:
     """
 
     def __init__(self, lock: WeightsLock) -> None:
-        self._model, self._tokenizer = load_minilm(lock)
+        model, self._tokenizer = load_minilm(lock)
+        # All layers have the same shapes.
+        self._batches = TokenBatches(model, probe=lambda ids: model.first_layers(ids, 1))
 
     def token_counts(self, text: str) -> TokenCounts:
         """Word pieces of a text, and those that it cannot read."""
@@ -136,7 +142,7 @@ class SentenceModel:
 
     def token_states(self, texts: Sequence[str]) -> list[Tensor]:
         """One (n_tokens, 384) tensor per text, [CLS] and [SEP] included."""
-        return run_on_tokens(self._model, [self._tokenizer.encode(text).ids for text in texts])
+        return self._batches([self._tokenizer.encode(text).ids for text in texts])
 
     def sentence_vectors(self, texts: Sequence[str]) -> Tensor:
         """(n, 384) of unit length: the mean of all token states, as MiniLM was trained."""

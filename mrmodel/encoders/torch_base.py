@@ -1,9 +1,9 @@
 """Common parts of encoders with user weights: preprocessing, batching, inference.
 
 The rounding of a matrix product depends on its shape. On a CPU clips are encoded one by one; on a
-GPU, and for sentences, batches are padded to a fixed size. So the result is the same alone and in
-a batch, to the bit: on a CPU always, on a GPU where the kernels do not depend on the position in
-the batch (benchmarks/RESULTS.md).
+GPU, and for sentences, batches are padded to a fixed size (sentences on a CPU only where that
+changes bits). So the result is the same alone and in a batch, to the bit: on a CPU always, on a GPU
+where the kernels do not depend on the position in the batch (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -84,33 +84,55 @@ def _exact_convolutions() -> AbstractContextManager[None]:
     return exact
 
 
-@torch.inference_mode()
-def run_on_tokens(
-    run: Callable[[Tensor], Tensor],
-    token_ids: Sequence[Sequence[int]],
-    device: torch.device | str = "cpu",
-) -> list[Tensor]:
-    """Encode texts to one (n_tokens, width) tensor per text, on the CPU.
-
-    Texts of equal length are batched: there is no padding, so no mask is needed.
+class TokenBatches:
+    """Runs a network on texts, in batches of equal length: no padding, so no mask is needed.
 
     Args:
         run: (B, N) int64 on the device -> (B, N, width).
-        token_ids: of each text.
         device: where `run` computes.
+        probe: part of `run` with all its kinds of matrix products, (B, N) -> (B, N, any).
     """
-    by_length: defaultdict[int, list[int]] = defaultdict(list)
-    for index, ids in enumerate(token_ids):
-        by_length[len(ids)].append(index)
-    states: list[Tensor] = [torch.empty(0)] * len(token_ids)
-    for members in by_length.values():
-        for start in range(0, len(members), TEXT_BATCH):
-            part = members[start : start + TEXT_BATCH]
-            filled = part + part[:1] * (TEXT_BATCH - len(part))
-            batch = torch.tensor([token_ids[index] for index in filled], device=device)
-            for index, row in zip(part, run(batch).float().cpu(), strict=False):
-                states[index] = row
-    return states
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Tensor],
+        device: torch.device | str = "cpu",
+        probe: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._run, self._device, self._probe = run, torch.device(device), probe or run
+        self._same: dict[tuple[int, int, int], bool] = {}
+
+    @torch.inference_mode()
+    def __call__(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Token ids of each text -> one (n_tokens, width) tensor per text, on the CPU."""
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for index, ids in enumerate(token_ids):
+            by_length[len(ids)].append(index)
+        states: list[Tensor] = [torch.empty(0)] * len(token_ids)
+        for members in by_length.values():
+            for start in range(0, len(members), TEXT_BATCH):
+                part = members[start : start + TEXT_BATCH]
+                filled = part + part[:1] * (TEXT_BATCH - len(part))
+                batch = torch.tensor([token_ids[index] for index in filled], device=self._device)
+                if self._needs_no_filling(batch, len(part)):
+                    batch = batch[: len(part)]
+                for index, row in zip(part, self._run(batch).float().cpu(), strict=False):
+                    states[index] = row
+        return states
+
+    def _needs_no_filling(self, batch: Tensor, count: int) -> bool:
+        """Whether the first `count` texts alone have the bits that they have in a full batch.
+
+        Which kernels run, and so the order of sums, depends on shapes and threads: one comparison
+        decides for all texts of a length.
+        """
+        if count == TEXT_BATCH or self._device.type != "cpu":
+            return False
+        shape = (count, batch.shape[1], torch.get_num_threads())
+        if shape not in self._same:
+            alone = self._probe(batch[:count])
+            self._same[shape] = torch.equal(alone, self._probe(batch)[:count])
+        return self._same[shape]
 
 
 # 2: patch embedding as a matrix product, convolutions without TF32.
@@ -202,12 +224,16 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
     def encode_texts(self, texts: Sequence[str]) -> list[Rows]:
         """One (n_rows, dim) float32 array per text, rows in the order of `layout`."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        return [self._arrange(states) for states in run_on_tokens(self._run, ids, self.device)]
+        return [self._arrange(states) for states in self._batches(ids)]
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that decides the rows."""
         shared = describe_encoder(self.name, self.dim, (*self.libraries, "tokenizers"))
         return shared | {"layout": self.layout, "max_tokens": self.max_tokens} | self._recipe()
+
+    @cached_property
+    def _batches(self) -> TokenBatches:
+        return TokenBatches(self._run, self.device)
 
     def _arrange(self, states: Tensor) -> Rows:
         """Turn the states of all tokens, special ones included, into the stored rows."""

@@ -5,6 +5,7 @@ import torch
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.minilm import MAX_TOKENS, SentenceModel, convert_checkpoint
 from mrmodel.encoders.torch_base import TEXT_BATCH as BATCH
+from mrmodel.encoders.torch_base import TokenBatches
 from tests.rounding import rounding
 
 
@@ -56,6 +57,29 @@ def test_a_full_batch_and_one_text_give_the_same_states(model):
         # another text would move a state by 0.01 or more.
         close = {"rtol": 0, "atol": rounding(384, magnitude=4.0)}
         np.testing.assert_allclose(alone.numpy(), together[index].numpy(), **close)
+
+
+@pytest.mark.parametrize(("shape_decides", "last"), [(False, 1), (True, BATCH)])
+def test_a_part_of_a_batch_is_filled_up_only_where_its_size_decides_bits(shape_decides, last):
+    sizes = []
+
+    def run(ids):
+        sizes.append(len(ids))
+        return ids.float().unsqueeze(2) + len(ids) * shape_decides
+
+    batches = TokenBatches(run)
+    full = batches([[1, 2]] * BATCH)
+    for _ in range(2):
+        (alone,) = batches([[1, 2]])
+        assert torch.equal(alone, full[0])
+    # One comparison for the length, then what it decided.
+    assert sizes == [BATCH, 1, BATCH, last, last]
+
+
+def test_one_text_gives_the_bits_of_a_full_batch(model):
+    for text in ("a dog", "a child with a kite waits near the station for the third time"):
+        (alone,) = model.token_states([text])
+        assert torch.equal(alone, model.token_states([text] * BATCH)[0])
 
 
 def test_an_incomplete_checkpoint_is_noticed():
