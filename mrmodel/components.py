@@ -108,6 +108,7 @@ LAYOUTS = ComponentRegistry(
         "internvideo2_qvhighlights": "mrmodel.features.importers.layouts:INTERNVIDEO2_QVHIGHLIGHTS",
         "internvideo2_charades": "mrmodel.features.importers.layouts:INTERNVIDEO2_CHARADES",
         "charades_slowfast_clip": "mrmodel.features.importers.layouts:CHARADES_SLOWFAST_CLIP",
+        "charades_video_lights": "mrmodel.features.importers.layouts:CHARADES_VIDEO_LIGHTS",
         "charades_vgg": "mrmodel.features.importers.layouts:CHARADES_VGG",
         "tacos": "mrmodel.features.importers.layouts:TACOS",
         "tvsum_i3d": "mrmodel.features.importers.layouts:TVSUM_I3D",

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrmodel.config.schema import load_config, parse_config
+from mrmodel.config.schema import RUNS, load_config, parse_config
 from mrmodel.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -80,10 +80,24 @@ def test_a_missing_key_is_named(raw: dict) -> None:
 def test_keys_of_a_run_that_came_later_may_be_absent(raw: dict) -> None:
     whole = parse_config(raw)
     for run in ("pretrain", "finetune", "scratch"):
-        for key in ("warmup_from", "swa", "batch_size", "weight_decay"):
+        for key in ("warmup_from", "swa", "batch_size", "weight_decay", "loss", "targets"):
             assert raw["train"][run].pop(key) is None
     assert parse_config(raw) == whole
     assert whole.model_dump(mode="json")["train"] == raw["train"]
+
+
+def test_a_run_may_have_loss_weights_of_its_own(raw: dict) -> None:
+    raw["models"]["video_lights"]["loss"] = {"saliency": 4.0, "contrastive": 0.3}
+    raw["train"] |= {"models": ["video_lights"]}
+    raw["train"]["pretrain"]["loss"] = {"contrastive": 0.01}
+    config = parse_config(raw)
+    found = {run: config.model_settings("video_lights", run)["loss"] for run in RUNS}
+    common = raw["models"]["video_lights"]["loss"]
+    own = {"saliency": 4.0, "contrastive": 0.01}
+    assert found == {"pretrain": own, "finetune": common, "scratch": common}
+    raw["train"]["pretrain"]["loss"] = {"contrast": 0.01}
+    with pytest.raises(ConfigError, match=r"train\.pretrain, models\.video_lights\.loss\.contrast"):
+        parse_config(raw)
 
 
 def test_a_run_may_have_a_batch_size_and_weight_decay_of_its_own(raw: dict) -> None:

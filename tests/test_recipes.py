@@ -106,6 +106,14 @@ def test_recipes_of_the_baselines(name: str) -> None:
     assert (pretrain.epochs, pretrain.lr, pretrain.step_size) == (epochs, 1e-4, 400)
     assert (pretrain.schedule, pretrain.warmup) == ("step", 0)
     assert train.finetune == run
+    if train.models == ["video_lights"]:
+        assert (train.for_run("pretrain").batch_size, pretrain.select) == (256, "best")
+        assert pretrain.loss == {"contrastive": 0.01, "video_text": 0.01}
+        assert not config.corpus.pretrain_ratings
+    # Loaders of the family draw five windows, and round the bounds of unrated ones down.
+    for one in (pretrain, run):
+        assert one.targets is not None
+        assert (one.targets.keep, one.targets.clip_rule) == ("random", "first_window")
     # Section 9: windows of the published systems are multiples of a clip.
     assert config.postprocess.round_to_clips != recipe.settings.get("highlights_only", False)
 

@@ -7,6 +7,7 @@ A mistake raises a `ConfigError` with the dotted path, the value, the rule and t
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ from mrmodel.config.base import (
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.tune import TuneSettings
+from mrmodel.config.video_captions import VideoCaptionSettings
 from mrmodel.devices import DEVICES, is_device
 from mrmodel.errors import ConfigError, UnknownNameError, nearest_names
 from mrmodel.files import read_yaml
@@ -111,7 +113,7 @@ class FeatureSettings(Section):
 # Settings of `train` that a run may have of its own.
 PER_RUN = ("batch_size", "weight_decay")
 # Keys of a run that earlier files do not have.
-_LATER = (*PER_RUN, "warmup_from", "swa")
+_LATER = (*PER_RUN, "warmup_from", "swa", "loss", "targets")
 
 
 class SwaSettings(Section):
@@ -126,6 +128,13 @@ class SwaSettings(Section):
     from_epoch: Count
     lr: Positive
     anneal_epochs: Count
+
+
+class TargetRules(Section):
+    """How targets are made of annotations; see `mrmodel.data.targets.TargetSettings`."""
+
+    keep: Literal["longest", "random"]
+    clip_rule: Literal["overlap", "first_window"]
 
 
 class RunSettings(Section):
@@ -144,6 +153,8 @@ class RunSettings(Section):
         swa: average the weights of the last epochs; None: do not. A run that ends before
             `from_epoch` averages nothing.
         batch_size, weight_decay: of this run; None: those of `train`.
+        loss: weights of losses in this run, in place of those in the models' section `loss`.
+        targets: how targets are made of annotations; None: ``longest``, ``overlap``.
         select: the last weights, or those of the best validation.
     """
 
@@ -160,6 +171,8 @@ class RunSettings(Section):
     swa: SwaSettings | None = None
     batch_size: BatchSize | None = None
     weight_decay: NonNegative | None = None
+    loss: dict[str, NonNegative] | None = None
+    targets: TargetRules | None = None
     select: Literal["best", "last"]
 
     @model_serializer(mode="wrap")
@@ -371,6 +384,7 @@ class Config(Section):
     corpus: CorpusSettings
     features: FeatureSettings
     intervid: IntervidSettings
+    video_captions: VideoCaptionSettings | None = None
     models: dict[ModelName, dict[str, Any]]
     train: TrainSettings
     postprocess: PostprocessConfig
@@ -380,6 +394,15 @@ class Config(Section):
     promotion: PromotionSettings
     retrain: RetrainSettings
     tune: TuneSettings
+
+    def model_settings(self, model: str, run: str) -> dict[str, Any]:
+        """Settings of a model in a run (``pretrain``, ...), which may have weights of its own."""
+        settings, own = self.models[model], getattr(self.train, run).loss
+        return settings if own is None else settings | {"loss": settings.get("loss", {}) | own}
+
+
+# The sections of `train` that describe a training.
+RUNS = ("pretrain", "finetune", "scratch")
 
 
 def load_config(path: Path) -> Config:
@@ -468,6 +491,9 @@ def _check_names(config: Config) -> None:
         _known(f"models.{name}", MODELS, name)
         model = validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
         _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
+    for name, run in product(config.train.models, RUNS):
+        where = f"train.{run}, models.{name}"
+        validate_section(MODELS.get(name).Settings, config.model_settings(name, run), where)
     if not config.features.has_imports:
         for field in ("video_streams", "text_streams"):
             for name in getattr(config.features, field):

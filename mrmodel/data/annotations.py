@@ -28,6 +28,8 @@ from mrmodel.types import (
 
 DEFAULT_CLIP_LEN_S = 2.0
 MAX_RATING = 4
+# Of generated pre-training rows: the published script of VideoLights rates up to exp(2.5).
+MAX_PRETRAINING_RATING = 12.2
 # Keys about single clips.
 RATED = ("relevant_clip_ids", "saliency_scores")
 # With more lines than this and no object among them, a file is of another kind.
@@ -58,18 +60,21 @@ class Scan:
         return self
 
 
-def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list[Annotation]:
+def read_annotations(
+    path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S, max_rating: float = MAX_RATING
+) -> list[Annotation]:
     """Read all records of an annotation file.
 
     Args:
         path: the JSONL file.
         clip_len_s: seconds of one clip, the unit of `relevant_clip_ids`.
+        max_rating: the highest rating that is valid.
 
     Raises:
         DataError: a record is invalid; names file, line, qid, value and rule of the first one, and
             the number of others.
     """
-    scan = scan_annotations(path, clip_len_s)
+    scan = scan_annotations(path, clip_len_s, max_rating=max_rating)
     if scan.errors:
         first, more = scan.errors[0], len(scan.errors) - 1
         rest = f" (and {more} more: mrmodel data check {path})" if more else ""
@@ -78,7 +83,10 @@ def read_annotations(path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S) -> list
 
 
 def scan_annotations(
-    path: Path, clip_len_s: float = DEFAULT_CLIP_LEN_S, with_ratings: bool = True
+    path: Path,
+    clip_len_s: float = DEFAULT_CLIP_LEN_S,
+    with_ratings: bool = True,
+    max_rating: float = MAX_RATING,
 ) -> Scan:
     """Read a whole annotation file and collect all errors in it.
 
@@ -86,6 +94,7 @@ def scan_annotations(
         path: the JSONL file.
         clip_len_s: seconds of one clip, the unit of `relevant_clip_ids`.
         with_ratings: False: as if no record had the keys of `RATED`.
+        max_rating: the highest rating that is valid.
 
     Raises:
         DataError: the file cannot be opened.
@@ -100,7 +109,7 @@ def scan_annotations(
                 continue
             try:
                 given = record if with_ratings else without_ratings(record)
-                row, warnings = parse_annotation(given, clip_len_s)
+                row, warnings = parse_annotation(given, clip_len_s, max_rating)
                 used, same = first.setdefault(str(row.qid), (line, row.qid))
                 if used != line:
                     rule = f"the qid is used already in line {used}"
@@ -121,13 +130,15 @@ def scan_annotations(
     return scan
 
 
-def parse_annotation(record: Mapping[str, Any], clip_len_s: float) -> tuple[Annotation, list[str]]:
+def parse_annotation(
+    record: Mapping[str, Any], clip_len_s: float, max_rating: float = MAX_RATING
+) -> tuple[Annotation, list[str]]:
     """Check a record by all rules of annotation files; returns it and warnings about it.
 
     Raises:
         DataError: the first rule that it breaks, without file and line.
     """
-    row = _row(record)
+    row = _row(record, max_rating)
     return row, _check_times(row, clip_len_s)
 
 
@@ -189,7 +200,7 @@ def _is_inside(clip: int, window: Window, clip_len_s: float) -> bool:
     return inside > clip_len_s / 2
 
 
-def _row(record: Mapping[str, Any]) -> Annotation:
+def _row(record: Mapping[str, Any], max_rating: float) -> Annotation:
     missing = [key for key in ("qid", "query", "vid", "duration") if key not in record]
     if missing:
         raise DataError(f"lacks {', '.join(map(repr, missing))}")
@@ -200,7 +211,7 @@ def _row(record: Mapping[str, Any]) -> Annotation:
         duration=checked_duration(record["duration"]),
         relevant_windows=_windows(record.get("relevant_windows")),
         relevant_clip_ids=_clip_ids(record.get("relevant_clip_ids")),
-        saliency_scores=_ratings(record.get("saliency_scores")),
+        saliency_scores=_ratings(record.get("saliency_scores"), max_rating),
     )
 
 
@@ -281,15 +292,15 @@ def _clip_ids(value: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _ratings(value: Any) -> tuple[tuple[float, ...], ...]:
+def _ratings(value: Any, highest: float) -> tuple[tuple[float, ...], ...]:
     rows = []
     for place, ratings in enumerate(_items("saliency_scores", value)):
         name = f"saliency_scores[{place}]"
         if not isinstance(ratings, list) or not ratings:
             raise DataError(f"{name} = {_shown(ratings)}: expected a list of ratings, one a rater")
         numbers = tuple(_number(name, rating) for rating in ratings)
-        if not all(0 <= number <= MAX_RATING for number in numbers):
-            raise DataError(f"{name} = {_shown(ratings)}: ratings lie in 0..{MAX_RATING}")
+        if not all(0 <= number <= highest for number in numbers):
+            raise DataError(f"{name} = {_shown(ratings)}: ratings lie in 0..{highest:g}")
         rows.append(numbers)
     return tuple(rows)
 

@@ -140,7 +140,8 @@ def read_before(paths: Paths) -> dict[str, Path]:
     """The sets that a pre-training may have seen, by name."""
     own = {name: paths.split(name) for name in PRETRAINING}
     generated = {f"intervid_mr.{s}": paths.intervid / f"{s}.jsonl" for s in ("train", "val")}
-    return own | generated
+    captioned = {"video_captions": paths.video_captions / "train.jsonl"}
+    return own | captioned | generated
 
 
 def leaks_of(config: Config, paths: Paths, frozen: TestSetContents) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mrmodel.components import ENCODERS
 from mrmodel.config.schema import Config
+from mrmodel.data.annotations import MAX_PRETRAINING_RATING
 from mrmodel.data.ingest.summary import PRETRAINING
 from mrmodel.encoders.weights_lock import require_pinned
 from mrmodel.errors import DataError
@@ -105,6 +106,9 @@ def corpus_texts(paths: Paths, clip_len_s: float) -> list[str]:
 
     splits = (paths.split(name) for name in (*SPLITS, *PRETRAINING))
     rows = [row for path in splits for row in read_rows_if_any(path, clip_len_s)]
+    captioned = paths.video_captions / "train.jsonl"
+    if captioned.exists():
+        rows += read_rows_if_any(captioned, clip_len_s, MAX_PRETRAINING_RATING)
     return [row.query for row in rows] + caption_texts(paths.captions)
 
 

@@ -25,6 +25,7 @@ class Paths:
         self.features = root / "features" / config.corpus.name
         self.imports = root / config.features.imports
         self.intervid = root / "data" / "intervid_mr"
+        self.video_captions = root / "data" / "video_captions"
         self.reports = root / "reports"
         self.training = self.reports / "training"
         self.evaluation = self.reports / "evaluation"

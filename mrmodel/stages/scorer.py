@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrmodel.config.postprocess import PostprocessConfig
 from mrmodel.config.schema import Config
-from mrmodel.data.annotations import read_annotations
+from mrmodel.data.annotations import MAX_RATING, read_annotations
 from mrmodel.errors import DataError
 from mrmodel.evaluate.protocols import Protocol, Scores
 from mrmodel.evaluate.rows import Row
@@ -65,11 +65,13 @@ class Scorer:
         return {name: value for name, value in ordered.items() if value is not None}
 
 
-def read_rows_if_any(path: Path, clip_len_s: float) -> list[Annotation]:
-    """The annotations of a file, which may be empty."""
+def read_rows_if_any(
+    path: Path, clip_len_s: float, max_rating: float = MAX_RATING
+) -> list[Annotation]:
+    """The annotations of a file, which may be empty; their ratings reach to `max_rating`."""
     if path.stat().st_size == 0:
         return []
-    return read_annotations(path, clip_len_s)
+    return read_annotations(path, clip_len_s, max_rating)
 
 
 def reported_split(paths: Paths) -> str:

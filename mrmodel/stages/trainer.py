@@ -13,7 +13,8 @@ import torch
 
 from mrmodel.components import MODELS
 from mrmodel.config.base import validate_section
-from mrmodel.config.schema import PER_RUN, Config, RunSettings
+from mrmodel.config.schema import PER_RUN, Config, RunSettings, TargetRules
+from mrmodel.data.annotations import MAX_PRETRAINING_RATING, MAX_RATING
 from mrmodel.data.loader import BatchBuilder, LoaderSettings, MomentDataset, RowLimits
 from mrmodel.data.targets import TargetSettings
 from mrmodel.devices import pick_device
@@ -101,7 +102,9 @@ def train_model(
     """
     if job.model not in config.models:
         raise UnknownNameError("section of `models` in params.yaml", job.model, config.models)
-    config = config.model_copy(update={"train": config.train.for_run(job.run)})
+    models = {job.model: config.model_settings(job.model, job.run)}
+    train = config.train.for_run(job.run)
+    config = config.model_copy(update={"train": train, "models": models})
     paths = Paths(config)
     device = pick_device(config.train.device)
     builder = open_features(config, paths, device)
@@ -111,7 +114,8 @@ def train_model(
     if job.start is not None:
         load_start(model, job.start, model_config)
     clip_len_s = config.features.clip_len_s
-    train_rows = read_rows_if_any(job.train, clip_len_s)
+    max_rating = MAX_PRETRAINING_RATING if job.run == "pretrain" else MAX_RATING
+    train_rows = read_rows_if_any(job.train, clip_len_s, max_rating)
     val_rows = read_rows_if_any(job.val, clip_len_s)
     if not train_rows:
         log.warning("%s: %s has no row; the first weights are the result", job.name, job.train)
@@ -119,7 +123,8 @@ def train_model(
         _write(job, model, model_config, progress)
         return progress
 
-    data = open_set(config, train_rows, builder, job.seed)
+    rules = run_settings(config, job.run).targets
+    data = open_set(config, train_rows, builder, job.seed, rules)
     data.host_inputs = model.host_inputs
     resume = paths.resume(job.name, _digest_of_inputs(config, job, model_config))
     plan = Plan(config.train, run_settings(config, job.run), job.seed, resume / "state.pt")
@@ -149,12 +154,12 @@ class _Both:
 def pretraining_sets(paths: Paths) -> list[tuple[Path, Path]]:
     """The sets that the run ``pretrain`` may train on and validate with, the preferred one first.
 
-    Rows that the user brings, then InterVid-MR.
+    Rows that the user brings, captioned frames, then InterVid-MR.
     """
-    generated = paths.intervid
+    generated = (paths.video_captions, paths.intervid)
     return [
         (paths.split("pretrain"), paths.split("pretrain_val")),
-        (generated / "train.jsonl", generated / "val.jsonl"),
+        *((folder / "train.jsonl", folder / "val.jsonl") for folder in generated),
     ]
 
 
@@ -182,10 +187,15 @@ def open_features(config: Config, paths: Paths, device: torch.device) -> BatchBu
 
 
 def open_set(
-    config: Config, rows: Sequence[Annotation], builder: BatchBuilder, seed: int
+    config: Config,
+    rows: Sequence[Annotation],
+    builder: BatchBuilder,
+    seed: int,
+    rules: TargetRules | None = None,
 ) -> MomentDataset:
-    """Annotations with their features."""
-    targets = TargetSettings(max_windows=config.train.max_windows)
+    """Annotations with their features; `rules` are those of a run's targets."""
+    chosen = {} if rules is None else rules.model_dump()
+    targets = TargetSettings(config.train.max_windows, **chosen)
     return MomentDataset(rows, builder, LoaderSettings(config.train.batch_size, seed, targets))
 
 

@@ -171,6 +171,10 @@ def video_lights(root: Path) -> Expected:
     return written
 
 
+def charades_video_lights(root: Path) -> Expected:
+    return video_lights(root)
+
+
 def charades_slowfast_clip(root: Path) -> Expected:
     return {
         "slowfast.video2304": videos(root / "slowfast_features", 2304),
@@ -282,6 +286,7 @@ ARCHIVES: dict[str, Callable[[Path], Expected]] = {
         internvideo2_qvhighlights,
         internvideo2_charades,
         charades_slowfast_clip,
+        charades_video_lights,
         charades_vgg,
         tacos,
         tvsum_i3d,

@@ -17,6 +17,7 @@ ALL = [
     "extract_text@tiny.text",
     "profile",
     "intervid_mr",
+    "video_captions",
     "pretrain@moment_detr",
     "finetune@moment_detr",
     "scratch@moment_detr",

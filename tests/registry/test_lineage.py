@@ -35,6 +35,7 @@ def test_every_stage_comes_before_what_it_needs(record: ModelRecord) -> None:
     assert set(order[1:]) == {
         "pretrain@moment_detr",
         "intervid_mr",
+        "video_captions",
         "extract@tiny.video",
         "extract_text@tiny.text",
         "corpus",

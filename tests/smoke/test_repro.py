@@ -13,6 +13,7 @@ STAGES = {
     "extract_text@tiny.text",
     "profile",
     "intervid_mr",
+    "video_captions",
     "pretrain@moment_detr",
     "finetune@moment_detr",
     "scratch@moment_detr",

@@ -142,6 +142,7 @@ def test_the_whole_pipeline_without_a_video(
     monkeypatch.chdir(tmp_path)
     raw = yaml.safe_load(render(preset, model))
     raw["corpus"]["pretrain_ratings"] = False
+    raw["train"]["pretrain"]["loss"] = {"saliency": 0.5}
     config, reporter = parse_config(raw), NullReporter()
     synthetic = domain is None
     bring_in(tmp_path, config.corpus.name, domain, synthetic=synthetic)
@@ -162,6 +163,11 @@ def test_the_whole_pipeline_without_a_video(
     assert (summary["rejected"], summary["reported_split"]) == (0, "test")
     curve = json.loads((tmp_path / f"reports/training/pretrain-{model}.json").read_text())
     assert curve["steps"] == (2 if synthetic else 0)
+    pretrained, finetuned = (
+        json.loads(Path("models", kind, model, "config.json").read_text())["settings"]
+        for kind in ("pretrained", "finetuned")
+    )
+    assert pretrained["loss"]["saliency"] == 0.5 != finetuned.get("loss", {}).get("saliency")
     paths = Paths(config)
     frozen = (paths.evaluation / "test_set.json").read_text()
     leaks = leaks_of(config, paths, TestSetContents.from_json(frozen, "test_set.json"))

@@ -6,7 +6,7 @@ declares what differs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 VIDEO_ARRAYS = ("features",)
@@ -135,6 +135,15 @@ VIDEO_LIGHTS = Layout(
 )
 
 
+# Its archive of Charades-STA has the same folders, with a row for each second.
+CHARADES_VIDEO_LIGHTS = replace(
+    VIDEO_LIGHTS,
+    title="Charades-STA, SlowFast, CLIP and BLIP-2 (VideoLights)",
+    clip_len_s=1.0,
+    datasets=("charades",),
+)
+
+
 def _layout(title: str, dataset: str, clip_len_s: float, video: str, text: str) -> Layout:
     return Layout(
         title=title,
@@ -215,6 +224,8 @@ TVSUM_I3D = Layout(
         clip_text("query_features"),
     ),
 )
+# VideoLights' scripts and its extractor name the folders with the network at the end.
+BLIP2_TVSUM = ("blip_video_features", "blip_features", "video_features_blip")
 TVSUM_SLOWFAST_CLIP = Layout(
     title="TVSum, SlowFast, CLIP and BLIP-2 (VideoLights)",
     clip_len_s=2.0,
@@ -222,9 +233,9 @@ TVSUM_SLOWFAST_CLIP = Layout(
     streams=(
         slowfast("sf_features", "slowfast_features"),
         clip("clip_features"),
-        ImportedStream("blip2.video768", "video", 768, ("blip_video_features", "blip_features")),
+        ImportedStream("blip2.video768", "video", 768, BLIP2_TVSUM),
         clip_text("clip_text_features", "query_features"),
-        ImportedStream("blip2.text768", "text", 768, ("blip_text_features",)),
+        ImportedStream("blip2.text768", "text", 768, ("blip_text_features", "query_features_blip")),
     ),
 )
 

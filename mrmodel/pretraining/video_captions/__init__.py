@@ -1,0 +1,1 @@
+"""Pre-training rows from captioned frames of a corpus's own videos (VideoLights, Algorithm 1)."""
