@@ -15,6 +15,7 @@ from mrmodel.data.annotations import read_annotations
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import read_object, write_text
+from mrmodel.lines import byte_lines
 from mrmodel.names import problem_of_part
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
@@ -34,6 +35,7 @@ from mrmodel.stages.evaluate import ZERO_SHOT, is_served, trained_kinds
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_stage
 from mrmodel.stages.scorer import Scorer, reported_split
+from mrmodel.stages.trainer import pretraining_files
 from mrmodel.types import Annotation
 
 WAYS = {
@@ -60,7 +62,7 @@ def report(config: Config, reporter: Reporter) -> None:
     reporter.start("report", 3)
     sections = [results_section(config, metrics, comparison)]
     reporter.advance()
-    sections += [training_section(config, paths), intervid_section(paths)]
+    sections += [training_section(config, paths), pretraining_section(paths)]
     reporter.advance()
     examples = choose_examples(config, paths, f"{model}.finetuned")
     sections.insert(1, examples_section(examples))
@@ -157,6 +159,24 @@ def _curves(paths: Paths, models: Sequence[str], runs: Sequence[str]) -> dict[st
     return {
         f"{run} {model}": paths.training / f"{run}-{model}.csv" for model in models for run in runs
     }
+
+
+def pretraining_section(paths: Paths) -> ReportSection:
+    """The rows that pre-training used: the user's, captions of frames, or InterVid-MR."""
+    used, _ = pretraining_files(paths)
+    if used.parent == paths.intervid:
+        return intervid_section(paths)
+    count = sum(1 for _ in byte_lines(used))
+    if used.parent == paths.corpus:
+        return ReportSection("Pre-training data", f"{count} annotated rows that the user brought.")
+    found = read_object(paths.video_captions / "report.json")
+    rows = [[name, str(value)] for name, value in sorted(found["counts"].items())]
+    return ReportSection(
+        "Pre-training data (captions of frames)",
+        f"{count} rows: captions of single frames, rated by the similarity of their clips "
+        f"(VideoLights, Algorithm 1; captioner: {found['captioner']}).",
+        tables=[Table("Intervals and what became of them", ["", "count"], rows)],
+    )
 
 
 def intervid_section(paths: Paths) -> ReportSection:

@@ -17,7 +17,7 @@ from mrmodel.encoders.base import TextEncoder, VideoEncoder, are_aligned, build_
 from mrmodel.encoders.weights_lock import require_pinned
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.files import digest_of, write_json, write_jsonl
-from mrmodel.pretraining.intervid.captions import caption_texts
+from mrmodel.lines import json_lines
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.pretraining.video_captions.captioners import PhraseBank
 from mrmodel.pretraining.video_captions.generate import (
@@ -128,9 +128,10 @@ def _weights(config: Config, settings: VideoCaptionSettings) -> dict[str, Any]:
 
 def _phrases(config: Config, paths: Paths) -> list[str]:
     """What captioner ``phrases`` chooses from: the corpus's captions that pass the rules."""
-    if not paths.captions.exists() or not paths.captions.stat().st_size:
-        return []
-    return passing(caption_texts(paths.captions), config.intervid.captions)
+    rows = (row for _, _, row in json_lines(paths.captions, nan=True))
+    texts = [row.get("Caption") for row in rows if not isinstance(row, DataError)]
+    captions = [text for text in texts if isinstance(text, str)]
+    return passing(captions, config.intervid.captions)
 
 
 def _networks(config: Config, settings: VideoCaptionSettings, phrases: list[str]) -> Networks:

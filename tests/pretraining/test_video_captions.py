@@ -40,6 +40,7 @@ from mrmodel.pretraining.video_captions.rows import (
 )
 from mrmodel.progress import NullReporter
 from mrmodel.stages.paths import Paths
+from mrmodel.stages.report import pretraining_section
 from mrmodel.stages.trainer import pretraining_files
 from mrmodel.stages.video_captions import video_captions
 from mrmodel.video.decoder import VideoLimits
@@ -241,6 +242,9 @@ def test_the_stage_makes_rows_of_training_videos_only(corpus: Path) -> None:
     assert {len(ratings) for row in published for ratings in row.saliency_scores} == {1}
     report = json.loads((out / "report.json").read_text())
     assert report["counts"]["evaluation videos captioned"] == 2
+    section = pretraining_section(Paths(config_of()))
+    assert section.text.startswith(f"{len(published)} rows")
+    assert ["rows", str(len(published))] in section.tables[0].rows
     assert list(Path(".mrmodel/resume").glob("video_captions-small/*")) == []
 
 
