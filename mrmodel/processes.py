@@ -9,12 +9,15 @@ subreaper.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +36,8 @@ _LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _MAKE_DEVICE = 444, 446, 1 << 6
 KILLED = 128 + signal.SIGKILL
 # Number of last output lines that `run_python` keeps.
 _LAST_LINES = 20
+# Seconds between two looks whether a process is to be killed.
+_LOOK_S = 0.1
 
 
 def worker_count(requested: int) -> int:
@@ -181,6 +186,8 @@ def run_python(
     on_line: Callable[[str], object] | None = None,
     variables: Mapping[str, str] | None = None,
     without: tuple[str, ...] = (),
+    stop: threading.Event | None = None,
+    timeout_s: float = math.inf,
 ) -> Ended:
     """Run ``python -m module`` in a folder until it ends; it dies with this process.
 
@@ -191,6 +198,8 @@ def run_python(
         on_line: called with every line of output, without secrets.
         variables: added to its environment.
         without: prefixes of environment variables to remove.
+        stop: the process is killed when this is set.
+        timeout_s: the process is killed after so many seconds.
     """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(without)},
@@ -213,6 +222,10 @@ def run_python(
     secrets, last = secrets_of(os.environ), deque[str](maxlen=_LAST_LINES)
     with process:
         assert process.stdout is not None
+        if stop is not None or timeout_s < math.inf:
+            deadline = time.monotonic() + timeout_s
+            watch = (process, stop or threading.Event(), deadline)
+            threading.Thread(target=_kill_when, args=watch, daemon=True).start()
         try:
             for line in process.stdout:
                 last.append(hide_secrets(line.rstrip("\n"), secrets))
@@ -222,6 +235,14 @@ def run_python(
             process.kill()
             raise
     return Ended(process.returncode, list(last))
+
+
+def _kill_when(process: subprocess.Popen[str], stop: threading.Event, deadline: float) -> None:
+    """Kill a process once `stop` is set or it is past the deadline, unless it has ended."""
+    while process.poll() is None:
+        if stop.wait(_LOOK_S) or time.monotonic() > deadline:
+            process.kill()
+            return
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from mrmodel.export.chapters import chapters_of
 from mrmodel.export.formats import FORMATS, LOCAL_FILES
 from mrmodel.export.hits import Hit, hits_of, read_hits
 from mrmodel.files import write_text
-from mrmodel.predict.queries import check_queries
+from mrmodel.predict.queries import check_queries, unread_note
 
 if TYPE_CHECKING:
     from mrmodel.types import QueryResult
@@ -183,7 +183,6 @@ def _search(
     path: Path, queries: Sequence[str], model: str | None, device: str
 ) -> list[QueryResult]:
     """Search results about a video; what is to be known about them goes to the error stream."""
-    from mrmodel.cli.predict import unread_note
     from mrmodel.stages.served import choose_model
 
     predictor, why = choose_model(model, [path], device)
@@ -191,7 +190,7 @@ def _search(
     results = predictor.search(searchable, queries)
     for result in results:
         if result.unread_tokens:
-            click.echo(unread_note(result, predictor.languages), err=True)
+            click.echo(f"note: {unread_note(result, predictor.languages)}", err=True)
     for note in (*filter(None, [why]), *searchable.report.notes()):
         click.echo(f"note: {note}", err=True)
     return results

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mrmodel.cli.options import DEVICE, LIBRARY, WORKERS
-from mrmodel.cli.predict import echo_json, unread_note
+from mrmodel.cli.predict import echo_json
 from mrmodel.library import DEPTH
+from mrmodel.predict.queries import unread_note
 from mrmodel.text import clock
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def search(
         click.echo(f"note: {note}", err=True)
     for answer in answers:
         if answer.hits and answer.hits[0].result.unread_tokens:
-            click.echo(unread_note(answer.hits[0].result, library.languages), err=True)
+            told = unread_note(answer.hits[0].result, library.languages)
+            click.echo(f"note: {told}", err=True)
 
 
 def _show(hit: LibraryHit) -> None:

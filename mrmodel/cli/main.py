@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("predict", "command", "Find the moments that sentences describe in a video file."),
     "highlight": ("export", "highlight", "Find the best moments in a video without a query."),
     "index": ("index", "group", "Encode many videos once, and search them together."),
+    "serve": ("serve", "command", "Serve a library: REST, and a page to search it with."),
     "cut": ("export", "cut", "Write what was found as clips, chapters, edit lists or tasks."),
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
     "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from mrmodel.addresses import video_path
 from mrmodel.cli.options import DEVICE
-from mrmodel.predict.queries import check_queries
+from mrmodel.predict.queries import check_queries, unread_note
 from mrmodel.stages.served import choose_model
 from mrmodel.text import sparkline
-from mrmodel.types import QueryResult
 
 # Formats of --plot.
 PLOTS = (".png", ".svg", ".pdf")
@@ -82,7 +80,7 @@ def command(
         click.echo(curve_line(result.clip_scores, shutil.get_terminal_size((80, 24)).columns))
     for result in results:
         if result.unread_tokens:
-            click.echo(unread_note(result, predictor.languages), err=True)
+            click.echo(f"note: {unread_note(result, predictor.languages)}", err=True)
     for note in (*filter(None, [why]), *searchable.report.notes()):
         click.echo(f"note: {note}", err=True)
     if plot is not None:
@@ -95,17 +93,6 @@ def echo_json(row: object) -> None:
     """Print a line of JSON, in ASCII where the output is not UTF-8."""
     is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
     click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
-
-
-def unread_note(result: QueryResult, languages: Sequence[str]) -> str:
-    """The note about a query that the text encoder does not read as a whole."""
-    reads = f" (it reads {', '.join(languages)})" if languages else ""
-    if result.unread_tokens == 1.0:
-        found = "none of it: the answer has nothing to do with the query"
-    else:
-        share = f"{100 * (1 - result.unread_tokens):.0f} % of its tokens"
-        found = f"only {share}: the answer does not depend on the others"
-    return f"note: query {result.query!r}: the text encoder{reads} can read {found}"
 
 
 def curve_line(scores: tuple[float, ...], width: int) -> str:

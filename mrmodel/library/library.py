@@ -35,6 +35,8 @@ class LibraryEntry:
         reason: why it is ``partial`` or ``failed``.
         duration_s: a player's length.
         n_clips, n_sentences: of its content.
+        start_s: time of the first picture on a player's clock.
+        sha256: of the content; empty if it could not be read.
     """
 
     path: Path
@@ -43,6 +45,8 @@ class LibraryEntry:
     duration_s: float
     n_clips: int
     n_sentences: int
+    start_s: float
+    sha256: str
 
     def as_row(self) -> dict[str, object]:
         """As JSON."""
@@ -261,15 +265,24 @@ def _entries(folder: LibraryFolder) -> list[LibraryEntry]:
     found = []
     for file in folder.files():
         if file.video is None:
-            found.append(LibraryEntry(file.path, "failed", file.problem, 0.0, 0, 0))
+            found.append(
+                LibraryEntry(file.path, "failed", file.problem, 0.0, 0, 0, 0.0, file.sha256)
+            )
             continue
         report = videos[file.video].report
         status: str = report.status if file.video in whole else "not encoded"
         if not file.path.exists():
             status = "missing"
         duration_s = report.start_s + report.duration_s
-        n_clips, n_sentences = counts.get(file.video, (0, 0))
         found.append(
-            LibraryEntry(file.path, status, report.reason, duration_s, n_clips, n_sentences)
+            LibraryEntry(
+                file.path,
+                status,
+                report.reason,
+                duration_s,
+                *counts.get(file.video, (0, 0)),
+                report.start_s,
+                file.sha256,
+            )
         )
     return found

@@ -142,6 +142,7 @@ class LibrarySearch:
 
     Attributes:
         version: of the library; see `LibraryFolder.version`.
+        videos: those with all rows that the predictor reads.
         languages: see `Predictor`.
 
     Raises:
@@ -172,7 +173,7 @@ class LibrarySearch:
             raise LibraryError(f"{folder.folder}: no videos in the library yet; add some")
         counts = [dict(zip(rows.keys, rows.counts.tolist(), strict=True)) for rows in streams]
         self._places = {video.id: place for place, video in enumerate(stored)}
-        self._videos = [
+        self.videos = [
             SearchableVideo(
                 vid=video.sha256,
                 duration_s=video.report.start_s + video.report.duration_s,
@@ -184,6 +185,7 @@ class LibrarySearch:
             )
             for video in stored
         ]
+        self._of_content = {video.vid: video for video in self.videos}
         self._paths: dict[int, list[Path]] = {}
         for file in folder.files():
             if file.video in self._places:
@@ -225,7 +227,7 @@ class LibrarySearch:
                     found.said.get(chosen[place]),
                 )
             )
-        return LibraryAnswer(query, tuple(hits), len(self._videos), len(chosen), self._notes)
+        return LibraryAnswer(query, tuple(hits), len(self.videos), len(chosen), self._notes)
 
     def retrieve(self, query: str, depth: int | None) -> Candidates:
         """The videos to ground for a sentence.
@@ -238,10 +240,10 @@ class LibrarySearch:
             FeatureError: the query is empty.
         """
         said = self._said(query)
-        words = np.full(len(self._videos), np.inf)
+        words = np.full(len(self.videos), np.inf)
         words[list(said)] = np.arange(1, len(said) + 1)
         similarities = self._similarities(query, depth)
-        videos = list(range(len(self._videos)))
+        videos = list(range(len(self.videos)))
         if similarities is not None and depth is not None and depth < len(videos):
             scores = fused([ranks(similarities), words])
             videos = sorted(np.argsort(-scores, kind="stable")[:depth].tolist())
@@ -250,7 +252,7 @@ class LibrarySearch:
 
     def ground(self, query: str, found: Candidates) -> list[QueryResult]:
         """The answer of the model about each candidate; `vid` is the SHA-256 of its content."""
-        videos = [self._videos[one] for one in found.videos]
+        videos = [self.videos[one] for one in found.videos]
         return [own for (own,) in self._predictor.search_videos(videos, [query])]
 
     def _said(self, query: str) -> dict[int, Sentence]:
@@ -265,10 +267,14 @@ class LibrarySearch:
         rows = self._predictor.encode_queries([query])[self._text]
         vector = rows.gather([text_key(query)], max_rows=1)[0][0, 0].astype(np.float32)
         sentence = vector / max(float(np.linalg.norm(vector)), _LEAST_NORM)
-        n_exact = len(self._videos) if depth is None else _EXACT * depth
+        n_exact = len(self.videos) if depth is None else _EXACT * depth
         best = self._similarity.of_videos(sentence, n_exact)
         found: Scores = best[self._order].astype(np.float64)
         return found
+
+    def video(self, sha256: str) -> SearchableVideo | None:
+        """The encoded video with a content; None: there is none with all its rows."""
+        return self._of_content.get(sha256)
 
     def path(self, video: int) -> Path:
         """The file of a video; of several with one content, the first that exists."""

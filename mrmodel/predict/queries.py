@@ -1,11 +1,12 @@
-"""Checks of sentences before anything is decoded for them."""
+"""Checks of sentences before anything is decoded for them, and what is not read of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mrmodel.errors import DataError
 from mrmodel.text import is_visible
+from mrmodel.types import QueryResult
 
 # Python's stand-ins for bytes of the command line that are not UTF-8: 0xdc80 to 0xdcff.
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
@@ -32,3 +33,14 @@ def check_queries(queries: Iterable[str]) -> None:
                 found = f"is not valid UTF-8: byte 0x{code - _FIRST_BYTE + 0x80:02x}"
             place = f"at character {error.start + 1} of {ascii(query)[:60]}"
             raise DataError(f"query {number} {found} {place}; write it as UTF-8") from None
+
+
+def unread_note(result: QueryResult, languages: Sequence[str]) -> str:
+    """The note about a query that the text encoder does not read as a whole."""
+    reads = f" (it reads {', '.join(languages)})" if languages else ""
+    if result.unread_tokens == 1.0:
+        found = "none of it: the answer has nothing to do with the query"
+    else:
+        share = f"{100 * (1 - result.unread_tokens):.0f} % of its tokens"
+        found = f"only {share}: the answer does not depend on the others"
+    return f"query {result.query!r}: the text encoder{reads} can read {found}"

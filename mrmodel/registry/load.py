@@ -34,13 +34,32 @@ def load_champion(name: str, device: str = "auto", *, state: str | Path = ".mrmo
         ConfigError: a variable is wrong, or there is no such device.
         StorageError: the store does not answer.
     """
+    return load_version(name, champion_version(name, state=state), device, state=state)
+
+
+def champion_version(name: str, *, state: str | Path = ".mrmodel") -> int:
+    """The version of a registered model that is its champion now.
+
+    Raises:
+        RegistryError, ConfigError, StorageError: see `load_champion`.
+    """
     store = registry_store(Path(state))
     key = pointer_key(name)
     found = store.get(key)
     if found is None:
         rule = "there is no champion; `mrmodel registry promote` makes one"
         raise RegistryError(f"{store.url}/{key}: {rule}")
-    version = read_pointer(found.content, f"{store.url}/{key}").version
+    return read_pointer(found.content, f"{store.url}/{key}").version
+
+
+def load_version(
+    name: str, version: int, device: str = "auto", *, state: str | Path = ".mrmodel"
+) -> Predictor:
+    """Load a version of a registered model; see `load_champion`.
+
+    Raises:
+        RegistryError, ConfigError: see there.
+    """
     client, experiment = open_for_user(_EXPERIMENT, Path(state))
     with tempfile.TemporaryDirectory(prefix="mrmodel-champion-") as folder:
         files = Versions(client, experiment, name).files(version, Path(folder))

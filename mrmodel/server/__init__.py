@@ -1,1 +1,1 @@
-"""The server: videos, searches, exports and feedback over HTTP, and a web page for people."""
+"""The server of ``mrmodel serve``: REST, the web page, uploads, jobs (docs/howto/serve.md)."""

@@ -39,25 +39,38 @@ def choose_model(model: str | Path | None, videos: Iterable[Path], device: str) 
         CheckpointError: it is no model folder, or one that this version cannot read.
         FeatureError, FeatureMismatch: see `Predictor`.
     """
-    from mrmodel.predict.predictor import Predictor  # takes seconds, and few commands need it
+    folder, note = model_for(model, videos)
+    return ModelChoice(load_model_for(folder, device), note)
+
+
+def model_for(model: str | Path | None, videos: Iterable[Path]) -> tuple[Path | None, str]:
+    """The folder that `choose_model` loads, or None for zero-shot, and its note."""
     from mrmodel.predict.zero_shot import ZERO_SHOT_MODEL
 
-    config = load_config(_PARAMS) if _PARAMS.exists() else None
-    if model is not None and str(model) != ZERO_SHOT_MODEL:
-        return ModelChoice(Predictor.load(model, device))
-    note = ""
-    if model is None:
-        folder = served_model(config)
-        if folder is None:
-            note = f"no trained model in {_SERVED} (`make repro` makes one): answered zero-shot"
-        elif (other := _not_of_the_corpus(folder, videos)) is None:
-            return ModelChoice(Predictor.load(folder, device))
-        else:
-            note = (
-                f"{folder} was trained on the rendered sample, and {other} is not of it: answered "
-                f"zero-shot; `--model {folder}` uses it all the same"
-            )
-    return ModelChoice(Predictor.zero_shot(**zero_shot_settings(config)), note)
+    if model is not None:
+        return (None if str(model) == ZERO_SHOT_MODEL else Path(model)), ""
+    folder = served_model(_params())
+    if folder is None:
+        return None, f"no trained model in {_SERVED} (`make repro` makes one): answered zero-shot"
+    if (other := _not_of_the_corpus(folder, videos)) is None:
+        return folder, ""
+    return None, (
+        f"{folder} was trained on the rendered sample, and {other} is not of it: answered "
+        f"zero-shot; `--model {folder}` uses it all the same"
+    )
+
+
+def load_model_for(folder: Path | None, device: str) -> Predictor:
+    """Load what `model_for` says."""
+    from mrmodel.predict.predictor import Predictor  # takes seconds, and few commands need it
+
+    if folder is None:
+        return Predictor.zero_shot(**zero_shot_settings(_params()))
+    return Predictor.load(folder, device)
+
+
+def _params() -> Config | None:
+    return load_config(_PARAMS) if _PARAMS.exists() else None
 
 
 def served_model(config: Config | None) -> Path | None:

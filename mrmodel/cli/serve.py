@@ -1,0 +1,93 @@
+"""``mrmodel serve``: the server of a library."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+
+import click
+
+from mrmodel.cli.options import DEVICE, WORKERS
+from mrmodel.server.settings import (
+    HOST,
+    PORT,
+    QUEUE,
+    SHORTEST_TOKEN,
+    TOKEN_VARIABLE,
+    ServerSettings,
+)
+
+
+@click.command(name="serve")
+@click.option(
+    "--library",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("library"),
+    show_default=True,
+    help="Folder of the library; made if there is none. Uploads lie in it.",
+)
+@click.option(
+    "--model",
+    metavar="FOLDER|zero-shot",
+    help="Model folder, or zero-shot [default: as for `mrmodel predict`].",
+)
+@click.option(
+    "--champion",
+    metavar="NAME",
+    help="Serve the champion of this registered model, and follow it when it moves.",
+)
+@DEVICE
+@click.option("--host", default=HOST, show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True)
+@click.option("--workers", type=WORKERS, help="Searches at a time [default: one per core].")
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 10_000),
+    default=QUEUE,
+    show_default=True,
+    help="Searches that wait; one more is answered with 429.",
+)
+def command(
+    library: Path,
+    model: str | None,
+    champion: str | None,
+    device: str,
+    host: str,
+    port: int,
+    workers: int | None,
+    queue: int,
+) -> None:
+    """Serve a library: REST, and a page to search it with (docs/howto/serve.md).
+
+    Only programs of this machine reach it, unless --host names another address. Then clients must
+    send the token that the environment variable MRMODEL_TOKEN holds.
+    """
+    if model is not None and champion is not None:
+        raise click.UsageError("give either --model or --champion")
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        rule = f"{TOKEN_VARIABLE} has fewer than {SHORTEST_TOKEN} characters"
+        raise click.UsageError(f"{rule}; `openssl rand -hex 32` makes one")
+    if token is None and not _is_loopback(host):
+        rule = f"--host {host} can be reached from other machines, so clients need a token"
+        raise click.UsageError(f"{rule}; set {TOKEN_VARIABLE} (`openssl rand -hex 32` makes one)")
+    from mrmodel.server.run import run  # torch and FastAPI take seconds
+
+    settings = ServerSettings(
+        library=library,
+        model=model,
+        champion=champion,
+        device=device,
+        token=token,
+        workers=workers or os.cpu_count() or 1,
+        queue=queue,
+    )
+    run(settings, host, port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,334 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from mrmodel.predict.predictor import Predictor
+from mrmodel.predict.queries import unread_note
+from mrmodel.server import schema
+from mrmodel.server.errors import ApiError
+from mrmodel.server.gate import COOKIE, Gate, error_response, is_token, session_of
+from mrmodel.server.server import Server
+from mrmodel.types import Moment, QueryResult
+from mrmodel.version import __version__
+from mrmodel.video.remote import is_pointer
+
+Id = Annotated[str, Path(pattern="^[0-9a-z-]{1,64}$")]
+# Types that the table of the machine may lack.
+_TYPES = {".mkv": "video/x-matroska", ".ts": "video/mp2t", ".webm": "video/webm"}
+_RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.ASCII)
+_PAGE = resources.files("mrmodel.server") / "page"
+_DESCRIPTION = "Search videos for the moments that sentences describe."
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of answers that any route, and this one, may give."""
+    return {
+        status: {"model": schema.ErrorAnswer, "description": "See the code."}
+        for status in (400, 401, 403, 405, 408, 413, 421, 422, 500, *statuses)
+    }
+
+
+def build_app(server: Server) -> FastAPI:
+    """The application of a server, with all middleware.
+
+    Args:
+        server: whose lifetime is that of the application.
+    """
+    app = FastAPI(
+        title="mrmodel",
+        description=_DESCRIPTION,
+        version=__version__,
+        lifespan=server.running,
+        docs_url=None,
+        redoc_url=None,
+        responses=_errors(),
+    )
+    app.add_middleware(
+        Gate,
+        token=server.settings.token,
+        metrics=server.metrics,
+        upload_bytes=server.settings.uploads.n_bytes,
+    )
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    _add_service_routes(app, server)
+    _add_videos(app, server)
+    _add_search(app, server)
+    _add_jobs(app, server)
+    return app
+
+
+def _request_id(request: Request) -> str:
+    found: str = request.state.request_id
+    return found
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, ApiError):
+        codes = {404: "no_such_path", 405: "no_such_method", 400: "bad_request"}
+        code = codes.get(error.status_code, "http")
+        error = ApiError(error.status_code, code, error.detail, error.headers)
+    return error_response(error, _request_id(request))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    return error_response(ApiError(422, "invalid", message), _request_id(request))
+
+
+def _add_service_routes(app: FastAPI, server: Server) -> None:
+    @app.get("/healthz", tags=["service"], response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """The process answers."""
+        return "ok\n"
+
+    @app.get("/readyz", tags=["service"], response_class=PlainTextResponse, responses=_errors(503))
+    async def readyz() -> str:
+        """The server takes requests."""
+        if not server.ready:
+            raise ApiError(503, "not_ready", "the server is starting or stopping")
+        return "ready\n"
+
+    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _page_file("index.html")
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        return _page_file(name)
+
+    @app.post("/v1/session", tags=["service"], status_code=204, responses=_errors())
+    async def session(request: Request, body: schema.SessionRequest) -> Response:
+        """Set a cookie that stands for the token, for pages, whose media send no headers."""
+        token = server.settings.token
+        answer = Response(status_code=204)
+        if token is None:
+            return answer
+        if not is_token(body.token, token):
+            raise ApiError(401, "no_token", "this is not the token of the server")
+        answer.set_cookie(
+            COOKIE,
+            session_of(token),
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+    @app.get("/v1/status", tags=["service"])
+    async def status() -> schema.Status:
+        """The model that answers, and limits."""
+        served = server.served
+        corpus = served.predictor.config.training.get("corpus")
+        return schema.Status(
+            model=served.name,
+            trained_on=None if corpus is None else str(corpus),
+            zero_shot=served.predictor.is_zero_shot,
+            videos=len(served.files),
+            version=__version__,
+            languages=list(served.predictor.languages),
+            note=served.note,
+            upload_bytes_max=server.settings.uploads.n_bytes,
+        )
+
+
+def _add_videos(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/videos", tags=["videos"])
+    async def list_videos() -> schema.Videos:
+        """All videos of the library, by name."""
+        found = map(server.video, server.served.files.values())
+        return schema.Videos(videos=sorted(found, key=lambda one: (one.name, one.id)))
+
+    @app.post(
+        "/v1/videos",
+        tags=["videos"],
+        status_code=202,
+        responses=_errors(415, 429, 503, 507),
+        openapi_extra=_FORM,
+    )
+    async def upload(request: Request) -> schema.JobAnswer:
+        """Send a video file. It is checked at once, and encoded by a job."""
+        kind = request.headers.get("content-type", "")
+        path, name = await server.uploads.receive(kind, request.stream())
+        accepted = await server.with_file(lambda: server.uploads.accept(path, name))
+        try:
+            job = server.add(accepted, _request_id(request))
+        except ApiError:
+            accepted.delete()
+            raise
+        return schema.JobAnswer(job=job.as_body())
+
+    @app.get("/v1/videos/{video}", tags=["videos"], responses=_errors(404))
+    async def get_video(video: Id) -> schema.Video:
+        """One video."""
+        return server.video(server.served.file(video))
+
+    @app.delete(
+        "/v1/videos/{video}", tags=["videos"], status_code=204, responses=_errors(404, 409, 429)
+    )
+    async def delete_video(video: Id) -> Response:
+        """Delete an uploaded video, and its file."""
+        await server.with_file(lambda: server.delete(video))
+        return Response(status_code=204)
+
+    @app.get(
+        "/v1/videos/{video}/media",
+        tags=["videos"],
+        response_class=FileResponse,
+        responses=_errors(404, 416),
+    )
+    async def media(video: Id, request: Request) -> Response:
+        """The file; ranges of bytes may be asked for."""
+        path = server.served.file(video).path
+        if is_pointer(path):
+            raise ApiError(404, "not_here", "the video lies in S3, and is not passed on")
+        if not path.is_file():
+            raise ApiError(404, "missing", "the file is not there any more")
+        _require_ranges(request.headers.get("range"), path.stat().st_size)
+        suffix = path.suffix.lower()
+        kind = _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": "private, no-cache"})
+
+
+def _add_search(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/videos/{video}/search", tags=["search"], responses=_errors(404, 409, 429, 503))
+    async def search_video(video: Id, body: schema.SearchRequest) -> schema.SearchAnswer:
+        """Find the moments of one video that sentences describe."""
+        served = server.served
+        results = await server.search(lambda: served.answer(video, body.queries))
+        found = [_query_answer(one, body.top, served.predictor) for one in results]
+        return schema.SearchAnswer(results=found)
+
+    @app.post(
+        "/v1/videos/{video}/highlights", tags=["search"], responses=_errors(404, 409, 429, 503)
+    )
+    async def highlights(video: Id, body: schema.HighlightsRequest) -> schema.QueryAnswer:
+        """Find the best moments of a video without a query."""
+        served = server.served
+        found, scores = await server.search(lambda: served.highlights(video, body.top))
+        return schema.QueryAnswer(
+            query="",
+            moments=[_moment(moment, query) for query, moment in found],
+            clip_scores=scores,
+            clip_len_s=served.predictor.config.clip_len_s,
+            notes=[],
+        )
+
+    @app.post("/v1/search", tags=["search"], responses=_errors(409, 429, 503))
+    async def search_library(body: schema.LibrarySearchRequest) -> schema.LibraryAnswer:
+        """Find the videos, and the best moment in each, that a sentence describes."""
+        served = server.served
+        answer = await server.search(lambda: served.answer_all(body.query, body.top))
+        hits = []
+        for hit in answer.hits:
+            if not hit.result.moments:
+                continue
+            moment = hit.result.moments[0]
+            hits.append(
+                schema.Hit(
+                    video=server.video(served.files[served.ids[hit.path]]),
+                    start_s=moment.start_s,
+                    end_s=moment.end_s,
+                    score=moment.score,
+                    window_probability=moment.probability,
+                    evidence=None if hit.evidence is None else hit.evidence.text,
+                    in_video_probability=hit.result.in_video_probability,
+                )
+            )
+        results = [hit.result for hit in answer.hits[:1]]
+        notes = [*answer.notes, *_unread(results, served.predictor)]
+        return schema.LibraryAnswer(hits=hits, notes=notes)
+
+
+def _add_jobs(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/jobs/{job}", tags=["jobs"], responses=_errors(404))
+    async def get_job(job: Id) -> schema.Job:
+        """How far a job is."""
+        return server.jobs.get(job).as_body()
+
+    @app.delete("/v1/jobs/{job}", tags=["jobs"], responses=_errors(404))
+    async def cancel_job(job: Id) -> schema.Job:
+        """End a job as soon as it can."""
+        return server.jobs.cancel(job).as_body()
+
+
+def _query_answer(result: QueryResult, top: int, predictor: Predictor) -> schema.QueryAnswer:
+    return schema.QueryAnswer(
+        query=result.query,
+        moments=[_moment(one) for one in result.moments[:top]],
+        clip_scores=list(result.clip_scores),
+        clip_len_s=result.clip_len_s,
+        in_video_probability=result.in_video_probability,
+        notes=_unread([result], predictor),
+    )
+
+
+def _unread(results: Iterable[QueryResult], predictor: Predictor) -> list[str]:
+    return [unread_note(one, predictor.languages) for one in results if one.unread_tokens]
+
+
+def _moment(moment: Moment, query: str | None = None) -> schema.MomentBody:
+    return schema.MomentBody(
+        start_s=moment.start_s,
+        end_s=moment.end_s,
+        score=moment.score,
+        window_probability=moment.probability,
+        query=query,
+    )
+
+
+def _require_ranges(header: str | None, n_bytes: int) -> None:
+    """Raise unless a file has some of the bytes that a header names."""
+    if header is None:
+        return
+    if not _RANGES.fullmatch(header):
+        raise ApiError(400, "bad_range", f"Range = {header[:60]!r}: expected bytes=first-last")
+    ranges = [part.strip().split("-") for part in header.partition("=")[2].split(",")]
+    in_order = all(not first or not last or int(first) <= int(last) for first, last in ranges)
+    if not in_order or all(first and int(first) >= n_bytes for first, _ in ranges):
+        headers = {"Content-Range": f"bytes */{n_bytes}"}
+        raise ApiError(416, "no_such_range", f"the file has {n_bytes} bytes", headers)
+
+
+def _page_file(name: str) -> Response:
+    """A file of the page."""
+    found = FilePath(str(_PAGE)) / name
+    if name != found.name or not found.is_file():
+        raise ApiError(404, "no_such_path", "there is no such page")
+    return FileResponse(found, headers={"Cache-Control": "no-cache"})
