@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mrmodel.cli.options import DEVICE, WORKERS
+from mrmodel.cli.options import DEVICE, LIBRARY, WORKERS
 from mrmodel.server.settings import (
     HOST,
     PORT,
@@ -20,13 +20,7 @@ from mrmodel.server.settings import (
 
 
 @click.command(name="serve")
-@click.option(
-    "--library",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("library"),
-    show_default=True,
-    help="Folder of the library; made if there is none. Uploads lie in it.",
-)
+@LIBRARY
 @click.option(
     "--model",
     metavar="FOLDER|zero-shot",
@@ -49,7 +43,7 @@ from mrmodel.server.settings import (
     help="Searches that wait; one more is answered with 429.",
 )
 def command(
-    library: Path,
+    folder: Path,
     model: str | None,
     champion: str | None,
     device: str,
@@ -59,6 +53,8 @@ def command(
     queue: int,
 ) -> None:
     """Serve a library: REST, and a page to search it with (docs/howto/serve.md).
+
+    The library is made if there is none; what clients upload lies in it.
 
     Only programs of this machine reach it, unless --host names another address. Then clients must
     send the token that the environment variable MRMODEL_TOKEN holds.
@@ -75,7 +71,7 @@ def command(
     from mrmodel.server.run import run  # torch and FastAPI take seconds
 
     settings = ServerSettings(
-        library=library,
+        library=folder,
         model=model,
         champion=champion,
         device=device,

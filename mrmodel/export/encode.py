@@ -87,7 +87,7 @@ def _span(piece: Piece) -> Span:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoded:
+class Decoded:
     """A frame of picture or sound, and its time in a player's seconds."""
 
     kind: Literal["video", "audio"]
@@ -95,7 +95,7 @@ class _Decoded:
     frame: Any
 
 
-def _decode(piece: Piece, span: Span) -> Iterator[_Decoded]:
+def decode_span(piece: Piece, span: Span) -> Iterator[Decoded]:
     """The pictures on the screen during a span, in order, and at least the sound of it.
 
     Files that are not regular are read from their start, and without their sound.
@@ -118,7 +118,7 @@ def _decode(piece: Piece, span: Span) -> Iterator[_Decoded]:
     yield from screen.rest()
 
 
-def _decode_regular(piece: Piece, span: Span) -> Iterator[_Decoded]:
+def _decode_regular(piece: Piece, span: Span) -> Iterator[Decoded]:
     index, screen = piece.index, _Screen(span)
     decoder = Decoder(piece.video, VideoLimits())
     keys = np.flatnonzero(index.is_key & (index.times_s <= span.start_s + TOLERANCE_S))
@@ -136,7 +136,7 @@ def _decode_regular(piece: Piece, span: Span) -> Iterator[_Decoded]:
             elif sound is not None and packet.stream_index == sound.index:
                 for frame in _frames(packet):
                     time_s = _time_s(frame, sound, index.origin_s)
-                    yield _Decoded("audio", time_s, frame)
+                    yield Decoded("audio", time_s, frame)
             if screen.is_over and (sound is None or _is_past(packet, index, span)):
                 break
     yield from screen.rest()
@@ -169,12 +169,12 @@ class _Screen:
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self._held: _Decoded | None = None
+        self._held: Decoded | None = None
         self.is_over = False
 
-    def add(self, time_s: float, picture: Any) -> Iterator[_Decoded]:
+    def add(self, time_s: float, picture: Any) -> Iterator[Decoded]:
         """Take the next picture, in order; yield those that are known to be shown."""
-        decoded = _Decoded("video", time_s, picture)
+        decoded = Decoded("video", time_s, picture)
         if time_s <= self._span.start_s + TOLERANCE_S:
             self._held = decoded
             return
@@ -183,7 +183,7 @@ class _Screen:
         if not self.is_over:
             yield decoded
 
-    def rest(self) -> Iterator[_Decoded]:
+    def rest(self) -> Iterator[Decoded]:
         """The picture that was on the screen at the start, once."""
         held, self._held = self._held, None
         if held is not None and not self.is_over:
@@ -212,9 +212,9 @@ class _Encoder:
 
     def add(self, piece: Piece, span: Span) -> None:
         """Append a piece."""
-        waiting: list[_Decoded] = []
+        waiting: list[Decoded] = []
         n_pictures = 0
-        for decoded in _decode(piece, span):
+        for decoded in decode_span(piece, span):
             if decoded.kind == "video":
                 self._add_picture(decoded, span, piece.index.pixel_aspect)
                 n_pictures += 1
@@ -240,7 +240,7 @@ class _Encoder:
         if self._sound is not None:
             self._sound.finish()
 
-    def _add_picture(self, decoded: _Decoded, span: Span, aspect: Fraction) -> None:
+    def _add_picture(self, decoded: Decoded, span: Span, aspect: Fraction) -> None:
         if self._filter is None or not self._filter.fits(decoded.frame, aspect):
             size = None if self._video is None else (self._video.width, self._video.height)
             self._filter = _Filter(decoded.frame, aspect, size)
@@ -347,7 +347,7 @@ class _Sound:
         self._resampler: tuple[object, Any] | None = None
         self._follows = False
 
-    def add(self, decoded: _Decoded, span: Span, offset_s: Fraction) -> None:
+    def add(self, decoded: Decoded, span: Span, offset_s: Fraction) -> None:
         """Append what a frame has of a span that starts after `offset_s` seconds of the file."""
         frame = decoded.frame
         frame.time_base = Fraction(1, frame.sample_rate)

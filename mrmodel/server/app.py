@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
@@ -17,14 +17,14 @@ from starlette.exceptions import HTTPException
 from mrmodel.predict.predictor import Predictor
 from mrmodel.predict.queries import unread_note
 from mrmodel.server import schema
+from mrmodel.server.answers import Id, error_answers, on_http, on_invalid, request_id_of
 from mrmodel.server.errors import ApiError
-from mrmodel.server.gate import COOKIE, Gate, error_response, is_token, session_of
+from mrmodel.server.gate import COOKIE, Gate, is_token, session_of
 from mrmodel.server.server import Server
-from mrmodel.types import Moment, QueryResult
+from mrmodel.types import MAX_DURATION_S, Moment, QueryResult
 from mrmodel.version import __version__
 from mrmodel.video.remote import is_pointer
 
-Id = Annotated[str, Path(pattern="^[0-9a-z-]{1,64}$")]
 # Types that the table of the machine may lack.
 _TYPES = {".mkv": "video/x-matroska", ".ts": "video/mp2t", ".webm": "video/webm"}
 _RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.ASCII)
@@ -47,12 +47,10 @@ _FORM = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of answers that any route, and this one, may give."""
-    return {
-        status: {"model": schema.ErrorAnswer, "description": "See the code."}
-        for status in (400, 401, 403, 405, 408, 413, 421, 422, 500, *statuses)
-    }
+class JpegResponse(Response):
+    """A picture."""
+
+    media_type = "image/jpeg"
 
 
 def build_app(server: Server) -> FastAPI:
@@ -68,7 +66,7 @@ def build_app(server: Server) -> FastAPI:
         lifespan=server.running,
         docs_url=None,
         redoc_url=None,
-        responses=_errors(),
+        responses=error_answers(),
     )
     app.add_middleware(
         Gate,
@@ -76,35 +74,13 @@ def build_app(server: Server) -> FastAPI:
         metrics=server.metrics,
         upload_bytes=server.settings.uploads.n_bytes,
     )
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
     _add_service_routes(app, server)
     _add_videos(app, server)
     _add_search(app, server)
     _add_jobs(app, server)
     return app
-
-
-def _request_id(request: Request) -> str:
-    found: str = request.state.request_id
-    return found
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if not isinstance(error, ApiError):
-        codes = {404: "no_such_path", 405: "no_such_method", 400: "bad_request"}
-        code = codes.get(error.status_code, "http")
-        error = ApiError(error.status_code, code, error.detail, error.headers)
-    return error_response(error, _request_id(request))
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
-    return error_response(ApiError(422, "invalid", message), _request_id(request))
 
 
 def _add_service_routes(app: FastAPI, server: Server) -> None:
@@ -113,7 +89,9 @@ def _add_service_routes(app: FastAPI, server: Server) -> None:
         """The process answers."""
         return "ok\n"
 
-    @app.get("/readyz", tags=["service"], response_class=PlainTextResponse, responses=_errors(503))
+    @app.get(
+        "/readyz", tags=["service"], response_class=PlainTextResponse, responses=error_answers(503)
+    )
     async def readyz() -> str:
         """The server takes requests."""
         if not server.ready:
@@ -133,7 +111,7 @@ def _add_service_routes(app: FastAPI, server: Server) -> None:
     async def static(name: str) -> Response:
         return _page_file(name)
 
-    @app.post("/v1/session", tags=["service"], status_code=204, responses=_errors())
+    @app.post("/v1/session", tags=["service"], status_code=204, responses=error_answers())
     async def session(request: Request, body: schema.SessionRequest) -> Response:
         """Set a cookie that stands for the token, for pages, whose media send no headers."""
         token = server.settings.token
@@ -179,7 +157,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         "/v1/videos",
         tags=["videos"],
         status_code=202,
-        responses=_errors(415, 429, 503, 507),
+        responses=error_answers(415, 429, 503, 507),
         openapi_extra=_FORM,
     )
     async def upload(request: Request) -> schema.JobAnswer:
@@ -188,19 +166,22 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         path, name = await server.uploads.receive(kind, request.stream())
         accepted = await server.with_file(lambda: server.uploads.accept(path, name))
         try:
-            job = server.add(accepted, _request_id(request))
+            job = server.add(accepted, request_id_of(request))
         except ApiError:
             accepted.delete()
             raise
         return schema.JobAnswer(job=job.as_body())
 
-    @app.get("/v1/videos/{video}", tags=["videos"], responses=_errors(404))
+    @app.get("/v1/videos/{video}", tags=["videos"], responses=error_answers(404))
     async def get_video(video: Id) -> schema.Video:
         """One video."""
         return server.video(server.served.file(video))
 
     @app.delete(
-        "/v1/videos/{video}", tags=["videos"], status_code=204, responses=_errors(404, 409, 429)
+        "/v1/videos/{video}",
+        tags=["videos"],
+        status_code=204,
+        responses=error_answers(404, 409, 429),
     )
     async def delete_video(video: Id) -> Response:
         """Delete an uploaded video, and its file."""
@@ -211,7 +192,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         "/v1/videos/{video}/media",
         tags=["videos"],
         response_class=FileResponse,
-        responses=_errors(404, 416),
+        responses=error_answers(404, 416),
     )
     async def media(video: Id, request: Request) -> Response:
         """The file; ranges of bytes may be asked for."""
@@ -225,9 +206,26 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         kind = _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
         return FileResponse(path, media_type=kind, headers={"Cache-Control": "private, no-cache"})
 
+    @app.get(
+        "/v1/videos/{video}/thumbnail",
+        tags=["videos"],
+        response_class=JpegResponse,
+        responses=error_answers(404, 415, 429, 503),
+    )
+    async def thumbnail(
+        video: Id,
+        t: Annotated[float, Query(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)] = 0.0,
+        width: Annotated[int, Query(ge=16, le=1280)] = 320,
+    ) -> Response:
+        """What a player shows at a time."""
+        content = await server.with_file(lambda: server.still(video, t, width))
+        return JpegResponse(content, headers={"Cache-Control": "private, max-age=86400"})
+
 
 def _add_search(app: FastAPI, server: Server) -> None:
-    @app.post("/v1/videos/{video}/search", tags=["search"], responses=_errors(404, 409, 429, 503))
+    @app.post(
+        "/v1/videos/{video}/search", tags=["search"], responses=error_answers(404, 409, 429, 503)
+    )
     async def search_video(video: Id, body: schema.SearchRequest) -> schema.SearchAnswer:
         """Find the moments of one video that sentences describe."""
         served = server.served
@@ -236,7 +234,9 @@ def _add_search(app: FastAPI, server: Server) -> None:
         return schema.SearchAnswer(results=found)
 
     @app.post(
-        "/v1/videos/{video}/highlights", tags=["search"], responses=_errors(404, 409, 429, 503)
+        "/v1/videos/{video}/highlights",
+        tags=["search"],
+        responses=error_answers(404, 409, 429, 503),
     )
     async def highlights(video: Id, body: schema.HighlightsRequest) -> schema.QueryAnswer:
         """Find the best moments of a video without a query."""
@@ -250,7 +250,7 @@ def _add_search(app: FastAPI, server: Server) -> None:
             notes=[],
         )
 
-    @app.post("/v1/search", tags=["search"], responses=_errors(409, 429, 503))
+    @app.post("/v1/search", tags=["search"], responses=error_answers(409, 429, 503))
     async def search_library(body: schema.LibrarySearchRequest) -> schema.LibraryAnswer:
         """Find the videos, and the best moment in each, that a sentence describes."""
         served = server.served
@@ -277,12 +277,34 @@ def _add_search(app: FastAPI, server: Server) -> None:
 
 
 def _add_jobs(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/jobs/{job}", tags=["jobs"], responses=_errors(404))
+    @app.post("/v1/exports", tags=["jobs"], status_code=202, responses=error_answers(404, 429))
+    async def export(request: Request, body: schema.ExportRequest) -> schema.JobAnswer:
+        """Make files of hits, by a job; several files come as a ZIP."""
+        job = server.export(body, request_id_of(request))
+        return schema.JobAnswer(job=job.as_body())
+
+    @app.get(
+        "/v1/jobs/{job}/result",
+        tags=["jobs"],
+        response_class=FileResponse,
+        responses=error_answers(404, 409),
+    )
+    async def result(job: Id) -> Response:
+        """The file that a job made."""
+        found = server.jobs.get(job)
+        if found.state != "done":
+            raise ApiError(409, "not_done", f"the job is {found.state}")
+        if found.file is None:
+            raise ApiError(404, "no_file", f"jobs of the kind {found.kind} make no file")
+        kind = mimetypes.types_map.get(found.file.suffix, "application/octet-stream")
+        return FileResponse(found.file, media_type=kind, filename=found.file.name)
+
+    @app.get("/v1/jobs/{job}", tags=["jobs"], responses=error_answers(404))
     async def get_job(job: Id) -> schema.Job:
         """How far a job is."""
         return server.jobs.get(job).as_body()
 
-    @app.delete("/v1/jobs/{job}", tags=["jobs"], responses=_errors(404))
+    @app.delete("/v1/jobs/{job}", tags=["jobs"], responses=error_answers(404))
     async def cancel_job(job: Id) -> schema.Job:
         """End a job as soon as it can."""
         return server.jobs.cancel(job).as_body()

@@ -11,11 +11,13 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from mrmodel.errors import VideoError
+from mrmodel.errors import DataError, VideoError
 from mrmodel.processes import run_python
 from mrmodel.server.errors import ApiError, api_error
 from mrmodel.video.decoder import Decoder, VideoLimits
@@ -99,7 +101,79 @@ def add(library: str, path: str, limits: Mapping[str, Any]) -> dict[str, Any]:
     return {"problem": report.problems.get(Path(path))}
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"check": check, "add": add}
+def still(path: str, time_s: float, width: int, target: str) -> dict[str, Any]:
+    """Write a picture of a video; see `write_still`."""
+    from mrmodel.export.stills import write_still
+
+    write_still(Path(path), time_s, width, Path(target))
+    return {}
+
+
+def export(
+    videos: Mapping[str, str],
+    hits: Sequence[Mapping[str, Any]],
+    folder: str,
+    kind: str,
+    exact: bool,
+) -> dict[str, Any]:
+    """Make one kind of file of hits; several files are put into a ZIP.
+
+    No path of this machine is in them: videos are named by their files' names.
+
+    Args:
+        videos: id -> file.
+        hits: ``video`` (an id), ``query``, ``start_s``, ``end_s``, ``score``.
+        folder: empty; for the files.
+        kind: see `export_hits`.
+        exact: see there.
+
+    Returns:
+        The file's name in the folder, and lines for people.
+
+    Raises:
+        DataError: nothing could be made.
+    """
+    from mrmodel.export.hits import Hit
+    from mrmodel.export.write import export_hits
+    from mrmodel.types import Moment
+
+    base = Path(folder).resolve()
+    links, made_in = base / "videos", base / "files"
+    links.mkdir()
+    os.chdir(links)
+    named: dict[str, Path] = {}
+    for number, (video, path) in enumerate(videos.items(), 1):
+        name = Path(Path(path).name)
+        named[video] = name if name not in named.values() else Path(f"{number}_{name}")
+        named[video].symlink_to(path)
+    found = [
+        Hit(named[one["video"]], one["query"], Moment(one["start_s"], one["end_s"], one["score"]))
+        for one in hits
+    ]
+    made = export_hits(found, made_in, [kind], exact=exact)
+    problems = [str(problem) for problem in made.problems]
+    files = [file for file in made.files if kind == "json" or file.name != "hits.json"]
+    if not files:
+        raise DataError("; ".join(problems) or "nothing could be made of these hits")
+    for file in files:
+        if file.suffix in (".json", ".otio"):
+            text = file.read_text(encoding="utf-8").replace(f"{links.as_uri()}/", "")
+            file.write_text(text.replace(quote(f"{links}/").lstrip("/"), ""), encoding="utf-8")
+    result = files[0]
+    if len(files) > 1:
+        result = made_in / f"{kind}.zip"
+        with zipfile.ZipFile(result, "w") as archive:
+            for file in files:
+                archive.write(file, file.name)
+    return {"file": str(result.relative_to(base)), "notes": [*made.notes, *problems]}
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "check": check,
+    "add": add,
+    "still": still,
+    "export": export,
+}
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ class Job:
         result: of the work.
         error: why it failed.
         folder: for its files; made when it is first asked for.
+        file: that it made, in `folder`.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Job:
     result: Mapping[str, Any] | None = None
     error: ApiError | None = None
     folder: Path | None = None
+    file: Path | None = None
 
     def as_body(self) -> schema.Job:
         """For clients."""

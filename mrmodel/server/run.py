@@ -12,6 +12,8 @@ from mrmodel.server.settings import ServerSettings
 
 # Seconds that requests have to end once the server is told to stop.
 _STOP_S = 30
+# Seconds that a connection may be idle; longer than clients are told to wait before they try again.
+_IDLE_S = 75
 # Connections that wait for the server to take them.
 _BACKLOG = 256
 
@@ -35,6 +37,7 @@ def run(settings: ServerSettings, host: str, port: int) -> None:
         server_header=False,
         proxy_headers=False,
         backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_STOP_S,
     )
     uvicorn.Server(config).run()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +34,8 @@ T = TypeVar("T")
 LOOK_S = 10.0
 # Files that are read or checked at a time, and those that wait.
 _FILES, _FILES_QUEUE = 2, 32
+# Pictures that are kept, of some 10 kB.
+_STILLS = 1000
 
 
 class Server:
@@ -64,6 +69,8 @@ class Server:
         self.jobs = Jobs(lambda job: self.metrics.jobs.labels(job.kind, job.state).inc())
         self.metrics.serving(self.served.name)
         self.ready = False
+        self._stills: OrderedDict[tuple[str, float, int], bytes] = OrderedDict()
+        self._stills_lock = threading.Lock()
 
     @property
     def served(self) -> Served:
@@ -130,6 +137,56 @@ class Server:
 
         return self.jobs.submit("add", work, request_id)
 
+    def export(self, order: schema.ExportRequest, request_id: str) -> Job:
+        """Begin to make files of hits.
+
+        Raises:
+            ApiError: there is no such video.
+            BusyError: too many jobs wait.
+        """
+        served = self.served
+        videos = {hit.video: str(served.file(hit.video).path) for hit in order.hits}
+        arguments = {
+            "videos": videos,
+            "hits": [hit.model_dump() for hit in order.hits],
+            "kind": order.format.replace("_", "-"),
+            "exact": order.exact,
+        }
+
+        def work(job: Job) -> Mapping[str, Any]:
+            job.message = f"{order.format}: {len(order.hits)} hits"
+            folder = self.jobs.folder_of(job)
+            found = self._child("export", arguments | {"folder": str(folder)}, stop=job.stop)
+            job.file = folder / found["file"]
+            size = job.file.stat().st_size
+            return {"file": job.file.name, "bytes": size, "notes": found["notes"]}
+
+        return self.jobs.submit("export", work, request_id)
+
+    def still(self, video: str, time_s: float, width: int) -> bytes:
+        """A picture of a video as JPEG; those of late are kept.
+
+        Raises:
+            ApiError: there is no such video, or no such picture.
+        """
+        path = self.served.file(video).path
+        key = (video, round(time_s, 1), width)
+        with self._stills_lock:
+            known = self._stills.get(key)
+            if known is not None:
+                self._stills.move_to_end(key)
+                return known
+        with tempfile.TemporaryDirectory(prefix="mrmodel-still-") as folder:
+            target = Path(folder) / "still.jpg"
+            arguments = {"path": str(path), "time_s": key[1], "width": width}
+            self._child("still", arguments | {"target": str(target)})
+            content = target.read_bytes()
+        with self._stills_lock:
+            self._stills[key] = content
+            while len(self._stills) > _STILLS:
+                self._stills.popitem(last=False)
+        return content
+
     def delete(self, video: str) -> None:
         """Delete an upload.
 
@@ -151,18 +208,10 @@ class Server:
         self.metrics.serving(self.served.name)
 
     def _add(self, upload: Upload, stop: threading.Event) -> schema.Video:
-        limits = self.settings.uploads
-        found = run_child(
-            "add",
-            {
-                "library": str(self.settings.library.absolute()),
-                "path": str(upload.path),
-                "limits": asdict(limits.video),
-            },
-            memory_bytes=limits.memory_bytes,
-            timeout_s=limits.video.timeout_s,
-            stop=stop,
-        )
+        library = str(self.settings.library.absolute())
+        limits = asdict(self.settings.uploads.video)
+        arguments = {"library": library, "path": str(upload.path), "limits": limits}
+        found = self._child("add", arguments, stop=stop)
         if found["problem"]:
             reason = found["problem"].replace(f"{upload.path.parent}/", "")
             raise ApiError(422, "not_decodable", reason)
@@ -171,6 +220,16 @@ class Server:
         if entry.path != upload.path:  # The library had it already.
             self._forget(upload)
         return self.video(entry)
+
+    def _child(
+        self, task: str, arguments: Mapping[str, Any], stop: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """Work on a video; see `run_child`."""
+        limits = self.settings.uploads
+        seconds = limits.check_s if stop is None else limits.video.timeout_s
+        return run_child(
+            task, arguments, memory_bytes=limits.memory_bytes, timeout_s=seconds, stop=stop
+        )
 
     def _forget(self, upload: Upload) -> None:
         """Delete an upload that is not to be served."""

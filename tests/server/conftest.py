@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -15,6 +16,17 @@ from tests.cases.models import write_model
 from tests.library.videos import write_videos
 
 HERE = "http://localhost"
+
+
+def error_of(answer: Any, status: int) -> str:
+    """The code of an error, after a look at all of it."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "request_id"}
+    assert answer.headers["X-Request-Id"] == error["request_id"]
+    assert error["message"]
+    code: str = error["code"]
+    return code
 
 
 @pytest.fixture(scope="package")

@@ -1,7 +1,6 @@
 """What the routes answer: the Predictor's and the library's results, files in ranges, errors."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +12,10 @@ from mrmodel.server.app import build_app
 from mrmodel.server.server import Server
 from mrmodel.server.settings import ServerSettings
 from mrmodel.version import __version__
-from tests.server.conftest import HERE
+from tests.server.conftest import HERE, error_of
 
 QUERIES = ["a red car", "two people talk"]
 TOKEN = "0123456789abcdef"
-
-
-def error_of(answer: Any, status: int) -> str:
-    """The code of an error, after a look at all of it."""
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"code", "message", "request_id"}
-    assert answer.headers["X-Request-Id"] == error["request_id"]
-    assert error["message"]
-    code: str = error["code"]
-    return code
 
 
 def test_status_and_videos(client: TestClient, made: Path, ids: dict[str, str]) -> None:
