@@ -80,8 +80,8 @@ GROUPS = {
     ),
 }
 # A trained model, a registry, a git repository or a library is needed: tests/smoke/test_predict.py,
-# tests/registry, tests/retrain and tests/library/test_kill.py run these as processes.
-ELSEWHERE = {"predict", "registry", "lineage", "delivery", "index"}
+# tests/registry, tests/retrain, tests/server and tests/library/test_kill.py run these as processes.
+ELSEWHERE = {"predict", "registry", "lineage", "delivery", "index", "serve"}
 
 
 @pytest.fixture(scope="module")
