@@ -420,6 +420,12 @@ def load_features(path: Path) -> FeatureSettings:
     return validate_section(FeatureSettings, _sections(path).get("features"), "features")
 
 
+def load_protocol(path: Path) -> str:
+    """Read ``evaluate.protocol`` alone; see `load_features`."""
+    section = _sections(path).get("evaluate")
+    return validate_section(EvaluateSettings, section, "evaluate").protocol
+
+
 def _sections(path: Path) -> dict[str, Any]:
     try:
         raw = read_yaml(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -145,6 +145,11 @@ def parse_annotation(
 def without_ratings(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without the keys of `RATED`: its windows alone are the ground truth."""
     return {key: value for key, value in record.items() if key not in RATED}
+
+
+# Records of a split that is scored -> index of those that cannot be, and the rule that they break.
+Unscorable = Callable[[Sequence[Annotation]], Mapping[int, str]]
+SCORED_SPLITS = ("val", "test")
 
 
 def truth_problem(row: Annotation) -> str | None:

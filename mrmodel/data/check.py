@@ -9,7 +9,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from mrmodel.data.annotations import DEFAULT_CLIP_LEN_S, scan_annotations, truth_problem
+from mrmodel.data.annotations import (
+    DEFAULT_CLIP_LEN_S,
+    SCORED_SPLITS,
+    Unscorable,
+    scan_annotations,
+    truth_problem,
+)
 from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import DataError
 from mrmodel.features.keys import normalise_query
@@ -33,7 +39,10 @@ class CheckReport:
 
 
 def check_file(
-    path: Path, videos_dir: Path | None = None, clip_len_s: float = DEFAULT_CLIP_LEN_S
+    path: Path,
+    videos_dir: Path | None = None,
+    clip_len_s: float = DEFAULT_CLIP_LEN_S,
+    unscorable: Unscorable | None = None,
 ) -> CheckReport:
     """Check a whole annotation file by the rules of the stage `corpus`; continues after errors.
 
@@ -42,18 +51,27 @@ def check_file(
         videos_dir: if given, must hold every video as ``<vid>.mp4`` (or another container, or a
             pointer to a video in S3, which is not opened). Each is opened.
         clip_len_s: seconds of one clip.
+        unscorable: of the project's protocol, for ``val.jsonl`` and ``test.jsonl``; None: any row
+            can be scored.
 
     Raises:
         DataError: the file cannot be opened, or the folder is missing or holds no video.
     """
     scan = scan_annotations(path, clip_len_s)
     library = None if videos_dir is None else VideoLibrary(videos_dir, opens_remote=False)
+    usable = []
     for line, row in zip(scan.lines, scan.rows, strict=True):
         problem = truth_problem(row)
         if problem is None and library is not None:
             problem = library.row_problem(row, clip_len_s)
         if problem is not None:
             scan.errors.append(DataError(problem, file=path, line=line, qid=row.qid))
+        else:
+            usable.append((line, row))
+    if unscorable is not None and path.stem in SCORED_SPLITS:
+        for place, rule in unscorable([row for _, row in usable]).items():
+            line, row = usable[place]
+            scan.errors.append(DataError(rule, file=path, line=line, qid=row.qid))
     if library is not None and library.unopened:
         rule = f"{len(library.unopened)} videos in S3 were not opened; the stage `corpus` does it"
         scan.warnings.append(DataError(rule, file=videos_dir))

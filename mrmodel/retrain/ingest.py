@@ -43,6 +43,8 @@ _DOWNLOADS = "incoming"
 # Of one delivery. Twenty videos of several hours take less, and others wait behind it.
 CHECK_TIMEOUT_S = 6 * 3600
 _LONGEST_REASON = 1000
+# Of one run, so that a flood of them does not keep it busy for days. The others wait for the next.
+_MOST_DELIVERIES = 100
 _TO_BE_ALONE = "waits to be tried alone, because retrainings with it failed"
 
 
@@ -105,10 +107,14 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
             _merge(places, rev, lost)
             return ingest(incoming, ledger, places, rev)
         pending = _pending(listed, entries, present)
-        ingested.reports = [_incomplete(one) for one in pending if not one.complete]
+        unfinished = _first([one for one in pending if not one.complete], "incomplete deliveries")
+        ingested.reports = [_incomplete(one) for one in unfinished]
         complete = [one for one in pending if one.complete]
         if complete:
-            _Ingestion(incoming, ledger, space, folder, ingested).take_in_turns(complete)
+            waiting = [one.identity for one in complete[_MOST_DELIVERIES:]]
+            complete = _first(complete, "deliveries")
+            run = _Ingestion(incoming, ledger, space, folder, ingested)
+            run.take_in_turns(complete, waiting)
     ingested.reports.sort(key=lambda report: report.name)
     return ingested
 
@@ -157,8 +163,13 @@ class _Ingestion:
         # Deliveries that wait for no reason of their own.
         self._aside: list[str] = []
 
-    def take_in_turns(self, deliveries: Sequence[Delivery]) -> None:
-        """Take complete deliveries; see `attempts.AttemptLog.plan` for those that failed before."""
+    def take_in_turns(
+        self, deliveries: Sequence[Delivery], waiting: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """Take complete deliveries; see `attempts.AttemptLog.plan` for those that failed before.
+
+        `waiting` are those that this run does not look at, whose attempts are kept.
+        """
         attempts = self._ledger.attempts
         undecided = {one.identity: one for one in deliveries}
         plan = attempts.plan(undecided, self._config.retrain.attempts)
@@ -175,7 +186,7 @@ class _Ingestion:
                 continue
             others = plan.failed & undecided.keys() - set(turn.deliveries)
             self._aside = sorted(name for name, _ in others)
-            attempts.begin(turn.deliveries, undecided, turn.alone)
+            attempts.begin(turn.deliveries, {*undecided, *waiting}, turn.alone)
             with attempts.running(turn.deliveries):
                 for report in self._take(chosen):
                     if report.state == "quarantined":
@@ -326,6 +337,15 @@ def _pending(
     done = {(entry.delivery, entry.digest) for entry in entries}
     done |= {(one.name, one.digest) for one in present}
     return [one for one in listed if (one.name, one.digest) not in done]
+
+
+def _first(deliveries: list[Delivery], kind: str) -> list[Delivery]:
+    """As many as one run looks at, by name; says how many are left."""
+    left = deliveries[_MOST_DELIVERIES:]
+    if left:
+        text = "%d %s, more than a run looks at; %d wait for the next run, from %s on"
+        log.warning(text, len(deliveries), kind, len(left), left[0].name)
+    return deliveries[:_MOST_DELIVERIES]
 
 
 def _apart(

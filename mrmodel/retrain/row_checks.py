@@ -12,8 +12,7 @@ from pathlib import Path
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import scan_annotations, truth_problem
 from mrmodel.errors import DataError, FileFormatError
-from mrmodel.evaluate.rows import Row
-from mrmodel.evaluate.run import get_protocol
+from mrmodel.evaluate.run import unscorable
 from mrmodel.files import digest_of
 from mrmodel.lines import byte_lines, json_lines
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
@@ -111,31 +110,18 @@ def check_records(
 
 
 def _reject_unscored(judged: CheckedRecords, known: Annotation | None, config: Config) -> None:
-    """Move records of ``val.jsonl`` to the bad ones that the metrics cannot be computed with.
-
-    Weights are chosen by these metrics, so that one of them would end every training.
-    """
-    protocol = get_protocol(config.evaluate.protocol)
-    groups = [[row for row in judged.good if row.table == VAL]]
-    bad: dict[int, RejectedRecord] = {}
-    while groups:
-        group = groups.pop()
-        # Some rules are about all records: with one of the data, as it will be.
-        rows = [known, *(row.annotation for row in group)] if group else []
-        truth = [row.as_row() for row in rows if row is not None]
-        empty: Row = {"pred_relevant_windows": [], "pred_saliency_scores": []}
-        try:
-            if truth:
-                protocol.score(truth, [{"qid": row["qid"], **empty} for row in truth], "clean")
-        except DataError as error:
-            if len(group) > 1:
-                middle = len(group) // 2
-                groups += [group[:middle], group[middle:]]
-            else:
-                (row,) = group
-                bad[row.line] = RejectedRecord(row.table, row.line, row.id, error.rule)
-    judged.good = [row for row in judged.good if row.table != VAL or row.line not in bad]
-    judged.bad += bad.values()
+    """Move records of ``val.jsonl`` to the bad ones that the metrics cannot be computed with."""
+    scored = [(row, row.annotation) for row in judged.good if row.table == VAL and row.annotation]
+    bad = unscorable(
+        [truth.as_row() for _, truth in scored],
+        config.evaluate.protocol,
+        None if known is None else known.as_row(),
+    )
+    lines = {scored[place][0].line for place in bad}
+    judged.good = [row for row in judged.good if row.table != VAL or row.line not in lines]
+    for place, rule in bad.items():
+        row, _ = scored[place]
+        judged.bad.append(RejectedRecord(row.table, row.line, row.id, rule))
 
 
 class _Seen:

@@ -21,13 +21,17 @@ def corpus(config: Config, reporter: Reporter) -> None:
     clip_len_s = config.features.clip_len_s
     if config.corpus.source == "folder":
         from mrmodel.data.ingest.folder import import_folder
+        from mrmodel.evaluate.run import unscorable_by
         from mrmodel.stages.required_inputs import require_inputs
 
         require_inputs(config, paths)
         shutil.rmtree(paths.corpus, ignore_errors=True)
         folder = Path(config.corpus.folder)
         ratings = config.corpus.pretrain_ratings
-        import_folder(folder, clip_len_s, paths.corpus, reporter, paths.imports, ratings)
+        unscorable = unscorable_by(config.evaluate.protocol)
+        import_folder(
+            folder, clip_len_s, paths.corpus, reporter, paths.imports, ratings, unscorable
+        )
     else:
         from mrmodel.synthetic.render import render_corpus
 

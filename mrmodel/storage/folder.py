@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mrmodel.errors import ConflictError, StorageError
 from mrmodel.files import atomic_path, one_at_a_time, sha256_of
@@ -86,12 +89,15 @@ class FolderStore:
             shutil.copyfile(path, temporary)
 
     def download(self, key: str, path: Path) -> None:
-        """Copy an object to a file; see `Store.download`. The SHA-256 is not checked."""
+        """Copy an object to a file; see `Store.download`. The SHA-256 is not checked.
+
+        No link in the folder is followed: somebody else may have placed it there.
+        """
         if not self.exists(key):
             raise StorageError(self.url, "there is no such object", key=key)
         with ExitStack() as files:
             with self._errors(key):
-                source = files.enter_context(self._path(key).open("rb"))
+                source = files.enter_context(self._open(key))
             left = os.fstat(source.fileno()).st_size
             # Outside of `_errors`: a full disk here is no fault of the store.
             target = files.enter_context(files.enter_context(atomic_path(path)).open("wb"))
@@ -102,6 +108,30 @@ class FolderStore:
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(self.url, key)
+
+    def _open(self, key: str) -> BinaryIO:
+        """A regular file, opened without following a link below the root."""
+        *folders, name = check_key(self.url, key).split("/")
+        # A pipe would wait for its writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        here = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for folder in folders:
+                below = os.open(folder, flags | os.O_DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = below
+            file = os.open(name, flags, dir_fd=here)
+        except OSError as error:
+            # A link is ELOOP, one in place of a folder ENOTDIR.
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise StorageError(self.url, "is a link; store the file itself", key=key) from error
+        finally:
+            os.close(here)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise StorageError(self.url, "is no regular file", key=key)
+        return os.fdopen(file, "rb")
 
     def _walk(self, folder: Path) -> Iterator[str]:
         # Not `os.walk`, which calls itself for every level: somebody else makes the folders.

@@ -7,10 +7,12 @@ name nothing else are read.
 
 from __future__ import annotations
 
+import io
+import re
 import stat
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
@@ -35,6 +37,9 @@ _CONTAINERS = (
 # Decoders count the rows and columns around a picture, too; `Decoder` checks what is displayed.
 _WITH_EDGES = 1.25
 _MOST_PIXELS = 2**31 - 1
+# A header of QuickTime that is compressed: FFmpeg unpacks a megabyte of it to a gigabyte.
+_PACKED_HEADER = re.compile(rb"cmov.{4}dcomzlib", re.DOTALL)
+_PART_BYTES = 1 << 20
 
 
 class TimeLimit:
@@ -97,6 +102,7 @@ def open_container(
     }
     limit.start()
     try:
+        _require_plain_header(path, remote, limit)
         container = av.open(
             # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
             remote or str(path.absolute()),
@@ -129,6 +135,70 @@ def _require_file(path: Path) -> None:
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         detail = "a pipe or a device, and a video is read several times; save it as a file"
         raise VideoError(path, "unreadable", detail)
+
+
+def _require_plain_header(path: Path, remote: RemoteVideo | None, limit: TimeLimit) -> None:
+    """Raise for an MP4 or MOV file with a compressed header.
+
+    Raises:
+        OSError: it cannot be read.
+        VideoError: ``unknown_container``, or ``timed_out``.
+    """
+    if remote is None and not path.is_file():
+        return  # Opening it gives the error.
+    file: Any = remote or path.open("rb")
+    try:
+        if _has_packed_header(file, limit):
+            rule = "its header is compressed (cmov), which is not read; copy it into a new file"
+            raise VideoError(path, "unknown_container", f"{rule}: ffmpeg -i OLD -c copy NEW.mp4")
+    finally:
+        if remote is None:
+            file.close()
+        else:
+            file.seek(0)
+
+
+def _has_packed_header(file: BinaryIO, limit: TimeLimit) -> bool:
+    """Whether a box of an MP4 file, other than those with pictures and sound, holds a `cmov`.
+
+    Other files are hardly read: what stands in place of their first box is no name of one.
+    """
+    end, place = file.seek(0, io.SEEK_END), _after_tags(file)
+    while place + 8 <= end:
+        limit.require()
+        file.seek(place)
+        head = file.read(16)
+        size, kind, least = int.from_bytes(head[:4]), head[4:8], 8
+        if size == 1:
+            size, least = int.from_bytes(head[8:]), 16
+        elif size == 0:  # It ends with the file.
+            size = end - place
+        if size < least:
+            return False  # FFmpeg reads no further.
+        if kind != b"mdat" and all(0x20 <= char < 0x7F for char in kind):
+            file.seek(place + 4)
+            left, kept = min(place + size, end) - place - 4, b""
+            while left > 0 and (part := file.read(min(left, _PART_BYTES))):
+                limit.require()
+                if _PACKED_HEADER.search(kept + part):
+                    return True
+                left, kept = left - len(part), part[-16:]
+        place += size
+    return False
+
+
+def _after_tags(file: BinaryIO) -> int:
+    """Where a file begins behind its ID3 tags, which FFmpeg skips."""
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(10)
+        if len(head) < 10 or head[:3] != b"ID3":
+            return place
+        size = 0
+        for part in head[6:]:
+            size = size << 7 | part & 0x7F
+        place += 10 + size + (10 if head[5] & 0x10 else 0)
 
 
 def _not_opened(path: Path, error: Exception) -> VideoError:

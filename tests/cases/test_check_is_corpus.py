@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from mrmodel.cli.data import group
@@ -23,6 +24,7 @@ from mrmodel.retrain.deliveries import delivery_in
 from mrmodel.retrain.drift import Drift
 from mrmodel.retrain.row_checks import CheckedRecords, check_records
 from mrmodel.retrain.videos import DeliveredVideos
+from mrmodel.stages.corpus import corpus
 from mrmodel.stages.profile import profile_of
 from mrmodel.types import Annotation
 from tests.pretraining.tables import PARAMS
@@ -217,6 +219,40 @@ def test_retraining_refuses_the_same_rows(own: Path, base: Path, tmp_path: Path)
     assert all(rule == expected for rule, expected in same[:3])
     assert "no video 'old', neither delivered nor in the data: videos/old.m2ts is of" in same[3][0]
     assert [one.id for one in found.good] == [1, "base"]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_row_that_the_metrics_refuse(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Check and stage took a rated clip of less than two seconds, and each training ended on it."""
+    rated = {"relevant_clip_ids": [1], "saliency_scores": [[1, 2, 3]]}
+    last = {"duration": 13.0, "relevant_windows": [[12.0, 13.0]], "relevant_clip_ids": [6]}
+    rows = [
+        row("base", qid=1, saliency_scores=[[1, 2]], relevant_clip_ids=[1]),
+        row("base", qid=2, query="b", **rated),
+        row("base", qid=3, query="c", **{**rated, **last}),
+        row("base", qid=4, query="d", **rated),
+    ]
+    params = yaml.safe_load(PARAMS.read_text())
+    params["corpus"] |= {"source": "folder", "folder": str(own)}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("val", split):
+        (own / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    monkeypatch.chdir(tmp_path)
+    checked = CliRunner().invoke(group, ["check", str(own / f"{split}.jsonl")])
+    assert checked.exit_code == 2
+    corpus(load_config(Path("params.yaml")), NullReporter())
+    details = json.loads(Path("data/sample/corpus.json").read_text())
+    refused = [one for one in details["rejected_rows"] if one["file"] == f"{split}.jsonl"]
+    assert [one["id"] for one in refused] == [2, 3, 4]
+    if split == "val":
+        (own / "train.jsonl").unlink()
+        bad = delivered(own).bad
+        assert [one.rule for one in bad] == [one["rule"] for one in refused]
+    for one in refused:
+        assert f"{split}.jsonl:{one['line']}" in checked.output
+        assert one["rule"] in checked.output
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

@@ -308,9 +308,10 @@ def test_a_search_that_is_killed_and_interrupted(site: Site, finished: str) -> N
 
 
 def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
-    """The keys of S3 and PostgreSQL are in the environment of all that ran, and nowhere else."""
+    """Keys of S3, PostgreSQL and Prefect are in the environment of all that ran, nowhere else."""
     secrets = [
         site.environment["AWS_SECRET_ACCESS_KEY"],
+        site.environment["PREFECT_API_AUTH_STRING"].partition(":")[2],
         str(urlsplit(site.environment["OPTUNA_STORAGE"]).password),
     ]
     wait_until(lambda: not site.processes(), 30)

@@ -17,12 +17,18 @@ import pytest
 from mrmodel import lines
 from mrmodel.config.schema import Config, RetrainSettings, load_config
 from mrmodel.data.annotations import parse_annotation
-from mrmodel.errors import FileFormatError
+from mrmodel.errors import FileFormatError, StorageError
 from mrmodel.files import digest_of
 from mrmodel.lines import byte_lines
-from mrmodel.retrain import dvc_dataset, row_checks
+from mrmodel.retrain import dvc_dataset, ingest, row_checks
 from mrmodel.retrain.baseline import Reference
-from mrmodel.retrain.deliveries import Delivery, delivery_in, excess, list_deliveries
+from mrmodel.retrain.deliveries import (
+    Delivery,
+    delivery_in,
+    download,
+    excess,
+    list_deliveries,
+)
 from mrmodel.retrain.ingest import IngestResult, _Ingestion
 from mrmodel.retrain.outcomes import Ledger
 from mrmodel.retrain.report import DeliveryReport
@@ -120,6 +126,58 @@ def test_files_that_cannot_be_looked_at_hide_no_other(tmp_path: Path) -> None:
     finally:
         # pytest could not, for the same reason.
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+@pytest.mark.parametrize("linked", ["videos/a.mp4", "videos", "train.jsonl"])
+def test_a_link_in_a_delivery_is_not_followed(tmp_path: Path, linked: str) -> None:
+    """Its sender would learn, or train on, what only the worker may read."""
+    secret = tmp_path / "secret"
+    (secret / "videos").mkdir(parents=True)
+    for path in ("videos/a.mp4", "train.jsonl"):
+        (secret / path).write_text("secret")
+        (tmp_path / "in/monday" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in/monday" / path).write_text("own")
+    (tmp_path / "in/monday/COMPLETE").touch()
+    store = open_store(str(tmp_path / "in"))
+    (delivery,) = list_deliveries(store)
+    # After it was listed, as somebody would who knows that links are looked for.
+    place = tmp_path / "in/monday" / linked
+    place.rename(tmp_path / "moved")
+    place.symlink_to(secret / linked)
+    with pytest.raises(StorageError, match="is a link; store the file itself"):
+        download(store, delivery, tmp_path / "here")
+    assert not [
+        path
+        for path in (tmp_path / "here").rglob("*")
+        if path.is_file() and path.read_text() == "secret"
+    ]
+
+
+def test_a_pipe_in_a_store_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    store = FolderStore(tmp_path)
+    monkeypatch.setattr(store, "exists", lambda key: True)  # It was a file a moment ago.
+    with pytest.raises(StorageError, match="is no regular file"):
+        store.download("pipe", tmp_path / "copy")
+
+
+def test_a_run_looks_at_so_many_deliveries(
+    plain: Site, parcel: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ingest, "_MOST_DELIVERIES", 2)
+    for name in "abc":
+        plain.incoming.put(f"{name}/COMPLETE", b"")
+    waiting = list_deliveries(plain.incoming)[2].identity
+    attempts = plain.ledger.attempts
+    attempts.begin([waiting], [waiting], alone=False)
+    assert [report.name for report in plain.take().reports] == ["a", "b"]
+    assert "3 deliveries, more than a run looks at; 1 wait for the next run, from c on" in (
+        caplog.text
+    )
+    assert attempts.plan([waiting], 2).turns[0].alone  # Its attempt is still counted.
+    assert [report.name for report in plain.take().reports] == ["c"]
 
 
 # --- this machine ---

@@ -11,7 +11,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mrmodel.data.annotations import scan_annotations, truth_problem, without_ratings
+from mrmodel.data.annotations import (
+    SCORED_SPLITS,
+    Unscorable,
+    scan_annotations,
+    truth_problem,
+    without_ratings,
+)
 from mrmodel.data.ingest.summary import (
     PRETRAINING,
     SPLITS,
@@ -86,6 +92,7 @@ def import_folder(
     reporter: Reporter,
     imports: Path | None = None,
     pretrain_ratings: bool = True,
+    unscorable: Unscorable | None = None,
 ) -> CorpusSummary:
     """Import ``folder`` into `out`, with the same files as `render.render_corpus` writes.
 
@@ -103,6 +110,7 @@ def import_folder(
         imports: folder of imported feature stores; a record needs features in each of them.
         pretrain_ratings: False: of ``pretrain.jsonl`` and ``pretrain_val.jsonl`` only the windows
             are used, as the published pre-trainings do.
+        unscorable: as in `check.check_file`.
 
     Raises:
         DataError: no videos folder, no train or val split, a split without a usable record, or
@@ -111,11 +119,11 @@ def import_folder(
     features = FeatureLibrary(imports) if imports is not None else None
     spared = features is not None and features.has_videos and not (folder / "videos").is_dir()
     library = None if spared else VideoLibrary(folder / "videos")
-    usable = _Usable(library, features)
     tables = {"captions": _read_captions(folder / CAPTIONS, library, reporter)}
     for split in (*SPLITS, *PRETRAINING):
         path = folder / f"{split}.jsonl"
         if path.exists():
+            usable = _Usable(library, features, unscorable if split in SCORED_SPLITS else None)
             with_ratings = pretrain_ratings or split in SPLITS
             tables[split] = _read_split(path, clip_len_s, usable, reporter, with_ratings)
         elif split in REQUIRED_SPLITS:
@@ -134,10 +142,11 @@ def import_folder(
 
 @dataclass(frozen=True, slots=True)
 class _Usable:
-    """What a record must have: a video, features, or both; None: not required."""
+    """What a record must have: a video, features, or both, and metrics; None: not required."""
 
     library: VideoLibrary | None
     features: FeatureLibrary | None
+    unscorable: Unscorable | None
 
     def problem(self, row: Annotation, clip_len_s: float) -> str | None:
         """Why a record cannot be used; None if it can."""
@@ -176,10 +185,17 @@ def _read_split(
     table = IngestedTable(rejected=scan.errors, warnings=scan.warnings)
     records = _records(path) if scan.rows else {}
     pairs = list(zip(scan.lines, scan.rows, strict=True))
+    good = []
     for line, row in track(pairs, reporter, f"check {path.name}", len(pairs)):
         problem = usable.problem(row, clip_len_s)
-        if problem is not None:
+        if problem is None:
+            good.append((line, row))
+        else:
             table.rejected.append(DataError(problem, file=path, line=line, qid=row.qid))
+    bad = {} if usable.unscorable is None else usable.unscorable([row for _, row in good])
+    for place, (line, row) in enumerate(good):
+        if place in bad:
+            table.rejected.append(DataError(bad[place], file=path, line=line, qid=row.qid))
             continue
         record = records[line] if with_ratings else without_ratings(records[line])
         table.rows.append(record | {"vid": usable.vid_of(row.vid)})
