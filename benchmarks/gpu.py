@@ -119,7 +119,9 @@ def inference_items(bench: Bench) -> Iterator[Item]:
 
 def encoder_items(bench: Bench) -> Iterator[Item]:
     """Speed of the encoders at several batch sizes."""
-    factors = {"bf16": (1, 2, 4), "fp32": (1, 2)}
+    factors = dict.fromkeys(("bf16", "fp32"), (1,))
+    if not bench.small:
+        factors = {"bf16": (1, 2, 4), "fp32": (1, 2)}
     budget = bench.seconds / (len(ENCODERS) * sum(map(len, factors.values())))
 
     def measure(case: EncoderCase, precision: str, factor: int) -> Figures:

@@ -174,8 +174,8 @@ class Bench:
 
     def begin(self) -> None:
         """Give back what an item left, and count memory anew."""
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from tests.project import Project
 from tests.video.fixtures import write_audio, write_video
@@ -15,6 +14,8 @@ from tests.video.fixtures import write_audio, write_video
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
     """Prefect for flows that run in this process, with a temporary server."""
+    from prefect.testing.utilities import prefect_test_harness  # Loads Prefect's whole server.
+
     with pytest.MonkeyPatch.context() as patch:
         # Ray would write a token into the home of whoever runs the tests.
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))

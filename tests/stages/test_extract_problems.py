@@ -34,15 +34,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def extract(folder, max_failed_share):
-    features = {"max_failed_share": max_failed_share, "workers": 2}
+def extract(folder, max_failed_share, workers):
+    features = {"max_failed_share": max_failed_share, "workers": workers}
     (folder / "params.yaml").write_text(overlay(render("miniature"), {"features": features}))
     command = [sys.executable, "-m", "mrmodel.stages.extract", "--stream", "tiny.video"]
     return subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
 
 
 def test_above_the_limit_the_stage_fails_and_names_the_video(folder):
-    done = extract(folder, 0.19)
+    done = extract(folder, 0.19, workers=1)
     assert done.returncode != 0
     assert "1 of 5 videos gave no features, more than the allowed share 0.19" in done.stderr
     assert "audio: no_video_stream: streams in the file: audio" in done.stderr
@@ -51,7 +51,7 @@ def test_above_the_limit_the_stage_fails_and_names_the_video(folder):
 
 
 def test_below_it_the_stage_ends_and_reports_each(folder):
-    done = extract(folder, 0.2)
+    done = extract(folder, 0.2, workers=2)
     assert done.returncode == 0, done.stderr
     assert "(1 partial, 1 failed)" in done.stderr
     assert "damaged: bad_packets" in done.stderr
