@@ -7,8 +7,11 @@ or JSON, where joined files leave it.
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,35 +46,57 @@ class JsonLine(NamedTuple):
 def byte_lines(path: Path) -> Iterator[bytes]:
     """All lines of a file, without their ends; memory does not grow with the file.
 
+    Files named ``.gz``, ``.zst`` or ``.zstd`` are decompressed.
+
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or its compressed data are cut off; with the line.
         FileFormatError: it is not UTF-8 text as a whole, for instance UTF-16, or a line is longer
             than any that this project reads.
     """
+    line = 0
     try:
-        with path.open("rb") as file:
-            problem = encoding_problem(file.peek(4)[:4])
-            if problem is not None:
-                raise FileFormatError(problem, file=path)
-            # Not by a seek: the file may be a pipe.
-            chunk, rest = file.readline(_LONGEST).removeprefix(_MARK), b""
-            while chunk:
-                chunk, rest = rest + chunk, b""
-                lines = chunk.splitlines()
-                if not chunk.endswith(b"\n"):
-                    # It goes on, or ends as in old Mac files, perhaps between \r and \n.
-                    rest = chunk.splitlines(keepends=True)[-1]
-                    lines.pop()
-                yield from lines
-                if len(rest) > _LONGEST:
-                    rule = f"a line has more than {_LONGEST >> 20} MiB; expected a record a line"
-                    raise FileFormatError(rule, file=path)
-                chunk = file.readline(_LONGEST)
-            yield from rest.splitlines()
+        with _opened(path) as file:
+            for content in _lines_of(file, path):
+                line += 1
+                yield content
     except FileNotFoundError:
         raise DataError("no such file", file=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+        rule = f"the compressed file is damaged or cut off after line {line}: {error}"
+        raise DataError(rule, file=path, line=line + 1) from None
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix in (".zst", ".zstd"):
+        import pyarrow as pa  # lazy: takes 0.1 s
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def _lines_of(file: Any, path: Path) -> Iterator[bytes]:
+    problem = encoding_problem(file.peek(4)[:4])
+    if problem is not None:
+        raise FileFormatError(problem, file=path)
+    # Not by a seek: the file may be a pipe.
+    chunk, rest = file.readline(_LONGEST).removeprefix(_MARK), b""
+    while chunk:
+        chunk, rest = rest + chunk, b""
+        lines = chunk.splitlines()
+        if not chunk.endswith(b"\n"):
+            # It goes on, or ends as in old Mac files, perhaps between \r and \n.
+            rest = chunk.splitlines(keepends=True)[-1]
+            lines.pop()
+        yield from lines
+        if len(rest) > _LONGEST:
+            rule = f"a line has more than {_LONGEST >> 20} MiB; expected a record a line"
+            raise FileFormatError(rule, file=path)
+        chunk = file.readline(_LONGEST)
+    yield from rest.splitlines()
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -129,7 +129,7 @@ class Project:
         run = getattr(importlib.import_module(module), part or name)
         with self.inside():
             config = load_config(Path("params.yaml"))
-            run(config, NullReporter(), *([arguments] if arguments else []))
+            run(config, NullReporter(), *([arguments] if arguments or part else []))
 
     def commands(self) -> dict[str, str]:
         """Stage of dvc.yaml -> its command, in an order in which ``dvc repro`` could run them."""

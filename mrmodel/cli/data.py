@@ -13,7 +13,7 @@ from mrmodel.components import DATASETS
 
 @click.group()
 def group() -> None:
-    """Check annotation files, convert published ones, link videos in S3."""
+    """Check and convert annotation files, make pre-training queries, link videos in S3."""
 
 
 @group.command()
@@ -99,6 +99,80 @@ def convert(
     request = ConvertRequest(dataset, source, output, domain, label_grid, held_out)
     click.echo(format_report(convert_files(request)))
     click.echo(f"written: {output}")
+
+
+@group.command(name="intervid-mr")
+@click.argument("table", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the results; an interrupted build goes on there.",
+)
+@click.option(
+    "--clips",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Feature store of the videos, or of the segments that are listed without it.",
+)
+@click.option(
+    "--texts",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Feature store of the captions, in the space of --clips.",
+)
+@click.option(
+    "--exclude",
+    "excluded",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Evaluation videos: annotations (.jsonl) or one id a line. May be repeated.",
+)
+@click.option(
+    "--benchmarks",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("own_captions/benchmarks"),
+    show_default=True,
+    help="Published annotation files of intervid.captions.benchmarks, a folder for each.",
+)
+def intervid_mr(
+    table: Path,
+    output: Path,
+    clips: Path | None,
+    texts: Path | None,
+    excluded: tuple[Path, ...],
+    benchmarks: Path,
+) -> None:
+    """Make pre-training queries of the captions in TABLE (InternVid's columns).
+
+    The section `intervid` of params.yaml says how. Without --clips and --texts, OUTPUT/select lists
+    the captions and the segments of video whose features are needed; with both, OUTPUT/samples
+    holds train.jsonl and val.jsonl.
+    """
+    from mrmodel.config.schema import load_config
+    from mrmodel.features.store import FeatureStore
+    from mrmodel.pretraining.intervid.decontaminate import (
+        Excluded,
+        read_benchmarks,
+        read_leak_files,
+    )
+    from mrmodel.pretraining.intervid.generate import build
+    from mrmodel.pretraining.intervid.samples import Features
+    from mrmodel.progress import RichReporter
+
+    if (clips is None) != (texts is None):
+        raise click.UsageError("give --clips and --texts together")
+    config = load_config(Path("params.yaml"))
+    lists = {path.name: read_leak_files([path]) for path in excluded}
+    lists |= read_benchmarks(benchmarks, config.intervid.captions.benchmarks)
+    clip_len_s, features = config.features.clip_len_s, None
+    if clips is not None and texts is not None:
+        features = Features(FeatureStore(clips), FeatureStore(texts), clip_len_s)
+    report = build(
+        table, Excluded.of(lists), features, output, config.intervid, clip_len_s, RichReporter()
+    )
+    if report is None:
+        click.echo(f"features are needed of: {output / 'select'}")
+    else:
+        click.echo(f"written: {output / 'samples'}: {report.counts['samples']}")
 
 
 @group.command()

@@ -31,6 +31,7 @@ class CaptionSettings(Section):
     """Limits of the caption rules: a row is kept only if it passes all enabled rules."""
 
     rules: CaptionRuleSwitches
+    benchmarks: list[str]
     video_id_length: Count | None
     max_bad_row_share: Share
     min_words: Count
@@ -85,6 +86,13 @@ class LabelSettings(Section):
         return self
 
 
+class SourceSettings(Section):
+    """What the data card says of the caption table."""
+
+    name: str | None
+    licence: str | None
+
+
 class IntervidSettings(Section):
     """InterVid-MR generation (SG-DETR section 4.3.2).
 
@@ -95,7 +103,9 @@ class IntervidSettings(Section):
     preset: Literal["paper", "robust", "custom"]
     seed: Seed
     val_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    max_captions: Count | None
     max_samples: Count | None
+    source: SourceSettings
     workers: CountOrZero
     chunk_rows: Count
     captions: CaptionSettings

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mrmodel.components import ENCODERS, MODELS, PROTOCOLS
+from mrmodel.components import DATASETS, ENCODERS, MODELS, PROTOCOLS
 from mrmodel.config.base import (
     BatchSize,
     ClipLength,
@@ -528,6 +528,8 @@ def _check_intervid(config: Config) -> None:
     for path, value, promised in settings.broken_promises():
         rule = f"preset {settings.preset!r} has {promised!r}; set it so, or say `preset: custom`"
         raise ConfigError(f"intervid.{path}", value, rule)
+    for name in settings.captions.benchmarks:
+        _known("intervid.captions.benchmarks", DATASETS, name)
     # Segment names have one decimal and segments lie on the clip grid, so both must be exact.
     if abs(clip_len_s * 10 - round(clip_len_s * 10)) > 1e-6:
         rule = "InterVid-MR names segments with one decimal: give a multiple of 0.1 s"

@@ -144,6 +144,13 @@ class RowTable(ABC):
             item[count:] = 0
         return block, np.arange(length) < counts[:, None]
 
+    def concatenate(self, rows: RowRanges) -> Half:
+        """(sum of the counts, dim) rows of all ranges, one range after the other."""
+        shards = self._shards()
+        places = zip(rows.shard.tolist(), rows.start.tolist(), rows.count.tolist(), strict=True)
+        parts = [shards[shard][start : start + count] for shard, start, count in places]
+        return np.concatenate([np.zeros((0, self.dim), dtype=np.float16), *parts])
+
     @abstractmethod
     def _shards(self) -> Sequence[Half]:
         """The rows of each shard, (rows, dim)."""

@@ -26,10 +26,12 @@ from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import read_object, read_yaml, sha256_of
 from mrmodel.lines import byte_lines
 from mrmodel.predict.serving import read_serving
+from mrmodel.pretraining.intervid.card import CARD_FILE
 from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer
 from mrmodel.stages.test_set import TestSetContents, video_contents
+from mrmodel.stages.trainer import pretraining_files
 from mrmodel.tracking.mlflow_client import code_tags
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
 
@@ -99,6 +101,7 @@ def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
         environment=_environment(),
         licences=_licences(config),
         limits=config.promotion.card.limits,
+        pretraining=pretraining_card(config, paths, kind),
     )
     postprocess = read_serving(paths.served(model))
     return Candidate(record, folder, predictions, frozen, postprocess)
@@ -107,10 +110,19 @@ def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
 def needed_files(config: Config, paths: Paths, model: str, kind: str) -> list[Path]:
     """The DVC outputs that `gather` reads: the model and small files, no videos or features."""
     files = [paths.corpus / "corpus.json", *(paths.split(split) for split in ("train", "val"))]
-    files += read_before(paths).values()
+    files += [*read_before(paths).values(), paths.intervid / CARD_FILE]
     files.append(paths.stream(config.features.video_streams[0]) / INDEX_FILE)
     folders = [paths.model(kind, model), paths.served(model), paths.evaluation]
     return [*folders, *files]
+
+
+def pretraining_card(config: Config, paths: Paths, kind: str) -> dict[str, Any] | None:
+    """The data card of the InterVid-MR queries behind a kind of weights; None if there are none."""
+    is_after = kind == "pretrained" or (kind == "finetuned" and config.train.start == "pretrained")
+    if not is_after or pretraining_files(paths)[0].parent != paths.intervid:
+        return None
+    card: dict[str, Any] = _json(paths.intervid / CARD_FILE)
+    return card if card["state"] == "complete" else None
 
 
 def figures_of(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mrmodel.components import DATASETS
 from mrmodel.config.schema import PromotionSettings
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bootstrap
 from mrmodel.registry.decision import Gate
@@ -90,6 +91,7 @@ def evaluate_gates(
         _latency(smoke, rules.settings.max_latency_s),
         _size(candidate, rules.settings.max_size_mb),
         _leakage(candidate),
+        _decontaminated(candidate.record),
         _withdrawn(candidate, rules.withdrawn),
     ]
 
@@ -207,6 +209,28 @@ def _leakage(candidate: ModelUnderTest) -> Gate:
     found = "; ".join(f"{name} = {value}" for name, value in sorted(tags.items()))
     detail = found or "no test video is in a set that training may see"
     return Gate(name="leakage", passed=not tags, detail=detail)
+
+
+def _decontaminated(record: ModelRecord) -> Gate:
+    """Whether the captions behind a pre-training were freed of evaluation videos.
+
+    A model that reports on a public data set may not have seen a video of any of them; any other
+    one is asked for the rule `leak` alone, which knows the evaluation videos of its corpus.
+    """
+    name = "decontaminated"
+    if record.pretraining is None:
+        return Gate(name=name, passed=None, detail="not pre-trained on captions")
+    lists = record.pretraining["excluded"]
+    if lists is None:
+        detail = "rule `leak` was off (intervid.captions.rules.leak)"
+        return Gate(name=name, passed=False, detail=detail)
+    corpus = record.params["corpus"]["name"]
+    wanted = list(DATASETS) if corpus in DATASETS else [corpus]
+    missing = [other for other in wanted if other not in lists]
+    if missing:
+        detail = f"videos of {', '.join(missing)} were not excluded (intervid.captions.benchmarks)"
+        return Gate(name=name, passed=False, detail=detail)
+    return Gate(name=name, passed=True, detail=f"excluded: videos of {', '.join(lists)}")
 
 
 def _withdrawn(candidate: ModelUnderTest, withdrawn: Collection[str]) -> Gate:

@@ -20,6 +20,7 @@ from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
+from mrmodel.pretraining.intervid.card import card_rows
 from mrmodel.processes import run_python
 from mrmodel.registry.model_record import ModelRecord
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS
@@ -79,6 +80,9 @@ def describe_lineage(record: ModelRecord) -> Iterator[str]:
     for stream, digest in record.streams.items():
         yield f"features {stream}: {digest}"
     yield "made with: " + ", ".join(f"{name} {what}" for name, what in record.environment.items())
+    if record.pretraining is not None:
+        for what, value in card_rows(record.pretraining):
+            yield f"pre-training data, {what}: {value}"
     for name in upstream(record.lock, stage_of(record)):
         stage = record.lock[name]
         yield f"stage {name}: {stage['cmd']}"

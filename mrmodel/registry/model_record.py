@@ -67,6 +67,8 @@ class ModelRecord(Frozen):
         environment: versions of the software used for registration.
         licences: of code, data and the weights inside the encoders.
         limits: limitations stated in the parameter file.
+        pretraining: data card of the InterVid-MR queries that the weights were pre-trained on, see
+            `pretraining.intervid.card`; None: on none, or a record of an earlier release.
         files: SHA-256 of every file that a version is judged or served by (the MLflow model with
             its code, the predictions, the answers), by path; None in records of earlier releases.
     """
@@ -91,6 +93,7 @@ class ModelRecord(Frozen):
     environment: dict[str, str]
     licences: dict[str, str]
     limits: list[str]
+    pretraining: dict[str, Any] | None = Field(default=None, exclude_if=lambda card: card is None)
     files: dict[str, str] | None = Field(default=None, exclude_if=lambda files: files is None)
 
     def unsaved_files(self) -> list[str]:

@@ -210,6 +210,6 @@ def _read_captions(
         RejectedRecord(path.name, row.line, None, f"{row.reason}: {row.detail}")
         for row in parsed.bad_rows
     ]
-    for number in parsed.frame["line"].tolist():
+    for number in parsed.columns["line"].tolist():
         raw = lines[number - 1]
         yield DeliveredRecord(path.name, number, raw, json.loads(raw)["YoutubeID"], None)

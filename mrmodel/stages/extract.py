@@ -100,16 +100,16 @@ def videos_in(paths: Paths) -> dict[str, Path]:
 
 
 def corpus_texts(paths: Paths, clip_len_s: float) -> list[str]:
-    """Every sentence that a stage looks up: queries of all splits, and captions."""
+    """Every sentence that a stage looks up: queries of all splits, and selected captions."""
     # Imports pandas, which worker processes of video streams do not need.
-    from mrmodel.pretraining.intervid.captions import caption_texts
+    from mrmodel.pretraining.intervid.selection import selected_texts
 
     splits = (paths.split(name) for name in (*SPLITS, *PRETRAINING))
     rows = [row for path in splits for row in read_rows_if_any(path, clip_len_s)]
     captioned = paths.video_captions / "train.jsonl"
     if captioned.exists():
         rows += read_rows_if_any(captioned, clip_len_s, MAX_PRETRAINING_RATING)
-    return [row.query for row in rows] + caption_texts(paths.captions)
+    return [row.query for row in rows] + selected_texts(paths.intervid_select)
 
 
 if __name__ == "__main__":

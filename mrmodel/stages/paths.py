@@ -24,6 +24,10 @@ class Paths:
         self.captions = self.corpus / "captions.jsonl"
         self.features = root / "features" / config.corpus.name
         self.imports = root / config.features.imports
+        self.own_captions = root / "own_captions"
+        self.benchmarks = self.own_captions / "benchmarks"
+        self.intervid_filter = root / "data" / "intervid_filter"
+        self.intervid_select = root / "data" / "intervid_select"
         self.intervid = root / "data" / "intervid_mr"
         self.video_captions = root / "data" / "video_captions"
         self.reports = root / "reports"

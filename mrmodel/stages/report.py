@@ -17,6 +17,7 @@ from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import read_object, write_text
 from mrmodel.lines import byte_lines
 from mrmodel.names import problem_of_part
+from mrmodel.pretraining.intervid.card import CARD_FILE, card_rows
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
@@ -188,6 +189,7 @@ def intervid_section(paths: Paths) -> ReportSection:
     rows = [["captions read", str(counts["rows"]["read"])]]
     rows += [[f"removed by rule “{name}”", str(count)] for name, count in counts["rules"].items()]
     rows += [[f"queries for {name}", str(count)] for name, count in counts["samples"].items()]
+    card = Table("Data card", ["", ""], card_rows(read_object(paths.intervid / CARD_FILE)))
     tables = found["distributions"]
     grades = {f"grade {row['grade']:g}": float(row["clips"]) for row in tables["grades"]}
     windows = {f"{row['windows']:g}": float(row["queries"]) for row in tables["windows_per_query"]}
@@ -195,7 +197,7 @@ def intervid_section(paths: Paths) -> ReportSection:
         "Pre-training data (InterVid-MR)",
         "Captions of loose intervals become queries with windows and grades, by the similarity of "
         "clips and caption (SG-DETR, section 4.3.2). " + " ".join(found["warnings"]),
-        tables=[Table("Captions and what became of them", ["", "count"], rows)],
+        tables=[Table("Captions and what became of them", ["", "count"], rows), card],
         charts=[bar_chart(grades, "clips by grade"), bar_chart(windows, "queries by windows")],
     )
 

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +27,8 @@ from mrmodel.features.importers.importer import FeatureImportRequest, import_arc
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import read_text
 from mrmodel.lines import json_lines
-from mrmodel.pretraining.intervid.captions import parse_chunk, read_chunks, read_selected
+from mrmodel.pretraining.intervid.caption_files import read_chunks
+from mrmodel.pretraining.intervid.captions import parse_chunk
 from mrmodel.pretraining.intervid.decontaminate import in_both_forms, read_leak_files
 from mrmodel.types import Annotation
 from tests.features.archives import npz, values
@@ -269,9 +269,8 @@ def test_caption_tables(tmp_path: Path) -> None:
         (chunk,) = read_chunks(path, 10)
         parsed = parse_chunk(chunk, intervid_settings())
         assert parsed.bad_rows == []
-        assert parsed.frame["line"].tolist() == [1, 2, 3]
-        found = read_selected(path, np.array([1, 3]))
-        assert [one.caption for one in found] == ["a dog runs"] * 2
+        assert parsed.columns["line"].tolist() == [1, 2, 3]
+        assert parsed.columns["text"] == ["a dog runs"] * 3
     path.write_bytes(b"\n".join([b"{", texts[0], b"caf\xe9", texts[1]]))
     parsed = parse_chunk(next(read_chunks(path, 10)), intervid_settings())
     assert [bad.line for bad in parsed.bad_rows] == [1, 3]

@@ -15,7 +15,7 @@ from mrmodel.features.store import FeatureStore
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.presets import render
 from mrmodel.stages.evaluate import zero_shot_predictions
-from mrmodel.stages.intervid_mr import open_aligned
+from mrmodel.stages.intervid import open_aligned
 from mrmodel.stages.paths import Paths
 from mrmodel.types import Annotation
 

@@ -16,6 +16,8 @@ ALL = [
     "extract@tiny.video",
     "extract_text@tiny.text",
     "profile",
+    "intervid_filter",
+    "intervid_select",
     "intervid_mr",
     "video_captions",
     "pretrain@moment_detr",

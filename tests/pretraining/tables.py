@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 
 from mrmodel.config.intervid import INTERVID_PRESETS, IntervidSettings
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import MemoryStore
 from mrmodel.pretraining.intervid.caption_rules import RULES, normalise_caption
-from mrmodel.pretraining.intervid.generate import Features
+from mrmodel.pretraining.intervid.decontaminate import Excluded
+from mrmodel.pretraining.intervid.filtering import FilterJob, filter_captions
+from mrmodel.pretraining.intervid.samples import Features
+from mrmodel.progress import NullReporter, Reporter
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 DIM = 8
@@ -25,11 +31,14 @@ DESIGN: dict[str, Any] = {
     "preset": "custom",
     "seed": 2026,
     "val_share": 0.05,
+    "source": {"name": None, "licence": None},
+    "max_captions": None,
     "max_samples": None,
     "workers": 1,
     "chunk_rows": 250_000,
     "captions": {
         "rules": dict.fromkeys(RULES[1:], True),
+        "benchmarks": [],
         "video_id_length": 11,
         "max_bad_row_share": 0.05,
         "min_words": 4,
@@ -96,6 +105,34 @@ def write_table(path: Path, rows: Iterable[Any]) -> Path:
     lines = [item if isinstance(item, str) else json.dumps(item) for item in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
+
+
+@dataclass
+class Filtered:
+    """What the filter wrote: its record, the kept rows and the others, by line."""
+
+    record: dict[str, Any]
+    kept: pd.DataFrame
+    rejects: list[dict[str, Any]]
+
+    @property
+    def removed(self) -> dict[str, int]:
+        found: dict[str, int] = self.record["rules"]
+        return found
+
+
+def filter_table(
+    path: Path,
+    leak: Iterable[str] = (),
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Filtered:
+    """The filter's result for a table, in the folder ``out`` beside it."""
+    out = path.parent / "out"
+    job = FilterJob(path, Excluded.of({"test": leak}), out, path.parent / "work")
+    record = filter_captions(job, settings(**options), reporter or NullReporter())
+    kept = pq.read_table(out / "kept.parquet").to_pandas()
+    return Filtered(record, kept, pq.read_table(out / "rejects.parquet").to_pylist())
 
 
 def unit(angle: float) -> np.ndarray:

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from mrmodel.pretraining.intervid import captions
 from mrmodel.pretraining.intervid.caption_rules import PASSED, RULES, caption_words
-from mrmodel.pretraining.intervid.caption_table import CaptionTable, filter_captions
 from mrmodel.pretraining.intervid.captions import Chunk, parse_chunk
-from mrmodel.progress import NullReporter
-from tests.pretraining.tables import row, settings, write_table
+from tests.pretraining.tables import Filtered, filter_table, row, settings, write_table
 from tests.reporters import RecordingReporter
 
+FILES = ("kept.parquet", "rejects.parquet", "filter.json")
 VIDEOS = [f"video{number:06d}" for number in range(60)]
 
 
@@ -21,13 +22,14 @@ def outcome(**changes: Any) -> str:
     """The rule that a row fails, or ``passed``."""
     options = changes.pop("options", {})
     chunk = Chunk(1, [json.dumps(row(**changes)).encode()])
-    failed = int(parse_chunk(chunk, settings(**options)).frame["failed"].iloc[0])
+    failed = int(parse_chunk(chunk, settings(**options)).columns["failed"][0])
     return "passed" if failed == PASSED else RULES[failed]
 
 
-def table(path: Path, rows: list[Any], leak: frozenset[str] = frozenset(), **options: Any) -> Any:
-    write_table(path / "c.jsonl", rows)
-    return filter_captions(path / "c.jsonl", settings(**options), leak, NullReporter())
+def table(
+    path: Path, rows: list[Any], leak: frozenset[str] = frozenset(), **options: Any
+) -> Filtered:
+    return filter_table(write_table(path / "c.jsonl", rows), leak, **options)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,18 @@ def test_leak_removes_evaluation_videos(tmp_path: Path) -> None:
 def test_equal_rows_give_one(tmp_path: Path) -> None:
     assert table(tmp_path, [row()] * 3).removed["dedupe"] == 2
     found = table(tmp_path, [row()] * 3, captions__rules__dedupe=False)
-    assert (len(found.kept), found.duplicates, found.collisions) == (1, 2, [])
+    counts = {"captions": 1, "duplicate_row": 2, "qid_collision": 0}
+    assert (found.record["kept"], found.kept["line"].tolist()) == (counts, [1])
+    assert [item["reason"] for item in found.rejects] == ["duplicate_row"] * 2
+
+
+def test_rows_that_share_a_hash_give_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "_QID_SHIFT", 63)
+    rows = [row(video, caption=f"a dog runs in park number {video[-2:]}") for video in VIDEOS[:9]]
+    found = table(tmp_path, rows)
+    assert 1 <= len(found.kept) <= 2
+    assert found.record["kept"]["qid_collision"] == 9 - len(found.kept)
+    assert {item["reason"] for item in found.rejects} == {"qid_collision"}
 
 
 def many_rows(count: int) -> list[Any]:
@@ -184,53 +197,52 @@ def many_rows(count: int) -> list[Any]:
     return rows
 
 
-def facts(found: CaptionTable) -> tuple[Any, ...]:
-    return (
-        found.kept.to_dict("list"),
-        found.bad_rows,
-        found.rows,
-        found.removed,
-        found.normalised,
-    )
-
-
 def test_result_does_not_depend_on_chunks(tmp_path: Path) -> None:
     path = write_table(tmp_path / "c.jsonl", many_rows(300))
-    leak = frozenset(VIDEOS[:5])
-    one = filter_captions(path, settings(chunk_rows=250_000, workers=1), leak, NullReporter())
+    one = filter_table(path, VIDEOS[:5], captions__max_bad_row_share=1.0)
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
     for chunk_rows in (7, 40, 1000):
-        options = settings(chunk_rows=chunk_rows, workers=1)
-        assert facts(filter_captions(path, options, leak, NullReporter())) == facts(one)
+        filter_table(path, VIDEOS[:5], chunk_rows=chunk_rows, captions__max_bad_row_share=1.0)
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == files
     assert len(one.kept) > 20
-    assert one.bad_rows
+    assert one.record["rows"]["bad"]
+
+
+def test_every_row_is_kept_or_has_a_reason(tmp_path: Path) -> None:
+    found = table(tmp_path, many_rows(300), captions__max_bad_row_share=1.0)
+    lines = [item["line"] for item in found.rejects]
+    assert lines == sorted(lines)
+    assert not set(lines) & set(found.kept["line"])
+    assert len(lines) + len(found.kept) == found.record["rows"]["read"]
+    reasons = Counter(item["reason"] for item in found.rejects)
+    counted = found.record["rows"]["bad"] | {n: k for n, k in found.removed.items() if k}
+    assert reasons == counted
+    malformed = {item["reason"] for item in found.rejects if item["detail"] is not None}
+    assert malformed == set(found.record["rows"]["bad"])
 
 
 def test_kept_texts_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     rows = many_rows(300)
-    first = table(tmp_path, rows)
+    first = table(tmp_path, rows, captions__max_bad_row_share=1.0)
     Random(1).shuffle(rows)
-    second = table(tmp_path, rows)
-    columns = ["qid", "start_ms", "end_ms", "umt", "table_end_ms"]
+    second = table(tmp_path, rows, captions__max_bad_row_share=1.0)
+    columns = ["qid", "start_ms", "end_ms", "umt", "table_end_ms", "video_id", "caption"]
     assert first.kept[columns].equals(second.kept[columns])
+    assert first.kept["qid"].is_monotonic_increasing
     assert first.removed == second.removed
-
-
-def test_removed_and_kept_add_up(tmp_path: Path) -> None:
-    found = table(tmp_path, many_rows(200))
-    total = len(found.bad_rows) + sum(found.removed.values()) + len(found.kept)
-    assert total + found.duplicates == found.rows
-    assert found.kept["qid"].is_monotonic_increasing
 
 
 def test_progress_reaches_the_size_of_the_file(tmp_path: Path) -> None:
     path = write_table(tmp_path / "c.jsonl", many_rows(50))
     reporter = RecordingReporter()
-    filter_captions(path, settings(chunk_rows=10), frozenset(), reporter)
+    filter_table(path, reporter=reporter, chunk_rows=10, captions__max_bad_row_share=1.0)
     assert reporter.events[0] == ("read captions", path.stat().st_size, {})
-    advanced = [steps for name, steps, _ in reporter.events if name == "advance"]
+    ends = [name for name, _, _ in reporter.events].index("finish")
+    advanced = [steps for name, steps, _ in reporter.events[:ends] if name == "advance"]
     assert sum(advanced) == path.stat().st_size
 
 
 def test_empty_table(tmp_path: Path) -> None:
     found = table(tmp_path, [])
-    assert (found.rows, len(found.kept), found.bad_rows) == (0, 0, [])
+    assert found.record["rows"] == {"read": 0, "bad": {}, "normalised": 0}
+    assert (len(found.kept), found.rejects) == (0, [])

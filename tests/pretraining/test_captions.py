@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +8,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mrmodel.errors import DataError
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.pretraining.intervid.caption_rules import PASSED, normalise_caption
 from mrmodel.pretraining.intervid.captions import (
     Chunk,
     ParsedChunk,
-    caption_texts,
     parse_chunk,
-    read_chunks,
-    read_selected,
 )
-from tests.pretraining.tables import row, settings, timestamp, write_table
+from tests.pretraining.tables import row, settings, timestamp
 
 GOOD = json.dumps(row())
 
@@ -72,55 +67,56 @@ def test_bad_row_is_rejected_with_its_line_and_reason(line: object, reason: str)
     parsed = parse(GOOD, line, GOOD)
     assert [(bad.line, bad.reason) for bad in parsed.bad_rows] == [(2, reason)]
     assert parsed.bad_rows[0].detail
-    assert parsed.frame["line"].tolist() == [1, 3]
+    assert parsed.columns["line"].tolist() == [1, 3]
 
 
 def test_bytes_that_are_no_utf8_are_rejected() -> None:
     parsed = parse_chunk(Chunk(1, [GOOD.encode(), b'{"Caption": "\xff"}\n']), settings())
     assert [bad.reason for bad in parsed.bad_rows] == ["not_json"]
-    assert len(parsed.frame) == 1
+    assert len(parsed.columns["line"]) == 1
 
 
 def test_empty_lines_keep_the_line_numbers() -> None:
-    assert parse("", GOOD, "  ", GOOD).frame["line"].tolist() == [2, 4]
+    assert parse("", GOOD, "  ", GOOD).columns["line"].tolist() == [2, 4]
 
 
 def test_two_objects_on_one_line_do_not_shift_the_others() -> None:
     parsed = parse(f"{GOOD},{GOOD}", GOOD, GOOD)
     assert [bad.line for bad in parsed.bad_rows] == [1]
-    assert parsed.frame["line"].tolist() == [2, 3]
+    assert parsed.columns["line"].tolist() == [2, 3]
 
 
 def test_id_of_any_length_where_the_settings_allow() -> None:
     chunk = Chunk(1, [json.dumps(row(video="my video")).encode()])
-    assert len(parse_chunk(chunk, settings(captions__video_id_length=None)).frame) == 1
+    assert len(parse_chunk(chunk, settings(captions__video_id_length=None)).columns["line"]) == 1
 
 
 @hypothesis_settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 359_999_998), min_size=1))
 def test_times_are_exact_milliseconds(times: list[int]) -> None:
     spans = [(timestamp(millis / 1000), timestamp((millis + 1) / 1000)) for millis in times]
-    frame = parse(*(row(Start_timestamp=a, End_timestamp=b) for a, b in spans)).frame
-    assert frame["start_ms"].tolist() == times
-    assert frame["end_ms"].tolist() == [millis + 1 for millis in times]
+    columns = parse(*(row(Start_timestamp=a, End_timestamp=b) for a, b in spans)).columns
+    assert columns["start_ms"].tolist() == times
+    assert columns["end_ms"].tolist() == [millis + 1 for millis in times]
 
 
 def test_columns_of_a_row() -> None:
     parsed = parse(row(caption='  "a  brown dog\nruns on the beach" '))
-    only = parsed.frame.iloc[0]
-    clean = parse(row(caption="a brown dog runs on the beach")).frame.iloc[0]
-    assert only["qid"] == clean["qid"]
+    only = {name: values[0] for name, values in parsed.columns.items()}
+    clean = parse(row(caption="a brown dog runs on the beach"))
+    assert only["qid"] == clean.columns["qid"][0]
     assert only["umt"] == 0.5
     assert only["failed"] == PASSED
-    assert parsed.normalised == 1
-    assert parse(row()).normalised == 0
+    assert only["changed"]
+    assert only["text"] == "a brown dog runs on the beach"
+    assert not parse(row()).columns["changed"].any()
 
 
 def test_query_id_is_stable_and_exact_in_json() -> None:
     # The number is part of published files: it must not change.
-    (of_a_dog,) = parse(row(caption="a dog")).frame["qid"]
+    (of_a_dog,) = parse(row(caption="a dog")).columns["qid"]
     assert of_a_dog == 4853465171010846
-    ids = parse(*(row(caption=str(number)) for number in range(2000))).frame["qid"].tolist()
+    ids = parse(*(row(caption=str(number)) for number in range(2000))).columns["qid"].tolist()
     assert len(set(ids)) == 2000
     assert max(ids) < 2**53
     assert np.mean(ids) == pytest.approx(2**52, rel=0.05)
@@ -149,38 +145,3 @@ def test_normalised_caption_has_one_text_key(caption: str) -> None:
 )
 def test_normalise_caption(raw: str, text: str) -> None:
     assert normalise_caption(raw) == text
-
-
-def test_caption_texts_are_what_the_stage_will_look_up(tmp_path: Path) -> None:
-    first, second = row(caption=' "a dog" '), row(caption="ein Hündchen")
-    path = write_table(tmp_path / "c.jsonl", [first, second, "bad", first, row(caption=" ")])
-    assert caption_texts(path) == ["a dog", "ein Hündchen"]
-    found = read_selected(path, np.array([1, 2, 4]))
-    assert [text.caption for text in found] == ["a dog", "ein Hündchen", "a dog"]
-    assert {text.caption for text in found} <= set(caption_texts(path))
-
-
-def test_missing_table_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such caption table"):
-        list(read_chunks(tmp_path / "none.jsonl", 10))
-
-
-def test_wrong_columns_stop_the_stage(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "c.jsonl", ['{"video": "x", "Caption": "y"}', GOOD])
-    with pytest.raises(DataError, match=r"c\.jsonl:1: lacks the columns YoutubeID, Start_timesta"):
-        list(read_chunks(path, 10))
-
-
-def test_file_of_another_kind_stops_the_stage(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "c.jsonl", ["YoutubeID,Caption"])
-    with pytest.raises(DataError, match="expected one JSON object a line"):
-        list(read_chunks(path, 10))
-
-
-def test_empty_table_has_no_chunks(tmp_path: Path) -> None:
-    assert list(read_chunks(write_table(tmp_path / "c.jsonl", []), 10)) == []
-
-
-def test_chunks_cover_the_table(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "c.jsonl", [row()] * 7)
-    assert [(c.first_line, len(c.lines)) for c in read_chunks(path, 3)] == [(1, 3), (4, 3), (7, 1)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,17 +16,39 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from mrmodel.cli.main import cli
+from mrmodel.config.intervid import IntervidSettings
 from mrmodel.data.annotations import read_annotations
-from mrmodel.errors import DataError, FeatureMismatch
+from mrmodel.errors import DataError, FeatureMismatch, OutputError
 from mrmodel.evaluate.run import score_files
+from mrmodel.features.index import IndexEntry
+from mrmodel.features.manifest import StreamInfo
 from mrmodel.features.store import MemoryStore
+from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import sha256_of
-from mrmodel.pretraining.intervid.generate import Features, IntervidInputs, generate
+from mrmodel.pretraining.intervid import selection
+from mrmodel.pretraining.intervid.decontaminate import (
+    Excluded,
+    read_benchmarks,
+    read_leak_files,
+)
+from mrmodel.pretraining.intervid.filtering import FilterJob, filter_captions
+from mrmodel.pretraining.intervid.generate import GenerationJob, build, generate
 from mrmodel.pretraining.intervid.report import PLOT_COLUMNS
-from mrmodel.progress import NullReporter
+from mrmodel.pretraining.intervid.samples import Features, score_shard
+from mrmodel.pretraining.intervid.selection import (
+    SHARD_ROWS,
+    select_captions,
+    selected_texts,
+)
+from mrmodel.progress import NullReporter, Reporter
+from tests.limits import files_of_at_most
 from tests.pretraining.tables import (
     CAPTION_VECTOR,
+    DIM,
+    PARAMS,
     clips_with,
     features,
     read_rows,
@@ -31,12 +57,22 @@ from tests.pretraining.tables import (
     unit,
     write_table,
 )
+from tests.project import ROOT
 
 FILES = ("train.jsonl", "val.jsonl", "labels.parquet", "rejects.jsonl", "manifest.json")
 NAMES = ["dog", "cat", "cow", "hen", "fox", "owl"]
 
 
-def corpus(folder: Path, videos: int = 24, clips: int = 90) -> IntervidInputs:
+@dataclass(frozen=True)
+class Inputs:
+    """What the generator reads."""
+
+    captions: Path
+    features: Features
+    excluded: Excluded = field(default_factory=lambda: Excluded.of({"test": ["other_video"]}))
+
+
+def corpus(folder: Path, videos: int = 24, clips: int = 90) -> Inputs:
     """Videos whose clips resemble their captions during two stretches of time."""
     generator = np.random.default_rng(3)
     rows: list[dict[str, Any]] = []
@@ -52,18 +88,39 @@ def corpus(folder: Path, videos: int = 24, clips: int = 90) -> IntervidInputs:
             rows.append(row(video, 2 * first + 0.5, 2 * first + 15.5, caption))
     path = write_table(folder / "captions.jsonl", rows)
     texts = [item["Caption"] for item in rows]
-    return IntervidInputs(path, features(vectors, texts), frozenset({"other_video"}))
+    return Inputs(path, features(vectors, texts))
 
 
-def run(folder: Path, inputs: IntervidInputs, preset: str = "robust", **changes: Any) -> Any:
-    return generate(settings(preset, **changes), inputs, folder, NullReporter())
+def run(folder: Path, inputs: Inputs, preset: str = "robust", **changes: Any) -> Any:
+    """Build everything in `folder`, and link the samples to where the tests look for them."""
+    report = make(folder, inputs, settings(preset, **changes))
+    for path in (folder / "samples").iterdir():
+        target = folder / path.name
+        if target.is_symlink():
+            target.unlink()
+        target.symlink_to(path)
+    return report
+
+
+def make(
+    folder: Path, inputs: Inputs, options: IntervidSettings, reporter: Reporter | None = None
+) -> Any:
+    return build(
+        inputs.captions,
+        inputs.excluded,
+        inputs.features,
+        folder,
+        options,
+        inputs.features.clip_len_s,
+        reporter or NullReporter(),
+    )
 
 
 def one(folder: Path, rows: list[Any], videos: dict[str, Any], **changes: Any) -> Any:
     """Report and rejects of a small table of which all captions have the same vector."""
     captions = [item["Caption"] for item in rows if isinstance(item, dict)]
     path = write_table(folder / "captions.jsonl", rows)
-    inputs = IntervidInputs(path, features(videos, captions), frozenset())
+    inputs = Inputs(path, features(videos, captions))
     options = {"labels__max_coverage": 1.0, "val_share": 0.0, **changes}
     report = run(folder / "out", inputs, "paper", **options)
     return report, read_rows(folder / "out" / "rejects.jsonl")
@@ -92,7 +149,6 @@ def test_every_row_keeps_the_format(tmp_path: Path, preset: str) -> None:
         )
         video, start, end = item["vid"].rsplit("_", 2)
         assert float(end) - float(start) == item["duration"]
-        assert inputs.features is not None
         assert item["vid"] in inputs.features.clips
         assert video in inputs.features.clips
     assert all(isinstance(item["duration"], int) for item in rows)
@@ -208,7 +264,7 @@ def test_same_bytes_for_any_chunks_and_workers(tmp_path: Path) -> None:
         "pool": {"chunk_rows": 9, "workers": 4},
     }.items():
         run(tmp_path / name, inputs, **options)
-        assert digests(tmp_path / name) == digests(tmp_path / "one")
+        assert digests(tmp_path / name / "samples") == digests(tmp_path / "one/samples")
 
 
 class KilledReporter(NullReporter):
@@ -223,17 +279,132 @@ class KilledReporter(NullReporter):
             raise KeyboardInterrupt
 
 
-def test_crash_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    inputs = corpus(tmp_path)
+def test_crash_leaves_nothing_that_looks_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = corpus(tmp_path, videos=12)
+    monkeypatch.setattr(selection, "SHARD_ROWS", 10)
     options = settings("robust", chunk_rows=10)
-    generate(options, inputs, tmp_path / "whole", NullReporter())
-    for steps in range(6):
-        with pytest.raises(KeyboardInterrupt):
-            generate(options, inputs, tmp_path / "cut", KilledReporter(steps))
-        assert not (tmp_path / "cut/manifest.json").exists()
-        generate(options, inputs, tmp_path / "cut", NullReporter())
-        assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
-    assert not list((tmp_path / "cut").glob(".*"))
+    make(tmp_path / "whole", inputs, options)
+    expected, steps = digests(tmp_path / "whole/samples"), 0
+    while True:
+        try:
+            make(tmp_path / "cut", inputs, options, KilledReporter(steps))
+            break
+        except KeyboardInterrupt:
+            assert not (tmp_path / "cut/samples/manifest.json").exists()
+        make(tmp_path / "cut", inputs, options)
+        assert digests(tmp_path / "cut/samples") == expected
+        assert not list((tmp_path / "cut").rglob(".*"))
+        steps += 1
+    assert steps > 10
+
+
+def test_scored_shards_of_an_interrupted_run_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = corpus(tmp_path, videos=12)
+    monkeypatch.setattr(selection, "SHARD_ROWS", 10)
+    options = settings("robust")
+    make(tmp_path / "out", inputs, options)
+    folder, scored = tmp_path / "out", list[int]()
+    job = GenerationJob(
+        folder / "filter", folder / "select", inputs.features, folder / "again", tmp_path / "work"
+    )
+
+    def counted(rows: Any, *given: Any) -> Any:
+        scored.append(len(rows))
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score_shard(rows, *given)
+
+    monkeypatch.setattr("mrmodel.pretraining.intervid.generate.score_shard", counted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(job, options, NullReporter())
+    generate(job, options, NullReporter())
+    assert scored == [10, 10, 10, 4]
+    assert digests(folder / "again") == digests(folder / "samples")
+    assert not (tmp_path / "work").exists()
+
+
+KILLED = """
+import os, signal, sys
+from tests.pretraining.test_intervid_mr import KilledReporter, Path, corpus, make, settings
+
+class Killed(KilledReporter):
+    def advance(self, steps=1, **info):
+        try:
+            super().advance(steps)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+inputs = corpus(Path(sys.argv[1]), videos=12)
+make(Path(sys.argv[1]) / "cut", inputs, settings("robust", chunk_rows=10), Killed(int(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 4, 7, 8])
+def test_a_killed_build_ends_in_the_same_bytes(tmp_path: Path, steps: int) -> None:
+    """The shorter proof: `test_crash_leaves_nothing_that_looks_finished`."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(steps)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    inputs, options = corpus(tmp_path, videos=12), settings("robust", chunk_rows=10)
+    make(tmp_path / "cut", inputs, options)
+    make(tmp_path / "whole", inputs, options)
+    assert digests(tmp_path / "cut/samples") == digests(tmp_path / "whole/samples")
+
+
+def test_nothing_half_written_is_left_on_a_full_disk(tmp_path: Path) -> None:
+    inputs = corpus(tmp_path, videos=12)
+    make(tmp_path / "out", inputs, settings("robust"))
+    folder = tmp_path / "out"
+    job = GenerationJob(
+        folder / "filter", folder / "select", inputs.features, folder / "samples", tmp_path / "work"
+    )
+    expected = digests(folder / "samples")
+    with files_of_at_most(3000), pytest.raises(OutputError, match=r"npz"):
+        generate(job, settings("robust"), NullReporter())
+    assert not (folder / "samples/manifest.json").exists()
+    assert not list(tmp_path.rglob(".*.tmp"))
+    generate(job, settings("robust"), NullReporter())
+    assert digests(folder / "samples") == expected
+
+
+def test_shards_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = corpus(tmp_path)
+    run(tmp_path / "one", inputs, max_samples=20)
+    monkeypatch.setattr(selection, "SHARD_ROWS", 7)
+    run(tmp_path / "many", inputs, max_samples=20)
+    for name in ("train.jsonl", "val.jsonl", "rejects.jsonl", "report.json"):
+        assert sha256_of(tmp_path / "many" / name) == sha256_of(tmp_path / "one" / name)
+    one, many = (pq.read_table(tmp_path / name / "labels.parquet") for name in ("one", "many"))
+    assert one.equals(many)
+
+
+def test_selections_are_nested_and_list_their_features(tmp_path: Path) -> None:
+    inputs = corpus(tmp_path)
+    run(tmp_path / "all", inputs, val_share=0.0)
+    whole = [item["qid"] for item in read_rows(tmp_path / "all/train.jsonl")]
+    for most in (1, 20, 48, 99):
+        report = run(tmp_path / "some", inputs, val_share=0.0, max_captions=most)
+        found = [item["qid"] for item in read_rows(tmp_path / "some/train.jsonl")]
+        assert found == whole[:most]
+        assert report.counts["selected"]["captions"] == min(most, 48)
+        texts = selected_texts(tmp_path / "some/select")
+        assert sorted(texts) == sorted(x["query"] for x in read_rows(tmp_path / "some/train.jsonl"))
+    # Cut to the listed segments, the videos give the same samples as whole ones, but for the place.
+    listed = list(csv.DictReader((tmp_path / "some/select/segments.csv").open()))
+    assert len({item["vid"] for item in listed}) == len(listed)
+    cut = {
+        item["vid"]: clips_with([0.2] * round((float(item["end_s"]) - float(item["start_s"])) / 2))
+        for item in listed
+    }
+    texts = [item["Caption"] for item in read_rows(inputs.captions)]
+    only = replace(inputs, features=features(cut, texts))
+    report = run(tmp_path / "cut", only, "paper", val_share=0.0)
+    assert report.counts["segments"] == {"chosen": 48, "no_video_features": 0}
+    assert SHARD_ROWS > 48
 
 
 def test_manifest_says_what_went_in_and_out(tmp_path: Path) -> None:
@@ -241,8 +412,10 @@ def test_manifest_says_what_went_in_and_out(tmp_path: Path) -> None:
     run(tmp_path / "out", inputs)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["preset"] == "robust"
-    assert inputs.captions is not None
-    assert manifest["inputs"]["captions"] == sha256_of(inputs.captions)
+    table = {"name": "captions.jsonl", "bytes": inputs.captions.stat().st_size}
+    assert manifest["inputs"]["table"] == table | {"sha256": sha256_of(inputs.captions)}
+    assert manifest["inputs"]["excluded"]["lists"] == {"test": 1}
+    assert manifest["inputs"]["selected"] == sha256_of(tmp_path / "out/select/selected.parquet")
     assert manifest["outputs"]["train.jsonl"] == sha256_of(tmp_path / "out/train.jsonl")
     assert manifest["counts"]["rules"]["length"] == 0
     assert manifest["sd_floor"] > 0
@@ -250,12 +423,69 @@ def test_manifest_says_what_went_in_and_out(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(manifest)
 
 
+def test_data_card(tmp_path: Path) -> None:
+    source = {"name": "InternVid", "licence": "CC BY-NC-SA 4.0"}
+    report = run(tmp_path / "out", corpus(tmp_path, videos=4), source=source)
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (card["source"], card["licence"]) == ("InternVid", "CC BY-NC-SA 4.0")
+    assert card["excluded"] == {"test": 1}
+    assert card["counts"] == report.counts
+    assert (card["inputs"], card["outputs"]) == (manifest["inputs"], manifest["outputs"])
+    text = (tmp_path / "out/card.md").read_text()
+    digest = sha256_of(tmp_path / "out/train.jsonl")
+    for shown in ("CC BY-NC-SA 4.0", digest, "word lists version 1", "test (1 ids)", "| grade |"):
+        assert shown in text
+    for name, count in report.counts["rules"].items():
+        assert f"| rules: {name} | {count} |" in text
+    run(tmp_path / "out", corpus(tmp_path, videos=2), captions__rules__leak=False)
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert (card["source"], card["excluded"]) == ("captions.jsonl", None)
+    assert card["licence"] == "not stated (intervid.source.licence)"
+
+
+def test_the_command_lists_features_and_makes_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(PARAMS.read_text())
+    inputs, command = corpus(tmp_path, videos=4), ["data", "intervid-mr", "captions.jsonl"]
+    write_table(tmp_path / "ids.txt", ["other_video"])
+    command += ["--exclude", "ids.txt", "--output", "built"]
+    listed = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert listed.exit_code == 0
+    assert "features are needed of: built/select" in listed.output
+    assert len(selected_texts(Path("built/select"))) == 8
+    shared = {"dim": DIM, "fingerprint": {}}
+    infos = {
+        "clips": StreamInfo(
+            stream="a.clips", modality="video", keyed_by="vid", clip_len_s=2.0, **shared
+        ),
+        "texts": StreamInfo(
+            stream="a.texts", modality="text", keyed_by="text", clip_len_s=None, **shared
+        ),
+    }
+    for name, info in infos.items():
+        rows = getattr(inputs.features, name)
+        with FeatureWriter(Path(name), info) as writer:
+            for key in sorted(rows):
+                found, _ = rows.gather([key])
+                writer.add(IndexEntry(key, found.shape[1]), found[0])
+    stores = ["--clips", "clips", "--texts", "texts"]
+    made = CliRunner().invoke(cli, [*command, *stores], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    assert read_rows(Path("built/samples/train.jsonl"))
+    assert CliRunner().invoke(cli, [*command, *stores[:2]]).exit_code == 2
+
+
 def test_report_adds_up(tmp_path: Path) -> None:
     report = run(tmp_path / "out", corpus(tmp_path))
     counts = report.counts
     assert counts["rows"]["read"] == 48
     left = counts["rows"]["read"] - sum(counts["rules"].values())
-    assert counts["kept"]["captions"] == left
+    assert counts["kept"]["captions"] == counts["selected"]["captions"] == left
+    rules = {f"rule_{name}": count for name, count in counts["rules"].items()}
+    assert report.metrics.items() >= (rules | {"rows": 48, "rows_malformed": 0}).items()
     assert sum(counts["segments"].values()) == left
     assert sum(counts["labels"].values()) + sum(counts["samples"].values()) == left
     shares = [report.metrics[f"grade_{grade}"] for grade in (1, 2, 3, 4)]
@@ -293,12 +523,11 @@ def test_leaked_videos_give_no_sample(tmp_path: Path) -> None:
     write_table(tmp_path / "ids.txt", ["video000000", "", "video000001"])
     rows = [{"vid": "video000002_60.0_210.0", "qid": 1}, {"vid": "video000003", "qid": 2}]
     write_table(tmp_path / "val.jsonl", rows)
-    both = replace(
-        inputs,
-        leak_videos=frozenset({"video000004", "video000005_0.0_150.0"}),
-        leak_files=(tmp_path / "ids.txt", tmp_path / "val.jsonl"),
-    )
-    report = run(tmp_path / "out", both)
+    lists = {
+        "corpus": {"video000004", "video000005_0.0_150.0"},
+        "files": read_leak_files([tmp_path / "ids.txt", tmp_path / "val.jsonl"]),
+    }
+    report = run(tmp_path / "out", replace(inputs, excluded=Excluded.of(lists)))
     assert report.counts["rules"]["leak"] == 12
     found = {
         item["vid"].rsplit("_", 2)[0]
@@ -310,26 +539,45 @@ def test_leaked_videos_give_no_sample(tmp_path: Path) -> None:
 
 
 def test_missing_leak_list_is_an_error(tmp_path: Path) -> None:
-    inputs = replace(corpus(tmp_path), leak_videos=None)
+    inputs = replace(corpus(tmp_path, videos=2), excluded=Excluded.of({}))
     with pytest.raises(DataError, match="no list of evaluation videos"):
         run(tmp_path / "out", inputs)
+    assert run(tmp_path / "out", inputs, captions__rules__leak=False).state == "complete"
     with pytest.raises(DataError, match=r"ids\.txt: no such leak list"):
-        run(tmp_path / "out", replace(inputs, leak_files=(tmp_path / "ids.txt",)))
+        read_leak_files([tmp_path / "ids.txt"])
     write_table(tmp_path / "ids.txt", [""])
     with pytest.raises(DataError, match="holds no video id"):
-        run(tmp_path / "out", replace(inputs, leak_files=(tmp_path / "ids.txt",)))
+        read_leak_files([tmp_path / "ids.txt"])
     write_table(tmp_path / "val.jsonl", ['{"vid": "a"}', '{"qid": 1}'])
     with pytest.raises(DataError, match=r"val\.jsonl:2: expected an object with the text field"):
-        run(tmp_path / "out", replace(inputs, leak_files=(tmp_path / "val.jsonl",)))
-    assert run(tmp_path / "out", inputs, captions__rules__leak=False).state == "complete"
+        read_leak_files([tmp_path / "val.jsonl"])
+
+
+def test_video_ids_of_registered_data_sets(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    for name in ("qvhighlights", "charades"):
+        (folder / name).mkdir(parents=True)
+    for split in ("train_release", "val_release", "test_with_gt"):
+        rows = [{"vid": f"{split[:11]}_0.0_150.0"}]  # nothing else of a row is asked for
+        write_table(folder / f"qvhighlights/highlight_{split}.jsonl", rows)
+    for split in ("train", "test"):
+        line = f"{split.upper()} 1.0 5.0##a person sits down."
+        write_table(folder / f"charades/charades_sta_{split}.txt", [line])
+    found = read_benchmarks(folder, ["qvhighlights", "charades"])
+    assert {"train_relea", "val_release", "test_with_g"} <= found["qvhighlights"]
+    assert found["charades"] == {"TRAIN", "TEST"}
+    (folder / "qvhighlights/highlight_val_release.jsonl").unlink()
+    with pytest.raises(
+        DataError, match=r"qvhighlights: lacks highlight_val_release\.jsonl or .*val"
+    ):
+        read_benchmarks(folder, ["qvhighlights"])
 
 
 # --- nothing to do ---------------------------------------------------------------------------
 
 
-def empty_runs(folder: Path) -> Iterator[tuple[str, IntervidInputs]]:
+def empty_runs(folder: Path) -> Iterator[tuple[str, Inputs]]:
     inputs = corpus(folder, videos=2)
-    yield "no caption table", IntervidInputs(None, None)
     yield "has no rows", replace(inputs, captions=write_table(folder / "empty.jsonl", []))
     short = write_table(folder / "short.jsonl", [row(caption="short")])
     yield "no caption passes", replace(inputs, captions=short)
@@ -350,6 +598,19 @@ def test_empty_results_are_reported_states(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "out/manifest.json").read_text())["state"] == "empty"
         assert pq.read_table(tmp_path / "out/labels.parquet").num_rows == 0
         assert len(pq.read_table(tmp_path / "out/labels.parquet").column_names) == 14
+
+
+def test_a_corpus_without_captions_gives_an_empty_set(tmp_path: Path) -> None:
+    options = settings("robust")
+    job = FilterJob(None, Excluded.of({"test": []}), tmp_path / "filter", tmp_path / "work")
+    filter_captions(job, options, NullReporter())
+    select_captions(tmp_path / "filter", options, 2.0, tmp_path / "select")
+    samples = GenerationJob(
+        tmp_path / "filter", tmp_path / "select", None, tmp_path / "out", tmp_path / "work"
+    )
+    report = generate(samples, options, NullReporter())
+    assert (report.state, report.reason) == ("empty", "the corpus has no caption table")
+    assert (tmp_path / "out/val.jsonl").read_text() == ""
 
 
 # --- single rows -----------------------------------------------------------------------------
@@ -377,8 +638,9 @@ def test_too_many_bad_rows_stop_the_stage_after_all_were_read(tmp_path: Path) ->
     rows = [row(), "garbage", "null"]
     with pytest.raises(DataError, match=r"captions\.jsonl:2: 2 of 3 rows are bad, more than 5.0%"):
         one(tmp_path, rows, {"abcdefghijk": GOOD_CLIPS})
-    assert len(read_rows(tmp_path / "out/rejects.jsonl")) == 2
-    assert not (tmp_path / "out/manifest.json").exists()
+    rejects = pq.read_table(tmp_path / "out/filter/rejects.parquet").to_pylist()
+    assert [item["line"] for item in rejects] == [2, 3]
+    assert not (tmp_path / "out/filter/filter.json").exists()
 
 
 def test_two_captions_of_one_video_get_their_own_segments(tmp_path: Path) -> None:
@@ -420,7 +682,7 @@ def test_interval_beyond_the_video_is_refused(tmp_path: Path) -> None:
 
 def test_caption_without_features_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "captions.jsonl", [row()])
-    inputs = IntervidInputs(path, features({"abcdefghijk": GOOD_CLIPS}, ["other"]), frozenset())
+    inputs = Inputs(path, features({"abcdefghijk": GOOD_CLIPS}, ["other"]))
     run(tmp_path / "out", inputs, "paper")
     assert read_rows(tmp_path / "out/rejects.jsonl")[0]["reason"] == "no_caption_features"
 
@@ -430,7 +692,7 @@ def test_zero_caption_vector_is_refused(tmp_path: Path) -> None:
     usual = features({"abcdefghijk": GOOD_CLIPS}, [row()["Caption"]])
     key = next(iter(usual.texts))
     zero = MemoryStore("texts", {key: np.zeros((3, 8))})
-    inputs = IntervidInputs(path, replace(usual, texts=zero), frozenset())
+    inputs = Inputs(path, replace(usual, texts=zero))
     report = run(tmp_path / "out", inputs, "paper")
     assert report.counts["labels"]["bad_caption"] == 1
     assert read_rows(tmp_path / "out/rejects.jsonl")[0]["vid"] == "abcdefghijk_0.0_60.0"
@@ -476,7 +738,6 @@ def test_one_annotator(tmp_path: Path) -> None:
 
 def test_clips_and_captions_of_different_spaces_are_refused(tmp_path: Path) -> None:
     inputs = corpus(tmp_path, videos=2)
-    assert inputs.features is not None
     other = MemoryStore("texts", {"t-0": unit(0.0)[None, :4]})
     with pytest.raises(FeatureMismatch, match="8 channels, captions 4"):
         run(tmp_path / "out", replace(inputs, features=replace(inputs.features, texts=other)))
@@ -486,7 +747,7 @@ def test_half_second_clips(tmp_path: Path) -> None:
     usual = features({"abcdefghijk": GOOD_CLIPS}, [row()["Caption"]])
     clips = MemoryStore("clips", {"abcdefghijk": GOOD_CLIPS}, 0.5)
     path = write_table(tmp_path / "captions.jsonl", [row(start=2.5, end=5.0)])
-    inputs = IntervidInputs(path, Features(clips, usual.texts, 0.5), frozenset())
+    inputs = Inputs(path, Features(clips, usual.texts, 0.5))
     run(tmp_path / "out", inputs, "paper", captions__min_interval_s=1.0, val_share=0.0)
     (sample,) = read_rows(tmp_path / "out/train.jsonl")
     assert sample["vid"] == "abcdefghijk_0.0_15.0"

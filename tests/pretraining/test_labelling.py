@@ -19,9 +19,9 @@ from mrmodel.pretraining.intervid.labelling import (
     Labels,
     Similarities,
     annotated_clips,
+    annotated_sds,
     cosine,
     label,
-    label_in_blocks,
     sd_floor,
 )
 from tests.pretraining.tables import settings
@@ -212,13 +212,17 @@ def test_flat_form_equals_the_loop(
 
 
 @hypothesis_settings(deadline=None)
-@given(st.lists(segments(12), min_size=1, max_size=8), rule_sets, st.integers(1, 9))
-def test_blocks_change_nothing(parts: list[Segment], rules: LabelSettings, block: int) -> None:
+@given(st.lists(segments(12), min_size=1, max_size=8), rule_sets)
+def test_a_segment_does_not_depend_on_the_others(
+    parts: list[Segment], rules: LabelSettings
+) -> None:
     similarities = flat(parts)
-    whole = label(similarities, rules, 0.01)
-    cut = label_in_blocks(similarities, rules, 0.01, block)
-    for name in Labels.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+    labels = label(similarities, rules, 0.01)
+    for index, part in enumerate(parts):
+        alone = flat([part])
+        assert result_of(label(alone, rules, 0.01), alone, 0) == result_of(
+            labels, similarities, index
+        )
 
 
 @hypothesis_settings(deadline=None)
@@ -361,7 +365,6 @@ def test_single_clip_segment() -> None:
 def test_no_segments_at_all() -> None:
     labels = label(flat([]), ROBUST, 0.1)
     assert len(labels.grade) == len(labels.reason) == len(labels.window_first) == 0
-    assert len(label_in_blocks(flat([]), ROBUST, 0.1, 5).grade) == 0
 
 
 def test_a_narrower_threshold_lets_fewer_clips_in() -> None:
@@ -407,11 +410,11 @@ def test_sd_floor_is_a_quantile_of_segments_with_four_annotated_clips() -> None:
         Segment([0.1, 0.9, 0.9], [0, 1, 2]),
         Segment([math.nan, 0.1, 0.9, 0.9], [0, 1, 2, 3]),
     ]
-    assert sd_floor(flat(parts), 0.5) == pytest.approx(0.15)
-    assert sd_floor(flat(parts), 0.0) == pytest.approx(0.1)
-    assert sd_floor(flat(parts), None) == 0.0
-    assert sd_floor(flat(parts[2:]), 0.1) == 0.0
-    assert sd_floor(flat([]), 0.1) == 0.0
+    assert sd_floor(annotated_sds(flat(parts)), 0.5) == pytest.approx(0.15)
+    assert sd_floor(annotated_sds(flat(parts)), 0.0) == pytest.approx(0.1)
+    assert sd_floor(annotated_sds(flat(parts)), None) == 0.0
+    assert sd_floor(annotated_sds(flat(parts[2:])), 0.1) == 0.0
+    assert sd_floor(annotated_sds(flat([])), 0.1) == 0.0
 
 
 @given(

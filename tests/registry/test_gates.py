@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mrmodel.components import DATASETS
 from mrmodel.config.schema import CardSettings, PromotionSettings
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, paired_bootstrap
 from mrmodel.registry.decision import Gate
@@ -65,7 +66,8 @@ def failed(gates: dict[str, Gate]) -> set[str]:
 
 def test_a_better_model_passes_every_gate() -> None:
     gates = verdicts(side(2, flat(55.0)), side(1, flat(50.0)), GOOD, GateRules(SETTINGS))
-    assert all(gate.passed for gate in gates.values())
+    assert failed(gates) == set()
+    assert {name for name, gate in gates.items() if gate.passed is None} == {"decontaminated"}
     assert {f"slice {name}" for name in SLICES["qvhighlights"]} < gates.keys()
     assert gates["better"].figures["low"] == pytest.approx(5.0)
 
@@ -152,6 +154,25 @@ def test_what_a_fresh_process_says_counts() -> None:
     assert slow["latency"].figures == {"latency_s": 1.5, "max_latency_s": 1.0}
     silent = verdicts(side(2, flat(60.0)), champion, Smoke("no answer", None), GateRules(SETTINGS))
     assert failed(silent) == {"latency", "smoke"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "excluded", "passed"),
+    [
+        ("lakes", None, False),  # rule `leak` was off
+        ("lakes", {"lakes": 9}, True),
+        ("tvsum", {"tvsum": 50}, False),
+        ("tvsum", dict.fromkeys(DATASETS, 50), True),
+    ],
+)
+def test_captions_of_evaluation_videos_are_refused(
+    corpus: str, excluded: dict[str, int] | None, passed: bool
+) -> None:
+    card = {"pretraining": {"excluded": excluded}, "params": {"corpus": {"name": corpus}}}
+    candidate = side(1, flat(50.0), record=record().model_copy(update=card))
+    gate = verdicts(candidate, None, GOOD, GateRules(SETTINGS))["decontaminated"]
+    assert gate.passed == passed
+    assert ("qvhighlights" in gate.detail) == (corpus == "tvsum")
 
 
 def test_size_signature_leakage_and_withdrawal() -> None:

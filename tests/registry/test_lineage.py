@@ -34,6 +34,8 @@ def test_every_stage_comes_before_what_it_needs(record: ModelRecord) -> None:
     assert order[0] == "finetune@moment_detr"
     assert set(order[1:]) == {
         "pretrain@moment_detr",
+        "intervid_filter",
+        "intervid_select",
         "intervid_mr",
         "video_captions",
         "extract@tiny.video",

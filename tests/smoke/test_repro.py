@@ -13,6 +13,8 @@ STAGES = {
     "extract@tiny.video",
     "extract_text@tiny.text",
     "profile",
+    "intervid_filter",
+    "intervid_select",
     "intervid_mr",
     "video_captions",
     "pretrain@moment_detr",

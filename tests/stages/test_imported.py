@@ -35,7 +35,7 @@ from mrmodel.registry.candidate import leaks_of
 from mrmodel.stages.corpus import corpus
 from mrmodel.stages.evaluate import evaluate
 from mrmodel.stages.extract import extract
-from mrmodel.stages.intervid_mr import intervid_mr
+from mrmodel.stages.intervid import intervid_filter, intervid_mr, intervid_select
 from mrmodel.stages.package import package
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.profile import profile
@@ -150,7 +150,8 @@ def test_the_whole_pipeline_without_a_video(
     for stream in (*config.features.video_streams, *config.features.text_streams):
         extract(config, reporter, {"stream": stream})
     profile(config, reporter)
-    intervid_mr(config, reporter)
+    for stage in (intervid_filter, intervid_select, intervid_mr):
+        stage(config, reporter, {})
     for stage in (pretrain, finetune, scratch, package):
         stage(config, reporter, {"model": model})
     evaluate(config, reporter)
@@ -227,7 +228,8 @@ def test_a_released_checkpoint_is_evaluated_on_its_archive(
     for stream in (*config.features.video_streams, *config.features.text_streams):
         extract(config, reporter, {"stream": stream})
     profile(config, reporter)
-    intervid_mr(config, reporter)
+    for stage in (intervid_filter, intervid_select, intervid_mr):
+        stage(config, reporter, {})
     for stage in (pretrain, finetune, scratch, package):
         stage(config, reporter, {"model": "sg_detr"})
     evaluate(config, reporter)

@@ -179,6 +179,8 @@ def test_every_run_has_the_load_of_its_machine(runs: dict[str, Run], lock: dict[
 def test_stages_say_how_much_they_did(runs: dict[str, Run]) -> None:
     assert runs["extract@tiny.video"].data.metrics["n_items"] == 22
     assert runs["extract@tiny.video"].data.metrics["n_failed"] == 0
+    kept = runs["intervid_filter"].data.metrics["kept/captions"]
+    assert runs["intervid_select"].data.metrics["selected/captions"] == kept > 0
     assert runs["intervid_mr"].data.metrics["samples/train"] > 0
 
 
@@ -193,5 +195,7 @@ def test_a_stage_run_by_hand_is_the_stage_of_its_command(
     assert run.info.run_name == "extract_text@tiny.text"
     assert run.data.params["features.max_failed_share"]
     read = {one.dataset.name for one in run.inputs.dataset_inputs}
-    rows = {f"data/miniature/{name}.jsonl" for name in ("train", "val", "test", "captions")}
-    assert read == {*rows, "encoder_weights.lock", "own_features/none"}
+    splits = ("train", "val", "test", "pretrain", "pretrain_val")
+    rows = {f"data/miniature/{name}.jsonl" for name in splits}
+    selected = "data/intervid_select/selected.parquet"
+    assert read == {*rows, selected, "encoder_weights.lock", "own_features/none"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from importlib import resources
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import CaptionSettings
@@ -107,7 +109,7 @@ def first_failed(rows: CaptionColumns, settings: CaptionSettings, max_ms: int) -
     Returns:
         (n,) index in `RULES`, or `PASSED`.
     """
-    text = pd.Series(rows.captions, dtype="str")
+    text = pd.Series(pd.array(pa.array(rows.captions, pa.large_string()), dtype="str"))
     lower = text.str.lower()
     failed = np.full(len(text), PASSED, dtype=np.int8)
 
@@ -143,17 +145,16 @@ def repeats_itself(caption: str, settings: CaptionSettings) -> bool:
         return False
     content = [word for word in words if word not in caption_words().stop_words]
     pairs = list(itertools.pairwise(words))
-    return (
-        _most_often(content) > settings.max_word_repeats
-        or _most_often(pairs) > settings.max_bigram_repeats
+    return _is_repeated(content, settings.max_word_repeats) or _is_repeated(
+        pairs, settings.max_bigram_repeats
     )
 
 
-def _most_often(items: Sequence[object]) -> int:
-    counts: dict[object, int] = {}
-    for item in items:
-        counts[item] = counts.get(item, 0) + 1
-    return max(counts.values(), default=0)
+def _is_repeated(items: Sequence[object], most: int) -> bool:
+    """Whether an item occurs more than `most` times."""
+    if len(items) - len(set(items)) < most:
+        return False
+    return max(Counter(items).values()) > most
 
 
 def _bad_length(text: pd.Series[str], settings: CaptionSettings) -> Bools:

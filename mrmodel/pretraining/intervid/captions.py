@@ -1,10 +1,4 @@
-"""Reading a caption table in the InternVid format, in bounded memory.
-
-A table of ten million rows is ~2 GB of text, so captions are never all in memory. One pass over
-chunks keeps about 50 bytes per row: numbers, hashes and the result of the row-local rules. That is
-half a gigabyte for InternVid-10M-FLT, so the group rules need no partitions on disk.
-`read_selected` then reads the lines of the few kept rows again.
-"""
+"""Rows of a caption table in the InternVid format: their check, and the row-local rules."""
 
 from __future__ import annotations
 
@@ -12,19 +6,15 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import IntervidSettings
-from mrmodel.errors import DataError
-from mrmodel.lines import byte_lines, json_lines
 from mrmodel.pretraining.intervid.caption_rules import (
     CaptionColumns,
     first_failed,
@@ -40,8 +30,7 @@ COLUMNS = (
     "Aesthetic_Score",
 )
 _TIME_TEMPLATE = b"00:00:00.000"
-_BATCH = 1000
-_TRIED_LINES = 100
+_BATCH = 100
 _QID_SHIFT = 11  # 64-bit hash -> 53 bits, exact in every JSON reader
 _VALUES = itemgetter(*COLUMNS)
 
@@ -64,14 +53,6 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive lines of the table; `first_line` counts from 1."""
-
-    first_line: int
-    lines: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class BadCaption:
     """A malformed row, and why."""
 
@@ -84,54 +65,44 @@ class BadCaption:
         return {"line": self.line, "reason": self.reason, "detail": self.detail}
 
 
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive rows of a table.
+
+    Attributes:
+        first_line: line of the first row, counted from 1.
+        lines: the rows of a file of JSON lines, empty lines included.
+        records: (line, row) of other formats.
+        bad: rows that the reader could not split into fields.
+        n_bytes: size of the rows in the file, as far as it is known.
+    """
+
+    first_line: int
+    lines: list[bytes]
+    records: list[tuple[int, Any]] = field(default_factory=list)
+    bad: list[BadCaption] = field(default_factory=list)
+    n_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedChunk:
     """The parsed rows of a chunk.
 
     Attributes:
-        frame: one row per well-formed line: ``line``, ``video`` and ``caption`` (64-bit hashes),
-            ``qid``, ``start_ms``, ``end_ms``, ``umt``, ``failed`` (index of a rule, or PASSED).
+        columns: one value per well-formed line: ``line``, ``video_id``, ``text`` (the normalised
+            caption), ``caption`` (its 64-bit hash), ``qid``, ``start_ms``, ``end_ms``, ``umt``,
+            ``failed`` (index of a rule, or PASSED), ``changed`` (whether the rule `normalise`
+            changed the caption).
         bad_rows: the malformed lines.
-        normalised: number of captions that the rule `normalise` changed.
     """
 
-    frame: pd.DataFrame
+    columns: dict[str, Any]
     bad_rows: list[BadCaption]
-    normalised: int
-
-
-@dataclass(frozen=True, slots=True)
-class SelectedCaption:
-    """The text fields of a kept row; `caption` is the query."""
-
-    line: int
-    video_id: str
-    caption: str
-
-
-def hash64(text: str) -> int:
-    """A 64-bit hash, the same in every process."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
-    """The lines of a table, `rows` at a time.
-
-    Raises:
-        DataError: no such file, no JSON lines, or its first row does not have the columns.
-    """
-    if not path.exists():
-        raise DataError("no such caption table", file=path)
-    _check_columns(path)
-    first_line, rest = 1, byte_lines(path)
-    while lines := list(itertools.islice(rest, rows)):
-        yield Chunk(first_line, lines)
-        first_line += len(lines)
 
 
 def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
     """Parse a chunk and apply the row-local rules."""
-    bad: list[BadCaption] = []
+    bad = list(chunk.bad)
     rows: list[_Row] = []
     for line, record in _records(chunk, bad):
         try:
@@ -143,83 +114,25 @@ def parse_chunk(chunk: Chunk, settings: IntervidSettings) -> ParsedChunk:
     umt = np.array([row.umt for row in rows], dtype=np.float64)
     aesthetic = np.array([row.aesthetic for row in rows], dtype=np.float64)
     columns = CaptionColumns(captions, start_ms, end_ms, umt, aesthetic)
-    frame = pd.DataFrame(
-        {
-            "line": np.array([row.line for row in rows], dtype=np.int64),
-            "video": _hashes(row.video_id for row in rows),
-            "caption": _hashes(captions),
-            # 53 bits: deterministic, exact in JSON, and in hash order.
-            "qid": (_hashes(map(_identity, rows)) >> np.uint64(_QID_SHIFT)).astype(np.int64),
-            "start_ms": start_ms.astype(np.int32),
-            "end_ms": end_ms.astype(np.int32),
-            "umt": umt,
-            "failed": first_failed(
-                columns, settings.captions, round(settings.segment.length_s * 1000)
-            ),
-        }
-    )
-    changed = sum(row.caption != row.raw_caption for row in rows)
+    found = {
+        "line": np.array([row.line for row in rows], dtype=np.int64),
+        "video_id": [row.video_id for row in rows],
+        "text": captions,
+        "caption": _hashes(captions),
+        # 53 bits: deterministic, exact in JSON, and in hash order.
+        "qid": (_hashes(map(_identity, rows)) >> np.uint64(_QID_SHIFT)).astype(np.int64),
+        "start_ms": start_ms.astype(np.int32),
+        "end_ms": end_ms.astype(np.int32),
+        "umt": umt,
+        "failed": first_failed(columns, settings.captions, round(settings.segment.length_s * 1000)),
+        "changed": np.array([row.caption != row.raw_caption for row in rows], dtype=bool),
+    }
     bad.sort(key=lambda row: row.line)
-    return ParsedChunk(frame, bad, changed)
-
-
-def read_selected(path: Path, lines: NDArray[np.int64]) -> list[SelectedCaption]:
-    """Read the texts of some rows of a table.
-
-    Args:
-        path: the table.
-        lines: ascending line numbers, counted from 1.
-    """
-    wanted = iter(lines.tolist())
-    line = next(wanted, None)
-    found: list[SelectedCaption] = []
-    for number, raw in enumerate(byte_lines(path), start=1):
-        if line is None:
-            break
-        if number == line:
-            record = json.loads(raw)
-            caption = normalise_caption(record["Caption"])
-            found.append(SelectedCaption(line, record["YoutubeID"], caption))
-            line = next(wanted, None)
-    return found
-
-
-def caption_texts(path: Path) -> list[str]:
-    """All distinct normalised captions of a table, in order, for the text encoder.
-
-    Malformed rows are skipped here; `parse_chunk` reports them.
-
-    Raises:
-        DataError: no such file, or its first row does not have the columns.
-    """
-    texts: dict[str, None] = {}
-    for chunk in read_chunks(path, 10_000):
-        for _, record in _records(chunk, []):
-            if isinstance(record, dict) and _is_text(record.get("Caption")):
-                texts.setdefault(normalise_caption(record["Caption"]))
-    texts.pop("", None)
-    return list(texts)
-
-
-def _check_columns(path: Path) -> None:
-    """Check the first row that is an object; without one in the first lines, it is another file."""
-    first: DataError | None = None
-    for line, _, record in itertools.islice(json_lines(path, nan=True), _TRIED_LINES):
-        if isinstance(record, DataError):
-            first = first or record
-            continue
-        missing = [name for name in COLUMNS if name not in record]
-        if missing:
-            found = ", ".join(sorted(record)) or "none"
-            rule = f"lacks the columns {', '.join(missing)} (found: {found})"
-            raise DataError(rule, file=path, line=line)
-        return
-    if first is not None:
-        raise first
+    return ParsedChunk(found, bad)
 
 
 def _records(chunk: Chunk, bad: list[BadCaption]) -> Iterator[tuple[int, Any]]:
-    """(line, parsed JSON) of all non-empty lines; invalid JSON goes to `bad`."""
+    """(line, record) of all rows that are not empty; invalid JSON goes to `bad`."""
     numbered = [
         (number, text)
         for number, raw in enumerate(chunk.lines, start=chunk.first_line)
@@ -227,12 +140,13 @@ def _records(chunk: Chunk, bad: list[BadCaption]) -> Iterator[tuple[int, Any]]:
     ]
     for first in range(0, len(numbered), _BATCH):
         yield from _parse_batch(numbered[first : first + _BATCH], bad)
+    yield from chunk.records
 
 
 def _parse_batch(
     numbered: list[tuple[int, bytes]], bad: list[BadCaption]
 ) -> Iterable[tuple[int, Any]]:
-    # One array of a thousand objects parses 2.5 times faster than a thousand objects; pyarrow's
+    # One array of a hundred objects parses 2.5 times faster than a hundred objects; pyarrow's
     # reader is faster still but kills the process on a line `null` (release 25.0.1).
     try:
         records = json.loads(b"[" + b",".join(text for _, text in numbered) + b"]")
@@ -281,7 +195,7 @@ def _identity(row: _Row) -> str:
 
 
 def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """`hash64` of every text."""
+    """A 64-bit hash of every text, the same in every process."""
     digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 

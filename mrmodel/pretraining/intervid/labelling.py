@@ -4,14 +4,15 @@ The clips of all segments are in one array of C clips; segment ``q`` of Q has th
 ``offsets[q]:offsets[q + 1]``. Sums over a segment are `bincount`s (`reduceat` returns a wrong
 element for an empty segment); the variance takes two passes because similarities near 0.3 with a
 std near 0.02 lose half their digits in one. A segment's result depends on its own clips alone, bit
-for bit, so callers may process any blocks of segments.
+for bit, so callers may process any number of segments at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import LabelSettings
@@ -20,6 +21,7 @@ EPS = 1e-6
 MIN_SD_CLIPS = 4  # fewer annotated clips give no estimate of the std
 # The mean of equal float32 similarities may differ from them by a float64 rounding error.
 _TIE = 1e-9
+_CACHED_ROWS = 256
 
 ACCEPTED = "accepted"
 # Rejection reasons of a segment, in the order of the checks.
@@ -29,6 +31,7 @@ Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Singles = NDArray[np.float32]
+Halves = NDArray[np.float16] | Singles
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +54,6 @@ class Similarities:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-    def part(self, first: int, last: int) -> Similarities:
-        """The segments [first, last)."""
-        clips = slice(int(self.offsets[first]), int(self.offsets[last]))
-        return Similarities(
-            self.offsets[first : last + 1] - self.offsets[first],
-            self.score[clips],
-            self.valid[clips],
-            self.annotated[clips],
-            self.caption_valid[first:last],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +87,8 @@ class _Runs:
     last: Ints
 
 
-def cosine(clips: Singles, captions: Singles, segment: Ints) -> tuple[Singles, Bools, Bools]:
-    """Cosine similarity of clips with the captions of their segments (eq. 16).
+def cosine(clips: Halves, captions: Halves, segment: Ints) -> tuple[Singles, Bools, Bools]:
+    """Cosine similarity of clips with the captions of their segments (eq. 16), in float32.
 
     Args:
         clips: (C, D) features.
@@ -107,10 +99,15 @@ def cosine(clips: Singles, captions: Singles, segment: Ints) -> tuple[Singles, B
         (C,) similarity, 0 where not valid; (C,) valid; (Q,) whether the caption is usable. A
         vector is usable when it is finite and longer than 1e-6.
     """
-    unit_clips, clip_valid = _unit_rows(clips)
     unit_captions, caption_valid = _unit_rows(captions)
-    score = np.einsum("cd,cd->c", unit_clips, unit_captions[segment])
-    valid = clip_valid & caption_valid[segment]
+    score = np.zeros(len(clips), dtype=np.float32)
+    valid = np.zeros(len(clips), dtype=bool)
+    # A few rows at a time stay in the processor's cache.
+    for first in range(0, len(clips), _CACHED_ROWS):
+        part = slice(first, first + _CACHED_ROWS)
+        unit_clips, valid[part] = _unit_rows(clips[part])
+        score[part] = np.einsum("cd,cd->c", unit_clips, unit_captions[segment[part]])
+    valid &= caption_valid[segment]
     return np.where(valid, score, np.float32(0)), valid, caption_valid
 
 
@@ -140,18 +137,22 @@ def annotated_clips(offsets: Ints, start_ms: Ints, end_ms: Ints, clip_ms: int) -
     return annotated
 
 
-def sd_floor(similarities: Similarities, quantile: float | None) -> float:
-    """The std floor of a run: a quantile over the segments with four or more annotated clips.
-
-    0 without a quantile, or if no segment has that many.
-    """
-    if quantile is None:
-        return 0.0
+def annotated_sds(similarities: Similarities) -> Doubles:
+    """Std of the annotated clips of each segment with `MIN_SD_CLIPS` or more of them."""
     segment, _ = _places(similarities.offsets)
     weights = similarities.annotated.astype(np.float64)
     count, _, sd = _moments(segment, weights, similarities.score, len(similarities))
-    spread = sd[count >= MIN_SD_CLIPS]
-    return float(np.quantile(spread, quantile)) if len(spread) else 0.0
+    return sd[count >= MIN_SD_CLIPS]
+
+
+def sd_floor(sds: Doubles, quantile: float | None) -> float:
+    """The std floor of a run: a quantile of the stds of all its segments, see `annotated_sds`.
+
+    0 without a quantile, or if no segment has enough annotated clips.
+    """
+    if quantile is None or not len(sds):
+        return 0.0
+    return float(np.quantile(sds, quantile))
 
 
 def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.0) -> Labels:
@@ -189,24 +190,6 @@ def label(similarities: Similarities, settings: LabelSettings, floor: float = 0.
     )
 
 
-def label_in_blocks(
-    similarities: Similarities, settings: LabelSettings, floor: float, block: int
-) -> Labels:
-    """`label` in blocks of `block` segments: the same result in bounded memory."""
-    starts = range(0, max(len(similarities), 1), block)
-    parts = [
-        label(similarities.part(first, min(first + block, len(similarities))), settings, floor)
-        for first in starts
-    ]
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in fields(Labels)
-    }
-    shifts = np.repeat(np.array(starts), [len(part.window_segment) for part in parts])
-    columns["window_segment"] = columns["window_segment"] + shifts
-    return Labels(**columns)
-
-
 def _places(offsets: Ints) -> tuple[Ints, Ints]:
     """(C,) segment of each clip and (C,) its index in the segment."""
     counts = np.diff(offsets)
@@ -214,14 +197,15 @@ def _places(offsets: Ints) -> tuple[Ints, Ints]:
     return segment, np.arange(int(offsets[-1])) - offsets[:-1][segment]
 
 
-def _unit_rows(rows: Singles) -> tuple[Singles, Bools]:
+def _unit_rows(rows: Halves) -> tuple[Singles, Bools]:
     """Unit-length rows, and which rows are usable; the others become zero."""
-    rows = rows.astype(np.float32)
-    finite = np.isfinite(rows).all(axis=1)
-    rows[~finite] = 0
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows /= np.maximum(norm, np.float32(EPS))[:, None]
-    return rows, finite & (norm > EPS)
+    # NumPy converts float16 one number at a time, torch eight.
+    units: Singles = torch.from_numpy(rows).to(torch.float32, copy=True).numpy()
+    finite = np.isfinite(units).all(axis=1)
+    units[~finite] = 0
+    norm = np.sqrt(np.einsum("nd,nd->n", units, units))
+    units /= np.maximum(norm, np.float32(EPS))[:, None]
+    return units, finite & (norm > EPS)
 
 
 def _moments(

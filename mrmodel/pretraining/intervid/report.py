@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrmodel.pretraining.intervid.samples import Samples
+from mrmodel.pretraining.intervid.samples import LabelledShard
+from mrmodel.pretraining.intervid.selection import column
 
 GRADES = (1, 2, 3, 4)
 MIN_GRADE_4, MAX_GRADE_1 = 0.02, 0.40
@@ -51,60 +54,113 @@ class IntervidReport:
     distributions: dict[str, ReportColumns] = field(default_factory=dict)
 
 
-def describe_generation(samples: Samples | None) -> tuple[dict[str, ReportColumns], dict[str, Any]]:
-    """Distributions and flat metrics of the train and val samples; zeros if there are none."""
-    chosen = [] if samples is None else samples.indices("train", "val")
-    grades, windows, intervals_s, videos = _columns(samples, chosen)
-    histogram = np.bincount(np.concatenate([np.zeros(0, np.int8), *grades]), minlength=5)[1:]
-    shares = histogram / max(int(histogram.sum()), 1)
-    counts = np.array([len(of_query) for of_query in windows], dtype=np.int64)
-    coverage = np.array([np.count_nonzero(grade) / len(grade) for grade in grades])
-    lengths_s = np.array([end - start for of_query in windows for start, end in of_query])
-    distributions: dict[str, ReportColumns] = {
-        "grades": [
-            {"grade": grade, "clips": int(clips), "share": round(float(share), 6)}
-            for grade, clips, share in zip(GRADES, histogram, shares, strict=True)
-        ],
-        "windows_per_query": [
-            {"windows": number, "queries": int(queries)}
-            for number, queries in enumerate(np.bincount(counts))
-            if number
-        ],
-        "coverage": _coverage_table(coverage),
-        "interval_length": _length_table(intervals_s, lengths_s),
-    }
-    figures = {
-        "samples_train": 0 if samples is None else len(samples.indices("train")),
-        "samples_val": 0 if samples is None else len(samples.indices("val")),
-        "videos": len(videos),
-        **{f"grade_{grade}": round(float(s), 6) for grade, s in zip(GRADES, shares, strict=True)},
-        "windows_per_query": _mean(counts),
-        "coverage": _mean(coverage),
-        "window_s": _mean(lengths_s),
-        "interval_s": _mean(intervals_s),
-        "sd_floor": 0.0 if samples is None else round(samples.floor, 6),
-    }
-    return distributions, figures
+@dataclass(slots=True)
+class SampleStatistics:
+    """What the report says about the train and val samples, collected shard by shard.
+
+    Attributes:
+        samples: number of samples by split.
+        videos: ids of their videos.
+        grades: (5,) number of clips by grade; grade 0 is not counted.
+        windows: number of windows of each sample.
+        coverage: positive fraction of each segment.
+        windows_s: length of each window.
+        intervals_s: length of the caption's interval of each sample.
+    """
+
+    samples: Counter[str] = field(default_factory=Counter)
+    videos: set[str] = field(default_factory=set)
+    grades: NDArray[np.int64] = field(default_factory=lambda: np.zeros(5, dtype=np.int64))
+    windows: list[NDArray[np.int64]] = field(default_factory=list)
+    coverage: list[Floats] = field(default_factory=list)
+    windows_s: list[Floats] = field(default_factory=list)
+    intervals_s: list[Floats] = field(default_factory=list)
+
+    def add(self, shard: LabelledShard) -> None:
+        """Add the samples of a shard."""
+        chosen = shard.indices("train", "val")
+        self.samples.update(shard.split.tolist())
+        rows = shard.rows.take(pa.array(chosen))
+        self.videos.update(rows["video_id"].to_pylist())
+        labels, offsets = shard.labels, shard.scored.similarities.offsets
+        of_sample = np.zeros(len(offsets) - 1, dtype=bool)
+        of_sample[chosen] = True
+        clips = np.diff(offsets)
+        of_clip = np.repeat(of_sample, clips)
+        self.grades += np.bincount(labels.grade[of_clip], minlength=5)
+        segment = np.repeat(np.arange(len(clips)), clips)
+        positive = np.bincount(segment[labels.grade > 0], minlength=len(clips))
+        self.coverage.append(positive[chosen] / clips[chosen])
+        self.windows.append(np.bincount(labels.window_segment, minlength=len(clips))[chosen])
+        lengths = (labels.window_last + 1 - labels.window_first) * shard.clip_ms / 1000
+        self.windows_s.append(lengths[of_sample[labels.window_segment]])
+        self.intervals_s.append((column(rows, "end_ms") - column(rows, "start_ms")) / 1000)
+
+    def describe(
+        self, counts: dict[str, Any], floor: float
+    ) -> tuple[dict[str, ReportColumns], dict[str, Any]]:
+        """Distributions, and flat metrics with a counter for each rule; zeros without samples.
+
+        Args:
+            counts: of the report.
+            floor: the std floor of the run.
+        """
+        histogram = self.grades[1:]
+        shares = histogram / max(int(histogram.sum()), 1)
+        windows = np.concatenate([np.zeros(0, np.int64), *self.windows])
+        coverage, windows_s, intervals_s = (
+            np.concatenate([np.zeros(0), *parts])
+            for parts in (self.coverage, self.windows_s, self.intervals_s)
+        )
+        distributions: dict[str, ReportColumns] = {
+            "grades": [
+                {"grade": grade, "clips": int(clips), "share": round(float(share), 6)}
+                for grade, clips, share in zip(GRADES, histogram, shares, strict=True)
+            ],
+            "windows_per_query": [
+                {"windows": number, "queries": int(queries)}
+                for number, queries in enumerate(np.bincount(windows))
+                if number
+            ],
+            "coverage": _coverage_table(coverage),
+            "interval_length": _length_table(intervals_s, windows_s),
+        }
+        of_grade = zip(GRADES, shares, strict=True)
+        metrics = {
+            "samples_train": self.samples["train"],
+            "samples_val": self.samples["val"],
+            "videos": len(self.videos),
+            **{f"grade_{grade}": round(float(share), 6) for grade, share in of_grade},
+            "windows_per_query": _mean(windows),
+            "coverage": _mean(coverage),
+            "window_s": _mean(windows_s),
+            "interval_s": _mean(intervals_s),
+            "sd_floor": round(floor, 6),
+            "rows": counts["rows"]["read"],
+            "rows_malformed": sum(counts["rows"]["bad"].values()),
+            **{f"rule_{name}": count for name, count in counts["rules"].items()},
+        }
+        return distributions, metrics
 
 
-def warnings_of(figures: dict[str, Any]) -> list[str]:
+def warnings_of(metrics: dict[str, Any]) -> list[str]:
     """Issues to consider before training on these labels."""
-    if not figures["samples_train"] + figures["samples_val"]:
+    if not metrics["samples_train"] + metrics["samples_val"]:
         return []
     found = []
-    if figures["grade_4"] < MIN_GRADE_4:
-        share, least = figures["grade_4"], MIN_GRADE_4
+    if metrics["grade_4"] < MIN_GRADE_4:
+        share, least = metrics["grade_4"], MIN_GRADE_4
         found.append(
             f"grade 4 has {share:.1%} of the positive clips (below {least:.0%}): with few clips an "
             "interval cannot reach it; raise intervid.captions.min_interval_s"
         )
-    if figures["grade_1"] > MAX_GRADE_1:
-        share, most = figures["grade_1"], MAX_GRADE_1
+    if metrics["grade_1"] > MAX_GRADE_1:
+        share, most = metrics["grade_1"], MAX_GRADE_1
         found.append(
             f"grade 1 has {share:.1%} of the positive clips (above {most:.0%}): they are graded by "
             "the annotated clips alone; try intervid.labels.grade_stats: new"
         )
-    if not figures["samples_val"]:
+    if not metrics["samples_val"]:
         found.append("the val split is empty: intervid.val_share is 0 or one video is all there is")
     return found
 
@@ -113,21 +169,6 @@ def csv_text(rows: ReportColumns, columns: tuple[str, ...]) -> str:
     """Rows as CSV with a header, even without rows."""
     lines = [",".join(columns), *(",".join(f"{row[name]:g}" for name in columns) for row in rows)]
     return "\n".join(lines) + "\n"
-
-
-def _columns(
-    samples: Samples | None, chosen: list[int]
-) -> tuple[list[NDArray[np.int8]], list[list[list[float]]], Floats, set[str]]:
-    """Grades, windows, caption interval lengths, and videos of the chosen samples."""
-    if samples is None:
-        return [], [], np.zeros(0), set()
-    rows = samples.candidates.rows.iloc[chosen]
-    return (
-        [samples.labels.grade[samples.clips(index)] for index in chosen],
-        [samples.windows(index) for index in chosen],
-        (rows["end_ms"] - rows["start_ms"]).to_numpy(np.float64) / 1000,
-        {samples.candidates.captions[index].video_id for index in chosen},
-    )
 
 
 def _coverage_table(coverage: Floats) -> ReportColumns:

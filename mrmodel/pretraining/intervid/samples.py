@@ -1,22 +1,21 @@
-"""From kept captions and features to labelled samples of InterVid-MR."""
+"""From selected captions and features to labelled samples of InterVid-MR, a shard at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import IntervidSettings
-from mrmodel.errors import FeatureMismatch
 from mrmodel.features.keys import text_key
-from mrmodel.features.store import RowTable
-from mrmodel.files import derive_seed
-from mrmodel.pretraining.intervid.captions import SelectedCaption, hash64, read_selected
+from mrmodel.features.store import RowRanges, RowTable
+from mrmodel.files import atomic_path, derive_seed
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.pretraining.intervid.labelling import (
     REASONS,
@@ -24,16 +23,15 @@ from mrmodel.pretraining.intervid.labelling import (
     Similarities,
     annotated_clips,
     cosine,
-    label_in_blocks,
-    sd_floor,
 )
 from mrmodel.pretraining.intervid.segments import Intervals, Segments, choose_segments
-from mrmodel.progress import Reporter
+from mrmodel.pretraining.intervid.selection import column, segment_names
 
-BLOCK_CLIPS = 65_536  # clips whose features are in memory at once
+BLOCK_CLIPS = 8192  # clips whose features are in memory at once
 # An interval loses up to one clip to the grid and one to the remainder after the video's last clip;
 # if it exceeds the video by more, it belongs to another video.
 MAX_LOST_CLIPS = 2
+NO_VIDEO = "no_video_features"
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -58,160 +56,139 @@ class Features:
         """Milliseconds of a clip."""
         return round(self.clip_len_s * 1000)
 
-
-@dataclass(frozen=True, slots=True)
-class IntervidInputs:
-    """The inputs of the stage.
-
-    Attributes:
-        captions: table in the InternVid format; None if the corpus has none.
-        features: clip and caption vectors of one space; None only together with `captions`.
-        leak_videos: ids of evaluation videos known to the caller.
-        leak_files: annotation files (``.jsonl``) or lists with further ones.
-    """
-
-    captions: Path | None
-    features: Features | None
-    leak_videos: frozenset[str] | None = None
-    leak_files: tuple[Path, ...] = ()
+    def video_ids(self) -> frozenset[str]:
+        """Ids of the videos that have features of their own, or of a segment."""
+        return frozenset(self.clips) | frozenset(map(base_video, self.clips))
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """Q segments whose features exist, ascending in qid.
+class ScoredShard:
+    """A shard of n selected captions, ascending in qid, of which Q have a segment with features.
 
     Attributes:
-        rows: the compact columns, one row per segment.
-        captions: their texts.
-        vids: segment names ``<id>_<start>_<end>``.
-        segments: positions of the segments.
+        problem: (n,) why a caption has no such segment; empty if it has.
+        vids: (n,) segment names ``<id>_<start>_<end>``; empty without features of the video.
+        segments: positions of the Q segments.
         estimated: (Q,) whether the video's length is only estimated from the table.
+        similarities: of the Q segments.
     """
 
-    rows: pd.DataFrame
-    captions: list[SelectedCaption]
-    vids: list[str]
+    problem: NDArray[np.str_]
+    vids: NDArray[np.str_]
     segments: Segments
     estimated: Bools
-
-    def __len__(self) -> int:
-        return len(self.vids)
-
-    def qid(self, index: int) -> int:
-        """Query id of one segment."""
-        return int(self.rows["qid"].to_numpy()[index])
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A kept caption that gives no sample."""
-
-    line: int
-    qid: int
-    vid: str
-    reason: str
-
-    def as_row(self) -> dict[str, Any]:
-        """The row of rejects.jsonl."""
-        return {"line": self.line, "qid": self.qid, "vid": self.vid, "reason": self.reason}
-
-
-def find_candidates(
-    path: Path, kept: pd.DataFrame, features: Features, settings: IntervidSettings
-) -> tuple[Candidates, list[Dropped], int]:
-    """Choose a segment for each kept caption whose video has features.
-
-    Returns:
-        The candidates, the captions without a usable segment, and the number of captions of videos
-        without features, which are expected (removed, private) and not listed.
-    """
-    known = {hash64(base_video(key)) for key in features.clips} | set(map(hash64, features.clips))
-    has_video = np.isin(kept["video"].to_numpy(), np.array(sorted(known), dtype=np.uint64))
-    rows = kept[has_video].reset_index(drop=True)
-    captions = _texts_of(path, rows)
-    duration_ms, estimated, late_ms = _durations(rows, captions, features)
-    qid, start_ms, end_ms = (
-        rows[name].to_numpy(np.int64) for name in ("qid", "start_ms", "end_ms")
-    )
-    # Captions have a player's times, segments count from the first clip.
-    start_ms, end_ms = (np.maximum(times - late_ms, 0) for times in (start_ms, end_ms))
-    intervals = Intervals(qid, start_ms, end_ms, duration_ms)
-    segments = choose_segments(intervals, settings.segment, features.clip_ms, settings.seed)
-    vids = _segment_names(captions, segments, features.clip_len_s, late_ms)
-    reasons = _segment_problems(captions, vids, segments, features, settings)
-    dropped = [
-        Dropped(text.line, number, vid, reason)
-        for text, number, vid, reason in zip(captions, qid.tolist(), vids, reasons, strict=True)
-        if reason is not None
-    ]
-    good = np.array([reason is None for reason in reasons], dtype=bool)
-    chosen = np.flatnonzero(good).tolist()
-    candidates = Candidates(
-        rows[good].reset_index(drop=True),
-        [captions[index] for index in chosen],
-        [vids[index] for index in chosen],
-        segments.take(good),
-        estimated[good],
-    )
-    return candidates, dropped, int(np.count_nonzero(~has_video))
-
-
-def measure(
-    candidates: Candidates, features: Features, reporter: Reporter, block_clips: int = BLOCK_CLIPS
-) -> Similarities:
-    """Similarity of the clips of all candidates to their captions (eq. 16), in blocks.
-
-    Raises:
-        FeatureMismatch: the two streams differ in the number of channels.
-    """
-    if features.clips.dim != features.texts.dim:
-        rule = f"clips have {features.clips.dim} channels, captions {features.texts.dim}"
-        raise FeatureMismatch(f"{rule}: InterVid-MR needs streams of one aligned space")
-    counts = candidates.segments.n_clips
-    offsets = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
-    score = np.zeros(int(offsets[-1]))
-    valid = np.zeros(len(score), dtype=bool)
-    caption_valid = np.zeros(len(candidates), dtype=bool)
-    block = max(1, block_clips // int(counts.max(initial=1)))
-    reporter.start("similarities", len(candidates))
-    for first in range(0, len(candidates), block):
-        last = min(first + block, len(candidates))
-        clips = slice(int(offsets[first]), int(offsets[last]))
-        rows, mask = features.clips.gather(candidates.vids[first:last])
-        keys = [text_key(text.caption) for text in candidates.captions[first:last]]
-        texts, _ = features.texts.gather(keys, max_rows=1)
-        segment = np.repeat(np.arange(last - first), counts[first:last])
-        score[clips], valid[clips], caption_valid[first:last] = cosine(
-            rows[mask].astype(np.float32), texts[:, 0].astype(np.float32), segment
-        )
-        reporter.advance(last - first)
-    reporter.finish()
-    starts, ends = candidates.segments.interval_start_ms, candidates.segments.interval_end_ms
-    annotated = annotated_clips(offsets, starts, ends, features.clip_ms) & valid
-    return Similarities(offsets, score, valid, annotated, caption_valid)
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Labelled candidates and their assignment to splits.
-
-    `split` holds ``train``, ``val``, ``reserve`` (beyond `max_samples`) or a reason of `REASONS`.
-    """
-
-    candidates: Candidates
     similarities: Similarities
+
+    @property
+    def usable(self) -> Bools:
+        """(n,) whether a caption is one of the Q."""
+        return np.asarray(self.problem == "", dtype=bool)
+
+    def save(self, path: Path) -> None:
+        """Write the shard; similarities are float32 values."""
+        parts: dict[str, Any] = {
+            "problem": self.problem,
+            "vids": self.vids,
+            "estimated": self.estimated,
+        }
+        for part in (self.segments, self.similarities):
+            parts |= {field.name: getattr(part, field.name) for field in fields(part)}
+        parts["score"] = parts["score"].astype(np.float32)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **parts)
+
+    @classmethod
+    def load(cls, path: Path) -> ScoredShard:
+        """Read what `save` wrote."""
+        with np.load(path) as parts:
+            found = dict(parts)
+        found["score"] = found["score"].astype(np.float64)
+        segments = Segments(*(found[field.name] for field in fields(Segments)))
+        similarities = Similarities(*(found[field.name] for field in fields(Similarities)))
+        return cls(found["problem"], found["vids"], segments, found["estimated"], similarities)
+
+
+def score_shard(
+    rows: pa.Table, features: Features, known: frozenset[str], settings: IntervidSettings
+) -> ScoredShard:
+    """Choose a segment for each caption and compare its clips with the caption (eq. 16).
+
+    Args:
+        rows: n captions, of `group_rules.KEPT_SCHEMA`.
+        features: of the same space.
+        known: `features.video_ids()`.
+        settings: segments, seed.
+    """
+    has_video = np.array([video in known for video in rows["video_id"].to_pylist()], dtype=bool)
+    found = rows.filter(pa.array(has_video))
+    video_ids, captions = found["video_id"].to_pylist(), found["caption"].to_pylist()
+    duration_ms, estimated, late_ms = _durations(found, video_ids, features)
+    # Captions have a player's times, segments count from the first clip.
+    start_ms, end_ms = (
+        np.maximum(column(found, name) - late_ms, 0) for name in ("start_ms", "end_ms")
+    )
+    intervals = Intervals(column(found, "qid"), start_ms, end_ms, duration_ms)
+    segments = choose_segments(intervals, settings.segment, features.clip_ms, settings.seed)
+    names = segment_names(video_ids, segments, features.clip_len_s, late_ms)
+    keys = [text_key(caption) for caption in captions]
+    there = np.array([name in features.clips for name in names], dtype=bool)
+    ranges = features.clips.resolve(list(itertools.compress(names, there.tolist())))
+    reasons = _segment_problems(keys, _spread(ranges.count, there), segments, features, settings)
+    good = np.asarray(reasons == "", dtype=bool)
+    problem = np.full(len(rows), NO_VIDEO, dtype=object)
+    vids = np.full(len(rows), "", dtype=object)
+    problem[has_video], vids[has_video] = reasons, names
+    taken = segments.take(good)
+    similarities = _measure(
+        ranges.take(np.flatnonzero(good[there])),
+        list(itertools.compress(keys, good.tolist())),
+        taken,
+        features,
+    )
+    return ScoredShard(problem.astype(str), vids.astype(str), taken, estimated[good], similarities)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledShard:
+    """The Q segments of a shard with their labels and splits.
+
+    Attributes:
+        rows: (Q rows) their captions.
+        vids: (Q,) names of the segments.
+        scored: the shard.
+        labels: of the Q segments.
+        split: (Q,) ``train``, ``val``, ``reserve`` (beyond `max_samples`) or one of `REASONS`.
+        clip_ms: milliseconds of a clip.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        rows: pa.Table,
+        scored: ScoredShard,
+        labels: Labels,
+        split: NDArray[np.str_],
+        clip_ms: int,
+    ) -> LabelledShard:
+        """Of the captions of a whole shard."""
+        usable = scored.usable
+        vids = scored.vids[usable].tolist()
+        return cls(rows.filter(pa.array(usable)), vids, scored, labels, split, clip_ms)
+
+    rows: pa.Table
+    vids: list[str]
+    scored: ScoredShard
     labels: Labels
-    floor: float
-    split: NDArray[np.object_]
+    split: NDArray[np.str_]
     clip_ms: int
 
-    def indices(self, *splits: str) -> list[int]:
+    def indices(self, *splits: str) -> Ints:
         """Indices of the samples of some splits, ascending in qid."""
-        return np.flatnonzero(np.isin(self.split.astype(str), splits)).tolist()
+        return np.flatnonzero(np.isin(self.split, splits))
 
     def clips(self, index: int) -> slice:
         """The clips of a sample in the flat arrays."""
-        first, last = self.similarities.offsets[index : index + 2].tolist()
+        first, last = self.scored.similarities.offsets[index : index + 2].tolist()
         return slice(first, last)
 
     def windows(self, index: int) -> list[list[float]]:
@@ -225,47 +202,70 @@ class Samples:
             for start, end in zip(first, last, strict=True)
         ]
 
-    def annotation(self, index: int, annotators: int) -> dict[str, Any]:
-        """The record of a training file."""
-        grades = self.labels.grade[self.clips(index)]
-        positive = np.flatnonzero(grades)
-        return {
-            "qid": self.candidates.qid(index),
-            "query": self.candidates.captions[index].caption,
-            "vid": self.candidates.vids[index],
-            "duration": seconds(len(grades) * self.clip_ms),
-            "relevant_windows": self.windows(index),
-            "relevant_clip_ids": positive.tolist(),
-            "saliency_scores": [[grade] * annotators for grade in grades[positive].tolist()],
-        }
-
-    def rejected(self) -> Iterator[Dropped]:
-        """Candidates rejected by a check of `labelling`."""
-        for index in self.indices(*REASONS[1:]):
-            text, vid = self.candidates.captions[index], self.candidates.vids[index]
-            yield Dropped(text.line, self.candidates.qid(index), vid, str(self.split[index]))
+    def annotations(self, split: str, annotators: int) -> Iterator[dict[str, Any]]:
+        """The records of a training file."""
+        qids, captions = self.rows["qid"].to_pylist(), self.rows["caption"].to_pylist()
+        for index in self.indices(split).tolist():
+            grades = self.labels.grade[self.clips(index)]
+            positive = np.flatnonzero(grades)
+            yield {
+                "qid": qids[index],
+                "query": captions[index],
+                "vid": self.vids[index],
+                "duration": seconds(len(grades) * self.clip_ms),
+                "relevant_windows": self.windows(index),
+                "relevant_clip_ids": positive.tolist(),
+                "saliency_scores": [[grade] * annotators for grade in grades[positive].tolist()],
+            }
 
 
-def label_candidates(
-    candidates: Candidates, similarities: Similarities, settings: IntervidSettings, clip_ms: int
-) -> Samples:
-    """Label all candidates (eq. 17 and 18) and assign the accepted ones to splits."""
-    floor = sd_floor(similarities, settings.labels.sd_floor_quantile)
-    longest = int(np.diff(similarities.offsets).max(initial=1))
-    block = max(1, 16 * BLOCK_CLIPS // longest)
-    labels = label_in_blocks(similarities, settings.labels, floor, block)
-    split = np.array(REASONS, dtype=object)[labels.reason]
-    accepted = np.flatnonzero(labels.reason == 0)
-    video_ids = [candidates.captions[index].video_id for index in accepted.tolist()]
-    held_out = _validation_videos(video_ids, settings)
-    is_val = np.array([video_id in held_out for video_id in video_ids], dtype=bool)
-    split[accepted[is_val]] = "val"
-    # qids are hashes and ascending, so the first N samples are random, a subset of any larger N.
-    train = accepted[~is_val]
-    split[train] = "train"
-    if settings.max_samples is not None:
-        split[train[settings.max_samples :]] = "reserve"
-    return Samples(candidates, similarities, labels, floor, split, clip_ms)
+def unused_captions(
+    rows: pa.Table, scored: ScoredShard, split: NDArray[np.str_]
+) -> Iterator[dict[str, Any]]:
+    """Rows of rejects.jsonl: captions of a shard that give no sample, and why.
+
+    Captions of videos without features are expected (removed, private) and not listed.
+    """
+    reason = scored.problem.astype(object)
+    reason[scored.usable] = split
+    lines, qids = rows["line"].to_pylist(), rows["qid"].to_pylist()
+    for line, qid, vid, why in zip(lines, qids, scored.vids.tolist(), reason, strict=True):
+        if why not in (NO_VIDEO, "train", "val", "reserve"):
+            yield {"line": line, "qid": qid, "vid": vid, "reason": str(why)}
+
+
+def assign_splits(
+    reasons: Sequence[NDArray[np.int8]],
+    video_ids: Sequence[Sequence[str]],
+    settings: IntervidSettings,
+) -> list[NDArray[np.str_]]:
+    """The split of every segment of all shards, see `LabelledShard.split`.
+
+    Args:
+        reasons: (Q,) of each shard, see `labelling.Labels`.
+        video_ids: (Q,) of each shard.
+        settings: `val_share`, `max_samples`, seed.
+    """
+    accepted = {
+        video
+        for reason, videos in zip(reasons, video_ids, strict=True)
+        for index, video in zip(reason.tolist(), videos, strict=True)
+        if index == 0
+    }
+    held_out = _validation_videos(accepted, settings)
+    splits, left = [], settings.max_samples
+    for reason, videos in zip(reasons, video_ids, strict=True):
+        split = np.array(REASONS, dtype=object)[reason]
+        is_val = np.array([video in held_out for video in videos], dtype=bool)
+        split[(reason == 0) & is_val] = "val"
+        # qids are hashes and ascending, so the first N samples are random, part of any larger N.
+        train = np.flatnonzero((reason == 0) & ~is_val)
+        split[train] = "train"
+        if left is not None:
+            split[train[left:]] = "reserve"
+            left = max(0, left - len(train))
+        splits.append(split.astype(str))
+    return splits
 
 
 def seconds(milliseconds: int) -> float:
@@ -274,9 +274,9 @@ def seconds(milliseconds: int) -> float:
     return milliseconds / 1000 if rest else whole
 
 
-def _validation_videos(video_ids: list[str], settings: IntervidSettings) -> set[str]:
+def _validation_videos(video_ids: set[str], settings: IntervidSettings) -> set[str]:
     """Videos held out for validation, by hash; with two or more, both splits get one."""
-    place = {video: derive_seed(settings.seed, "split", video) for video in set(video_ids)}
+    place = {video: derive_seed(settings.seed, "split", video) for video in video_ids}
     ordered = sorted(place, key=lambda video: (place[video], video))
     if settings.val_share == 0 or len(ordered) < 2:
         return set()
@@ -284,72 +284,83 @@ def _validation_videos(video_ids: list[str], settings: IntervidSettings) -> set[
     return set(ordered[: min(max(count, 1), len(ordered) - 1)])
 
 
-def _texts_of(path: Path, rows: pd.DataFrame) -> list[SelectedCaption]:
-    """The texts of `rows`, in their order; the file is read in line order."""
-    lines = rows["line"].to_numpy(np.int64)
-    order = np.argsort(lines)
-    texts = read_selected(path, lines[order])
-    return [texts[place] for place in np.argsort(order)]
+def _spread(counts: Ints, there: Bools) -> Ints:
+    """(Q,) `counts` at the places that are true, and 0 elsewhere."""
+    spread = np.zeros(len(there), dtype=np.int64)
+    spread[there] = counts
+    return spread
+
+
+def _measure(
+    ranges: RowRanges, keys: list[str], segments: Segments, features: Features
+) -> Similarities:
+    """Similarity of the clips of Q segments to the captions with these keys, in blocks."""
+    counts = segments.n_clips
+    offsets = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
+    score = np.zeros(int(offsets[-1]))
+    valid = np.zeros(len(score), dtype=bool)
+    caption_valid = np.zeros(len(keys), dtype=bool)
+    block = max(1, BLOCK_CLIPS // int(counts.max(initial=1)))
+    for first in range(0, len(keys), block):
+        last = min(first + block, len(keys))
+        clips = slice(int(offsets[first]), int(offsets[last]))
+        rows = features.clips.concatenate(ranges.take(np.arange(first, last)))
+        texts, _ = features.texts.gather(keys[first:last], max_rows=1)
+        segment = np.repeat(np.arange(last - first), counts[first:last])
+        score[clips], valid[clips], caption_valid[first:last] = cosine(rows, texts[:, 0], segment)
+    starts, ends = segments.interval_start_ms, segments.interval_end_ms
+    annotated = annotated_clips(offsets, starts, ends, features.clip_ms) & valid
+    return Similarities(offsets, score, valid, annotated, caption_valid)
 
 
 def _durations(
-    rows: pd.DataFrame, captions: list[SelectedCaption], features: Features
+    rows: pa.Table, video_ids: list[str], features: Features
 ) -> tuple[Ints, Bools, Ints]:
     """The videos of Q rows: length, whether that is estimated from the table, and late start.
 
     Returns:
         Three of (Q,); lengths in ms from the first picture on, starts in ms from the file's.
     """
-    whole = set(features.clips)
-    ids = sorted({text.video_id for text in captions} & whole)
+    ids = sorted({video for video in video_ids if video in features.clips})
     found = features.clips.resolve(ids)
     known = dict(zip(ids, found.count.tolist(), strict=True))
     late = dict(zip(ids, np.rint(found.start_s * 1000).astype(np.int64).tolist(), strict=True))
-    ends = rows["table_end_ms"].tolist()
-    estimated = np.array([text.video_id not in known for text in captions], dtype=bool)
+    estimated = np.array([video not in known for video in video_ids], dtype=bool)
     durations = [
-        end if unknown else known[text.video_id] * features.clip_ms
-        for text, end, unknown in zip(captions, ends, estimated.tolist(), strict=True)
+        end if unknown else known[video] * features.clip_ms
+        for video, end, unknown in zip(
+            video_ids, rows["table_end_ms"].to_pylist(), estimated.tolist(), strict=True
+        )
     ]
-    late_ms = [late.get(text.video_id, 0) for text in captions]
+    late_ms = [late.get(video, 0) for video in video_ids]
     return np.array(durations, dtype=np.int64), estimated, np.array(late_ms, dtype=np.int64)
 
 
-def _segment_names(
-    captions: list[SelectedCaption], segments: Segments, clip_len_s: float, late_ms: Ints
-) -> list[str]:
-    firsts = segments.first_clip.tolist()
-    lasts = (segments.first_clip + segments.n_clips).tolist()
-    names = []
-    for text, first, last, late in zip(captions, firsts, lasts, late_ms.tolist(), strict=True):
-        start_s, end_s = (clip * clip_len_s + late / 1000 for clip in (first, last))
-        decimals = 3 if late else 1
-        names.append(f"{text.video_id}_{start_s:.{decimals}f}_{end_s:.{decimals}f}")
-    return names
-
-
 def _segment_problems(
-    captions: list[SelectedCaption],
-    vids: list[str],
+    keys: list[str],
+    n_clips: Ints,
     segments: Segments,
     features: Features,
     settings: IntervidSettings,
-) -> list[str | None]:
-    """Why a segment cannot be labelled; None if it can."""
+) -> NDArray[np.object_]:
+    """(Q,) why a segment cannot be labelled; empty if it can.
+
+    Args:
+        keys: text keys of the captions.
+        n_clips: (Q,) clips of each segment that have features.
+        segments: Q segments.
+        features: for captions.
+        settings: the shortest segment.
+    """
     outside = segments.lost_ms > MAX_LOST_CLIPS * features.clip_ms
     outside |= segments.interval_end_ms <= segments.interval_start_ms
-    checks = zip(captions, vids, segments.n_clips.tolist(), outside.tolist(), strict=True)
-    return [
-        "interval_outside_video"
-        if is_outside
-        else "short_segment"
-        if n_clips < settings.segment.min_clips
-        else _feature_problem(text.caption, vid, n_clips, features)
-        for text, vid, n_clips, is_outside in checks
-    ]
-
-
-def _feature_problem(caption: str, vid: str, n_clips: int, features: Features) -> str | None:
-    if vid not in features.clips or int(features.clips.resolve([vid]).count[0]) != n_clips:
-        return "no_segment_features"
-    return None if text_key(caption) in features.texts else "no_caption_features"
+    checks = {
+        "interval_outside_video": outside,
+        "short_segment": segments.n_clips < settings.segment.min_clips,
+        "no_segment_features": n_clips != segments.n_clips,
+        "no_caption_features": np.array([key not in features.texts for key in keys], dtype=bool),
+    }
+    problem = np.full(len(keys), "", dtype=object)
+    for name, bad in checks.items():
+        problem[(problem == "") & bad] = name
+    return problem
