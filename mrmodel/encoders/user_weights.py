@@ -18,16 +18,18 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from mrmodel.errors import WeightsError
 from mrmodel.files import read_text, sha256_of, write_json
+
+if TYPE_CHECKING:  # Stages read locks without PyTorch, which takes two seconds.
+    import torch
+    from torch import Tensor, nn
 
 CONFIG, TENSORS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 LOCK = "weights.lock"
@@ -122,6 +124,8 @@ class SetConfig(Sizes):
     @property
     def dtype(self) -> torch.dtype:
         """`compute_dtype` as a PyTorch dtype."""
+        import torch
+
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.compute_dtype]
 
 
@@ -143,7 +147,7 @@ class SetLock(Sizes):
 
 
 C = TypeVar("C", bound=SetConfig)
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 
 def weights_root() -> Path:
@@ -217,6 +221,8 @@ class WeightSet:
         Raises:
             WeightsError: the file is missing or changed, or does not match; lists the names.
         """
+        import torch
+
         path = self._checked_path(TENSORS)
         with torch.device("meta"):
             model = build()

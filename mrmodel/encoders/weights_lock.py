@@ -66,8 +66,6 @@ def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins
         UnknownNameError: no such set.
         WeightsError: a set is missing or changed.
     """
-    from mrmodel.encoders.user_weights import WeightSet
-
     for name in names:
         if name not in PUBLISHED:
             raise UnknownNameError("weight set", name, PUBLISHED)
@@ -92,9 +90,6 @@ def require_pinned(path: Path, stream: str) -> None:
     name = getattr(ENCODERS.get(stream), "set_name", None)
     if name is None:
         return
-    # Lazy: it imports torch, which most encoders' stages do not need.
-    from mrmodel.encoders.user_weights import WeightSet
-
     found, pinned = WeightSet(name).lock().files, read_pins(path).get(name)
     if pinned is None:
         text = "%s: weights are not pinned, so DVC will see no change of them: mrmodel weights pin"

@@ -8,6 +8,7 @@ from the lock files, through DVC's data index, and compared.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ class StageGraph:
         check_studies(folder)
         self.folder, self._remote = folder, remote
         self._wait_for_store = wait_for_store
+        # Of files of the revision; while the graph is in use only lock files change (`merge`).
+        self._parameters: dict[str, dict[str, dict[str, Any]]] = {}
+        self._hashes: dict[str, str | None] = {}
         self._open()
         self._recorded = {
             (self.folder / path, stage)
@@ -121,8 +125,11 @@ class StageGraph:
 
     def parameters(self, name: str) -> dict[str, dict[str, Any]]:
         """Parameter file -> name -> value, of all parameters that a stage depends on."""
-        params = _params(self._stages[name].deps)
-        return {str(dep.def_path): dict(dep.read_params()) for dep in params}
+        if name not in self._parameters:
+            params = _params(self._stages[name].deps)
+            read = {str(dep.def_path): dict(dep.read_params()) for dep in params}
+            self._parameters[name] = read
+        return self._parameters[name]
 
     def inputs(self, name: str) -> list[str]:
         """Dependencies that other stages produce, relative to the root, without duplicates."""
@@ -221,8 +228,9 @@ class StageGraph:
             return "never ran"
         if stage.cmd_changed:
             return "its command changed"
+        read = self.parameters(_name(stage))
         for dep in _params(stage.deps):
-            changed = dep.workspace_status().get(str(dep.def_path), {})
+            changed = _changed(dep, read[str(dep.def_path)])
             if changed:
                 return f"parameter {min(changed)} changed"
         for dep in _files(stage.deps):
@@ -252,7 +260,9 @@ class StageGraph:
     def _hash(self, dep: Any) -> str | None:
         """Current hash of a dependency: from the lock file if a stage makes it, else from disk."""
         if not self._outs_at(dep.fs_path):
-            return str(dep.get_hash().value) if dep.exists else None
+            if dep.fs_path not in self._hashes:
+                self._hashes[dep.fs_path] = str(dep.get_hash().value) if dep.exists else None
+            return self._hashes[dep.fs_path]
         try:
             return self._recorded_hash(dep)
         except FileNotFoundError:  # An upstream stage has not run yet.
@@ -275,13 +285,11 @@ class StageGraph:
 
     def _outs_at(self, path: str) -> list[Any]:
         """Outputs that are `path`, are inside it, or contain it."""
-        here = Path(path)
+        here = path + os.sep
         return [
             out
             for out in self._outs
-            if here == (there := Path(out.fs_path))
-            or here in there.parents
-            or there in here.parents
+            if here.startswith(there := out.fs_path + os.sep) or there.startswith(here)
         ]
 
     def _lock_of(self, name: str) -> tuple[Path, str]:
@@ -303,6 +311,17 @@ def _check_names(name: str, stage: Any) -> None:
     for out in stage.outs:
         if not out.is_in_repo:
             raise OrchestrationError(f"stage {name}: its output {out.def_path} is elsewhere")
+
+
+def _changed(dep: ParamsDependency, read: Mapping[str, Any]) -> list[str]:
+    """Parameters that are missing, or differ from those of the last run."""
+    recorded = dep.hash_info.value or {}
+    names = dep.params or {**read, **recorded}
+    return [
+        name
+        for name in names
+        if name not in read or name not in recorded or read[name] != recorded[name]
+    ]
 
 
 def _params(deps: Iterable[Any]) -> list[Any]:

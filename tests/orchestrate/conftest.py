@@ -22,19 +22,32 @@ def recorded(reproduced: Project) -> Project:
     return reproduced
 
 
-@pytest.fixture
-def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
-    """Local places with the project's cache and folders of this test's own."""
+def places_of(recorded: Project, folder: Path) -> RuntimeEnvironment:
+    """Local places with the project's cache, and `folder` for everything else."""
     there = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(recorded.folder)})
     return RuntimeEnvironment(
         git=there.git,
         remote=None,
-        result_store=str(tmp_path / "handover"),
+        result_store=str(folder / "handover"),
         endpoint=None,
         cache=there.cache,
-        state=tmp_path / "state",
-        clones=tmp_path / "clones",
+        state=folder / "state",
+        clones=folder / "clones",
     )
+
+
+@pytest.fixture
+def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
+    """Places of this test's own."""
+    return places_of(recorded, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def graph(recorded: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageGraph]:
+    """The graph of a fresh clone, which no test changes."""
+    places = places_of(recorded, tmp_path_factory.mktemp("graph"))
+    with fresh_clone(places, "HEAD", {}) as folder:
+        yield StageGraph(folder, None)
 
 
 @pytest.fixture

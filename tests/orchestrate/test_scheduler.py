@@ -67,8 +67,8 @@ def test_only_what_changed_starts(edited: StageGraph, result_store: ResultStore)
     assert scheduler.succeeded
 
 
-def test_stages_go_to_their_pools(edited: StageGraph, result_store: ResultStore) -> None:
-    scheduler = scheduler_of(edited, result_store)
+def test_stages_go_to_their_pools(graph: StageGraph, result_store: ResultStore) -> None:
+    scheduler = scheduler_of(graph, result_store)
     assert scheduler.pool_of("finetune@sg_detr") == "gpu"
     assert scheduler.pool_of("studies/dvc.yaml:pretrain@x-1") == "gpu"
     assert scheduler.pool_of("report") == "cpu"
@@ -123,29 +123,27 @@ def test_a_crash_is_tried_again_but_not_for_ever(
 
 
 def test_what_an_earlier_run_made_is_not_made_again(
-    edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
+    edited: StageGraph, result_store: ResultStore
 ) -> None:
     scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     result_store.keep(result_of(edited, scheduled))
-    with open_graph(EDIT) as graph:
-        again = scheduler_of(graph, result_store)
-        assert again.ready() == []
-        assert states(again) == {"evaluate": "restored"}
-        assert again.succeeded
+    again = scheduler_of(edited, result_store)
+    assert again.ready() == []
+    assert states(again) == {"evaluate": "restored"}
+    assert again.succeeded
 
 
 def test_a_record_whose_data_are_gone_is_dropped(
-    edited: StageGraph, result_store: ResultStore, open_graph: OpenGraph
+    edited: StageGraph, result_store: ResultStore
 ) -> None:
     scheduler = scheduler_of(edited, result_store)
     (scheduled,) = scheduler.ready()
     result = result_of(edited, scheduled)
     result.entry["outs"][0]["md5"] = "ef" + "0" * 30 + ".dir"
     result_store.keep(result)
-    with open_graph(EDIT) as graph:
-        again = scheduler_of(graph, result_store)
-        assert [scheduled.order.stage for scheduled in again.ready()] == ["evaluate"]
+    again = scheduler_of(edited, result_store)
+    assert [scheduled.order.stage for scheduled in again.ready()] == ["evaluate"]
     assert result_store.find("evaluate", scheduled.key) is None
 
 

@@ -1,15 +1,18 @@
-"""The smoke test of a registered model, with one process for equal models."""
+"""The smoke test of a registered model, with one process for equal models of a test run."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mrmodel.registry.gates import Smoke
 from mrmodel.registry.smoke_test import difference, run_smoke
+from tests.project import made_once
 
 # MLflow writes the time and an id of its own into it.
 _UNLIKE = ("MLmodel",)
@@ -22,16 +25,20 @@ class AnswersOnce:
     as `run_smoke` does.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[Smoke, list[dict[str, Any]]]] = {}
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
 
     def __call__(
         self, model: Path, expected: list[dict[str, Any]] | None, timeout_s: float
     ) -> tuple[Smoke, list[dict[str, Any]]]:
-        key = _digest(model)
-        if key not in self._known:
-            self._known[key] = run_smoke(model, None, timeout_s)
-        smoke, answers = copy.deepcopy(self._known[key])
+        def make(folder: Path) -> None:
+            smoke, answers = run_smoke(model, None, timeout_s)
+            folder.mkdir()
+            (folder / "told.json").write_text(json.dumps([asdict(smoke), answers]))
+
+        made = made_once(self._factory, f"answers-{_digest(model)}", make)
+        told, answers = json.loads((made / "told.json").read_text())
+        smoke = Smoke(**told)
         if not smoke.fault and expected is not None:
             smoke = replace(smoke, fault=difference(answers, expected))
         return smoke, [] if smoke.fault else answers

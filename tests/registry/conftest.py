@@ -10,9 +10,9 @@ from tests.registry.answers import AnswersOnce
 
 
 @pytest.fixture(scope="session")
-def answers_once() -> AnswersOnce:
-    """What models of this test session answered."""
-    return AnswersOnce()
+def answers_once(tmp_path_factory: pytest.TempPathFactory) -> AnswersOnce:
+    """What models of this test run answered."""
+    return AnswersOnce(tmp_path_factory)
 
 
 @pytest.fixture

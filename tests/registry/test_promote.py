@@ -336,7 +336,7 @@ def test_the_commands(project: Project) -> None:
         "register: 4/4",
     ]
     say("register", "--kind", "scratch")
-    refused = project.run("mrmodel", "registry", "promote", code=2)
+    refused = project.invoke("registry", "promote", code=2)
     assert "promote: 3/5 now fetching and scoring the champion, version 1" in refused
     assert "error: moments version 2 is refused:" in refused
     assert "\n  better: MR-full-mAP" in refused
@@ -349,8 +349,7 @@ def test_the_commands(project: Project) -> None:
     assert "# moments: moment_detr.finetuned" in say("show", "1")
     with pytest.raises(RegistryError, match="cannot roll back"):
         say("rollback", "--reason", "x")
-    with pytest.raises(RegistryError, match="has no version 9"):
-        say("show", "9")
+    assert "has no version 9" in project.run("mrmodel", "registry", "show", "9", code=2)
 
 
 def test_the_alias_gives_the_answers_of_mrmodel_predict(
@@ -378,5 +377,5 @@ def test_the_alias_gives_the_answers_of_mrmodel_predict(
         check=True,
     )
     options = ("--query", query, "--json", "--top", "1000")
-    said = project.run("mrmodel", "predict", str(video), *options)
+    said = project.invoke("predict", str(video), *options)
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(said)

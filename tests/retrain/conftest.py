@@ -31,12 +31,15 @@ from tests.synthetic.conftest import CLIP_LEN_S, read_rows, settings_of
 FOLDER = "clips"
 MODEL = "moments"
 TABLES = ("train.jsonl", "val.jsonl", "captions.jsonl")
+# What `dvc repro profile` runs.
+PROFILED = ("corpus", "extract@tiny.video", "extract_text@tiny.text", "profile")
 SMALL = {
     "corpus": {"folder": FOLDER},
     "features": {"video_streams": ["tiny.video"], "text_streams": ["tiny.text"], "workers": 1},
     "tracking": {"enabled": False},
 }
 Rows = list[dict[str, Any]]
+APART = ingest_module._apart
 
 
 def render(out: Path, seed: int, **videos: int) -> Path:
@@ -63,8 +66,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Project:
         corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)
         for name in ("corpus.json", "pretrain.jsonl", "pretrain_val.jsonl"):
             (corpus / name).unlink()
-        project.run("dvc", "add", FOLDER)
-        project.run("dvc", "repro", "profile")
+        with project.inside(), Repo() as repo:
+            repo.add(FOLDER)
+            for name, command in project.commands().items():
+                if name in PROFILED:
+                    project.stage(command)
+            repo.commit("profile", with_deps=True, force=True)
         project.git("add", "-A")
         project.git("commit", "-q", "-m", "data")
 
@@ -168,20 +175,30 @@ class Site:
         return self.project.git("branch", "--list", "runs/*").split()
 
 
-@pytest.fixture
-def plain(repository: Project, tmp_path: Path) -> Site:
-    """Everything in folders."""
+def places_of(repository: Project, folder: Path) -> RuntimeEnvironment:
+    """The repository with its cache, and `folder` for everything else."""
     there = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(repository.folder)})
-    own = {name: tmp_path / name for name in ("state", "clones")}
-    places = replace(there, result_store=str(tmp_path / "handover"), **own)
+    own = {name: folder / name for name in ("state", "clones")}
+    return replace(there, result_store=str(folder / "handover"), **own)
+
+
+@pytest.fixture
+def plain(repository: Project, tmp_path: Path, checks_here: None) -> Site:
+    """Everything in folders."""
     stores = [open_store(str(tmp_path / name)) for name in ("incoming", "registry")]
-    return Site(repository, places, *stores)
+    return Site(repository, places_of(repository, tmp_path), *stores)
 
 
 @pytest.fixture
 def checks_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deliveries are checked in this process: starting another takes longer than the check."""
     monkeypatch.setattr(ingest_module, "_apart", ingest_module._check)
+
+
+@pytest.fixture
+def checks_apart(plain: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries are checked as always, in processes of their own."""
+    monkeypatch.setattr(ingest_module, "_apart", APART)
 
 
 @pytest.fixture(
@@ -211,8 +228,11 @@ def config(repository: Project) -> Config:
     return load_config(repository.folder / "params.yaml")
 
 
-@pytest.fixture
-def reference(plain: Site, config: Config) -> Reference:
-    """What the repository's data hold."""
-    with fresh_clone(plain.places, "HEAD", {}) as folder:
-        return DvcDataset(folder, config, plain.places).reference()
+@pytest.fixture(scope="session")
+def reference(
+    repository: Project, config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Reference:
+    """What the repository's data hold; no test changes it."""
+    places = places_of(repository, tmp_path_factory.mktemp("reference"))
+    with fresh_clone(places, "HEAD", {}) as folder:
+        return DvcDataset(folder, config, places).reference()

@@ -19,7 +19,6 @@ from mrmodel.storage import Store, open_store
 from tests.retrain.conftest import Parcel, Site
 from tests.retrain.test_finish import decide
 
-pytestmark = pytest.mark.usefixtures("checks_here")
 A, B, C = ("a", "1" * 64), ("b", "2" * 64), ("c", "3" * 64)
 LIMIT = 3
 

@@ -40,7 +40,6 @@ from tests.limits import files_of_at_most
 from tests.project import ROOT
 from tests.retrain.conftest import Parcel, Site, write_rows
 
-pytestmark = pytest.mark.usefixtures("checks_here")
 Make = Callable[..., Parcel]
 
 

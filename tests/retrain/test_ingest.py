@@ -32,6 +32,18 @@ from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
 Make = Callable[..., Parcel]
 
 
+@pytest.fixture
+def small(parcel: Make) -> Make:
+    """Makes a good delivery of one video."""
+
+    def make() -> Parcel:
+        sent = parcel()
+        sent.keep("new-train-0000")
+        return sent
+
+    return make
+
+
 def reports_in(ingested: IngestResult, state: DeliveryState) -> list[DeliveryReport]:
     """Deliveries with this verdict."""
     return [report for report in ingested.reports if report.state == state]
@@ -56,6 +68,7 @@ def added_by_hand(project: Project, parcels: list[Path], target: Path) -> str:
     return md5_of((copied.folder / f"{FOLDER}.dvc").read_text())
 
 
+@pytest.mark.usefixtures("checks_apart")
 def test_a_good_delivery_is_taken(site: Site, parcel: Make, tmp_path: Path) -> None:
     sent = parcel()
     site.send("monday", sent)
@@ -99,8 +112,8 @@ def test_the_new_data_can_be_pulled(site: Site, parcel: Make, rendered: Path) ->
             assert (videos / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
-    site.send("monday", parcel())
+def test_the_same_listing_twice_is_no_work(site: Site, small: Make) -> None:
+    site.send("monday", small())
     first = site.take()
     assert first.branch is not None
     before = site.branches()
@@ -117,8 +130,8 @@ def test_the_same_listing_twice_is_no_work(site: Site, parcel: Make) -> None:
     assert site.take().reports == []
 
 
-def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
-    plain.send("monday", parcel())
+def test_promoted_data_must_be_merged_first(plain: Site, small: Make) -> None:
+    plain.send("monday", small())
     ingested = plain.take()
     promoted = LedgerEntry(
         delivery="monday",
@@ -136,14 +149,14 @@ def test_promoted_data_must_be_merged_first(plain: Site, parcel: Make) -> None:
 
 
 def test_a_branch_that_a_killed_promotion_left_behind_moves(
-    plain: Site, parcel: Make, tmp_path: Path
+    plain: Site, small: Make, tmp_path: Path
 ) -> None:
     """It died between the outcome and the branch; data of withdrawn models are not brought back."""
     copied = plain.project.copy(tmp_path / "hub")
     copied.git("config", "receive.denyCurrentBranch", "ignore")
     site = replace(plain, project=copied, places=replace(plain.places, git=str(copied.folder)))
     start = copied.git("rev-parse", "HEAD")
-    site.send("monday", parcel())
+    site.send("monday", small())
     ingested = site.take()
     (report,) = ingested.taken
     site.ledger.note(
@@ -167,8 +180,8 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
     assert copied.git("rev-parse", "HEAD") == start
 
 
-def test_an_incomplete_delivery_waits(site: Site, parcel: Make) -> None:
-    site.send("monday", parcel(), marked=False)
+def test_an_incomplete_delivery_waits(site: Site, small: Make) -> None:
+    site.send("monday", small(), marked=False)
     ingested = site.take()
     assert [(one.name, one.state) for one in ingested.reports] == [("monday", "incomplete")]
     assert "not complete yet" in ingested.reports[0].reasons[0]
@@ -222,8 +235,8 @@ def test_a_repetition_waits_until_the_first_is_decided(plain: Site, parcel: Make
     ]
 
 
-def test_a_corrected_delivery_is_taken(plain: Site, parcel: Make) -> None:
-    sent = parcel()
+def test_a_corrected_delivery_is_taken(plain: Site, small: Make) -> None:
+    sent = small()
     right = (sent.folder / "train.jsonl").read_bytes()
     sent.change("train.jsonl", lambda rows: [row | {"duration": -1} for row in rows])
     plain.send("monday", sent)
@@ -253,9 +266,9 @@ def test_a_second_delivery_goes_behind_the_first(plain: Site, parcel: Make) -> N
 
 
 def test_a_delivery_that_changes_while_it_is_read_waits(
-    plain: Site, parcel: Make, monkeypatch: pytest.MonkeyPatch
+    plain: Site, small: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain.send("monday", parcel())
+    plain.send("monday", small())
     download = plain.incoming.download
 
     def and_change(key: str, path: Path) -> None:
@@ -268,11 +281,12 @@ def test_a_delivery_that_changes_while_it_is_read_waits(
     assert plain.ledger.entries() == []
 
 
+@pytest.mark.usefixtures("checks_apart")
 def test_a_check_that_takes_its_process_with_it_stops_nobody(
-    plain: Site, parcel: Make, monkeypatch: pytest.MonkeyPatch
+    plain: Site, small: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a video can that finds a mistake in a decoder."""
-    plain.send("monday", parcel())
+    plain.send("monday", small())
     monkeypatch.setattr(ingest_module, "_check", die)
     (report,) = reports_in(plain.take(), "quarantined")
     assert report.reasons[0].startswith("the process that checks it dies")
@@ -338,7 +352,7 @@ def test_without_a_profile_there_is_nothing_to_compare_with(
 
 def test_the_sender_can_see_the_verdict_beforehand(plain: Site, parcel: Make) -> None:
     sent = parcel("monday")
-    told = plain.project.run("mrmodel", "delivery", "check", str(sent.folder))
+    told = plain.project.invoke("delivery", "check", str(sent.folder))
     assert "### Delivery `monday`: taken" in told
     (sent.folder / "test.jsonl").write_text("")
     told = plain.project.run("mrmodel", "delivery", "check", str(sent.folder), code=2)

@@ -39,6 +39,13 @@ def config_of(train: dict[str, Any] | None = None, **tune: Any) -> Config:
     return parse_config(yaml.safe_load(presets.overlay(presets.render("miniature"), changes)))
 
 
+def short(train: dict[str, Any] | None = None) -> dict[str, Any]:
+    """These settings of trainings of one epoch; to most tests their length does not matter."""
+    steps = {"pretrain": 3, "finetune": 3, "scratch": 6}
+    given = train or {}
+    return {**given, **{run: {"steps": n, **given.get(run, {})} for run, n in steps.items()}}
+
+
 def study_in(folder: Path, config: Config) -> TrialQueue:
     address = str(folder / "journal.log")
     worker_pool = LocalWorkerPool(address, folder, None)
@@ -78,7 +85,7 @@ def test_a_trial_that_falls_behind_is_given_up_but_the_starting_point(tmp_path: 
 
 def test_values_that_diverge_are_no_end_of_the_search(tmp_path: Path) -> None:
     wide = {"train.run.lr": {"high": 1e30}}
-    study = study_in(tmp_path, config_of(trials=3, space=wide))
+    study = study_in(tmp_path, config_of(short(), trials=3, space=wide))
     study.enqueue({"train.run.lr": 1e30})
     for _ in range(3):
         run_one(study)
@@ -104,7 +111,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         return train_model(config, *arguments)
 
     monkeypatch.setattr(objective_module, "train_model", hungry)
-    study = study_in(tmp_path, config_of(train))
+    study = study_in(tmp_path, config_of(short(train)))
     # The starting point and the published values, each three times.
     ends = [run_one(study) for _ in range(6)]
     assert tried == [8, 8, 4, 4, 2, 2]
@@ -131,19 +138,19 @@ def test_out_of_memory_halves_the_batch_and_says_so(
 
 
 def test_a_slow_model_is_not_feasible(tmp_path: Path) -> None:
-    study = study_in(tmp_path, config_of(max_latency_s=1e-9))
+    study = study_in(tmp_path, config_of(short(), max_latency_s=1e-9))
     trial = run_one(study)
     assert trial.user_attrs["latency_s"] > 1e-9
     assert study.best_value() is None
     assert candidates(study, 3) == []
-    study = study_in(tmp_path / "fast", config_of(max_latency_s=10.0))
+    study = study_in(tmp_path / "fast", config_of(short(), max_latency_s=10.0))
     run_one(study)
     assert study.best_value() is not None
 
 
 def test_two_figures_make_a_front(tmp_path: Path) -> None:
     figures = ["MR-full-mAP", "HL-min-VeryGood-Hit1"]
-    study = study_in(tmp_path, config_of(figures=figures, trials=3))
+    study = study_in(tmp_path, config_of(short(), figures=figures, trials=3))
     trials = [run_one(study) for _ in range(3)]
     assert isinstance(TrainingObjective(study.facts).pruner, NopPruner)
     assert all(len(trial.values) == 2 for trial in trials)
@@ -152,7 +159,7 @@ def test_two_figures_make_a_front(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_does_not_exist_ends_the_search(tmp_path: Path) -> None:
-    study = study_in(tmp_path, config_of(figures=["MR-full-mPA"]))
+    study = study_in(tmp_path, config_of(short(), figures=["MR-full-mPA"]))
     with pytest.raises(TuningError, match=r"tune\.figures: 'MR-full-mPA'.*'MR-full-mAP'"):
         run_one(study)
 
@@ -195,8 +202,9 @@ def test_a_run_is_trained_with_what_it_has_of_its_own(tmp_path: Path) -> None:
     """As if its batch size and weight decay were those of all runs; the others do not matter."""
 
     def weights(name: str, train: dict[str, Any]) -> bytes:
-        job = job_of(config_of(train), tmp_path / name, name, 7)
-        train_model(config_of(train), job, NullReporter())
+        config = config_of(short(train))
+        job = job_of(config, tmp_path / name, name, 7)
+        train_model(config, job, NullReporter())
         return (job.out / "model.safetensors").read_bytes()
 
     own = {"batch_size": 16, "weight_decay": 0.5}
