@@ -55,6 +55,19 @@ MODELS = ComponentRegistry(
     },
 )
 
+# Their settings apart, so that a stage without a model reads params.yaml without PyTorch. A model
+# that is not here brings them as its attribute `Settings`, as these do.
+MODEL_SETTINGS = ComponentRegistry(
+    "model",
+    {
+        "moment_detr": "mrmodel.models.settings:MomentDetrSettings",
+        "qd_detr": "mrmodel.models.settings:QdDetrSettings",
+        "sa_detr": "mrmodel.models.sa_detr.settings:SaDetrSettings",
+        "sg_detr": "mrmodel.models.sg_detr.settings:SgDetrSettings",
+        "video_lights": "mrmodel.models.video_lights.settings:VideoLightsSettings",
+    },
+)
+
 # One entry per feature stream: an encoder computes the features of clips (or sentences).
 ENCODERS = ComponentRegistry(
     "encoder",

@@ -1,9 +1,12 @@
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mrmodel.components import MODEL_SETTINGS, MODELS
 from mrmodel.config.schema import RUNS, load_config, parse_config
 from mrmodel.errors import ConfigError, DataError
 
@@ -165,3 +168,15 @@ def test_a_rule_between_keys_does_not_repeat_the_section(raw: dict) -> None:
     with pytest.raises(ConfigError) as error:
         parse_config(raw)
     assert str(error.value) == "models.qd_detr: hidden 64 is not a multiple of heads 7"
+
+
+def test_the_settings_of_each_model_are_found_without_it() -> None:
+    listed = {name: MODEL_SETTINGS.get(name) for name in MODEL_SETTINGS}
+    assert listed == {name: MODELS.get(name).Settings for name in MODELS}
+    code = (
+        "import sys; from pathlib import Path; import mrmodel.stages.extract\n"
+        "from mrmodel.config.schema import load_config\n"
+        "load_config(Path('params.yaml'))\n"
+        "assert 'torch' not in sys.modules, 'it takes each stage two seconds'"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

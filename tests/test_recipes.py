@@ -12,7 +12,7 @@ from mrmodel.components import MODELS
 from mrmodel.config.schema import Config, RunSettings, parse_config
 from mrmodel.models import build_model
 from mrmodel.models.sa_detr.settings import SaDetrSettings
-from mrmodel.models.video_lights.model import VideoLightsSettings
+from mrmodel.models.video_lights.settings import VideoLightsSettings
 from tests.project import ROOT
 
 SETS = ("qvhighlights", "charades", "tacos", "tvsum", "youtube_hl")

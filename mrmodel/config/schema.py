@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mrmodel.components import DATASETS, ENCODERS, MODELS, PROTOCOLS
+from mrmodel.components import DATASETS, ENCODERS, MODEL_SETTINGS, MODELS, PROTOCOLS
 from mrmodel.config.base import (
     BatchSize,
     ClipLength,
@@ -495,7 +495,8 @@ def _check_names(config: Config) -> None:
             raise ConfigError("train.models", name, "has no section under `models`", near)
     for name, settings in config.models.items():
         _known(f"models.{name}", MODELS, name)
-        model = validate_section(MODELS.get(name).Settings, settings, f"models.{name}")
+        known = MODEL_SETTINGS.get(name) if name in MODEL_SETTINGS else MODELS.get(name).Settings
+        model = validate_section(known, settings, f"models.{name}")
         _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
     for name, run in product(config.train.models, RUNS):
         where = f"train.{run}, models.{name}"

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrmodel.config.base import NonNegative, Positive, Section
+from mrmodel.losses.settings import ClipScoreSettings
 from mrmodel.types import Targets
 
 HIGHEST_THRESHOLD = 11
 TWELVE = 12.0  # the published divisor of the eleven thresholds
-
-
-class ClipScoreSettings(Section):
-    """Settings of `HighlightLoss`."""
-
-    margin: NonNegative = 0.2
-    tau: Positive = 0.5
-    rctl_norm: Literal["twelve", "active"] = "twelve"
-    neg_reduction: Literal["sum", "mean"] = "sum"
 
 
 class HighlightLoss:

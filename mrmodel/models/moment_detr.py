@@ -5,12 +5,11 @@ Follows the published code; docs/models/moment_detr.md lists where it differs fr
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mrmodel.config.base import Count
 from mrmodel.config.search_space import SearchSpace
 from mrmodel.losses.criterion import DetrCriterion
 from mrmodel.losses.saliency import SaliencyMarginLoss
@@ -23,25 +22,8 @@ from mrmodel.models.layers.functional import Stack, key_mask, xavier_matrices
 from mrmodel.models.layers.heads import DecoderHeads, detr_output
 from mrmodel.models.layers.position import clip_positions
 from mrmodel.models.layers.projection import InputProjections
-from mrmodel.models.settings import DETR_SPACE, DetrSettings
+from mrmodel.models.settings import DETR_SPACE, MomentDetrSettings
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
-
-
-class MomentDetrSettings(DetrSettings):
-    """`DetrSettings` and the settings specific to Moment-DETR.
-
-    Attributes:
-        pre_norm: norms before attention and feed-forward instead of after them.
-        span_loss: ``l1`` regresses (centre, width); ``ce`` classifies the first and the last clip
-            among `max_clips` (unused in the published runs).
-        max_clips: number of classes of ``ce``.
-        legacy_contrastive_padding: let padded tokens take part in the alignment loss.
-    """
-
-    pre_norm: bool = False
-    span_loss: Literal["l1", "ce"] = "l1"
-    max_clips: Count = 75
-    legacy_contrastive_padding: bool = False
 
 
 class MomentDetr(MomentModel):

@@ -21,26 +21,8 @@ from mrmodel.models.layers.heads import detr_output
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.token_detr import TokenDetr
-from mrmodel.models.settings import DETR_SPACE, DetrSettings
+from mrmodel.models.settings import DETR_SPACE, QdDetrSettings
 from mrmodel.types import Batch, ModelOutput, Targets
-
-
-class QdDetrSettings(DetrSettings):
-    """`DetrSettings` and those of QD-DETR.
-
-    `encoder_layers` is the number of encoder layers and of text-to-video layers alike.
-
-    Attributes:
-        legacy_mask_tiling: mask tokens by the padding of other samples, as the published code does.
-        legacy_negative_positions: with `text_positions`, a negative sentence keeps the positions
-            of the sentence that it replaces.
-        legacy_empty_alignment: with `contrastive`, align with an empty token list as published,
-            which makes that loss a constant.
-    """
-
-    legacy_mask_tiling: bool = False
-    legacy_negative_positions: bool = False
-    legacy_empty_alignment: bool = False
 
 
 class QdDetr(MomentModel):

@@ -147,6 +147,41 @@ class DetrSettings(SizeSettings):
     loss: LossWeights = LossWeights()
 
 
+class MomentDetrSettings(DetrSettings):
+    """`DetrSettings` and the settings specific to Moment-DETR.
+
+    Attributes:
+        pre_norm: norms before attention and feed-forward instead of after them.
+        span_loss: ``l1`` regresses (centre, width); ``ce`` classifies the first and the last clip
+            among `max_clips` (unused in the published runs).
+        max_clips: number of classes of ``ce``.
+        legacy_contrastive_padding: let padded tokens take part in the alignment loss.
+    """
+
+    pre_norm: bool = False
+    span_loss: Literal["l1", "ce"] = "l1"
+    max_clips: Count = 75
+    legacy_contrastive_padding: bool = False
+
+
+class QdDetrSettings(DetrSettings):
+    """`DetrSettings` and those of QD-DETR.
+
+    `encoder_layers` is the number of encoder layers and of text-to-video layers alike.
+
+    Attributes:
+        legacy_mask_tiling: mask tokens by the padding of other samples, as the published code does.
+        legacy_negative_positions: with `text_positions`, a negative sentence keeps the positions
+            of the sentence that it replaces.
+        legacy_empty_alignment: with `contrastive`, align with an empty token list as published,
+            which makes that loss a constant.
+    """
+
+    legacy_mask_tiling: bool = False
+    legacy_negative_positions: bool = False
+    legacy_empty_alignment: bool = False
+
+
 # Post-hoc: NMS threshold; below 0 nothing is suppressed.
 SUPPRESSION: SearchSpace = {
     "postprocess.nms_iou": Choice(

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.losses.highlight import ClipScoreSettings, HighlightLoss
+from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
+from mrmodel.losses.settings import ClipScoreSettings
 from mrmodel.types import Targets
 
 NAMES = ["margin", "rctl", "bce_neg"]

@@ -15,13 +15,13 @@ from mrmodel.models.layers.attention import attend
 from mrmodel.models.settings import DetrSettings
 from mrmodel.models.video_lights.bi_directional_fusion import (
     BiDirectionalFusionLayer,
-    BidirectionalFusionSettings,
     CrossMasks,
     Text,
 )
 from mrmodel.models.video_lights.feature_refinement import FeatureRefinement, clip_cosine
 from mrmodel.models.video_lights.model import VideoLights
 from mrmodel.models.video_lights.moment_to_highlight import MomentToHighlight
+from mrmodel.models.video_lights.settings import BidirectionalFusionSettings
 from mrmodel.types import LayerOutput
 from tests.conformance.test_models import (
     SMALL,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-GaussMode = Literal["mul_logits", "add_log", "none"]
+from mrmodel.models.sa_detr.settings import GaussMode
+
 FLOOR = 1e-10  # the mask of a span far outside the clips underflows to 0
 LOWEST_EXPONENT = -80.0
 

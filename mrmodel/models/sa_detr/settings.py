@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 
 from mrmodel.config.base import Count, NonNegative, Positive, Section
 from mrmodel.config.search_space import Choice, FloatRange, IntRange, SearchSpace, Value
-from mrmodel.losses.highlight import ClipScoreSettings
-from mrmodel.models.sa_detr.gaussian import GaussMode
+from mrmodel.losses.settings import ClipScoreSettings
 from mrmodel.models.settings import PresetSection, SizeSettings
 
 Weight = NonNegative
 NoiseScale = Annotated[float, Field(gt=0.0, lt=1.0)]
 Stage = Literal["before", "after"]
+GaussMode = Literal["mul_logits", "add_log", "none"]
 
 
 class LayerCounts(Section):

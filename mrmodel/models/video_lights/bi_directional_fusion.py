@@ -8,28 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrmodel.config.base import Count, Section
 from mrmodel.models.layers.attention import Inputs, MultiheadAttention, attend
 from mrmodel.models.layers.dropout import Dropout, branch_dropout
 from mrmodel.models.layers.feed_forward import FeedForward, add_projected
 from mrmodel.models.layers.functional import with_next_sample
 from mrmodel.models.settings import LayerSettings
-
-
-class BidirectionalFusionSettings(Section):
-    """Bi-directional cross-modal fusion (Bi-CMF).
-
-    Attributes:
-        layers: number of layers; each attends to the projected tokens.
-        ffn_residual: add the input of the feed-forward block to its output. The published block
-            adds its output to itself.
-        text_norm: a norm after the tokens' attention to the clips. The published code creates one
-            but does not use it.
-    """
-
-    layers: Count = 1
-    ffn_residual: bool = False
-    text_norm: bool = False
+from mrmodel.models.video_lights.settings import BidirectionalFusionSettings
 
 
 class Text(NamedTuple):

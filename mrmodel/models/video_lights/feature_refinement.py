@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.models.layers.dropout import Dropout
-
-Correspondence = Literal["constant", "words"]
+from mrmodel.models.video_lights.settings import Correspondence
 
 # The published log(mask + 1e-45) at padding, as a constant: that sum is a subnormal number, and
 # processors that flush subnormals to zero would give minus infinity.
