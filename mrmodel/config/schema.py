@@ -488,6 +488,13 @@ def _has(tree: Any, path: list[str]) -> bool:
     return True
 
 
+def _settings_of(model: str) -> type[Section]:
+    found: type[Section] = (
+        MODEL_SETTINGS.get(model) if model in MODEL_SETTINGS else MODELS.get(model).Settings
+    )
+    return found
+
+
 def _check_names(config: Config) -> None:
     for name in config.train.models:
         if name not in config.models:
@@ -495,12 +502,11 @@ def _check_names(config: Config) -> None:
             raise ConfigError("train.models", name, "has no section under `models`", near)
     for name, settings in config.models.items():
         _known(f"models.{name}", MODELS, name)
-        known = MODEL_SETTINGS.get(name) if name in MODEL_SETTINGS else MODELS.get(name).Settings
-        model = validate_section(known, settings, f"models.{name}")
+        model = validate_section(_settings_of(name), settings, f"models.{name}")
         _check_token_positions(config.features.max_tokens, model, f"models.{name}.max_tokens")
     for name, run in product(config.train.models, RUNS):
         where = f"train.{run}, models.{name}"
-        validate_section(MODELS.get(name).Settings, config.model_settings(name, run), where)
+        validate_section(_settings_of(name), config.model_settings(name, run), where)
     if not config.features.has_imports:
         for field in ("video_streams", "text_streams"):
             for name in getattr(config.features, field):
