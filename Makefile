@@ -18,12 +18,13 @@ WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asynci
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup repro test test-services test-processors check lint bench services \
+.PHONY: help setup repro demo test test-services test-processors check lint bench services \
 	services-stop services-status clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything"
 	@echo "make repro   setup, then dvc repro: corpus, features, training, report"
+	@echo "make demo    the web page, on the sample's test videos and the model of the last make repro"
 	@echo "make test    setup, then the tests that need no server (docs/reference/tests.md)"
 	@echo "make test-services    those with servers, engines and manifests; installs what they need"
 	@echo "make test SLOW=1      every test, the long ones included"
@@ -58,6 +59,16 @@ repro: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo
 	@echo "The report: $(CURDIR)/reports/report.html"
+
+# Its videos lie in a library of their own; the address is in the log.
+DEMO := .mrmodel/demo
+DEMO_VIDEOS := $(sort $(wildcard data/sample/videos/test-*.mp4))
+
+demo: setup
+	@test -n "$(DEMO_VIDEOS)" -a -n "$(wildcard models/served/*/serving.json)" || \
+		{ echo "There is no model of the sample yet: make repro, then make demo"; exit 2; }
+	@$(BIN)/mrmodel index add $(DEMO_VIDEOS) --library $(DEMO)
+	@$(BIN)/mrmodel serve --library $(DEMO)
 
 test: setup $(if $(SLOW),$(TEST_SERVICES))
 	@$(PYTEST) $(if $(SLOW),,-m "not (slow or services or infra)")

@@ -24,14 +24,11 @@ def deliver(folder: Path, rev: str) -> None:
     repository, or of the one in MRMODEL_GIT_URL, do not hold. What was delivered once is not
     delivered again. Rows about test videos are left out and listed; rejected hits wait.
     """
-    from mrmodel.orchestrate.environment import RuntimeEnvironment
-    from mrmodel.retrain.finish import open_incoming
     from mrmodel.server.feedback import JOURNAL, Journal
-    from mrmodel.server.feedback_delivery import deliver as deliver_feedback
+    from mrmodel.server.feedback_delivery import deliver_here
 
-    places = RuntimeEnvironment.from_environment()
     journal = Journal(folder / JOURNAL)
-    done = deliver_feedback(journal, open_incoming(places), places, rev)
+    done = deliver_here(journal, rev)
     for one in done.left_out:
         click.echo(f"left out: {one}")
     for one in done.waiting:

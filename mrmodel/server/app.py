@@ -19,6 +19,7 @@ from mrmodel.predict.queries import unread_note
 from mrmodel.server import schema
 from mrmodel.server.answers import Id, error_answers, on_http, on_invalid, request_id_of
 from mrmodel.server.errors import ApiError
+from mrmodel.server.feedback_routes import add_feedback
 from mrmodel.server.gate import COOKIE, Gate, is_token, session_of
 from mrmodel.server.server import Server
 from mrmodel.types import MAX_DURATION_S, Moment, QueryResult
@@ -80,6 +81,7 @@ def build_app(server: Server) -> FastAPI:
     _add_videos(app, server)
     _add_search(app, server)
     _add_jobs(app, server)
+    add_feedback(app, server)
     return app
 
 

@@ -25,6 +25,7 @@ from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, MARKER, VIDEOS
 from mrmodel.retrain.dvc_dataset import DvcDataset
+from mrmodel.retrain.finish import open_incoming
 from mrmodel.retrain.row_checks import check_records
 from mrmodel.retrain.videos import DeliveredVideos, md5_of
 from mrmodel.server.feedback import DeliveryRecord, FeedbackEntry, Journal
@@ -115,6 +116,16 @@ def deliver(
                 )
                 journal.note(record)
     return done
+
+
+def deliver_here(journal: Journal, rev: str = "HEAD") -> FeedbackDelivery:
+    """Deliver into the store, and for the repository, that the environment names; see `deliver`.
+
+    Raises:
+        ConfigError: it names none. Otherwise as `deliver`.
+    """
+    places = RuntimeEnvironment.from_environment()
+    return deliver(journal, open_incoming(places), places, rev)
 
 
 class _Parcel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mrmodel.server.feedback import Verdict
 from mrmodel.types import MAX_DURATION_S
 
 QUERIES_MAX = 16
@@ -180,6 +182,36 @@ class JobAnswer(BaseModel):
     """A job that was begun; poll it."""
 
     job: Job
+
+
+class FeedbackRequest(Verdict):
+    """What somebody says about a hit."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    video: VideoId
+
+
+class FeedbackBody(Verdict):
+    """An entry of the journal."""
+
+    id: str
+    time: datetime
+    video: str
+
+
+class FeedbackAnswer(BaseModel):
+    """The entry that was made."""
+
+    entry: FeedbackBody
+
+
+class FeedbackCounts(BaseModel):
+    """What the journal holds."""
+
+    entries: int
+    deliverable: int = Field(description="Accepted and corrected hits that wait for a delivery.")
+    rejected_waiting: int = Field(description="Rejected hits; no delivery can hold them yet.")
 
 
 class SessionRequest(_Request):
