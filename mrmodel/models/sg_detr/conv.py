@@ -11,11 +11,12 @@ F(2, 3) of Winograd, "Arithmetic complexity of computations", 1980.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mrmodel.models.layers import cpu_kernels
 
@@ -42,9 +43,10 @@ class ConvNorm(nn.Module):
         Returns:
             (R, d); row 1 + j was made from the rows j, j + 1 and j + 2.
         """
-        norm, weight = self.norm, _by_tap(self.weight)
+        norm = self.norm
         if cpu_kernels.usable_for_inference(rows, self.training):
-            return _at_rest(rows, keep, weight, norm)
+            return _at_rest(rows, keep, _kernels_at_rest(self.weight), norm)
+        weight = _by_tap(self.weight)
         # No dropout in here: the fused form is the same function in eval mode.
         if cpu_kernels.usable(rows, training=True):
             output: Tensor = _ConvNorm.apply(  # type: ignore[no-untyped-call]
@@ -131,14 +133,43 @@ class _ConvNorm(torch.autograd.Function):
         return d_rows, None, d_weight, d_gamma, d_beta, None
 
 
-def _at_rest(rows: Tensor, keep: Tensor, weight: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`ConvNorm` without gradients, two outputs at a time."""
-    output = rows.new_empty(len(rows), len(weight))
-    output[0], output[-1] = 0.0, 0.0
-    first, second, third = (kernel.contiguous() for kernel in weight.t().chunk(TAPS))
+class _KernelsAtRest(NamedTuple):
+    """Of `_at_rest`, (d, d) each: the outer taps, and two mixtures of all three."""
+
+    first: Tensor
+    total: Tensor
+    alternating: Tensor
+    third: Tensor
+
+
+# Weight -> its version and place in memory, and the kernels made of it then. Making them takes
+# longer than a product with the rows of one video.
+_AT_REST = WeakTensorKeyDictionary()
+
+
+def _kernels_at_rest(weight: Tensor) -> _KernelsAtRest:
+    """The kernels of (outputs, inputs, taps), made again only where the weight has changed."""
+    if weight.is_inference():  # Such a tensor has no version.
+        return _make_kernels(weight)
+    state = (weight._version, weight.data_ptr())
+    held: tuple[tuple[int, int], _KernelsAtRest] | None = _AT_REST.get(weight)  # type: ignore[no-untyped-call]
+    if held is None or held[0] != state:
+        _AT_REST[weight] = held = (state, _make_kernels(weight))
+    return held[1]
+
+
+def _make_kernels(weight: Tensor) -> _KernelsAtRest:
+    first, second, third = (part.contiguous() for part in _by_tap(weight).t().chunk(TAPS))
     both = 0.5 * (first + third)
-    total, alternating = both + 0.5 * second, both - 0.5 * second
-    hidden = rows.new_empty(len(keep), len(weight))
+    return _KernelsAtRest(first, both + 0.5 * second, both - 0.5 * second, third)
+
+
+def _at_rest(rows: Tensor, keep: Tensor, kernels: _KernelsAtRest, norm: nn.LayerNorm) -> Tensor:
+    """`ConvNorm` without gradients, two outputs at a time."""
+    first, total, alternating, third = kernels
+    hidden = rows.new_empty(len(keep), first.shape[1])
+    output = rows.new_empty(len(rows), first.shape[1])
+    output[0], output[-1] = 0.0, 0.0
     for piece in _pieces(hidden):
         ahead, here, after, beyond = _quadruples(rows, piece)
         even = torch.mm(here + after, total)
@@ -149,7 +180,7 @@ def _at_rest(rows: Tensor, keep: Tensor, weight: Tensor, norm: nn.LayerNorm) -> 
         odd = odd[: len(beyond)].addmm_(beyond - here[: len(beyond)], third)
         part = hidden[piece]
         part[::2], part[1::2] = even, odd
-        normed = F.layer_norm(part, (len(weight),), norm.weight, norm.bias, norm.eps)
+        normed = F.layer_norm(part, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         torch.mul(normed.relu_(), keep[piece], out=output[1:-1][piece])
     return output
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,8 @@ from mrmodel.spans import EPS, cxw_to_xx, xx_to_cxw
 
 if TYPE_CHECKING:
     from mrmodel.models.sg_detr.output import RawDetections
+
+Floats = NDArray[np.float32]
 
 # Probability and centerness of an anchor count alike (section 6, step 2).
 _ANCHOR_ALPHA = 0.5
@@ -61,16 +65,18 @@ def select_anchors(raw: RawDetections, settings: AnchorSelection) -> tuple[Tenso
     ranked, order = scores.where(usable, 0.0).sort(dim=1, descending=True, stable=True)
     best = order[:, : settings.top_k]
     left = ranked[:, : settings.top_k]
-    start, end = start.gather(1, best), end.gather(1, best)
+    starts, ends = (_on_host(values.gather(1, best)) for values in (start, end))
+    scored = _on_host(left).copy()
+    rows = np.arange(len(scored))
     chosen = []
     for _ in range(settings.keep):
         # Ranked and zeroed once gone: the maximum is the first that is left.
-        score, place = left.max(dim=1, keepdim=True)
-        first, last = start.gather(1, place), end.gather(1, place)
-        chosen.append(torch.cat((first, last, score), dim=1))
-        gone = _iou(start, end, first, last) > settings.nms_iou
-        left = left.masked_fill(gone, 0.0).scatter(1, place, 0.0)
-    table = torch.stack(chosen, dim=1)
+        place = rows, scored.argmax(axis=1)
+        first, last = starts[place], ends[place]
+        chosen.append(np.stack((first, last, scored[place]), axis=1))
+        scored[_iou(starts, ends, first, last) > settings.nms_iou] = 0.0
+        scored[place] = 0.0
+    table = torch.from_numpy(np.stack(chosen, axis=1)).to(scores.device)
     table = table * (table[..., 2:] > 0)
     return table[..., :2], table[..., 2]
 
@@ -178,31 +184,40 @@ class _Clusters:
 
 def _cluster(start: Tensor, end: Tensor, scores: Tensor, iou_thr: float) -> _Clusters:
     """Group (B, K) ends that come in descending score; a score of 0 is no span."""
-    fused_start, fused_end, best = (torch.zeros_like(scores) for _ in range(3))
-    # Of each cluster: score-weighted starts and ends, scores, members.
-    sums = scores.new_zeros(*scores.shape, 4)
-    opened = torch.zeros_like(scores[:, :1], dtype=torch.long)
-    for rank in range(scores.shape[1]):
-        first, last, score = (values[:, rank, None] for values in (start, end, scores))
+    starts, ends, ranked = map(_on_host, (start, end, scores))
+    fused_start, fused_end, start_sum, end_sum, total, best, members = np.zeros(
+        (7, *ranked.shape), dtype=np.float32
+    )
+    rows = np.arange(len(ranked))
+    opened = np.zeros_like(rows)
+    for rank in range(int((ranked > 0).sum(axis=1).max(initial=0))):
+        first, last, score = starts[:, rank], ends[:, rank], ranked[:, rank]
         live = score > 0
         # At most `rank` clusters are open by now; the next free one overlaps nothing.
         open_now = slice(0, rank + 1)
         iou = _iou(fused_start[:, open_now], fused_end[:, open_now], first, last)
-        overlap, nearest = iou.max(dim=1, keepdim=True)
-        joins = live & (overlap > iou_thr)
-        place = nearest.where(joins, opened)
-        member = torch.stack((score * first, score * last, score, live.to(score.dtype)), dim=-1)
-        rows = place[..., None].expand(-1, -1, 4)
-        sums.scatter_add_(1, rows, member)
-        start_sum, end_sum, total, _ = sums.gather(1, rows).unbind(-1)
+        nearest = iou.argmax(axis=1)
+        joins = live & (iou[rows, nearest] > iou_thr)
+        place = rows, np.where(joins, nearest, opened)
+        start_sum[place] += score * first
+        end_sum[place] += score * last
+        total[place] += score
+        members[place] += live
         # A single member keeps its ends to the last bit.
-        total = total.where(joins, 1.0)
-        fused_start.scatter_(1, place, (start_sum / total).where(joins, first * live))
-        fused_end.scatter_(1, place, (end_sum / total).where(joins, last * live))
+        weight = np.where(joins, total[place], 1)
+        fused_start[place] = np.where(joins, start_sum[place] / weight, first * live)
+        fused_end[place] = np.where(joins, end_sum[place] / weight, last * live)
         # The first member of a cluster is its best.
-        best.scatter_(1, place, score.where(~joins, best.gather(1, place)))
+        best[place] = np.where(joins, best[place], score)
         opened += live & ~joins
-    return _Clusters(fused_start, fused_end, sums[..., 2], best, sums[..., 3])
+    columns = (fused_start, fused_end, total, best, members)
+    return _Clusters(*(torch.from_numpy(column).to(scores.device) for column in columns))
+
+
+def _on_host(values: Tensor) -> Floats:
+    """As an array: what is chosen one after another is small, and calls of NumPy cost less."""
+    array: Floats = values.detach().cpu().numpy()
+    return array
 
 
 def _ceiling(settings: FusionSettings) -> float:
@@ -220,11 +235,13 @@ def _clipped(spans_cxw: Tensor) -> Tensor:
     return cxw_to_xx(spans_cxw).clamp(0.0, 1.0)
 
 
-def _iou(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """IoU of (B, K) spans with (B, 1) spans, as in spans.py, without stacking the ends."""
-    shared = (end.minimum(last) - start.maximum(first)).clamp(min=0.0)
+def _iou(start: Floats, end: Floats, first: Floats, last: Floats) -> Floats:
+    """IoU of (B, K) spans with B spans, as in spans.py."""
+    first, last = first[:, None], last[:, None]
+    shared = np.maximum(np.minimum(end, last) - np.maximum(start, first), 0)
     union = (end - start) + (last - first) - shared
-    return shared / union.clamp(min=EPS)
+    iou: Floats = shared / np.maximum(union, EPS)
+    return iou
 
 
 def _log_sigmoid(logits: Tensor) -> Tensor:

@@ -70,6 +70,20 @@ def test_one_layer(outputs: int | None) -> None:
     assert_same(torch.cat(ours), expected, [leaf, *layer.parameters()])
 
 
+@pytest.mark.parametrize("in_inference", [False, True])
+def test_other_weights_are_read_at_once(in_inference: bool) -> None:
+    """Without gradients kernels are made once, until the weight changes."""
+    with torch.inference_mode(in_inference), torch.no_grad():
+        layer, rows = shaken(ConvNorm(D)).eval(), torch.randn(9, D)
+        for _ in range(3):
+            found = layer(F.pad(rows, (0, 0, 1, 1)), torch.ones(9, 1))
+            close(found[1:-1], convolved(rows, layer), 1e-4)
+            layer.weight.normal_()
+        layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight))
+        found = layer(F.pad(rows, (0, 0, 1, 1)), torch.ones(9, 1))
+        close(found[1:-1], convolved(rows, layer), 1e-4)
+
+
 @pytest.mark.parametrize("stretches", [(7, 1, 4), (7, 1, 5), (1,), (2,)])
 def test_pairs_of_outputs_without_gradients(stretches: tuple[int, ...]) -> None:
     keep = torch.tensor([row for n in stretches for row in [1.0] * n + [0.0]]).unsqueeze(1)
