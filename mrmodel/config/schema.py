@@ -64,6 +64,7 @@ class CorpusVideos(Section):
 class CorpusSettings(Section):
     """Where videos and annotations come from.
 
+    `every_video`: also take videos of the folder that no row names: segments to pre-train on.
     `pretrain_ratings`: whether the ratings of ``pretrain.jsonl`` and ``pretrain_val.jsonl`` of the
     folder are used; if not, only their windows are.
     """
@@ -72,6 +73,7 @@ class CorpusSettings(Section):
     source: Literal["sample", "folder"]
     folder: FolderName
     pretrain_ratings: bool = True
+    every_video: bool = False
     seed: Seed
     videos: CorpusVideos
     queries_per_video: Annotated[int, Field(ge=1, le=1000)]

@@ -30,7 +30,14 @@ def corpus(config: Config, reporter: Reporter) -> None:
         ratings = config.corpus.pretrain_ratings
         unscorable = unscorable_by(config.evaluate.protocol)
         import_folder(
-            folder, clip_len_s, paths.corpus, reporter, paths.imports, ratings, unscorable
+            folder,
+            clip_len_s,
+            paths.corpus,
+            reporter,
+            paths.imports,
+            ratings,
+            unscorable,
+            every_video=config.corpus.every_video,
         )
     else:
         from mrmodel.synthetic.render import render_corpus

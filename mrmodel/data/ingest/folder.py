@@ -93,6 +93,8 @@ def import_folder(
     imports: Path | None = None,
     pretrain_ratings: bool = True,
     unscorable: Unscorable | None = None,
+    *,
+    every_video: bool = False,
 ) -> CorpusSummary:
     """Import ``folder`` into `out`, with the same files as `render.render_corpus` writes.
 
@@ -111,6 +113,7 @@ def import_folder(
         pretrain_ratings: False: of ``pretrain.jsonl`` and ``pretrain_val.jsonl`` only the windows
             are used, as the published pre-trainings do.
         unscorable: as in `check.check_file`.
+        every_video: also copy readable videos that no record names.
 
     Raises:
         DataError: no videos folder, no train or val split, a split without a usable record, or
@@ -129,6 +132,8 @@ def import_folder(
         elif split in REQUIRED_SPLITS:
             raise DataError("is missing; a folder needs train.jsonl and val.jsonl", file=path)
     names = set[str]().union(*(table.videos for table in tables.values()))
+    if every_video and library is not None:
+        names |= library.usable()
     video_bytes = _bring_videos(library, names, out, reporter)
     for split in (*SPLITS, *PRETRAINING):
         write_jsonl(out / f"{split}.jsonl", tables.get(split, IngestedTable()).rows)

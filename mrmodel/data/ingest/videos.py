@@ -120,6 +120,10 @@ class VideoLibrary:
             return f"its video {self._path(name).name} lasts {length}, less than the row says"
         return None
 
+    def usable(self) -> set[str]:
+        """Stems of all videos that can be used; `failures` has those that cannot be read."""
+        return {name for name in self._files if self.problem(name, 0.0) is None}
+
     def unused(self, names: Iterable[str]) -> list[str]:
         """Files that are not used by any of `names` (stems)."""
         used = set(names)

@@ -76,6 +76,19 @@ def test_without_test_and_captions_val_is_reported(own_folder: Make, tmp_path: P
     assert len(details["unused_videos"]) == 2
 
 
+def test_videos_that_no_row_names_come_on_request(own_folder: Make, tmp_path: Path) -> None:
+    folder = own_folder()
+    (folder / "test.jsonl").unlink()
+    (folder / "captions.jsonl").unlink()
+    (folder / "videos" / "broken.mp4").write_bytes(b"no video")
+    import_folder(folder, 2.0, tmp_path / "out", NullReporter(), every_video=True)
+    copied = {path.name for path in (tmp_path / "out" / "videos").iterdir()}
+    assert copied == {path.name for path in (folder / "videos").iterdir()} - {"broken.mp4"}
+    details = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert details["unused_videos"] == ["broken.mp4"]
+    assert "broken" in details["rejected_videos"]
+
+
 def test_bad_rows_are_listed_with_line_and_reason(own_folder: Make, tmp_path: Path) -> None:
     folder = own_folder()
     good = len(read_rows(folder / "train.jsonl"))
