@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from mrmodel.predict.predictor import Predictor
 from mrmodel.predict.queries import unread_note
 from mrmodel.server import schema
-from mrmodel.server.answers import Id, error_answers, on_http, on_invalid, request_id_of
+from mrmodel.server.answers import Id, content_of, error_answers, on_http, on_invalid, request_id_of
 from mrmodel.server.errors import ApiError
 from mrmodel.server.feedback_routes import add_feedback
 from mrmodel.server.gate import COOKIE, Gate, is_token, session_of
@@ -30,6 +30,7 @@ from mrmodel.video.remote import is_pointer
 _TYPES = {".mkv": "video/x-matroska", ".ts": "video/mp2t", ".webm": "video/webm"}
 _RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.ASCII)
 _PAGE = resources.files("mrmodel.server") / "page"
+_TEXT = content_of("text/plain", "As text.")
 _DESCRIPTION = "Search videos for the moments that sentences describe."
 _FORM = {
     "requestBody": {
@@ -46,12 +47,6 @@ _FORM = {
         },
     }
 }
-
-
-class JpegResponse(Response):
-    """A picture."""
-
-    media_type = "image/jpeg"
 
 
 def build_app(server: Server) -> FastAPI:
@@ -86,21 +81,24 @@ def build_app(server: Server) -> FastAPI:
 
 
 def _add_service_routes(app: FastAPI, server: Server) -> None:
-    @app.get("/healthz", tags=["service"], response_class=PlainTextResponse)
-    async def healthz() -> str:
+    @app.get("/healthz", tags=["service"], response_class=Response, responses=_TEXT)
+    async def healthz() -> Response:
         """The process answers."""
-        return "ok\n"
+        return PlainTextResponse("ok\n")
 
     @app.get(
-        "/readyz", tags=["service"], response_class=PlainTextResponse, responses=error_answers(503)
+        "/readyz",
+        tags=["service"],
+        response_class=Response,
+        responses=_TEXT | error_answers(503),
     )
-    async def readyz() -> str:
+    async def readyz() -> Response:
         """The server takes requests."""
         if not server.ready:
             raise ApiError(503, "not_ready", "the server is starting or stopping")
-        return "ready\n"
+        return PlainTextResponse("ready\n")
 
-    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
+    @app.get("/metrics", tags=["service"], response_class=Response, responses=_TEXT)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -193,8 +191,8 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     @app.get(
         "/v1/videos/{video}/media",
         tags=["videos"],
-        response_class=FileResponse,
-        responses=error_answers(404, 416),
+        response_class=Response,
+        responses=content_of("video/*", "The file, or ranges of it.") | error_answers(404, 416),
     )
     async def media(video: Id, request: Request) -> Response:
         """The file; ranges of bytes may be asked for."""
@@ -211,8 +209,8 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     @app.get(
         "/v1/videos/{video}/thumbnail",
         tags=["videos"],
-        response_class=JpegResponse,
-        responses=error_answers(404, 415, 429, 503),
+        response_class=Response,
+        responses=content_of("image/jpeg", "The picture.") | error_answers(404, 415, 429, 503),
     )
     async def thumbnail(
         video: Id,
@@ -221,7 +219,8 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     ) -> Response:
         """What a player shows at a time."""
         content = await server.with_file(lambda: server.still(video, t, width))
-        return JpegResponse(content, headers={"Cache-Control": "private, max-age=86400"})
+        headers = {"Cache-Control": "private, max-age=86400"}
+        return Response(content, media_type="image/jpeg", headers=headers)
 
 
 def _add_search(app: FastAPI, server: Server) -> None:
@@ -288,8 +287,8 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
     @app.get(
         "/v1/jobs/{job}/result",
         tags=["jobs"],
-        response_class=FileResponse,
-        responses=error_answers(404, 409),
+        response_class=Response,
+        responses=content_of("*/*", "The file.") | error_answers(404, 409),
     )
     async def result(job: Id) -> Response:
         """The file that a job made."""

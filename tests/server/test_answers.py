@@ -1,5 +1,7 @@
 """What the routes answer: the Predictor's and the library's results, files in ranges, errors."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ from starlette.testclient import TestClient
 from mrmodel.library.library import Library
 from mrmodel.predict.predictor import Predictor
 from mrmodel.server.app import build_app
+from mrmodel.server.errors import ApiError, BusyError
 from mrmodel.server.server import Server
 from mrmodel.server.settings import ServerSettings
+from mrmodel.server.threads import Threads
 from mrmodel.version import __version__
 from tests.server.conftest import HERE, error_of
 
@@ -146,3 +150,27 @@ def test_metrics_count_answers(client: TestClient) -> None:
     assert 'mrmodel_requests_total{method="GET",route="/v1/videos",status="200"}' in text
     assert "mrmodel_videos 3.0" in text
     assert 'mrmodel_request_seconds_count{route="none"}' in text
+
+
+def test_more_than_fits_the_queue_is_refused() -> None:
+    release = threading.Event()
+
+    async def ask() -> None:
+        threads = Threads("test", 1, 1)
+        accepted = [asyncio.create_task(threads.run(release.wait, 100.0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError) as refused:
+            await threads.run(release.wait, 100.0)
+        assert refused.value.status_code == 429
+        assert int((refused.value.headers or {})["Retry-After"]) >= 1
+        release.set()
+        assert await asyncio.gather(*accepted) == [True, True]
+        assert await threads.run(lambda: 7, 100.0) == 7
+        release.clear()
+        with pytest.raises(ApiError, match="not done within"):
+            await threads.run(release.wait, 0.01)
+        assert threads.pending == 1  # It still takes a thread.
+        release.set()
+        threads.close()
+
+    asyncio.run(ask())
