@@ -89,6 +89,14 @@ def test_keys_of_a_run_that_came_later_may_be_absent(raw: dict) -> None:
     assert whole.model_dump(mode="json")["train"] == raw["train"]
 
 
+def test_clips_off_the_grid_of_intervid_mr_need_streams_that_it_cannot_use(raw: dict) -> None:
+    raw["features"] |= {"clip_len_s": 1 / 6, "imports": "own_features/charades"}
+    with pytest.raises(ConfigError, match=r"give a multiple of 0\.1 s"):
+        parse_config(raw)
+    raw["features"] |= {"video_streams": ["vgg.video4096"], "text_streams": ["glove.text300"]}
+    assert parse_config(raw).features.clip_len_s == 1 / 6
+
+
 def test_a_run_may_have_loss_weights_of_its_own(raw: dict) -> None:
     raw["models"]["video_lights"]["loss"] = {"saliency": 4.0, "contrastive": 0.3}
     raw["train"] |= {"models": ["video_lights"]}

@@ -540,12 +540,21 @@ def _check_intervid(config: Config) -> None:
     for name in settings.captions.benchmarks:
         _known("intervid.captions.benchmarks", DATASETS, name)
     # Segment names have one decimal and segments lie on the clip grid, so both must be exact.
-    if abs(clip_len_s * 10 - round(clip_len_s * 10)) > 1e-6:
+    has_grid = abs(clip_len_s * 10 - round(clip_len_s * 10)) <= 1e-6
+    if not has_grid and not _gives_sentences(config.features.text_streams[0]):
+        return  # InterVid-MR cannot compare clips with captions, and its stage says so.
+    if not has_grid:
         rule = "InterVid-MR names segments with one decimal: give a multiple of 0.1 s"
         raise ConfigError("features.clip_len_s", clip_len_s, rule)
     if round(settings.segment.length_s * 1000) % round(clip_len_s * 1000):
         rule = f"must be a whole number of clips of {clip_len_s:g} s"
         raise ConfigError("intervid.segment.length_s", settings.segment.length_s, rule)
+
+
+def _gives_sentences(stream: str) -> bool:
+    """Whether a text stream has vectors of whole sentences; of words that others look up: no."""
+    layout: str = getattr(ENCODERS.get(stream), "layout", "") if stream in ENCODERS else ""
+    return layout.startswith("sentence")
 
 
 def _known(path: str, registry: Any, name: str) -> None:
