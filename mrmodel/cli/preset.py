@@ -79,10 +79,14 @@ def config_group() -> None:
 def check(path: Path) -> None:
     """Validate every value of a parameter file; the exit code is 2 on a mistake.
 
-    studies/params.yaml beside it is validated, too.
+    studies/params.yaml beside it is validated, too, and whether captions beside it can be used.
     """
+    from mrmodel.stages.paths import Paths
+    from mrmodel.stages.required_inputs import check_captions
+
     config = load_config(path)
     check_studies(path.parent)
+    check_captions(config, Paths(config, path.parent))
     models = ", ".join(config.train.models)
     click.echo(
         f"{path}: good. Corpus {config.corpus.name} ({config.corpus.source}), model {models}"

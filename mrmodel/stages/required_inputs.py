@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from mrmodel.components import DATASETS, ENCODERS, LAYOUTS
 from mrmodel.config.schema import Config
 from mrmodel.data.datasets.base import PublishedDataset
-from mrmodel.errors import DataError
+from mrmodel.encoders.base import are_aligned
+from mrmodel.errors import ConfigError, DataError
 from mrmodel.features.importers.layouts import Layout as ArchiveLayout
 from mrmodel.stages.paths import Paths
 
@@ -19,14 +20,43 @@ _GUIDE = "docs/howto/your_own_videos.md"
 
 
 def require_inputs(config: Config, paths: Paths) -> None:
-    """Raise an error if inputs are missing.
+    """Raise an error if inputs are missing, or captions are there that cannot be used.
 
     Raises:
         DataError: one line per missing input.
+        ConfigError: see `check_captions`.
     """
+    check_captions(config, paths)
     missing = missing_inputs(config, paths)
     if missing:
         raise DataError("\n  ".join(["these inputs are missing:", *missing]))
+
+
+def check_captions(config: Config, paths: Paths) -> None:
+    """Check that InterVid-MR can compare the captions that are there with clips.
+
+    Raises:
+        ConfigError: the first text stream and the first video stream are of two spaces.
+    """
+    # Imports pandas, which `preset apply` does not need.
+    from mrmodel.pretraining.intervid.caption_files import is_caption_table
+
+    folder = paths.root / config.corpus.folder
+    own = paths.own_captions.iterdir() if paths.own_captions.is_dir() else ()
+    tables = [path for path in sorted(own) if path.is_file() and is_caption_table(path)]
+    if (folder / "videos").is_dir():  # Without, the stage `corpus` leaves the captions out.
+        tables += [path for path in (folder / "captions.jsonl",) if path.is_file()]
+    if config.corpus.source == "sample":
+        tables = []
+    video, text = config.features.video_streams[0], config.features.text_streams[0]
+    known = video in ENCODERS and text in ENCODERS
+    if tables and known and not are_aligned(video, text):
+        rule = (
+            f"InterVid-MR compares the captions of {tables[0]} with clips, and {text} has no "
+            f"sentence vectors in the space of {video}: name an aligned pair of streams first, or "
+            "move the captions away (docs/reference/intervid_mr.md)"
+        )
+        raise ConfigError("features.text_streams", text, rule)
 
 
 def missing_inputs(config: Config, paths: Paths) -> list[str]:

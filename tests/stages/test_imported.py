@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner
 
 from mrmodel import presets
-from mrmodel.cli.preset import group
-from mrmodel.config.schema import Config, parse_config
+from mrmodel.cli.preset import config_group, group
+from mrmodel.config.schema import Config, load_config, parse_config
 from mrmodel.convert.checkpoint import CheckpointImportRequest, import_checkpoint
 from mrmodel.data.corpus_rows import corpus_rows
 from mrmodel.data.datasets.convert import ConvertRequest, convert
@@ -40,7 +40,7 @@ from mrmodel.stages.package import package
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.profile import profile
 from mrmodel.stages.report import report
-from mrmodel.stages.required_inputs import missing_inputs
+from mrmodel.stages.required_inputs import missing_inputs, require_inputs
 from mrmodel.stages.test_set import TestSetContents
 from mrmodel.stages.train import finetune, pretrain, scratch
 from mrmodel.types import Annotation
@@ -305,6 +305,24 @@ def test_videos_are_asked_for_where_no_archive_helps(tmp_path: Path) -> None:
     assert (
         missing_inputs(parse_config(yaml.safe_load(presets.render("sample"))), Paths(config)) == []
     )
+
+
+def test_captions_that_cannot_be_compared_with_clips_are_refused_at_once(tmp_path: Path) -> None:
+    params, own = tmp_path / "params.yaml", tmp_path / "own_videos"
+    params.write_text(render("qvhighlights_qd_detr", "qd_detr"))
+    own.mkdir()
+    (own / "captions.jsonl").write_text("{}\n")
+    check = ["check", str(params)]
+    # Without videos they are left out.
+    assert CliRunner().invoke(config_group, check).exit_code == 0
+    (own / "videos").mkdir()
+    found = CliRunner().invoke(config_group, check)
+    rule = "clip_b32.text512 has no sentence vectors in the space of slowfast"
+    assert rule in str(found.exception)
+    with pytest.raises(ConfigError, match="move the captions away"):
+        require_inputs(load_config(params), Paths(load_config(params), tmp_path))
+    params.write_text(render("qvhighlights_sg_detr", "sg_detr"))
+    assert CliRunner().invoke(config_group, check).exit_code == 0
 
 
 def test_imported_features_are_not_spread_over_workers() -> None:
