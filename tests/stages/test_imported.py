@@ -43,6 +43,7 @@ from mrmodel.stages.report import report
 from mrmodel.stages.required_inputs import missing_inputs, require_inputs
 from mrmodel.stages.test_set import TestSetContents
 from mrmodel.stages.train import finetune, pretrain, scratch
+from mrmodel.stages.video_captions import video_captions
 from mrmodel.types import Annotation
 from tests.convert.published import save_lightning
 from tests.features.archives import npz, values
@@ -147,6 +148,7 @@ def test_the_whole_pipeline_without_a_video(
     synthetic = domain is None
     bring_in(tmp_path, config.corpus.name, domain, synthetic=synthetic)
     corpus(config, reporter)
+    video_captions(config, reporter)
     for stream in (*config.features.video_streams, *config.features.text_streams):
         extract(config, reporter, {"stream": stream})
     profile(config, reporter)
