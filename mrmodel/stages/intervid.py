@@ -9,10 +9,9 @@ import logging
 from pathlib import Path
 
 from mrmodel.config.schema import Config
-from mrmodel.errors import DataError, FeatureError
+from mrmodel.errors import FeatureError
 from mrmodel.features.manifest import has_sentence_row
 from mrmodel.features.store import FeatureStore
-from mrmodel.pretraining.intervid.caption_files import is_caption_table
 from mrmodel.pretraining.intervid.decontaminate import Excluded, read_benchmarks
 from mrmodel.pretraining.intervid.filtering import FilterJob, filter_captions
 from mrmodel.pretraining.intervid.generate import GenerationJob, generate
@@ -20,6 +19,7 @@ from mrmodel.pretraining.intervid.samples import Features
 from mrmodel.pretraining.intervid.selection import read_selection_record, select_captions
 from mrmodel.progress import Reporter
 from mrmodel.stages.paths import Paths
+from mrmodel.stages.required_inputs import own_table
 from mrmodel.stages.runner import run_command
 from mrmodel.stages.scorer import read_rows_if_any
 from mrmodel.tracking.run import current_run
@@ -78,21 +78,9 @@ def intervid_mr(config: Config, reporter: Reporter, arguments: dict[str, str]) -
 
 
 def caption_table(paths: Paths) -> Path | None:
-    """The table in ``own_captions``, else that of the corpus; None if both have none.
-
-    Raises:
-        DataError: ``own_captions`` holds several.
-    """
-    folder = paths.own_captions
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    tables = [path for path in found if path.is_file() and is_caption_table(path)]
-    if len(tables) > 1:
-        names = ", ".join(path.name for path in tables)
-        raise DataError(f"holds several caption tables ({names}); keep one", file=folder)
-    if tables:
-        return tables[0]
+    """The table in ``own_captions``, else that of the corpus; None if both have none."""
     has_captions = paths.captions.exists() and paths.captions.stat().st_size > 0
-    return paths.captions if has_captions else None
+    return own_table(paths) or (paths.captions if has_captions else None)
 
 
 def open_aligned(config: Config, paths: Paths) -> Features:

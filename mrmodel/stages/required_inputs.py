@@ -7,6 +7,7 @@ what is missing, where it belongs, and which command creates it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mrmodel.components import DATASETS, ENCODERS, LAYOUTS
 from mrmodel.config.schema import Config
@@ -74,7 +75,29 @@ def optional_inputs(config: Config, paths: Paths) -> list[str]:
     captions, rows = folder / "captions.jsonl", folder / "pretrain.jsonl"
     if config.corpus.source == "sample" or captions.is_file() or rows.is_file():
         return []
+    if own_table(paths) is not None:
+        return []
     return [f"captions {captions}, or {rows}: without, pre-training is skipped; see {_GUIDE}"]
+
+
+def own_table(paths: Paths) -> Path | None:
+    """The caption table in ``own_captions``; None if there is none.
+
+    Raises:
+        DataError: the folder holds several.
+    """
+    # Imports pyarrow, which is not needed where a folder is empty.
+    folder = paths.own_captions
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if all(path.suffix == ".md" for path in found):
+        return None
+    from mrmodel.pretraining.intervid.caption_files import is_caption_table
+
+    tables = [path for path in found if is_caption_table(path)]
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
+        raise DataError(f"holds several caption tables ({names}); keep one", file=folder)
+    return tables[0] if tables else None
 
 
 def missing_streams(config: Config, paths: Paths, streams: Sequence[str]) -> list[str]:
