@@ -22,7 +22,7 @@ SECURITY, IDENTITIES = (
     ROOT / "infra/kubernetes/components/s3" / name for name in ("security.py", "identities.json")
 )
 EMPTY = re.findall(r"^(\w+_SECRET|MRMODEL_GIT_URL|GIT_PASSWORD)=$", EXAMPLE, flags=re.MULTILINE)
-PROFILES = ("no-gpu", "gpu", "gpu-1")
+PROFILES = ("no-gpu", "gpu", "gpu-1", "serve")
 ONE_SHOT = {"provision", "s3-keys"}
 GPUS = ("worker-gpu-0", "worker-gpu-1")
 WORKERS = {"worker-control", "worker-cpu", "worker-no-gpu", *GPUS}
@@ -71,7 +71,11 @@ def services(resolved: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_all_services_are_there(services: dict[str, Any]) -> None:
-    assert services.keys() == {"postgres", "s3", "prefect", "mlflow", *ONE_SHOT, *WORKERS}
+    assert services.keys() == {
+        *("postgres", "s3", "prefect", "mlflow", "server"),
+        *ONE_SHOT,
+        *WORKERS,
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(EMPTY) - {"GIT_PASSWORD"}))
@@ -97,7 +101,7 @@ def test_the_example_chooses_profiles_that_exist() -> None:
 
 SPOILED = {
     "a field that does not exist": ("    shm_size: 1g\n", "    shm: 1g\n"),
-    "a dependency that does not exist": ("prefect: {condition", "server: {condition"),
+    "a dependency that does not exist": ("prefect: {condition", "nobody: {condition"),
     "a volume that is not declared": ('"work-cpu:/work"', '"work:/work"'),
     "a network that is not declared": ("networks: [services]", "networks: [service]"),
     "a condition that does not exist": ("service_completed_successfully", "service_completed"),
@@ -124,7 +128,7 @@ def test_images_are_pinned_or_built_here(services: dict[str, Any]) -> None:
 
 def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    assert {port["target"] for port in ports} == {4200, 5000, 8333}
+    assert {port["target"] for port in ports} == {4200, 5000, 8333, 8765}
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
 
 
@@ -144,6 +148,7 @@ def test_services_are_watched_limited_and_started_again(services: dict[str, Any]
 
 SECRETS = {
     "POSTGRES_SECRET": {"postgres"},
+    "SERVER_SECRET": {"server"},
     "PREFECT_DATABASE_SECRET": {"postgres", "prefect"},
     "MLFLOW_DATABASE_SECRET": {"postgres", "mlflow"},
     "OPTUNA_DATABASE_SECRET": {"postgres", *WORKERS},
