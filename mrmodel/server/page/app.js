@@ -3,7 +3,7 @@
 import {
   ApiError, finished, jobFile, media, onTokenNeeded, openSession, request, thumbnail, upload,
 } from "./api.js";
-import { clock, h, icon, spanText } from "./elements.js";
+import { clock, h, icon, scoreText, spanText } from "./elements.js";
 import { Timelines } from "./timeline.js";
 
 const MOMENTS = 5;
@@ -418,7 +418,7 @@ function momentRow(q, m, moment) {
     h("button", { type: "button", class: "go-to", onclick: () => timelines.choose(q, m, false) },
       h("span", { class: "rank" }, String(m + 1)),
       h("span", { class: "span" }, spanText(moment)),
-      h("span", { class: "quiet score", title: "Score" }, moment.score.toFixed(2))),
+      h("span", { class: "quiet score", title: "Score" }, scoreText(moment.score))),
     h("span", { class: "verdicts", role: "group", "aria-label": "Feedback" },
       verdict("accept", "Right"), verdict("correct", "Correct the times"),
       verdict("reject", "Not this")),

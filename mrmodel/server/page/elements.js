@@ -47,3 +47,6 @@ export function clock(seconds, decimals = 1) {
 }
 
 export const spanText = (moment) => `${clock(moment.start_s)} – ${clock(moment.end_s)}`;
+
+/** A score with two decimals, without a sign before zero. */
+export const scoreText = (score) => score.toFixed(2).replace(/^-(?=0\.00$)/, "");

@@ -1,6 +1,6 @@
 // One timeline per query: clip scores as a curve, windows as blocks, a line where the player is.
 
-import { clock, h, s, spanText } from "./elements.js";
+import { clock, h, s, scoreText, spanText } from "./elements.js";
 
 const CURVE = 44;
 const GAP = 6;
@@ -73,7 +73,7 @@ export class Timelines {
         tabindex: m === 0 ? "0" : "-1",
         "aria-pressed": "false",
         "aria-label": `${moment.query || label}: ${clock(moment.start_s)} to ` +
-          `${clock(moment.end_s)}, score ${moment.score.toFixed(2)}, ` +
+          `${clock(moment.end_s)}, score ${scoreText(moment.score)}, ` +
           `${m + 1} of ${result.moments.length}`,
         "data-weak": moment.score < best / 2,
         onclick: (event) => {
@@ -82,7 +82,7 @@ export class Timelines {
         },
         onkeydown: (event) => this.onKey(event, q, m),
       },
-      s("title", {}, `${spanText(moment)}, score ${moment.score.toFixed(2)}`),
+      s("title", {}, `${spanText(moment)}, score ${scoreText(moment.score)}`),
       s("rect", { rx: 4 }), s("text", { "aria-hidden": "true" }, String(m + 1))));
     const row = {
       result, plot, blocks,
