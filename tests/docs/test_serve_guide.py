@@ -22,7 +22,7 @@ def test_its_lines_do_what_it_says(tmp_path: Path) -> None:
     start, *blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     program, *options = start.split()[1:]
     assert program == "serve"
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     with serving(tmp_path, *options, "--model", "model") as server:
         lines = "\n".join(blocks).replace("http://127.0.0.1:8765", server.url)
         environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
@@ -39,5 +39,6 @@ def test_its_lines_do_what_it_says(tmp_path: Path) -> None:
     assert (tmp_path / "still.jpg").read_bytes().startswith(b"\xff\xd8")
     (_, row) = (tmp_path / "hits.csv").read_text().splitlines()
     assert row == "1,lake.mp4,a dog runs,1.0,3.0,0.0,,"
-    for field in ('"results":[{"query":"a dog runs"', '"hits":[{"video":', "mrmodel_videos 0.0"):
+    shown = ('"results":[{"query":"a dog runs"', '"hits":[{"video":', "mrmodel_videos 0.0")
+    for field in (*shown, '{"entries":1,"deliverable":1,"rejected_waiting":0}'):
         assert field in done.stdout
