@@ -118,6 +118,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.intervid --json
 	$(BIN)/python -m benchmarks.tuning --json
 	$(BIN)/python -m benchmarks.search --json
+	$(BIN)/python -m benchmarks.server --json
 
 # Ports: make services UP="--free-ports", or UP="--port prefect=4300"; up --help tells the rest.
 services: $(SERVICES)
