@@ -197,5 +197,5 @@ def test_a_stage_run_by_hand_is_the_stage_of_its_command(
     read = {one.dataset.name for one in run.inputs.dataset_inputs}
     splits = ("train", "val", "test", "pretrain", "pretrain_val")
     rows = {f"data/miniature/{name}.jsonl" for name in splits}
-    selected = "data/intervid_select/selected.parquet"
-    assert read == {*rows, selected, "encoder_weights.lock", "own_features/none"}
+    made = {"data/intervid_select/selected.parquet", "data/video_captions"}
+    assert read == {*rows, *made, "encoder_weights.lock", "own_features/none"}
