@@ -86,7 +86,7 @@ def _lines(rng: np.random.Generator, count: int, rows: int) -> Iterator[str]:
         else:
             last = (
                 f'{{"YoutubeID": "{video}", "Start_timestamp": "{_timestamp(start)}", '
-                f'"End_timestamp": "{_timestamp(end)}", "Caption": {json.dumps(caption)}, '
+                f'"End_timestamp": "{_timestamp(end)}", "Caption": {json.dumps(caption, allow_nan=False)}, '
                 f'"UMT_Score": {score:.7f}, "Aesthetic_Score": {nice:.6f}}}\n'
             )
             yield last
@@ -149,7 +149,7 @@ def _malformed(kind: int, video: str, start: int, caption: str) -> str:
         return f'{{"YoutubeID": "{video}", "Caption": "{caption[:20]}\n'
     ends = f'"Start_timestamp": "{_timestamp(start)}", "End_timestamp": "{_timestamp(start)}"'
     scores = '"UMT_Score": 0.4, "Aesthetic_Score": 4.0'
-    return f'{{"YoutubeID": "{video}", {ends}, "Caption": {json.dumps(caption)}, {scores}}}\n'
+    return f'{{"YoutubeID": "{video}", {ends}, "Caption": {json.dumps(caption, allow_nan=False)}, {scores}}}\n'
 
 
 def _timestamp(millis: int) -> str:

@@ -174,7 +174,7 @@ class _Client:
 
     def ask(self, video: str, sentence: str) -> int:
         """Search; the status. After a 429 it waits as it is told."""
-        body = json.dumps({"queries": [sentence], "top": 5})
+        body = json.dumps({"queries": [sentence], "top": 5}, allow_nan=False)
         headers = {"Content-Type": "application/json"}
         self._connection.request("POST", f"/v1/videos/{video}/search", body, headers)
         answer = self._connection.getresponse()

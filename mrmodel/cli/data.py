@@ -33,15 +33,17 @@ def check(context: click.Context, file: Path, videos: Path | None, clip_len: flo
     """Check and summarise the annotation FILE (JSON lines in the QVHighlights schema).
 
     Lists every row that the stage `corpus` would leave out, with its line; the exit code is 2 if
-    there is any. In a project, rows of val.jsonl and test.jsonl must be such that evaluate.protocol
-    can score them. With --videos each video is opened (but not one in S3).
+    there is any. Rows of val.jsonl and test.jsonl in the folder `corpus.folder` of params.yaml must
+    be such that evaluate.protocol can score them. With --videos each video is opened (but not one
+    in S3).
     """
     from mrmodel.config.schema import load_protocol
     from mrmodel.data.check import check_file, format_report
     from mrmodel.evaluate.run import unscorable_by
 
     params = Path("params.yaml")
-    unscorable = unscorable_by(load_protocol(params)) if params.exists() else None
+    protocol = load_protocol(params, file.parent) if params.exists() else None
+    unscorable = unscorable_by(protocol) if protocol is not None else None
     report = check_file(file, videos, clip_len or project_clip_len(), unscorable)
     click.echo(format_report(report))
     if report.errors:

@@ -422,10 +422,13 @@ def load_features(path: Path) -> FeatureSettings:
     return validate_section(FeatureSettings, _sections(path).get("features"), "features")
 
 
-def load_protocol(path: Path) -> str:
-    """Read ``evaluate.protocol`` alone; see `load_features`."""
-    section = _sections(path).get("evaluate")
-    return validate_section(EvaluateSettings, section, "evaluate").protocol
+def load_protocol(path: Path, folder: Path) -> str | None:
+    """Read ``evaluate.protocol`` alone, if the corpus comes from `folder`; see `load_features`."""
+    sections = _sections(path)
+    corpus = validate_section(CorpusSettings, sections.get("corpus"), "corpus")
+    if corpus.source != "folder" or (path.parent / corpus.folder).resolve() != folder.resolve():
+        return None
+    return validate_section(EvaluateSettings, sections.get("evaluate"), "evaluate").protocol
 
 
 def _sections(path: Path) -> dict[str, Any]:

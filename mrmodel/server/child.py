@@ -52,7 +52,7 @@ def run_child(
     limits = {"memory_bytes": memory_bytes, "cpu_s": int(_CPU_FACTOR * timeout_s) + 1}
     ended = run_python(
         "mrmodel.server.child",
-        json.dumps({"task": task, "limits": limits, "arguments": dict(arguments)}),
+        json.dumps({"task": task, "limits": limits, "arguments": dict(arguments)}, allow_nan=False),
         folder=Path.cwd(),
         # Threads of numeric libraries take address space, and one does.
         variables=dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),

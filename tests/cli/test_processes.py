@@ -81,7 +81,7 @@ GROUPS = {
 }
 # A trained model, a registry, a git repository or a library is needed: tests/smoke/test_predict.py,
 # tests/registry, tests/retrain, tests/server and tests/library/test_kill.py run these as processes.
-ELSEWHERE = {"predict", "registry", "lineage", "delivery", "index", "serve"}
+ELSEWHERE = {"predict", "registry", "lineage", "delivery", "index", "serve", "feedback"}
 
 
 @pytest.fixture(scope="module")
