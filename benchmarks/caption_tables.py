@@ -84,9 +84,10 @@ def _lines(rng: np.random.Generator, count: int, rows: int) -> Iterator[str]:
         elif kind == 2 and last:
             yield last  # the same row again
         else:
+            text = json.dumps(caption, allow_nan=False)
             last = (
                 f'{{"YoutubeID": "{video}", "Start_timestamp": "{_timestamp(start)}", '
-                f'"End_timestamp": "{_timestamp(end)}", "Caption": {json.dumps(caption, allow_nan=False)}, '
+                f'"End_timestamp": "{_timestamp(end)}", "Caption": {text}, '
                 f'"UMT_Score": {score:.7f}, "Aesthetic_Score": {nice:.6f}}}\n'
             )
             yield last
@@ -149,7 +150,8 @@ def _malformed(kind: int, video: str, start: int, caption: str) -> str:
         return f'{{"YoutubeID": "{video}", "Caption": "{caption[:20]}\n'
     ends = f'"Start_timestamp": "{_timestamp(start)}", "End_timestamp": "{_timestamp(start)}"'
     scores = '"UMT_Score": 0.4, "Aesthetic_Score": 4.0'
-    return f'{{"YoutubeID": "{video}", {ends}, "Caption": {json.dumps(caption, allow_nan=False)}, {scores}}}\n'
+    text = json.dumps(caption, allow_nan=False)
+    return f'{{"YoutubeID": "{video}", {ends}, "Caption": {text}, {scores}}}\n'
 
 
 def _timestamp(millis: int) -> str:
