@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-import resource
 import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,46 +40,6 @@ _MOST_PIXELS = 2**31 - 1
 # A header of QuickTime that is compressed: FFmpeg unpacks a megabyte of it to a gigabyte.
 _PACKED_HEADER = re.compile(rb"cmov.{4}dcomzlib", re.DOTALL)
 _PART_BYTES = 1 << 20
-# By one call: a picture of the largest size takes a fifth of it.
-MOST_ADDED_BYTES = 2 << 30
-
-
-class _Held:
-    """Who limits the memory now, and what the limit was before."""
-
-    lock = threading.Lock()
-    count = 0
-    before = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-
-
-@contextmanager
-def limited_memory() -> Iterator[None]:
-    """Limit what a call of FFmpeg may add to the memory of this process; nothing outside Linux.
-
-    A few megabytes of a file can be unpacked to gigabytes, of a text beside a picture, for example,
-    and FFmpeg has no limit for that. Beyond this one it fails with an error.
-    """
-    try:
-        with Path("/proc/self/statm").open("rb", buffering=0) as file:
-            # Not the address space: threads reserve much of it, which nobody writes.
-            most = int(file.read().split()[5]) * resource.getpagesize() + MOST_ADDED_BYTES
-    except (OSError, IndexError):
-        yield
-        return
-    with _Held.lock:
-        if not _Held.count:
-            _Held.before = resource.getrlimit(resource.RLIMIT_DATA)
-        _Held.count += 1
-        soft, hard = _Held.before
-        if soft == resource.RLIM_INFINITY or most < soft:
-            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-    try:
-        yield
-    finally:
-        with _Held.lock:
-            _Held.count -= 1
-            if not _Held.count:
-                resource.setrlimit(resource.RLIMIT_DATA, _Held.before)
 
 
 class TimeLimit:
@@ -147,17 +103,15 @@ def open_container(
     limit.start()
     try:
         _require_plain_header(path, remote, limit)
-        with limited_memory():
-            container = av.open(
-                # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash
-                # does.
-                remote or str(path.absolute()),
-                mode="r",
-                options=decoding,
-                container_options=demuxing,
-                metadata_errors="replace",
-                timeout=limit.limit_s,
-            )
+        container = av.open(
+            # Absolute: FFmpeg takes what stands before a colon for a protocol, if no slash does.
+            remote or str(path.absolute()),
+            mode="r",
+            options=decoding,
+            container_options=demuxing,
+            metadata_errors="replace",
+            timeout=limit.limit_s,
+        )
     except (av.error.FFmpegError, OSError) as error:
         limit.require()
         raise _not_opened(path, error) from error

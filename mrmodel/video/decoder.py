@@ -18,16 +18,12 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import VideoError
 from mrmodel.video.bicubic import resize_bicubic
-from mrmodel.video.container import LOST_INDEX, TimeLimit, limited_memory, open_container
+from mrmodel.video.container import LOST_INDEX, TimeLimit, open_container
 from mrmodel.video.file_length import Seekable, is_appended, is_cut
 from mrmodel.video.remote import RemoteVideo, is_pointer
 from mrmodel.video.sampling import FrameSampling
 from mrmodel.video.skipping import Skipping, Wanted
 from mrmodel.video.timeline import Part, Timeline, is_cover, read_shortly
-
-# Bytes. Smaller ones unpack to some megabytes, and asking for the memory would take longer than
-# decoding them.
-_LARGE_PACKET = 1 << 14
 
 _FILTERS = {
     "bicubic": Interpolation.BICUBIC,
@@ -419,7 +415,7 @@ class Decoder:
             skip = packet is not None and skipping.may_skip(packet)
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             try:
-                for picture in _decoded(context, packet):
+                for picture in context.decode(packet):
                     self.flawed = self.flawed or picture.is_corrupt
                     if picture.interlaced_frame:
                         skipping.end()
@@ -428,7 +424,7 @@ class Decoder:
                     by_decoding = timeline.by_decoding_time
                     stamp = picture.dts if by_decoding else picture.pts
                     yield stamp, picture.duration, picture
-            except (av.error.FFmpegError, MemoryError) as error:
+            except av.error.FFmpegError as error:
                 self.bad_packets += 1
                 # So ends a picture beyond the limit, whose size the decoder forgets.
                 refused = isinstance(error, av.error.ArgumentError) and not context.width
@@ -475,14 +471,6 @@ class Decoder:
         if width * height > limit:
             detail = f"{width}x{height} is {width * height} pixels, the limit is {limit}"
             raise VideoError(self.path, "too_many_pixels", detail)
-
-
-def _decoded(context: Any, packet: Any) -> Any:
-    """The pictures that come of a packet; None: that are left."""
-    if packet is None or packet.size < _LARGE_PACKET:
-        return context.decode(packet)
-    with limited_memory():
-        return context.decode(packet)
 
 
 def _pixels(stream: Any) -> int:

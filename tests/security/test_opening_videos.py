@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -431,48 +430,6 @@ def test_a_compressed_header_is_not_unpacked(tmp_path: Path, objects: Objects, p
     video = objects.link("b.mp4", content) if place == "linked" else path
     with pytest.raises(VideoError, match="unknown_container: its header is compressed"):
         Decoder(video, VideoLimits()).length_s()
-
-
-def test_a_frame_takes_no_more_memory_than_it_may(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A text of 1.5 MB beside a picture took 3 GB, and one of 15 MB would have taken 30."""
-    text = b"Comment\0\0" + zlib.compress(b"\0" * 120_000_000)
-    path = tmp_path / "a.mov"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("png", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
-        for number in range(6):
-            picture = np.full((48, 64, 3), number, np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture)):
-                content, first = bytes(packet), 33  # Behind the header of the picture.
-                if number == 3:
-                    check = struct.pack(">I", zlib.crc32(b"zTXt" + text))
-                    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + check
-                    content = content[:first] + chunk + content[first:]
-                again = av.Packet(content)
-                again.pts = again.dts = packet.pts
-                again.time_base, again.stream = packet.time_base, stream
-                out.mux(again)
-    assert added_mb(path) > 100  # The limit of today is larger.
-    monkeypatch.setattr(container, "MOST_ADDED_BYTES", 40_000_000)
-    assert added_mb(path) < 60
-    before, kept = resource.getrlimit(resource.RLIMIT_DATA), []
-    for _ in Decoder(path, VideoLimits()).frames():
-        kept.append(bytearray(100_000_000))  # What is done with the frames is not limited.
-        assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
-
-
-def added_mb(path: Path) -> float:
-    """Memory that a process needs at most to decode a video of six frames, beyond this one's."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    child = os.fork()
-    if not child:
-        os._exit(sum(1 for _ in Decoder(path, VideoLimits()).frames()))
-    _, status, usage = os.wait4(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 6
-    return (usage.ru_maxrss * 1024 - pages * resource.getpagesize()) / 1e6
 
 
 # Time
