@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ class Uploads:
             run_child(
                 "check", arguments, memory_bytes=limits.memory_bytes, timeout_s=limits.check_s
             )
-            folder = self._folder / secrets.token_hex(10)
+            # In the order of uploads: of two files with one content the library names the first.
+            folder = self._folder / f"{time.time_ns():016x}-{secrets.token_hex(4)}"
             folder.mkdir()
             return Upload(path.rename(folder / name))
         except ApiError as error:
