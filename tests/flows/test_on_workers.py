@@ -105,7 +105,7 @@ def test_nothing_to_do_is_quick(site: Site, finished: str) -> None:
         time.sleep(0.2)
     output = site.finish(process)
     assert "Everything is up to date." in output
-    assert output.count("| unchanged |") == 11
+    assert output.count("| unchanged |") == 14
     assert len(site.flow_runs("evaluate")) == before
     assert used_s < 25, "the start of Python, Prefect and DVC is 8 of them"
 
@@ -155,7 +155,7 @@ def test_a_failed_stage_is_reported_and_not_repeated(site: Site, finished: str) 
     output = site.run("--rev", finished, "--set", "corpus.source=folder", code=1)
     assert "| corpus | failed |" in output
     assert "own_videos" in output
-    assert output.count("| blocked | a stage before it failed |") == 10
+    assert output.count("| blocked | a stage before it failed |") == 13
     assert len(site.flow_runs("corpus")) == 2, "the first run, and one failure"
 
 
