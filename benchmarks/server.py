@@ -6,9 +6,9 @@ query each time. The server is ``mrmodel serve`` on loopback with its queue of 1
 
 * ``in_process``: as many threads as the server has workers, fed by as many callers as it has
   clients; queries a second.
-* ``8`` and ``64``: so many clients, each with one connection, that ask again when they have their
-  answer, or when a 429 tells them to; answers a second, 95th percentile of the answered ones,
-  429s, and whatever else is not 200.
+* ``8`` and ``64``: that number of clients, each with one connection. A client sends its next query
+  after the answer, or after the time that a 429 names. Answers a second, their 95th percentile, the
+  number of 429s, and of other statuses than 200.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class _Client:
         return answer.status, answer.read()
 
     def ask(self, video: str, sentence: str) -> int:
-        """Search; the status. After a 429 it waits as it is told."""
+        """Search; returns the status. After a 429 it waits for Retry-After."""
         body = json.dumps({"queries": [sentence], "top": 5}, allow_nan=False)
         headers = {"Content-Type": "application/json"}
         self._connection.request("POST", f"/v1/videos/{video}/search", body, headers)
@@ -185,7 +185,7 @@ class _Client:
 
 
 def ask(port: int, clients: int, seconds: float) -> dict[str, Any]:
-    """Figures of so many clients."""
+    """Figures with `clients` clients."""
     (video,) = json.loads(_Client(port).get("/v1/videos")[1])["videos"]
     sentences = itertools.cycle(sentences_of(1000))
     lock, local = threading.Lock(), threading.local()
@@ -215,7 +215,7 @@ def ask(port: int, clients: int, seconds: float) -> dict[str, Any]:
 def _repeat(
     call: Callable[[], int], callers: int, seconds: float
 ) -> tuple[float, list[float], Counter[int]]:
-    """Call again and again from so many threads.
+    """Call repeatedly from `callers` threads.
 
     Returns:
         Seconds that it took, seconds of each call that returned 200, and how often what returned.

@@ -199,7 +199,7 @@ def run_python(
         variables: added to its environment.
         without: prefixes of environment variables to remove.
         stop: the process is killed when this is set.
-        timeout_s: the process is killed after so many seconds.
+        timeout_s: seconds after which the process is killed.
     """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(without)},

@@ -79,7 +79,7 @@ def config_group() -> None:
 def check(path: Path) -> None:
     """Validate every value of a parameter file; the exit code is 2 on a mistake.
 
-    studies/params.yaml beside it is validated, too, and whether captions beside it can be used.
+    Also validates studies/params.yaml in the same folder, and whether its captions can be used.
     """
     from mrmodel.stages.paths import Paths
     from mrmodel.stages.required_inputs import check_captions

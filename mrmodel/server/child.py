@@ -47,7 +47,7 @@ def run_child(
         What the task returns.
 
     Raises:
-        ApiError: what the client is told.
+        ApiError: the error answer for the client.
     """
     limits = {"memory_bytes": memory_bytes, "cpu_s": int(_CPU_FACTOR * timeout_s) + 1}
     ended = run_python(

@@ -148,7 +148,7 @@ class _Parcel:
         self._n_bytes = 0
 
     def pack(self, entries: Iterable[FeedbackEntry], done: FeedbackDelivery) -> tuple[str, ...]:
-        """Write rows and link videos; `done` is told what the delivery holds and what not.
+        """Write rows and link videos; `done` records what the delivery holds and what not.
 
         Returns:
             Ids of the entries that are in it, or in the data already.
