@@ -305,9 +305,9 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
         """How far a job is."""
         return server.jobs.get(job).as_body()
 
-    @app.delete("/v1/jobs/{job}", tags=["jobs"], responses=error_answers(404))
+    @app.post("/v1/jobs/{job}/cancel", tags=["jobs"], responses=error_answers(404))
     async def cancel_job(job: Id) -> schema.Job:
-        """End a job as soon as it can."""
+        """End a job as soon as it can; one that has ended stays as it is."""
         return server.jobs.cancel(job).as_body()
 
 

@@ -197,7 +197,7 @@ class Server:
         upload = self.uploads.of(entry.path)
         if upload is None:
             message = "it was not uploaded here; `mrmodel index remove` takes it from the library"
-            raise ApiError(403, "not_uploaded", message)
+            raise ApiError(409, "not_uploaded", message)
         Library(self.settings.library).remove([upload.path])
         upload.delete()
         self.refresh()

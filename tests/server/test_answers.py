@@ -110,7 +110,7 @@ def test_errors_have_one_form(client: TestClient, ids: dict[str, str]) -> None:
     assert error_of(client.post("/v1/search", content=b" " * (2 << 20)), 413) == "too_large"
     assert error_of(client.get("/v1/jobs/0"), 404) == "no_such_job"
     gone = client.delete(f"/v1/videos/{ids['a.mp4']}")
-    assert error_of(gone, 403) == "not_uploaded"
+    assert error_of(gone, 409) == "not_uploaded"
 
 
 def test_pages_of_other_servers_change_nothing(client: TestClient) -> None:

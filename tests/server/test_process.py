@@ -95,7 +95,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(server: ServerProcess, tmp_path:
     long = write_video(tmp_path / "long.mp4", 300).read_bytes()
     before = server.client.get("/v1/videos").json()
     answer = server.client.post("/v1/videos", files={"file": ("long.mp4", long)})
-    server.client.delete(f"/v1/jobs/{answer.json()['job']['id']}")
+    server.client.post(f"/v1/jobs/{answer.json()['job']['id']}/cancel")
     assert server.job(answer)["state"] == "cancelled"
     assert server.client.get("/v1/videos").json() == before
 
