@@ -56,6 +56,7 @@ HEAVY = {"torch", "mlflow", "optuna", "pandas", "dvc", "av", "matplotlib"}
         ("mrmodel.tracking.run", set()),
         ("mrmodel.tune.result", set()),
         ("mrmodel.processes", set()),
+        ("mrmodel.stages.intervid", {"av", "pandas"}),
         ("flows.stages", set()),
         ("flows.provision", set()),
     ],

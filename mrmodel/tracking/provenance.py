@@ -101,15 +101,16 @@ def _source(repo: Any, dep: Any, digest: str) -> str:
     """URL of a dependency; a folder above several outputs is not one object of the remote."""
     from dvc.config import NoRemoteError
 
+    try:
+        store = repo.cloud.get_remote_odb()
+    except NoRemoteError:
+        return str(dep.def_path)
+    # Only now: to know all outputs, DVC reads every pipeline file, which takes half a second.
     path = Path(dep.fs_path)
     inside = any(
         path == (out := Path(one.fs_path)) or out in path.parents for one in repo.index.outs
     )
     if not inside:
-        return str(dep.def_path)
-    try:
-        store = repo.cloud.get_remote_odb()
-    except NoRemoteError:
         return str(dep.def_path)
     return str(store.fs.unstrip_protocol(store.oid_to_path(digest)))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import LabelSettings
@@ -199,7 +198,10 @@ def _places(offsets: Ints) -> tuple[Ints, Ints]:
 
 def _unit_rows(rows: Halves) -> tuple[Singles, Bools]:
     """Unit-length rows, and which rows are usable; the others become zero."""
-    # NumPy converts float16 one number at a time, torch eight.
+    # NumPy converts float16 one number at a time, torch eight. Not every stage that uses this module
+    # comes here.
+    import torch
+
     units: Singles = torch.from_numpy(rows).to(torch.float32, copy=True).numpy()
     finite = np.isfinite(units).all(axis=1)
     units[~finite] = 0
