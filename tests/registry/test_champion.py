@@ -20,9 +20,10 @@ from tests.registry.trial import Deadly, Trial, promotion_of, require_agreement
 WRITERS = 8
 # The whole measurement is 100: MRMODEL_TEST_ROUNDS=100 pytest tests/registry/test_champion.py
 ROUNDS = int(os.environ.get("MRMODEL_TEST_ROUNDS", "5"))
-# Its server imports MLflow once for all the processes below, and opens nothing.
+# Its server imports MLflow and its stores once for all the processes below, and opens nothing.
+STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.registry.trial"])
+PROCESSES.set_forkserver_preload(["tests.registry.trial", *STORES])
 
 
 @pytest.fixture(autouse=True)
