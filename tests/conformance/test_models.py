@@ -377,7 +377,7 @@ def test_one_batch_can_be_learnt(name: str) -> None:
 
 
 def learn_by_heart(model: MomentModel, batch: Batch, targets: Targets) -> None:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     # The rate falls to nothing, so that the answers come to rest.
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=LEARNING_STEPS)
     criterion = model.criterion()
