@@ -72,7 +72,7 @@ def _follow(events: EventHandler, lines: _Lines, spec: RunSpec) -> None:
 
 def main() -> int:
     """Follow the stage to its end."""
-    # DVC and MLflow make a million objects that stay: a fifth of the time to import them is spent on
+    # DVC and MLflow make a million objects that stay: a fifth of the time to import them goes into
     # looking for garbage among these.
     gc.disable()
     stage = os.getppid()
