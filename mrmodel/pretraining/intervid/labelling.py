@@ -198,8 +198,8 @@ def _places(offsets: Ints) -> tuple[Ints, Ints]:
 
 def _unit_rows(rows: Halves) -> tuple[Singles, Bools]:
     """Unit-length rows, and which rows are usable; the others become zero."""
-    # NumPy converts float16 one number at a time, torch eight. Not every stage that uses this module
-    # comes here.
+    # NumPy converts float16 one number at a time, torch eight. Not all stages that use this module
+    # come here.
     import torch
 
     units: Singles = torch.from_numpy(rows).to(torch.float32, copy=True).numpy()
