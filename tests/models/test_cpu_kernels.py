@@ -174,6 +174,22 @@ def test_attend(masked: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("heads_of_mask", [0, 1, 4])
+def test_attend_at_rest(heads_of_mask: int) -> None:
+    query, key, value = leaves((5, 4, 16), (5, 6, 16), (5, 6, 8))
+    allowed = torch.rand(5, heads_of_mask, 4, 6) < 0.6 if heads_of_mask else None
+    if allowed is not None:
+        allowed[..., 0] = True
+    expected = attend(query, key, value, 4, allowed)
+    assert expected.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(attend(query, key, value, 4, allowed), expected.detach())
+        if allowed is not None:
+            one_for_all = attend(query, key, value, 4, allowed[:1])
+            expected = attend(query, key, value, 4, allowed[:1].expand(5, -1, -1, -1))
+            torch.testing.assert_close(one_for_all, expected)
+
+
 def test_attend_reads_slices() -> None:
     """Queries and keys are often the two halves of one product."""
     (both, value) = leaves((3, 4, 16), (3, 4, 8))
@@ -194,6 +210,20 @@ def test_modules_choose_the_fused_functions(monkeypatch: pytest.MonkeyPatch) -> 
     layer.eval()(source)
     with torch.autocast("cpu", torch.bfloat16):
         layer.train()(source)
+    assert called == [1]
+
+
+def test_keys_wider_than_values_choose_the_function_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (rows,) = leaves((2, 3, D))
+    called = []
+    monkeypatch.setattr(cpu_kernels, "attend_at_rest", lambda *a: called.append(1) or a[0])
+    attend(torch.cat((rows, rows), dim=2), torch.cat((rows, rows), dim=2), rows, 2, None)
+    with torch.no_grad():
+        attend(rows, rows, rows, 2, None)
+        assert not called
+        attend(torch.cat((rows, rows), dim=2), torch.cat((rows, rows), dim=2), rows, 2, None)
     assert called == [1]
 
 

@@ -41,6 +41,10 @@ def attend(
     """
     if cpu_kernels.usable(query, training=p > 0.0):
         return cpu_kernels.attend(query, key, value, heads, allowed, p)
+    # PyTorch has a fast kernel for a CPU only where keys and values are of one width. For the
+    # decoder's 25 queries about 75 clips this takes 0.12 ms a sample, PyTorch 0.31 in a batch.
+    if key.shape[2] != value.shape[2] and cpu_kernels.usable_for_inference(query, p > 0.0):
+        return cpu_kernels.attend_at_rest(query, key, value, heads, allowed)
     query, key, value = (_split(tensor, heads) for tensor in (query, key, value))
     if p == 0.0 or query.device.type != "cpu":
         mixed = F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=p)

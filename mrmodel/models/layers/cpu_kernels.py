@@ -7,7 +7,8 @@ only what the backward pass needs, and regenerate the dropout masks from their r
 
 The gradients are written out by hand; tests compare each function with the same layers in autograd.
 `usable` decides where they apply: float32 training on a CPU without autocast
-(`usable_for_inference`: the same without gradients, for the one function that is faster there).
+(`usable_for_inference`: the same without gradients, for the functions ``*_at_rest``, which are
+faster there).
 Everywhere else the modules run their plain definition.
 """
 
@@ -45,7 +46,7 @@ def usable(tensor: Tensor, training: bool) -> bool:
 
 
 def usable_for_inference(tensor: Tensor, training: bool) -> bool:
-    """Whether `feed_forward_at_rest` is equivalent to the plain layers for `tensor`."""
+    """Whether the functions ``*_at_rest`` are equivalent to the plain layers for `tensor`."""
     return usable(tensor, not training) and not torch.is_grad_enabled()
 
 
@@ -150,6 +151,25 @@ def attend(
         query, key, value, heads, allowed, p
     )
     return mixed
+
+
+def attend_at_rest(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tensor | None
+) -> Tensor:
+    """`attend` without dropout and without gradients."""
+    size, length, width = query.shape
+    scale = (width // heads) ** -0.5
+    hidden = None if allowed is None else _additive(allowed, query.dtype)
+    output = query.new_empty(size, length, value.shape[2])
+    # Of one sample: its inputs and its attention weights.
+    elements = heads * length * key.shape[1] + sum(t[0].numel() for t in (query, key, value))
+    for _, samples in _pieces(size, _size(elements)):
+        q, k, v = (_split(t[samples], heads).flatten(0, 1) for t in (query, key, value))
+        scores = _scaled_product(q, k.transpose(1, 2), scale).view(-1, heads, length, key.shape[1])
+        if hidden is not None:
+            scores += hidden[samples] if len(hidden) == size else hidden
+        _join(torch.bmm(scores.softmax(-1).flatten(0, 1), v), output[samples])
+    return output
 
 
 class _Masks:

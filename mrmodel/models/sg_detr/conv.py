@@ -167,21 +167,25 @@ def _make_kernels(weight: Tensor) -> _KernelsAtRest:
 def _at_rest(rows: Tensor, keep: Tensor, kernels: _KernelsAtRest, norm: nn.LayerNorm) -> Tensor:
     """`ConvNorm` without gradients, two outputs at a time."""
     first, total, alternating, third = kernels
-    hidden = rows.new_empty(len(keep), first.shape[1])
     output = rows.new_empty(len(rows), first.shape[1])
     output[0], output[-1] = 0.0, 0.0
-    for piece in _pieces(hidden):
+    inner = output[1:-1]
+    hidden: Tensor | None = None
+    for piece in _pieces(inner):
         ahead, here, after, beyond = _quadruples(rows, piece)
-        even = torch.mm(here + after, total)
-        odd = torch.mm(after - here, alternating)
-        even, odd = even + odd, even.sub_(odd)
-        even.addmm_(ahead - after, first)
+        both = torch.mm(here + after, total)
+        apart = torch.mm(after - here, alternating)
+        # The first piece is the longest; its memory stays in the cache for the others.
+        hidden = torch.empty_like(inner[piece]) if hidden is None else hidden
+        part = hidden[: len(keep[piece])]
+        even, odd = part[::2], part[1::2]
         # The last pair of an odd number of outputs has no second one.
-        odd = odd[: len(beyond)].addmm_(beyond - here[: len(beyond)], third)
-        part = hidden[piece]
-        part[::2], part[1::2] = even, odd
+        torch.add(both, apart, out=even)
+        torch.sub(both[: len(odd)], apart[: len(odd)], out=odd)
+        even.addmm_(ahead - after, first)
+        odd.addmm_(beyond - here[: len(odd)], third)
         normed = F.layer_norm(part, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        torch.mul(normed.relu_(), keep[piece], out=output[1:-1][piece])
+        torch.mul(normed.relu_(), keep[piece], out=inner[piece])
     return output
 
 
