@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -210,7 +210,9 @@ class Library:
         if self._folder is None:
             self._folder = LibraryFolder(self.folder)
         while self._search is None or self._search.version != self._folder.version():
-            predictor = self._choose([file.path for file in self._folder.files()])
+            streams = self._folder.streams(active=True)
+            files = [file.path for file in self._folder.files()]
+            predictor = self._choose(files, [stream.digest for stream in streams])
             before = self._folder.version()
             try:
                 self._search = LibrarySearch(self._folder, predictor)
@@ -234,11 +236,11 @@ class Library:
         names = [stream.name for stream in config.video_streams]
         return [describe_stream(name, "video", config.clip_len_s) for name in names]
 
-    def _choose(self, files: Sequence[Path]) -> Predictor:
+    def _choose(self, files: Sequence[Path], encoded: Collection[str] = ()) -> Predictor:
         model = self._model
         if self._predictor is None:
             if model is None or isinstance(model, str | Path):
-                self._predictor, self.note = choose_model(model, files, self._device)
+                self._predictor, self.note = choose_model(model, files, self._device, encoded)
             else:
                 self._predictor = model
         return self._predictor

@@ -175,7 +175,8 @@ class Engine:
         if version is not None:
             name, model = f"{settings.champion} version {version}", None
         else:
-            model, note = model_for(settings.model, paths)
+            encoded = [stream.digest for stream in folder.streams(active=True)]
+            model, note = model_for(settings.model, paths, encoded)
             name = str(model or ZERO_SHOT_MODEL)
         if before is not None and before.name == name:
             predictor = before.predictor

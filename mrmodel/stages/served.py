@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,27 +23,32 @@ class ModelChoice(NamedTuple):
     note: str = ""
 
 
-def choose_model(model: str | Path | None, videos: Iterable[Path], device: str) -> ModelChoice:
+def choose_model(
+    model: str | Path | None, videos: Iterable[Path], device: str, encoded: Collection[str] = ()
+) -> ModelChoice:
     """The predictor for these videos.
 
     The served model, unless it was trained on a rendered corpus and a video is not of that corpus:
     it knows pictograms, and similarity alone finds more in photographs. Where a folder does not say
-    what it was trained on, it is used.
+    what it was trained on, it is used. Zero-shot, too, where the videos are encoded for that alone.
 
     Args:
         model: folder or ``zero-shot``; None: choose, from the working directory.
         videos: files, or pointers to videos in S3.
         device: of a trained model.
+        encoded: fingerprints of the streams that the videos were encoded for; empty: not yet.
 
     Raises:
         CheckpointError: it is no model folder, or one that this version cannot read.
         FeatureError, FeatureMismatch: see `Predictor`.
     """
-    folder, note = model_for(model, videos)
+    folder, note = model_for(model, videos, encoded)
     return ModelChoice(load_model_for(folder, device), note)
 
 
-def model_for(model: str | Path | None, videos: Iterable[Path]) -> tuple[Path | None, str]:
+def model_for(
+    model: str | Path | None, videos: Iterable[Path], encoded: Collection[str] = ()
+) -> tuple[Path | None, str]:
     """The folder that `choose_model` loads, or None for zero-shot, and its note."""
     from mrmodel.predict.zero_shot import ZERO_SHOT_MODEL
 
@@ -52,12 +57,17 @@ def model_for(model: str | Path | None, videos: Iterable[Path]) -> tuple[Path | 
     folder = served_model(_params())
     if folder is None:
         return None, f"no trained model in {_SERVED} (`make repro` makes one): answered zero-shot"
-    if (other := _not_of_the_corpus(folder, videos)) is None:
-        return folder, ""
-    return None, (
-        f"{folder} was trained on the rendered sample, and {other} is not of it: answered "
-        f"zero-shot; `--model {folder}` uses it all the same"
-    )
+    if (other := _not_of_the_corpus(folder, videos)) is not None:
+        return None, (
+            f"{folder} was trained on the rendered sample, and {other} is not of it: answered "
+            f"zero-shot; `--model {folder}` uses it all the same"
+        )
+    if encoded and _for_zero_shot_alone(folder, encoded):
+        return None, (
+            f"the videos are encoded for zero-shot and not for {folder}: answered zero-shot; "
+            f"`mrmodel index refresh --model {folder}` encodes them for it"
+        )
+    return folder, ""
 
 
 def load_model_for(folder: Path | None, device: str) -> Predictor:
@@ -100,6 +110,17 @@ def zero_shot_settings(config: Config | None) -> dict[str, Any]:
     if all(name in ENCODERS for name in streams) and are_aligned(*streams):
         settings["streams"] = streams
     return settings
+
+
+def _for_zero_shot_alone(folder: Path, encoded: Collection[str]) -> bool:
+    """Whether rows with these fingerprints serve zero-shot, but not the model of a folder."""
+    from mrmodel.predict.predictor import Predictor
+    from mrmodel.train.checkpoint import read_model_config
+
+    if all(stream.fingerprint in encoded for stream in read_model_config(folder).video_streams):
+        return False
+    streams = Predictor.zero_shot(**zero_shot_settings(_params())).config.video_streams
+    return all(stream.fingerprint in encoded for stream in streams)
 
 
 def _not_of_the_corpus(folder: Path, videos: Iterable[Path]) -> Path | None:

@@ -140,3 +140,18 @@ def test_ranks_are_fused_with_equal_weights() -> None:
     first, second = ranks(np.array([0.3, 0.9, 0.1])), np.array([np.inf, 2.0, 1.0])
     assert first.tolist() == [2, 1, 3]
     np.testing.assert_allclose(fused([first, second]), [1 / 62, 1 / 61 + 1 / 62, 1 / 63 + 1 / 61])
+
+
+def test_a_library_made_for_zero_shot_is_searched_so(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a trained model that reads other streams, and without saying so again."""
+    shutil.copytree(made / "model", tmp_path / "models/served/moment_detr")
+    monkeypatch.chdir(tmp_path)
+    Library("library", "zero-shot").add([made / "videos/a.mp4"], ONE)
+    library = Library.open("library")
+    (answer,) = library.search([QUERY])
+    assert names_of(answer) == ["a"]
+    assert library.note.startswith("the videos are encoded for zero-shot and not for models/served")
+    with pytest.raises(LibraryError, match="the model reads tiny"):
+        Library.open("library", "models/served/moment_detr").search([QUERY])

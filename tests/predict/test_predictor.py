@@ -17,6 +17,7 @@ from mrmodel.types import Moment, QueryResult
 from tests.cases.models import write_model, write_short_video
 
 QUERIES = ["a dog runs", "red"]
+MODEL = Path("models/served/moment_detr")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,23 @@ def test_which_model_answers(
     named = "models/served/moment_detr was trained on the rendered sample, and holiday.mp4 is not"
     assert note.startswith(named) if zero_shot else note == ""
     assert choose_model("models/served/moment_detr", [Path(video)], "cpu").note == ""
+
+
+@pytest.mark.parametrize("rendered", [{"rendered": True}], indirect=True)
+def test_videos_that_were_encoded_for_zero_shot_are_answered_so(
+    rendered: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(rendered)
+    video = [rendered / "data/sample/videos/test-0001.mp4"]
+    trained = [str(stream.fingerprint) for stream in predictor.config.video_streams]
+    similar = [str(one.fingerprint) for one in Predictor.zero_shot().config.video_streams]
+    chosen, note = choose_model(None, video, "cpu", encoded=similar)
+    assert chosen.is_zero_shot
+    assert note.endswith(f"`mrmodel index refresh --model {MODEL}` encodes them for it")
+    for encoded in (trained, similar + trained, ["0" * 64]):
+        chosen, note = choose_model(None, video, "cpu", encoded=encoded)
+        assert (chosen.is_zero_shot, note) == (False, "")
+    assert not choose_model(str(MODEL), video, "cpu", similar).predictor.is_zero_shot
 
 
 def test_without_a_model_the_answer_is_zero_shot(
