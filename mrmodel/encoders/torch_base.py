@@ -90,16 +90,10 @@ class TokenBatches:
     Args:
         run: (B, N) int64 on the device -> (B, N, width).
         device: where `run` computes.
-        probe: part of `run` with all its kinds of matrix products, (B, N) -> (B, N, any).
     """
 
-    def __init__(
-        self,
-        run: Callable[[Tensor], Tensor],
-        device: torch.device | str = "cpu",
-        probe: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self._run, self._device, self._probe = run, torch.device(device), probe or run
+    def __init__(self, run: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> None:
+        self._run, self._device = run, torch.device(device)
         self._same: dict[tuple[int, int, int], bool] = {}
 
     @torch.inference_mode()
@@ -130,8 +124,8 @@ class TokenBatches:
             return False
         shape = (count, batch.shape[1], torch.get_num_threads())
         if shape not in self._same:
-            alone = self._probe(batch[:count])
-            self._same[shape] = torch.equal(alone, self._probe(batch)[:count])
+            alone = self._run(batch[:count])
+            self._same[shape] = torch.equal(alone, self._run(batch)[:count])
         return self._same[shape]
 
 

@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from mrmodel.encoders.bundled_weights import WeightsLock
-from mrmodel.encoders.minilm import MAX_TOKENS, SentenceModel, convert_checkpoint
+from mrmodel.encoders.minilm import (
+    DEPTH,
+    MAX_TOKENS,
+    PACK_TOKENS,
+    SentenceModel,
+    _Packs,
+    convert_checkpoint,
+)
 from mrmodel.encoders.torch_base import TEXT_BATCH as BATCH
 from mrmodel.encoders.torch_base import TokenBatches
 from tests.rounding import rounding
@@ -80,6 +87,34 @@ def test_one_text_gives_the_bits_of_a_full_batch(model):
     for text in ("a dog", "a child with a kite waits near the station for the third time"):
         (alone,) = model.token_states([text])
         assert torch.equal(alone, model.token_states([text] * BATCH)[0])
+
+
+def test_one_text_gives_the_bits_that_it_has_beside_texts_of_other_lengths(model):
+    lengths = (PACK_TOKENS - 4, 5, 1, PACK_TOKENS + 9, 5, 40, PACK_TOKENS - 2, 1000, 5, 30, 60, 90)
+    texts = [f"{'word ' * (length - 1)}{number}" for number, length in enumerate(lengths)]
+    together = model.token_states(texts)
+    for text, states in zip(texts, together, strict=True):
+        (alone,) = model.token_states([text])
+        assert torch.equal(states, alone)
+
+
+@pytest.mark.parametrize("shape_decides", [False, True])
+def test_a_pack_is_filled_up_only_where_its_size_decides_bits(shape_decides):
+    sizes = []
+
+    def run(token_ids, layers=DEPTH):
+        rows = torch.cat([ids.flatten() for ids in token_ids]).float().unsqueeze(1)
+        sizes.append((len(rows), layers))
+        return rows + len(rows) * shape_decides
+
+    packs = _Packs(run)
+    full = packs([[number] * 3 for number in range(PACK_TOKENS // 3)])
+    for _ in range(2):
+        (alone,) = packs([[7] * 3])
+        assert torch.equal(alone, full[7])
+    # One comparison of a layer for the size, then what it decided.
+    last = (PACK_TOKENS if shape_decides else 3, DEPTH)
+    assert sizes == [(PACK_TOKENS, DEPTH), (3, 1), (PACK_TOKENS, 1), last, last]
 
 
 def test_an_incomplete_checkpoint_is_noticed():
