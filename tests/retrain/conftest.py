@@ -55,10 +55,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Its folder is tracked by DVC, and its training data have a profile."""
+    """Its folder is tracked by DVC, and its training data have a profile.
+
+    Without studies, of which no retraining reads a file: DVC takes half as long to read its stages,
+    which it does several times in each ingestion.
+    """
 
     def make(folder: Path) -> None:
         project = Project(folder)
+        shutil.rmtree(folder / "studies")
         project.apply("own_videos", SMALL)
         project.commit()
         corpus = render(project.folder / FOLDER, 11, pretrain=2, train=12, val=2, test=3)

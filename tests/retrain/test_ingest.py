@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from mrmodel.retrain.report import DeliveryReport, DeliveryState
 from tests.project import Project
 from tests.registry.trial import promotion_of
 from tests.retrain.conftest import FOLDER, MODEL, TABLES, Parcel, Site
+from tests.retrain.killed import kill_oneself
 
 Make = Callable[..., Parcel]
 
@@ -287,13 +286,9 @@ def test_a_check_that_takes_its_process_with_it_stops_nobody(
 ) -> None:
     """As a video can that finds a mistake in a decoder."""
     plain.send("monday", small())
-    monkeypatch.setattr(ingest_module, "_check", die)
+    monkeypatch.setattr(ingest_module, "_check", kill_oneself)
     (report,) = reports_in(plain.take(), "quarantined")
     assert report.reasons[0].startswith("the process that checks it dies")
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_defect_of_ours_leaves_the_delivery_for_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,4 +80,5 @@ def run() -> RunSettings:
 
 def make_model() -> MomentModel:
     torch.manual_seed(0)
-    return build_model("moment_detr", DIM + 2, DIM, {"hidden": 32, "heads": 4, "ffn": 64})
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    return build_model("moment_detr", DIM + 2, DIM, {"hidden": 32, "heads": 4, "ffn": 64, **layers})

@@ -26,14 +26,14 @@ from tests.project import Project
 TUNE: dict[str, Any] = {
     "model": "qd_detr",
     "run": "scratch",
-    "trials": 6,
+    "trials": 4,
     "workers": 1,
     "confirm": {"best": 1, "seeds": 2},
-    "post_hoc": {"trials": 4},
+    "post_hoc": {"trials": 3},
     "space": {"train.run.lr": {"low": 1e-7, "high": 5e-3}},
 }
-SCRATCH = {"steps": 30, "lr": 1e-7, "warmup": 2, "select": "last"}
-TRAIN = {"pretrain": {"steps": 15}, "finetune": {"steps": 15}, "scratch": SCRATCH}
+SCRATCH = {"steps": 18, "lr": 1e-7, "warmup": 2, "select": "last"}
+TRAIN = {"pretrain": {"steps": 9}, "finetune": {"steps": 9}, "scratch": SCRATCH}
 CHANGES = {"tune": TUNE, "train": TRAIN, "tracking": {"enabled": True}}
 
 
@@ -67,7 +67,7 @@ def verdict(project: Project, searched: str) -> SearchResult:
 def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
     found = states(study_of(project))
     assert set(found) <= {"COMPLETE", "PRUNED"}
-    assert sum(found.values()) == 6
+    assert sum(found.values()) == 4
     sources = [trial.user_attrs.get("source") for trial in study_of(project).trials()]
     assert sources[:2] == ["params.yaml", "paper"]
     assert "page: reports/tuning/main.html" in searched
@@ -95,7 +95,7 @@ def test_the_winner_is_confirmed_or_the_search_says_so(
     assert says in searched
     confirmation, after = study_of(project).later()
     assert states(confirmation) == {"COMPLETE": 4}
-    assert states(after) == {"COMPLETE": 4}
+    assert states(after) == {"COMPLETE": 3}
 
 
 def test_trials_are_runs_below_the_run_of_the_search(project: Project, searched: str) -> None:
@@ -111,7 +111,7 @@ def test_trials_are_runs_below_the_run_of_the_search(project: Project, searched:
         if run.data.tags.get("mlflow.parentRunId") == whole.info.run_id
         and re.match(r"main-\d{4}@", run.info.run_name)
     ]
-    assert len(below) == 6
+    assert len(below) == 4
     assert {run.info.status for run in below} == {"FINISHED"}
     pruned = [run for run in below if "stopped" in run.data.tags]
     assert len(pruned) == states(study_of(project))["PRUNED"]
@@ -180,10 +180,10 @@ def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
     output = project.invoke("tune", "run", code=2)
     assert "there is a study 'main' already" in output
     before = {trial.number: trial.params for trial in study_of(project).trials()}
-    project.invoke("tune", "resume", "--trials", "7")
+    project.invoke("tune", "resume", "--trials", "5")
     study = study_of(project)
-    assert study.live() == len(study.done()) == 7
-    assert {trial.number: trial.params for trial in study.trials()[:6]} == before
+    assert study.live() == len(study.done()) == 5
+    assert {trial.number: trial.params for trial in study.trials()[:4]} == before
 
 
 @pytest.mark.slow
