@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from mrmodel.processes import die_with_parent
+from mrmodel.processes import die_with_parent, exit_quickly
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.mlflow_events import EventHandler, RequestRefused
 
@@ -75,6 +75,7 @@ def main() -> int:
     # DVC and MLflow make a million objects that stay: a fifth of the time to import them goes into
     # looking for garbage among these.
     gc.disable()
+    exit_quickly()
     stage = os.getppid()
 
     def hurry(*_: object) -> None:
