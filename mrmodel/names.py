@@ -73,6 +73,12 @@ REGISTERED_MODEL = STUDY
 # The trials of a study, or of one that confirms it: main, main.confirm.0123abcd
 SEARCH = _kind(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*", f"{_LOWER}, - and points")
 POOL = _kind(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", "must be letters, digits, spaces, _, - and points")
+# Rows of the study `pretraining`: a model, what it is pre-trained on, and how many samples of that.
+PRETRAINING_ROW = _kind(
+    r"[A-Za-z0-9_][A-Za-z0-9_-]*\.(none|video_captions|intervid_mr(\.[1-9][0-9]*)?)",
+    "must be <model>.none, <model>.intervid_mr, <model>.intervid_mr.<number of samples> or "
+    "<model>.video_captions",
+)
 SHARD_FILE = _kind(r"shard-[0-9]{5}\.npy", "must be shard-NNNNN.npy")
 
 StreamName = Annotated[str, AfterValidator(STREAM.check)]
@@ -81,6 +87,7 @@ PresetName = Annotated[str, AfterValidator(PRESET.check)]
 ModelName = Annotated[str, AfterValidator(MODEL.check)]
 StudyName = Annotated[str, AfterValidator(STUDY.check)]
 RegisteredModelName = Annotated[str, AfterValidator(REGISTERED_MODEL.check)]
+PretrainingRow = Annotated[str, AfterValidator(PRETRAINING_ROW.check)]
 PoolName = Annotated[str, AfterValidator(POOL.check)]
 ShardFile = Annotated[str, AfterValidator(SHARD_FILE.check)]
 

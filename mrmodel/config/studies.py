@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from mrmodel.config.base import Count, Section, Seed, validate_section
 from mrmodel.files import read_yaml
-from mrmodel.names import ModelName, PresetName
+from mrmodel.names import ModelName, PresetName, PretrainingRow
 
 STUDIES_FILE = Path("studies/params.yaml")
 
@@ -34,6 +34,20 @@ class CompareSettings(Section):
     run: RunLength
 
 
+class PretrainingLengths(Section):
+    """Options of each run: a row without pre-training takes as many steps as both together."""
+
+    pretrain_steps: Count
+    finetune_steps: Count
+
+
+class PretrainingSettings(Section):
+    """What models are pre-trained on, and options of each run."""
+
+    rows: Annotated[list[PretrainingRow], Field(min_length=1)]
+    run: PretrainingLengths
+
+
 class StudySettings(Section):
     """studies/params.yaml; a study of your own may have a section more."""
 
@@ -42,6 +56,7 @@ class StudySettings(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     ablation: AblationSettings
     compare: CompareSettings
+    pretraining: PretrainingSettings
 
 
 def check_studies(root: Path) -> None:

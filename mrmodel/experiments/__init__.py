@@ -1,1 +1,1 @@
-"""Studies on top of the pipeline: seeds, ablation, comparison of models."""
+"""Studies on top of the pipeline: seeds, ablation, comparison of models, pre-training."""

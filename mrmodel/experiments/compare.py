@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from mrmodel.config.schema import Config
 from mrmodel.devices import pick_device
 from mrmodel.errors import ConfigError, DataError, nearest_names
-from mrmodel.evaluate.significance import BootstrapSettings, PerQuery, bootstrap_over_seeds
+from mrmodel.evaluate.significance import BootstrapSettings, bootstrap_over_seeds
 from mrmodel.experiments.control_run import ControlRun, ReportedSplit, train_control, with_steps
 from mrmodel.experiments.tables import (
     Runs,
     made_with,
     mean_and_sd,
+    per_query_of,
+    queries_of,
     runs_of,
     shared_values,
 )
@@ -75,7 +76,7 @@ def comparison_table(runs: Runs, default: str, settings: BootstrapSettings) -> d
     headline = shared["headline"]
     rows = {name: _row(name, of_seeds) for name, of_seeds in runs.items()}
     order = sorted(rows, key=lambda name: -mean_of(rows[name], headline))
-    queries = {name: [_per_query(run, headline) for run in runs[name]] for name in order}
+    queries = {name: [per_query_of(run, headline) for run in runs[name]] for name in order}
     differences = {
         name: bootstrap_over_seeds(queries[default], queries[name], headline, settings).as_json()
         for name in order
@@ -97,12 +98,6 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "figures": mean_and_sd([run["figures"] for run in runs]),
         "costs": mean_and_sd([{name: run[name] for name in COSTS} for run in runs]),
     }
-
-
-def _per_query(run: Mapping[str, Any], headline: str) -> PerQuery:
-    queries = run["queries"]
-    values = np.array(queries["values"], dtype=np.float64)  # null becomes NaN
-    return PerQuery(queries["qids"], queries["vids"], {headline: values})
 
 
 # Number of timed passes over the test split; the fastest is used.
@@ -138,16 +133,6 @@ def queries_per_second(test: ReportedSplit, model: MomentModel) -> float:
     """Queries per second of forward pass and decoding; the model must be warmed up."""
     seconds = [test.seconds(model) for _ in range(PASSES)]
     return len(test.data) / min(seconds)
-
-
-def queries_of(per_query: PerQuery, figure: str) -> dict[str, Sequence[object]]:
-    """Ids, videos and values of one metric for JSON; null is excluded from the mean."""
-    values = per_query.values[figure].tolist()
-    return {
-        "qids": per_query.qids,
-        "vids": per_query.vids,
-        "values": [None if value != value else value for value in values],
-    }
 
 
 if __name__ == "__main__":

@@ -22,7 +22,13 @@ from mrmodel.progress import Reporter
 from mrmodel.report.studies import REPORTS
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer, reported_split
-from mrmodel.stages.trainer import TrainingJob, open_features, open_set, train_model
+from mrmodel.stages.trainer import (
+    TrainingJob,
+    open_features,
+    open_set,
+    run_settings,
+    train_model,
+)
 from mrmodel.train.checkpoint import load_model
 from mrmodel.types import Prediction
 
@@ -73,11 +79,11 @@ class Trained:
     seconds: float
 
 
-def with_steps(config: Config, steps: int) -> Config:
-    """`config` with `steps` as the length of its control run."""
-    # There is no pre-training, so the rule of equal steps for the control does not apply.
-    scratch = config.train.scratch.model_copy(update={"steps": steps, "epochs": None})
-    train = config.train.model_copy(update={"scratch": scratch})
+def with_steps(config: Config, steps: int, run: str = "scratch") -> Config:
+    """`config` with `steps` as the length of its control run, or of another run."""
+    # The rule of equal steps for the control is that of the main job, and does not apply.
+    settings = run_settings(config, run).model_copy(update={"steps": steps, "epochs": None})
+    train = config.train.model_copy(update={run: settings})
     return config.model_copy(update={"train": train})
 
 

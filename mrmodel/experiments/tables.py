@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrmodel.errors import DataError
+from mrmodel.evaluate.significance import PerQuery
 from mrmodel.report.studies import REPORTS
 from mrmodel.tracking.mlflow_client import code_tags
 
@@ -59,6 +60,23 @@ def mean_and_sd(runs: Sequence[Mapping[str, float]]) -> Summary:
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         summary[name] = {"mean": float(values.mean()), "sd": spread}
     return summary
+
+
+def queries_of(per_query: PerQuery, figure: str) -> dict[str, Sequence[object]]:
+    """Ids, videos and values of one metric for JSON; null is excluded from the mean."""
+    values = per_query.values[figure].tolist()
+    return {
+        "qids": per_query.qids,
+        "vids": per_query.vids,
+        "values": [None if value != value else value for value in values],
+    }
+
+
+def per_query_of(run: Mapping[str, Any], figure: str) -> PerQuery:
+    """`queries_of` of a run, read again."""
+    queries = run["queries"]
+    values = np.array(queries["values"], dtype=np.float64)  # null becomes NaN
+    return PerQuery(queries["qids"], queries["vids"], {figure: values})
 
 
 def made_with() -> dict[str, str]:

@@ -41,13 +41,23 @@ class Frame:
         return round(self.height - self.bottom - inner * (value - low) / ((high - low) or 1.0), 1)
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], y_label: str, x_label: str = "step") -> str:
-    """Lines with a legend; series without points are omitted; empty text if none is left."""
+def line_chart(
+    series: Mapping[str, Sequence[Point]],
+    y_label: str,
+    x_label: str = "step",
+    single: Mapping[str, Sequence[Point]] | None = None,
+) -> str:
+    """Lines with a legend; series without points are omitted; empty text if none is left.
+
+    `single` are points without a line, in the colour of the series of their name: the values whose
+    means a line shows.
+    """
     drawn = {name: points for name, points in series.items() if points}
     if not drawn:
         return ""
-    xs = [x for points in drawn.values() for x, _ in points]
-    ys = [y for points in drawn.values() for _, y in points]
+    loose = {name: (single or {}).get(name, ()) for name in drawn}
+    every = [point for points in (*drawn.values(), *loose.values()) for point in points]
+    xs, ys = [x for x, _ in every], [y for _, y in every]
     frame = Frame(560, 240, (min(0.0, *xs, xs[0]), max(xs)), _padded(min(ys), max(ys)))
     parts = [_axes(frame, x_label, y_label)]
     for number, (name, points) in enumerate(drawn.items()):
@@ -55,8 +65,8 @@ def line_chart(series: Mapping[str, Sequence[Point]], y_label: str, x_label: str
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
         parts.append(_curve(path, colour))
         if len(points) == 1:
-            x, y = points[0]
-            parts.append(f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>')
+            parts.append(_dot(frame, points[0], 3, colour))
+        parts += [_dot(frame, point, 2, colour) for point in loose[name]]
         parts.append(_legend_entry(frame, number, name, colour))
     return _svg(frame, parts, f"{y_label} over {x_label}")
 
@@ -173,6 +183,11 @@ def _axes(
 
 def _curve(points: str, colour: str) -> str:
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+
+
+def _dot(frame: Frame, point: Point, radius: int, colour: str) -> str:
+    x, y = point
+    return f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="{radius}" fill="{colour}"/>'
 
 
 def _span(

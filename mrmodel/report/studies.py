@@ -138,14 +138,19 @@ def comparison_sentences(table: Mapping[str, Any]) -> list[str]:
         f"Order by {headline}: {', '.join(rows)}.",
     ]
     words += commit_sentences(table)
-    verdicts: dict[str, list[str]] = {}
-    for name, found in table["differences"].items():
-        clear = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else None
-        verdicts.setdefault(clear or "no clear difference", []).append(name)
-    if verdicts:
-        shown = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+    if table["differences"]:
+        shown = verdicts(table["differences"])
         words.append(f"Beside {default}, by the 95 % interval of the difference: {shown}.")
     return words
+
+
+def verdicts(differences: Mapping[str, Mapping[str, float]]) -> str:
+    """Names by whether the interval of their difference is above, below or around 0."""
+    found: dict[str, list[str]] = {}
+    for name, one in differences.items():
+        clear = "better" if one["low"] > 0 else "worse" if one["high"] < 0 else None
+        found.setdefault(clear or "no clear difference", []).append(name)
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items())
 
 
 def comparison_tables(table: Mapping[str, Any]) -> list[Table]:
@@ -156,10 +161,7 @@ def comparison_tables(table: Mapping[str, Any]) -> list[Table]:
 
 
 def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Table:
-    figures = all_figures(table["rows"])
-    shown, decimals = {name: SHOWN[name] for name in figures if name in SHOWN}, 1
-    if not shown:
-        shown, decimals = {name: name for name in figures[:5]}, 2
+    shown, decimals = shown_figures(all_figures(table["rows"]))
     rows = [
         [
             name,
@@ -212,6 +214,12 @@ def number_of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def all_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names of the metrics of all rows, in order of appearance."""
     return list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
+
+
+def shown_figures(figures: Sequence[str]) -> tuple[dict[str, str], int]:
+    """Headings of the metrics of a first table, and their number of decimals."""
+    shown = {name: SHOWN[name] for name in figures if name in SHOWN}
+    return (shown, 1) if shown else ({name: name for name in figures[:5]}, 2)
 
 
 def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Table:

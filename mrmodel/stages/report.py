@@ -21,6 +21,12 @@ from mrmodel.pretraining.intervid.card import CARD_FILE, card_rows
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart
+from mrmodel.report.pretraining import (
+    PRETRAINING,
+    pretraining_charts,
+    pretraining_sentences,
+    pretraining_tables,
+)
 from mrmodel.report.studies import (
     ABLATION,
     COMPARISON,
@@ -69,6 +75,7 @@ def report(config: Config, reporter: Reporter) -> None:
     sections.insert(1, examples_section(examples))
     sections += compare_sections(config, paths.root / COMPARISON)
     sections += ablation_sections(config, paths.root / ABLATION)
+    sections += pretraining_sections(config, paths.root / PRETRAINING)
     sections += search_sections(config, paths.root / REPORTS)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
@@ -219,6 +226,15 @@ def compare_sections(config: Config, result: Path) -> list[ReportSection]:
     return [_study_section("All models", comparison_sentences(table), comparison_tables(table))]
 
 
+def pretraining_sections(config: Config, result: Path) -> list[ReportSection]:
+    """What pre-training is worth, if the study (studies/dvc.yaml) was run on this corpus."""
+    table = _table_of_study(config, result)
+    if table is None:
+        return []
+    words, grids = pretraining_sentences(table), pretraining_tables(table)
+    return [_study_section("Pre-training at equal steps", words, grids, pretraining_charts(table))]
+
+
 def search_sections(config: Config, folder: Path) -> list[ReportSection]:
     """Hyperparameter searches on this corpus (`mrmodel tune`), one section each."""
     found = [_table_of_study(config, path) for path in sorted(folder.glob("tune-*.json"))]
@@ -241,9 +257,11 @@ def _table_of_study(config: Config, result: Path) -> Any:
     return table if table["corpus"] == config.corpus.name else None
 
 
-def _study_section(title: str, words: Sequence[str], grids: Sequence[Table]) -> ReportSection:
+def _study_section(
+    title: str, words: Sequence[str], grids: Sequence[Table], charts: Sequence[str] = ()
+) -> ReportSection:
     """Without the last grid (all metrics), which is too wide; it is in the study's Markdown."""
-    return ReportSection(title, " ".join(words), tables=grids[:-1])
+    return ReportSection(title, " ".join(words), tables=grids[:-1], charts=charts)
 
 
 def examples_section(examples: Sequence[Example]) -> ReportSection:

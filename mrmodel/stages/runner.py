@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mrmodel.config.schema import Config, load_config
 from mrmodel.errors import exit_codes
-from mrmodel.names import LONGEST_PART, MODEL, PRESET, STREAM, NameKind
+from mrmodel.names import LONGEST_PART, MODEL, PRESET, PRETRAINING_ROW, STREAM, NameKind
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EventReporter, Reporter, RichReporter
 from mrmodel.stages.paths import Paths
@@ -23,9 +23,15 @@ StageFunction = Callable[[Config, Reporter, dict[str, str]], None]
 
 PARAMS = Path("params.yaml")
 # Arguments that are numbers: the least and the greatest.
-_RANGES = {"seed": (0, 2**31 - 1), "steps": (1, 2**31 - 1)}
+_STEPS = (1, 2**31 - 1)
+_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "steps": _STEPS,
+    "pretrain_steps": _STEPS,
+    "finetune_steps": _STEPS,
+}
 # Arguments that are names.
-_NAMES = {"stream": STREAM, "model": MODEL, "preset": PRESET}
+_NAMES = {"stream": STREAM, "model": MODEL, "preset": PRESET, "row": PRETRAINING_ROW}
 # Set by DVC for the command of a stage.
 _DVC_STAGE = "DVC_STAGE"
 

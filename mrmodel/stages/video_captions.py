@@ -51,7 +51,9 @@ def video_captions(config: Config, reporter: Reporter) -> None:
     rows: list[dict[str, Any]] = []
     report: dict[str, Any] = {"captioner": None}
     if settings is not None and settings.captioner is not None:
-        rows, report = _generate(config, settings, paths, reporter)
+        phrases = _phrases(config, paths) if settings.captioner == "phrases" else []
+        work = paths.state / "resume" / f"video_captions-{config.corpus.name}"
+        rows, report = caption_rows(config, phrases, work, reporter)
         log.info("captions: %s", report["counts"])
         current_run().log({f"captions/{key}": n for key, n in report["counts"].items()}, 0)
     write_jsonl(paths.video_captions / "train.jsonl", rows)
@@ -59,25 +61,39 @@ def video_captions(config: Config, reporter: Reporter) -> None:
     write_json(paths.video_captions / "report.json", report)
 
 
-def _generate(
-    config: Config, settings: VideoCaptionSettings, paths: Paths, reporter: Reporter
+def caption_rows(
+    config: Config, phrases: list[str], work: Path, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the training videos, and the report about them.
+
+    Args:
+        config: all settings; those of `video_captions` name a captioner.
+        phrases: what captioner ``phrases`` chooses from; others do not use it.
+        work: folder of what an interrupted run has done, empty at the end.
+        reporter: notified of every video.
+
+    Raises:
+        ConfigError: there are no settings, or the captioner cannot run with these features.
+        DataError: no caption became a row.
+    """
+    paths, settings = Paths(config), config.video_captions
+    if settings is None:
+        rule = "is needed to caption frames: `mrmodel preset show sample` prints the section"
+        raise ConfigError("video_captions", None, rule)
     videos, counts = _videos(config, settings, paths)
     weights = _weights(config, settings)
     clip_len_s = config.features.clip_len_s
     inputs = {"settings": settings.model_dump(), "weights": weights, "clip_len_s": clip_len_s}
-    phrases = _phrases(config, paths) if settings.captioner == "phrases" else []
     key = digest_of([inputs, config.intervid.captions.model_dump(), phrases])
-    work = paths.state / "resume" / f"video_captions-{config.corpus.name}" / key[:16]
     limits = VideoLimits(max_duration_s=config.features.max_duration_s)
-    job = CaptioningJob(settings, clip_len_s, limits, work)
+    job = CaptioningJob(settings, clip_len_s, limits, work / key[:16])
     networks = partial(_networks, config, settings, phrases)
     rows, found = caption_videos(videos, job, networks, reporter)
     counts |= found
     if not rows:
         outcomes = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no video"
         raise DataError(f"no caption became a training row ({outcomes})", file=paths.videos)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(job.work, ignore_errors=True)
     return rows, {"captioner": settings.captioner, **inputs, "counts": dict(counts)}
 
 

@@ -11,8 +11,9 @@ from mrmodel.components import MODELS
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, DataError
 from mrmodel.evaluate.significance import BootstrapSettings, PerQuery
-from mrmodel.experiments.compare import compare_run, comparison_table, queries_of
+from mrmodel.experiments.compare import compare_run, comparison_table
 from mrmodel.experiments.control_run import with_steps
+from mrmodel.experiments.tables import queries_of
 from mrmodel.progress import NullReporter
 from mrmodel.report.studies import comparison_sentences, comparison_tables, markdown_page
 from mrmodel.stages.evaluate import pairs

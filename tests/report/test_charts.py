@@ -19,6 +19,17 @@ def test_a_line_chart_has_a_line_and_a_name_for_each_series() -> None:
     assert "none" not in texts
 
 
+def test_single_values_are_dots_in_the_colour_of_their_line_and_inside_the_frame() -> None:
+    lines = {"one": [(0.0, 1.0), (10.0, 2.0)], "two": [(0.0, 3.0), (10.0, 3.0)]}
+    root = parse(line_chart(lines, "mAP", single={"two": [(5.0, 0.0), (20.0, 9.0)]}))
+    colours = [line.attrib["stroke"] for line in root.findall("polyline")]
+    low, high = root.findall("circle")
+    assert low.attrib["fill"] == high.attrib["fill"] == colours[1] != colours[0]
+    # The axes reach to them: the greatest x is at the right margin, the values are below the top.
+    assert float(high.attrib["cx"]) == 560 - 12
+    assert 12 <= float(high.attrib["cy"]) < float(low.attrib["cy"]) <= 240 - 28
+
+
 def test_nothing_to_draw_gives_nothing() -> None:
     assert line_chart({"none": []}, "loss") == ""
     assert bar_chart({}, "count") == ""

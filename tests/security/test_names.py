@@ -178,7 +178,11 @@ def test_names_of_today_stay_valid() -> None:
     [
         *(("ablation.rows", [name]) for name in NO_NAMES),
         *(("compare.models", [name]) for name in NO_NAMES),
+        *(("pretraining.rows", [name]) for name in NO_NAMES),
+        ("pretraining.rows", ["sg_detr"]),
+        ("pretraining.rows", ["sg_detr.intervid_mr.0"]),
         *((place, "600; id") for place in ("ablation.run.steps", "compare.run.steps")),
+        ("pretraining.run.pretrain_steps", "600; id"),
         ("ablation.run.steps", 0),
         ("ablation.run.steps", True),
         ("ablation.rows", []),
@@ -200,7 +204,12 @@ def test_the_parameters_of_studies(tmp_path: Path, path: str, value: object) -> 
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [*(("stream", name) for name in NO_NAMES), ("model", "../x"), ("preset", "a;b")],
+    [
+        *(("stream", name) for name in NO_NAMES),
+        ("model", "../x"),
+        ("preset", "a;b"),
+        ("row", "x.none;b"),
+    ],
 )
 def test_arguments_of_stages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str, value: str
@@ -288,6 +297,10 @@ def test_commands_are_those_of_before(pipeline: Path) -> None:
     assert found["compare_run@sa_detr-3"] == (
         "python -m mrmodel.experiments.compare run --model sa_detr --seed 3 --steps 600"
     )
+    assert found["pretraining_run@sg_detr.intervid_mr.300-2"] == (
+        "python -m mrmodel.experiments.pretraining run --row sg_detr.intervid_mr.300 --seed 2 "
+        "--pretrain_steps 400 --finetune_steps 500"
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,6 +311,7 @@ def test_commands_are_those_of_before(pipeline: Path) -> None:
         ("params.yaml", "train.models", "finetune"),
         ("studies/params.yaml", "compare.models", "compare_run"),
         ("studies/params.yaml", "ablation.rows", "ablation_run"),
+        ("studies/params.yaml", "pretraining.rows", "pretraining_run"),
     ],
 )
 def test_a_shell_reads_one_word(clone: Path, file: str, place: str, stage: str) -> None:
@@ -380,15 +394,18 @@ def test_plain_dvc_deletes_nothing_that_a_name_points_to(
     assert all(path.read_text() == "keep" for path in kept)
 
 
-@pytest.mark.parametrize("study", ["ablation", "compare"])
-def test_options_of_studies_are_quoted(clone: Path, study: str) -> None:
+@pytest.mark.parametrize(
+    ("study", "option"),
+    [("ablation", "steps"), ("compare", "steps"), ("pretraining", "pretrain_steps")],
+)
+def test_options_of_studies_are_quoted(clone: Path, study: str, option: str) -> None:
     """Finding 1: `ablation.steps` stood in the command as it was."""
     file = clone / "studies/params.yaml"
-    raw = changed(yaml.safe_load(file.read_text()), f"{study}.run.steps", "600; touch pwned")
+    raw = changed(yaml.safe_load(file.read_text()), f"{study}.run.{option}", "600; touch pwned")
     file.write_text(yaml.safe_dump(raw))
     run = [text for name, text in commands(clone).items() if f"{study}_run@" in name]
     assert len(run) > 3
-    assert all(text.endswith("--steps '600; touch pwned'") for text in run)
+    assert all(text.endswith(f"--{option} '600; touch pwned'") for text in run)
 
 
 def test_a_run_cannot_leave_the_repository(
