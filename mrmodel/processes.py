@@ -8,9 +8,7 @@ subreaper.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import gc
 import math
 import os
 import re
@@ -50,19 +48,6 @@ def worker_count(requested: int) -> int:
 def tasks_at_once(tasks: int) -> int:
     """Number of tasks, out of `tasks`, that this machine runs concurrently."""
     return max(1, min(tasks, os.cpu_count() or 1))
-
-
-def exit_quickly() -> None:
-    """Let this process end without looking for garbage among all that it has imported.
-
-    Python does so several times at the end, which with torch's millions of objects costs up to a
-    second of CPU time; the kernel frees the memory anyway. Exit handlers run and files are flushed
-    as always. Call it early: exit handlers that are registered later run before.
-
-    Not for a process that reads or writes Parquet shortly before it ends: Arrow's threads are still
-    at work then at times, and abort a process that does not take its time to end.
-    """
-    atexit.register(gc.freeze)
 
 
 def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:

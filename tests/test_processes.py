@@ -100,25 +100,3 @@ def test_the_death_of_the_starter_is_the_end(tmp_path: Path) -> None:
     starter.kill()
     starter.wait()
     assert_gone(pids)
-
-
-# What refers to itself is freed by a search for garbage alone.
-ENDING = """
-import atexit, sys
-from mrmodel.processes import exit_quickly
-class Kept:
-    def __del__(self, write=sys.stderr.write):
-        write("freed")
-kept = Kept()
-kept.itself = kept
-{call}
-atexit.register(lambda: print("handled", end=" "))
-print("said", end=" ")
-"""
-
-
-@pytest.mark.parametrize(("call", "freed"), [("", "freed"), ("exit_quickly()", "")])
-def test_a_quick_exit_writes_all_and_frees_nothing(call: str, freed: str) -> None:
-    command = [sys.executable, "-c", ENDING.format(call=call)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (ended.stdout, ended.stderr) == ("said handled ", freed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrmodel.config.schema import Config
-from mrmodel.processes import exit_quickly
 from mrmodel.progress import Reporter
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.runner import run_command
@@ -59,5 +58,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    exit_quickly()
     run_command({stage.__name__: (stage, ("model",)) for stage in (pretrain, finetune, scratch)})

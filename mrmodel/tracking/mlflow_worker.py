@@ -8,6 +8,7 @@ seconds of failures only; if the stage was killed, within seconds, and the run i
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import logging
@@ -17,7 +18,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from mrmodel.processes import die_with_parent, exit_quickly
+from mrmodel.processes import die_with_parent
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.mlflow_events import EventHandler, RequestRefused
 
@@ -75,7 +76,8 @@ def main() -> int:
     # DVC and MLflow make a million objects that stay: a fifth of the time to import them goes into
     # looking for garbage among these.
     gc.disable()
-    exit_quickly()
+    # At the end Python would look again, several times, for up to a second.
+    atexit.register(gc.freeze)
     stage = os.getppid()
 
     def hurry(*_: object) -> None:

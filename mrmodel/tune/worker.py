@@ -25,7 +25,7 @@ from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError, StoppedEarly, TrainingError, exit_codes
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
-from mrmodel.processes import die_with_parent, exit_quickly
+from mrmodel.processes import die_with_parent
 from mrmodel.progress import announce
 from mrmodel.stages.paths import Paths
 from mrmodel.tracking.event_log import RunSpec
@@ -195,7 +195,6 @@ def fetch_data(study: TrialQueue) -> None:
 def main() -> None:
     """Work on the study given as argument."""
     die_with_parent()
-    exit_quickly()
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--owner", required=True)
