@@ -14,6 +14,7 @@ from mrmodel.models.base import MomentModel, build_model
 from mrmodel.types import Annotation
 
 N_VIDEOS, DIM = 20, 16
+SETTINGS = {"hidden": 32, "heads": 4, "ffn": 64, "encoder_layers": 1, "decoder_layers": 1}
 
 
 def make_annotations() -> list[Annotation]:
@@ -80,5 +81,4 @@ def run() -> RunSettings:
 
 def make_model() -> MomentModel:
     torch.manual_seed(0)
-    layers = {"encoder_layers": 1, "decoder_layers": 1}
-    return build_model("moment_detr", DIM + 2, DIM, {"hidden": 32, "heads": 4, "ffn": 64, **layers})
+    return build_model("moment_detr", DIM + 2, DIM, SETTINGS)

@@ -14,13 +14,13 @@ from mrmodel.train.checkpoint import (
     read_model_config,
     save_model,
 )
-from tests.train.conftest import DIM, make_model
+from tests.train.conftest import DIM, SETTINGS, make_model
 
 
 def model_config() -> ModelConfig:
     return ModelConfig(
         model="moment_detr",
-        settings={"hidden": 32, "heads": 4, "ffn": 64},
+        settings=SETTINGS,
         video_streams=(ModelStream("tiny.video", DIM, "aa"),),
         text_streams=(ModelStream("tiny.text", DIM, "bb"),),
         clip_len_s=2.0,
