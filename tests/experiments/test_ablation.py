@@ -213,7 +213,7 @@ def test_a_table_says_which_commit_it_is_of() -> None:
     )
     assert not any("commit" in words for words in ablation_sentences(table()))
     assert set(made_with()) <= {"commit"}
-    for study in ("ablation", "compare"):
+    for study in ("ablation", "compare", "pretraining"):
         kept = json.loads((ROOT / f"studies/reports/{study}.json").read_text())
         page = (ROOT / f"studies/reports/{study}.md").read_text()
         assert f"Made with commit {kept['commit']}." in page
