@@ -15,6 +15,16 @@ from mrmodel.video.sampling import FrameSampling
 from tests.video.fixtures import read_number
 
 
+def is_first_time():
+    """Whether no process of the test has asked yet; a file remembers."""
+    mark = Path(os.environ["MRMODEL_TEST_MARK"])
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Trap(FrameSampling):
     """Kills, or holds up, the process that asks for a frame of one clip."""
@@ -25,11 +35,9 @@ class Trap(FrameSampling):
 
     def target_s(self, clip, *args):
         if clip == self.at_clip:
-            mark = Path(os.environ.get("MRMODEL_TEST_MARK", "/"))
             if self.hangs:
                 time.sleep(600)
-            if not self.once or not mark.exists():
-                mark.touch()
+            if not self.once or is_first_time():
                 os.kill(os.getpid(), signal.SIGSEGV)
         return super().target_s(clip, *args)
 
@@ -73,9 +81,7 @@ class DeadlyOnce(FrameNumbers):
     """Kills its process the first time that it is used (a file remembers)."""
 
     def encode_clips(self, frames):
-        mark = Path(os.environ["MRMODEL_TEST_MARK"])
-        if not mark.exists():
-            mark.touch()
+        if is_first_time():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode_clips(frames)
 
