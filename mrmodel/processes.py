@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -36,6 +37,8 @@ _LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _MAKE_DEVICE = 444, 446, 1 << 6
 KILLED = 128 + signal.SIGKILL
 # Number of last output lines that `run_python` keeps.
 _LAST_LINES = 20
+# Bytes that all processes of a container may have.
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Seconds between two looks whether a process is to be killed.
 _LOOK_S = 0.1
 
@@ -62,6 +65,25 @@ def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0)
     if os.getppid() != parent:  # The parent died just before the prctl call.
         os.kill(os.getpid(), how)
+
+
+def limit_memory(share: float = 0.5) -> None:
+    """Let this process allocate at most a share of the memory of its machine, and what it has now.
+
+    A file that says it needs more then gives an error about that file. Without a limit the kernel
+    ends a process of its choice. Does nothing outside Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # There is none, or it is "max".
+        memory = min(memory, int(_CONTAINER_LIMIT.read_text()))
+    found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    has = int(found[1]) << 10 if found else 0
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = has + round(share * memory)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
 def read_no_other_process() -> None:

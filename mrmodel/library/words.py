@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pysubs2
+from pysubs2.formats.subrip import SubripFormat
+from pysubs2.formats.webvtt import WebVTTFormat
 
 from mrmodel.errors import DataError, MrModelError, reason_of
 from mrmodel.features.keys import normalise_query
@@ -20,6 +23,8 @@ _FORMATS = {".srt": "srt", ".vtt": "vtt"}
 _LANGUAGE = re.compile(r"(\.[A-Za-z][A-Za-z0-9-]{1,9}){1,2}$")
 # An hour of speech has a tenth of a megabyte.
 _MOST_BYTES = 16 << 20
+# Characters of a caption. Reading tags takes time that grows with the square of it.
+_LONGEST_CAPTION = 4000
 # Captions are joined to sentences up to a pause, or up to so many characters.
 _PAUSE_S = 1.5
 _LONGEST = 240
@@ -80,10 +85,15 @@ def read_sidecars(sidecars: Iterable[Path]) -> tuple[list[Sentence], str]:
 def read_tracks(video: Path) -> list[Sentence]:
     """The sentences of the subtitle tracks in a file; none if they cannot be read.
 
-    A file that cannot be read has a `VideoError` when its pictures are.
+    A file that cannot be read has a `VideoError` when its pictures are. Captions that are longer
+    than any that people read are left out.
     """
     try:
-        events = [Sentence(*found) for found in read_subtitle_tracks(video)]
+        events = [
+            Sentence(start_s, end_s, text)
+            for start_s, end_s, text in read_subtitle_tracks(video, _MOST_BYTES)
+            if len(text) <= _LONGEST_CAPTION
+        ]
     except MrModelError:
         return []
     return to_sentences(
@@ -98,11 +108,11 @@ def to_sentences(captions: Iterable[Sentence]) -> list[Sentence]:
     A line that a caption repeats from the one before, as rolling captions do, is left out.
     """
     found: list[Sentence] = []
-    before: list[str] = []
+    before = set[str]()
     for caption in sorted(captions, key=lambda one: (one.start_s, one.end_s)):
         lines = [" ".join(line.split()) for line in _TAGS.sub("", caption.text).splitlines()]
         text = " ".join(line for line in lines if line and line not in before)
-        before = lines
+        before = set(lines)
         if not text:
             continue
         last = found[-1] if found else None
@@ -143,6 +153,25 @@ def _read(path: Path) -> Iterator[Sentence]:
         raise DataError(
             f"has more than {_MOST_BYTES >> 20} MB; no subtitles are so long", file=path
         )
-    parsed = pysubs2.SSAFile.from_string(read_text(path), format_=_FORMATS[path.suffix.lower()])
+    text, format_ = read_text(path), _FORMATS[path.suffix.lower()]
+    _require_short_captions(path, text, format_)
+    parsed = pysubs2.SSAFile.from_string(text, format_=format_)
     for event in parsed.events:
         yield Sentence(event.start / 1000, event.end / 1000, event.plaintext)
+
+
+def _require_short_captions(path: Path, text: str, format_: str) -> None:
+    """Raise DataError on a file with a caption that takes hours to parse; counted as pysubs2 does.
+
+    What stands before the first time is no caption.
+    """
+    times = (WebVTTFormat if format_ == "vtt" else SubripFormat).TIMESTAMP
+    length: int | None = None
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if len(times.findall(line)) == 2:
+            length = 0
+        elif length is not None:
+            length += len(line)
+            if length > _LONGEST_CAPTION:
+                rule = f"a caption has more than {_LONGEST_CAPTION} characters"
+                raise DataError(rule, file=path, line=number)

@@ -20,6 +20,7 @@ from mrmodel.errors import DeliveryError, MrModelError, StorageError, reason_of
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import PARAMS, RunBranch, fast_forward, workspace
+from mrmodel.processes import limit_memory
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import (
     MARKER,
@@ -372,7 +373,11 @@ def _apart(
 
 
 def _end_after(seconds: int) -> None:
-    """Let the kernel kill this process then, whatever code of a library is at work."""
+    """Let the kernel kill this process then, whatever code of a library is at work.
+
+    It gets no more than a share of the memory, either.
+    """
+    limit_memory()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
 

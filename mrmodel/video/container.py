@@ -37,8 +37,10 @@ _CONTAINERS = (
 # Decoders count the rows and columns around a picture, too; `Decoder` checks what is displayed.
 _WITH_EDGES = 1.25
 _MOST_PIXELS = 2**31 - 1
-# A header of QuickTime that is compressed: FFmpeg unpacks a megabyte of it to a gigabyte.
-_PACKED_HEADER = re.compile(rb"cmov.{4}dcomzlib", re.DOTALL)
+# A header of QuickTime that is compressed: FFmpeg unpacks a megabyte of it to a gigabyte. The size
+# of its box, if that is one of 64 bits, and that of the next stand between the names.
+_PACKED_HEADER = re.compile(rb"cmov(.{4}|.{12})dcomzlib", re.DOTALL)
+_PACKED_BYTES = 24
 _PART_BYTES = 1 << 20
 
 
@@ -161,9 +163,17 @@ def _require_plain_header(path: Path, remote: RemoteVideo | None, limit: TimeLim
 def _has_packed_header(file: BinaryIO, limit: TimeLimit) -> bool:
     """Whether a box of an MP4 file, other than those with pictures and sound, holds a `cmov`.
 
+    FFmpeg may take the first tag for a box, or skip the tags.
+    """
+    return any(_in_boxes(file, place, limit) for place in {0, _after_tags(file)})
+
+
+def _in_boxes(file: BinaryIO, place: int, limit: TimeLimit) -> bool:
+    """The same of the boxes from `place` on.
+
     Other files are hardly read: what stands in place of their first box is no name of one.
     """
-    end, place = file.seek(0, io.SEEK_END), _after_tags(file)
+    end = file.seek(0, io.SEEK_END)
     while place + 8 <= end:
         limit.require()
         file.seek(place)
@@ -182,7 +192,7 @@ def _has_packed_header(file: BinaryIO, limit: TimeLimit) -> bool:
                 limit.require()
                 if _PACKED_HEADER.search(kept + part):
                     return True
-                left, kept = left - len(part), part[-16:]
+                left, kept = left - len(part), (kept + part)[-_PACKED_BYTES:]
         place += size
     return False
 

@@ -425,6 +425,7 @@ class Decoder:
                     stamp = picture.dts if by_decoding else picture.pts
                     yield stamp, picture.duration, picture
             except av.error.FFmpegError as error:
+                self._require_memory(error)
                 self.bad_packets += 1
                 # So ends a picture beyond the limit, whose size the decoder forgets.
                 refused = isinstance(error, av.error.ArgumentError) and not context.width
@@ -441,7 +442,8 @@ class Decoder:
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                self._require_memory(error)
                 self.cut_off = True
                 packet = None
             self._require_read()
@@ -449,6 +451,12 @@ class Decoder:
             if packet is None:
                 return
             yield packet
+
+    def _require_memory(self, error: Exception) -> None:
+        """Raise where memory was missing: that is no damage to the file, which other runs read."""
+        if isinstance(error, MemoryError):
+            rule = "reading it takes more memory than this process may have"
+            raise VideoError(self.path, "unreadable", rule) from error
 
     def _checked(self, frame: TimedFrame) -> TimedFrame:
         self._check_duration(frame.time_s)

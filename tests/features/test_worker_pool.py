@@ -1,6 +1,8 @@
 import contextlib
 import os
+import resource
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,8 @@ def square(number):
         raise DataError("negative")
     if number == -2:
         raise ValueError("a defect")
+    if number == 0:
+        return resource.getrlimit(resource.RLIMIT_DATA)[0]
     return number**2
 
 
@@ -44,11 +48,13 @@ def dies_at_start():
 
 
 def test_results_and_deaths():
-    jobs = [1, 2, 13, 3, 4, 99]
+    jobs = [1, 2, 13, 3, 4, 99, 0]
     results = dict(run_jobs(square_maker, jobs, count=2, timeout_s=3.0))
     assert results[13] == Crash("worker process died 2 times (signal 9)")
     assert results[99] == Crash("took longer than the time limit")
     assert {n: results[n] for n in (1, 2, 3, 4)} == {1: 1, 2: 4, 3: 9, 4: 16}
+    if sys.platform == "linux":  # No file takes all memory of the machine.
+        assert 0 < results[0] < psutil.virtual_memory().total
 
 
 def test_nothing_to_do_starts_nothing():

@@ -1,11 +1,15 @@
 """Sentences of subtitle files and tracks, and which of them fit a query."""
 
+import time
+import zlib
 from pathlib import Path
 
 import pytest
 
+from mrmodel.errors import VideoError
 from mrmodel.library.folder import LibraryFolder, Sentence
 from mrmodel.library.words import Sidecars, read_sidecars, read_tracks, search_words, to_sentences
+from mrmodel.video.subtitles import read_subtitle_tracks
 from tests.library.subtitles import add_mp4_track, add_track
 from tests.library.videos import add
 from tests.video.fixtures import write_video
@@ -145,3 +149,59 @@ def test_words_follow_their_files(video: Path, tmp_path: Path) -> None:
         folder.delete_files([tmp_path / "sea.mkv"])
         folder.delete_unused()
     assert texts() == []
+
+
+@pytest.mark.parametrize("text", ["{" * 200_000, "<a" * 200_000, "a" + "\n" * 200_000 + "a"])
+def test_a_caption_that_takes_hours_to_parse_is_left_out(tmp_path: Path, text: str) -> None:
+    """Time grew with the square of its length: two minutes for a megabyte, unlimited."""
+    srt = tmp_path / "lake.srt"
+    srt.write_text(f"WEBVTT\n\nNOTE {'n' * 9000}\n\n00:01.000 --> 00:02.000\n{text}\n")
+    started = time.monotonic()
+    sentences, note = read_sidecars([srt.rename(tmp_path / "lake.vtt")])
+    assert time.monotonic() - started < 2
+    assert (sentences, note.partition(": ")[2]) == ([], "a caption has more than 4000 characters")
+
+
+def test_a_long_note_before_the_captions_is_none(tmp_path: Path) -> None:
+    vtt = tmp_path / "lake.vtt"
+    vtt.write_text(f"WEBVTT\n\nNOTE {'n' * 9000}\n\n00:01.000 --> 00:03.000\n{SAID[0].text}\n")
+    assert read_sidecars([vtt]) == (SAID, "")
+
+
+def packed_track(path: Path, text: str, events: int) -> Path:
+    """Matroska with a track of equal captions, each of which is compressed."""
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(4)
+
+    def element(name: str, *content: bytes) -> bytes:
+        body = b"".join(content)
+        return bytes.fromhex(name) + (1 << 56 | len(body)).to_bytes(8) + body
+
+    head = element("1A45DFA3", element("4282", b"matroska"))
+    compression = element("5034", element("4254", number(0)))  # zlib
+    encoding = element("6D80", element("6240", compression))
+    kind = element("83", number(17)), element("86", b"S_TEXT/UTF8")
+    track = element("AE", element("D7", number(1)), element("73C5", number(1)), *kind, encoding)
+    captions = [
+        element(
+            "A0",
+            element("A1", b"\x81" + (3000 * place).to_bytes(2) + b"\0", packed),
+            element("9B", number(1000)),
+        )
+        for place, packed in enumerate([zlib.compress(text.encode(), 9)] * events)
+    ]
+    cluster = element("1F43B675", element("E7", number(0)), *captions)
+    path.write_bytes(head + element("18538067", element("1654AE6B", track), cluster))
+    return path
+
+
+def test_a_small_track_of_gigabytes_is_left_out(tmp_path: Path) -> None:
+    """A kilobyte of a file is a megabyte of captions, and took minutes."""
+    path = packed_track(tmp_path / "a.mkv", "Hello.", 3)
+    assert [one.text for one in read_tracks(path)] == ["Hello."]
+    assert read_tracks(packed_track(path, "{" * 200_000, 3)) == []
+    packed_track(path, "a" * (1 << 20), 10)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(VideoError, match="too_long: its subtitles have more than 4 MB"):
+        list(read_subtitle_tracks(path, 4 << 20))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import resource
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +19,10 @@ from mrmodel.retrain.outcomes import Ledger
 from mrmodel.storage import open_store
 
 
-def linger(*_: object) -> None:
-    """As a library does that never returns to Python."""
+def linger(folder: Path, *_: object) -> None:
+    """As a library does that never returns to Python; it writes down the limit of its memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    (folder.parents[2] / "limit").write_text(str(soft))
     sum(range(1 << 60))
 
 
@@ -48,6 +53,9 @@ def test_a_check_that_does_not_end_is_killed(
     report = ingestion._conclude(ingestion._look(delivery))
     assert time.monotonic() - started < 60
     assert report.state == "quarantined"
+    if sys.platform == "linux":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert 0 < int((tmp_path / "limit").read_text()) < 0.5 * memory + (4 << 30)
     (reason,) = report.reasons
     assert reason.startswith("its check took longer than ")
     (entry,) = ingestion._ledger.entries()

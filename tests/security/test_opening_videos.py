@@ -316,18 +316,26 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 # Pictures that are larger than their file says
 
 
-def huge_png(path: Path, side: int) -> Path:
-    """A grey picture of `side` x `side` pixels, as a PNG file of some hundred kilobytes."""
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A part of a PNG file."""
+    whole = name + content
+    return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        whole = name + content
-        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
 
+def huge_png(path: Path, side: int, more: bytes = b"") -> Path:
+    """A grey picture of `side` x `side` pixels, as a PNG file of some hundred kilobytes.
+
+    `more` stands behind its header.
+    """
     packer = zlib.compressobj(1)
     rows = b"".join(packer.compress(bytes(1 + side)) for _ in range(side)) + packer.flush()
     header = struct.pack(">2I5B", side, side, 8, 0, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + more
+        + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
     )
     return path
 
@@ -375,6 +383,45 @@ def test_a_huge_picture_is_not_decoded(tmp_path: Path, wrapped: bool) -> None:
     assert int(megabytes) < 100
 
 
+LIMITED = """
+import os, re, sys
+from pathlib import Path
+from mrmodel.errors import VideoError
+from mrmodel.processes import limit_memory
+from mrmodel.video.decoder import Decoder, VideoLimits
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+limit_memory((100 << 20) / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+before = peak()
+try:
+    print(len(list(Decoder(Path(sys.argv[1]), VideoLimits(max_pixels=1 << 30)).frames())))
+except VideoError as error:
+    print(error.code, error.detail)
+print(peak() - before)
+"""
+TOO_MUCH = "unreadable reading it takes more memory than this process may have"
+
+
+@pytest.mark.parametrize(
+    ("side", "wrapped"), [(96, True), (96, False), (11000, True)], ids=["mov", "png", "pixels"]
+)
+def test_a_picture_takes_no_more_memory_than_a_process_may(
+    tmp_path: Path, side: int, wrapped: bool
+) -> None:
+    """A megabyte of text in a PNG picture is a gigabyte, which counts as no pixels."""
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(150 << 20), 1))
+    path = huge_png(tmp_path / "a.png", side, text if side == 96 else b"")
+    if wrapped:
+        path = in_mov(path, tmp_path / "a.mov")
+    assert path.stat().st_size < 2 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
+    )
+    found, megabytes = done.stdout.splitlines()
+    assert found == ("1" if side == 96 else TOO_MUCH)  # FFmpeg goes on without the text.
+    assert int(megabytes) < 110
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libx265", "mjpeg", "libvpx", "ffv1"])
 def test_a_film_beyond_the_limit_is_called_that(tmp_path: Path, codec: str) -> None:
     """Finding 18: by its header, or by its pictures where the header is lost."""
@@ -407,7 +454,9 @@ def box(kind: bytes, *content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(body)) + kind + body
 
 
-@pytest.mark.parametrize("place", ["moov", "free", "behind a tag", "linked"])
+@pytest.mark.parametrize(
+    "place", ["moov", "long size", "free", "behind a tag", "tag as a box", "linked"]
+)
 def test_a_compressed_header_is_not_unpacked(tmp_path: Path, objects: Objects, place: str) -> None:
     """1.7 MB of it took 1.5 GB of memory, before any limit was asked."""
     whole = write_video(tmp_path / "a.mp4", 20).read_bytes()
@@ -417,6 +466,9 @@ def test_a_compressed_header_is_not_unpacked(tmp_path: Path, objects: Objects, p
     length = struct.pack(">I", len(header))
     packed = box(b"dcom", b"zlib"), box(b"cmvd", length, zlib.compress(header))
     moov = box(b"moov", box(b"cmov", *packed))
+    if place == "long size":
+        body = b"".join(packed)
+        moov = box(b"moov", struct.pack(">I4sQ", 1, b"cmov", 16 + len(body)), body)
     if place == "free":
         moov = box(b"free", b"\0\0\0\0", box(b"cmov", *packed), b"\0" * 9)
     content = whole[:begin] + moov + end
@@ -424,7 +476,12 @@ def test_a_compressed_header_is_not_unpacked(tmp_path: Path, objects: Objects, p
         content = b"ID3\4\0\0\0\0\0\3abc" + content
     path = tmp_path / "b.mp4"
     path.write_bytes(content)
-    if place == "moov":  # FFmpeg reads it, so the refusal is ours.
+    if place == "tag as a box":  # With a hole of a gigabyte.
+        path.write_bytes(b"ID3\4mdat\0\0" + bytes(50))
+        with path.open("r+b") as file:
+            file.seek(int.from_bytes(b"ID3\4"))
+            file.write(moov + end)
+    if place in ("moov", "long size", "tag as a box"):  # FFmpeg reads it, so the refusal is ours.
         with av.open(str(path)) as opened:
             assert opened.streams.video[0].frames == 20
     video = objects.link("b.mp4", content) if place == "linked" else path

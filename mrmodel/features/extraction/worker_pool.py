@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError, MrModelError
-from mrmodel.processes import die_with_parent
+from mrmodel.processes import die_with_parent, limit_memory
 
 # Double buffering: one is read while the other is filled.
 SLOTS = 2
@@ -328,6 +328,7 @@ def _serve(
     try:
         try:
             handler = make_handler() if slots is None else make_handler(slots)
+            limit_memory()  # Weights are loaded, and the rest depends on the job.
             line.send("ready", None)
             while True:
                 outcome = handler(line.next_job())
