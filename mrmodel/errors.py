@@ -208,6 +208,26 @@ def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
+class NameHints:
+    """Suggestions for wrong names, of which a file from outside may have a million.
+
+    Each takes a comparison with all known names, and people read the first ones.
+    """
+
+    MOST = 50
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def of(self, name: str, known: Iterable[str]) -> str:
+        """See `suggestion`; empty for names beyond the first `MOST`."""
+        if name not in self._found:
+            if len(self._found) >= self.MOST:
+                return ""
+            self._found[name] = suggestion(nearest_names(name, known))
+        return self._found[name]
+
+
 def suggestion(near: Sequence[str]) -> str:
     """A message suffix that suggests the nearest valid names; empty if there are none."""
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -353,5 +353,8 @@ def _oddities(row: Annotation, clip_len_s: float) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # It could just be read, in fewer calls within calls.
+        return "a value within too many others"
     return text if len(text) <= 60 else f"{text[:57]}..."

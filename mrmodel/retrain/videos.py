@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from mrmodel.data.ingest.videos import KNOWN_KINDS, VIDEO_SUFFIXES, VideoLibrary
-from mrmodel.errors import nearest_names
+from mrmodel.errors import NameHints
 from mrmodel.features.keys import composed
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.baseline import Reference
@@ -41,6 +42,7 @@ class DeliveredVideos:
         self._library = VideoLibrary(folder) if paths else None
         self._reference, self._clip_len_s = reference, clip_len_s
         self._protected = reference.protected_contents()
+        self._hints = NameHints()
 
     def name_of(self, vid: str) -> str:
         """The video with id `vid`, or the one it is a segment of."""
@@ -69,8 +71,7 @@ class DeliveredVideos:
             assert self._library is not None
             return self._conflict(name) or self._library.problem(vid, duration_s - self._clip_len_s)
         if name not in self._reference.videos:
-            near = nearest_names(name, [*self.files, *self._reference.videos])
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = self._hints.of(name, chain(self.files, self._reference.videos))
             if composed(name) in self._ignored:
                 kinds = f"is of no known kind ({KNOWN_KINDS})"
                 hint = f": {self._ignored[composed(name)]} {kinds}"

@@ -28,7 +28,9 @@ from mrmodel.video.remote import is_pointer
 
 # Types that the table of the machine may lack.
 _TYPES = {".mkv": "video/x-matroska", ".ts": "video/mp2t", ".webm": "video/webm"}
-_RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.ASCII)
+# Of numbers that a file can have bytes; Python reads no number of 5,000 digits.
+_RANGE = r"(\d{1,19}-(\d{1,19})?|-\d{1,19})"
+_RANGES = re.compile(rf"bytes=\s*{_RANGE}(\s*,\s*{_RANGE})*\s*", re.ASCII)
 _PAGE = resources.files("mrmodel.server") / "page"
 _TEXT = content_of("text/plain", "As text.")
 _DESCRIPTION = "Search videos for the moments that sentences describe."
@@ -351,7 +353,8 @@ def _require_ranges(header: str | None, n_bytes: int) -> None:
 
 def _page_file(name: str) -> Response:
     """A file of the page."""
-    found = FilePath(str(_PAGE)) / name
-    if name != found.name or not found.is_file():
+    # Looked up, because a name from outside may be too long for a file system.
+    found = next((one for one in FilePath(str(_PAGE)).iterdir() if one.name == name), None)
+    if found is None or not found.is_file():
         raise ApiError(404, "no_such_path", "there is no such page")
     return FileResponse(found, headers={"Cache-Control": "no-cache"})

@@ -1,7 +1,12 @@
+import random
+import time
+import unicodedata
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrmodel.features.keys import Segment, normalise_query, split_segment, text_key
+from mrmodel.features.keys import Segment, composed, normalise_query, split_segment, text_key
 
 
 def test_spelling_variants_of_a_query_share_a_key():
@@ -28,3 +33,24 @@ def test_segments():
     assert split_segment("a_b_0_2") == Segment("a_b", 0.0, 2.0)
     for vid in ("plain", "a_1.0", "a_4.0_2.0", "_1.0_2.0", "a_-1.0_2.0", "a_1.0_x"):
         assert split_segment(vid) is None
+
+
+ODD = "\u0301\u0316\u0344\u0f73\u0f75\u1100\u1161\u11a8\u00e9\u1e69\u0323\ufb01\u3099か a"
+
+
+def test_long_texts_have_the_normal_form_of_unicode() -> None:
+    """Whatever accents of whatever order; as `unicodedata` gives it."""
+    choose = random.Random(1)
+    for _ in range(50):
+        text = "".join(choose.choices(ODD, k=choose.randint(251, 600)))
+        assert composed(text) == unicodedata.normalize("NFC", text)
+        assert normalise_query(text) == " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+@pytest.mark.parametrize("accents", ["\u0301\u0316", "\u0344\u0316", "\u0f73"])
+def test_a_letter_of_many_accents_takes_no_hours(accents: str) -> None:
+    """Time grew with the square of their number: a row of 16 MB held up all deliveries."""
+    started = time.monotonic()
+    composed("a" + accents * 100_000)
+    normalise_query("a" + accents * 100_000)
+    assert time.monotonic() - started < 5

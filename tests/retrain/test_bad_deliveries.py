@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mrmodel import lines
+from mrmodel import errors, lines
 from mrmodel.config.schema import Config, RetrainSettings, load_config
 from mrmodel.data.annotations import parse_annotation
 from mrmodel.errors import FileFormatError, StorageError
@@ -339,6 +339,21 @@ def test_a_table_of_many_lines_is_refused(
     (tmp_path / "captions.jsonl").write_text("{}\n" * 4)
     with pytest.raises(FileFormatError, match="has more than 3 lines; send it in parts"):
         read(tmp_path, config)
+
+
+def test_names_are_suggested_for_a_few_rows_only(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row about an unknown video was compared with all names: a million took days."""
+    asked = []
+    monkeypatch.setattr(errors, "nearest_names", lambda name, known: asked.append(name) or ["lake"])
+    write_rows(tmp_path / "train.jsonl", [row(qid=n, vid=f"lake-{n // 2}") for n in range(300)])
+    bad = read(tmp_path, config).bad
+    assert len(bad) == 300
+    assert asked == [f"lake-{n}" for n in range(50)]
+    assert [one.rule.endswith("did you mean 'lake'?") for one in bad] == [True] * 100 + [
+        False
+    ] * 200
 
 
 def test_what_the_metrics_refuse_is_a_bad_row(tmp_path: Path, config: Config) -> None:

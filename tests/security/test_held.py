@@ -206,6 +206,16 @@ def test_odd_rows_end_no_reader(tmp_path: Path, text: str, is_good: bool) -> Non
     assert all(len(error.rule) < 500 for error in scan.errors)
 
 
+@pytest.mark.parametrize("key", ["qid", "vid", "duration", "saliency_scores"])
+def test_a_value_that_can_just_be_read_can_be_told(tmp_path: Path, key: str) -> None:
+    """To write it takes more calls within calls than to read it: a traceback."""
+    deep = [f'{row()[:-1]}, "{key}": {"[" * depth}{"]" * depth}}}' for depth in range(800, 1000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([row(), *deep]))
+    scan = scan_annotations(tmp_path / "a.jsonl")
+    assert (len(scan.rows), len(scan.errors)) == (1, 200)
+    assert all(len(error.rule) < 200 for error in scan.errors)
+
+
 def test_a_page_shows_texts_as_texts() -> None:
     evil = "</text></svg><script>alert(1)</script>\"'"
     chart = bar_chart({evil: 0.5}, evil)

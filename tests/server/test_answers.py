@@ -86,6 +86,14 @@ def test_media_in_ranges(client: TestClient, made: Path, ids: dict[str, str]) ->
     assert beyond.headers["Content-Range"] == f"bytes */{len(content)}"
     assert error_of(client.get(path, headers={"Range": "bytes=9-3"}), 416) == "no_such_range"
     assert error_of(client.get(path, headers={"Range": "bytes=x"}), 400) == "bad_range"
+    for text in (f"bytes={'9' * 5000}-", f"bytes=0-{'9' * 5000}", f"bytes=-{'9' * 5000}"):
+        assert error_of(client.get(path, headers={"Range": text}), 400) == "bad_range"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "%00", "a%0a", "%25"])
+def test_a_page_of_any_name_is_one_that_is_there_or_none(client: TestClient, name: str) -> None:
+    """A name that is too long for the file system was a defect of the server."""
+    assert error_of(client.get(f"/static/{name}"), 404)
 
 
 def test_every_answer_carries_the_headers(client: TestClient) -> None:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from mrmodel.errors import DataError, StorageError, VideoError, nearest_names
+from mrmodel.errors import DataError, NameHints, StorageError, VideoError
 from mrmodel.features.keys import composed, split_segment
 from mrmodel.files import atomic_path
 from mrmodel.progress import Reporter, track
@@ -58,6 +58,7 @@ class VideoLibrary:
         self._twins: dict[str, list[str]] = defaultdict(list)
         for stem in self._files:
             self._twins[composed(stem)].append(stem)
+        self._hints = NameHints()
         self._lengths_s: dict[str, float] = {}
         self.failures: dict[str, VideoError] = {}
         self.unopened: set[str] = set()
@@ -94,10 +95,9 @@ class VideoLibrary:
         """
         name, segment = self.name_of(vid), split_segment(vid)
         if name not in self._files:
-            near = nearest_names(name, self._files)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             other = self._others.get(composed(vid)) or self._others.get(composed(name))
-            return f"no video {name!r} in {self._folder.name}/{f': {other}' if other else hint}"
+            hint = f": {other}" if other else self._hints.of(name, self._files)
+            return f"no video {name!r} in {self._folder.name}/{hint}"
         paths = self._files[name]
         if self.vid_of(vid) != vid:
             paths = [path for twin in self._twins[composed(name)] for path in self._files[twin]]
