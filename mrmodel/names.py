@@ -99,7 +99,9 @@ def _folder(path: str) -> str:
     if not path.startswith("/"):
         if ":" in path or path.startswith("~"):
             raise ValueError("must be a folder of the repository, or an absolute path; no address")
-        if not set(parts) - {"", "."} or parts[0] in (".git", ".dvc"):
+        # Some disks know no difference of case.
+        named = [part.lower() for part in parts if part not in ("", ".")]
+        if not named or named[0] in (".git", ".dvc"):
             raise ValueError("must be a folder inside the repository")
     return path
 

@@ -107,11 +107,13 @@ def download(incoming: Store, delivery: Delivery, folder: Path) -> bool:
 
     Raises:
         OSError: a file cannot be written here.
-        StorageError: a file cannot be read.
+        StorageError: a file cannot be read, or has grown.
     """
     folder.mkdir(parents=True)
     for path in delivery.known:
-        incoming.download(f"{delivery.name}/{path}", folder / path)
+        # Room was asked for by the listing, and its sender may write on.
+        most_bytes = delivery.sizes.get(path)
+        incoming.download(f"{delivery.name}/{path}", folder / path, most_bytes=most_bytes)
     now = incoming.listing(f"{delivery.name}/")
     files = {key.partition("/")[2]: version for key, version in now.items()}
     return _delivery(delivery.name, files).digest == delivery.digest

@@ -110,11 +110,17 @@ class Store(Protocol):
     def upload(self, key: str, path: Path) -> None:
         """Upload a file with its SHA-256, in parts if it is large."""
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, most_bytes: int | None = None) -> None:
         """Download an object to a file, atomically, after checking its SHA-256.
 
+        Args:
+            key: of the object.
+            path: of the file.
+            most_bytes: a larger object is not written; None: one of any size is.
+
         Raises:
-            StorageError: there is no such object, or its bytes are not those that were uploaded.
+            StorageError: there is no such object, it is larger than `most_bytes`, or its bytes are
+                not those that were uploaded.
         """
 
 
@@ -129,6 +135,18 @@ def object_address(url: str) -> tuple[str, str]:
         # Not repeated: the part before the first slash may be a password.
         raise StorageError("s3://...", "the address of an object has the form s3://bucket/key")
     return found["bucket"], found["key"]
+
+
+def check_size(store: str, key: str, n_bytes: int, most_bytes: int | None) -> None:
+    """See `Store.download`.
+
+    Raises:
+        StorageError: the object is larger than that.
+    """
+    if most_bytes is not None and n_bytes > most_bytes:
+        raise StorageError(
+            store, f"has {n_bytes} bytes, more than the {most_bytes} before", key=key
+        )
 
 
 def check_key(store: str, key: str) -> str:

@@ -14,7 +14,14 @@ from typing import BinaryIO
 
 from mrmodel.errors import ConflictError, StorageError
 from mrmodel.files import atomic_path, one_at_a_time, sha256_of
-from mrmodel.storage.base import Object, Version, check_condition, check_key, check_prefix
+from mrmodel.storage.base import (
+    Object,
+    Version,
+    check_condition,
+    check_key,
+    check_prefix,
+    check_size,
+)
 
 # Writers of a key hold one of 256 file locks. The files are kept, because removing a lock while
 # another process waits for it breaks mutual exclusion.
@@ -88,7 +95,7 @@ class FolderStore:
         with self._writing(key) as target, atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, most_bytes: int | None = None) -> None:
         """Copy an object to a file; see `Store.download`. The SHA-256 is not checked.
 
         No link in the folder is followed: somebody else may have placed it there.
@@ -99,6 +106,7 @@ class FolderStore:
             with self._errors(key):
                 source = files.enter_context(self._open(key))
             left = os.fstat(source.fileno()).st_size
+            check_size(self.url, key, left, most_bytes)
             # Outside of `_errors`: a full disk here is no fault of the store.
             target = files.enter_context(files.enter_context(atomic_path(path)).open("wb"))
             # No more than that: somebody else may write on and on.

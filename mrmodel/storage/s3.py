@@ -32,6 +32,7 @@ from mrmodel.storage.base import (
     check_condition,
     check_key,
     check_prefix,
+    check_size,
     object_address,
 )
 from mrmodel.storage.outage import code_of, ride_out, sentence_of
@@ -154,11 +155,12 @@ class S3Store:
             lambda: call(str(path), *where, ExtraArgs=extra, Config=self._transfer),
         )
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, most_bytes: int | None = None) -> None:
         """Write an object to a file; see `Store.download`."""
         there = self._head(key)
         if there is None:
             raise StorageError(self.url, "there is no such object", key=key)
+        check_size(self.url, key, int(there["ContentLength"]), most_bytes)
         where = self._at(key).values()
         with atomic_path(path) as temporary:
             call = self._client.download_file

@@ -202,11 +202,11 @@ def test_a_disk_that_is_full_is_not_the_senders_fault(
     plain.send("c-late", late)
     download, here = plain.incoming.download, []
 
-    def full(key: str, path: Path) -> None:
+    def full(key: str, path: Path, **limits: int) -> None:
         (folder,) = [one for one in path.parents if one.name == "incoming"]
         here.append([one.name for one in folder.iterdir()])
         with files_of_at_most(1000 if key.startswith("a-large/videos") else 1 << 40):
-            download(key, path)
+            download(key, path, **limits)
 
     with monkeypatch.context() as patch:
         patch.setattr(plain.incoming, "download", full)
@@ -231,11 +231,27 @@ def test_room_is_asked_for_before_the_download(
     sent.keep("new-train-0000")
     plain.send("monday", sent)
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(1000))
-    monkeypatch.setattr(plain.incoming, "download", lambda *_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(
+        plain.incoming, "download", lambda *_, **__: pytest.fail("it was downloaded")
+    )
     (report,) = plain.take().reports
     assert report.state == "waiting"
     assert report.reasons[0].startswith("not taken, because of this machine: less than 0.0")
     assert report.reasons[0].endswith("GB free on its disk")
+
+
+def test_a_file_that_grows_after_the_listing_is_not_written(tmp_path: Path) -> None:
+    """It was copied as it was then: a terabyte of a hole filled the disk."""
+    (tmp_path / "in/monday/videos").mkdir(parents=True)
+    for path in ("train.jsonl", "videos/a.mp4"):
+        (tmp_path / "in/monday" / path).write_text("first")
+    store = open_store(str(tmp_path / "in"))
+    (delivery,) = list_deliveries(store)
+    os.truncate(tmp_path / "in/monday/videos/a.mp4", 1 << 40)
+    with pytest.raises(StorageError, match=f"has {1 << 40} bytes, more than the 5 before"):
+        download(store, delivery, tmp_path / "here")
+    written = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert written == [tmp_path / "here/train.jsonl"]
 
 
 class _Usage:
@@ -251,7 +267,7 @@ def test_a_name_that_this_disk_cannot_hold(
     sent.keep("new-train-0000")
     plain.send("monday", sent)
 
-    def short(key: str, path: Path) -> None:
+    def short(key: str, path: Path, **_: int) -> None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
 
     monkeypatch.setattr(plain.incoming, "download", short)

@@ -270,8 +270,8 @@ def test_a_delivery_that_changes_while_it_is_read_waits(
     plain.send("monday", small())
     download = plain.incoming.download
 
-    def and_change(key: str, path: Path) -> None:
-        download(key, path)
+    def and_change(key: str, path: Path, **limits: int) -> None:
+        download(key, path, **limits)
         plain.incoming.put("monday/train.jsonl", b"")
 
     monkeypatch.setattr(plain.incoming, "download", and_change)
