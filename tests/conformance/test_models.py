@@ -24,7 +24,7 @@ from tests.rounding import rounding
 
 VIDEO_DIM, TEXT_DIM = 18, 12
 SMALL = {"hidden": 32, "heads": 4, "ffn": 48, "queries": 5}
-LEARNING_STEPS, LEARNING_ROUNDS = 75, 8
+LEARNING_STEPS, LEARNING_ROUNDS = 150, 4
 # Four layers of three sums each, of at most `ffn` terms. A token of padding that is read moves some
 # answer of every model by 0.03 or more.
 SAME_ANSWERS = {"rtol": 0.0, "atol": rounding(SMALL["ffn"], stages=12)}

@@ -185,7 +185,8 @@ def _at_rest(rows: Tensor, keep: Tensor, kernels: _KernelsAtRest, norm: nn.Layer
         even.addmm_(ahead - after, first)
         odd.addmm_(beyond - here[: len(odd)], third)
         normed = F.layer_norm(part, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        torch.mul(normed.relu_(), keep[piece], out=inner[piece])
+        torch.clamp_min(normed, 0.0, out=inner[piece])
+    inner[keep.squeeze(1) == 0.0] = 0.0
     return output
 
 
