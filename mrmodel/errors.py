@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,12 @@ class MrModelError(Exception):
     """Base class of all errors caused by input rather than by bugs."""
 
 
+# Aliases of YAML make a value of gigabytes in a file of a few hundred bytes.
+_SHOWN, _LONGEST_VALUE = reprlib.Repr(), 400
+_SHOWN.maxlevel, _SHOWN.maxlist = 3, 12
+_SHOWN.maxstring = _SHOWN.maxother = 200
+
+
 class ConfigError(MrModelError):
     """A value in params.yaml (or a preset) is invalid.
 
@@ -43,7 +50,11 @@ class ConfigError(MrModelError):
         self.path, self.value, self.rule, self.nearest = path, value, rule, tuple(nearest)
         hint = suggestion(nearest)
         # A rule about several keys names them itself; printing the whole section would hide it.
-        found = "" if isinstance(value, Mapping) else f" = {value!r}"
+        found = (
+            ""
+            if isinstance(value, Mapping)
+            else f" = {shortened(_SHOWN.repr(value), _LONGEST_VALUE)}"
+        )
         super().__init__(f"{path}{found}: {rule}{hint}")
 
 

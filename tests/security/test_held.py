@@ -23,7 +23,7 @@ import pytest
 from mrmodel.config.schema import load_config
 from mrmodel.data.annotations import scan_annotations
 from mrmodel.data.ingest.videos import VideoLibrary
-from mrmodel.errors import DataError, OrchestrationError, StorageError
+from mrmodel.errors import ConfigError, DataError, OrchestrationError, StorageError
 from mrmodel.files import parse_yaml
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
@@ -92,6 +92,21 @@ def test_yaml_makes_no_objects() -> None:
     ):
         with pytest.raises(DataError, match="not valid YAML"):
             parse_yaml(text)
+
+
+@pytest.mark.parametrize("key", ["name: sample", "study: main", "gap: 1"])
+def test_aliases_of_yaml_make_no_long_message(tmp_path: Path, key: str) -> None:
+    """A line of 300 bytes was told in 600 MB, and one of 400 in all memory."""
+    ten = [f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    name = key.partition(":")[0]
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    bomb = f"{name}: [&a0 [x, y], {', '.join(ten)}]"
+    (tmp_path / "params.yaml").write_text(
+        text.replace(key, bomb, 1) if key in text else f"{text}\n{bomb}\n"
+    )
+    with pytest.raises(ConfigError, match=f"{name} = ") as error:
+        load_config(tmp_path / "params.yaml")
+    assert len(str(error.value)) < 600
 
 
 @pytest.fixture(scope="module")
