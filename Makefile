@@ -14,11 +14,10 @@ TEST_SERVICES := $(VENV)/.installed-test-services
 WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \
 	python-on-whales tenacity
 
-# A process more than cores, up to five: each waits for other programs a fifth of its time. One thread
-# of torch in each; the tests of a file stay together.
-PROCESSES = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 5)))
-PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# One process a core, up to four (more take longer: two cores do less in a second for each of three),
+# each with one thread of torch; the tests of a file stay together.
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup repro demo test test-services test-processors check lint bench services \
 	services-stop services-status clean

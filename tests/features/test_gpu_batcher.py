@@ -124,7 +124,7 @@ def test_what_waits_for_a_slow_encoder_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setenv("MRMODEL_TEST_MARK", str(tmp_path / "mark"))
     Slow.seen.clear()
     videos = {"long": write_video(tmp_path / "long.mp4", 40 * 20)}
-    summary = extract(videos, "test.Slow", tmp_path, timeout_s=2.0)
+    summary = extract(videos, "test.Slow", tmp_path, timeout_s=1.5)
     assert summary.problems == {}
     assert summary.n_rows == 40
     # Beyond what is encoded: this batch, the next one, and two slots; then it has to wait.
@@ -138,7 +138,7 @@ def test_many_videos_may_wait_for_a_slow_encoder(tmp_path, monkeypatch):
     monkeypatch.setenv("MRMODEL_TEST_MARK", str(tmp_path / "mark"))
     path = write_video(tmp_path / "v.mp4", 10 * 20)
     videos = {f"v{number}": path for number in range(6)}
-    summary = extract(videos, "test.Slow", tmp_path, workers=3, timeout_s=2.0)
+    summary = extract(videos, "test.Slow", tmp_path, workers=3, timeout_s=1.5)
     assert summary.problems == {}
     assert summary.n_rows == 60
 
@@ -163,7 +163,7 @@ def test_an_encoder_that_loses_rows_is_named(videos, tmp_path):
 
 
 def test_a_killed_extraction_continues_to_equal_bytes(videos, tmp_path):
-    many = {f"{vid}{copy}": path for vid, path in videos.items() for copy in range(12)}
+    many = {f"{vid}{copy}": path for vid, path in videos.items() for copy in range(6)}
     extract(many, "test.Together", tmp_path / "whole")
     run_and_kill(many, "test.Together", tmp_path, pieces=4)
     summary = extract(many, "test.Together", tmp_path)
