@@ -2,6 +2,8 @@
 
 import os
 
+import mrmodel  # noqa: F401  Its own programs search for garbage seldom: before Prefect is imported.
+
 # For the temporary server that Prefect starts without PREFECT_API_URL. To be set before Prefect
 # is imported; variables of the environment take precedence.
 _TEMPORARY_SERVER = {

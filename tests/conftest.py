@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mrmodel.startup import search_garbage_seldom
 from mrmodel.tracking.experiment import open_experiment
 from tests.project import Project, made_once
 from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
@@ -41,16 +42,15 @@ REPRODUCED = {"tracking": {"enabled": True}}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Without garbage collection, and with none later of what was imported meanwhile.
+    """With few searches for garbage, and none among what was imported meanwhile.
 
     Imports make millions of objects, and all of them stay. Looking through them again and again
     took half of the time of collecting the tests, and half a second at each `gc.collect()` later.
     """
-    gc.disable()
+    search_garbage_seldom()
     try:
         return (yield)
     finally:
-        gc.enable()
         gc.freeze()
 
 

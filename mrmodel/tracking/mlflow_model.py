@@ -68,6 +68,7 @@ _CODE = (
     "tracking",
     "train",
     "types.py",
+    "startup.py",
     "version.py",
     "video",
 )

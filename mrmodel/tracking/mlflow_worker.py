@@ -8,8 +8,6 @@ seconds of failures only; if the stage was killed, within seconds, and the run i
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import logging
 import os
@@ -61,7 +59,6 @@ def _follow(events: EventHandler, lines: _Lines, spec: RunSpec) -> None:
             events.killed()
         events.sample()
         events.outbox.push()
-        gc.enable()  # All is imported now.
         if events.ended:
             if not events.outbox:
                 return
@@ -73,11 +70,6 @@ def _follow(events: EventHandler, lines: _Lines, spec: RunSpec) -> None:
 
 def main() -> int:
     """Follow the stage to its end."""
-    # DVC and MLflow make a million objects that stay: a fifth of the time to import them goes into
-    # looking for garbage among these.
-    gc.disable()
-    # At the end Python would look again, several times, for up to a second.
-    atexit.register(gc.freeze)
     stage = os.getppid()
 
     def hurry(*_: object) -> None:

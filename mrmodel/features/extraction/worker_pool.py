@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError, MrModelError
 from mrmodel.processes import die_with_parent, limit_memory
+from mrmodel.startup import search_garbage_seldom
 
 # Double buffering: one is read while the other is filled.
 SLOTS = 2
@@ -324,6 +325,7 @@ def _serve(
 ) -> None:
     """Main loop of a worker: make the handler, then run jobs until the pipe closes."""
     die_with_parent()
+    search_garbage_seldom()
     line = _Line(connection)
     try:
         try:
