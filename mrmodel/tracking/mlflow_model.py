@@ -63,12 +63,12 @@ _CODE = (
     "predict",
     "progress.py",
     "spans.py",
+    "startup.py",
     "storage",
     "text.py",
     "tracking",
     "train",
     "types.py",
-    "startup.py",
     "version.py",
     "video",
 )
