@@ -166,7 +166,7 @@ def test_pieces_of_changed_files_or_settings_are_made_anew(videos, tmp_path):
 def test_one_bad_video_costs_one_video(videos, tmp_path, encoder, reason):
     # Clips of 1 s show frames 10 c + 2 and 10 c + 7: number 37 is seen in `long` alone.
     settings = ExtractionSettings(
-        work_dir=tmp_path / "work", workers=1, max_failed_share=0.2, timeout_s=4.0
+        work_dir=tmp_path / "work", workers=1, max_failed_share=0.2, timeout_s=2.5
     )
     summary = extract_videos(videos, encoder, 1.0, tmp_path / "store", settings)
     assert summary.n_failed == 1

@@ -89,7 +89,7 @@ def test_one_bad_video_costs_one_video(videos, undisturbed, tmp_path, encoder, r
     # alone, but for the videos of 3 s.
     chosen = {vid: path for vid, path in videos.items() if vid not in "ce"}
     settings = ExtractionSettings(
-        work_dir=tmp_path / "work", workers=1, max_failed_share=0.2, timeout_s=4.0
+        work_dir=tmp_path / "work", workers=1, max_failed_share=0.2, timeout_s=2.5
     )
     summary = extract_videos(chosen, encoder, 1.0, tmp_path / "store", settings)
     assert summary.problems == {"long": reason}

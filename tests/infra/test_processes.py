@@ -197,7 +197,7 @@ def test_a_server_that_does_not_listen_to_signals_is_killed_with_its_children(
     running = toy.start()
     assert until(lambda: running.last_words().endswith("deaf"))
     child = psutil.Process(int(running.last_words().split()[-2]))
-    running.stop(patience_s=2)
+    running.stop(patience_s=1)
     assert not running.alive()
     assert not child.is_running()
 
