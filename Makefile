@@ -14,8 +14,8 @@ TEST_SERVICES := $(VENV)/.installed-test-services
 WORKER_TYPES := prefect-docker prefect-kubernetes iso8601 kopf kubernetes_asyncio pyOpenSSL \
 	python-on-whales tenacity
 
-# One process a core, up to four (more take longer: two cores do less in a second for each of three),
-# each with one thread of torch; the tests of a file stay together.
+# One process a core, up to four (three on two cores took longer), each with one thread of torch; the
+# tests of a file stay together.
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.seconds % CLIP_LEN_S:
+        parser.error(f"--seconds must be a multiple of {CLIP_LEN_S:g}, the length of a clip")
     if options.file is not None:
         sampled(options.file, (SIDE, SIDE))
         print(highest_memory_mb())

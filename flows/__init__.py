@@ -2,7 +2,7 @@
 
 import os
 
-import mrmodel  # noqa: F401  Its own programs search for garbage seldom: before Prefect is imported.
+import mrmodel  # noqa: F401  Before Prefect is imported: see mrmodel/startup.py.
 
 # For the temporary server that Prefect starts without PREFECT_API_URL. To be set before Prefect
 # is imported; variables of the environment take precedence.

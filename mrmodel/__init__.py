@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mrmodel.startup import is_own_program, search_garbage_seldom
+from mrmodel.startup import collect_garbage_rarely, is_own_program
 from mrmodel.version import __version__
 
 if is_own_program():
-    search_garbage_seldom()
+    collect_garbage_rarely()
 
 if TYPE_CHECKING:
     from mrmodel.config.schema import load_config

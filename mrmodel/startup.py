@@ -8,8 +8,8 @@ import sys
 from itertools import pairwise
 
 _PROGRAMS = ("mrmodel", "flows")
-# New objects between two searches for garbage. Python's own number is 700.
-_SELDOM = 50_000
+# New objects between two runs of the garbage collector. Python's default is 700.
+_THRESHOLD = 50_000
 
 
 def is_own_program() -> bool:
@@ -18,12 +18,12 @@ def is_own_program() -> bool:
     return any(option == "-m" and module.partition(".")[0] in _PROGRAMS for option, module in words)
 
 
-def search_garbage_seldom() -> None:
-    """Let this process look for reference cycles seldom, and not at all when it ends.
+def collect_garbage_rarely() -> None:
+    """Make the garbage collector of this process run rarely, and not at its exit.
 
-    PyTorch, pandas, DVC and MLflow make up to a million objects that stay. Searching them again and
-    again takes a third of the CPU time in which a process starts and ends. What the package does
-    with them makes few cycles: a step of training none.
+    PyTorch, pandas, DVC and MLflow make up to a million objects that stay. Scanning them again and
+    again takes a third of the CPU time in which a process starts and ends. The package itself
+    leaves few reference cycles behind: a step of training none.
     """
-    gc.set_threshold(_SELDOM, *gc.get_threshold()[1:])
+    gc.set_threshold(_THRESHOLD, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mrmodel.startup import search_garbage_seldom
+from mrmodel.startup import collect_garbage_rarely
 from mrmodel.tracking.experiment import open_experiment
 from tests.project import Project, made_once
 from tests.services import mlflow_server, own_s3, postgres, prefect_server, s3, s3_env
@@ -42,12 +42,12 @@ REPRODUCED = {"tracking": {"enabled": True}}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """With few searches for garbage, and none among what was imported meanwhile.
+    """With few runs of the garbage collector, and later ones leave out what was imported here.
 
-    Imports make millions of objects, and all of them stay. Looking through them again and again
-    took half of the time of collecting the tests, and half a second at each `gc.collect()` later.
+    Imports make millions of objects, and all of them stay. Scanning them again and again took
+    half of the time of collecting the tests, and half a second at each `gc.collect()` later.
     """
-    search_garbage_seldom()
+    collect_garbage_rarely()
     try:
         return (yield)
     finally:

@@ -1,4 +1,4 @@
-"""The package's own programs search for garbage seldom; programs that import it do as they did."""
+"""The package's own programs collect garbage rarely; programs that import it are not changed."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))
 
 
 @pytest.mark.parametrize(
-    ("command", "seldom"),
+    ("command", "rarely"),
     [
         (["-m", "mrmodel.version"], True),
         (["-m", "mrmodel.cli.main", "--version"], True),
@@ -24,7 +24,9 @@ atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))
         (["-m", "timeit", "-n", "1", "-r", "1", "import mrmodel"], False),
     ],
 )
-def test_own_programs_search_seldom(command: list[str], seldom: bool, tmp_path: Path) -> None:
+def test_own_programs_collect_garbage_rarely(
+    command: list[str], rarely: bool, tmp_path: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -35,4 +37,4 @@ def test_own_programs_search_seldom(command: list[str], seldom: bool, tmp_path: 
         check=True,
     )
     threshold, frozen = done.stdout.splitlines()[-1].split()
-    assert (int(threshold) >= 50_000, frozen == "True") == (seldom, seldom)
+    assert (int(threshold) >= 50_000, frozen == "True") == (rarely, rarely)

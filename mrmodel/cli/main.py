@@ -10,7 +10,7 @@ import sys
 import click
 
 from mrmodel.errors import exit_codes
-from mrmodel.startup import search_garbage_seldom
+from mrmodel.startup import collect_garbage_rarely
 from mrmodel.version import __version__
 
 # name -> (module, attribute, the line in `mrmodel --help`)
@@ -77,7 +77,7 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Entry point: an error of the user is one line and exit code 2, a defect is 70."""
-    search_garbage_seldom()
+    collect_garbage_rarely()
     # A terminal or file in another encoding than UTF-8 gets escapes of what it lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

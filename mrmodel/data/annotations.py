@@ -355,6 +355,6 @@ def _oddities(row: Annotation, clip_len_s: float) -> list[str]:
 def _shown(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # It could just be read, in fewer calls within calls.
-        return "a value within too many others"
+    except RecursionError:  # Writing takes deeper recursion than reading.
+        return "a value nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -34,7 +34,7 @@ from mrmodel.retrain.dvc_dataset import DvcDataset, IngestedDelivery
 from mrmodel.retrain.outcomes import Ledger, LedgerEntry
 from mrmodel.retrain.report import DeliveryReport, some
 from mrmodel.retrain.validate import ValidatedDelivery, check_folder
-from mrmodel.startup import search_garbage_seldom
+from mrmodel.startup import collect_garbage_rarely
 from mrmodel.storage import Store
 from mrmodel.text import shortened
 
@@ -379,7 +379,7 @@ def _end_after(seconds: int) -> None:
     It gets no more than a share of the memory, either.
     """
     limit_memory()
-    search_garbage_seldom()
+    collect_garbage_rarely()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
 

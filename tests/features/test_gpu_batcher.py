@@ -163,7 +163,7 @@ def test_an_encoder_that_loses_rows_is_named(videos, tmp_path):
 
 
 def test_a_killed_extraction_continues_to_equal_bytes(videos, tmp_path):
-    many = {f"{vid}{copy}": path for vid, path in videos.items() for copy in range(6)}
+    many = {f"{vid}{copy}": path for vid, path in videos.items() for copy in range(12)}
     extract(many, "test.Together", tmp_path / "whole")
     run_and_kill(many, "test.Together", tmp_path, pieces=4)
     summary = extract(many, "test.Together", tmp_path)

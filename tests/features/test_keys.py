@@ -50,7 +50,7 @@ def test_long_texts_have_the_normal_form_of_unicode() -> None:
 @pytest.mark.parametrize("accents", ["\u0301\u0316", "\u0344\u0316", "\u0f73"])
 def test_a_letter_of_many_accents_takes_no_hours(accents: str) -> None:
     """Time grew with the square of their number: a row of 16 MB held up all deliveries."""
-    started = time.monotonic()
+    started = time.process_time()
     composed("a" + accents * 100_000)
     normalise_query("a" + accents * 100_000)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

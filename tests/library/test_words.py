@@ -156,9 +156,9 @@ def test_a_caption_that_takes_hours_to_parse_is_left_out(tmp_path: Path, text: s
     """Time grew with the square of its length: two minutes for a megabyte, unlimited."""
     srt = tmp_path / "lake.srt"
     srt.write_text(f"WEBVTT\n\nNOTE {'n' * 9000}\n\n00:01.000 --> 00:02.000\n{text}\n")
-    started = time.monotonic()
+    started = time.process_time()
     sentences, note = read_sidecars([srt.rename(tmp_path / "lake.vtt")])
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert (sentences, note.partition(": ")[2]) == ([], "a caption has more than 4000 characters")
 
 

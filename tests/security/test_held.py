@@ -96,7 +96,7 @@ def test_yaml_makes_no_objects() -> None:
 
 @pytest.mark.parametrize("key", ["name: sample", "study: main", "gap: 1"])
 def test_aliases_of_yaml_make_no_long_message(tmp_path: Path, key: str) -> None:
-    """A line of 300 bytes was told in 600 MB, and one of 400 in all memory."""
+    """The message about a line of 300 bytes had 600 MB; that about 400 bytes filled the memory."""
     ten = [f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     name = key.partition(":")[0]
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -223,7 +223,7 @@ def test_odd_rows_end_no_reader(tmp_path: Path, text: str, is_good: bool) -> Non
 
 @pytest.mark.parametrize("key", ["qid", "vid", "duration", "saliency_scores"])
 def test_a_value_that_can_just_be_read_can_be_told(tmp_path: Path, key: str) -> None:
-    """To write it takes more calls within calls than to read it: a traceback."""
+    """Writing nested values takes deeper recursion than reading them: it ended in a traceback."""
     deep = [f'{row()[:-1]}, "{key}": {"[" * depth}{"]" * depth}}}' for depth in range(800, 1000)]
     (tmp_path / "a.jsonl").write_text("\n".join([row(), *deep]))
     scan = scan_annotations(tmp_path / "a.jsonl")

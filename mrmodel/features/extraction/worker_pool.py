@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError, MrModelError
 from mrmodel.processes import die_with_parent, limit_memory
-from mrmodel.startup import search_garbage_seldom
+from mrmodel.startup import collect_garbage_rarely
 
 # Double buffering: one is read while the other is filled.
 SLOTS = 2
@@ -325,7 +325,7 @@ def _serve(
 ) -> None:
     """Main loop of a worker: make the handler, then run jobs until the pipe closes."""
     die_with_parent()
-    search_garbage_seldom()
+    collect_garbage_rarely()
     line = _Line(connection)
     try:
         try:
