@@ -13,8 +13,8 @@ import click
 from mrmodel.addresses import video_path
 from mrmodel.cli.options import DEVICE
 from mrmodel.errors import MISTAKE
+from mrmodel.export import FORMATS, LOCAL_FILES
 from mrmodel.export.chapters import chapters_of
-from mrmodel.export.formats import FORMATS, LOCAL_FILES
 from mrmodel.export.hits import Hit, hits_of, read_hits
 from mrmodel.files import write_text
 from mrmodel.predict.queries import check_queries, unread_note

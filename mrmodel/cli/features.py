@@ -99,7 +99,7 @@ def import_command(
 
     Imports the videos and sentences of the corpus and lists every id without features.
     """
-    from mrmodel.data.corpus_rows import corpus_clip_len, corpus_rows
+    from mrmodel.data.feature_check import corpus_clip_len, corpus_rows
     from mrmodel.features.importers.importer import (
         FeatureImportRequest,
         format_report,

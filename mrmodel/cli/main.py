@@ -23,7 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "command", "Score a prediction file against annotations."),
     "data": ("data", "group", "Check annotation files, convert published ones, link videos in S3."),
     "delivery": ("data", "delivery_group", "Check new training data before they are sent."),
-    "feedback": ("feedback", "group", "Deliver what people said about hits, for retraining."),
+    "feedback": ("serve", "feedback_group", "Deliver what people said about hits, for retraining."),
     "features": ("features", "group", "Inspect and compare features, import published archives."),
     "preset": ("preset", "group", "List, show and apply parameter presets."),
     "weights": ("weights", "group", "Published models and encoder weights."),

@@ -59,7 +59,7 @@ def list_command() -> None:
 @click.argument("version", type=VERSION)
 def show(version: int) -> None:
     """Print the model card of VERSION."""
-    from mrmodel.registry.model_card import render_card
+    from mrmodel.registry.model_record import render_card
 
     registry, _ = _open()
     click.echo(render_card(registry.versions.record(version), registry.name), nl=False)

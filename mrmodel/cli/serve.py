@@ -1,4 +1,4 @@
-"""``mrmodel serve``: the server of a library."""
+"""``mrmodel serve`` and ``mrmodel feedback``: the server of a library, and verdicts on its hits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def command(
     if token is None and not _is_loopback(host):
         rule = f"--host {host} can be reached from other machines, so clients need a token"
         raise click.UsageError(f"{rule}; set {TOKEN_VARIABLE} (`openssl rand -hex 32` makes one)")
-    from mrmodel.server.run import run  # torch and FastAPI take seconds
+    from mrmodel.server.app import run  # torch and FastAPI take seconds
 
     settings = ServerSettings(
         library=folder,
@@ -87,3 +87,38 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@click.group()
+def feedback_group() -> None:
+    """Feedback about hits."""
+
+
+@feedback_group.command()
+@LIBRARY
+@click.option("--rev", default="HEAD", show_default=True, help="Git revision to compare with.")
+def deliver(folder: Path, rev: str) -> None:
+    """Make one delivery for retraining of all hits that were accepted or corrected.
+
+    It goes into the store of MRMODEL_INCOMING, with copies of the videos that the data of this
+    repository, or of the one in MRMODEL_GIT_URL, do not hold. What was delivered once is not
+    delivered again. Rows about test videos are left out and listed; rejected hits wait.
+    """
+    from mrmodel.server.feedback import JOURNAL, Journal
+    from mrmodel.server.feedback_delivery import deliver_here
+
+    journal = Journal(folder / JOURNAL)
+    done = deliver_here(journal, rev)
+    for one in done.left_out:
+        click.echo(f"left out: {one}")
+    for one in done.waiting:
+        click.echo(f"waits: {one}")
+    for problem in done.problems:
+        click.echo(f"problem: {problem}")
+    if done.name is None:
+        click.echo("nothing to deliver")
+    else:
+        click.echo(f"{done.name}: {done.rows} rows, {len(done.videos)} new videos")
+    rejected = len(journal.read().rejected)
+    if rejected:
+        click.echo(f"{rejected} rejected hits wait in {journal.path}")

@@ -132,7 +132,7 @@ def verify(context: click.Context, names: tuple[str, ...]) -> None:
 
     Default: all existing sets. The exit code is 2 if there is a problem.
     """
-    from mrmodel.convert.encoders.verify import verify_weights
+    from mrmodel.convert.encoders.convert import verify_weights
 
     findings = verify_weights(names)
     for finding in findings:

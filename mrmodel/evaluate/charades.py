@@ -11,7 +11,6 @@ from mrmodel.evaluate import moment_retrieval
 from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, percent
 from mrmodel.evaluate.ragged import Mode
 from mrmodel.evaluate.rows import Pairing
-from mrmodel.evaluate.threshold_metrics import moment_arrays, precision_block, threshold_block
 from mrmodel.predict.postprocess import PostprocessSettings
 
 
@@ -39,7 +38,7 @@ class Charades(Protocol):
         return PostprocessSettings(official=True, clamp_s=(0.0, longest), round_to_s=clip_len_s)
 
     def _score(self, pairing: Pairing, mode: Mode) -> Scores:
-        arrays = moment_arrays(pairing, mode)
+        arrays = moment_retrieval.moment_arrays(pairing, mode)
         ap = moment_retrieval.average_precision(arrays, moment_retrieval.AP_THRESHOLDS)
         iou = moment_retrieval.best_iou(arrays.listed[:, :5], arrays.truth, arrays.truth_valid)
         levels = np.array(moment_retrieval.RECALL_THRESHOLDS)
@@ -53,10 +52,10 @@ class Charades(Protocol):
         per_query.details.update(ap=ap, top1_iou=iou[:, 0], top5_iou=iou.max(axis=1))
         order = pairing.order
         metrics = {
-            "R1": threshold_block(first, moment_retrieval.RECALL_THRESHOLDS),
+            "R1": moment_retrieval.threshold_block(first, moment_retrieval.RECALL_THRESHOLDS),
             "mIoU": percent(iou[order, 0].mean()),
-            "mAP": precision_block(ap[order]),
-            "R5": threshold_block(five, moment_retrieval.RECALL_THRESHOLDS),
+            "mAP": moment_retrieval.precision_block(ap[order]),
+            "R5": moment_retrieval.threshold_block(five, moment_retrieval.RECALL_THRESHOLDS),
             "top1_iou": iou[:, 0].tolist(),
         }
         return Scores(metrics, per_query)

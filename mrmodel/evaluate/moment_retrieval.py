@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mrmodel.evaluate.ragged import Floats, Ragged
+from mrmodel.evaluate import ragged
+from mrmodel.evaluate.protocols import percent
+from mrmodel.evaluate.ragged import Floats, Mode, Ragged
+from mrmodel.evaluate.rows import Pairing
 
 Flags = NDArray[np.bool_]
 
@@ -141,3 +144,47 @@ def _match(iou: Floats, thresholds: Floats) -> Flags:
         taken[rows] = occupied | (hit & (np.arange(n_truth) == choice))
         found[rows, :, rank] = hit[..., 0]
     return found
+
+
+# The published evaluators use at most this many windows per query.
+MAX_RANKED = 10
+
+
+def moment_arrays(pairing: Pairing, mode: Mode) -> MomentArrays:
+    """Predictions and ground truth as padded arrays; predictions ranked and cut as `mode` defines.
+
+    Official: average precision uses the first `MAX_RANKED` windows of each prediction in file
+    order, merging those that repeat a qid; recall uses the last of these, as listed.
+    """
+    truth = ragged.annotated_windows(pairing.annotations)
+    windows = ragged.predicted_windows(pairing.predictions, mode)
+    if mode == "official":
+        listed = windows.lists(pairing.latest)
+        n = len(pairing.annotations)
+        ranked = by_score(windows.head(MAX_RANKED).merge(pairing.owners, n))
+    else:
+        longest = np.repeat(ragged.durations(pairing.annotations)[pairing.owners], windows.counts)
+        windows.values[:, :2] = np.clip(windows.values[:, :2], 0.0, longest[:, None])
+        listed = ranked = by_score(windows.lists(pairing.latest)).head(MAX_RANKED)
+    listed = listed.head(5)
+    return MomentArrays(
+        # NaN has no length, so padding is not like a window of length 0.
+        ranked.padded(np.nan)[..., :2],
+        listed.padded()[..., :2],
+        truth.padded(),
+        truth.valid(),
+        np.inf if mode == "official" else 0.0,
+    )
+
+
+def precision_block(ap: Floats) -> dict[str, float | None]:
+    """Mean of (n, T) per threshold and over all thresholds, in percent."""
+    means = ap.mean(axis=0) if len(ap) else np.full(ap.shape[1], np.nan)
+    block = {str(level): percent(mean) for level, mean in zip(AP_THRESHOLDS, means, strict=True)}
+    return block | {"average": percent(means.mean())}
+
+
+def threshold_block(hits: NDArray[np.bool_], levels: tuple[float, ...]) -> dict[str, float | None]:
+    """Hit rate of (n, T) per threshold, in percent."""
+    means = hits.mean(axis=0) if len(hits) else np.full(len(levels), np.nan)
+    return {str(level): percent(mean) for level, mean in zip(levels, means, strict=True)}

@@ -12,7 +12,6 @@ from mrmodel.evaluate.protocols import Protocol, Scores, empty_per_query, percen
 from mrmodel.evaluate.ragged import Mode
 from mrmodel.evaluate.rows import Pairing
 from mrmodel.evaluate.significance import PerQuery
-from mrmodel.evaluate.threshold_metrics import moment_arrays, precision_block, threshold_block
 from mrmodel.predict.postprocess import PostprocessSettings
 
 
@@ -69,7 +68,7 @@ class QVHighlights(Protocol):
     def _score_moments(
         self, pairing: Pairing, mode: Mode, blocks: dict[str, Any], per_query: PerQuery
     ) -> None:
-        arrays = moment_arrays(pairing, mode)
+        arrays = moment_retrieval.moment_arrays(pairing, mode)
         n, place = len(pairing.annotations), np.argsort(pairing.order)
         parts = {"full": (np.arange(n), arrays)}
         for length, (shortest, longest) in self.lengths.items():
@@ -80,8 +79,8 @@ class QVHighlights(Protocol):
             iou = moment_retrieval.best_iou(part.listed[:, :1], part.truth, part.truth_valid)[:, 0]
             hits = iou[:, None] >= np.array(moment_retrieval.AP_THRESHOLDS)
             blocks[length] = {
-                "MR-mAP": precision_block(ap[np.argsort(place[queries])]),
-                "MR-R1": threshold_block(hits, moment_retrieval.AP_THRESHOLDS),
+                "MR-mAP": moment_retrieval.precision_block(ap[np.argsort(place[queries])]),
+                "MR-R1": moment_retrieval.threshold_block(hits, moment_retrieval.AP_THRESHOLDS),
             }
             for name, values in (
                 (f"MR-{length}-mAP", ap.mean(axis=1)),

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrmodel.errors import DataError, MrModelError, OutputError, UnknownNameError
+from mrmodel.export import FORMATS, LOCAL_FILES
 from mrmodel.export.chapters import chapters_of
 from mrmodel.export.encode import encode_pieces, has_sound
-from mrmodel.export.formats import FORMATS, LOCAL_FILES
 from mrmodel.export.hits import Hit
 from mrmodel.export.label_studio import labelling_setup, tasks_of
 from mrmodel.export.pieces import Piece, Span, index_video

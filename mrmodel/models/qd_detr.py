@@ -20,7 +20,7 @@ from mrmodel.models.layers.functional import Stack, cross_mask, next_sample, wit
 from mrmodel.models.layers.heads import detr_output
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
-from mrmodel.models.layers.token_detr import TokenDetr
+from mrmodel.models.layers.token_encoder import TokenDetr
 from mrmodel.models.settings import DETR_SPACE, QdDetrSettings
 from mrmodel.types import Batch, ModelOutput, Targets
 

@@ -26,7 +26,7 @@ from mrmodel.features.index import INDEX_FILE
 from mrmodel.files import read_object, read_yaml, sha256_of
 from mrmodel.lines import byte_lines
 from mrmodel.predict.serving import read_serving
-from mrmodel.pretraining.intervid.card import CARD_FILE
+from mrmodel.pretraining.intervid.report import CARD_FILE
 from mrmodel.registry.model_record import ModelRecord, RecordedMetric, TestSet, find_leaks
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.scorer import Scorer

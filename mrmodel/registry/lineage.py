@@ -20,7 +20,7 @@ from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
-from mrmodel.pretraining.intervid.card import card_rows
+from mrmodel.pretraining.intervid.report import card_rows
 from mrmodel.processes import run_python
 from mrmodel.registry.model_record import ModelRecord
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS

@@ -19,8 +19,14 @@ from mlflow.models import Model
 from mrmodel.errors import RegistryError
 from mrmodel.files import sha256_of, write_json, write_text
 from mrmodel.processes import hide_user
-from mrmodel.registry.model_card import CARD_FILE, render_card
-from mrmodel.registry.model_record import RECORD_FILE, TAG, ModelRecord, read_record
+from mrmodel.registry.model_record import (
+    CARD_FILE,
+    RECORD_FILE,
+    TAG,
+    ModelRecord,
+    read_record,
+    render_card,
+)
 from mrmodel.tracking.experiment import mlflow_faults, said_by_mlflow
 from mrmodel.tracking.mlflow_client import flatten
 

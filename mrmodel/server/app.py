@@ -1,7 +1,8 @@
-"""The routes of the server."""
+"""The routes of the server, and `run`, which serves them."""
 
 from __future__ import annotations
 
+import logging
 import mimetypes
 import re
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from importlib import resources
 from pathlib import Path as FilePath
 from typing import Annotated
 
+import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse
@@ -22,6 +24,7 @@ from mrmodel.server.errors import ApiError
 from mrmodel.server.feedback_routes import add_feedback
 from mrmodel.server.gate import COOKIE, Gate, is_token, session_of
 from mrmodel.server.server import Server
+from mrmodel.server.settings import ServerSettings
 from mrmodel.types import MAX_DURATION_S, Moment, QueryResult
 from mrmodel.version import __version__
 from mrmodel.video.remote import is_pointer
@@ -358,3 +361,36 @@ def _page_file(name: str) -> Response:
     if found is None or not found.is_file():
         raise ApiError(404, "no_such_path", "there is no such page")
     return FileResponse(found, headers={"Cache-Control": "no-cache"})
+
+
+# Seconds that requests have to end once the server is told to stop.
+_STOP_S = 30
+# Seconds that a connection may be idle; longer than clients are told to wait before they try again.
+_IDLE_S = 75
+# Connections that wait for the server to take them.
+_BACKLOG = 256
+
+
+def run(settings: ServerSettings, host: str, port: int) -> None:
+    """Serve at an address until SIGTERM or SIGINT; requests that run are answered first.
+
+    Args:
+        settings: of the server.
+        host: name or address to listen at.
+        port: 0 takes a free one, which the log names.
+    """
+    logging.getLogger("mrmodel.server").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+    config = uvicorn.Config(
+        build_app(Server(settings)),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_STOP_S,
+    )
+    uvicorn.Server(config).run()

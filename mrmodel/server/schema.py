@@ -14,7 +14,7 @@ QUERIES_MAX = 16
 Query = Annotated[str, Field(min_length=1, max_length=1000, examples=["a dog runs"])]
 VideoId = Annotated[str, Field(pattern="^[0-9a-z-]{1,64}$")]
 Seconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)]
-# In the order of `mrmodel.export.formats`.
+# In the order of `mrmodel.export`.
 Format = Literal["csv", "json", "vtt", "otio", "edl", "label_studio", "mp4", "reel"]
 
 

@@ -17,7 +17,7 @@ from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import read_object, write_text
 from mrmodel.lines import byte_lines
 from mrmodel.names import problem_of_part
-from mrmodel.pretraining.intervid.card import CARD_FILE, card_rows
+from mrmodel.pretraining.intervid.report import CARD_FILE, card_rows
 from mrmodel.progress import Reporter
 from mrmodel.report.build import Example, Report, ReportSection, Table, film_strip, render
 from mrmodel.report.charts import Timeline, bar_chart, line_chart

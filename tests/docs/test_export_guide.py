@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mrmodel.export.formats import FORMATS
+from mrmodel.export import FORMATS
 from mrmodel.export.hits import read_hits
 from tests.docs.test_commands import blocks_of, commands_of, follow
 from tests.export.videos import constant, make_video

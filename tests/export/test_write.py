@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mrmodel.errors import DataError, OutputError, UnknownNameError
+from mrmodel.export import FORMATS
 from mrmodel.export.chapters import chapters_of
-from mrmodel.export.formats import FORMATS
 from mrmodel.export.hits import Hit, read_hits
 from mrmodel.export.write import export_hits
 from mrmodel.types import Moment

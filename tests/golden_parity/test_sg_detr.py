@@ -22,7 +22,7 @@ from mrmodel.losses.windows import own_windows
 from mrmodel.models import build_model
 from mrmodel.models.sg_detr.anchors import AnchorGrid, AnchorTargets, assign
 from mrmodel.models.sg_detr.host_inputs import HostInputs
-from mrmodel.models.sg_detr.loss_detection import match_heads
+from mrmodel.models.sg_detr.losses import match_heads
 from mrmodel.models.sg_detr.model import SgDetr
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput
 from mrmodel.types import Batch, Targets

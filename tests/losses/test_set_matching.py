@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrmodel.losses.set_matching import location_costs, match_layers
-from mrmodel.losses.windows import PaddedWindows
+from mrmodel.losses.windows import PaddedWindows, location_costs, match_layers
 
 
 def windows_of(counts: list[int], longest: int | None = None) -> PaddedWindows:

@@ -23,7 +23,7 @@ from mrmodel.files import sha256_of
 from mrmodel.registry.candidate import gather
 from mrmodel.registry.champion import ModelRegistry, PointerSnapshot, open_registry, registry_store
 from mrmodel.registry.decision import Pointer
-from mrmodel.registry.model_card import render_card
+from mrmodel.registry.model_record import render_card
 from mrmodel.registry.promote import promote, register, rollback
 from mrmodel.stages.paths import Paths
 from tests.project import Project

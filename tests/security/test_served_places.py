@@ -17,8 +17,7 @@ import pytest
 from mrmodel.errors import ConfigError, DataError, FeatureError, MrModelError, VideoError
 from mrmodel.storage import FolderStore
 from mrmodel.tracking import inputs
-from mrmodel.tracking.inputs import EXAMPLE, Source, VideoRows
-from mrmodel.tracking.served_places import PLACES_VARIABLE, ServedPlaces
+from mrmodel.tracking.inputs import EXAMPLE, PLACES_VARIABLE, ServedPlaces, Source, VideoRows
 from mrmodel.video.frames import FrameSource
 from mrmodel.video.sampling import FrameSampling
 from tests.video.fixtures import write_video

@@ -16,8 +16,8 @@ from mrmodel import presets
 from mrmodel.cli.preset import config_group, group
 from mrmodel.config.schema import Config, load_config, parse_config
 from mrmodel.convert.checkpoint import CheckpointImportRequest, import_checkpoint
-from mrmodel.data.corpus_rows import corpus_rows
 from mrmodel.data.datasets.convert import ConvertRequest, convert
+from mrmodel.data.feature_check import corpus_rows
 from mrmodel.errors import (
     ConfigError,
     DataError,

@@ -18,9 +18,8 @@ import pytest
 from mrmodel.errors import DataError, FeatureError, FeatureMismatch
 from mrmodel.predict.serving import read_serving
 from mrmodel.storage import open_store
-from mrmodel.tracking.inputs import EXAMPLE, Source
+from mrmodel.tracking.inputs import EXAMPLE, PLACES_VARIABLE, Source
 from mrmodel.tracking.mlflow_model import write_mlflow_model
-from mrmodel.tracking.served_places import PLACES_VARIABLE
 from tests.project import Project
 from tests.services import Service
 from tests.tracking.serving import invoke, serving

@@ -18,6 +18,7 @@ from mrmodel.components import ComponentRegistry
 from mrmodel.convert.encoders.recipe import Recipe
 from mrmodel.convert.encoders.torchscript import is_torchscript, read_torchscript
 from mrmodel.convert.safe_unpickle import load_plain, require_own_numbers, separated, unwrapped
+from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.user_weights import (
     CONFIG,
     FILES,
@@ -32,7 +33,7 @@ from mrmodel.encoders.user_weights import (
     read_part,
     require_fit,
 )
-from mrmodel.errors import CheckpointError, DataError, WeightsError
+from mrmodel.errors import CheckpointError, DataError, UnknownNameError, WeightsError
 from mrmodel.files import (
     atomic_path,
     parse_yaml,
@@ -245,3 +246,46 @@ def _tokenizer(path: Path | None, recipe: Recipe, config: SetConfig) -> Tokenize
     tokenizer = recipe.text.tokenizer(path)
     recipe.text.require_size(path, tokenizer, config)
     return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Result for one packaged file or one set, as a line."""
+
+    line: str
+    sound: bool
+
+
+def verify_weights(names: Sequence[str] = (), root: Path | None = None) -> list[Finding]:
+    """Check the files inside packages, then weight sets; continues after failures.
+
+    Args:
+        names: sets; empty: all in the weights folder.
+        root: replaces the user's weights folder.
+
+    Raises:
+        UnknownNameError: no such set.
+    """
+    for name in names:
+        if name not in PUBLISHED:
+            raise UnknownNameError("weight set", name, PUBLISHED)
+    lock = WeightsLock()
+    findings = [_packaged(lock, name) for name in lock.files]
+    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
+    return findings + [_set(WeightSet(name, root)) for name in names or present]
+
+
+def _packaged(lock: WeightsLock, name: str) -> Finding:
+    try:
+        lock.path(name)
+    except WeightsError as error:
+        return Finding(str(error), False)
+    return Finding(f"{name}: sound", True)
+
+
+def _set(weights: WeightSet) -> Finding:
+    try:
+        weights.verify()
+    except WeightsError as error:
+        return Finding(str(error), False)
+    return Finding(f"{weights.name}: sound, {weights.folder}", True)

@@ -14,13 +14,23 @@ from torch import Tensor
 from mrmodel.losses.criterion import Criterion
 from mrmodel.losses.highlight import HighlightLoss
 from mrmodel.losses.negatives import number_names, same_sentence
-from mrmodel.losses.set_matching import location_costs, match_layers
 from mrmodel.losses.span import span_errors
-from mrmodel.losses.windows import PaddedWindows, own_windows, pad_windows
+from mrmodel.losses.windows import (
+    PaddedWindows,
+    location_costs,
+    match_layers,
+    own_windows,
+    pad_windows,
+)
 from mrmodel.models.layers.functional import full_precision
 from mrmodel.models.layers.query_groups import LabelledQueries
-from mrmodel.models.sa_detr.loss_alignment import ClipTextMatching, drawn_clips, video_text_contrast
-from mrmodel.models.sa_detr.loss_quality import quality_loss, quality_margin
+from mrmodel.models.sa_detr.losses import (
+    ClipTextMatching,
+    drawn_clips,
+    quality_loss,
+    quality_margin,
+    video_text_contrast,
+)
 from mrmodel.models.sa_detr.output import SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr.settings import SaDetrSettings
 from mrmodel.models.sa_detr.span_refiner import RefinedQueries

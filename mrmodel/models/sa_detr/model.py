@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrmodel.config.search_space import SearchSpace
 from mrmodel.losses.negatives import negative_sentences
 from mrmodel.losses.windows import PaddedWindows, pad_windows
 from mrmodel.models.base import MomentModel
-from mrmodel.models.layers.functional import xavier_matrices
+from mrmodel.models.layers.functional import full_precision, xavier_matrices
 from mrmodel.models.layers.heads import SaliencyHead, no_windows
-from mrmodel.models.layers.pooling import AttentionPool, masked_mean
 from mrmodel.models.layers.position import clip_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
 from mrmodel.models.layers.query_groups import (
@@ -30,7 +30,6 @@ from mrmodel.models.layers.query_groups import (
 )
 from mrmodel.models.layers.token_encoder import PositionedTensor, TokenEncoder
 from mrmodel.models.sa_detr.criterion import SaDetrCriterion
-from mrmodel.models.sa_detr.local_block import LocalBlock
 from mrmodel.models.sa_detr.noise_queries import draw_noise, group_numbers, noise_queries
 from mrmodel.models.sa_detr.output import ClipText, PooledPair, SaDetrOutput, SaDetrTraining
 from mrmodel.models.sa_detr.query_initialiser import DirectQueries
@@ -38,6 +37,59 @@ from mrmodel.models.sa_detr.settings import SEARCH_SPACE, SaDetrSettings
 from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from mrmodel.models.sa_detr.span_refiner import SeenVideo, SpanRefiner
 from mrmodel.types import Batch, LayerOutput, Targets
+
+TAPS = 3
+
+
+class LocalBlock(nn.Module):
+    """Residual block of three convolutions with kernel sizes 1, 3 and 1, without activation.
+
+    Implemented as matrix products; the middle one uses three shifted views.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(hidden, hidden)
+        self.middle = nn.Linear(TAPS * hidden, hidden)
+        self.last = nn.Linear(hidden, hidden)
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, d), (B, L) -> (B, L, d); neighbours outside the valid rows are zeros."""
+        length, hidden = rows.shape[1:]
+        first = self.first(rows).masked_fill(~mask.unsqueeze(-1), 0.0)
+        # All samples in one table, each with a row of zeros before and after it: no copies.
+        table = F.pad(first, (0, 0, 1, 1)).flatten(0, 1)
+        count = len(table) - TAPS + 1
+        kernels = self.middle.weight.chunk(TAPS, dim=1)
+        middle: Tensor = self.middle.bias
+        for tap, kernel in enumerate(kernels):
+            middle = middle + F.linear(table[tap : tap + count], kernel)
+        # The two outputs between samples mix neighbouring samples and are cut off.
+        changed = F.pad(self.last(middle), (0, 0, 0, TAPS - 1)).view(len(rows), -1, hidden)
+        return rows + changed[:, :length]
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling with one learned query vector (UniVTG)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.randn(hidden) * hidden**-0.5)
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, d), (B, N) with at least one valid row per sample -> (B, d) float32."""
+        with full_precision(rows.device):
+            rows = rows.float()
+            scores = (rows @ self.direction.float()).masked_fill(~mask, -torch.inf)
+            return (scores.softmax(1).unsqueeze(1) @ rows).squeeze(1)
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, D), (B, N) -> (B, D): the mean of the valid rows, zero if there are none."""
+    weights = mask.unsqueeze(-1)
+    total = rows.masked_fill(~weights, 0.0).sum(1)
+    mean: Tensor = total / weights.sum(1).clamp(min=1)
+    return mean
 
 
 class SaDetr(MomentModel):

@@ -18,9 +18,13 @@ from mrmodel.losses.highlight import (
     relevance,
     threshold_shares,
 )
-from mrmodel.models.sg_detr.loss_alignment import alignment_losses
-from mrmodel.models.sg_detr.loss_anchors import anchor_losses
-from mrmodel.models.sg_detr.loss_detection import auxiliary_losses, match_heads, matched_losses
+from mrmodel.models.sg_detr.losses import (
+    alignment_losses,
+    anchor_losses,
+    auxiliary_losses,
+    match_heads,
+    matched_losses,
+)
 from mrmodel.models.sg_detr.output import Heads, SgDetrOutput, TrainingParts
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.types import Batch, ModelOutput, Targets

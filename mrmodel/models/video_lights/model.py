@@ -19,7 +19,7 @@ from mrmodel.models.layers.functional import Stack, cross_mask, with_next_sample
 from mrmodel.models.layers.heads import detr_output
 from mrmodel.models.layers.position import clip_positions, repeat_positions
 from mrmodel.models.layers.projection import InputProjections, Projected
-from mrmodel.models.layers.token_detr import TokenDetr
+from mrmodel.models.layers.token_encoder import TokenDetr
 from mrmodel.models.video_lights.bi_directional_fusion import (
     BiDirectionalFusionLayer,
     CrossMasks,

@@ -22,14 +22,32 @@ import pyarrow.parquet as pq
 
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.errors import DataError
-from mrmodel.files import atomic_path, read_object, sha256_of, write_json
+from mrmodel.files import atomic_path, digest_of, read_object, sha256_of, write_json
 from mrmodel.pretraining.intervid.caption_files import read_chunks, require_table
 from mrmodel.pretraining.intervid.caption_rules import PASSED, RULES, caption_words
 from mrmodel.pretraining.intervid.captions import Chunk, ParsedChunk, parse_chunk
 from mrmodel.pretraining.intervid.decontaminate import Excluded
 from mrmodel.pretraining.intervid.group_rules import MALFORMED, GroupRules
-from mrmodel.pretraining.intervid.resume import kept_work
 from mrmodel.progress import Reporter
+from mrmodel.version import PACKAGE
+
+
+def kept_work(work: Path, inputs: Any) -> Path:
+    """The folder below `work` for these inputs and this code; others in it are removed.
+
+    Args:
+        work: holds nothing but such folders.
+        inputs: what decides the content, as JSON values.
+    """
+    files = (*Path(__file__).parent.iterdir(), PACKAGE / "features/keys.py")
+    code = [sha256_of(file) for file in sorted(files) if file.is_file()]
+    folder = work / digest_of([inputs, code])[:16]
+    for other in work.iterdir() if work.exists() else ():
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
 
 KEPT_FILE, REJECTS_FILE, RECORD_FILE = "kept.parquet", "rejects.parquet", "filter.json"
 _MIN_ROW_BYTES = 100  # the column names alone take 90

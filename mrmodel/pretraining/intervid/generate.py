@@ -27,7 +27,12 @@ from numpy.typing import NDArray
 from mrmodel.config.intervid import IntervidSettings
 from mrmodel.errors import FeatureMismatch
 from mrmodel.pretraining.intervid.decontaminate import Excluded
-from mrmodel.pretraining.intervid.filtering import REJECTS_FILE, FilterJob, filter_captions
+from mrmodel.pretraining.intervid.filtering import (
+    REJECTS_FILE,
+    FilterJob,
+    filter_captions,
+    kept_work,
+)
 from mrmodel.pretraining.intervid.labelling import (
     REASONS,
     annotated_sds,
@@ -42,7 +47,6 @@ from mrmodel.pretraining.intervid.output import (
     write_report,
 )
 from mrmodel.pretraining.intervid.report import IntervidReport, SampleStatistics, warnings_of
-from mrmodel.pretraining.intervid.resume import kept_work
 from mrmodel.pretraining.intervid.samples import (
     NO_VIDEO,
     Features,

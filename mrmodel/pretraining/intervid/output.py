@@ -20,9 +20,16 @@ from mrmodel.config.intervid import IntervidSettings
 from mrmodel.features.store import FeatureStore, RowTable
 from mrmodel.files import atomic_path, digest_of, sha256_of, write_json, write_jsonl, write_text
 from mrmodel.pretraining.intervid.caption_rules import caption_words
-from mrmodel.pretraining.intervid.card import CARD_FILE, MARKDOWN_FILE, card_markdown, data_card
 from mrmodel.pretraining.intervid.group_rules import OUTCOMES, QID_COLLISION
-from mrmodel.pretraining.intervid.report import PLOT_COLUMNS, IntervidReport, csv_text
+from mrmodel.pretraining.intervid.report import (
+    CARD_FILE,
+    MARKDOWN_FILE,
+    PLOT_COLUMNS,
+    IntervidReport,
+    card_markdown,
+    csv_text,
+    data_card,
+)
 from mrmodel.pretraining.intervid.samples import Features, LabelledShard
 
 FORMAT = 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrmodel.models.layers.pooling import AttentionPool
+from mrmodel.models.sa_detr.model import AttentionPool
 from mrmodel.models.sa_detr.settings import SaDetrFusionSettings, SaDetrSettings
 from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from tests.rounding import rounding

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrmodel.models.sa_detr.loss_alignment import (
+from mrmodel.models.sa_detr.losses import (
     ClipTextMatching,
     Relevance,
     drawn_clips,

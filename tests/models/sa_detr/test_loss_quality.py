@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrmodel.losses.windows import PaddedWindows
-from mrmodel.models.sa_detr.loss_quality import quality_loss, quality_margin
+from mrmodel.models.sa_detr.losses import quality_loss, quality_margin
 from mrmodel.models.sa_detr.settings import QualitySettings
 from mrmodel.models.sa_detr.span_refiner import RefinedQueries
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mrmodel.models.layers.position import span_positions
 from mrmodel.models.layers.query_groups import JoinedQueries, LabelledQueries
-from mrmodel.models.sa_detr.gaussian import gaussian_mask
 from mrmodel.models.sa_detr.settings import SaDetrSettings
 from mrmodel.models.sa_detr.span_enhance import SpanEnhance, hat_weights, sample_points
 from mrmodel.models.sa_detr.span_refiner import (
@@ -19,6 +18,7 @@ from mrmodel.models.sa_detr.span_refiner import (
     RefinerLayer,
     SeenVideo,
     SpanRefiner,
+    gaussian_mask,
     move_spans,
 )
 from tests.conformance.test_models import evaluate, make_batch, make_targets

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mrmodel.models.layers.attention import attend, attend_by
-from mrmodel.models.sa_detr.gaussian import gaussian_mask, gaussian_weights
-from mrmodel.models.sa_detr.local_block import LocalBlock
+from mrmodel.models.sa_detr.model import LocalBlock
 from mrmodel.models.sa_detr.span_enhance import hat_weights, sample_points
+from mrmodel.models.sa_detr.span_refiner import gaussian_mask, gaussian_weights
 from tests.rounding import rounding
 
 LENGTH, CLIPS = 9, (7, 9)

@@ -16,9 +16,9 @@ from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sg_detr.anchors import AnchorTargets
 from mrmodel.models.sg_detr.criterion import saliency_losses
 from mrmodel.models.sg_detr.host_inputs import make_host_inputs
-from mrmodel.models.sg_detr.loss_alignment import alignment_losses
-from mrmodel.models.sg_detr.loss_anchors import anchor_losses
-from mrmodel.models.sg_detr.loss_detection import (
+from mrmodel.models.sg_detr.losses import (
+    alignment_losses,
+    anchor_losses,
     auxiliary_losses,
     match_heads,
     matched_losses,

@@ -1,4 +1,7 @@
-"""Video-text alignment losses (SA-DETR; docs/models/sa_detr.md, sections 2.2 and 2.5)."""
+"""Losses of video-text alignment (SA-DETR; docs/models/sa_detr.md, sections 2.2 and 2.5).
+
+And of the predicted span quality (eqs 8, 9; BAM-DETR).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrmodel.losses.highlight import relevance
-from mrmodel.models.sa_detr.settings import CtmSettings
+from mrmodel.losses.windows import PaddedWindows, best_iou
+from mrmodel.models.sa_detr.settings import CtmSettings, QualitySettings
+from mrmodel.models.sa_detr.span_refiner import RefinedQueries
 
 EPS = 1e-6  # lower bound of the norm in normalisation
 
@@ -130,3 +135,60 @@ def _own(logits: Tensor, hidden: Tensor, counts: Tensor) -> Tensor:
     logits = logits.masked_fill(hidden & ~own, torch.finfo(logits.dtype).min)
     entropy = -logits.log_softmax(2).diagonal(dim1=1, dim2=2)
     return (entropy * counts).sum(1) / counts.sum().clamp(min=1)
+
+
+# With `bins`, IoUs above the first, between the two, and up to the second have equal weight.
+BIN_EDGES = (0.7, 0.3)
+
+
+def quality_loss(
+    found: RefinedQueries,
+    windows: PaddedWindows,
+    matched: Tensor,
+    used: Tensor,
+    settings: QualitySettings,
+) -> Tensor:
+    """|q - IoU with the best true window|, weighted; the span gets no gradient.
+
+    Args:
+        found: K layers of S queries.
+        windows: the true windows; the target of a sample without any is 0.
+        matched: (K or 1, B, S) bool, queries with weight `w_matched`.
+        used: (B, S) bool, the queries with a loss.
+        settings: ``matched``: the weighted mean over used queries (or their sum, mean over
+            samples); ``bins``: the mean over three ranges of IoU of the mean within each, 0 for an
+            empty range.
+
+    Returns:
+        (K,).
+    """
+    target = best_iou(found.spans_cxw, windows)
+    error = (found.quality_logits.sigmoid() - target).abs()
+    if settings.weighting == "bins":
+        high, low = BIN_EDGES
+        bins = (target > high, (target <= high) & (target > low), target <= low)
+        means = [_mean(error, (part & used).float()) for part in bins]
+        return (means[0] + means[1] + means[2]) / len(bins)
+    weight = 1.0 + (settings.w_matched - 1.0) * matched.float()
+    total = (error * weight * used).sum((1, 2))
+    return total / (used.sum().clamp(min=1) if settings.norm == "mean" else max(len(used), 1))
+
+
+def quality_margin(quality: Tensor, used: Tensor, margin: float) -> Tensor:
+    """relu(q_far - q_near + margin) summed over the pairs of copies of one window in one group.
+
+    Args:
+        quality: (K, B, groups, 2, Gmax), the near copies first.
+        used: of the same shape without K, bool.
+        margin: required lead of the near copy.
+
+    Returns:
+        (K,).
+    """
+    near, far = quality.unbind(3)
+    return ((far - near + margin).relu() * used[:, :, 0]).sum((1, 2, 3))
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """(K, B, S) -> (K,) weighted mean of each layer, 0 if all weights are 0."""
+    return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1.0)
