@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from mrmodel.encoders.base import (
 from mrmodel.encoders.bundled_weights import WeightsLock
 from mrmodel.encoders.minilm import MAX_TOKENS, WIDTH, SentenceModel, sentence_vector
 from mrmodel.errors import WeightsError
-from mrmodel.files import atomic_path, digest_of
+from mrmodel.files import atomic_path, digest_of, one_at_a_time
 from mrmodel.video.sampling import FrameSampling
 
 _log = logging.getLogger(__name__)
@@ -41,9 +40,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(target.with_name(f"{target.name}.lock")):
         if not target.exists():
             _log.info("building %s (once a machine)", target)
             with atomic_path(target) as temporary:

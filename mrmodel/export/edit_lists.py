@@ -20,6 +20,8 @@ from mrmodel.export.pieces import frames_on_screen
 from mrmodel.video.packet_index import STANDARD_RATES, PacketIndex
 from mrmodel.video.remote import is_pointer, read_video_pointer
 
+# Of every timeline.
+_NAME = "mrmodel"
 # An EDL numbers its events with three digits.
 _MOST_EVENTS = 999
 # Rates that differ by less are the same, measured: NTSC's differ from whole ones by a thousandth.
@@ -45,29 +47,26 @@ class Counting:
         return f"{float(self.rate):.4g}{'_drop' if self.drop else ''}"
 
 
-def timeline_of(name: str, hits: Sequence[Hit], indexes: Mapping[Path, PacketIndex]) -> str:
+def timeline_of(hits: Sequence[Hit], indexes: Mapping[Path, PacketIndex]) -> str:
     """An OpenTimelineIO file (JSON): the hits, one after the other, in their order.
 
     Times of a clip are at the rate of its file, from the file's timecode if it has one.
 
     Args:
-        name: of the timeline.
         hits: at least one.
         indexes: the frames of each video.
     """
     tracks = [otio.schema.Track("V1", kind=otio.schema.TrackKind.Video)]
     if all(indexes[hit.path].audio_codec for hit in hits):
         tracks.append(otio.schema.Track("A1", kind=otio.schema.TrackKind.Audio))
-    timeline = otio.schema.Timeline(name, tracks=tracks)
+    timeline = otio.schema.Timeline(_NAME, tracks=tracks)
     for track in tracks:
         track.extend(_clip(hit, indexes[hit.path], indexes[hit.path].rate) for hit in hits)
     text: str = timeline.to_json_string(indent=2)
     return text + "\n"
 
 
-def edls_of(
-    name: str, hits: Sequence[Hit], indexes: Mapping[Path, PacketIndex]
-) -> dict[Counting, str]:
+def edls_of(hits: Sequence[Hit], indexes: Mapping[Path, PacketIndex]) -> dict[Counting, str]:
     """EDLs (CMX 3600), of pictures alone; one for each way of counting, as an EDL has one.
 
     A video has the nearest rate that timecode knows; of one at none of them, the nearest whole one,
@@ -91,7 +90,7 @@ def edls_of(
                 notes = [] if indexes[hit.path].constant else [rate_note(indexes[hit.path])]
                 clip.metadata["cmx_3600"] = {"reel": reels[hit.path], "comments": notes}
                 track.append(clip)
-        edls[counting] = _edl(otio.schema.Timeline(name, tracks=[track]), counting)
+        edls[counting] = _edl(otio.schema.Timeline(_NAME, tracks=[track]), counting)
     return edls
 
 

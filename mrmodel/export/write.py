@@ -267,9 +267,9 @@ class _Writer:
         ]
         try:
             if "otio" in formats:
-                self._add("hits.otio", _text(timeline_of("mrmodel", hits, self._indexes)))
+                self._add("hits.otio", _text(timeline_of(hits, self._indexes)))
             if "edl" in formats:
-                edls = edls_of("mrmodel", hits, self._indexes)
+                edls = edls_of(hits, self._indexes)
                 for counting, text in edls.items():
                     name = f"hits_{counting}.edl" if len(edls) > 1 else "hits.edl"
                     self._add(name, _text(text))

@@ -92,8 +92,13 @@ class ResultStore:
         self.store.exists("results")
 
 
+def file_name(stage: str) -> str:
+    """The name of a stage as part of a path."""
+    return stage.replace("/", "_").replace(":", "_")
+
+
 def _name(stage: str, key: str) -> str:
-    return f"results/{stage.replace('/', '_').replace(':', '_')}/{key}.json"
+    return f"results/{file_name(stage)}/{key}.json"
 
 
 @dataclass(frozen=True, slots=True)

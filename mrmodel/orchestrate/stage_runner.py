@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from mrmodel.orchestrate.result_store import (
     ShardInterrupted,
     StageRequest,
     StageResult,
+    file_name,
 )
 from mrmodel.processes import die_with_parent
 from mrmodel.progress import EVENTS, announce
@@ -67,7 +68,7 @@ class StageRunner:
         """
         order, places = self._order, self._places
         # Two attempts at one stage would share their resume state.
-        busy = places.state / "attempts" / f"{_file_name(order.stage)}.lock"
+        busy = places.state / "attempts" / f"{file_name(order.stage)}.lock"
         with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
             with self._step("clone"):
                 graph = StageGraph(folder, self._transfer.remote, self._result_store.wait)
@@ -82,9 +83,10 @@ class StageRunner:
                 self._transfer.fetch(graph.repo, graph.inputs(order.stage))
                 self._gather(folder)
             began = time.time()
-            with self._step("run"), _inside(folder):
+            # DVC looks up stage names in the current folder.
+            with self._step("run"), chdir(folder):
                 graph.repo.reproduce([order.stage], single_item=True)
-            with self._step("push"), _inside(folder):
+            with self._step("push"), chdir(folder):
                 self._transfer.push(graph.repo, order.stage)
             result = self._result_store.keep(self._result(graph, key, began))
             self._forget()
@@ -142,26 +144,11 @@ def _mlflow_address() -> str:
     return str(events[-1]["address"]) if events else ""
 
 
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Change the current folder, in which DVC looks up stage names."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def _put_on_path(folder: Path) -> None:
     """Put the clone's code and this Python's programs first for the stage's command."""
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = programs + os.pathsep + os.environ.get("PATH", "")
     os.environ["PYTHONPATH"] = str(folder)
-
-
-def _file_name(stage: str) -> str:
-    return stage.replace("/", "_").replace(":", "_")
 
 
 def _killed(error: BaseException | None) -> bool:

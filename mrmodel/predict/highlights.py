@@ -10,7 +10,7 @@ import numpy as np
 
 from mrmodel.errors import DataError
 from mrmodel.lines import text_lines
-from mrmodel.predict.zero_shot import similarity_windows
+from mrmodel.predict.zero_shot import THRESHOLD_STD, similarity_windows
 from mrmodel.types import Moment, QueryResult
 
 _QUERIES = "highlight_queries.txt"
@@ -35,19 +35,16 @@ def read_highlight_queries(path: Path | None = None) -> list[str]:
     return queries
 
 
-def highlights_of(
-    results: Sequence[QueryResult], top: int, threshold_std: float = 0.25
-) -> list[tuple[str, Moment]]:
+def highlights_of(results: Sequence[QueryResult], top: int) -> list[tuple[str, Moment]]:
     """The best windows of a video by the clip scores of several queries together.
 
     The scores of each query are standardised over the clips of the video, so that none counts for
-    more than another, and averaged. Windows are the runs of clips above mean + `threshold_std`
+    more than another, and averaged. Windows are the runs of clips above mean + `THRESHOLD_STD`
     standard deviations of that; their score is the mean.
 
     Args:
         results: of generic queries about one video; at least one.
         top: most windows.
-        threshold_std: see above.
 
     Returns:
         (query that fits the window best, window), best first.
@@ -57,9 +54,8 @@ def highlights_of(
     scores = (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     clip_len_s, duration_s = results[0].clip_len_s, results[0].duration_s
     found = []
-    for start_s, end_s, score in similarity_windows(scores.mean(axis=0), clip_len_s, threshold_std)[
-        :top
-    ]:
+    windows = similarity_windows(scores.mean(axis=0), clip_len_s, THRESHOLD_STD)
+    for start_s, end_s, score in windows[:top]:
         clips = slice(round(start_s / clip_len_s), round(end_s / clip_len_s))
         best = int(scores[:, clips].mean(axis=1).argmax())
         moment = Moment(start_s, min(end_s, duration_s), score)

@@ -58,20 +58,16 @@ class BusyError(ApiError):
         super().__init__(429, "busy", message, {"Retry-After": str(retry_after_s)})
 
 
-def api_error(error: Exception, name: str = "") -> ApiError | None:
+def api_error(error: Exception) -> ApiError | None:
     """The answer to an error that a client or the machine caused; None: it is a defect.
 
     No path of this machine is in it.
-
-    Args:
-        error: what happened.
-        name: of the file that it is about, for the message.
     """
     match error:
         case ApiError():
             return error
         case VideoError():
-            who = f"{name or Path(error.path).name}: " if name or error.path else ""
+            who = f"{Path(error.path).name}: " if error.path else ""
             return ApiError(_OF_VIDEOS.get(error.code, 422), error.code, f"{who}{error.detail}")
         case DataError():
             return ApiError(422, "invalid", error.rule)

@@ -19,7 +19,7 @@ from mrmodel.server.errors import ApiError, BusyError, api_error
 log = logging.getLogger(__name__)
 
 # Jobs that wait or run; one more is refused.
-_MOST_OPEN = 64
+_OPEN, _MOST_OPEN = ("queued", "running"), 64
 # Ended jobs that are remembered, with their files.
 _MOST_ENDED = 200
 _RETRY_S = 10
@@ -105,7 +105,7 @@ class Jobs:
         """
         job = Job(secrets.token_hex(10), kind, request_id)
         with self._lock:
-            if sum(one.state in ("queued", "running") for one in self._jobs.values()) >= _MOST_OPEN:
+            if self.open() >= _MOST_OPEN:
                 raise BusyError(_RETRY_S)
             self._forget_oldest()
             self._jobs[job.id] = job
@@ -142,7 +142,7 @@ class Jobs:
 
     def open(self) -> int:
         """Jobs that wait or run."""
-        return sum(job.state in ("queued", "running") for job in list(self._jobs.values()))
+        return sum(job.state in _OPEN for job in list(self._jobs.values()))
 
     def close(self) -> None:
         """Cancel all jobs, wait for those that run, and delete all files."""
@@ -173,7 +173,7 @@ class Jobs:
         self._on_end(job)
 
     def _forget_oldest(self) -> None:
-        ended = [one for one in self._jobs.values() if one.state not in ("queued", "running")]
+        ended = [one for one in self._jobs.values() if one.state not in _OPEN]
         for job in ended[: max(0, len(ended) - _MOST_ENDED)]:
             del self._jobs[job.id]
             if job.folder is not None:

@@ -15,6 +15,7 @@ from mrmodel.addresses import scheme_of, shown, sqlite_address
 from mrmodel.errors import ConfigError, RegistryError
 from mrmodel.files import one_at_a_time
 from mrmodel.processes import hide_user
+from mrmodel.text import shortened
 
 ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
 # Of a message, in characters.
@@ -102,8 +103,7 @@ def mlflow_faults() -> tuple[type[Exception], ...]:
 def said_by_mlflow(error: Exception) -> str:
     """The message of one of `mlflow_faults` as one line without passwords."""
     text = " ".join(str(getattr(error, "orig", None) or error).split())
-    text = hide_user(text)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return shortened(hide_user(text), _LONGEST)
 
 
 def _check(address: str) -> None:

@@ -106,8 +106,6 @@ def write_mlflow_model(
     prepare_mlflow()
     import mlflow.pyfunc
 
-    pass  # EMPTY
-
     config = read_model_config(folder)
     with tempfile.TemporaryDirectory(prefix="mrmodel-log-") as name:
         workshop = Path(name)

@@ -59,7 +59,7 @@ def test_a_timeline_read_back_is_off_by_a_frame_at_most(
     moments: list[Moment], rate: Fraction
 ) -> None:
     hits = [Hit(VIDEO, "a cat", moment) for moment in moments]
-    text = timeline_of("hits", hits, {VIDEO: index_of(rate)})
+    text = timeline_of(hits, {VIDEO: index_of(rate)})
     tracks = otio.adapters.read_from_string(text, "otio_json").tracks
     assert [track.kind for track in tracks] == ["Video", "Audio"]
     for track in tracks:
@@ -74,7 +74,7 @@ def test_a_timeline_read_back_is_off_by_a_frame_at_most(
 def test_an_edl_read_back_is_off_by_a_frame_at_most(moments: list[Moment], rate: Fraction) -> None:
     """At the rate of its timecodes; frames follow each other without a gap."""
     hits = [Hit(VIDEO, "a cat", moment) for moment in moments]
-    ((counting, text),) = edls_of("hits", hits, {VIDEO: index_of(rate)}).items()
+    ((counting, text),) = edls_of(hits, {VIDEO: index_of(rate)}).items()
     assert counting.rate in STANDARD_RATES
     assert f"FCM: {'' if counting.drop else 'NON-'}DROP FRAME" in text.splitlines()
     read = otio.adapters.read_from_string(text, "cmx_3600", rate=float(counting.rate))
@@ -93,13 +93,13 @@ def test_drop_frame_survives_a_round_trip(moment: Moment) -> None:
     """29.97 frames a second: OTIO to EDL and back, frame by frame."""
     indexes = {VIDEO: index_of(NTSC, timecode="00:59:58;10")}
     first = otio.opentime.from_timecode("00:59:58;10", float(NTSC)).value
-    ((counting, text),) = edls_of("hits", [Hit(VIDEO, "a cat", moment)], indexes).items()
+    ((counting, text),) = edls_of([Hit(VIDEO, "a cat", moment)], indexes).items()
     assert counting == Counting(NTSC, drop=True)
     (event,) = [line for line in text.splitlines() if line.startswith("001")]
     assert event.count(";") == 4
     read = otio.adapters.read_from_string(text, "cmx_3600", rate=float(NTSC))
     (clip,) = read.find_clips()
-    timeline = timeline_of("hits", [Hit(VIDEO, "a cat", moment)], indexes)
+    timeline = timeline_of([Hit(VIDEO, "a cat", moment)], indexes)
     source = otio.adapters.read_from_string(timeline, "otio_json").tracks[0][0].source_range
     assert clip.source_range.start_time.value == source.start_time.value >= first
     assert clip.source_range.duration.value == source.duration.value
@@ -110,7 +110,7 @@ def test_a_timecode_without_dropped_numbers_keeps_them() -> None:
     """The EDL names the frames as the camera did."""
     indexes = {VIDEO: index_of(NTSC, timecode="01:00:00:00")}
     hit = Hit(VIDEO, "a cat", Moment(1800 / float(NTSC), 3600 / float(NTSC), 0.5))
-    ((counting, text),) = edls_of("hits", [hit], indexes).items()
+    ((counting, text),) = edls_of([hit], indexes).items()
     assert counting == Counting(NTSC, drop=False)
     assert "FCM: NON-DROP FRAME" in text
     assert "01:01:00:00 01:02:00:00 00:00:00:00 00:01:00:00" in text
@@ -125,13 +125,13 @@ def test_a_variable_rate_is_the_average_and_the_files_say_so(tmp_path: Path) -> 
     worst = max(abs(float(time) - n / float(index.rate)) for n, time in enumerate(times_s))
     assert index.deviation_s == pytest.approx(worst, abs=1e-3)
     hit = Hit(video, "a cat", Moment(0.5, 2.0, 0.5))
-    timeline = json.loads(timeline_of("hits", [hit], {video: index}))
+    timeline = json.loads(timeline_of([hit], {video: index}))
     clip = timeline["tracks"]["children"][0]["children"][0]
     stated = clip["metadata"]["mrmodel"]
     assert stated["greatest_deviation_s"] == index.deviation_s
     assert not stated["constant_rate"]
     assert clip["source_range"]["start_time"]["rate"] == float(index.rate)
-    (edl,) = edls_of("hits", [hit], {video: index}).values()
+    (edl,) = edls_of([hit], {video: index}).values()
     assert f"up to {index.deviation_s:.3f} s away from their times" in edl
 
 
@@ -139,7 +139,7 @@ def test_videos_of_different_rates_have_an_edl_each() -> None:
     videos = [Path("/a/lake one.mp4"), Path("/b/lake one.mp4"), Path("/c/lakeone2.mp4")]
     rates = [Fraction(25), Fraction(25), NTSC]
     indexes = {video: index_of(rate) for video, rate in zip(videos, rates, strict=True)}
-    edls = edls_of("hits", [Hit(video, "a", Moment(1, 2, 0.5)) for video in videos], indexes)
+    edls = edls_of([Hit(video, "a", Moment(1, 2, 0.5)) for video in videos], indexes)
     assert list(map(str, edls)) == ["25", "29.97_drop"]
     reels = [
         line.split()[1] for text in edls.values() for line in text.splitlines() if " C " in line
@@ -153,7 +153,7 @@ def test_videos_of_different_rates_have_an_edl_each() -> None:
 )
 def test_a_rate_that_timecode_lacks_is_counted_by_the_clock(rate: Fraction, counted: str) -> None:
     hit = Hit(VIDEO, "a cat", Moment(3600.0, 3602.0, 0.5))
-    ((counting, text),) = edls_of("hits", [hit], {VIDEO: index_of(rate)}).items()
+    ((counting, text),) = edls_of([hit], {VIDEO: index_of(rate)}).items()
     assert str(counting) == counted
     assert re.search(r"01:00:00[:;]00 01:00:02[:;]0[0-3] ", text) is not None
 
@@ -161,11 +161,9 @@ def test_a_rate_that_timecode_lacks_is_counted_by_the_clock(rate: Fraction, coun
 def test_an_edl_holds_999_events() -> None:
     hits = [Hit(VIDEO, "a cat", Moment(1, 2, 0.5))] * 1000
     with pytest.raises(DataError, match="1000 hits: an EDL holds at most 999"):
-        edls_of("hits", hits, {VIDEO: index_of(NTSC)})
+        edls_of(hits, {VIDEO: index_of(NTSC)})
 
 
 def test_a_silent_video_has_no_track_of_sound() -> None:
-    text = timeline_of(
-        "hits", [Hit(VIDEO, "a", Moment(1, 2, 0.5))], {VIDEO: index_of(NTSC, sound="")}
-    )
+    text = timeline_of([Hit(VIDEO, "a", Moment(1, 2, 0.5))], {VIDEO: index_of(NTSC, sound="")})
     assert [track["kind"] for track in json.loads(text)["tracks"]["children"]] == ["Video"]
