@@ -27,7 +27,7 @@ from mrmodel.orchestrate.markdown import stages_markdown
 from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.orchestrate.run_branch import workspace
 from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
-from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
+from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages
 
 # Maximum of parallel stages; on workers the pools' limits apply, and waiting costs nothing.
 _AT_ONCE = 64
@@ -63,7 +63,7 @@ def orchestrate(
         with open_pipeline_run(places, clone, targets, params or {}) as record:
             graph = StageGraph(clone.folder, REMOTE if places.remote else None, result_store.wait)
             scheduler = Scheduler(graph, result_store, clone.config.orchestrate, clone.rev, targets)
-            scheduler.parent_run = run_id_of(record)
+            scheduler.parent_run = record.run_id()
             follow(scheduler, here)
             record_stages(record, scheduler)
         said = ", ".join(

@@ -12,9 +12,6 @@ from mrmodel.orchestrate.scheduler import Scheduler, StageRow
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.run import TrackedRun, open_run
 
-# MLflow's import and a new database take seconds; without a reachable server there is no parent.
-_PATIENCE_S = 30.0
-
 
 @contextmanager
 def open_pipeline_run(
@@ -39,11 +36,6 @@ def open_pipeline_run(
     with open_run(settings, spec) as record:
         record.params({"targets": list(targets) or "all", "rev": clone.rev, "changed": params})
         yield record
-
-
-def run_id_of(record: TrackedRun) -> str | None:
-    """The id that the runs of stages take as their parent."""
-    return record.run_id(_PATIENCE_S)
 
 
 def record_stages(record: TrackedRun, scheduler: Scheduler) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mrmodel.config.schema import TrackingSettings
 from mrmodel.errors import StoppedEarly
@@ -22,10 +22,15 @@ log = logging.getLogger(__name__)
 
 # Parent run of the runs of stages; set for stages of an orchestrated run.
 PARENT = "MRMODEL_PARENT_RUN"
+# MLflow's import and a new database take seconds.
+PATIENCE_S = 30.0
 
 
-class TrackedRun(Protocol):
-    """An open run; its methods neither block nor fail."""
+class TrackedRun:
+    """An open run; its methods neither block nor fail.
+
+    This class itself logs nothing: it is the run where tracking is off.
+    """
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Log `figures` at `step`."""
@@ -53,45 +58,14 @@ class TrackedRun(Protocol):
 
         With the name of this run, it is this run itself.
         """
-
-    def run_id(self, patience_s: float) -> str | None:
-        """MLflow's id of the run; None: it has none yet after `patience_s` seconds."""
-
-
-class NullRun:
-    """A run that logs nothing, for when tracking is off."""
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def params(self, tree: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def file(self, path: Path) -> None:
-        """Do nothing."""
-
-    def text(self, name: str, content: str) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Do nothing."""
-
-    def fail(self, reason: str) -> None:
-        """Do nothing."""
-
-    def child_run(self, name: str) -> AbstractContextManager[TrackedRun]:
-        """A run that logs nothing."""
         return nullcontext(self)
 
-    def run_id(self, patience_s: float) -> str | None:
-        """None."""
+    def run_id(self, patience_s: float = PATIENCE_S) -> str | None:
+        """MLflow's id of the run; None: it has none yet after `patience_s` seconds."""
         return None
 
 
-class EventLogRun:
+class EventLogRun(TrackedRun):
     """A run that writes to an event log."""
 
     def __init__(self, event_log: EventLog, name: str, key: int) -> None:
@@ -137,7 +111,7 @@ class EventLogRun:
         with _ending(child_run):
             yield child_run
 
-    def run_id(self, patience_s: float) -> str | None:
+    def run_id(self, patience_s: float = PATIENCE_S) -> str | None:
         """Wait for the run id."""
         return self._event_log.run_id(patience_s)
 
@@ -155,8 +129,8 @@ _current: ContextVar[TrackedRun] = ContextVar("record")
 
 
 def current_run() -> TrackedRun:
-    """The run of the current stage; a `NullRun` if there is none."""
-    return _current.get(NullRun())
+    """The run of the current stage; one that logs nothing if there is none."""
+    return _current.get(TrackedRun())
 
 
 @contextmanager
@@ -169,7 +143,7 @@ def open_run(settings: TrackingSettings, spec: RunSpec) -> Iterator[TrackedRun]:
     """
     event_log = _start(spec) if settings.enabled else None
     if event_log is None:
-        yield NullRun()
+        yield TrackedRun()
         return
     record = EventLogRun(event_log, spec.stage or spec.name, 0)
     token = _current.set(record)

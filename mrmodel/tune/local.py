@@ -24,15 +24,12 @@ from mrmodel.tune.storage import open_storage, storage_address
 from mrmodel.tune.study import TrialQueue
 from mrmodel.tune.worker_pool import LocalWorkerPool
 
-# MLflow's import and a new database take seconds; without a parent run, trials are not tracked.
-PATIENCE_S = 30.0
-
 
 def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResult:
     """Start or resume; raises as `search.search`, and if another process runs this search."""
     address, folder = storage_address(paths.state), paths.state / "tune" / config.tune.study
     with alone(folder), open_search_record(config, paths) as record:
-        run_id, workers = record.run_id(PATIENCE_S), config.tune.workers
+        run_id, workers = record.run_id(), config.tune.workers
         worker_pool = LocalWorkerPool(address, folder / "workers", run_id, workers)
         storage = open_storage(address)
         store = str((paths.state / "tune").resolve())

@@ -20,7 +20,6 @@ from mrmodel.stages.paths import Paths
 from mrmodel.tune import report
 from mrmodel.tune.apply import apply_changes
 from mrmodel.tune.local import (
-    PATIENCE_S,
     SearchProgress,
     alone,
     open_search_record,
@@ -111,7 +110,7 @@ def search_revision(
         paths, name = Paths(config), config.tune.study
         with alone(places.state / "tune" / name), open_search_record(config, paths) as record:
             fetch_annotations(places, config)
-            worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id(PATIENCE_S)))
+            worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id()))
             store = f"{places.result_store.rstrip('/')}/tune"
             verdict = search(
                 config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))

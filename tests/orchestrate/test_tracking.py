@@ -15,7 +15,7 @@ from mrmodel.orchestrate.result_store import ResultStore
 from mrmodel.orchestrate.run_branch import RunBranch, workspace
 from mrmodel.orchestrate.scheduler import ScheduledStage, Scheduler, StageOutcome
 from mrmodel.orchestrate.stage_process import Listener, StageFailed, run_stage_process
-from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages, run_id_of
+from mrmodel.orchestrate.tracking import open_pipeline_run, record_stages
 from tests.orchestrate.test_stage_runner import Bench, tracked
 
 __all__ = ["tracked"]
@@ -64,7 +64,7 @@ def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowCli
             open_pipeline_run(tracked.places, clone, ["report"], change) as record,
             scheduling(clone, tracked.places) as scheduler,
         ):
-            scheduler.parent_run = run_id_of(record)
+            scheduler.parent_run = record.run_id()
             finish(scheduler)
             record_stages(record, scheduler)
         revision, branch = clone.rev, clone.branch
@@ -103,7 +103,7 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
         open_pipeline_run(tracked.places, clone, [], {}) as record,
         scheduling(clone, tracked.places) as scheduler,
     ):
-        scheduler.parent_run = run_id_of(record)
+        scheduler.parent_run = record.run_id()
         finish(scheduler)
         record_stages(record, scheduler)
     found = runs(client)
@@ -144,7 +144,7 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
         workspace(tracked.places, "HEAD") as clone,
         open_pipeline_run(tracked.places, clone, [], {}) as record,
     ):
-        parent = run_id_of(record)
+        parent = record.run_id()
         experiment = client.get_experiment_by_name("mrmodel").experiment_id
         tags = {"stage": "pretrain", "machine": "another", "mlflow.parentRunId": parent}
         lost = client.create_run(experiment, tags=tags).info.run_id
@@ -160,4 +160,4 @@ def test_without_tracking_there_is_no_parent(tracked: Bench) -> None:
         workspace(tracked.places, "HEAD") as clone,
         open_pipeline_run(tracked.places, clone, [], {}) as record,
     ):
-        assert run_id_of(record) is None
+        assert record.run_id() is None

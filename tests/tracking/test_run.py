@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from infra.local.process import free_ports
 from mrmodel.config.schema import TrackingSettings
 from mrmodel.tracking.event_log import RunSpec
-from mrmodel.tracking.run import NullRun, current_run, open_run
+from mrmodel.tracking.run import TrackedRun, current_run, open_run
 from mrmodel.tracking.stage_metrics import learning_curves
 from tests.services import Service
 
@@ -116,7 +116,7 @@ def test_a_run_keeps_all_that_is_said(state: Path) -> None:
         record.file(state / "figures.json")
         (state / "figures.json").write_text('{"best": 2}')
         told = record.run_id(60)
-    assert isinstance(current_run(), NullRun), "inside the block only"
+    assert type(current_run()) is TrackedRun, "inside the block only"
     run = runs(state)["finetune@m"]
     assert run.info.run_id == told
     assert run.info.status == "FINISHED"
@@ -166,7 +166,7 @@ def test_parts_are_runs_below_the_run(state: Path) -> None:
 def test_nothing_is_written_and_no_process_started_when_it_is_off(tmp_path: Path) -> None:
     off = TrackingSettings(enabled=False, experiment="trial")
     with open_run(off, spec(tmp_path)) as record:
-        assert isinstance(record, NullRun)
+        assert type(record) is TrackedRun
         record.log({"loss": 1.0}, 1)
         assert not recorders(tmp_path)
     assert list(tmp_path.iterdir()) == []
