@@ -133,7 +133,7 @@ class Blip2Vision(nn.Module):
         return state
 
 
-class Blip2VideoEncoder(UserWeightsVideoEncoder):
+class Blip2VideoEncoder(UserWeightsVideoEncoder[Blip2SetConfig]):
     """The state of the first query token, for one frame per clip."""
 
     name: ClassVar[str] = "blip2.video768"
@@ -168,7 +168,7 @@ class Blip2VideoEncoder(UserWeightsVideoEncoder):
         return rows
 
 
-class Blip2TextEncoder(UserWeightsTextEncoder):
+class Blip2TextEncoder(UserWeightsTextEncoder[Blip2SetConfig]):
     """States of [CLS], of the tokens and of [SEP], in this order."""
 
     name: ClassVar[str] = "blip2.text768"
@@ -191,10 +191,6 @@ class Blip2TextEncoder(UserWeightsTextEncoder):
     def _model(self) -> Blip2Text:
         config = self.config
         return self.weights.load(lambda: Blip2Text(config), self.device, torch.float32)
-
-    def _run(self, token_ids: Tensor) -> Tensor:
-        states: Tensor = self._model(token_ids)
-        return states
 
 
 def build_vision(config: Blip2SetConfig) -> Any:

@@ -30,20 +30,15 @@ from mrmodel.video.sampling import FrameSampling
 _SPREAD = tuple(value + 1e-8 for value in CLIP_SPREAD)
 
 
-class ClipVideoEncoder(UserWeightsVideoEncoder):
+class ClipVideoEncoder(UserWeightsVideoEncoder[ClipConfig]):
     """The projected image vector of one frame per clip, not of unit length."""
 
     name: ClassVar[str] = "clip_b32.video512"
     set_name: ClassVar[str] = "clip_b32"
     dim: ClassVar[int] = 512
+    config_type = ClipConfig
+    network = ClipVision
     gpu_batch: ClassVar[int] = 256
-
-    @cached_property
-    def config(self) -> ClipConfig:
-        """Sizes of the network."""
-        config = self.weights.config(ClipConfig)
-        self.weights.require_width("projection", config.projection, self.dim)
-        return config
 
     @cached_property
     def sampling(self) -> FrameSampling:
@@ -51,17 +46,13 @@ class ClipVideoEncoder(UserWeightsVideoEncoder):
         side = self.config.image_size
         return FrameSampling(1, (side, side), "ffmpeg_fps", "bicubic", "crop")
 
-    @cached_property
-    def _model(self) -> ClipVision:
-        return self.weights.load(lambda: ClipVision(self.config), self.device, self.config.dtype)
-
     def _run(self, frames: Tensor) -> Tensor:
         pixels = normalise_pixels(frames[:, 0], CLIP_MEAN, _SPREAD, self.config.dtype)
         rows: Tensor = self._model(pixels)
         return rows
 
 
-class ClipTextEncoder(UserWeightsTextEncoder):
+class ClipTextEncoder(UserWeightsTextEncoder[ClipConfig]):
     """Token states before the projection, start and end tokens included: the published features.
 
     They have 512 channels, as the clip vectors do, but lie in another space.
@@ -70,27 +61,15 @@ class ClipTextEncoder(UserWeightsTextEncoder):
     name: ClassVar[str] = "clip_b32.text512"
     set_name: ClassVar[str] = "clip_b32"
     dim: ClassVar[int] = 512
+    config_type = ClipConfig
+    network = ClipText
+    width: ClassVar[str] = "text.width"
     layout: ClassVar[RowLayout] = "start, tokens, end"
-
-    @cached_property
-    def config(self) -> ClipConfig:
-        """Sizes of the network."""
-        config = self.weights.config(ClipConfig)
-        self.weights.require_width("text.width", config.text.width, self.dim)
-        return config
 
     @property
     def max_tokens(self) -> int:
         """Longer texts are truncated; start and end tokens count."""
         return self.config.positions
-
-    @cached_property
-    def _model(self) -> ClipText:
-        return self.weights.load(lambda: ClipText(self.config), self.device, self.config.dtype)
-
-    def _run(self, token_ids: Tensor) -> Tensor:
-        states: Tensor = self._model(token_ids)
-        return states
 
 
 class ClipJointTextEncoder(ClipTextEncoder):
@@ -101,17 +80,12 @@ class ClipJointTextEncoder(ClipTextEncoder):
     """
 
     name: ClassVar[str] = "clip_b32.joint_text512"
+    width: ClassVar[str] = "projection"
     layout: ClassVar[RowLayout] = "sentence, tokens"
 
-    @cached_property
-    def config(self) -> ClipConfig:
-        """Sizes of the network."""
-        config = self.weights.config(ClipConfig)
-        self.weights.require_width("projection", config.projection, self.dim)
-        return config
-
-    def _run(self, token_ids: Tensor) -> Tensor:
-        return self._model.project(self._model(token_ids))
+    def _run(self, batch: Tensor) -> Tensor:
+        states: Tensor = self._model.project(self._model(batch))
+        return states
 
     def _arrange(self, states: Tensor) -> Rows:
         sentence = F.normalize(states[-1:], dim=-1)

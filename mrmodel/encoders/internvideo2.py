@@ -22,7 +22,7 @@ from mrmodel.encoders.torch_base import (
     UserWeightsVideoEncoder,
     normalise_pixels,
 )
-from mrmodel.encoders.user_weights import Count, SetConfig, WeightSet, require_whole_patches
+from mrmodel.encoders.user_weights import Count, SetConfig, require_whole_patches
 from mrmodel.video.sampling import FrameSampling
 
 
@@ -90,18 +90,15 @@ class ProjectedText(nn.Module):
         return projected
 
 
-class InternVideo2VideoEncoder(UserWeightsVideoEncoder):
+class InternVideo2VideoEncoder(UserWeightsVideoEncoder[InternVideo2Config]):
     """One vector per clip, from the middle frames of its four quarters."""
 
     name: ClassVar[str] = "internvideo2_1b.video512"
     set_name: ClassVar[str] = "internvideo2_1b"
     dim: ClassVar[int] = 512
+    config_type = InternVideo2Config
+    network = ProjectedVision
     gpu_batch: ClassVar[int] = 32
-
-    @cached_property
-    def config(self) -> InternVideo2Config:
-        """Sizes of the network, and its input settings."""
-        return _config(self.weights, self.dim)
 
     @cached_property
     def sampling(self) -> FrameSampling:
@@ -109,46 +106,23 @@ class InternVideo2VideoEncoder(UserWeightsVideoEncoder):
         side = self.config.image_size
         return FrameSampling(self.config.frames, (side, side), "middle", self.config.resize)
 
-    @cached_property
-    def _model(self) -> ProjectedVision:
-        config = self.config
-        return self.weights.load(lambda: ProjectedVision(config), self.device, config.dtype)
-
     def _run(self, frames: Tensor) -> Tensor:
         pixels = normalise_pixels(frames, IMAGENET_MEAN, IMAGENET_SPREAD, self.config.dtype)
         rows: Tensor = self._model(pixels.transpose(1, 2))
         return rows
 
 
-class InternVideo2TextEncoder(UserWeightsTextEncoder):
+class InternVideo2TextEncoder(UserWeightsTextEncoder[InternVideo2Config]):
     """The projected states of [CLS], of the tokens and of [SEP], in this order."""
 
     name: ClassVar[str] = "internvideo2_1b.text512"
     set_name: ClassVar[str] = "internvideo2_1b"
     dim: ClassVar[int] = 512
+    config_type = InternVideo2Config
+    network = ProjectedText
     layout: ClassVar[RowLayout] = "sentence, tokens, end"
-
-    @cached_property
-    def config(self) -> InternVideo2Config:
-        """Sizes of the network."""
-        return _config(self.weights, self.dim)
 
     @property
     def max_tokens(self) -> int:
         """Longer texts are truncated; [CLS] and [SEP] count."""
         return min(self.config.max_tokens, self.config.text.positions)
-
-    @cached_property
-    def _model(self) -> ProjectedText:
-        config = self.config
-        return self.weights.load(lambda: ProjectedText(config), self.device, config.dtype)
-
-    def _run(self, token_ids: Tensor) -> Tensor:
-        rows: Tensor = self._model(token_ids)
-        return rows
-
-
-def _config(weights: WeightSet, dim: int) -> InternVideo2Config:
-    config = weights.config(InternVideo2Config)
-    weights.require_width("projection", config.projection, dim)
-    return config

@@ -15,12 +15,13 @@ from mrmodel.video.sampling import FrameSampling, SamplingRule
 _MEAN, _SPREAD = (0.45,) * 3, (0.225 + 1e-8,) * 3
 
 
-class SlowFastVideoEncoder(UserWeightsVideoEncoder):
+class SlowFastVideoEncoder(UserWeightsVideoEncoder[SlowFastConfig]):
     """Pooled features of both pathways, slow before fast, non-negative."""
 
     name: ClassVar[str] = "slowfast.video2304"
     set_name: ClassVar[str] = "slowfast"
     dim: ClassVar[int] = 2304
+    network = SlowFast
     gpu_batch: ClassVar[int] = 32
 
     @cached_property
@@ -37,10 +38,6 @@ class SlowFastVideoEncoder(UserWeightsVideoEncoder):
         rule: SamplingRule = "hero" if config.compat == "hero" else "middle"
         size = (config.image_size, config.image_size)
         return FrameSampling(config.frames, size, rule, "bicubic", "crop")
-
-    @cached_property
-    def _model(self) -> SlowFast:
-        return self.weights.load(lambda: SlowFast(self.config), self.device, self.config.dtype)
 
     def _run(self, frames: Tensor) -> Tensor:
         pixels = normalise_pixels(frames, _MEAN, _SPREAD, self.config.dtype)

@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, ClassVar
+from operator import attrgetter
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrmodel.devices import pick_device
 from mrmodel.encoders.base import (
@@ -133,16 +134,27 @@ class TokenBatches:
 _CLIPS_SCHEMA = 2
 
 
-class _UserWeightsEncoder(ABC):
+C = TypeVar("C", bound=SetConfig)
+
+
+class _UserWeightsEncoder(ABC, Generic[C]):
     """An encoder of the weight set `set_name`.
 
     Args:
         weights: replaces the set in the user's weights folder.
+
+    Attributes:
+        config_type: class of the set's config.json.
+        network: makes the network from it.
+        width: dotted name in it of the number of channels, which must be `dim`.
     """
 
     name: ClassVar[str]
     set_name: ClassVar[str]
     dim: ClassVar[int]
+    config_type: type[C]
+    network: ClassVar[type[nn.Module]]
+    width: ClassVar[str] = "projection"
     # Their major versions are part of the fingerprint.
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
@@ -150,14 +162,20 @@ class _UserWeightsEncoder(ABC):
         self.weights = weights or WeightSet(self.set_name)
         self.device = encoder_device()
 
-    @property
-    @abstractmethod
-    def config(self) -> SetConfig:
+    @cached_property
+    def config(self) -> C:
         """config.json of the set, checked to fit `dim`.
 
         Raises:
             WeightsError: the set is missing, or is another one.
         """
+        config = self.weights.config(self.config_type)
+        self.weights.require_width(self.width, attrgetter(self.width)(config), self.dim)
+        return config
+
+    @cached_property
+    def _model(self) -> Any:
+        return self.weights.load(lambda: self.network(self.config), self.device, self.config.dtype)
 
     @abstractmethod
     def _run(self, batch: Tensor) -> Tensor:
@@ -168,7 +186,7 @@ class _UserWeightsEncoder(ABC):
         return {"config": self.config.model_dump(mode="json"), "weights": self.weights.digests()}
 
 
-class UserWeightsVideoEncoder(_UserWeightsEncoder):
+class UserWeightsVideoEncoder(_UserWeightsEncoder[C]):
     """A network over the frames of a clip."""
 
     modality: ClassVar[Modality] = "video"
@@ -199,7 +217,7 @@ class UserWeightsVideoEncoder(_UserWeightsEncoder):
         return shared | self._recipe()
 
 
-class UserWeightsTextEncoder(_UserWeightsEncoder):
+class UserWeightsTextEncoder(_UserWeightsEncoder[C]):
     """A network over the tokens of a sentence."""
 
     modality: ClassVar[Modality] = "text"
@@ -228,6 +246,10 @@ class UserWeightsTextEncoder(_UserWeightsEncoder):
     @cached_property
     def _batches(self) -> TokenBatches:
         return TokenBatches(self._run, self.device)
+
+    def _run(self, batch: Tensor) -> Tensor:
+        states: Tensor = self._model(batch)
+        return states
 
     def _arrange(self, states: Tensor) -> Rows:
         """Turn the states of all tokens, special ones included, into the stored rows."""
