@@ -15,7 +15,7 @@ tests) runs through the same code as the published one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from mrmodel.errors import WeightsError
+from mrmodel.errors import UnknownNameError, WeightsError
 from mrmodel.files import read_text, sha256_of, write_json
 
 if TYPE_CHECKING:  # Stages read locks without PyTorch, which takes two seconds.
@@ -156,6 +156,18 @@ def weights_root() -> Path:
         return Path(named)
     root = os.environ.get("XDG_DATA_HOME")
     return (Path(root) if root else Path.home() / ".local" / "share") / "mrmodel" / "weights"
+
+
+def chosen_sets(names: Sequence[str], root: Path | None = None) -> list[str]:
+    """The sets `names`; if it is empty, all in the weights folder (or in `root`).
+
+    Raises:
+        UnknownNameError: no such set.
+    """
+    for name in names:
+        if name not in PUBLISHED:
+            raise UnknownNameError("weight set", name, PUBLISHED)
+    return list(names) or [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
 
 
 class WeightSet:

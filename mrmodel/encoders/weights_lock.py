@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mrmodel.components import ENCODERS
-from mrmodel.encoders.user_weights import FILES, LOCK, PUBLISHED, WeightSet
-from mrmodel.errors import UnknownNameError, WeightsError
+from mrmodel.encoders.user_weights import FILES, LOCK, PUBLISHED, WeightSet, chosen_sets
+from mrmodel.errors import WeightsError
 from mrmodel.files import digest_of, read_text, replaced_folder, write_json
 from mrmodel.storage import Store
 
@@ -66,12 +66,8 @@ def pin_sets(path: Path, names: Sequence[str], root: Path | None = None) -> Pins
         UnknownNameError: no such set.
         WeightsError: a set is missing or changed.
     """
-    for name in names:
-        if name not in PUBLISHED:
-            raise UnknownNameError("weight set", name, PUBLISHED)
-    pins = read_pins(path)
-    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
-    for name in names or present:
+    chosen, pins = chosen_sets(names, root), read_pins(path)
+    for name in chosen:
         weights = WeightSet(name, root)
         weights.verify()
         pins[name] = weights.lock().files
@@ -120,9 +116,8 @@ def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> l
         WeightsError: a set is missing or changed.
         StorageError: the store is unreachable or rejects the request.
     """
-    _require_known(names)
-    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
-    for name in names or present:
+    chosen = chosen_sets(names, root)
+    for name in chosen:
         weights = WeightSet(name, root)
         weights.verify()
         files = weights.lock().files
@@ -131,7 +126,7 @@ def push_sets(store: Store, names: Sequence[str], root: Path | None = None) -> l
                 store.upload(_file_key(name, digest), weights.folder / file)
         # Last: a set with a lock is complete.
         store.upload(_lock_key(name, files), weights.folder / LOCK)
-    return list(names or present)
+    return chosen
 
 
 def pull_sets(
@@ -153,9 +148,8 @@ def pull_sets(
         WeightsError: a set is not pinned, or the store lacks the pinned version.
         StorageError: the store is unreachable, or holds other bytes than were uploaded.
     """
-    _require_known(names)
     pins, pulled = read_pins(pin_file), []
-    for name in names or pins:
+    for name in chosen_sets(names) if names else pins:
         if name not in pins:
             raise WeightsError(f"{name}: not pinned in {pin_file}; known: {', '.join(pins)}")
         weights = WeightSet(name, root)
@@ -185,12 +179,6 @@ def _holds(weights: WeightSet, files: dict[str, str]) -> bool:
     except WeightsError:
         return False
     return weights.lock().files == files
-
-
-def _require_known(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in PUBLISHED:
-            raise UnknownNameError("weight set", name, PUBLISHED)
 
 
 def _file_key(name: str, digest: str) -> str:

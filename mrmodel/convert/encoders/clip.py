@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mrmodel.convert.encoders.recipe import Recipe, TextReading, count_layers, size_of
+from mrmodel.convert.encoders.recipe import Recipe, TextReading, shapes_of
 from mrmodel.convert.encoders.vocabulary import clip_tokenizer
+from mrmodel.convert.settings import Shapes, count_layers, size_of
 from mrmodel.encoders.networks.clip import ClipConfig, ClipText, ClipVision
 from mrmodel.encoders.user_weights import TransformerSizes
 
@@ -54,7 +55,7 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[ClipConfig, dict[str, Tensor
     for name, tensor in tensors.items():
         if not _LEFT_OUT.match(name):
             converted |= _renamed(name, tensor)
-    return _config(converted), converted
+    return _config(shapes_of(converted)), converted
 
 
 def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -70,28 +71,28 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{stem}.{letter}_proj.{kind}": part.contiguous() for letter, part in thirds}
 
 
-def _config(tensors: Mapping[str, Tensor]) -> ClipConfig:
-    patch = size_of(tensors, "vision_model.embeddings.patch_embedding.weight", 2)
-    positions = size_of(tensors, "vision_model.embeddings.position_embedding.weight", 0)
+def _config(shapes: Shapes) -> ClipConfig:
+    patch = size_of(shapes, "vision_model.embeddings.patch_embedding.weight", 2)
+    positions = size_of(shapes, "vision_model.embeddings.position_embedding.weight", 0)
     return ClipConfig(
-        vision=_sizes(tensors, "vision_model"),
+        vision=_sizes(shapes, "vision_model"),
         image_size=round((positions - 1) ** 0.5) * patch,
         patch=patch,
-        text=_sizes(tensors, "text_model"),
-        vocabulary=size_of(tensors, "text_model.embeddings.token_embedding.weight", 0),
-        positions=size_of(tensors, "text_model.embeddings.position_embedding.weight", 0),
-        projection=size_of(tensors, "text_projection.weight", 0),
+        text=_sizes(shapes, "text_model"),
+        vocabulary=size_of(shapes, "text_model.embeddings.token_embedding.weight", 0),
+        positions=size_of(shapes, "text_model.embeddings.position_embedding.weight", 0),
+        projection=size_of(shapes, "text_projection.weight", 0),
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor], part: str) -> TransformerSizes:
+def _sizes(shapes: Shapes, part: str) -> TransformerSizes:
     layers = f"{part}.encoder.layers."
-    width = size_of(tensors, f"{layers}0.mlp.fc1.weight", 1)
+    width = size_of(shapes, f"{layers}0.mlp.fc1.weight", 1)
     return TransformerSizes(
         width=width,
-        layers=count_layers(tensors, layers),
+        layers=count_layers(shapes, layers),
         heads=max(1, width // _HEAD),
-        mlp=size_of(tensors, f"{layers}0.mlp.fc1.weight", 0),
+        mlp=size_of(shapes, f"{layers}0.mlp.fc1.weight", 0),
     )
 
 

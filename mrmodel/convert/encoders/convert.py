@@ -30,10 +30,11 @@ from mrmodel.encoders.user_weights import (
     SetConfig,
     SetLock,
     WeightSet,
+    chosen_sets,
     read_part,
     require_fit,
 )
-from mrmodel.errors import CheckpointError, DataError, UnknownNameError, WeightsError
+from mrmodel.errors import CheckpointError, DataError, WeightsError
 from mrmodel.files import (
     atomic_path,
     parse_yaml,
@@ -266,13 +267,10 @@ def verify_weights(names: Sequence[str] = (), root: Path | None = None) -> list[
     Raises:
         UnknownNameError: no such set.
     """
-    for name in names:
-        if name not in PUBLISHED:
-            raise UnknownNameError("weight set", name, PUBLISHED)
+    chosen = chosen_sets(names, root)
     lock = WeightsLock()
     findings = [_packaged(lock, name) for name in lock.files]
-    present = [name for name in PUBLISHED if WeightSet(name, root).folder.is_dir()]
-    return findings + [_set(WeightSet(name, root)) for name in names or present]
+    return findings + [_set(WeightSet(name, root)) for name in chosen]
 
 
 def _packaged(lock: WeightsLock, name: str) -> Finding:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mrmodel.convert.encoders.recipe import Recipe, TextReading, count_layers, size_of
+from mrmodel.convert.encoders.recipe import Recipe, TextReading, shapes_of
 from mrmodel.convert.encoders.vocabulary import bert_tokenizer
+from mrmodel.convert.settings import Shapes, count_layers, size_of
 from mrmodel.encoders.internvideo2 import InternVideo2Config, ProjectedText, ProjectedVision
 from mrmodel.encoders.networks.bert import BertSizes
 from mrmodel.encoders.networks.internvideo2 import VisionSizes
@@ -48,7 +49,7 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[InternVideo2Config, dict[str
         for name, tensor in tensors.items()
         if not _LEFT_OUT.match(name) and not _is_beyond(name, depth)
     }
-    return _config(kept), kept
+    return _config(shapes_of(kept)), kept
 
 
 def _is_beyond(name: str, depth: int | None) -> bool:
@@ -56,43 +57,43 @@ def _is_beyond(name: str, depth: int | None) -> bool:
     return found is not None and depth is not None and int(found[1]) >= depth
 
 
-def _config(tensors: Mapping[str, Tensor]) -> InternVideo2Config:
-    vision = _vision(tensors)
+def _config(shapes: Shapes) -> InternVideo2Config:
+    vision = _vision(shapes)
     return InternVideo2Config(
         vision=vision,
-        text=_text(tensors),
-        projection=size_of(tensors, "vision_proj.weight", 0),
+        text=_text(shapes),
+        projection=size_of(shapes, "vision_proj.weight", 0),
         frames=vision.table_frames,
         image_size=vision.grid * vision.patch,
     )
 
 
-def _vision(tensors: Mapping[str, Tensor]) -> VisionSizes:
+def _vision(shapes: Shapes) -> VisionSizes:
     prefix = "vision_encoder."
-    patches = size_of(tensors, f"{prefix}img_pos_embed", 1) - 1
-    width = size_of(tensors, f"{prefix}patch_embed.proj.weight", 0)
+    patches = size_of(shapes, f"{prefix}img_pos_embed", 1) - 1
+    width = size_of(shapes, f"{prefix}patch_embed.proj.weight", 0)
     return VisionSizes(
         width=width,
-        layers=count_layers(tensors, f"{prefix}blocks."),
+        layers=count_layers(shapes, f"{prefix}blocks."),
         heads=_HEADS,
-        mlp=size_of(tensors, f"{prefix}blocks.0.mlp.fc1.weight", 0),
+        mlp=size_of(shapes, f"{prefix}blocks.0.mlp.fc1.weight", 0),
         pool_heads=_HEADS,
-        pooled=size_of(tensors, f"{prefix}clip_projector.cross_attn.proj.weight", 0),
-        patch=size_of(tensors, f"{prefix}patch_embed.proj.weight", 3),
+        pooled=size_of(shapes, f"{prefix}clip_projector.cross_attn.proj.weight", 0),
+        patch=size_of(shapes, f"{prefix}patch_embed.proj.weight", 3),
         grid=round(patches**0.5),
-        table_frames=(size_of(tensors, f"{prefix}pos_embed", 1) - 1) // patches,
+        table_frames=(size_of(shapes, f"{prefix}pos_embed", 1) - 1) // patches,
     )
 
 
-def _text(tensors: Mapping[str, Tensor]) -> BertSizes:
+def _text(shapes: Shapes) -> BertSizes:
     prefix = "text_encoder.bert."
     return BertSizes(
-        width=size_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 1),
-        layers=count_layers(tensors, f"{prefix}encoder.layer."),
+        width=size_of(shapes, f"{prefix}embeddings.word_embeddings.weight", 1),
+        layers=count_layers(shapes, f"{prefix}encoder.layer."),
         heads=_HEADS,
-        mlp=size_of(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
-        vocabulary=size_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 0),
-        positions=size_of(tensors, f"{prefix}embeddings.position_embeddings.weight", 0),
+        mlp=size_of(shapes, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
+        vocabulary=size_of(shapes, f"{prefix}embeddings.word_embeddings.weight", 0),
+        positions=size_of(shapes, f"{prefix}embeddings.position_embeddings.weight", 0),
     )
 
 

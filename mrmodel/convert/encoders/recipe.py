@@ -10,8 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mrmodel.convert.settings import Shapes
 from mrmodel.encoders.user_weights import SetConfig
-from mrmodel.errors import CheckpointError, WeightsError
+from mrmodel.errors import WeightsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +58,6 @@ class Recipe:
     read: Callable[[Path], dict[str, Tensor] | None] | None = None
 
 
-def size_of(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
-    """Length of a tensor along an axis.
-
-    Raises:
-        CheckpointError: the tensor or the axis does not exist.
-    """
-    if name not in tensors:
-        raise CheckpointError(f"{name} is missing, and a size of the network follows from it")
-    shape = tuple(tensors[name].shape)
-    if len(shape) <= axis:
-        raise CheckpointError(f"{name} is {shape}; expected more axes")
-    return shape[axis]
-
-
-def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of distinct layer indices after `prefix` in the names."""
-    return len(
-        {name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)}
-    )
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

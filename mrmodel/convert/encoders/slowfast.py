@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mrmodel.convert.encoders.recipe import Recipe, count_layers, size_of
+from mrmodel.convert.encoders.recipe import Recipe, shapes_of
+from mrmodel.convert.settings import Shapes, count_layers, size_of
 from mrmodel.encoders.networks.slowfast import SlowFast, SlowFastConfig, SlowFastStage
 from mrmodel.errors import CheckpointError
 
@@ -60,7 +61,7 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[SlowFastConfig, dict[str, Te
     kept = {name: tensor for name, tensor in tensors.items() if not _LEFT_OUT.match(name)}
     if "conv1_w" in kept:
         kept = {from_caffe2(name): tensor for name, tensor in kept.items()}
-    return _config(kept), kept
+    return _config(shapes_of(kept)), kept
 
 
 def from_caffe2(name: str) -> str:
@@ -122,23 +123,23 @@ def _scalar(dtype: np.dtype[Any], content: Any) -> Any:
     return np.frombuffer(data, dtype)[0]
 
 
-def _config(tensors: Mapping[str, Tensor]) -> SlowFastConfig:
-    stem = size_of(tensors, "s1.pathway0_stem.conv.weight", 0)
+def _config(shapes: Shapes) -> SlowFastConfig:
+    stem = size_of(shapes, "s1.pathway0_stem.conv.weight", 0)
     numbers = (2, 3, 4, 5)
-    first, second, third, fourth = (_stage(tensors, number) for number in numbers)
+    first, second, third, fourth = (_stage(shapes, number) for number in numbers)
     return SlowFastConfig(
         stem=stem,
         stages=(first, second, third, fourth),
-        fast_ratio=stem // max(1, size_of(tensors, "s1.pathway1_stem.conv.weight", 0)),
+        fast_ratio=stem // max(1, size_of(shapes, "s1.pathway1_stem.conv.weight", 0)),
     )
 
 
-def _stage(tensors: Mapping[str, Tensor], number: int) -> SlowFastStage:
+def _stage(shapes: Shapes, number: int) -> SlowFastStage:
     first = f"s{number}.pathway0_res0.branch2."
     return SlowFastStage(
-        blocks=count_layers(tensors, f"s{number}.pathway0_res"),
-        inner=size_of(tensors, f"{first}a.weight", 0),
-        out=size_of(tensors, f"{first}c.weight", 0),
+        blocks=count_layers(shapes, f"s{number}.pathway0_res"),
+        inner=size_of(shapes, f"{first}a.weight", 0),
+        out=size_of(shapes, f"{first}c.weight", 0),
     )
 
 
