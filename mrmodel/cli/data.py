@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from mrmodel.cli.options import CLIP_LEN, FiniteRange
+from mrmodel.cli.options import CLIP_LEN, FILE, FOLDER, NEW_FOLDER, FiniteRange
 from mrmodel.components import DATASETS
 
 
@@ -17,12 +17,8 @@ def group() -> None:
 
 
 @group.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--videos",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that must contain every video.",
-)
+@click.argument("file", type=FILE)
+@click.option("--videos", type=FOLDER, help="Folder that must contain every video.")
 @click.option(
     "--clip-len",
     type=CLIP_LEN,
@@ -61,10 +57,10 @@ def project_clip_len() -> float:
 
 @group.command()
 @click.argument("dataset", type=click.Choice(list(DATASETS)))
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=FOLDER)
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     default=Path("own_videos"),
     show_default=True,
     help="Output folder of the three splits.",
@@ -104,33 +100,33 @@ def convert(
 
 
 @group.command(name="intervid-mr")
-@click.argument("table", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("table", type=FILE)
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     required=True,
     help="Folder of the results; an interrupted build goes on there.",
 )
 @click.option(
     "--clips",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Feature store of the videos, or of the segments that are listed without it.",
 )
 @click.option(
     "--texts",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Feature store of the captions, in the space of --clips.",
 )
 @click.option(
     "--exclude",
     "excluded",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Evaluation videos: annotations (.jsonl) or one id a line. May be repeated.",
 )
 @click.option(
     "--benchmarks",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     default=Path("own_captions/benchmarks"),
     show_default=True,
     help="Published annotation files of intervid.captions.benchmarks, a folder for each.",
@@ -179,7 +175,7 @@ def intervid_mr(
 
 @group.command()
 @click.argument("address")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=NEW_FOLDER)
 @click.pass_context
 def link(context: click.Context, address: str, folder: Path) -> None:
     """Write a pointer into FOLDER for each video below ADDRESS (s3://bucket/folder).
@@ -205,7 +201,7 @@ def delivery_group() -> None:
 
 
 @delivery_group.command(name="check")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=FOLDER)
 @click.option("--rev", default="HEAD", show_default=True, help="Git revision to compare with.")
 @click.pass_context
 def check_delivery(context: click.Context, folder: Path, rev: str) -> None:

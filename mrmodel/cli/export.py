@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,23 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from mrmodel.addresses import video_path
-from mrmodel.cli.options import DEVICE
+from mrmodel.cli.options import DEVICE, MODEL, NEW_FILE, NEW_FOLDER, echo_json, echo_notes
 from mrmodel.errors import MISTAKE
 from mrmodel.export import FORMATS, LOCAL_FILES
 from mrmodel.export.chapters import chapters_of
 from mrmodel.export.hits import Hit, hits_of, read_hits
 from mrmodel.files import write_text
-from mrmodel.predict.queries import check_queries, unread_note
+from mrmodel.predict.queries import check_queries
 
 if TYPE_CHECKING:
     from mrmodel.types import QueryResult
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
 _TOP = 5
-_MODEL = click.option(
-    "--model",
-    help="Model folder, or zero-shot [default: the first of train.models below models/served].",
-)
 
 
 @click.command("cut")
@@ -39,7 +32,7 @@ _MODEL = click.option(
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="Cut these: what predict, highlight or index search printed with --json; - is stdin.",
 )
-@_MODEL
+@MODEL
 @DEVICE
 @click.option(
     "--top",
@@ -60,13 +53,7 @@ _MODEL = click.option(
     is_flag=True,
     help="Encode clips again, at most one frame off, instead of copying from key frame on.",
 )
-@click.option(
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Folder for the files.",
-)
+@click.option("--output", "folder", type=NEW_FOLDER, required=True, help="Folder for the files.")
 @click.option("--overwrite", is_flag=True, help="Replace files of an earlier export.")
 @click.option(
     "--label-studio-address",
@@ -136,16 +123,16 @@ def cut(
 @click.option(
     "--queries",
     "queries_file",
-    type=_FILE,
+    type=NEW_FILE,
     help="Text file of generic queries, one a line [default: those of this package].",
 )
-@_MODEL
+@MODEL
 @DEVICE
 @click.option(
     "--top", type=click.IntRange(1), default=_TOP, show_default=True, help="Highlights to print."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per highlight.")
-@click.option("--chapters", type=_FILE, help="Also write them to this file, as WebVTT chapters.")
+@click.option("--chapters", type=NEW_FILE, help="Also write them to this file, as WebVTT chapters.")
 def highlight(
     video: str,
     queries_file: Path | None,
@@ -168,10 +155,9 @@ def highlight(
     check_queries(queries)
     found = highlights_of(_search(path, queries, model, device), top)
     hits = [Hit(path, query, moment) for query, moment in found]
-    is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
     for hit in hits:
         if as_json:
-            click.echo(json.dumps(hit.as_row(), ensure_ascii=not is_utf8, allow_nan=False))
+            echo_json(hit.as_row())
             continue
         window = f"{hit.moment.start_s:8.1f} s to {hit.moment.end_s:8.1f} s"
         click.echo(f"{window}   score {hit.moment.score:5.2f}   {hit.query}")
@@ -188,9 +174,5 @@ def _search(
     predictor, why = choose_model(model, [path], device)
     searchable = predictor.encode(path)
     results = predictor.search(searchable, queries)
-    for result in results:
-        if result.unread_tokens:
-            click.echo(f"note: {unread_note(result, predictor.languages)}", err=True)
-    for note in (*filter(None, [why]), *searchable.report.notes()):
-        click.echo(f"note: {note}", err=True)
+    echo_notes(predictor, results, [why, *searchable.report.notes()])
     return results

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import click
 
-from mrmodel.cli.options import CLIP_LEN, FiniteRange
+from mrmodel.cli.options import CLIP_LEN, FILE, FOLDER, NEW_FOLDER, FiniteRange
 from mrmodel.components import LAYOUTS
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -70,7 +67,7 @@ def compare(a: Path, b: Path) -> None:
 @click.option(
     "--output",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="Output folder, one store per stream.",
 )
 @click.option("--stream", "streams", multiple=True, help="Only this stream; may be repeated.")

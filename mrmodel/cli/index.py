@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrmodel.cli.options import DEVICE, LIBRARY, WORKERS
-from mrmodel.cli.predict import echo_json
+from mrmodel.cli.options import DEVICE, LIBRARY, LIBRARY_MODEL, WORKERS, echo_json
 from mrmodel.library import DEPTH
 from mrmodel.predict.queries import unread_note
 from mrmodel.text import clock
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 # Moments of a hit that are printed.
 _MOMENTS = 3
 
-_MODEL = click.option(
-    "--model",
-    metavar="FOLDER|zero-shot",
-    help="Model folder, or zero-shot [default: as for `mrmodel predict`].",
-)
 _WORKERS = click.option("--workers", type=WORKERS, help="Processes [default: one per core].")
 
 
@@ -36,7 +30,7 @@ def group() -> None:
 @group.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @LIBRARY
-@_MODEL
+@LIBRARY_MODEL
 @_WORKERS
 @click.pass_context
 def add(
@@ -66,7 +60,7 @@ def add(
 
 @group.command()
 @LIBRARY
-@_MODEL
+@LIBRARY_MODEL
 @_WORKERS
 @click.pass_context
 def refresh(context: click.Context, folder: Path, model: str | None, workers: int | None) -> None:
@@ -120,7 +114,7 @@ def list_command(folder: Path, as_json: bool) -> None:
 @group.command()
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True)
 @LIBRARY
-@_MODEL
+@LIBRARY_MODEL
 @DEVICE
 @click.option(
     "--top", type=click.IntRange(1), default=10, show_default=True, help="Videos for each query."

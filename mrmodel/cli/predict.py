@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import click
 
 from mrmodel.addresses import video_path
-from mrmodel.cli.options import DEVICE
-from mrmodel.predict.queries import check_queries, unread_note
+from mrmodel.cli.options import DEVICE, MODEL, NEW_FILE, echo_json, echo_notes
+from mrmodel.predict.queries import check_queries
 from mrmodel.stages.served import choose_model
 from mrmodel.text import sparkline
 
@@ -22,10 +20,7 @@ PLOTS = (".png", ".svg", ".pdf")
 @click.command(name="predict")
 @click.argument("video")
 @click.option("--query", "queries", multiple=True, required=True, help="A sentence; repeatable.")
-@click.option(
-    "--model",
-    help="Model folder, or zero-shot [default: the first of train.models below models/served].",
-)
+@MODEL
 @DEVICE
 @click.option(
     "--top",
@@ -37,7 +32,7 @@ PLOTS = (".png", ".svg", ".pdf")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     help="Also draw frames, clip scores and windows to this file (PNG, SVG or PDF).",
 )
 def command(
@@ -78,21 +73,11 @@ def command(
             window = f"{moment.start_s:8.1f} s to {moment.end_s:8.1f} s"
             click.echo(f"  {window}   {score} {moment.score:.2f}")
         click.echo(curve_line(result.clip_scores, shutil.get_terminal_size((80, 24)).columns))
-    for result in results:
-        if result.unread_tokens:
-            click.echo(f"note: {unread_note(result, predictor.languages)}", err=True)
-    for note in (*filter(None, [why]), *searchable.report.notes()):
-        click.echo(f"note: {note}", err=True)
+    echo_notes(predictor, results, [why, *searchable.report.notes()])
     if plot is not None:
         from mrmodel.report.timeline_plot import save_timeline
 
         save_timeline(plot, path, results)
-
-
-def echo_json(row: object) -> None:
-    """Print a line of JSON, in ASCII where the output is not UTF-8."""
-    is_utf8 = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
-    click.echo(json.dumps(row, ensure_ascii=not is_utf8, allow_nan=False))
 
 
 def curve_line(scores: tuple[float, ...], width: int) -> str:

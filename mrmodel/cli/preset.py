@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mrmodel import presets
+from mrmodel.cli.options import NEW_FILE
 from mrmodel.config.schema import load_config
 from mrmodel.config.studies import check_studies
 
@@ -43,12 +44,7 @@ def show(name: str, features: str | None) -> None:
 @group.command()
 @click.argument("name")
 @FEATURES
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("params.yaml"),
-    show_default=True,
-)
+@click.option("--output", type=NEW_FILE, default=Path("params.yaml"), show_default=True)
 def apply(name: str, features: str | None, output: Path) -> None:
     """Overwrite params.yaml with a preset, and list its missing and optional inputs."""
     from mrmodel.config.schema import load_config
@@ -73,9 +69,7 @@ def config_group() -> None:
 
 
 @config_group.command()
-@click.argument(
-    "path", type=click.Path(path_type=Path, dir_okay=False), default=Path("params.yaml")
-)
+@click.argument("path", type=NEW_FILE, default=Path("params.yaml"))
 def check(path: Path) -> None:
     """Validate every value of a parameter file; the exit code is 2 on a mistake.
 

@@ -208,9 +208,5 @@ def reproduce(context: click.Context, version: int) -> None:
 
 
 def _record(version: int) -> ModelRecord:
-    from mrmodel.config.schema import load_config
-    from mrmodel.registry.champion import open_registry
-    from mrmodel.stages.paths import Paths
-
-    config = load_config(Path("params.yaml"))
-    return open_registry(config, Paths(config)).versions.record(version)
+    registry, _ = _open()
+    return registry.versions.record(version)

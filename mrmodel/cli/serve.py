@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mrmodel.cli.options import DEVICE, LIBRARY, WORKERS
+from mrmodel.cli.options import DEVICE, LIBRARY, LIBRARY_MODEL, WORKERS
 from mrmodel.server.settings import (
     HOST,
     PORT,
@@ -21,11 +21,7 @@ from mrmodel.server.settings import (
 
 @click.command(name="serve")
 @LIBRARY
-@click.option(
-    "--model",
-    metavar="FOLDER|zero-shot",
-    help="Model folder, or zero-shot [default: as for `mrmodel predict`].",
-)
+@LIBRARY_MODEL
 @click.option(
     "--champion",
     metavar="NAME",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from mrmodel.tune.study import TrialQueue
 
 PARAMS = Path("params.yaml")
-F = TypeVar("F", bound=Callable[..., object])
 
 
 @click.group()
@@ -30,16 +28,9 @@ def group() -> None:
     """
 
 
-def study_option(function: F) -> F:
-    """``--study``."""
-    return click.option("--study", "name", help="Study name [default: tune.study].")(function)
-
-
-def extent_options(function: F) -> F:
-    """``--trials`` and ``--workers``."""
-    trials = click.option("--trials", type=TRIALS, help="[default: tune.trials]")
-    workers = click.option("--workers", type=WORKERS, help="[default: tune.workers]")
-    return trials(workers(function))
+STUDY = click.option("--study", "name", help="Study name [default: tune.study].")
+TRIALS_OPTION = click.option("--trials", type=TRIALS, help="[default: tune.trials]")
+WORKERS_OPTION = click.option("--workers", type=WORKERS, help="[default: tune.workers]")
 
 
 @group.command()
@@ -58,8 +49,9 @@ def space() -> None:
 
 
 @group.command()
-@study_option
-@extent_options
+@STUDY
+@TRIALS_OPTION
+@WORKERS_OPTION
 def run(name: str | None, trials: int | None, workers: int | None) -> None:
     """Run a new search: trials, confirmation over seeds, post-hoc search.
 
@@ -80,8 +72,9 @@ def run(name: str | None, trials: int | None, workers: int | None) -> None:
 
 
 @group.command()
-@study_option
-@extent_options
+@STUDY
+@TRIALS_OPTION
+@WORKERS_OPTION
 def resume(name: str | None, trials: int | None, workers: int | None) -> None:
     """Continue an interrupted search, or extend it with more --trials.
 
@@ -96,7 +89,7 @@ def resume(name: str | None, trials: int | None, workers: int | None) -> None:
 
 
 @group.command()
-@study_option
+@STUDY
 def status(name: str | None) -> None:
     """Print the progress of a search."""
     from mrmodel.tune.report import lines
@@ -106,7 +99,7 @@ def status(name: str | None) -> None:
 
 
 @group.command()
-@study_option
+@STUDY
 @click.option(
     "--top",
     type=click.IntRange(1),
@@ -123,7 +116,7 @@ def best(name: str | None, top: int) -> None:
 
 
 @group.command()
-@study_option
+@STUDY
 @click.option(
     "--unconfirmed",
     is_flag=True,
