@@ -1,4 +1,4 @@
-"""Markdown tables, sparklines, times, texts cut to a length, and texts without anything to see."""
+"""Tables, sparklines, times, texts cut to a length, and texts without anything to see."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; cell contents are escaped."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, each column as wide as its widest cell, with two spaces between columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def shortened(text: str, most: int) -> str:

@@ -33,6 +33,21 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def first_mistake(error: ValidationError, whole: str = "", *, with_value: bool = False) -> str:
+    """The first mistake in a file that pydantic has read: ``place: message``.
+
+    Args:
+        error: what pydantic raised.
+        whole: the place of a mistake in no field; empty: the message alone.
+        with_value: also say what was found, unless the message names it.
+    """
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or whole
+    if with_value and first["type"] not in ("missing", "value_error"):
+        place += f" = {first['input']!r}"
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
 S = TypeVar("S", bound=Section)
 
 

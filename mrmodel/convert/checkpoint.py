@@ -36,6 +36,7 @@ from mrmodel.convert.streams import Modality, StreamName, model_streams, publish
 from mrmodel.errors import CheckpointError, ConfigError
 from mrmodel.files import replaced_folder, sha256_of
 from mrmodel.predict.serving import SERVING, write_serving
+from mrmodel.text import columns
 from mrmodel.train.checkpoint import CONFIG, WEIGHTS, ModelConfig, ModelStream, save_model
 
 
@@ -94,9 +95,7 @@ def format_report(report: ImportReport) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     cells = [list(head), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = [map(str.ljust, row, widths) for row in cells]
-    return [f"  {'  '.join(row).rstrip()}" for row in padded]
+    return [f"  {line}" for line in columns(cells)]
 
 
 def _streams(streams: Iterable[ModelStream]) -> str:

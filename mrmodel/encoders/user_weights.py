@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from mrmodel.config.base import first_mistake
 from mrmodel.errors import UnknownNameError, WeightsError
 from mrmodel.files import read_text, sha256_of, write_json
 
@@ -353,8 +354,5 @@ def read_part(kind: type[S], path: Path) -> S:
     try:
         return kind.model_validate_json(read_text(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        named = first["type"] in ("missing", "value_error")  # the message already names the field
-        found = "" if named else f" = {first['input']!r}"
-        raise WeightsError(f"{path}: {place}{found}: {first['msg']}") from None
+        mistake = first_mistake(error, "file", with_value=True)
+        raise WeightsError(f"{path}: {mistake}") from None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.store import FeatureStore, Ints
+from mrmodel.text import columns
 
 Doubles = NDArray[np.float64]
 _SHOWN = 3
@@ -121,12 +122,8 @@ def format_comparison(found: StoreComparison) -> str:
         ("keys in this only", *map(str, found.only)),
         ("rows per key in both", *(f"{min(of)} to {max(of)}" for of in counts)),
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [f"{name}: {store}" for name, store in zip("AB", found.stores, strict=True)]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
+    lines += columns(table)
     differing = [(key, pair) for key, pair in found.row_counts.items() if pair[0] != pair[1]]
     shown = "".join(f"; {key}: {rows} and {others}" for key, (rows, others) in differing[:_SHOWN])
     lines.append(f"keys with other numbers of rows in A and B: {len(differing)}{shown}")

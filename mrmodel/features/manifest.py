@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mrmodel.config.base import first_mistake
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.files import digest_of, write_json
 from mrmodel.names import ShardFile, StreamName
@@ -78,9 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
         hint = "not a feature store, or its extraction did not finish"
         raise FeatureError(f"{folder}: no {MANIFEST_FILE}: {hint}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        raise FeatureError(f"{path}: {place}: {first['msg']}") from None
+        raise FeatureError(f"{path}: {first_mistake(error, 'file')}") from None
 
 
 def stream_fingerprint(

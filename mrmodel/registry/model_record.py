@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jinja2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mrmodel.config.base import first_mistake
 from mrmodel.errors import DataError
 from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.stages.test_set import TestSetContents
@@ -113,9 +114,7 @@ def read_record(text: str, where: str) -> ModelRecord:
     try:
         return ModelRecord.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {first['msg']}", file=where) from None
+        raise DataError(first_mistake(error), file=where) from None
 
 
 # Prefix of tags of a registered version; the gate rejects a version that has any.

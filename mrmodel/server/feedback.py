@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mrmodel.config.base import first_mistake
 from mrmodel.errors import DataError, OutputError
 from mrmodel.features.keys import normalise_query
 from mrmodel.files import sync_folder
@@ -118,7 +119,7 @@ class FeedbackEntry(Verdict):
                 model=model,
             )
         except ValidationError as error:
-            raise DataError(_rule_of(error), file=name) from None
+            raise DataError(first_mistake(error), file=name) from None
 
     @property
     def hit(self) -> tuple[str, str, float, float]:
@@ -233,7 +234,7 @@ class Journal:
             except DataError as error:
                 state.problems.append(str(error))
             except ValidationError as error:
-                problem = DataError(_rule_of(error), file=self.path, line=line.number)
+                problem = DataError(first_mistake(error), file=self.path, line=line.number)
                 state.problems.append(str(problem))
         return state
 
@@ -257,9 +258,3 @@ class Journal:
                 sync_folder(self.path.parent)
         except OSError as error:
             raise OutputError(self.path, error) from error
-
-
-def _rule_of(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,24 @@ TOY = (
 N_EXAMPLES = 9
 
 
+class Study(NamedTuple):
+    """The title of a study, and what makes sentences, tables and charts of its result."""
+
+    title: str
+    sentences: Callable[[Any], list[str]]
+    tables: Callable[[Any], list[Table]]
+    charts: Callable[[Any], list[str]] = lambda _: []
+
+
+STUDIES = {
+    COMPARISON: Study("All models", comparison_sentences, comparison_tables),
+    ABLATION: Study("SG-DETR, part by part", ablation_sentences, ablation_tables),
+    PRETRAINING: Study(
+        "Pre-training at equal steps", pretraining_sentences, pretraining_tables, pretraining_charts
+    ),
+}
+
+
 def report(config: Config, reporter: Reporter) -> None:
     """Write ``reports/report.html``."""
     paths = Paths(config)
@@ -73,9 +91,8 @@ def report(config: Config, reporter: Reporter) -> None:
     reporter.advance()
     examples = choose_examples(config, paths, f"{model}.finetuned")
     sections.insert(1, examples_section(examples))
-    sections += compare_sections(config, paths.root / COMPARISON)
-    sections += ablation_sections(config, paths.root / ABLATION)
-    sections += pretraining_sections(config, paths.root / PRETRAINING)
+    for path, study in STUDIES.items():
+        sections += study_sections(config, study, paths.root / path)
     sections += search_sections(config, paths.root / REPORTS)
     page = Report(
         title=f"Moment retrieval on the corpus “{config.corpus.name}”",
@@ -209,30 +226,17 @@ def intervid_section(paths: Paths) -> ReportSection:
     )
 
 
-def ablation_sections(config: Config, result: Path) -> list[ReportSection]:
-    """The ablation table, if the study (studies/dvc.yaml) was run on this corpus."""
-    table = _table_of_study(config, result)
-    if table is None:
+def study_sections(config: Config, study: Study, result: Path) -> list[ReportSection]:
+    """A study of studies/dvc.yaml, if it was run on this corpus.
+
+    Without the last table (all metrics), which is too wide; it is in the study's Markdown.
+    """
+    found = _table_of_study(config, result)
+    if found is None:
         return []
-    words, grids = ablation_sentences(table), ablation_tables(table)
-    return [_study_section("SG-DETR, part by part", words, grids)]
-
-
-def compare_sections(config: Config, result: Path) -> list[ReportSection]:
-    """The comparison of models, if the study (studies/dvc.yaml) was run on this corpus."""
-    table = _table_of_study(config, result)
-    if table is None:
-        return []
-    return [_study_section("All models", comparison_sentences(table), comparison_tables(table))]
-
-
-def pretraining_sections(config: Config, result: Path) -> list[ReportSection]:
-    """What pre-training is worth, if the study (studies/dvc.yaml) was run on this corpus."""
-    table = _table_of_study(config, result)
-    if table is None:
-        return []
-    words, grids = pretraining_sentences(table), pretraining_tables(table)
-    return [_study_section("Pre-training at equal steps", words, grids, pretraining_charts(table))]
+    tables, charts = study.tables(found)[:-1], study.charts(found)
+    text = " ".join(study.sentences(found))
+    return [ReportSection(study.title, text, tables=tables, charts=charts)]
 
 
 def search_sections(config: Config, folder: Path) -> list[ReportSection]:
@@ -255,13 +259,6 @@ def _table_of_study(config: Config, result: Path) -> Any:
         return None
     table = read_object(result)
     return table if table["corpus"] == config.corpus.name else None
-
-
-def _study_section(
-    title: str, words: Sequence[str], grids: Sequence[Table], charts: Sequence[str] = ()
-) -> ReportSection:
-    """Without the last grid (all metrics), which is too wide; it is in the study's Markdown."""
-    return ReportSection(title, " ".join(words), tables=grids[:-1], charts=charts)
 
 
 def examples_section(examples: Sequence[Example]) -> ReportSection:

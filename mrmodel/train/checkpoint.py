@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrmodel.components import MODELS
-from mrmodel.config.base import ClipLength, Count, validate_section
+from mrmodel.config.base import ClipLength, Count, first_mistake, validate_section
 from mrmodel.errors import (
     CheckpointError,
     ConfigError,
@@ -135,10 +135,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         return _CONFIG_READER.validate_json(json.dumps(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
-        raise CheckpointError(f"{path}: {place}{value}: {first['msg']}") from None
+        raise CheckpointError(f"{path}: {first_mistake(error, with_value=True)}") from None
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MomentModel, ModelConfig]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mrmodel.config.base import first_mistake
 from mrmodel.errors import ObjectChanged, ObjectMissing, StorageError, VideoError
 from mrmodel.files import write_json
 from mrmodel.storage import Listed, open_object
@@ -62,9 +63,8 @@ def read_video_pointer(path: Path) -> Listed:
         found = _Pointer.model_validate_json(content)
         object_address(found.url)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        detail = f"{place}: {first['msg']}; `mrmodel data link` writes pointers"
+        mistake = first_mistake(error, "the file")
+        detail = f"{mistake}; `mrmodel data link` writes pointers"
         raise VideoError(path, "invalid_pointer", detail) from None
     except StorageError as error:
         raise VideoError(path, "invalid_pointer", f"url: {error.rule}") from None

@@ -13,13 +13,14 @@ from mrmodel.experiments.ablation import ablation_table, config_of_row
 from mrmodel.experiments.tables import made_with
 from mrmodel.models.sg_detr.settings import SgDetrSettings
 from mrmodel.report.studies import (
+    ABLATION,
     PAPER_METRICS,
     SWITCHES,
     ablation_sentences,
     ablation_tables,
     markdown_page,
 )
-from mrmodel.stages.report import ablation_sections
+from mrmodel.stages.report import STUDIES, study_sections
 from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["ablation"]
@@ -192,13 +193,13 @@ def test_no_runs_are_no_table() -> None:
 def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> None:
     result = tmp_path / "ablation.json"
     sample = parse_config(raw_of("sample"))
-    assert ablation_sections(sample, result) == []
+    assert study_sections(sample, STUDIES[ABLATION], result) == []
     result.write_text(json.dumps(table()))
-    (section,) = ablation_sections(sample, result)
+    (section,) = study_sections(sample, STUDIES[ABLATION], result)
     beside, switches = section.tables
     assert beside.rows[1][:2] == ["a", "33.00 ± 3.61"]
     assert switches.rows[0][:3] == ["a", "robust", "off"]
-    assert ablation_sections(parse_config(raw_of("miniature")), result) == []
+    assert study_sections(parse_config(raw_of("miniature")), STUDIES[ABLATION], result) == []
 
 
 def test_the_papers_figures_are_those_of_its_table() -> None:

@@ -15,9 +15,14 @@ from mrmodel.experiments.compare import compare_run, comparison_table
 from mrmodel.experiments.control_run import with_steps
 from mrmodel.experiments.tables import queries_of
 from mrmodel.progress import NullReporter
-from mrmodel.report.studies import comparison_sentences, comparison_tables, markdown_page
+from mrmodel.report.studies import (
+    COMPARISON,
+    comparison_sentences,
+    comparison_tables,
+    markdown_page,
+)
 from mrmodel.stages.evaluate import pairs
-from mrmodel.stages.report import compare_sections
+from mrmodel.stages.report import STUDIES, study_sections
 from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["compare"]
@@ -155,14 +160,14 @@ def test_the_default_must_have_been_run() -> None:
 def test_the_report_shows_the_table_of_its_own_corpus_only(tmp_path: Path) -> None:
     result = tmp_path / "compare.json"
     sample = config_of("sample")
-    assert compare_sections(sample, result) == []
+    assert study_sections(sample, STUDIES[COMPARISON], result) == []
     result.write_text(json.dumps(table()))
-    (section,) = compare_sections(sample, result)
+    (section,) = study_sections(sample, STUDIES[COMPARISON], result)
     figures, differences = section.tables
     assert section.title == "All models"
     assert figures.rows[1][:2] == ["qd_detr", "35.0 ± 0.0"]
     assert differences.rows[0][:2] == ["qd_detr − sg_detr", "-0.50"]
-    assert compare_sections(config_of("miniature"), result) == []
+    assert study_sections(config_of("miniature"), STUDIES[COMPARISON], result) == []
 
 
 def test_queries_outside_the_mean_are_null_in_the_file_and_left_out_again() -> None:

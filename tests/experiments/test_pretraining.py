@@ -13,12 +13,13 @@ from mrmodel.evaluate.significance import BootstrapSettings
 from mrmodel.experiments.pretraining import Row, first_samples, pretraining_table
 from mrmodel.lines import byte_lines
 from mrmodel.report.pretraining import (
+    PRETRAINING,
     pretraining_charts,
     pretraining_sentences,
     pretraining_tables,
 )
 from mrmodel.report.studies import markdown_page
-from mrmodel.stages.report import pretraining_sections
+from mrmodel.stages.report import STUDIES, study_sections
 from tests.project import ROOT
 
 STUDY = yaml.safe_load((ROOT / "studies/params.yaml").read_text())["pretraining"]
@@ -159,14 +160,14 @@ def test_a_model_with_several_sizes_has_a_curve() -> None:
 
 def test_the_report_shows_the_study_of_its_own_corpus_only(tmp_path: Path) -> None:
     result = tmp_path / "pretraining.json"
-    assert pretraining_sections(config_of("sample"), result) == []
+    assert study_sections(config_of("sample"), STUDIES[PRETRAINING], result) == []
     result.write_text(json.dumps(table()))
-    (section,) = pretraining_sections(config_of("sample"), result)
+    (section,) = study_sections(config_of("sample"), STUDIES[PRETRAINING], result)
     figures, differences = section.tables
     assert figures.rows[0][0] == "sg_detr.none"
     assert differences.rows[0][:2] == ["sg_detr.intervid_mr.60 − sg_detr.none", "-27.00"]
     assert len(section.charts) == 1
-    assert pretraining_sections(config_of("miniature"), result) == []
+    assert study_sections(config_of("miniature"), STUDIES[PRETRAINING], result) == []
 
 
 @pytest.mark.parametrize(
