@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mrmodel.errors import DataError, FileFormatError
 from mrmodel.files import decode_text, encoding_problem, read_text
+from mrmodel.text import shortened
 
 _MARK = b"\xef\xbb\xbf"
 # Escapes in JSON of the two halves of a surrogate pair. UTF-8 itself cannot hold a half.
@@ -168,8 +169,7 @@ def _half_a_pair(record: Any) -> str | None:
         try:
             json.dumps([key, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            shown = json.dumps(value)
-            shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+            shown = shortened(json.dumps(value), _SHOWN)
             half = ascii(error.object[error.start]).strip("'")
             rule = f"holds {half}, half of a surrogate pair, which is no character"
             return f"{json.dumps(key)[1:-1]} = {shown}: {rule}"

@@ -22,6 +22,12 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
+def first_of(items: Sequence[str], most: int) -> str:
+    """The first `most` items, separated by semicolons, and how many more there are."""
+    rest = len(items) - most
+    return "; ".join(items[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
 def shortened(text: str, most: int) -> str:
     """`text`, cut so that it has no more than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +32,25 @@ class Section(BaseModel):
     """A part of params.yaml: no unknown keys, no implicit conversion, finite, immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value into nested mappings at a dotted path, whose parents are made where missing."""
+    *above, last = path.split(".")
+    for part in above:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
 
 
 def first_mistake(error: ValidationError, whole: str = "", *, with_value: bool = False) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mrmodel.components import MODELS
-from mrmodel.config.base import Section
+from mrmodel.config.base import Section, put
 from mrmodel.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -133,11 +133,7 @@ def nested(settings: list[Setting]) -> dict[str, Any]:
     """Settings as the mapping ``models.<model>`` of params.yaml."""
     tree: dict[str, Any] = {}
     for setting in settings:
-        *above, last = setting.name.split(".")
-        branch = tree
-        for part in above:
-            branch = branch.setdefault(part, {})
-        branch[last] = setting.value
+        put(tree, setting.name, setting.value)
     return tree
 
 

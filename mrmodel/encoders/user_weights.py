@@ -15,7 +15,7 @@ tests) runs through the same code as the published one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from mrmodel.config.base import first_mistake
 from mrmodel.errors import UnknownNameError, WeightsError
 from mrmodel.files import read_text, sha256_of, write_json
+from mrmodel.text import first_of
 
 if TYPE_CHECKING:  # Stages read locks without PyTorch, which takes two seconds.
     import torch
@@ -333,13 +334,7 @@ def require_fit(source: Path, network: Mapping[str, Tensor], tensors: Mapping[st
         if found[name] != wanted[name]
     ]
     if misfits:
-        raise WeightsError(f"{source}: {_few(sorted(misfits))}")
-
-
-def _few(items: Iterable[str]) -> str:
-    listed = list(items)
-    rest = len(listed) - _SHOWN_KEYS
-    return "; ".join(listed[:_SHOWN_KEYS]) + (f"; and {rest} more" if rest > 0 else "")
+        raise WeightsError(f"{source}: {first_of(sorted(misfits), _SHOWN_KEYS)}")
 
 
 S = TypeVar("S", bound=Sizes)

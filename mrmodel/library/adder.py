@@ -22,12 +22,12 @@ from mrmodel.components import ENCODERS
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
 from mrmodel.encoders.base import VideoEncoder
 from mrmodel.errors import VideoError, reason_of
-from mrmodel.features.extraction.encode import encode_streams
+from mrmodel.features.extraction.encode import encode_streams, report_of
+from mrmodel.features.extraction.gpu_batcher import uses_batches
 from mrmodel.features.extraction.job_runner import ExtractionSettings, piece_plan, video_work
 from mrmodel.features.extraction.jobs import (
     VideoJob,
     failure_of,
-    report_of,
     save_video,
     video_entry,
 )
@@ -163,7 +163,7 @@ class Adder:
         self._batching = {
             one.folder: one.info.stream
             for one in streams
-            if _uses_batches(self._encoders[one.folder]())
+            if uses_batches(self._encoders[one.folder]())
         }
         self._known = {file.path: file for file in folder.files()}
         self.report = AddReport()
@@ -406,11 +406,6 @@ def _encode_handler(
         return None
 
     return handle
-
-
-def _uses_batches(encoder: VideoEncoder) -> bool:
-    """Whether one encoder serves all decoding processes (`gpu_batcher`)."""
-    return encoder.batch_clips > 1 and encoder.sampling.size is not None
 
 
 def _words_file(work: Path, sha256: str) -> Path:

@@ -33,6 +33,7 @@ from mrmodel.orchestrate.result_store import (
     ShardRequest,
     StageRequest,
 )
+from mrmodel.orchestrate.run_branch import PARAMS
 from mrmodel.processes import run_python, tasks_at_once, worker_count
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.shards import (
@@ -44,6 +45,10 @@ from mrmodel.stages.shards import (
     tar_name,
 )
 from mrmodel.storage import Store
+from mrmodel.text import table
+
+log = logging.getLogger(__name__)
+_SHOWN_PROBLEMS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +204,6 @@ def _run_step(clone: Path, stream: str, step: str, folder: Path, whose: str) -> 
         raise ShardFailed(f"{whose}: {step} failed\n{last}")
 
 
-PARAMS = "params.yaml"
-
-
 def sharded_stream(order: StageRequest, settings: ShardSettings) -> ShardedStream:
     """The sharded extraction of a stage ``extract@<stream>``; needs no video.
 
@@ -332,17 +334,13 @@ class ShardRounds:
 
 def shards_markdown(reports: list[ShardReport]) -> str:
     """A table of shards, and the videos that were not extracted completely."""
-    rows = [
-        "| shard | worker | videos | ok | partial | failed | resumed | rows | seconds |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    problems: list[str] = []
+    head = ("shard", "worker", "videos", "ok", "partial", "failed", "resumed", "rows", "seconds")
+    rows, problems = [], list[str]()
     for report in reports:
         one = report.summary
         counts = (one.n_items, one.n_ok, one.n_partial, one.n_failed, one.n_resumed, one.n_rows)
-        figures = " | ".join(map(str, counts))
-        rows.append(f"| {report.index} | {report.worker} | {figures} | {one.wall_s:.1f} |")
+        rows.append((report.index, report.worker, *counts, f"{one.wall_s:.1f}"))
         problems += [f"* `{key}`: {reason}" for key, reason in sorted(one.problems.items())]
     if len(problems) > _SHOWN_PROBLEMS:
         problems[_SHOWN_PROBLEMS:] = [f"* and {len(problems) - _SHOWN_PROBLEMS} more"]
-    return "\n".join([*rows, "", *problems]).rstrip() + "\n"
+    return "\n".join([table(head, rows), "", *problems]).rstrip() + "\n"

@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from mrmodel.config.base import flatten
 from mrmodel.errors import RegistryError
 from mrmodel.files import sha256_of, write_json, write_text
 from mrmodel.processes import hide_user
@@ -28,7 +29,6 @@ from mrmodel.registry.model_record import (
     render_card,
 )
 from mrmodel.tracking.experiment import mlflow_faults, said_by_mlflow
-from mrmodel.tracking.mlflow_client import flatten
 
 if TYPE_CHECKING:  # reading versions needs no torch
     from mrmodel.registry.candidate import Candidate

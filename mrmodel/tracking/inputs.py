@@ -7,18 +7,18 @@ temporary folder, so that all further code reads local files.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mrmodel.addresses import shown
 from mrmodel.errors import ConfigError, DataError, FeatureError, FeatureMismatch, StorageError
-from mrmodel.features.index import IndexEntry, read_index
+from mrmodel.features.extraction.encode import report_of
+from mrmodel.features.index import read_index
 from mrmodel.features.keys import split_segment
 from mrmodel.features.manifest import MANIFEST_FILE
 from mrmodel.features.store import FeatureStore, MemoryStore
@@ -267,23 +267,8 @@ def _report(stores: Sequence[FeatureStore], vid: str) -> DecodeReport:
     entries = {row.entry.key: row.entry for row in read_index(stores[0].folder)}
     segment, start_s = split_segment(vid), float(stores[0].resolve([vid]).start_s[0])
     if vid in entries or segment is None:
-        return _decode_report(entries[vid], entries[vid].duration_s, start_s)
+        return replace(report_of(entries[vid]), start_s=start_s)
     entry = entries[segment.base]
     end_s = min(segment.end_s, entry.start_s + entry.duration_s)
-    return _decode_report(entry, end_s - segment.start_s - start_s, start_s)
-
-
-def _decode_report(entry: IndexEntry, duration_s: float, start_s: float) -> DecodeReport:
-    facts = {"bad_packets": 0, "decoded_s": 0.0, "height": 0, "width": 0, **json.loads(entry.extra)}
-    return DecodeReport(
-        status=entry.status,
-        reason=entry.reason,
-        duration_s=duration_s,
-        decoded_s=float(facts["decoded_s"]),
-        bad_packets=int(facts["bad_packets"]),
-        n_clips=entry.n_rows,
-        n_interpolated=entry.n_interpolated,
-        width=int(facts["width"]),
-        height=int(facts["height"]),
-        start_s=start_s,
-    )
+    duration_s = end_s - segment.start_s - start_s
+    return replace(report_of(entry), duration_s=duration_s, start_s=start_s)

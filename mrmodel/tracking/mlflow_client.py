@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrmodel.config.base import flatten
 from mrmodel.files import sha256_of
 from mrmodel.tracking.provenance import StageInput
 
@@ -98,17 +99,6 @@ class MlflowRun:
     def end(self, status: str, at: int) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status, at)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def code_tags(folder: Path = Path()) -> dict[str, str]:

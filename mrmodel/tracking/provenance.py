@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from mrmodel.config.base import put
 from mrmodel.processes import boot_id, start_ticks
 
 # Covered by the git revision.
@@ -83,18 +84,12 @@ def _facts(repo: Any, stage: Any) -> StageFacts:
     for dep in stage.deps:
         if isinstance(dep, ParamsDependency):
             for name, value in dep.read_params().items():
-                _put(params, name.split("."), value)
+                put(params, name, value)
         elif Path(dep.def_path).parts[0] != _CODE and dep.exists:
             digest = str(dep.get_hash().value)
             inputs.append(StageInput(str(dep.def_path), digest, _source(repo, dep, digest)))
     outs = [Path(str(out.def_path)) for out in stage.outs]
     return StageFacts(str(stage.addressing), params, inputs, outs)
-
-
-def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
-    for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[parts[-1]] = value
 
 
 def _source(repo: Any, dep: Any, digest: str) -> str:

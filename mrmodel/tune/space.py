@@ -17,7 +17,7 @@ import optuna
 from pydantic import BaseModel
 
 from mrmodel.components import MODELS
-from mrmodel.config.base import validate_section
+from mrmodel.config.base import put, validate_section
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.config.search_space import (
     Choice,
@@ -180,11 +180,7 @@ def changed_config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Config
     """
     tree: dict[str, Any] = copy.deepcopy(dict(raw))
     for path, value in changes.items():
-        *above, last = path.split(".")
-        place = tree
-        for part in above:
-            place = place.setdefault(part, {})
-        place[last] = value
+        put(tree, path, value)
     return parse_config(tree)
 
 

@@ -20,9 +20,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mrmodel.addresses import scheme_of
+from mrmodel.config.base import flatten
 from mrmodel.errors import TuningError
 from mrmodel.files import derive_seed, digest_of
-from mrmodel.tracking.mlflow_client import flatten
 
 log = logging.getLogger(__name__)
 

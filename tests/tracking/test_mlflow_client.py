@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from mrmodel.tracking.mlflow_client import code_tags, flatten
+from mrmodel.config.base import flatten
+from mrmodel.tracking.mlflow_client import code_tags
 from tests.project import Project
 
 

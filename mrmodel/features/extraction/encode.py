@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import numpy as np
 
 from mrmodel.encoders.base import Frames, Rows, TextEncoder, VideoEncoder
 from mrmodel.errors import FeatureError
+from mrmodel.features.index import IndexEntry
 from mrmodel.features.keys import normalise_query
 from mrmodel.features.store import Half, to_stored
 from mrmodel.video.decoder import VideoLimits
 from mrmodel.video.frames import ClipFrames, DecodeReport, FrameSource
+from mrmodel.video.timeline import Part
 
 # Clips passed to the encoder at once: enough to be fast, few enough to fit large frames.
 _GROUP_CLIPS = 32
@@ -109,3 +112,19 @@ class _Stream:
         self._rows.append(self._encoder.encode_clips(np.stack(self._group)))
         self._group = []
         self.encode_s += time.perf_counter() - started
+
+
+def report_of(entry: IndexEntry) -> DecodeReport:
+    """The report that `jobs.video_entry` made an entry of; what an imported store lacks is 0."""
+    extra = {"bad_packets": 0, "decoded_s": 0.0, "height": 0, "width": 0, **json.loads(entry.extra)}
+    parts = tuple(Part(**part) for part in extra.pop("parts", ()))
+    return DecodeReport(
+        status=entry.status,
+        reason=entry.reason,
+        duration_s=entry.duration_s,
+        n_clips=entry.n_rows,
+        n_interpolated=entry.n_interpolated,
+        start_s=entry.start_s,
+        parts=parts,
+        **extra,
+    )

@@ -33,6 +33,7 @@ from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.writer import FeatureWriter
 from mrmodel.files import digest_of
 from mrmodel.progress import Reporter
+from mrmodel.text import first_of
 
 _TEXTS_A_PIECE = 256
 _SHOWN_FAILURES = 20
@@ -149,12 +150,10 @@ def _judge(work: ExtractionJob) -> None:
         if not failure.lasting:  # The next run retries it, even if it failed in a shard.
             work.folder.forget(name)
     shown = [f"{key}: {failure.reason}" for key, failure in sorted(work.failures.items())]
-    rest = f"; and {failed - _SHOWN_FAILURES} more" if failed > _SHOWN_FAILURES else ""
     allowed = f"more than the allowed share {work.settings.max_failed_share}"
-    listed = "; ".join(shown[:_SHOWN_FAILURES])
     raise FeatureError(
         f"{work.info.stream}: {failed} of {total} videos gave no features, {allowed}: "
-        f"{listed}{rest}"
+        f"{first_of(shown, _SHOWN_FAILURES)}"
     )
 
 

@@ -106,6 +106,11 @@ class _Batch:
         self.spans, self.count = [], 0
 
 
+def uses_batches(encoder: VideoEncoder) -> bool:
+    """Whether one encoder serves all decoding processes."""
+    return encoder.batch_clips > 1 and encoder.sampling.size is not None
+
+
 class BatchingEncoder:
     """Extracts videos with one encoder in this process and several decoding processes.
 

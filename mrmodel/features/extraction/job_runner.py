@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrmodel.components import ENCODERS
+from mrmodel.config.base import flatten
 from mrmodel.errors import FeatureError
-from mrmodel.features.extraction.gpu_batcher import BatchingEncoder
+from mrmodel.features.extraction.gpu_batcher import BatchingEncoder, uses_batches
 from mrmodel.features.extraction.jobs import Done, Job, TextJob, VideoJob, video_handler
 from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, run_jobs
@@ -165,7 +166,7 @@ def video_work(
 
     def run(left: list[VideoJob], count: int) -> Iterator[tuple[VideoJob, Done | Crash]]:
         encoder = make_encoder()
-        if encoder.batch_clips > 1 and encoder.sampling.size is not None:
+        if uses_batches(encoder):
             feed = BatchingEncoder(encoder, clip_len_s, limits, folder, count, settings.timeout_s)
             return feed.run(left)
         handler = partial(video_handler, make_encoder, clip_len_s, limits, folder)
@@ -187,7 +188,8 @@ def require_plan(name: str, found: Mapping[str, Any], expected: Mapping[str, Any
     Raises:
         FeatureMismatch: with each part of the plan that differs.
     """
-    require_fingerprint(name, _flat(found), _flat(expected))
+    # Flattened, so that a mismatch names the entry and not its section.
+    require_fingerprint(name, flatten(found), flatten(expected))
 
 
 def describe_stream(
@@ -209,14 +211,3 @@ def describe_stream(
         clip_len_s=clip_len_s,
         fingerprint=stream_fingerprint(encoder.fingerprint(), clip_len_s),
     )
-
-
-def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a plan, so that a mismatch names the entry and not its section."""
-    flat: dict[str, Any] = {}
-    for name, value in plan.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
-        else:
-            flat[name] = value
-    return flat

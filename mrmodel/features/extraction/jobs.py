@@ -28,7 +28,6 @@ from mrmodel.files import sha256_of
 from mrmodel.video.decoder import VideoLimits
 from mrmodel.video.frames import DecodeReport, FrameSource
 from mrmodel.video.sampling import FrameSampling
-from mrmodel.video.timeline import Part
 
 log = logging.getLogger(__name__)
 
@@ -176,22 +175,6 @@ def video_entry(job: VideoJob, report: DecodeReport) -> IndexEntry:
         src_sha256=sha256_of(job.path),
         extra=json.dumps(extra, sort_keys=True, allow_nan=False),
         start_s=report.start_s,
-    )
-
-
-def report_of(entry: IndexEntry) -> DecodeReport:
-    """The report that `video_entry` made an entry of."""
-    extra = json.loads(entry.extra)
-    parts = tuple(Part(**part) for part in extra.pop("parts", ()))
-    return DecodeReport(
-        status=entry.status,
-        reason=entry.reason,
-        duration_s=entry.duration_s,
-        n_clips=entry.n_rows,
-        n_interpolated=entry.n_interpolated,
-        start_s=entry.start_s,
-        parts=parts,
-        **extra,
     )
 
 

@@ -37,6 +37,7 @@ from mrmodel.features.store import Half, to_stored
 from mrmodel.features.writer import SHARD_BYTES, STORE_FILES, FeatureWriter
 from mrmodel.files import atomic_path, replaced_folder, sha256_of, write_json
 from mrmodel.progress import NullReporter, Reporter
+from mrmodel.text import first_of
 from mrmodel.types import Annotation
 
 log = logging.getLogger(__name__)
@@ -348,11 +349,10 @@ def _judge(report: StreamReport, request: FeatureImportRequest, total: int) -> N
     allowed = request.max_failed_share * total
     if len(report.problems) > allowed:
         shown = [f"{name}: {code}: {detail}" for name, (code, detail) in report.problems.items()]
-        rest = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         rule = f"more than the allowed share {request.max_failed_share}"
         raise FeatureError(
             f"{report.stream}: {len(shown)} of {total} items give no rows, {rule}: "
-            f"{'; '.join(shown[:_SHOWN])}{rest}"
+            f"{first_of(shown, _SHOWN)}"
         )
     if request.strict and report.unknown:
         rule = f"unknown_id: {len(report.unknown)} files are of no annotated id"
