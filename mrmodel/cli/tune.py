@@ -124,7 +124,7 @@ def best(name: str | None, top: int) -> None:
 )
 def apply(name: str | None, unconfirmed: bool) -> None:
     """Write the confirmed values to params.yaml; `dvc status dvc.yaml` shows what must run."""
-    from mrmodel.tune.apply import apply_changes, changes_to_apply
+    from mrmodel.tune.result import apply_changes, changes_to_apply
 
     study = _study(name)
     changes = changes_to_apply(study, unconfirmed)

@@ -1,6 +1,6 @@
 """Files out of search results: clips, reels, tables, chapters, edit lists, labelling tasks."""
 
-# Name -> what it is; they are written in this order.
+# Kinds of files, without heavy imports: name -> what it is. They are written in this order.
 FORMATS = {
     "mp4": "a clip of each hit",
     "reel": "all hits in one video",

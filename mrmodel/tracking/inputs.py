@@ -36,7 +36,9 @@ S3 = "s3://"
 
 @dataclass(frozen=True, slots=True)
 class ServedPlaces:
-    """What requests may name. Clients choose the names, so none is looked at outside.
+    """What requests may name: folders and buckets that the operator of a served model names.
+
+    Clients choose the names, so none is looked at outside.
 
     Attributes:
         folders: absolute; what lies below them, and links from there to there.

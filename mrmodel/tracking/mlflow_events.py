@@ -22,9 +22,8 @@ from mrmodel.processes import hide_secrets, hide_user, secrets_of
 from mrmodel.progress import announce
 from mrmodel.tracking.event_log import RunSpec
 from mrmodel.tracking.experiment import open_experiment
-from mrmodel.tracking.mlflow_client import MlflowRun, code_tags
+from mrmodel.tracking.mlflow_client import MlflowRun, SystemMetrics, code_tags
 from mrmodel.tracking.provenance import StageFacts, environment, is_alive, process_tags, stage_facts
-from mrmodel.tracking.system_metrics import SystemMetrics
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0

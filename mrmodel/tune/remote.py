@@ -18,7 +18,6 @@ from mrmodel.orchestrate.run_branch import PARAMS, RunBranch, workspace
 from mrmodel.progress import Reporter
 from mrmodel.stages.paths import Paths
 from mrmodel.tune import report
-from mrmodel.tune.apply import apply_changes
 from mrmodel.tune.local import (
     SearchProgress,
     alone,
@@ -28,7 +27,7 @@ from mrmodel.tune.local import (
 )
 from mrmodel.tune.objective import annotations_of
 from mrmodel.tune.report import record_search, report_part
-from mrmodel.tune.result import SearchResult
+from mrmodel.tune.result import SearchResult, apply_changes
 from mrmodel.tune.search import SearchContext, search
 from mrmodel.tune.storage import VARIABLE, open_storage, storage_address, storage_scheme
 from mrmodel.tune.study import TrialQueue

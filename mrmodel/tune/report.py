@@ -20,8 +20,7 @@ from mrmodel.report.build import Report, ReportSection, Table, render
 from mrmodel.report.studies import REPORTS
 from mrmodel.stages.paths import Paths
 from mrmodel.tracking.run import TrackedRun
-from mrmodel.tune.apply import reason
-from mrmodel.tune.result import SearchResult, read_result
+from mrmodel.tune.result import SearchResult, read_result, reason
 from mrmodel.tune.study import RETRY_OF, SOURCE, TrialQueue, is_feasible, owner_of
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from mrmodel.data.annotations import read_annotations, scan_annotations
 from mrmodel.data.check import check_file
 from mrmodel.errors import CheckpointError, DataError, FeatureError, FileFormatError
 from mrmodel.evaluate.rows import RowFile, pair_rows, read_rows
-from mrmodel.features.importers.glove import WordVectors
 from mrmodel.features.importers.importer import FeatureImportRequest, import_archive
+from mrmodel.features.importers.readers import WordVectors
 from mrmodel.features.store import FeatureStore
 from mrmodel.files import read_text
 from mrmodel.lines import json_lines

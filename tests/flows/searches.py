@@ -11,7 +11,7 @@ import yaml
 from optuna import get_all_study_names
 from optuna.trial import TrialState
 
-from mrmodel.tune.apply import value_at
+from mrmodel.tune.result import value_at
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TrialQueue, owner_of
 from tests.flows.conftest import Site, wait_until

@@ -8,9 +8,16 @@ import yaml
 
 from mrmodel.config.schema import load_config
 from mrmodel.errors import TuningError
-from mrmodel.tune.apply import apply_changes, changes_to_apply
 from mrmodel.tune.local import resumed_config
-from mrmodel.tune.result import Confirmed, Gain, PostHocSelection, SearchResult, save_result
+from mrmodel.tune.result import (
+    Confirmed,
+    Gain,
+    PostHocSelection,
+    SearchResult,
+    apply_changes,
+    changes_to_apply,
+    save_result,
+)
 from mrmodel.tune.search import SearchContext, open_search
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TrialQueue

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from mrmodel.components import LAYOUTS
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.importers.archive import Contents, find_folder, list_contents, read_features
-from mrmodel.features.importers.glove import WordVectors
 from mrmodel.features.importers.layouts import ImportedStream, Layout
-from mrmodel.features.importers.readers import Array, UnusableFile
+from mrmodel.features.importers.readers import Array, UnusableFile, WordVectors
 from mrmodel.features.index import INDEX_FILE, IndexEntry
 from mrmodel.features.keys import normalise_query, text_key
 from mrmodel.features.manifest import (

@@ -99,7 +99,10 @@ class DetrOutput(NamedTuple):
 
 
 class TokenDetr(nn.Module):
-    """Encoder over [saliency token; clips], clip scores, DAB decoder over clips, heads."""
+    """Encoder over [saliency token; clips], clip scores, DAB decoder over clips, heads.
+
+    The part of QD-DETR after its first stage, and of VideoLights after its first two.
+    """
 
     def __init__(self, settings: DetrSettings) -> None:
         super().__init__()

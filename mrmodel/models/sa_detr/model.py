@@ -30,9 +30,8 @@ from mrmodel.models.layers.query_groups import (
 )
 from mrmodel.models.layers.token_encoder import PositionedTensor, TokenEncoder
 from mrmodel.models.sa_detr.criterion import SaDetrCriterion
-from mrmodel.models.sa_detr.noise_queries import draw_noise, group_numbers, noise_queries
 from mrmodel.models.sa_detr.output import ClipText, PooledPair, SaDetrOutput, SaDetrTraining
-from mrmodel.models.sa_detr.query_initialiser import DirectQueries
+from mrmodel.models.sa_detr.queries import DirectQueries, draw_noise, group_numbers, noise_queries
 from mrmodel.models.sa_detr.settings import SEARCH_SPACE, SaDetrSettings
 from mrmodel.models.sa_detr.shared_fusion import FusionEncoder, Stream
 from mrmodel.models.sa_detr.span_refiner import SeenVideo, SpanRefiner
@@ -42,9 +41,9 @@ TAPS = 3
 
 
 class LocalBlock(nn.Module):
-    """Residual block of three convolutions with kernel sizes 1, 3 and 1, without activation.
+    """Residual block of three convolutions with kernel sizes 1, 3 and 1 (UVCOM; section 2.7).
 
-    Implemented as matrix products; the middle one uses three shifted views.
+    Without activation. Implemented as matrix products; the middle one uses three shifted views.
     """
 
     def __init__(self, hidden: int) -> None:

@@ -34,7 +34,7 @@ LOWEST_EXPONENT = -80.0
 def gaussian_mask(
     spans_cxw: Tensor, clips: Tensor, length: int, alpha: float, offset: float = 0.5
 ) -> Tensor:
-    """exp(-alpha (x_i - c)^2 / max(w, 1 / Lv)^2) with x_i = (i + offset) / Lv.
+    """exp(-alpha (x_i - c)^2 / max(w, 1 / Lv)^2) with x_i = (i + offset) / Lv (eqs 5, 6; CNM).
 
     Args:
         spans_cxw: (B, P, 2).

@@ -14,8 +14,14 @@ from mrmodel.losses.windows import PaddedWindows
 from mrmodel.models.layers.query_groups import LabelledQueries
 from mrmodel.models.sa_detr import model as sa_detr_model
 from mrmodel.models.sa_detr.model import Encoded
-from mrmodel.models.sa_detr.noise_queries import Noise, draw_noise, noise_queries, noise_sizes
-from mrmodel.models.sa_detr.query_initialiser import DirectQueries, even_spans
+from mrmodel.models.sa_detr.queries import (
+    DirectQueries,
+    Noise,
+    draw_noise,
+    even_spans,
+    noise_queries,
+    noise_sizes,
+)
 from mrmodel.models.sa_detr.settings import InitSettings, NoiseSettings
 from mrmodel.spans import aligned_iou, cxw_to_xx
 from tests.conformance.test_models import evaluate, make_batch, make_targets
