@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.caption_tables import write_table
-from mrmodel.config.intervid import IntervidSettings
+from mrmodel.config.intervid import INTERVID_PRESETS, IntervidSettings
 from mrmodel.features.keys import text_key
 from mrmodel.features.store import MemoryStore
 from mrmodel.files import folder_bytes, read_yaml
@@ -70,9 +70,11 @@ def read_settings(workers: int) -> IntervidSettings:
     """The preset `robust` of params.yaml, three captions a video."""
     params = Path(__file__).resolve().parents[1] / "params.yaml"
     tree = read_yaml(params)["intervid"]
-    tree |= {"preset": "custom", "workers": workers, "max_captions": SELECTED}
+    tree |= {"preset": "robust", "workers": workers, "max_captions": SELECTED}
     tree["captions"]["max_per_video"] = 3
-    return IntervidSettings.model_validate(tree).with_preset("robust")
+    for (section, field), value in INTERVID_PRESETS["robust"].items():
+        tree[section][field] = value
+    return IntervidSettings.model_validate(tree)
 
 
 def measure_filter(table: Path, out: Path, settings: IntervidSettings) -> dict[str, Any]:

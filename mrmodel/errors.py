@@ -214,9 +214,9 @@ class UnknownNameError(MrModelError):
         super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 
 
-def nearest_names(name: str, known: Iterable[str], count: int = 2) -> list[str]:
-    """The valid names most similar to `name`, best first; empty if none is close."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """The two valid names most similar to `name`, best first; empty if none is close."""
+    return difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
 
 
 class NameHints:

@@ -118,14 +118,6 @@ class IntervidSettings(Section):
         found = {path: getattr(getattr(self, path[0]), path[1]) for path in promised}
         return [(".".join(p), found[p], promised[p]) for p in promised if found[p] != promised[p]]
 
-    def with_preset(self, preset: Literal["paper", "robust"]) -> IntervidSettings:
-        """The same settings with the eleven values of another preset."""
-        tree = self.model_dump()
-        tree["preset"] = preset
-        for (section, field), value in INTERVID_PRESETS[preset].items():
-            tree[section][field] = value
-        return IntervidSettings.model_validate(tree)
-
 
 # The paper's values, and values that give more useful labels.
 INTERVID_PRESETS: dict[str, dict[tuple[str, str], object]] = {

@@ -108,7 +108,7 @@ def trapezoid_ap(ranked_labels: NDArray[np.bool_]) -> Floats:
     return area
 
 
-def tvsum_ap(scores: Floats, ratings: Floats, top: int = 5) -> Floats:
+def tvsum_ap(scores: Floats, ratings: Floats) -> Floats:
     """Top-5 average precision of one video for each rater: (L',) and (L, R) -> (R,).
 
     A clip is positive for a rater if its rating is above the rater's lower median over all clips.
@@ -116,7 +116,7 @@ def tvsum_ap(scores: Floats, ratings: Floats, top: int = 5) -> Floats:
     """
     middle = (len(ratings) - 1) // 2
     positive = ratings > np.partition(ratings, middle, axis=0)[middle]
-    order = np.argsort(-scores[: len(ratings)], kind="stable")[:top]
+    order = np.argsort(-scores[: len(ratings)], kind="stable")[:5]
     return trapezoid_ap(positive[order].T)
 
 

@@ -84,10 +84,9 @@ class Ragged:
         table[self.owners(), self.positions()] = self.values
         return table
 
-    def valid(self, width: int | None = None) -> NDArray[np.bool_]:
+    def valid(self) -> NDArray[np.bool_]:
         """(n, width) mask of the entries of `padded` that are not padding."""
-        width = max(1, int(self.counts.max(initial=0))) if width is None else width
-        return np.arange(width) < self.counts[:, None]
+        return np.arange(max(1, int(self.counts.max(initial=0)))) < self.counts[:, None]
 
 
 def has_field(rows: RowFile, key: str) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mrmodel.errors import FeatureError
 from mrmodel.features.index import read_index
 from mrmodel.features.keys import split_segment
-from mrmodel.features.manifest import read_manifest, require_fingerprint
+from mrmodel.features.manifest import read_manifest
 
 Half = NDArray[np.float16]
 Ints = NDArray[np.int64]
@@ -191,19 +191,15 @@ class FeatureStore(RowTable):
 
     Args:
         folder: holds manifest.json, index.parquet and the shards.
-        expected: the required fingerprint (`manifest.stream_fingerprint`).
 
     Raises:
         FeatureError: the folder is not a finished store.
-        FeatureMismatch: the features have another fingerprint than expected.
     """
 
-    def __init__(self, folder: Path, expected: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.info = self.manifest.info
-        if expected is not None:
-            require_fingerprint(str(folder), self.info.fingerprint, expected)
         rows = read_index(folder)
         index = {
             row.entry.key: (row.shard, row.row_offset, row.entry.n_rows)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mrmodel.losses.matching import Matcher, Matching
+from mrmodel.losses.matching import HungarianMatcher, Matching
 from mrmodel.types import Batch, LayerOutput, ModelOutput, Targets
 
 
@@ -91,7 +91,7 @@ class DetrCriterion(Criterion):
         layer_losses: Sequence[LayerLoss],
         clip_losses: Sequence[ClipLoss],
         weights: Mapping[str, float],
-        matcher: Matcher | None,
+        matcher: HungarianMatcher | None,
         growing: Collection[str] = (),
     ) -> None:
         self.layer_losses, self.clip_losses = tuple(layer_losses), tuple(clip_losses)

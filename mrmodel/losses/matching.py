@@ -41,14 +41,6 @@ class Matching:
         return self.layer, self.sample, self.query
 
 
-class Matcher(Protocol):
-    """Assigns queries to true windows."""
-
-    def __call__(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Matching:
-        """Match every decoder layer separately; heads (K, B, Q, ...)."""
-        ...
-
-
 class MatcherSettings(Protocol):
     """Weights of the three costs."""
 

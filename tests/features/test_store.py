@@ -5,7 +5,12 @@ from hypothesis import strategies as st
 
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.index import IndexEntry
-from mrmodel.features.manifest import StreamInfo, read_manifest, stream_fingerprint
+from mrmodel.features.manifest import (
+    StreamInfo,
+    read_manifest,
+    require_fingerprint,
+    stream_fingerprint,
+)
 from mrmodel.features.store import FeatureStore, MemoryStore, to_stored
 from mrmodel.features.writer import FeatureWriter
 
@@ -127,9 +132,10 @@ def test_an_interrupted_writer_leaves_no_store(tmp_path):
 
 def test_fingerprints(tmp_path):
     write(tmp_path, {"a": 1})
-    FeatureStore(tmp_path, expected={"clip_len_s": 2.0, "encoder": "test"})
+    found = FeatureStore(tmp_path).info.fingerprint
+    require_fingerprint("it", found, {"clip_len_s": 2.0, "encoder": "test"})
     with pytest.raises(FeatureMismatch, match=r"clip_len_s is 2\.0, expected 1\.0"):
-        FeatureStore(tmp_path, expected={"clip_len_s": 1.0, "encoder": "test"})
+        require_fingerprint("it", found, {"clip_len_s": 1.0, "encoder": "test"})
     assert stream_fingerprint({"a": 1}, 2) == stream_fingerprint({"a": 1}, 2.0)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mrmodel.config.intervid import INTERVID_PRESETS
+from mrmodel.config.intervid import INTERVID_PRESETS, IntervidSettings
 from mrmodel.config.schema import parse_config
 from mrmodel.errors import ConfigError
 from tests.pretraining.tables import PARAMS, settings
@@ -23,7 +23,10 @@ def config_with(path: str, value: object) -> Any:
 
 def test_presets_differ_where_the_design_says() -> None:
     paper, robust = settings("paper"), settings("robust")
-    assert paper.with_preset("robust") == robust
+    changed = paper.model_dump() | {"preset": "robust"}
+    for (section, field), value in INTERVID_PRESETS["robust"].items():
+        changed[section][field] = value
+    assert IntervidSettings.model_validate(changed) == robust
     assert (paper.labels.grade_stats, robust.labels.grade_stats) == ("original", "new")
     assert (paper.labels.gap_merge, robust.labels.gap_merge) == (0, 1)
     assert (paper.captions.min_interval_s, robust.captions.min_interval_s) == (4.0, 8.0)

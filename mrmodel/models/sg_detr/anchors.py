@@ -106,12 +106,7 @@ class AnchorTargets:
 
 @torch.no_grad()
 def assign(
-    grid: AnchorGrid,
-    exists: Tensor,
-    windows_xx: Tensor,
-    valid: Tensor,
-    topk: int,
-    candidates: Tensor | None = None,
+    grid: AnchorGrid, exists: Tensor, windows_xx: Tensor, valid: Tensor, topk: int
 ) -> AnchorTargets:
     """Adaptive training sample selection on a time axis.
 
@@ -126,7 +121,6 @@ def assign(
         windows_xx: (B, W, 2) (start, end) in anchor units.
         valid: (B, W) bool.
         topk: candidates of each level.
-        candidates: (B, W, A) bool, instead of the nearest anchors.
     """
     anchors = grid.spans_xx.double()
     start, end = windows_xx.double().unsqueeze(2).unbind(-1)
@@ -134,8 +128,7 @@ def assign(
     total = (anchors[:, 1] - anchors[:, 0]) + (end - start)
     iou = shared / (total - shared)
     centre = grid.centre.double()
-    if candidates is None:
-        candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, topk)
+    candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, topk)
     count = candidates.sum(2, keepdim=True)
     mean = (iou * candidates).sum(2, keepdim=True) / count.clamp(min=1)
     variance = ((iou - mean).square() * candidates).sum(2, keepdim=True) / (count - 1).clamp(min=1)

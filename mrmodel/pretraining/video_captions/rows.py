@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_GRADE = 4
-MAX_SCRIPT_SCORE = math.exp(2.5)
 RATERS = 3
 _SAME = 1e-6
 _QID_BITS = 53  # exact in every JSON reader
