@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mrmodel.data.ingest.videos import VIDEO_SUFFIXES
@@ -25,7 +25,6 @@ _ARRIVING = ".arriving-"
 _FIELD = "file"
 # Bytes of a file name.
 _LONGEST_NAME = 200
-_LONGEST_HEADERS = 4096
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|^\.|^\s*$")
 
 
@@ -108,7 +107,7 @@ class Uploads:
 
 
 class _Form:
-    """Parses a form as it comes, and writes its only part, a file.
+    """Parses a form as it comes, and writes its only part, a file; the parser limits its headers.
 
     Args:
         content_type: of the request.
@@ -137,15 +136,15 @@ class _Form:
         }
         try:
             self._parser = MultipartParser(boundary, callbacks)
-        except MultipartParseError as error:
-            raise _damaged() from error
+        except FormParserError as error:
+            raise _damaged(f": {error}") from error
 
     def write(self, part: bytes) -> None:
         """Take the next bytes of the body."""
         try:
             self._parser.write(part)
-        except MultipartParseError as error:
-            raise _damaged() from error
+        except FormParserError as error:
+            raise _damaged(f": {error}") from error
 
     def finish(self) -> str:
         """The name of the file."""
@@ -160,15 +159,9 @@ class _Form:
 
     def _add_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
-        self._require_short()
 
     def _add_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
-        self._require_short()
-
-    def _require_short(self) -> None:
-        if len(self._field) + len(self._value) > _LONGEST_HEADERS or len(self._header) > 16:
-            raise ApiError(400, "bad_form", "the part has too long headers")
 
     def _header_ended(self) -> None:
         self._header[self._field.lower()] = self._value
@@ -188,8 +181,8 @@ class _Form:
         self._ended = True
 
 
-def _damaged() -> ApiError:
-    return ApiError(400, "bad_form", "the form is damaged, or ends early")
+def _damaged(reason: str = "") -> ApiError:
+    return ApiError(400, "bad_form", f"the form is damaged, or ends early{reason}")
 
 
 def _checked_name(given: bytes) -> str:

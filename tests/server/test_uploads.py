@@ -45,9 +45,12 @@ def test_a_form_holds_one_file(client: TestClient, made: Path) -> None:
     assert error_of(text, 400) == "bad_form"
     assert error_of(client.post("/v1/videos", content=b"x"), 415) == "no_form"
     assert error_of(client.post("/v1/videos", json={"file": "a"}), 415) == "no_form"
-    for content in (b"", b"nothing", b"--X\r\n", b"--X\r\n" + b"A" * 100_000):
+    long, many_headers = b"--X\r\n" + b"A" * 100_000, b"--X\r\n" + b"A: b\r\n" * 100
+    for content in (b"", b"nothing", b"--X\r\n", long, many_headers):
         answer = client.post("/v1/videos", content=content, headers={"Content-Type": FORM})
         assert error_of(answer, 400) == "bad_form"
+    headers = {"Content-Type": f"multipart/form-data; boundary={'X' * 300}"}
+    assert error_of(client.post("/v1/videos", content=b"x", headers=headers), 400) == "bad_form"
     assert left_over(made) == []
 
 
