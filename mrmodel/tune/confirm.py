@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.pruners import BasePruner, NopPruner
 
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.errors import TuningError, nearest_names, suggestion
@@ -42,7 +41,7 @@ from mrmodel.tune.objective import (
 )
 from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import ClaimedTrial, TrialResult
+from mrmodel.tune.worker import ClaimedTrial, Objective, TrialResult
 
 CANDIDATE, SEED = "candidate", "seed"
 
@@ -112,7 +111,7 @@ def touches_pretraining(config: Config, changes: Mapping[str, Any]) -> bool:
     return any(not path.startswith(elsewhere) and path not in replaced for path in changes)
 
 
-class ConfirmObjective:
+class ConfirmObjective(Objective):
     """Trains one candidate with one seed; `facts.about` is the `ConfirmationPlan`."""
 
     def __init__(self, facts: Facts) -> None:
@@ -127,11 +126,6 @@ class ConfirmObjective:
         pretrains = ConfirmationPlan.from_json(facts.about).pretrains
         before = read_by_pretraining(Paths(config)) if pretrains else []
         return [*read_by_training(config), *before]
-
-    @property
-    def pruner(self) -> BasePruner:
-        """These runs are never pruned."""
-        return NopPruner()
 
     def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Train, evaluate on validation data, publish."""

@@ -39,7 +39,7 @@ from mrmodel.tune.space import (
     training_plan,
 )
 from mrmodel.tune.study import START, Facts
-from mrmodel.tune.worker import ClaimedTrial, SmallerBatch, TrialResult
+from mrmodel.tune.worker import ClaimedTrial, Objective, SmallerBatch, TrialResult
 
 
 class StalledPruner(BasePruner):
@@ -77,7 +77,7 @@ log = logging.getLogger(__name__)
 _LATENCY_PASSES = 2
 
 
-class TrainingObjective:
+class TrainingObjective(Objective):
     """Trains with a trial's values; `facts.about` has `epochs`, the maximum of any trial."""
 
     def __init__(self, facts: Facts) -> None:

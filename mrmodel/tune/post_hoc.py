@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.pruners import BasePruner, NopPruner
 
 from mrmodel.config.schema import Config, parse_config
 from mrmodel.data.annotations import read_annotations
@@ -24,10 +23,10 @@ from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
 from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan
 from mrmodel.tune.study import Facts
-from mrmodel.tune.worker import ClaimedTrial, TrialResult
+from mrmodel.tune.worker import ClaimedTrial, Objective, TrialResult
 
 
-class PostHocObjective:
+class PostHocObjective(Objective):
     """Evaluates one choice of settings; `facts.about` has the candidate and its seeds."""
 
     def __init__(self, facts: Facts) -> None:
@@ -39,11 +38,6 @@ class PostHocObjective:
     def needs(facts: Facts) -> list[Path]:
         """The annotations; detections come from the store."""
         return [scored_file(parse_config(facts.config))]
-
-    @property
-    def pruner(self) -> BasePruner:
-        """No pruning: a trial takes seconds."""
-        return NopPruner()
 
     def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Decode and evaluate the detections of every seed."""

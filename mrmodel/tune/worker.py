@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import TrialState
 
 from mrmodel.config.schema import parse_config
@@ -94,7 +94,8 @@ class Objective(Protocol):
 
     @property
     def pruner(self) -> BasePruner:
-        """Decides when to prune a trial."""
+        """Decides when to prune a trial; never, unless the class says otherwise."""
+        return NopPruner()
 
     def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Run a trial.
