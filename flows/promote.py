@@ -12,7 +12,7 @@ from prefect.states import Completed
 
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.registry.decision import Decision
-from mrmodel.registry.remote_task import decision_markdown, promote_revision
+from mrmodel.registry.revision import decision_markdown, promote_revision
 from mrmodel.retrain.finish import summarize_decision
 
 

@@ -10,13 +10,10 @@ so no audit object is ever lost.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from mrmodel.config.schema import Config
-from mrmodel.errors import ConfigError, ConflictError, DataError, RegistryError
-from mrmodel.processes import hide_user
+from mrmodel.errors import ConflictError, DataError, RegistryError
 from mrmodel.registry.decision import (
     MOVES,
     Decision,
@@ -27,15 +24,15 @@ from mrmodel.registry.decision import (
     sequence_in,
 )
 from mrmodel.registry.mlflow_versions import Versions
+from mrmodel.registry.pointer_store import STORE_VARIABLE, registry_store
 from mrmodel.stages.paths import Paths
 from mrmodel.stages.test_set import TestSetContents
-from mrmodel.storage import Store, open_store
-from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_for_user
+from mrmodel.storage import Store
+from mrmodel.tracking.experiment import open_for_user
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 # Maximum number of times aliases are set again because the pointer moved meanwhile.
 _ALIAS_ROUNDS = 20
-STORE_VARIABLE = "MRMODEL_REGISTRY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +191,3 @@ def open_registry(config: Config, paths: Paths) -> ModelRegistry:
     client, experiment = open_for_user(config.tracking.experiment, paths.state)
     versions = Versions(client, experiment, config.promotion.registered_model)
     return ModelRegistry(versions, registry_store(paths.state))
-
-
-def registry_store(state: Path) -> Store:
-    """The store of ``MRMODEL_REGISTRY``; without it, a folder below `state` (``.mrmodel``).
-
-    Raises:
-        ConfigError: versions are on a server, and the variable is not set.
-    """
-    url, server = os.environ.get(STORE_VARIABLE), os.environ.get(ADDRESS_VARIABLE, "")
-    if not url and server.startswith("http"):
-        rule = f"is not set; versions at {hide_user(server)} need a pointer that all can see"
-        raise ConfigError(STORE_VARIABLE, None, rule)
-    return open_store(url or str(state / "registry"), variable=STORE_VARIABLE)

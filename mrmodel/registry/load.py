@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mrmodel.errors import CheckpointError, FeatureError, RegistryError
 from mrmodel.predict.predictor import Predictor
-from mrmodel.registry.champion import registry_store
 from mrmodel.registry.decision import pointer_key, read_pointer
 from mrmodel.registry.mlflow_versions import Versions
+from mrmodel.registry.pointer_store import registry_store
 from mrmodel.tracking.experiment import open_for_user
 from mrmodel.version import __version__
 

@@ -11,27 +11,23 @@ import json
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from dvc.repo import Repo
 
 from mrmodel.config.schema import load_config
-from mrmodel.errors import AlreadyChampion, MrModelError, OrchestrationError, RegistryError
+from mrmodel.errors import AlreadyChampion, MrModelError
 from mrmodel.files import write_json, write_text
-from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
-from mrmodel.processes import die_with_parent, hide_secrets, run_python, secrets_of
+from mrmodel.processes import die_with_parent
 from mrmodel.progress import RichReporter
 from mrmodel.registry.candidate import needed_files
 from mrmodel.registry.champion import open_registry
-from mrmodel.registry.decision import Decision, read_decision
+from mrmodel.registry.decision import Decision
 from mrmodel.registry.promote import decide, register
 from mrmodel.stages.paths import Paths
-from mrmodel.text import table
 
 # Maximum retries against a new champion, if another promotion came in between.
 _ROUNDS = 5
@@ -90,62 +86,6 @@ def main() -> int:
         return 1
     write_text(file.with_name("decision.json"), decision.model_dump_json())
     return 0
-
-
-_MODULE = "mrmodel.registry.remote_task"
-
-
-def promote_revision(
-    places: RuntimeEnvironment,
-    rev: str,
-    say: Callable[[str], None],
-    model: str | None = None,
-    kind: str = "finetuned",
-    reset_baseline: str = "",
-) -> Decision:
-    """Register the model that a revision made and evaluate the gates; see `main`.
-
-    Args:
-        places: where repository and data are.
-        rev: e.g. a run branch.
-        say: called with every line that the process prints.
-        model: name below `models`; None: the first of `train.models`.
-        kind: as of `register.register`.
-        reset_baseline: as of `promote.promote`.
-
-    Raises:
-        OrchestrationError: the revision or its data are not available.
-        RegistryError: the model cannot be registered or evaluated.
-    """
-    order = {"model": model, "kind": kind, "reset_baseline": reset_baseline}
-    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
-        beside = Path(name)
-        write_json(beside / "order.json", order)
-        ended = run_python(_MODULE, str(beside / "order.json"), folder=to, on_line=say)
-        answer, error = beside / "decision.json", beside / "error.json"
-        if answer.exists():
-            return read_decision(answer.read_bytes(), _MODULE)
-        if error.exists():
-            message = json.loads(error.read_text(encoding="utf-8"))["message"]
-            raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
-    said = [f"{_MODULE} at {rev} ended without a decision:", *ended.last]
-    raise OrchestrationError("\n  ".join(said))
-
-
-def decision_markdown(decision: Decision) -> str:
-    """A decision as Markdown, with each gate and its values."""
-    before = "none" if decision.before is None else f"version {decision.before}"
-    words = {True: "passed", False: "**failed**", None: "nothing to judge"}
-    gates = [(gate.name, words[gate.passed], gate.detail) for gate in decision.gates]
-    lines = [
-        f"**{decision.model} version {decision.version}: {decision.kind}**",
-        "",
-        f"Champion before: {before}. Test set {decision.test_set[:12]}.",
-        f"Audit object {decision.id}.",
-        "",
-        table(("gate", "verdict", "found"), gates),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mrmodel.errors import ConfigError
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import fast_forward, workspace
 from mrmodel.registry.decision import Decision
+from mrmodel.registry.pointer_store import registry_store
 from mrmodel.retrain.outcomes import Ledger, LedgerEntry
 from mrmodel.retrain.report import DeliveryReport
 from mrmodel.storage import Store, open_store
@@ -106,8 +107,6 @@ def open_ledger(places: RuntimeEnvironment, rev: str) -> Ledger:
     """The outcomes of deliveries for the model that a revision registers."""
     with workspace(places, rev) as space:
         name = space.config.promotion.registered_model
-    from mrmodel.registry.champion import registry_store  # MLflow; names of states need none.
-
     return Ledger(registry_store(places.state), name)
 
 

@@ -18,8 +18,8 @@ from mrmodel.errors import ConfigError, MrModelError, RegistryError, StorageErro
 from mrmodel.features.index import IndexEntry, IndexRow, read_index, write_index
 from mrmodel.orchestrate.checkout import REMOTE, _configure
 from mrmodel.orchestrate.environment import RuntimeEnvironment
-from mrmodel.registry.champion import registry_store
 from mrmodel.registry.mlflow_versions import Versions
+from mrmodel.registry.pointer_store import registry_store
 from mrmodel.storage import list_objects
 from mrmodel.tracking import experiment
 from mrmodel.tracking.experiment import ADDRESS_VARIABLE, open_experiment, open_for_user

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +88,13 @@ def test_a_cancelled_one_does_not(
     with pytest.raises(KeyboardInterrupt):
         run(Completed(data="runs/2"))
     assert reason(ledger) == ""
+
+
+def test_what_only_child_processes_need_is_not_imported() -> None:
+    """Each night begins with the start of a process; torch and MLflow would be most of it."""
+    code = (
+        "import sys, mrmodel.registry.revision, mrmodel.retrain.finish; "
+        "print([name for name in ('torch', 'mlflow', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -21,9 +21,10 @@ from mrmodel.errors import (
 )
 from mrmodel.files import sha256_of
 from mrmodel.registry.candidate import gather
-from mrmodel.registry.champion import ModelRegistry, PointerSnapshot, open_registry, registry_store
+from mrmodel.registry.champion import ModelRegistry, PointerSnapshot, open_registry
 from mrmodel.registry.decision import Pointer
 from mrmodel.registry.model_record import render_card
+from mrmodel.registry.pointer_store import registry_store
 from mrmodel.registry.promote import promote, register, rollback
 from mrmodel.stages.paths import Paths
 from tests.project import Project
