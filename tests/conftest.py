@@ -36,6 +36,8 @@ SERVERS = frozenset(__all__) - {"reproduced"} | {"prefect"}
 # need (docs/reference/tests.md).
 COLLECTED = pytest.StashKey[set[str]]()
 OUTSIDE = pytest.StashKey[set[str]]()
+# The files that take minutes.
+LONGEST = frozenset({"tests/flows/test_month.py", "tests/flows/test_on_workers.py"})
 # Changes to the preset in `reproduced`: its runs are recorded.
 REPRODUCED = {"tracking": {"enabled": True}}
 
@@ -54,8 +56,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)  # Before pytest deselects by markers.
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     """Mark the tests that need servers, note what `make test` leaves out, and order the files."""
     for item in items:
         if isinstance(item, pytest.Function) and SERVERS.intersection(item.fixturenames):
@@ -65,24 +69,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.stash[OUTSIDE] = {item.nodeid for item in marked}
     config.stash[COLLECTED] = {item.nodeid.partition("::")[0] for item in items}
-    items[:] = _nobody_waits_for_reproduced(items)
+    yield  # Pytest deselects by markers.
+    items[:] = _nobody_waits(items)
 
 
-def _nobody_waits_for_reproduced(items: list[pytest.Item]) -> list[pytest.Item]:
-    """One file that needs `reproduced` first, which makes it for all, and the others half-way.
+def _nobody_waits(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The longest files first, and of those that need `reproduced` one, which makes it for all.
 
-    Side by side, one process of the test run would make it while the others wait for a minute.
+    A long file that starts last has one process of the test run at work, and the others wait for
+    it. So they would for a minute if files that need `reproduced` began side by side: the others of
+    these come half-way.
     """
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    names = sorted(files, key=lambda name: name not in LONGEST)
     needs = {
         name
         for name, tests in files.items()
         if any("reproduced" in getattr(test, "fixturenames", ()) for test in tests)
     }
-    first, *others = [name for name in files if name in needs] or [""]
-    without = [name for name in files if name not in needs]
+    first, *others = [name for name in names if name in needs] or [""]
+    without = [name for name in names if name not in needs]
     half = len(without) // 2
     order = [first, *without[:half], *others, *without[half:]]
     return [item for name in order for item in files.get(name, [])]

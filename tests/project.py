@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import networkx as nx
 import pytest
+import yaml
 from dvc.repo import Repo
 
 from mrmodel import presets
@@ -61,6 +62,13 @@ class Project:
         """A copy of the whole folder as it is now, but for files and folders of these names."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(*left_out))
         return self.at(folder)
+
+    def keep_studies(self, *names: str) -> None:
+        """Leave these stages in ``studies/dvc.yaml``: for each clone DVC reads all there are."""
+        path = self.folder / "studies/dvc.yaml"
+        studies = yaml.safe_load(path.read_text())
+        studies["stages"] = {name: studies["stages"][name] for name in names}
+        path.write_text(yaml.safe_dump(studies))
 
     def commit(self) -> None:
         """Make it a git repository whose tree is clean."""
@@ -130,6 +138,13 @@ class Project:
         with self.inside():
             config = load_config(Path("params.yaml"))
             run(config, NullReporter(), *([arguments] if arguments or part else []))
+
+    def make_here(self) -> None:
+        """Run the stages of dvc.yaml in this process, and note each in dvc.lock."""
+        for name, command in self.commands().items():
+            self.stage(command)
+            with self.inside(), Repo() as repo:
+                repo.commit(name, force=True)
 
     def commands(self) -> dict[str, str]:
         """Stage of dvc.yaml -> its command, in an order in which ``dvc repro`` could run them."""

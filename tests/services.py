@@ -1,7 +1,9 @@
-"""Real servers for tests, started when a test first asks for one, and gone with the session.
+"""Real servers for tests, started when a test first asks for one.
 
-They are those of `make services`, on free ports and in folders of their own. Each fixture lives in
-its test process: tests that use one server together belong into one file.
+They are those of `make services`, on free ports and in folders of their own. PostgreSQL and S3 are
+gone with the session. MLflow and Prefect, which use up to a tenth of a core while nobody asks them,
+are gone with the file of tests; what they keep stays in the database. Each fixture lives in its
+test process: tests that use one server together belong into one file.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServi
     shutil.rmtree(service.server.home())  # It may lie outside of pytest's folder.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mlflow_server(
     postgres: PostgresService, s3: S3Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
@@ -153,7 +155,7 @@ def mlflow_server(
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_server(
     postgres: PostgresService, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:

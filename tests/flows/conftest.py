@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,14 @@ SEARCH = {
 
 @dataclass
 class Site:
-    """What the tests do with the servers and the workers."""
+    """What the tests do with the servers and the workers.
+
+    Attributes:
+        project: the repository.
+        folder: of the site.
+        environment: what all programs get.
+        workers: pool -> the process of its worker.
+    """
 
     project: Project
     folder: Path
@@ -109,13 +117,31 @@ class Site:
 
     def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
         """Its output once it has ended."""
-        output, _ = process.communicate(timeout=900)
+        try:
+            output: str = self.wait_until(lambda: ended(process), 900)
+        finally:
+            process.kill()  # One that has ended feels nothing.
         assert process.returncode == code, output + self.logs()
         return output
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """An orchestration from start to end."""
         return self.finish(self.start(*arguments), code)
+
+    def wait_until(self, found: Callable[[], Any], patience_s: float, every_s: float = 0.05) -> Any:
+        """What `found` returns as soon as that is something.
+
+        Raises:
+            AssertionError: it took longer, or a worker is dead, so that nobody would do the work.
+        """
+
+        def look() -> Any:
+            for pool, worker in self.workers.items():
+                code = worker.poll()
+                assert code is None, f"the worker of the pool {pool} gave {code}:\n{self.logs()}"
+            return found()
+
+        return wait_until(look, patience_s, self.logs, every_s)
 
     def logs(self) -> str:
         """What the workers said last, for a failed test."""
@@ -183,17 +209,28 @@ class Site:
 
     def wait_for_stage(self, module: str) -> psutil.Process:
         """The process of a stage's command, once it runs."""
-        return wait_until(lambda: next(iter(self.processes(module)), None), 120, self.logs)
+        return self.wait_until(lambda: next(iter(self.processes(module)), None), 120)
+
+
+def ended(process: subprocess.Popen[str]) -> str | None:
+    """The output of a process that has ended, within half a second; a line feed: it has none."""
+    try:
+        return process.communicate(timeout=0.5)[0] or "\n"
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def wait_until(
-    found: Callable[[], Any], patience_s: float, explain: Callable[[], str] = lambda: ""
+    found: Callable[[], Any],
+    patience_s: float,
+    explain: Callable[[], str] = lambda: "",
+    every_s: float = 0.05,
 ) -> Any:
     """What `found` returns as soon as that is something."""
     deadline = time.monotonic() + patience_s
     while not (value := found()):
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.05)
+        time.sleep(every_s)
     return value
 
 
@@ -217,45 +254,59 @@ def open_site(
         provision: options of ``flows.provision``.
         variables: further ones, or others.
     """
+    # Prefect's workers keep files in the TMPDIR, in a folder that belongs to whoever made it. Not
+    # below pytest's folder: the path of a Unix socket has an end after 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="site-") as temporary:
+        here = Site(project, folder, _environment(project, folder, services, temporary, variables))
+        for command in (
+            [sys.executable, "-m", "flows.provision", "--lost-after", "60", *provision],
+            ["prefect", "--no-prompt", "deploy", "--all"],
+        ):
+            done = subprocess.run(
+                command,
+                cwd=project.folder,
+                env=here.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            for service in services:
+                for name, value in service.env().items():
+                    patch.setenv(name, value)
+            for pool in pools:
+                here.start_worker(pool)
+            try:
+                yield here
+            finally:
+                here.stop_workers()
+        left = here.processes()
+        assert not left, f"still running: {left}"
+
+
+def _environment(
+    project: Project,
+    folder: Path,
+    services: Sequence[Service],
+    temporary: str,
+    variables: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """What all programs of a site get."""
     base = f"s3://mrmodel/{folder.name}"
-    environment = {
+    return {
         **project.environment(),
         **{name: value for service in services for name, value in service.env().items()},
         "MRMODEL_GIT_URL": str(project.folder),
         "MRMODEL_DVC_REMOTE": f"{base}/dvc",
         "MRMODEL_HANDOVER": f"{base}/handover",
+        "TMPDIR": temporary,
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "OMP_NUM_THREADS": "1",
         **(variables or {}),
     }
-    here = Site(project, folder, environment)
-    for command in (
-        [sys.executable, "-m", "flows.provision", "--lost-after", "60", *provision],
-        ["prefect", "--no-prompt", "deploy", "--all"],
-    ):
-        done = subprocess.run(
-            command,
-            cwd=project.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        for service in services:
-            for name, value in service.env().items():
-                patch.setenv(name, value)
-        for pool in pools:
-            here.start_worker(pool)
-        try:
-            yield here
-        finally:
-            here.stop_workers()
-    left = here.processes()
-    assert not left, f"still running: {left}"
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +323,7 @@ def site(
     pools = dict.fromkeys(("scratch", "pretrain", "extract", "extract_text"), "gpu")
     orchestrate = {"pools": pools, "attempts": 3}
     project.apply("miniature", {"orchestrate": orchestrate, "tune": SEARCH})
+    project.keep_studies("seed_run", "seeds")
     project.commit()
     slot = ("--gpu-slot", SLOT)
     services, trials = (s3, prefect_server), {"OPTUNA_STORAGE": postgres.database("optuna")}

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from mrmodel.tune.result import value_at
 from mrmodel.tune.storage import open_storage
 from mrmodel.tune.study import TrialQueue, owner_of
-from tests.flows.conftest import Site, wait_until
+from tests.flows.conftest import Site
 
 
 def open_study(site: Site, name: str) -> TrialQueue:
@@ -33,7 +33,7 @@ def working(site: Site, start: str) -> psutil.Process:
         pids = [int(owner.process.partition(":")[0]) for owner in running if owner is not None]
         return psutil.Process(pids[0]) if pids else None
 
-    process: psutil.Process = wait_until(found, 240, site.logs)
+    process: psutil.Process = site.wait_until(found, 240)
     return process
 
 

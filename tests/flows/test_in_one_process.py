@@ -34,7 +34,8 @@ def proxy_that_refuses() -> Iterator[tuple[str, list[str]]]:
 @pytest.mark.services
 def test_a_run_logs_no_error_and_sends_nothing_away(reproduced: Project, tmp_path: Path) -> None:
     """One stage has to run. All that would go to the internet goes to a proxy of the test."""
-    reproduced.git("add", "dvc.lock")
+    reproduced.keep_studies("seed_run", "seeds")
+    reproduced.git("add", "dvc.lock", "studies")
     reproduced.git("commit", "-q", "-m", "results")
     with proxy_that_refuses() as (address, requests):
         variables = [

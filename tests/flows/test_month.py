@@ -104,12 +104,10 @@ class Month:
     def run(self, deployment: str, timeout_s: float = 900, **parameters: Any) -> FlowRun:
         """A deployment from start to end."""
         with temporary_settings(server_of(self.site)):
-            found: Any = run_deployment(
-                deployment, parameters=parameters, timeout=timeout_s, poll_interval=1
-            )
-        assert found.state is not None
-        assert found.state.is_final(), self.site.logs()
-        return found
+            started: Any = run_deployment(deployment, parameters=parameters, timeout=0)
+        ended = self.site.wait_until(lambda: final(self, started), timeout_s, every_s=0.5)
+        assert isinstance(ended, FlowRun)
+        return ended
 
     def retrain(self, end: str) -> str:
         """One night; it must end as that. The reasons."""
@@ -180,6 +178,7 @@ def month(
     material = Material(folder / "material")
     project = Project(folder / "repository")
     project.apply("miniature", PARAMETERS)
+    project.keep_studies("seed_run", "seeds")
     project.commit()
     project.git("branch", "--move", MAIN)
     start = material.rows("train", START)
@@ -199,15 +198,19 @@ def month(
     }
     services = (s3, prefect_server, mlflow_server)
     with open_site(project, folder, services, ("control",), variables=variables) as site:
-        for command in (
-            ["dvc", "remote", "add", "--default", "hub", site.environment["MRMODEL_DVC_REMOTE"]],
-            ["dvc", "remote", "modify", "hub", "endpointurl", s3.env()["MRMODEL_S3_ENDPOINT"]],
-            ["dvc", "add", CLIPS],
-            ["dvc", "push", f"{CLIPS}.dvc"],
-        ):
-            subprocess.run(
-                command, cwd=project.folder, env=site.environment, check=True, capture_output=True
-            )
+        remote = [
+            "dvc",
+            "remote",
+            "add",
+            "--default",
+            "hub",
+            site.environment["MRMODEL_DVC_REMOTE"],
+        ]
+        modify = ["dvc", "remote", "modify", "hub", "endpointurl", s3.env()["MRMODEL_S3_ENDPOINT"]]
+        for command in (remote, modify, ["dvc", "add", CLIPS]):
+            run_in(site, command)
+        project.make_here()
+        run_in(site, ["dvc", "push", "--all-branches"])
         project.git("add", "-A")
         project.git("commit", "-q", "-m", "The first annotations")
         project.git("push", "-q", "origin", MAIN)
@@ -215,12 +218,23 @@ def month(
     inbox.close()
 
 
+def run_in(site: Site, command: list[str]) -> None:
+    """A command in the clone that people work in."""
+    folder, environment = site.project.folder, site.environment
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+
+
 def test_the_first_model_is_promoted(month: Month) -> None:
-    state = month.run("orchestrate/pipeline", **NIGHT).state
+    """The worker finds what was made without it, and runs what a parameter changes."""
+    before = month.site.lock(MAIN)
+    params = {"evaluate.bootstrap_resamples": 150}
+    state = month.run("orchestrate/pipeline", **NIGHT, params=params).state
     assert state is not None
     assert state.is_completed(), f"{state}\n{month.site.logs()}"
     month.git("fetch", "-q", "origin")
     (branch,) = month.git("branch", "-r", "--list", "origin/runs/*").split()
+    after = month.site.lock(branch)
+    assert [name for name in after if after[name] != before.get(name)] == ["evaluate", "report"]
     month.git("merge", "-q", "--ff-only", branch)
     month.git("push", "-q", "origin", MAIN)
     state = month.run("promote/promote", rev=MAIN).state
@@ -230,7 +244,7 @@ def test_the_first_model_is_promoted(month: Month) -> None:
     # The log of the flow run shows each step of the registration and of the promotion.
     steps = ("register: 3/4 now storing the version", "promote: 3/4 now comparing by the gates")
     for step in steps:
-        wait_until(lambda step=step: month.site.said(step) == 1, 60, month.site.logs)
+        month.site.wait_until(lambda step=step: month.site.said(step) == 1, 60)
 
 
 def test_better_data_make_a_champion(month: Month) -> None:
@@ -291,7 +305,7 @@ def test_nothing_new_is_no_work_and_two_nights_do_not_overlap(month: Month) -> N
         first: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
         second: Any = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
         names = [
-            wait_until(lambda run=run: final_name(month, run), 180, month.site.logs)
+            month.site.wait_until(lambda run=run: final(month, run), 180, every_s=0.5).state.name
             for run in (first, second)
         ]
     assert sorted(names) == ["Cancelled", "Unchanged"]
@@ -299,10 +313,11 @@ def test_nothing_new_is_no_work_and_two_nights_do_not_overlap(month: Month) -> N
     assert len(month.audit()) == 2
 
 
-def final_name(month: Month, run: FlowRun) -> str | None:
+def final(month: Month, run: FlowRun) -> FlowRun | None:
+    """The flow run, once it has ended."""
     with month.site.client() as client:
-        state = client.read_flow_run(run.id).state
-    return state.name if state is not None and state.is_final() else None
+        found = client.read_flow_run(run.id)
+    return found if found.state is not None and found.state.is_final() else None
 
 
 def test_bad_labels_are_quarantined_with_reasons(month: Month) -> None:

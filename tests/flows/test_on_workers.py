@@ -239,7 +239,7 @@ def test_a_killed_orchestrator(site: Site, arguments: tuple[str, ...]) -> None:
     stage.suspend()  # so that it still runs when the second orchestrator looks
     waiting = site.count_waiting("evaluate")
     second = site.start(*arguments)
-    wait_until(lambda: site.count_waiting("evaluate") > waiting, 120, site.logs)
+    site.wait_until(lambda: site.count_waiting("evaluate") > waiting, 120)
     stage.resume()
     assert_right(site, site.finish(second), attempts=1)
     assert len(site.flow_runs("evaluate")) == before + 1
@@ -291,7 +291,7 @@ def test_a_search_that_is_killed_and_interrupted(site: Site, finished: str) -> N
     first.kill()
     first.communicate()
     second = site.start_flow(*search)
-    wait_until(lambda: site.said("left: 4 trials") == 2, 120, site.logs)
+    site.wait_until(lambda: site.said("left: 4 trials") == 2, 120)
     assert site.search_workers("left") == {name: "Running"}
     second.send_signal(signal.SIGINT)
     second.communicate()
@@ -316,9 +316,12 @@ def test_no_secret_is_written_anywhere(site: Site, finished: str) -> None:
     ]
     wait_until(lambda: not site.processes(), 30)
     texts = [site.logs()]
-    for pattern in ("worker-*/state/**/*", "worker-*.log", "orchestrator/**/*", "prefect/**/*"):
-        files = [path for path in site.folder.glob(pattern) if path.is_file()]
-        texts += [path.read_bytes().decode(errors="replace") for path in files]
+    temporary = Path(site.environment["TMPDIR"])
+    assert (temporary / "runner_storage").is_dir(), "Prefect's files, apart from other users'"
+    patterns = ("worker-*/state/**/*", "worker-*.log", "orchestrator/**/*", "prefect/**/*")
+    found = [path for pattern in patterns for path in site.folder.glob(pattern)]
+    files = [path for path in [*found, *temporary.glob("**/*")] if path.is_file()]
+    texts += [path.read_bytes().decode(errors="replace") for path in files]
     texts += [
         site.project.git("log", "--all", "--patch", "--format=%B", "--", "*.lock", "params.yaml")
     ]

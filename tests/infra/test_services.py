@@ -23,7 +23,9 @@ import optuna
 import psutil
 import psycopg2
 import pytest
+from click.testing import CliRunner
 
+from infra.local.__main__ import main
 from infra.local.postgres import Postgres
 from infra.local.process import free_ports, is_free
 from infra.local.seaweedfs import IDENTITIES, INNER_PORTS
@@ -119,8 +121,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 @pytest.fixture
 def installation(folder: Installation) -> Installation:
     """The installation, with all servers up."""
-    fresh = not (folder.folder / "installation.json").exists()
-    folder.make("services", *(["--free-ports"] if fresh else []))
+    if not (folder.folder / "installation.json").exists():
+        folder.make("services", "--free-ports")
+    elif {state.word for state in Services(folder.folder).states()} != {"runs"}:
+        folder.make("services")
     return folder
 
 
@@ -380,4 +384,10 @@ def test_a_taken_port_is_named_before_anything_is_started(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("port", ["mlflow", "mlflow=x", "mysql=1", "mlflow=0", "mlflow=65536"])
 def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
-    assert "NAME=NUMBER" in Installation(tmp_path).make("services", "--port", port, code=2)
+    done = CliRunner().invoke(main, ["--folder", str(tmp_path), "up", "--port", port])
+    assert (done.exit_code, "NAME=NUMBER" in done.output) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_make_says_what_is_no_port(tmp_path: Path) -> None:
+    assert "NAME=NUMBER" in Installation(tmp_path).make("services", "--port", "mysql=1", code=2)

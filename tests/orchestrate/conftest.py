@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
@@ -17,14 +16,8 @@ OpenGraph = Callable[..., AbstractContextManager[StageGraph]]
 
 @pytest.fixture(scope="module")
 def recorded(reproduced: Project) -> Project:
-    """The miniature project with its dvc.lock in git, and of the studies that of seeds alone.
-
-    DVC reads all stages again for each clone; without the other studies it takes half as long.
-    """
-    path = reproduced.folder / "studies/dvc.yaml"
-    studies = yaml.safe_load(path.read_text())
-    studies["stages"] = {name: studies["stages"][name] for name in ("seed_run", "seeds")}
-    path.write_text(yaml.safe_dump(studies))
+    """The miniature project with its dvc.lock in git, and of the studies that of seeds alone."""
+    reproduced.keep_studies("seed_run", "seeds")
     reproduced.git("add", "dvc.lock", "studies")
     reproduced.git("commit", "-q", "-m", "results")
     return reproduced
