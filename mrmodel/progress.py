@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mrmodel.text import four_digits
+
 T = TypeVar("T")
 
 # Path of a JSON Lines file of events; set by the orchestration for stages.
@@ -78,7 +80,7 @@ class RichReporter:
     def advance(self, steps: int = 1, **info: object) -> None:
         """Move the bar."""
         self._done += steps
-        text = " ".join(f"{key} {_short(value)}" for key, value in info.items())
+        text = " ".join(f"{key} {four_digits(value)}" for key, value in info.items())
         if self._progress is not None:
             line = f"{self._rest()}{text}"
             self._progress.update(self._progress.task_ids[0], advance=steps, info=line)
@@ -178,7 +180,3 @@ def track(items: Iterable[T], reporter: Reporter, name: str, total: int) -> Iter
             reporter.advance()
     finally:
         reporter.finish()
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Tables, sparklines, times, texts cut to a length, and texts without anything to see."""
+"""Tables, sparklines, times, figures, texts cut to a length, and texts with nothing to see."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def first_of(items: Sequence[str], most: int) -> str:
     """The first `most` items, separated by semicolons, and how many more there are."""
     rest = len(items) - most
     return "; ".join(items[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def four_digits(value: object) -> str:
+    """`value` as text; a float with four of its digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def shortened(text: str, most: int) -> str:

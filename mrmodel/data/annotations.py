@@ -17,6 +17,7 @@ from typing import Any
 
 from mrmodel.errors import DataError, FileFormatError
 from mrmodel.lines import json_lines
+from mrmodel.text import shortened
 from mrmodel.types import (
     MAX_DURATION_S,
     Annotation,
@@ -357,4 +358,4 @@ def _shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:  # Writing takes deeper recursion than reading.
         return "a value nested too deeply"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text, 60)

@@ -19,6 +19,7 @@ from mrmodel.data.annotations import (
 from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import DataError
 from mrmodel.features.keys import normalise_query
+from mrmodel.text import four_digits
 from mrmodel.types import Annotation
 
 # Upper limits of short and middle windows in seconds, as in the QVHighlights evaluation.
@@ -115,8 +116,8 @@ def format_report(report: CheckReport) -> str:
     for name, value in report.summary.items():
         shown = value
         if isinstance(value, dict):
-            shown = ", ".join(f"{key}: {_figure(item)}" for key, item in value.items())
-        lines.append(f"{name}: {_figure(shown)}")
+            shown = ", ".join(f"{key}: {four_digits(item)}" for key, item in value.items())
+        lines.append(f"{name}: {four_digits(shown)}")
     lines.append(f"{len(report.errors)} errors, {len(report.warnings)} warnings")
     return "\n".join(lines)
 
@@ -166,7 +167,3 @@ def _range(values: Iterable[float]) -> dict[str, float]:
         "mean": mean(numbers),
         "max": max(numbers),
     }
-
-
-def _figure(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from mrmodel.errors import DataError
 from mrmodel.features.keys import composed
 from mrmodel.lines import json_lines
+from mrmodel.text import shortened
 from mrmodel.types import QueryId, differs_in_type
 
 Row = Mapping[str, Any]
@@ -78,13 +77,12 @@ def read_rows(path: Path) -> RowFile:
     """
     rows: list[Row] = []
     lines: list[int] = []
-    with _collector_paused():
-        # The validation of fields names a NaN with its field.
-        for number, _, record in json_lines(path, nan=True):
-            if isinstance(record, DataError):
-                raise record
-            rows.append(record)
-            lines.append(number)
+    # The validation of fields names a NaN with its field.
+    for number, _, record in json_lines(path, nan=True):
+        if isinstance(record, DataError):
+            raise record
+        rows.append(record)
+        lines.append(number)
     if not rows:
         raise DataError("holds no row; expected one JSON object a line", file=path)
     return RowFile(rows, path, lines)
@@ -107,8 +105,7 @@ def as_row_file(rows: Sequence[Row]) -> RowFile:
 
 def show(value: object) -> str:
     """`value` as JSON-like text, truncated so that an error message stays on one line."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return shortened(repr(value), _SHOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +163,6 @@ def pair_rows(
     latest = np.zeros(len(kept), dtype=np.int64)
     np.maximum.at(latest, owners, np.arange(len(rows)))
     return Pairing(annotations.select(kept), predictions.select(rows), owners, latest)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause garbage collection: parsing creates no cycles, and GC takes a third of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _ids(rows: RowFile) -> list[QueryId]:

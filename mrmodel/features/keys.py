@@ -69,6 +69,12 @@ def split_segment(vid: str) -> Segment | None:
     return segment if segment.start_s < segment.end_s else None
 
 
+def base_video(vid: str) -> str:
+    """The video id of a segment ``<base>_<start>_<end>``; other ids unchanged."""
+    segment = split_segment(vid)
+    return vid if segment is None else segment.base
+
+
 def shard_of(keys: Collection[str], index: int, count: int) -> list[str]:
     """The keys of shard `index` (from 0) of `count`; each key is in exactly one shard.
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrmodel.config.base import first_mistake
 from mrmodel.errors import DataError
-from mrmodel.pretraining.intervid.decontaminate import base_video
+from mrmodel.features.keys import base_video
 from mrmodel.stages.test_set import TestSetContents
 
 RECORD_FILE = "record.json"

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrmodel.data.annotations import scan_annotations
-from mrmodel.features.keys import composed, normalise_query, split_segment
+from mrmodel.features.keys import base_video, composed, normalise_query
 from mrmodel.files import digest_of
 from mrmodel.lines import byte_lines
-from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.deliveries import ANNOTATIONS, CAPTIONS, TEST, VAL
 from mrmodel.stages.profile import Profile
 from mrmodel.types import Annotation, QueryId
@@ -118,14 +117,12 @@ class Reference:
 
     def name_of(self, vid: str) -> str:
         """The video with id `vid`, or the one it is a segment of."""
-        segment = split_segment(vid)
-        names = [vid] if segment is None else [vid, segment.base]
-        for name in names:
+        for name in (vid, base_video(vid)):
             if name in self.videos:
                 return name
             if composed(name) in self.twins:
                 return self.twins[composed(name)]
-        return names[-1]
+        return base_video(vid)
 
 
 def moment_of(row: Annotation) -> Moment:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from mrmodel.data.ingest.videos import KNOWN_KINDS, VIDEO_SUFFIXES, VideoLibrary
 from mrmodel.errors import NameHints
-from mrmodel.features.keys import composed
-from mrmodel.pretraining.intervid.decontaminate import base_video
+from mrmodel.features.keys import base_video, composed
 from mrmodel.retrain.baseline import Reference
 
 

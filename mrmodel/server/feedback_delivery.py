@@ -15,13 +15,12 @@ from pathlib import Path
 
 from mrmodel.config.schema import Config, load_config
 from mrmodel.data.ingest.videos import KNOWN_KINDS, VIDEO_SUFFIXES
-from mrmodel.features.keys import composed, normalise_query
+from mrmodel.features.keys import base_video, composed, normalise_query
 from mrmodel.files import link_or_copy, one_at_a_time, sha256_of, write_jsonl
 from mrmodel.names import problem_of_part
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.run_branch import PARAMS
-from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.retrain.baseline import Reference
 from mrmodel.retrain.deliveries import ANNOTATIONS, MARKER, VIDEOS
 from mrmodel.retrain.dvc_dataset import DvcDataset

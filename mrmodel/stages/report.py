@@ -12,6 +12,7 @@ import pandas as pd
 
 from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
+from mrmodel.evaluate.moment_retrieval import pairwise_iou
 from mrmodel.evaluate.protocols import Scores
 from mrmodel.evaluate.rows import Row, read_rows
 from mrmodel.files import read_object, write_text
@@ -338,12 +339,8 @@ def _values(scores: Scores, scorer: Scorer) -> np.ndarray[Any, Any]:
 
 
 def _best_iou(found: Sequence[Sequence[float]], truth: Sequence[tuple[float, float]]) -> float:
-    best = 0.0
-    for start, end, *_ in found:
-        for low, high in truth:
-            overlap = max(0.0, min(end, high) - max(start, low))
-            best = max(best, overlap / max((end - start) + (high - low) - overlap, 1e-8))
-    return best
+    first, second = (np.reshape([one[:2] for one in part], (1, -1, 2)) for part in (found, truth))
+    return float(pairwise_iou(first, second).max(initial=0.0))
 
 
 def _points(curve: pd.DataFrame, column: str) -> list[tuple[float, float]]:

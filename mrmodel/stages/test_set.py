@@ -15,7 +15,7 @@ from typing import Any
 from mrmodel.errors import DataError
 from mrmodel.evaluate.rows import Row
 from mrmodel.features.index import read_index
-from mrmodel.features.keys import split_segment
+from mrmodel.features.keys import base_video
 from mrmodel.files import digest_of
 from mrmodel.types import Annotation
 
@@ -87,5 +87,4 @@ def video_contents(stream: Path) -> dict[str, str]:
 
 def _whole(vid: str, contents: Mapping[str, str]) -> str:
     """The id of the whole video, if `vid` is a segment."""
-    segment = split_segment(vid)
-    return vid if vid in contents or segment is None else segment.base
+    return vid if vid in contents else base_video(vid)

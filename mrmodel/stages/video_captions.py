@@ -16,9 +16,9 @@ from mrmodel.devices import pick_device
 from mrmodel.encoders.base import TextEncoder, VideoEncoder, are_aligned, build_encoder
 from mrmodel.encoders.weights_lock import require_pinned
 from mrmodel.errors import ConfigError, DataError
+from mrmodel.features.keys import base_video
 from mrmodel.files import digest_of, write_json, write_jsonl
 from mrmodel.lines import json_lines
-from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.pretraining.video_captions.captioners import PhraseBank
 from mrmodel.pretraining.video_captions.generate import (
     CaptioningJob,

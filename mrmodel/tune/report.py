@@ -19,6 +19,7 @@ from mrmodel.files import write_json, write_text
 from mrmodel.report.build import Report, ReportSection, Table, render
 from mrmodel.report.studies import REPORTS
 from mrmodel.stages.paths import Paths
+from mrmodel.text import four_digits
 from mrmodel.tracking.run import TrackedRun
 from mrmodel.tune.result import SearchResult, read_result, reason
 from mrmodel.tune.study import RETRY_OF, SOURCE, TrialQueue, is_feasible, owner_of
@@ -158,7 +159,7 @@ def trial_table(study: TrialQueue, figure: str) -> Table:
         [
             " ".join(filter(None, (str(one.number), one.user_attrs.get(SOURCE)))),
             *(f"{value:.2f}" for value in one.values),
-            *(_number(one.params[name]) if name in one.params else "–" for name in names),
+            *(four_digits(one.params[name]) if name in one.params else "–" for name in names),
         ]
         for one in best
     ]
@@ -173,7 +174,7 @@ def changes_of(trial: FrozenTrial) -> str:
     """The changes of a trial, in one line."""
     changes = trial.user_attrs.get("changes", {})
     source = trial.user_attrs.get(SOURCE)
-    shown = [f"{_short(path)} {_number(value)}" for path, value in changes.items()]
+    shown = [f"{_short(path)} {four_digits(value)}" for path, value in changes.items()]
     return ", ".join([f"values of {source}", *shown] if source else shown)
 
 
@@ -262,10 +263,6 @@ def _short(path: str) -> str:
     """A dotted path without the common prefix."""
     parts = path.split(".")
     return ".".join(parts[2:] if parts[0] == "models" else parts[1:])
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def lines(study: TrialQueue) -> Iterator[str]:

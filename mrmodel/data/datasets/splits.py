@@ -15,7 +15,7 @@ from typing import Any
 
 from mrmodel.data.datasets.base import Split
 from mrmodel.errors import DataError
-from mrmodel.features.keys import split_segment
+from mrmodel.features.keys import base_video
 from mrmodel.files import derive_seed
 
 Rows = list[dict[str, Any]]
@@ -82,5 +82,4 @@ def _first_by_hash(name: str, videos: Sequence[str], share: float) -> list[str]:
 
 def _base(row: Mapping[str, Any]) -> str:
     """The whole video of a record's segment; segments of one video stay in one split."""
-    segment = split_segment(row["vid"])
-    return segment.base if segment else row["vid"]
+    return base_video(row["vid"])

@@ -15,15 +15,9 @@ from typing import Any
 from mrmodel.components import DATASETS
 from mrmodel.data.datasets.base import PublishedDataset, ReadOptions
 from mrmodel.errors import DataError
-from mrmodel.features.keys import split_segment
+from mrmodel.features.keys import base_video
 from mrmodel.files import digest_of
 from mrmodel.lines import json_lines, text_lines
-
-
-def base_video(vid: str) -> str:
-    """The video id of a segment ``<base>_<start>_<end>``; other ids unchanged."""
-    segment = split_segment(vid)
-    return vid if segment is None else segment.base
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mrmodel.config.intervid import IntervidSettings
-from mrmodel.features.keys import text_key
+from mrmodel.features.keys import base_video, text_key
 from mrmodel.features.store import RowRanges, RowTable
 from mrmodel.files import atomic_path, derive_seed
-from mrmodel.pretraining.intervid.decontaminate import base_video
 from mrmodel.pretraining.intervid.labelling import (
     REASONS,
     Labels,
