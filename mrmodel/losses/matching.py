@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,17 +40,6 @@ class Matching:
         return self.layer, self.sample, self.query
 
 
-class MatcherSettings(Protocol):
-    """Weights of the three costs."""
-
-    @property
-    def span(self) -> float: ...  # noqa: D102
-    @property
-    def giou(self) -> float: ...  # noqa: D102
-    @property
-    def foreground(self) -> float: ...  # noqa: D102
-
-
 class HungarianMatcher:
     """Hungarian matching by span L1 x 10, gIoU x -1 and foreground probability x -4.
 
@@ -61,11 +49,6 @@ class HungarianMatcher:
 
     def __init__(self, span: float, giou: float, foreground: float) -> None:
         self.span, self.giou, self.foreground = span, giou, foreground
-
-    @classmethod
-    def from_weights(cls, weights: MatcherSettings) -> HungarianMatcher:
-        """A matcher with the weights of a settings section."""
-        return cls(weights.span, weights.giou, weights.foreground)
 
     @torch.no_grad()
     def __call__(self, layers: LayerOutput, targets: Targets, batch: Batch) -> Matching:

@@ -27,7 +27,7 @@ def detr_criterion(
     layer_losses = [span_loss or SpanLoss(), LabelLoss(settings.background_weight)]
     if settings.contrastive:
         layer_losses.append(ContrastiveLoss(settings.contrastive_temperature))
-    matcher = HungarianMatcher.from_weights(settings.matcher)
+    matcher = HungarianMatcher(**settings.matcher.model_dump())
     return DetrCriterion(
         layer_losses=layer_losses,
         clip_losses=clip_losses,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mrmodel.config.schema import RunSettings, TrainSettings
+from mrmodel.data.loader import MomentDataset
 from mrmodel.devices import pick_device
 from mrmodel.errors import TrainingError
 from mrmodel.files import derive_seed
@@ -32,21 +33,11 @@ from mrmodel.train.optim import (
     set_learning_rate,
     set_threads,
 )
-from mrmodel.types import Batch, Targets
+from mrmodel.types import Batch
 
 log = logging.getLogger(__name__)
 
 Validate = Callable[[MomentModel], Mapping[str, float]]
-
-
-class TrainingData(Protocol):
-    """Interface of a data set for the loop; implemented by `mrmodel.data.loader.MomentDataset`."""
-
-    def epoch_batches(self, epoch: int) -> Sequence[Any]:
-        """Sample indices of each batch of an epoch; depends on the epoch alone."""
-
-    def batch(self, indices: Any, epoch: int) -> tuple[Batch, Targets]:
-        """Input and ground truth of these samples, on the device of the model."""
 
 
 class Recorder(Protocol):
@@ -85,7 +76,7 @@ class Progress:
 
 def fit(
     model: MomentModel,
-    data: TrainingData,
+    data: MomentDataset,
     plan: Plan,
     validate: Validate | None,
     watchers: tuple[Recorder, Reporter],
@@ -97,7 +88,7 @@ def fit(
 
     Args:
         model: a model with its initial weights.
-        data: the training set.
+        data: the training set, whose batches are on the device of the model.
         plan: settings, seed, resume file.
         validate: metrics of the model on validation data; the first one selects the best weights.
             Without it the last weights are the result, regardless of `select`.
