@@ -49,10 +49,10 @@ def aligned_iou_and_giou(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, T
     return iou, iou - gap / stretch.clamp(min=EPS)
 
 
-def inverse_sigmoid(values: Tensor, eps: float = 1e-3) -> Tensor:
-    """log(x / (1 - x)) with both parts clamped to at least `eps`, so it stays within +-6.91."""
+def inverse_sigmoid(values: Tensor) -> Tensor:
+    """log(x / (1 - x)) with both parts clamped to at least 0.001, so it stays within +-6.91."""
     values = values.float().clamp(0.0, 1.0)
-    return (values.clamp(min=eps) / (1.0 - values).clamp(min=eps)).log()
+    return (values.clamp(min=1e-3) / (1.0 - values).clamp(min=1e-3)).log()
 
 
 def _shared_and_total(first_xx: Tensor, second_xx: Tensor) -> tuple[Tensor, Tensor]:
