@@ -49,10 +49,10 @@ class Watch(Listener):
             raise Stop
 
 
-def ask_graph(places: RuntimeEnvironment, rev: str) -> dict[str, float]:
+def ask_graph(environment: RuntimeEnvironment, rev: str) -> dict[str, float]:
     """Seconds to clone, to open the graph, and to ask every stage of the main pipeline."""
     started = time.perf_counter()
-    with fresh_clone(places, rev, {}) as folder:
+    with fresh_clone(environment, rev, {}) as folder:
         cloned = time.perf_counter()
         graph = StageGraph(folder, None)
         opened = time.perf_counter()
@@ -75,14 +75,14 @@ def order_to_command(rev: str) -> dict[str, float]:
     return {f"{name}_at_s": round(at, 2) for name, at in watch.steps.items()}
 
 
-def with_change(places: RuntimeEnvironment, folder: Path) -> str:
+def with_change(environment: RuntimeEnvironment, folder: Path) -> str:
     """Make a repository of our own in which `STAGE` must run, with the data of the given one."""
-    subprocess.run(["git", "clone", "--quiet", places.git, str(folder)], check=True)
+    subprocess.run(["git", "clone", "--quiet", environment.git, str(folder)], check=True)
     params = folder / "params.yaml"
     params.write_text(set_parameters(params.read_text(), {"evaluate.bootstrap_resamples": 123}))
     author = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
     subprocess.run(["git", *author, "commit", "--quiet", "-am", "x"], cwd=folder, check=True)
-    (folder / ".dvc" / "cache").symlink_to(places.cache)
+    (folder / ".dvc" / "cache").symlink_to(environment.cache)
     return str(folder)
 
 
@@ -92,13 +92,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    places = RuntimeEnvironment.from_environment()
+    environment = RuntimeEnvironment.from_environment()
     asked = min(
-        (ask_graph(places, "HEAD") for _ in range(arguments.rounds)),
+        (ask_graph(environment, "HEAD") for _ in range(arguments.rounds)),
         key=lambda found: found["clone_s"] + found["open_s"] + found["ask_s"],
     )
     with tempfile.TemporaryDirectory() as name:
-        os.environ["MRMODEL_GIT_URL"] = with_change(places, Path(name) / "repository")
+        os.environ["MRMODEL_GIT_URL"] = with_change(environment, Path(name) / "repository")
         started = min(
             (order_to_command("HEAD") for _ in range(arguments.rounds)),
             key=lambda found: found["command_at_s"],

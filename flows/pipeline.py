@@ -56,12 +56,14 @@ def orchestrate(
 
     Ends as Failed if a stage did; successful stages are on the run branch all the same.
     """
-    places = RuntimeEnvironment.from_environment()
-    result_store = ResultStore(places.result_store, places.endpoint)
-    with workspace(places, rev) as clone:
+    environment = RuntimeEnvironment.from_environment()
+    result_store = ResultStore(environment.result_store, environment.endpoint)
+    with workspace(environment, rev) as clone:
         clone.change(params or {})
-        with open_pipeline_run(places, clone, targets, params or {}) as record:
-            graph = StageGraph(clone.folder, REMOTE if places.remote else None, result_store.wait)
+        with open_pipeline_run(environment, clone, targets, params or {}) as record:
+            graph = StageGraph(
+                clone.folder, REMOTE if environment.remote else None, result_store.wait
+            )
             scheduler = Scheduler(graph, result_store, clone.config.orchestrate, clone.rev, targets)
             scheduler.parent_run = record.run_id()
             follow(scheduler, here)

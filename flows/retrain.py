@@ -43,9 +43,9 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
     Ends as Promoted, Refused, Conflict, Quarantined (all new deliveries), or Unchanged (no new
     deliveries); as Failed if the pipeline did.
     """
-    places = RuntimeEnvironment.from_environment()
-    ledger = open_ledger(places, rev)
-    ingested = ingest_deliveries(places, ledger, rev)
+    environment = RuntimeEnvironment.from_environment()
+    ledger = open_ledger(environment, rev)
+    ingested = ingest_deliveries(environment, ledger, rev)
     if ingested.branch is None:
         return ended(summarize_ingestion(ingested.reports))
     tried, attempts = ingested.identities, ledger.attempts
@@ -58,13 +58,13 @@ def retrain(rev: str = "HEAD", model: str | None = None, here: bool = False) -> 
             return failed
         branch = trained.result() or ingested.branch
         decision = register_and_decide(branch, model, "finetuned", "")
-    return ended(finish(places, rev, ledger, ingested, branch, decision))
+    return ended(finish(environment, rev, ledger, ingested, branch, decision))
 
 
 @task(cache_policy=NO_CACHE)
-def ingest_deliveries(places: RuntimeEnvironment, ledger: Ledger, rev: str) -> IngestResult:
+def ingest_deliveries(environment: RuntimeEnvironment, ledger: Ledger, rev: str) -> IngestResult:
     """Check new deliveries, add them to the data or quarantine them, and show the reports."""
-    ingested = ingest(open_incoming(places), ledger, places, rev)
+    ingested = ingest(open_incoming(environment), ledger, environment, rev)
     if ingested.reports:
         pages = "\n".join(report.markdown() for report in ingested.reports)
         create_markdown_artifact(pages, "deliveries", "What was found in each delivery")

@@ -72,9 +72,11 @@ def spread(order: StageRequest) -> ShardedStream:
     from mrmodel.orchestrate.sharding import sharded_stream
 
     settings = ShardSettings(**(order.shards or {}))
-    places = RuntimeEnvironment.from_environment()
+    environment = RuntimeEnvironment.from_environment()
     sharded = sharded_stream(order, settings)
-    extract_shards(sharded, order, places.result_store, settings, endpoint=places.endpoint)
+    extract_shards(
+        sharded, order, environment.result_store, settings, endpoint=environment.endpoint
+    )
     return sharded
 
 

@@ -171,13 +171,13 @@ def tune(
     """
     if pool is not None:
         POOL.require("pool", pool)
-    places = RuntimeEnvironment.from_environment()
+    environment = RuntimeEnvironment.from_environment()
     with get_client(sync_client=True) as client:
         found = search_revision(
-            places,
+            environment,
             rev,
             SearchOverrides(study, trials, workers),
-            lambda work: PrefectWorkerPool(client, work, pool, places.result_store),
+            lambda work: PrefectWorkerPool(client, work, pool, environment.result_store),
             FlowReporter(),
         )
     create_markdown_artifact(markdown(found), "tuning", "What the search found")

@@ -34,13 +34,15 @@ _GIT = {
 
 
 @contextmanager
-def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) -> Iterator[Path]:
-    """Yield a clone at `rev` that uses the DVC cache and remote of `places`; remove it after.
+def fresh_clone(
+    environment: RuntimeEnvironment, rev: str, locks: Mapping[str, str]
+) -> Iterator[Path]:
+    """Yield a clone at `rev` that uses the DVC cache and remote of `environment`; remove it after.
 
     Clones that a killed process left are removed first.
 
     Args:
-        places: where to clone from, and to.
+        environment: where to clone from, and to.
         rev: any revision that git resolves in the clone.
         locks: path of a lock file -> text; what other stages of this run have produced.
 
@@ -49,21 +51,21 @@ def fresh_clone(places: RuntimeEnvironment, rev: str, locks: Mapping[str, str]) 
             pipeline of the revision, or names a hash that is none.
         OutputError: the clone cannot be written.
     """
-    folder = places.clones / uuid4().hex
+    folder = environment.clones / uuid4().hex
     guard = folder.with_suffix(".lock")
     try:
-        places.clones.mkdir(parents=True, exist_ok=True)
-        _sweep(places.clones)
+        environment.clones.mkdir(parents=True, exist_ok=True)
+        _sweep(environment.clones)
         file = folder.with_suffix(".new").open("w")
     except OSError as error:
-        raise OutputError(places.clones, error) from error
+        raise OutputError(environment.clones, error) from error
     with file as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         # Renamed only when locked: _sweep looks at this name.
         Path(held.name).rename(guard)
         try:
-            _clone(places, rev, folder)
-            _configure(places, folder)
+            _clone(environment, rev, folder)
+            _configure(environment, folder)
             _write_locks(folder, locks)
             yield folder
         finally:
@@ -91,8 +93,8 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
-    git(places.clones, "clone", "--quiet", "--no-checkout", "--", places.git, str(folder))
+def _clone(environment: RuntimeEnvironment, rev: str, folder: Path) -> None:
+    git(environment.clones, "clone", "--quiet", "--no-checkout", "--", environment.git, str(folder))
     found = None
     for name in (f"origin/{rev}", rev):  # A remote branch before a local name.
         try:
@@ -101,7 +103,7 @@ def _clone(places: RuntimeEnvironment, rev: str, folder: Path) -> None:
         except OrchestrationError:
             continue
     if found is None:
-        raise OrchestrationError(f"{places.git_shown} has no revision {rev!r}")
+        raise OrchestrationError(f"{environment.git_shown} has no revision {rev!r}")
     git(folder, "checkout", "--quiet", "--detach", found)
 
 
@@ -132,26 +134,26 @@ def _check_hashes(path: str, text: str) -> None:
             raise OrchestrationError(f"locks: {path}: {name}: {str(md5)[:80]!r} is no MD5")
 
 
-def _configure(places: RuntimeEnvironment, folder: Path) -> None:
+def _configure(environment: RuntimeEnvironment, folder: Path) -> None:
     """Write the local DVC config, which git ignores; credentials stay in the environment."""
     # DVC's own format, in which a path with a comma, a # or a quotation mark is quoted.
     settings = ConfigObj(encoding="utf-8")
     settings.filename = str(folder / ".dvc" / "config.local")
     # Link instead of copying where the file system can.
     settings["core"] = {"autostage": "true"}  # else DVC prints hints to `git add`
-    settings["cache"] = {"dir": str(places.cache), "type": ["reflink", "hardlink", "copy"]}
-    if places.remote is not None:
+    settings["cache"] = {"dir": str(environment.cache), "type": ["reflink", "hardlink", "copy"]}
+    if environment.remote is not None:
         settings["core"]["remote"] = REMOTE
-        remote = {"url": places.remote}
-        if places.endpoint is not None and places.remote.startswith("s3://"):
-            remote["endpointurl"] = places.endpoint
+        remote = {"url": environment.remote}
+        if environment.endpoint is not None and environment.remote.startswith("s3://"):
+            remote["endpointurl"] = environment.endpoint
         settings[f'remote "{REMOTE}"'] = remote
     try:
         settings.write()
     except ConfigObjError as error:  # A comma, and both kinds of quotation marks.
         raise OrchestrationError(f"DVC's configuration: {error}") from None
-    places.state.mkdir(parents=True, exist_ok=True)
-    (folder / ".mrmodel").symlink_to(places.state, target_is_directory=True)
+    environment.state.mkdir(parents=True, exist_ok=True)
+    (folder / ".mrmodel").symlink_to(environment.state, target_is_directory=True)
 
 
 def _sweep(clones: Path) -> None:

@@ -26,9 +26,9 @@ class Transfer:
         remote: name of the DVC remote in clones; None: there is none, the cache is shared.
     """
 
-    def __init__(self, places: RuntimeEnvironment, result_store: ResultStore) -> None:
+    def __init__(self, environment: RuntimeEnvironment, result_store: ResultStore) -> None:
         self._result_store = result_store
-        self.remote = REMOTE if places.remote is not None else None
+        self.remote = REMOTE if environment.remote is not None else None
 
     def fetch(self, repo: Any, paths: Sequence[str]) -> None:
         """Fetch outputs, or files in them, into a clone.

@@ -68,24 +68,24 @@ class RunBranch:
 
 
 @contextmanager
-def workspace(places: RuntimeEnvironment, rev: str) -> Iterator[RunBranch]:
+def workspace(environment: RuntimeEnvironment, rev: str) -> Iterator[RunBranch]:
     """Open the orchestrator's clone of `rev`."""
-    with fresh_clone(places, rev, {}) as folder:
+    with fresh_clone(environment, rev, {}) as folder:
         yield RunBranch(folder)
 
 
-def fast_forward(places: RuntimeEnvironment, rev: str, branch: str) -> str | None:
+def fast_forward(environment: RuntimeEnvironment, rev: str, branch: str) -> str | None:
     """Fast-forward the branch that `rev` names to the end of a run branch, if that is possible.
 
     Args:
-        places: where the repository is.
+        environment: where the repository is.
         rev: name of a branch, or ``HEAD`` for the one that clones check out.
         branch: run branch that started from it.
 
     Returns:
         Why it was not moved; None if it was.
     """
-    with fresh_clone(places, branch, {}) as folder:
+    with fresh_clone(environment, branch, {}) as folder:
         name = rev
         try:
             if rev == "HEAD":

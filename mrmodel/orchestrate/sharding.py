@@ -244,10 +244,10 @@ def shard_folder(where: Path | StageRequest, shard: ShardRequest) -> Iterator[Pa
 
 @contextmanager
 def _clone(order: StageRequest) -> Iterator[tuple[Path, StageGraph, Transfer]]:
-    places = RuntimeEnvironment.from_environment()
-    result_store = ResultStore(places.result_store, places.endpoint)
-    transfer = Transfer(places, result_store)
-    with fresh_clone(places, order.rev, order.locks) as folder:
+    environment = RuntimeEnvironment.from_environment()
+    result_store = ResultStore(environment.result_store, environment.endpoint)
+    transfer = Transfer(environment, result_store)
+    with fresh_clone(environment, order.rev, order.locks) as folder:
         yield folder, StageGraph(folder, transfer.remote, result_store.wait), transfer
 
 

@@ -51,12 +51,15 @@ class StageRunner:
     """The steps of one stage, each timed and announced."""
 
     def __init__(
-        self, order: StageRequest, places: RuntimeEnvironment, sharded: ShardedStream | None = None
+        self,
+        order: StageRequest,
+        environment: RuntimeEnvironment,
+        sharded: ShardedStream | None = None,
     ) -> None:
         """Prepare an attempt; `sharded`: shards of its extraction are in the result store."""
-        self._order, self._places, self._sharded = order, places, sharded
-        self._result_store = ResultStore(places.result_store, places.endpoint)
-        self._transfer = Transfer(places, self._result_store)
+        self._order, self._environment, self._sharded = order, environment, sharded
+        self._result_store = ResultStore(environment.result_store, environment.endpoint)
+        self._transfer = Transfer(environment, self._result_store)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> StageResult:
@@ -66,10 +69,10 @@ class StageRunner:
             OrchestrationError: a step failed permanently.
             StageCmdFailedError: the stage's command ended with an error.
         """
-        order, places = self._order, self._places
+        order, environment = self._order, self._environment
         # Two attempts at one stage would share their resume state.
-        busy = places.state / "attempts" / f"{file_name(order.stage)}.lock"
-        with one_at_a_time(busy), fresh_clone(places, order.rev, order.locks) as folder:
+        busy = environment.state / "attempts" / f"{file_name(order.stage)}.lock"
+        with one_at_a_time(busy), fresh_clone(environment, order.rev, order.locks) as folder:
             with self._step("clone"):
                 graph = StageGraph(folder, self._transfer.remote, self._result_store.wait)
                 key = graph.status(order.stage).key

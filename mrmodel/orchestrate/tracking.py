@@ -15,12 +15,15 @@ from mrmodel.tracking.run import TrackedRun, open_run
 
 @contextmanager
 def open_pipeline_run(
-    places: RuntimeEnvironment, clone: RunBranch, targets: Sequence[str], params: Mapping[str, Any]
+    environment: RuntimeEnvironment,
+    clone: RunBranch,
+    targets: Sequence[str],
+    params: Mapping[str, Any],
 ) -> Iterator[TrackedRun]:
     """The MLflow run of one orchestration, named after its run branch.
 
     Args:
-        places: of the orchestrator.
+        environment: of the orchestrator.
         clone: what is run.
         targets: requested stages; none: all.
         params: changes to params.yaml.
@@ -28,7 +31,7 @@ def open_pipeline_run(
     settings = clone.config.tracking
     spec = RunSpec(
         experiment=settings.experiment,
-        state=str(places.state.resolve()),
+        state=str(environment.state.resolve()),
         name="pipeline",
         title=clone.branch,
         code=str(clone.folder),

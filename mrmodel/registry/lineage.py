@@ -91,7 +91,7 @@ def describe_lineage(record: ModelRecord) -> Iterator[str]:
                 yield f"  {word} {entry['path']}  md5 {entry['md5']}"
 
 
-def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
+def reproduce(record: ModelRecord, environment: RuntimeEnvironment) -> Reproduction:
     """Reproduce a model in a temporary clone of its revision, with an empty cache.
 
     The parameters are those of the record. User videos come from the revision if DVC tracks them,
@@ -100,7 +100,7 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
 
     Args:
         record: of the version.
-        places: where the repository and the videos are; no stage outputs are reused.
+        environment: where the repository and the videos are; no stage outputs are reused.
 
     Raises:
         RegistryError: the code had uncommitted changes, or a stage failed.
@@ -114,7 +114,7 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
     with tempfile.TemporaryDirectory(prefix="mrmodel-lineage-") as name:
         work = Path(name)
         apart = dataclasses.replace(
-            places,
+            environment,
             remote=None,
             cache=work / "cache",
             state=work / "state",
@@ -126,7 +126,7 @@ def reproduce(record: ModelRecord, places: RuntimeEnvironment) -> Reproduction:
             params = yaml.safe_dump(quiet, sort_keys=False)
             (folder / "params.yaml").write_text(params, encoding="utf-8")
             (folder / "dvc.lock").unlink(missing_ok=True)
-            _bring_own_videos(record, places, folder)
+            _bring_own_videos(record, environment, folder)
             _run(folder, stage)
             return compare_outputs(record, folder)
 
@@ -162,19 +162,21 @@ def _feeds(giver: Mapping[str, Any], taker: Mapping[str, Any]) -> bool:
     )
 
 
-def _bring_own_videos(record: ModelRecord, places: RuntimeEnvironment, folder: Path) -> None:
+def _bring_own_videos(record: ModelRecord, environment: RuntimeEnvironment, folder: Path) -> None:
     """Copy the videos of the revision if DVC tracks them, else those of the repository here."""
     if record.params["corpus"]["source"] != "folder":
         return
     name = record.params["corpus"]["folder"].rstrip("/")
     target = folder / name
     if target.with_name(f"{target.name}.dvc").exists():
-        with fresh_clone(places, record.code["git.revision"], {}) as clone:
-            transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
+        with fresh_clone(environment, record.code["git.revision"], {}) as clone:
+            transfer = Transfer(
+                environment, ResultStore(environment.result_store, environment.endpoint)
+            )
             transfer.fetch(Repo(str(clone)), [name])
             shutil.copytree(clone / name, target, dirs_exist_ok=True)
         return
-    source = (Path(places.git) / name).resolve()
+    source = (Path(environment.git) / name).resolve()
     if not source.is_dir():
         raise RegistryError(f"{source}: the videos that {record.way} was made of are not there")
     target.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ _ROUNDS = 5
 
 
 def register_and_decide(
-    places: RuntimeEnvironment, model: str | None, kind: str, reset_baseline: str
+    environment: RuntimeEnvironment, model: str | None, kind: str, reset_baseline: str
 ) -> Decision:
     """Register the model of the clone in the current folder and evaluate the gates.
 
@@ -42,7 +42,7 @@ def register_and_decide(
     promoted it is returned.
 
     Args:
-        places: where the data are.
+        environment: where the data are.
         model: name below `models`; None: the first of `train.models`.
         kind: as of `register.register`.
         reset_baseline: as of `promote.promote`.
@@ -52,7 +52,7 @@ def register_and_decide(
     """
     config = load_config(Path("params.yaml"))
     paths, name = Paths(config), model or config.train.models[0]
-    transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
+    transfer = Transfer(environment, ResultStore(environment.result_store, environment.endpoint))
     transfer.fetch(Repo(), [str(path) for path in needed_files(config, paths, name, kind)])
     registry = open_registry(config, paths)
     reporter = RichReporter(with_eta=False)

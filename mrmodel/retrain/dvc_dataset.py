@@ -50,7 +50,7 @@ class DvcDataset:
     Args:
         clone: root of the clone.
         config: its parameters.
-        places: where the data are.
+        environment: where the data are.
 
     Raises:
         ConfigError: the corpus is not made from a folder.
@@ -58,14 +58,16 @@ class DvcDataset:
         OrchestrationError: its tables are not available.
     """
 
-    def __init__(self, clone: Path, config: Config, places: RuntimeEnvironment) -> None:
+    def __init__(self, clone: Path, config: Config, environment: RuntimeEnvironment) -> None:
         if config.corpus.source != "folder":
             rule = "deliveries go into a folder of your own: docs/howto/deliver_data.md"
             raise ConfigError("corpus.source", config.corpus.source, rule)
         self._clone, self._config, self._name = clone, config, config.corpus.folder.rstrip("/")
         self.folder = clone / self._name
         self._repo = Repo(str(clone))
-        self._transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
+        self._transfer = Transfer(
+            environment, ResultStore(environment.result_store, environment.endpoint)
+        )
         self._out = self._find(self.folder)
         if self._out is None or not (clone / self.dvc_file).exists():
             rule = f"is missing: `dvc add {self._name}` first, see docs/howto/deliver_data.md"

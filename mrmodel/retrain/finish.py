@@ -90,7 +90,7 @@ log = logging.getLogger(__name__)
 INCOMING_VARIABLE = "MRMODEL_INCOMING"
 
 
-def open_incoming(places: RuntimeEnvironment) -> Store:
+def open_incoming(environment: RuntimeEnvironment) -> Store:
     """The store of the deliveries.
 
     Raises:
@@ -100,18 +100,18 @@ def open_incoming(places: RuntimeEnvironment) -> Store:
     if not url:
         rule = "is not set: where deliveries arrive, e.g. s3://bucket/incoming"
         raise ConfigError(INCOMING_VARIABLE, None, rule)
-    return open_store(url, places.endpoint, variable=INCOMING_VARIABLE)
+    return open_store(url, environment.endpoint, variable=INCOMING_VARIABLE)
 
 
-def open_ledger(places: RuntimeEnvironment, rev: str) -> Ledger:
+def open_ledger(environment: RuntimeEnvironment, rev: str) -> Ledger:
     """The outcomes of deliveries for the model that a revision registers."""
-    with workspace(places, rev) as space:
+    with workspace(environment, rev) as space:
         name = space.config.promotion.registered_model
-    return Ledger(registry_store(places.state), name)
+    return Ledger(registry_store(environment.state), name)
 
 
 def finish(
-    places: RuntimeEnvironment,
+    environment: RuntimeEnvironment,
     rev: str,
     ledger: Ledger,
     ingested: IngestResult,
@@ -125,7 +125,7 @@ def finish(
     moves it first (`ingest.ingest`).
 
     Args:
-        places: where the repository is.
+        environment: where the repository is.
         rev: branch from which the retraining started; it moves after a promotion.
         ledger: takes the outcomes, and forgets the attempt; a conflict is no outcome, so its
             deliveries are retried.
@@ -136,7 +136,7 @@ def finish(
     moved = ""
     if decision.kind in ("promote", "rollback"):
         _note(ledger, ingested, branch, decision)
-        left = fast_forward(places, rev, branch)
+        left = fast_forward(environment, rev, branch)
         moved = f"{left}; merge {branch} before the next retraining" if left else f"{rev} has moved"
     elif decision.kind == "refuse":
         _note(ledger, ingested, branch, decision)

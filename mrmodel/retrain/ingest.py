@@ -74,7 +74,9 @@ class IngestResult:
         return [report.identity for report in self.taken]
 
 
-def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str) -> IngestResult:
+def ingest(
+    incoming: Store, ledger: Ledger, environment: RuntimeEnvironment, rev: str
+) -> IngestResult:
     """Add every new delivery to the data of `rev`, on a run branch, or quarantine it.
 
     Deliveries are processed in order of their names; each is compared with the data and with those
@@ -87,7 +89,7 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
     Args:
         incoming: holds the deliveries; read only.
         ledger: outcomes so far; outcomes of quarantined deliveries are added.
-        places: where code and data are.
+        environment: where code and data are.
         rev: base of the run branch.
 
     Raises:
@@ -101,13 +103,13 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
     entries = ledger.entries()
     if not listed and not entries:
         return ingested
-    with workspace(places, rev) as space:
-        folder = DvcDataset(space.folder, space.config, places)
+    with workspace(environment, rev) as space:
+        folder = DvcDataset(space.folder, space.config, environment)
         present = folder.deliveries()
         lost = _unmerged(entries, present, ledger.withdrawn())
         if lost is not None:
-            _merge(places, rev, lost)
-            return ingest(incoming, ledger, places, rev)
+            _merge(environment, rev, lost)
+            return ingest(incoming, ledger, environment, rev)
         pending = _pending(listed, entries, present)
         unfinished = _first([one for one in pending if not one.complete], "incomplete deliveries")
         ingested.reports = [_incomplete(one) for one in unfinished]
@@ -121,12 +123,12 @@ def ingest(incoming: Store, ledger: Ledger, places: RuntimeEnvironment, rev: str
     return ingested
 
 
-def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> DeliveryReport:
+def check_sent(folder: Path, environment: RuntimeEnvironment, rev: str) -> DeliveryReport:
     """Check a folder before it is sent; nothing is written.
 
     Args:
         folder: with the layout of the incoming store.
-        places: where code and data are.
+        environment: where code and data are.
         rev: whose data it is compared with.
 
     Raises:
@@ -134,12 +136,12 @@ def check_sent(folder: Path, places: RuntimeEnvironment, rev: str) -> DeliveryRe
         OrchestrationError: data or revision are not available.
     """
     delivery = delivery_in(folder)
-    with fresh_clone(places, rev, {}) as clone:
+    with fresh_clone(environment, rev, {}) as clone:
         config = load_config(clone / PARAMS)
         refused = delivery.problem or excess(delivery, config.retrain)
         if refused is not None:
             return _refused(delivery, refused).report
-        reference = DvcDataset(clone, config, places).reference()
+        reference = DvcDataset(clone, config, environment).reference()
         return check_folder(folder, delivery, reference, config).report
 
 
@@ -320,13 +322,13 @@ def _unmerged(
     return lost[-1] if lost else None
 
 
-def _merge(places: RuntimeEnvironment, rev: str, entry: LedgerEntry) -> None:
+def _merge(environment: RuntimeEnvironment, rev: str, entry: LedgerEntry) -> None:
     """Fast-forward `rev` to the run branch of a promotion.
 
     Raises:
         DeliveryError: this is not possible; it must be merged by hand.
     """
-    left = fast_forward(places, rev, str(entry.branch))
+    left = fast_forward(environment, rev, str(entry.branch))
     if left is not None:
         rule = f"was promoted but is not merged into {rev} ({left}); merge it first"
         raise DeliveryError(f"delivery {entry.delivery!r}: its branch {entry.branch} {rule}")

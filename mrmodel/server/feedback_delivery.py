@@ -69,7 +69,7 @@ class FeedbackDelivery:
 
 
 def deliver(
-    journal: Journal, incoming: Store, places: RuntimeEnvironment, rev: str = "HEAD"
+    journal: Journal, incoming: Store, environment: RuntimeEnvironment, rev: str = "HEAD"
 ) -> FeedbackDelivery:
     """Deliver all accepted and corrected hits that were not delivered before, as one delivery.
 
@@ -79,7 +79,7 @@ def deliver(
     Args:
         journal: the feedback.
         incoming: store of deliveries; nothing in it is read.
-        places: where the repository is whose model is retrained.
+        environment: where the repository is whose model is retrained.
         rev: its branch, whose data the videos and rows are compared with.
 
     Raises:
@@ -96,9 +96,9 @@ def deliver(
         done = FeedbackDelivery(problems=state.problems)
         if not entries:
             return done
-        with fresh_clone(places, rev, {}) as clone:
+        with fresh_clone(environment, rev, {}) as clone:
             config = load_config(clone / PARAMS)
-            reference = DvcDataset(clone, config, places).reference()
+            reference = DvcDataset(clone, config, environment).reference()
             parcel = _Parcel(clone / _FOLDER, reference, config)
             delivered = parcel.pack(entries, done)
             left_out = {one.entry.id: one.reason for one in done.left_out}
@@ -123,8 +123,8 @@ def deliver_here(journal: Journal, rev: str = "HEAD") -> FeedbackDelivery:
     Raises:
         ConfigError: it names none. Otherwise as `deliver`.
     """
-    places = RuntimeEnvironment.from_environment()
-    return deliver(journal, open_incoming(places), places, rev)
+    environment = RuntimeEnvironment.from_environment()
+    return deliver(journal, open_incoming(environment), environment, rev)
 
 
 class _Parcel:

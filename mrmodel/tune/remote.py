@@ -82,7 +82,7 @@ class SearchOutcome:
 
 
 def search_revision(
-    places: RuntimeEnvironment,
+    environment: RuntimeEnvironment,
     rev: str,
     overrides: SearchOverrides,
     open_pool: Callable[[RevisionSearch], TrialWorkerPool],
@@ -91,7 +91,7 @@ def search_revision(
     """Start a search, or resume the one of that name.
 
     Args:
-        places: where repository, data and results are.
+        environment: where repository, data and results are.
         rev: what is tuned; its dvc.lock determines the data.
         overrides: number of trials and workers.
         open_pool: creates the worker pool.
@@ -102,15 +102,15 @@ def search_revision(
         OrchestrationError: the revision or its data are not available.
         TuningError: another process runs this search, or as `search.search`.
     """
-    storage = open_storage(shared_storage_address(places))
+    storage = open_storage(shared_storage_address(environment))
     # A search reads annotations relative to the current folder.
-    with workspace(places, rev) as clone, chdir(clone.folder):
+    with workspace(environment, rev) as clone, chdir(clone.folder):
         config = config_of(storage, clone.config, overrides)
         paths, name = Paths(config), config.tune.study
-        with alone(places.state / "tune" / name), open_search_record(config, paths) as record:
-            fetch_annotations(places, config)
+        with alone(environment.state / "tune" / name), open_search_record(config, paths) as record:
+            fetch_annotations(environment, config)
             worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id()))
-            store = f"{places.result_store.rstrip('/')}/tune"
+            store = f"{environment.result_store.rstrip('/')}/tune"
             verdict = search(
                 config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))
             )
@@ -120,15 +120,15 @@ def search_revision(
         return SearchOutcome(name, verdict, branch, list(report.lines(study)))
 
 
-def shared_storage_address(places: RuntimeEnvironment) -> str:
+def shared_storage_address(environment: RuntimeEnvironment) -> str:
     """URL of the storage that all workers reach.
 
     Raises:
         ConfigError: workers do not share a folder, and no database is configured, or only a file.
     """
-    address = storage_address(places.state)
+    address = storage_address(environment.state)
     kind = storage_scheme(address).partition("+")[0]
-    if places.remote is not None and kind in ("", "sqlite"):
+    if environment.remote is not None and kind in ("", "sqlite"):
         rule = "names no database; workers that share no folder keep their trials in one, e.g. "
         raise ConfigError(VARIABLE, None, f"{rule}postgresql+psycopg2://user:password@host/optuna")
     return address
@@ -142,9 +142,9 @@ def config_of(storage: BaseStorage, config: Config, overrides: SearchOverrides) 
     return with_extent(config, study=name, trials=overrides.trials, workers=overrides.workers)
 
 
-def fetch_annotations(places: RuntimeEnvironment, config: Config) -> None:
+def fetch_annotations(environment: RuntimeEnvironment, config: Config) -> None:
     """Fetch what the search itself reads: annotations, to count steps and evaluate decoding."""
-    transfer = Transfer(places, ResultStore(places.result_store, places.endpoint))
+    transfer = Transfer(environment, ResultStore(environment.result_store, environment.endpoint))
     transfer.fetch(Repo(), [str(path) for path in annotations_of(config)])
 
 

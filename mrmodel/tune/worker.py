@@ -187,10 +187,12 @@ def fetch_data(study: TrialQueue) -> None:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    places = RuntimeEnvironment.from_environment()
+    environment = RuntimeEnvironment.from_environment()
     paths = [str(path) for path in objective_of(study.facts).needs(study.facts)]
     log.info("%s: pull %s", study.name, " ".join(paths))
-    Transfer(places, ResultStore(places.result_store, places.endpoint)).fetch(Repo(), paths)
+    Transfer(environment, ResultStore(environment.result_store, environment.endpoint)).fetch(
+        Repo(), paths
+    )
 
 
 def main() -> None:

@@ -367,11 +367,13 @@ def test_dvc_reads_the_cache_of_a_folder_of_any_name(name: str, tmp_path: Path) 
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".git").mkdir()
     given = {"MRMODEL_GIT_URL": str(tmp_path), "MRMODEL_DVC_REMOTE": f"{tmp_path}/{name}/remote"}
-    places = replace(RuntimeEnvironment.from_environment(given), cache=tmp_path / name / "cache")
-    _configure(places, folder)
+    environment = replace(
+        RuntimeEnvironment.from_environment(given), cache=tmp_path / name / "cache"
+    )
+    _configure(environment, folder)
     found = Config(str(folder / ".dvc"))
-    assert found["cache"]["dir"] == str(places.cache)
-    assert found["remote"][REMOTE]["url"] == places.remote
+    assert found["cache"]["dir"] == str(environment.cache)
+    assert found["remote"][REMOTE]["url"] == environment.remote
 
 
 @pytest.mark.parametrize("name", [*NAMES, "s3:x", "http:x", "vid=1", os.fsdecode(b"caf\xe9")])

@@ -342,8 +342,8 @@ def read_deliveries() -> None:
     folder_corpus = {"corpus": {"source": "folder", "folder": "clips"}}
     params = presets.overlay(Path("params.yaml").read_text(), folder_corpus)
     Path("params.yaml").write_text(params)
-    places = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(here)})
-    folder = DvcDataset(here, load_config(Path("params.yaml")), places)
+    environment = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(here)})
+    folder = DvcDataset(here, load_config(Path("params.yaml")), environment)
     (row,) = json.loads((written / "clips.deliveries.json").read_text())
     (found,) = folder.deliveries()
     assert (found.name, found.digest) == ("monday", row["digest"])

@@ -38,7 +38,7 @@ def places_of(recorded: Project, folder: Path) -> RuntimeEnvironment:
 
 
 @pytest.fixture
-def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
+def environment(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
     """Places of this test's own."""
     return places_of(recorded, tmp_path)
 
@@ -46,18 +46,18 @@ def places(recorded: Project, tmp_path: Path) -> RuntimeEnvironment:
 @pytest.fixture(scope="module")
 def graph(recorded: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageGraph]:
     """The graph of a fresh clone, which no test changes."""
-    places = places_of(recorded, tmp_path_factory.mktemp("graph"))
-    with fresh_clone(places, "HEAD", {}) as folder:
+    environment = places_of(recorded, tmp_path_factory.mktemp("graph"))
+    with fresh_clone(environment, "HEAD", {}) as folder:
         yield StageGraph(folder, None)
 
 
 @pytest.fixture
-def open_graph(places: RuntimeEnvironment) -> OpenGraph:
+def open_graph(environment: RuntimeEnvironment) -> OpenGraph:
     """Opens the graph of a fresh clone in which some files were edited: path -> (old, new)."""
 
     @contextmanager
     def opening(edits: dict[str, tuple[str, str]] | None = None) -> Iterator[StageGraph]:
-        with fresh_clone(places, "HEAD", {}) as folder:
+        with fresh_clone(environment, "HEAD", {}) as folder:
             for name, (old, new) in (edits or {}).items():
                 text = (folder / name).read_text()
                 assert old in text

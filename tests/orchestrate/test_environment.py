@@ -8,15 +8,17 @@ from mrmodel.processes import hide_secrets, hide_user, secrets_of
 
 
 def test_a_repository_is_enough(tmp_path: Path) -> None:
-    places = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(tmp_path)})
-    assert places.remote is None
-    assert places.cache == tmp_path / ".dvc/cache", "results must be where the person's DVC looks"
-    assert places.state == tmp_path / ".mrmodel", "an interrupted stage goes on from its state"
-    assert Path(places.result_store).is_relative_to(tmp_path / ".mrmodel")
+    environment = RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(tmp_path)})
+    assert environment.remote is None
+    assert environment.cache == tmp_path / ".dvc/cache", (
+        "results must be where the person's DVC looks"
+    )
+    assert environment.state == tmp_path / ".mrmodel", "an interrupted stage goes on from its state"
+    assert Path(environment.result_store).is_relative_to(tmp_path / ".mrmodel")
 
 
 def test_a_worker_of_its_own(tmp_path: Path) -> None:
-    places = RuntimeEnvironment.from_environment(
+    environment = RuntimeEnvironment.from_environment(
         {
             "MRMODEL_GIT_URL": "https://user:hunter2@git.example/team/mrmodel.git",
             "MRMODEL_DVC_REMOTE": "s3://bucket/dvc/",
@@ -24,9 +26,11 @@ def test_a_worker_of_its_own(tmp_path: Path) -> None:
             "MRMODEL_WORK_DIR": str(tmp_path),
         }
     )
-    assert places.result_store == "s3://bucket/dvc-handover"
-    assert {places.cache.parent, places.state.parent, places.clones.parent} == {tmp_path}
-    assert places.git_shown == "https://git.example/team/mrmodel.git"
+    assert environment.result_store == "s3://bucket/dvc-handover"
+    assert {environment.cache.parent, environment.state.parent, environment.clones.parent} == {
+        tmp_path
+    }
+    assert environment.git_shown == "https://git.example/team/mrmodel.git"
 
 
 @pytest.mark.parametrize("missing", ["MRMODEL_WORK_DIR", "MRMODEL_DVC_REMOTE"])

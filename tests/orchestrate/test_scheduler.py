@@ -27,8 +27,8 @@ TRAINING = {"params.yaml": ("weight_decay: 1.0e-4", "weight_decay: 2.0e-4")}
 
 
 @pytest.fixture
-def result_store(places: RuntimeEnvironment) -> ResultStore:
-    return ResultStore(places.result_store, None)
+def result_store(environment: RuntimeEnvironment) -> ResultStore:
+    return ResultStore(environment.result_store, None)
 
 
 @pytest.fixture

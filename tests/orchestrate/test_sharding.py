@@ -20,11 +20,11 @@ CORES = os.cpu_count() or 1
 
 @pytest.fixture
 def here(
-    recorded: Project, places: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
+    recorded: Project, environment: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> RuntimeEnvironment:
-    """The places of a test, as the environment says them."""
-    monkeypatch.setenv("MRMODEL_GIT_URL", places.git)
-    monkeypatch.setenv("MRMODEL_HANDOVER", places.result_store)
+    """The runtime environment of a test, as its variables say."""
+    monkeypatch.setenv("MRMODEL_GIT_URL", environment.git)
+    monkeypatch.setenv("MRMODEL_HANDOVER", environment.result_store)
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
     return RuntimeEnvironment.from_environment()

@@ -27,7 +27,7 @@ class Bench:
 
     folder: Path
     work: Path
-    places: RuntimeEnvironment
+    environment: RuntimeEnvironment
 
     def commit(self, name: str, old: str, new: str) -> None:
         file = self.folder / name
@@ -47,7 +47,7 @@ class Bench:
     def processes(self) -> list[str]:
         """Commands of all processes that belong to a clone of this test."""
         running = [process.info for process in psutil.process_iter(["cwd", "cmdline"])]
-        clones = str(self.places.clones)
+        clones = str(self.environment.clones)
         ours = [info for info in running if clones in f"{info['cwd']} {info['cmdline']}"]
         return [" ".join(info["cmdline"]) for info in ours if info["cmdline"]]
 
@@ -66,10 +66,10 @@ def tracked(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     for name in ("MRMODEL_DVC_REMOTE", "MRMODEL_HANDOVER", "MRMODEL_WORK_DIR"):
         monkeypatch.delenv(name, raising=False)
-    places = RuntimeEnvironment.from_environment()
-    places.state.mkdir(parents=True, exist_ok=True)
-    shutil.copy(empty_mlflow, places.state)
-    return Bench(folder, tmp_path, places)
+    environment = RuntimeEnvironment.from_environment()
+    environment.state.mkdir(parents=True, exist_ok=True)
+    shutil.copy(empty_mlflow, environment.state)
+    return Bench(folder, tmp_path, environment)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def kill_stage(bench: Bench, module: str) -> None:
     deadline = time.monotonic() + 30
     while True:
         for process in psutil.process_iter(["cwd", "cmdline"]):
-            inside = str(bench.places.clones) in str(process.info["cwd"])
+            inside = str(bench.environment.clones) in str(process.info["cwd"])
             if inside and module in (process.info["cmdline"] or []):
                 process.kill()
                 return
@@ -138,8 +138,8 @@ def test_a_stage_runs_in_a_clone_and_comes_back(bench: Bench) -> None:
     assert result.curves["reports/recall.csv"][0] > 0
     assert set(result.seconds) == {"clone", "pull", "run", "push"}
     for out in result.entry["outs"]:
-        assert (bench.places.cache / "files/md5" / out["md5"][:2] / out["md5"][2:]).exists()
-    assert list(bench.places.clones.iterdir()) == [], "the clone must be gone"
+        assert (bench.environment.cache / "files/md5" / out["md5"][:2] / out["md5"][2:]).exists()
+    assert list(bench.environment.clones.iterdir()) == [], "the clone must be gone"
     assert bench.processes() == []
     assert not (bench.folder / "reports").exists(), "it must not touch the repository itself"
 
@@ -169,7 +169,7 @@ def test_an_error_of_the_stage_says_its_last_lines(bench: Bench) -> None:
     assert "exited with 2" in said
     assert "error: evaluate.bootstrap_resamples = -1" in said
     assert "Traceback" not in said
-    assert list(bench.places.clones.iterdir()) == []
+    assert list(bench.environment.clones.iterdir()) == []
 
 
 def test_an_unknown_revision(bench: Bench) -> None:
@@ -184,7 +184,7 @@ def test_a_killed_stage_may_be_tried_again(bench: Bench) -> None:
     with pytest.raises(StageKilled, match="evaluate: its process was killed"):
         bench.run("evaluate", killer)
     assert_clean(bench)
-    assert list(bench.places.clones.iterdir()) == []
+    assert list(bench.environment.clones.iterdir()) == []
     assert bench.run("evaluate").entry["outs"]
 
 
@@ -222,20 +222,20 @@ def test_the_stage_dies_with_the_flow_and_goes_on_from_where_it_was(bench: Bench
     )
     flow = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 60
-    while not list(bench.places.state.glob("resume/scratch@moment_detr/*/state.pt")):
+    while not list(bench.environment.state.glob("resume/scratch@moment_detr/*/state.pt")):
         assert time.monotonic() < deadline
         assert flow.poll() is None
         time.sleep(0.002)
     os.kill(flow.pid, signal.SIGKILL)
     flow.wait()
     assert_clean(bench)
-    left = [path for path in bench.places.clones.iterdir() if path.is_dir()]
+    left = [path for path in bench.environment.clones.iterdir() if path.is_dir()]
     assert len(left) == 1, "nobody could remove the clone"
     recorder = Recorder()
     result = bench.run("scratch@moment_detr", recorder)
     assert any("continuing at step" in line for line in recorder.lines)
     assert not left[0].exists(), "the next attempt removes what the killed one left"
-    shutil.rmtree(bench.places.state / "resume", ignore_errors=True)
-    ResultStore(bench.places.result_store, None).drop("scratch@moment_detr", result.key)
-    shutil.rmtree(bench.places.cache.resolve() / "runs", ignore_errors=True)
+    shutil.rmtree(bench.environment.state / "resume", ignore_errors=True)
+    ResultStore(bench.environment.result_store, None).drop("scratch@moment_detr", result.key)
+    shutil.rmtree(bench.environment.cache.resolve() / "runs", ignore_errors=True)
     assert bench.run("scratch@moment_detr").entry == result.entry, "resumed or not: the same bytes"

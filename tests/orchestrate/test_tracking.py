@@ -24,7 +24,7 @@ __all__ = ["tracked"]
 @pytest.fixture
 def client(tracked: Bench, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return MlflowClient(f"sqlite:///{tracked.places.state / 'mlflow.db'}")
+    return MlflowClient(f"sqlite:///{tracked.environment.state / 'mlflow.db'}")
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:
@@ -33,8 +33,8 @@ def runs(client: MlflowClient) -> dict[str, Run]:
 
 
 @contextmanager
-def scheduling(clone: RunBranch, places: RuntimeEnvironment) -> Iterator[Scheduler]:
-    result_store = ResultStore(places.result_store, None)
+def scheduling(clone: RunBranch, environment: RuntimeEnvironment) -> Iterator[Scheduler]:
+    result_store = ResultStore(environment.result_store, None)
     settings = clone.config.orchestrate
     yield Scheduler(
         StageGraph(clone.folder, None, result_store.wait), result_store, settings, clone.rev
@@ -58,11 +58,11 @@ def finish(scheduler: Scheduler) -> list[ScheduledStage]:
 @pytest.mark.services
 def test_stage_runs_are_below_the_pipeline_run(tracked: Bench, client: MlflowClient) -> None:
     change = {"evaluate.bootstrap_resamples": 123}
-    with workspace(tracked.places, "HEAD") as clone:
+    with workspace(tracked.environment, "HEAD") as clone:
         clone.change(change)
         with (
-            open_pipeline_run(tracked.places, clone, ["report"], change) as record,
-            scheduling(clone, tracked.places) as scheduler,
+            open_pipeline_run(tracked.environment, clone, ["report"], change) as record,
+            scheduling(clone, tracked.environment) as scheduler,
         ):
             scheduler.parent_run = record.run_id()
             finish(scheduler)
@@ -99,9 +99,9 @@ def test_a_failed_stage_makes_the_pipeline_run_a_failed_one(
 ) -> None:
     tracked.commit("params.yaml", "source: sample", "source: folder")
     with (
-        workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_run(tracked.places, clone, [], {}) as record,
-        scheduling(clone, tracked.places) as scheduler,
+        workspace(tracked.environment, "HEAD") as clone,
+        open_pipeline_run(tracked.environment, clone, [], {}) as record,
+        scheduling(clone, tracked.environment) as scheduler,
     ):
         scheduler.parent_run = record.run_id()
         finish(scheduler)
@@ -121,8 +121,8 @@ def test_the_parent_decides_nothing(tracked: Bench) -> None:
     found = []
     for parent in ("1" * 32, None):
         with (
-            workspace(tracked.places, "HEAD") as clone,
-            scheduling(clone, tracked.places) as scheduler,
+            workspace(tracked.environment, "HEAD") as clone,
+            scheduling(clone, tracked.environment) as scheduler,
         ):
             scheduler.parent_run = parent
             started = finish(scheduler)
@@ -141,8 +141,8 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
     tracked: Bench, client: MlflowClient
 ) -> None:
     with (
-        workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_run(tracked.places, clone, [], {}) as record,
+        workspace(tracked.environment, "HEAD") as clone,
+        open_pipeline_run(tracked.environment, clone, [], {}) as record,
     ):
         parent = record.run_id()
         experiment = client.get_experiment_by_name("mrmodel").experiment_id
@@ -157,7 +157,7 @@ def test_runs_that_lost_workers_left_open_are_closed_with_the_pipeline(
 def test_without_tracking_there_is_no_parent(tracked: Bench) -> None:
     tracked.switch_off_tracking()
     with (
-        workspace(tracked.places, "HEAD") as clone,
-        open_pipeline_run(tracked.places, clone, [], {}) as record,
+        workspace(tracked.environment, "HEAD") as clone,
+        open_pipeline_run(tracked.environment, clone, [], {}) as record,
     ):
         assert record.run_id() is None

@@ -74,12 +74,12 @@ def test_what_differs_is_named_the_cause_first(record: ModelRecord, project: Pro
 
 
 def test_what_no_commit_holds_cannot_be_made_again(record: ModelRecord) -> None:
-    places = RuntimeEnvironment.from_environment()
+    environment = RuntimeEnvironment.from_environment()
     code = record.code | {"git.changed": "params.yaml mrmodel/config/schema.py dvc.lock"}
     with pytest.raises(RegistryError, match=r"no commit holds .* \(mrmodel/config/schema\.py\)"):
-        reproduce(changed(record, code=code), places)
+        reproduce(changed(record, code=code), environment)
     with pytest.raises(RegistryError, match=r"no stage of its dvc\.lock made it"):
-        reproduce(changed(record, way="moment_detr.imported"), places)
+        reproduce(changed(record, way="moment_detr.imported"), environment)
 
 
 def test_a_stage_that_fails_says_why(record: ModelRecord) -> None:

@@ -146,10 +146,10 @@ def parcel(rendered: Path, tmp_path: Path) -> Callable[[str], Parcel]:
 
 @dataclass
 class Site:
-    """Stores and places of one test, and the repository that all tests share."""
+    """Stores and runtime environment of one test, and the repository that all tests share."""
 
     project: Project
-    places: RuntimeEnvironment
+    environment: RuntimeEnvironment
     incoming: Store
     store: Store
 
@@ -168,7 +168,7 @@ class Site:
 
     def take(self, rev: str = "HEAD") -> IngestResult:
         """Take in what is new."""
-        return ingest(self.incoming, self.ledger, self.places, rev)
+        return ingest(self.incoming, self.ledger, self.environment, rev)
 
     def show(self, rev: str, path: str) -> str:
         """A file of a revision."""
@@ -217,13 +217,18 @@ def site(request: pytest.FixtureRequest, plain: Site, tmp_path: Path) -> Site:
     for name, value in service.env().items():
         patch.setenv(name, value)
     base = f"s3://mrmodel/{secrets.token_hex(8)}"
-    places = replace(
-        plain.places, remote=f"{base}/dvc", result_store=f"{base}/handover", endpoint=service.url
+    environment = replace(
+        plain.environment,
+        remote=f"{base}/dvc",
+        result_store=f"{base}/handover",
+        endpoint=service.url,
     )
-    with fresh_clone(places, "HEAD", {}) as folder:
+    with fresh_clone(environment, "HEAD", {}) as folder:
         Repo(str(folder)).push()
-    places = replace(places, cache=tmp_path / "cache")
-    return Site(plain.project, places, open_store(f"{base}/in"), open_store(f"{base}/registry"))
+    environment = replace(environment, cache=tmp_path / "cache")
+    return Site(
+        plain.project, environment, open_store(f"{base}/in"), open_store(f"{base}/registry")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -237,6 +242,6 @@ def reference(
     repository: Project, config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Reference:
     """What the repository's data hold; no test changes it."""
-    places = places_of(repository, tmp_path_factory.mktemp("reference"))
-    with fresh_clone(places, "HEAD", {}) as folder:
-        return DvcDataset(folder, config, places).reference()
+    environment = places_of(repository, tmp_path_factory.mktemp("reference"))
+    with fresh_clone(environment, "HEAD", {}) as folder:
+        return DvcDataset(folder, config, environment).reference()

@@ -199,7 +199,7 @@ def test_a_poisoned_delivery_ends_in_quarantine_and_a_good_one_in_a_model(
     assert reasons["poison"] == "waits to be tried alone, because retrainings with it failed"
     assert reasons["bad"] == "waits for good, tried alone"
     assert alone.branch is not None
-    finish(plain.places, "no-branch", plain.ledger, alone, alone.branch, decide("refuse"))
+    finish(plain.environment, "no-branch", plain.ledger, alone, alone.branch, decide("refuse"))
 
     # The others have their turn first: it is refused, but it might be about videos of "poison".
     second = fail(plain)
@@ -219,7 +219,9 @@ def test_a_conflict_is_no_failure(plain: Site, send: Send) -> None:
     ingested = plain.take()
     assert plain.ledger.attempts.plan(ingested.identities, LIMIT).failed
     assert ingested.branch is not None
-    finish(plain.places, "no-branch", plain.ledger, ingested, ingested.branch, decide("conflict"))
+    finish(
+        plain.environment, "no-branch", plain.ledger, ingested, ingested.branch, decide("conflict")
+    )
     assert not plain.ledger.attempts.plan(ingested.identities, LIMIT).failed
 
 

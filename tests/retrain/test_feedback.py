@@ -56,7 +56,7 @@ def say(journal: Journal, rendered: Path) -> Say:
 
 
 def delivered(journal: Journal, site: Site) -> FeedbackDelivery:
-    return deliver(journal, site.incoming, site.places)
+    return deliver(journal, site.incoming, site.environment)
 
 
 def rows_of(site: Site, name: str | None) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def test_a_correction_reaches_the_training_set(
     ingested = plain.take()
     assert [report.name for report in ingested.taken] == [done.name]
     assert ingested.branch is not None
-    with fresh_clone(plain.places, ingested.branch, {}) as clone:
+    with fresh_clone(plain.environment, ingested.branch, {}) as clone:
         Repo(str(clone)).checkout([str(clone / f"{FOLDER}.dvc")])
         row = read_rows(clone / FOLDER / "train.jsonl")[-1]
         sent = (clone / FOLDER / "videos" / video).read_bytes()
@@ -160,7 +160,7 @@ def test_a_killed_delivery_is_completed_under_its_name(
 ) -> None:
     say()
     with pytest.raises(StorageError):
-        deliver(journal, _BrokenStore(Path(plain.incoming.url)), plain.places)
+        deliver(journal, _BrokenStore(Path(plain.incoming.url)), plain.environment)
     begun = journal.read().unfinished
     assert begun is not None
     assert [(one.name, one.complete) for one in list_deliveries(plain.incoming)] == [
@@ -179,7 +179,7 @@ def test_the_command_delivers(
     journal: Journal, say: Say, plain: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MRMODEL_INCOMING", plain.incoming.url)
-    monkeypatch.setenv("MRMODEL_GIT_URL", plain.places.git)
+    monkeypatch.setenv("MRMODEL_GIT_URL", plain.environment.git)
     say()
     say(verdict="reject", query="nothing of the kind")
     say(plain.project.folder / FOLDER / "videos/test-0000.mp4")

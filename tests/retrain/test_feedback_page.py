@@ -24,7 +24,7 @@ def test_a_correction_in_the_page_reaches_the_training_set(
     plain: Site, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MRMODEL_INCOMING", plain.incoming.url)
-    monkeypatch.setenv("MRMODEL_GIT_URL", plain.places.git)
+    monkeypatch.setenv("MRMODEL_GIT_URL", plain.environment.git)
     video = rendered / "videos/new-train-0000.mp4"
     library, model = tmp_path / "library", write_model(tmp_path / "model")
     Library(library, model).add([video], AddSettings(workers=1))
@@ -49,7 +49,7 @@ def test_a_correction_in_the_page_reaches_the_training_set(
     ingested = plain.take()
     assert [report.name for report in ingested.taken] == [name]
     assert ingested.branch is not None
-    with fresh_clone(plain.places, ingested.branch, {}) as clone:
+    with fresh_clone(plain.environment, ingested.branch, {}) as clone:
         Repo(str(clone)).checkout([str(clone / f"{FOLDER}.dvc")])
         row = read_rows(clone / FOLDER / "train.jsonl")[-1]
         sent = clone / FOLDER / "videos" / f"{row['vid']}.mp4"

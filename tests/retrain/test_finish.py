@@ -40,7 +40,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(hub: Path, tmp_path: Path) -> RuntimeEnvironment:
+def environment(hub: Path, tmp_path: Path) -> RuntimeEnvironment:
     return RuntimeEnvironment.from_environment(
         {
             "MRMODEL_GIT_URL": str(hub),
@@ -85,9 +85,9 @@ def outcomes(ledger: Ledger) -> list[tuple[str, str, int | None]]:
 
 @pytest.mark.parametrize("rev", ["main", "HEAD"])
 def test_after_a_promotion_the_branch_moves(
-    rev: str, hub: Path, places: RuntimeEnvironment, ledger: Ledger
+    rev: str, hub: Path, environment: RuntimeEnvironment, ledger: Ledger
 ) -> None:
-    summary = finish(places, rev, ledger, ingested(), RUN, decide("promote"))
+    summary = finish(environment, rev, ledger, ingested(), RUN, decide("promote"))
     assert tip(hub, "main") == tip(hub, RUN)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
@@ -106,9 +106,11 @@ def test_the_guides_say_so(page: str) -> None:
     assert "After a promotion the branch moves to the new data" in text
 
 
-def test_after_a_refusal_it_stays(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
+def test_after_a_refusal_it_stays(
+    hub: Path, environment: RuntimeEnvironment, ledger: Ledger
+) -> None:
     before = tip(hub, "main")
-    summary = finish(places, "main", ledger, ingested(), RUN, decide("refuse"))
+    summary = finish(environment, "main", ledger, ingested(), RUN, decide("refuse"))
     assert tip(hub, "main") == before
     (entry,) = ledger.entries()
     assert (entry.outcome, entry.branch) == ("refused", RUN)
@@ -116,41 +118,43 @@ def test_after_a_refusal_it_stays(hub: Path, places: RuntimeEnvironment, ledger:
     assert (summary.name, "is refused (better:" in summary.text) == ("Refused", True)
 
 
-def test_a_conflict_is_no_outcome(hub: Path, places: RuntimeEnvironment, ledger: Ledger) -> None:
-    summary = finish(places, "main", ledger, ingested(), RUN, decide("conflict"))
+def test_a_conflict_is_no_outcome(
+    hub: Path, environment: RuntimeEnvironment, ledger: Ledger
+) -> None:
+    summary = finish(environment, "main", ledger, ingested(), RUN, decide("conflict"))
     assert ledger.entries() == []
     assert summary.name == "Conflict"
 
 
 def test_a_branch_that_moved_meanwhile_is_left_to_people(
-    hub: Path, places: RuntimeEnvironment, ledger: Ledger, tmp_path: Path
+    hub: Path, environment: RuntimeEnvironment, ledger: Ledger, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     git(work, "checkout", "--quiet", "main")
     git(work, "commit", "--quiet", "--allow-empty", "--message", "somebody was faster")
     git(work, "push", "--quiet", "origin", "main")
     theirs = tip(hub, "main")
-    summary = finish(places, "main", ledger, ingested(), RUN, decide("promote"))
+    summary = finish(environment, "main", ledger, ingested(), RUN, decide("promote"))
     assert tip(hub, "main") == theirs
     assert f"merge {RUN} before the next retraining" in summary.text
     assert outcomes(ledger) == [("good", "promoted", 3)]
-    assert fast_forward(places, theirs, RUN) == f"{theirs} is no branch"
+    assert fast_forward(environment, theirs, RUN) == f"{theirs} is no branch"
 
 
 def test_settling_twice_changes_nothing(
-    hub: Path, places: RuntimeEnvironment, ledger: Ledger
+    hub: Path, environment: RuntimeEnvironment, ledger: Ledger
 ) -> None:
-    first = finish(places, "main", ledger, ingested(), RUN, decide("promote"))
+    first = finish(environment, "main", ledger, ingested(), RUN, decide("promote"))
     entries = ledger.entries()
-    assert finish(places, "main", ledger, ingested(), RUN, decide("promote")) == first
+    assert finish(environment, "main", ledger, ingested(), RUN, decide("promote")) == first
     assert ledger.entries() == entries
 
 
 def test_what_serves_already_by_a_rollback_is_promoted(
-    hub: Path, places: RuntimeEnvironment, ledger: Ledger
+    hub: Path, environment: RuntimeEnvironment, ledger: Ledger
 ) -> None:
     decision = decide("rollback").model_copy(update={"reason": "the other one was worse"})
-    summary = finish(places, "main", ledger, ingested(), RUN, decision)
+    summary = finish(environment, "main", ledger, ingested(), RUN, decision)
     assert outcomes(ledger) == [("good", "promoted", 3)]
     assert summary.name == "Promoted"
     assert "champion already, by a rollback (the other one was worse)" in summary.text
@@ -171,8 +175,8 @@ def test_nothing_taken_says_why() -> None:
 
 
 def test_the_incoming_store_must_be_named(
-    places: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
+    environment: RuntimeEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MRMODEL_INCOMING", raising=False)
     with pytest.raises(ConfigError, match="MRMODEL_INCOMING"):
-        open_incoming(places)
+        open_incoming(environment)

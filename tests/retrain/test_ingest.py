@@ -87,10 +87,10 @@ def test_a_good_delivery_is_taken(site: Site, parcel: Make, tmp_path: Path) -> N
     assert listed["rows"] == report.rows
     changed = site.project.git("diff", "--name-only", "HEAD", ingested.branch).split()
     assert changed == [f"{FOLDER}.deliveries.json", f"{FOLDER}.dvc"]
-    with fresh_clone(site.places, ingested.branch, {}) as clone:
+    with fresh_clone(site.environment, ingested.branch, {}) as clone:
         videos = clone / FOLDER / "videos"
         assert not videos.exists(), "no old video was needed"
-        remote = None if site.places.remote is None else "workers"
+        remote = None if site.environment.remote is None else "workers"
         verdicts = {name: StageGraph(clone, remote).status(name) for name in ("corpus", "report")}
     assert verdicts["corpus"].reason == f"{FOLDER} changed"
 
@@ -99,9 +99,9 @@ def test_the_new_data_can_be_pulled(site: Site, parcel: Make, rendered: Path) ->
     site.send("monday", parcel())
     branch = site.take().branch
     assert branch is not None
-    with fresh_clone(site.places, branch, {}) as clone:
+    with fresh_clone(site.environment, branch, {}) as clone:
         repo, target = Repo(str(clone)), str(clone / f"{FOLDER}.dvc")
-        if site.places.remote is None:
+        if site.environment.remote is None:
             repo.checkout([target])
         else:
             repo.pull([target])
@@ -153,7 +153,9 @@ def test_a_branch_that_a_killed_promotion_left_behind_moves(
     """It died between the outcome and the branch; data of withdrawn models are not brought back."""
     copied = plain.project.copy(tmp_path / "hub")
     copied.git("config", "receive.denyCurrentBranch", "ignore")
-    site = replace(plain, project=copied, places=replace(plain.places, git=str(copied.folder)))
+    site = replace(
+        plain, project=copied, environment=replace(plain.environment, git=str(copied.folder))
+    )
     start = copied.git("rev-parse", "HEAD")
     site.send("monday", small())
     ingested = site.take()
@@ -314,8 +316,8 @@ def edited(plain: Site, tmp_path: Path) -> Callable[..., Site]:
         (copied.folder / "params.yaml").write_text(overlay(text, {"corpus": corpus}))
         copied.git("add", "-A")
         copied.git("commit", "-q", "-m", "edited")
-        places = replace(plain.places, git=str(copied.folder))
-        return Site(copied, places, plain.incoming, plain.store)
+        environment = replace(plain.environment, git=str(copied.folder))
+        return Site(copied, environment, plain.incoming, plain.store)
 
     return edit
 

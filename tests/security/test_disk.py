@@ -80,7 +80,7 @@ def test_a_disk_that_takes_nothing_is_one_line(
     code: int,
 ) -> None:
     """Finding 22: it names the place and the reason, and the exit code is that of a mistake."""
-    places = RuntimeEnvironment(
+    environment = RuntimeEnvironment(
         git=str(tmp_path),
         remote=None,
         result_store=str(tmp_path),
@@ -95,7 +95,7 @@ def test_a_disk_that_takes_nothing_is_one_line(
 
     def write() -> None:
         if what == "clone":
-            with fresh_clone(places, "main", {}):
+            with fresh_clone(environment, "main", {}):
                 raise AssertionError
         write_json(tmp_path / "below/a.json", {})
 

@@ -110,7 +110,7 @@ def test_aliases_of_yaml_make_no_long_message(tmp_path: Path, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> RuntimeEnvironment:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> RuntimeEnvironment:
     folder = tmp_path_factory.mktemp("git") / "repository"
     (folder / ".dvc").mkdir(parents=True)
     (folder / "file").write_text("text")
@@ -125,20 +125,20 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> RuntimeEnvironment:
     "rev",
     ["--upload-pack=touch pwned", "-c", "--", "HEAD\n--quiet", "..", "HEAD..HEAD", "HEAD:file", ""],
 )
-def test_a_revision_is_a_commit(places: RuntimeEnvironment, rev: str) -> None:
-    with pytest.raises(OrchestrationError), fresh_clone(places, rev, {}):
+def test_a_revision_is_a_commit(environment: RuntimeEnvironment, rev: str) -> None:
+    with pytest.raises(OrchestrationError), fresh_clone(environment, rev, {}):
         pytest.fail("a clone of it")
-    assert not list(places.clones.rglob("pwned"))
+    assert not list(environment.clones.rglob("pwned"))
 
 
 @pytest.mark.parametrize(
     "url",
     ["--upload-pack=touch pwned", "ext::touch pwned", "ssh://-oProxyCommand=touch%20pwned/x", "-u"],
 )
-def test_an_address_of_git_runs_nothing(places: RuntimeEnvironment, url: str) -> None:
-    with pytest.raises(OrchestrationError), fresh_clone(replace(places, git=url), "HEAD", {}):
+def test_an_address_of_git_runs_nothing(environment: RuntimeEnvironment, url: str) -> None:
+    with pytest.raises(OrchestrationError), fresh_clone(replace(environment, git=url), "HEAD", {}):
         pytest.fail("a clone of it")
-    assert not list(places.clones.rglob("pwned"))
+    assert not list(environment.clones.rglob("pwned"))
 
 
 # --- files elsewhere ---

@@ -265,7 +265,7 @@ def clone(pipeline: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(pipeline: Path, tmp_path: Path) -> RuntimeEnvironment:
+def environment(pipeline: Path, tmp_path: Path) -> RuntimeEnvironment:
     return RuntimeEnvironment(
         git=str(pipeline),
         remote=None,
@@ -412,11 +412,11 @@ def test_options_of_studies_are_quoted(clone: Path, study: str, option: str) -> 
 
 
 def test_a_run_cannot_leave_the_repository(
-    places: RuntimeEnvironment, pipeline: Path, tmp_path: Path
+    environment: RuntimeEnvironment, pipeline: Path, tmp_path: Path
 ) -> None:
     """Finding 2: `--set` and the flow parameter `params` choose no folder of the machine."""
     subprocess.run(["git", "-C", str(pipeline), "config", "receive.denyCurrentBranch", "ignore"])
-    with workspace(places, "HEAD") as space:
+    with workspace(environment, "HEAD") as space:
         for params in (
             {"corpus.folder": "/etc"},
             {"features.imports": str(tmp_path)},
@@ -428,7 +428,7 @@ def test_a_run_cannot_leave_the_repository(
             with pytest.raises(ConfigError):
                 space.change(params)
         assert "runs/" not in _branches(pipeline)
-    with workspace(places, "HEAD") as space:
+    with workspace(environment, "HEAD") as space:
         space.change({"features.imports": "own_features/other"})
         assert load_config(space.folder / "params.yaml").features.imports == "own_features/other"
         assert "runs/" in _branches(pipeline)
@@ -480,14 +480,14 @@ GOOD = LOCK.format(md5="0123456789abcdef0123456789abcdef.dir")
     ],
 )
 def test_locks_of_a_stage_are_lock_files(
-    places: RuntimeEnvironment, tmp_path: Path, path: str
+    environment: RuntimeEnvironment, tmp_path: Path, path: str
 ) -> None:
     """Finding 12: the parameter `locks` of the flow run-stage wrote any file."""
     before = {file for file in tmp_path.rglob("*") if file.is_file()}
     name = path.replace("OUTSIDE", str(tmp_path))
     with (
         pytest.raises(OrchestrationError, match="is the lock file of no pipeline"),
-        fresh_clone(places, "HEAD", {"dvc.lock": GOOD, name: "stages: {}\n"}),
+        fresh_clone(environment, "HEAD", {"dvc.lock": GOOD, name: "stages: {}\n"}),
     ):
         pytest.fail("a clone with it")
     after = {file for file in tmp_path.rglob("*") if file.is_file()}
@@ -507,26 +507,26 @@ def test_locks_of_a_stage_are_lock_files(
         "",
     ],
 )
-def test_a_hash_in_a_lock_is_a_hash(places: RuntimeEnvironment, text: str) -> None:
+def test_a_hash_in_a_lock_is_a_hash(environment: RuntimeEnvironment, text: str) -> None:
     """Finding 12: DVC makes a path in its cache of the hash, and links what is there."""
     with (
         pytest.raises(MrModelError, match=r"locks: dvc\.lock:"),
-        fresh_clone(places, "HEAD", {"dvc.lock": text}),
+        fresh_clone(environment, "HEAD", {"dvc.lock": text}),
     ):
         pytest.fail("a clone with it")
 
 
-def test_lock_files_of_both_pipelines_are_taken(places: RuntimeEnvironment) -> None:
+def test_lock_files_of_both_pipelines_are_taken(environment: RuntimeEnvironment) -> None:
     """Finding 12: what `StageGraph.locks` gives."""
     locks = {"dvc.lock": GOOD, "studies/dvc.lock": "schema: '2.0'\nstages: {}\n"}
-    with fresh_clone(places, "HEAD", locks) as folder:
+    with fresh_clone(environment, "HEAD", locks) as folder:
         assert {name: (folder / name).read_text() for name in locks} == locks
         assert StageGraph(folder, None).locks() == locks
 
 
-def test_a_stage_that_is_none(places: RuntimeEnvironment) -> None:
+def test_a_stage_that_is_none(environment: RuntimeEnvironment) -> None:
     """The parameter `stage` of the flow run-stage is a name of the graph."""
-    with fresh_clone(places, "HEAD", {}) as folder:
+    with fresh_clone(environment, "HEAD", {}) as folder:
         graph = StageGraph(folder, None)
         for name in ("extract", "../../x", "extract@../../x", ""):
             with pytest.raises(OrchestrationError, match="no stage is called"):

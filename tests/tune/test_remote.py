@@ -50,8 +50,8 @@ CHANGES = {
 class ClonePool:
     """What flow runs do, in threads."""
 
-    def __init__(self, places: RuntimeEnvironment, work: RevisionSearch) -> None:
-        self._places, self._work, self._pool = places, work, ThreadPoolExecutor()
+    def __init__(self, environment: RuntimeEnvironment, work: RevisionSearch) -> None:
+        self._environment, self._work, self._pool = environment, work, ThreadPoolExecutor()
         self.data: list[set[str]] = []
 
     def earlier(self, study: str) -> Sequence[WorkerHandle]:
@@ -65,7 +65,7 @@ class ClonePool:
         return is_gone_from_here(owner)
 
     def _run(self, study: str, label: str) -> Ended:
-        with fresh_clone(self._places, self._work.rev, {}) as clone:
+        with fresh_clone(self._environment, self._work.rev, {}) as clone:
             ended = run_python(
                 "mrmodel.tune.worker",
                 study,
@@ -108,13 +108,13 @@ def project(reproduced: Project) -> Project:
 
 
 @pytest.fixture
-def places(project: Project, monkeypatch: pytest.MonkeyPatch) -> RuntimeEnvironment:
+def environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> RuntimeEnvironment:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     return RuntimeEnvironment.from_environment({"MRMODEL_GIT_URL": str(project.folder)})
 
 
-def study_of(places: RuntimeEnvironment, name: str) -> TrialQueue:
-    return TrialQueue(open_storage(shared_storage_address(places)), name)
+def study_of(environment: RuntimeEnvironment, name: str) -> TrialQueue:
+    return TrialQueue(open_storage(shared_storage_address(environment)), name)
 
 
 def assert_published(found: SearchOutcome, project: Project) -> None:
@@ -128,24 +128,26 @@ def assert_published(found: SearchOutcome, project: Project) -> None:
 
 
 @pytest.mark.services
-def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, project: Project) -> None:
+def test_workers_in_clones_search_and_confirm(
+    environment: RuntimeEnvironment, project: Project
+) -> None:
     pools = []
 
     def open_pool(work: RevisionSearch) -> ClonePool:
-        pools.append(ClonePool(places, work))
+        pools.append(ClonePool(environment, work))
         return pools[-1]
 
     found = search_revision(
-        places, "HEAD", SearchOverrides(study="clones"), open_pool, NullReporter()
+        environment, "HEAD", SearchOverrides(study="clones"), open_pool, NullReporter()
     )
-    study = study_of(places, "clones")
+    study = study_of(environment, "clones")
     confirmation, post_hoc = study.later()
     counts = [Counter(trial.state.name for trial in one.trials()) for one in (study, confirmation)]
     assert [count.total() for count in counts] == [2, 2]
     assert set().union(*counts) <= {"COMPLETE", "PRUNED"}
     assert len(post_hoc.done()) == 2
     assert_published(found, project)
-    assert not list(places.clones.glob("*"))
+    assert not list(environment.clones.glob("*"))
 
     (worker_pool,) = pools
     rows = {"data/miniature/train.jsonl", "data/miniature/val.jsonl"}
@@ -154,8 +156,8 @@ def test_workers_in_clones_search_and_confirm(places: RuntimeEnvironment, projec
     assert worker_pool.data == [rows | features, rows | features, judged]
 
 
-def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Project) -> None:
-    study = make_study(places, project)
+def test_better_values_come_as_a_branch(environment: RuntimeEnvironment, project: Project) -> None:
+    study = make_study(environment, project)
     name = "train.finetune.lr"
     gain = Gain(difference=3.0, low=1.0, high=5.0)
     candidates = [
@@ -172,7 +174,7 @@ def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Pro
         after_training=None,
     )
     part = report_part(study.name)
-    with workspace(places, "HEAD") as clone:
+    with workspace(environment, "HEAD") as clone:
         write_json(clone.folder / part, summary_of(study, verdict))
         branch = publish(clone, study, verdict)
     assert json.loads(project.git("show", f"{branch}:{part}"))["sentence"] == sentence(verdict)
@@ -184,34 +186,38 @@ def test_better_values_come_as_a_branch(places: RuntimeEnvironment, project: Pro
     assert "train.finetune.lr = 0.00123" in project.git("log", "-1", "--format=%s", str(branch))
 
     refused = verdict.model_copy(update={"candidates": candidates[:1]})
-    with workspace(places, "HEAD") as clone:
+    with workspace(environment, "HEAD") as clone:
         assert publish(clone, study, refused) is None
         assert clone.branch not in project.git("branch", "--list", "runs/*")
 
 
-def make_study(places: RuntimeEnvironment, project: Project) -> TrialQueue:
+def make_study(environment: RuntimeEnvironment, project: Project) -> TrialQueue:
     """A study that began with the project's parameters."""
     config = parse_config(yaml.safe_load(project.read("params.yaml"))).model_dump()
     facts = Facts("none:Objective", config, {}, "unused", "tune", 3)
-    return TrialQueue.create(open_storage(shared_storage_address(places)), "published", facts, 1, 7)
+    return TrialQueue.create(
+        open_storage(shared_storage_address(environment)), "published", facts, 1, 7
+    )
 
 
-def test_one_search_of_a_name_at_a_time(places: RuntimeEnvironment) -> None:
+def test_one_search_of_a_name_at_a_time(environment: RuntimeEnvironment) -> None:
     def open_pool(work: RevisionSearch) -> ClonePool:
         with pytest.raises(TuningError, match="another process"):
             search_revision(
-                places, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter()
+                environment, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter()
             )
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search_revision(places, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter())
+        search_revision(
+            environment, "HEAD", SearchOverrides(study="twice"), open_pool, NullReporter()
+        )
 
 
-def test_a_name_that_is_none(places: RuntimeEnvironment) -> None:
+def test_a_name_that_is_none(environment: RuntimeEnvironment) -> None:
     with pytest.raises(ConfigError, match=r"tune\.study"):
         search_revision(
-            places, "HEAD", SearchOverrides(study="No Name"), pytest.fail, NullReporter()
+            environment, "HEAD", SearchOverrides(study="No Name"), pytest.fail, NullReporter()
         )
 
 
@@ -223,12 +229,12 @@ def test_workers_that_share_nothing_need_a_database(
         "MRMODEL_DVC_REMOTE": "s3://mrmodel/dvc",
         "MRMODEL_WORK_DIR": str(tmp_path),
     }
-    places = RuntimeEnvironment.from_environment(variables)
+    environment = RuntimeEnvironment.from_environment(variables)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     with pytest.raises(ConfigError, match="OPTUNA_STORAGE"):
-        shared_storage_address(places)
+        shared_storage_address(environment)
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///here.db")
     with pytest.raises(ConfigError, match="OPTUNA_STORAGE"):
-        shared_storage_address(places)
+        shared_storage_address(environment)
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://user@host/optuna")
-    assert shared_storage_address(places) == "postgresql://user@host/optuna"
+    assert shared_storage_address(environment) == "postgresql://user@host/optuna"
