@@ -182,18 +182,18 @@ def tune(
         )
     create_markdown_artifact(markdown(found), "tuning", "What the search found")
     get_run_logger().info("\n%s", "\n".join(found.lines))
-    message = sentence(found.verdict) + (f"; branch {found.branch}" if found.branch else "")
-    end = BETTER if found.verdict.changes else NOT_BETTER
+    message = sentence(found.result) + (f"; branch {found.branch}" if found.branch else "")
+    end = BETTER if found.result.changes else NOT_BETTER
     state: State[Any] = Completed(name=end, message=message)
     return state
 
 
 def markdown(found: SearchOutcome) -> str:
     """The result as Markdown, with the changes and the number of trials."""
-    changes = [f"* `{path}`: {value}" for path, value in found.verdict.changes.items()]
+    changes = [f"* `{path}`: {value}" for path, value in found.result.changes.items()]
     branch = [f"On the branch `{found.branch}`:", "", *changes, ""] if found.branch else []
     counts = [f"* {line}" for line in found.lines]
-    return "\n".join([f"**{sentence(found.verdict)}**", "", *branch, *counts])
+    return "\n".join([f"**{sentence(found.result)}**", "", *branch, *counts])
 
 
 class FlowReporter:

@@ -164,7 +164,7 @@ def _search(config: Config, paths: Paths) -> SearchResult:
     from mrmodel.tune.local import search_here
     from mrmodel.tune.report import sentence
 
-    verdict = search_here(config, paths, RichReporter())
-    click.echo(f"{config.tune.study}: {sentence(verdict)}")
+    result = search_here(config, paths, RichReporter())
+    click.echo(f"{config.tune.study}: {sentence(result)}")
     click.echo(f"page: {paths.reports / 'tuning' / config.tune.study}.html")
-    return verdict
+    return result

@@ -24,7 +24,7 @@ _MODULE = "mrmodel.registry.remote_task"
 
 
 def promote_revision(
-    places: RuntimeEnvironment,
+    environment: RuntimeEnvironment,
     rev: str,
     say: Callable[[str], None],
     model: str | None = None,
@@ -34,7 +34,7 @@ def promote_revision(
     """Register the model that a revision made and evaluate the gates; see `remote_task`.
 
     Args:
-        places: where repository and data are.
+        environment: where repository and data are.
         rev: e.g. a run branch.
         say: called with every line that the process prints.
         model: name below `models`; None: the first of `train.models`.
@@ -46,7 +46,10 @@ def promote_revision(
         RegistryError: the model cannot be registered or evaluated.
     """
     order = {"model": model, "kind": kind, "reset_baseline": reset_baseline}
-    with tempfile.TemporaryDirectory(prefix="mrmodel-") as name, fresh_clone(places, rev, {}) as to:
+    with (
+        tempfile.TemporaryDirectory(prefix="mrmodel-") as name,
+        fresh_clone(environment, rev, {}) as to,
+    ):
         beside = Path(name)
         write_json(beside / "order.json", order)
         ended = run_python(_MODULE, str(beside / "order.json"), folder=to, on_line=say)

@@ -34,13 +34,13 @@ def search_here(config: Config, paths: Paths, reporter: Reporter) -> SearchResul
         storage = open_storage(address)
         store = str((paths.state / "tune").resolve())
         try:
-            verdict = search(
+            result = search(
                 config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))
             )
         finally:
             reporter.finish()
-        record_search(record, TrialQueue(storage, config.tune.study), verdict, paths)
-    return verdict
+        record_search(record, TrialQueue(storage, config.tune.study), result, paths)
+    return result
 
 
 def resumed_config(

@@ -70,13 +70,13 @@ class SearchOutcome:
 
     Attributes:
         study: its name.
-        verdict: its result.
+        result: what was found.
         branch: run branch with the better values in params.yaml; None: nothing is better.
         lines: number of trials per step and state, and the result, as text.
     """
 
     study: str
-    verdict: SearchResult
+    result: SearchResult
     branch: str | None
     lines: list[str]
 
@@ -111,13 +111,13 @@ def search_revision(
             fetch_annotations(environment, config)
             worker_pool = open_pool(RevisionSearch(clone.rev, config, record.run_id()))
             store = f"{environment.result_store.rstrip('/')}/tune"
-            verdict = search(
+            result = search(
                 config, SearchContext(storage, store, worker_pool, SearchProgress(record, reporter))
             )
             study = TrialQueue(storage, name)
-            record_search(record, study, verdict, paths)
-        branch = publish(clone, study, verdict)
-        return SearchOutcome(name, verdict, branch, list(report.lines(study)))
+            record_search(record, study, result, paths)
+        branch = publish(clone, study, result)
+        return SearchOutcome(name, result, branch, list(report.lines(study)))
 
 
 def shared_storage_address(environment: RuntimeEnvironment) -> str:
@@ -148,14 +148,14 @@ def fetch_annotations(environment: RuntimeEnvironment, config: Config) -> None:
     transfer.fetch(Repo(), [str(path) for path in annotations_of(config)])
 
 
-def publish(clone: RunBranch, study: TrialQueue, verdict: SearchResult) -> str | None:
+def publish(clone: RunBranch, study: TrialQueue, result: SearchResult) -> str | None:
     """Push a branch with the better values and the report section; None: nothing is better.
 
     Raises:
         TuningError: the revision has another value in one of these places than the search started
             with.
     """
-    changes = verdict.changes
+    changes = result.changes
     if not changes:
         return None
     apply_changes(clone.folder / PARAMS, study, changes)

@@ -35,7 +35,7 @@ _WIDE = {
 
 
 def record_search(
-    record: TrackedRun, study: TrialQueue, verdict: SearchResult, paths: Paths
+    record: TrackedRun, study: TrialQueue, result: SearchResult, paths: Paths
 ) -> Path:
     """Write the HTML page of a search; log page, plots, tables and result to its MLflow run.
 
@@ -44,8 +44,8 @@ def record_search(
     """
     charts = plots(study)
     page = paths.reports / "tuning" / f"{study.name}.html"
-    write_text(page, render(report_of(study, verdict, charts)))
-    write_json(paths.root / report_part(study.name), summary_of(study, verdict))
+    write_text(page, render(report_of(study, result, charts)))
+    write_json(paths.root / report_part(study.name), summary_of(study, result))
     record.text("search.html", page.read_text(encoding="utf-8"))
     for name, svg in charts.items():
         record.text(f"views/{name}.svg", svg)
@@ -53,11 +53,11 @@ def record_search(
     states = [trial.state.name.lower() for trial in study.trials()]
     record.log({f"trials/{state}": states.count(state) for state in sorted(set(states))}, 0)
     for name in ("start", "best"):
-        value = getattr(verdict, name)
+        value = getattr(result, name)
         if value is not None:
             record.log({f"{name}": value}, 0)
-    record.tags({"verdict": sentence(verdict), "study": study.name})
-    record.params({"found": verdict.changes})
+    record.tags({"verdict": sentence(result), "study": study.name})
+    record.params({"found": result.changes})
     return page
 
 
@@ -66,7 +66,7 @@ def report_part(study: str) -> Path:
     return REPORTS / f"tune-{study}.json"
 
 
-def summary_of(study: TrialQueue, verdict: SearchResult) -> dict[str, Any]:
+def summary_of(study: TrialQueue, result: SearchResult) -> dict[str, Any]:
     """A search's section of the pipeline report."""
     best, history = None, []
     for trial in study.trials(TrialState.COMPLETE):
@@ -76,35 +76,35 @@ def summary_of(study: TrialQueue, verdict: SearchResult) -> dict[str, Any]:
     return {
         "study": study.name,
         "corpus": study.facts.config["corpus"]["name"],
-        "figure": verdict.figure,
-        "sentence": sentence(verdict),
+        "figure": result.figure,
+        "sentence": sentence(result),
         "history": history,
-        "tables": [asdict(table) for table in result_tables(verdict)],
+        "tables": [asdict(table) for table in result_tables(result)],
     }
 
 
-def sentence(verdict: SearchResult) -> str:
+def sentence(result: SearchResult) -> str:
     """The result in words."""
-    winner, after = verdict.winner, verdict.after_training
+    winner, after = result.winner, result.after_training
     parts = []
     if winner is not None:
-        runs = f"{len(verdict.seeds)} seeds"
-        parts.append(f"trial {winner.trial} is better: {winner.gain} {verdict.figure}, {runs}")
+        runs = f"{len(result.seeds)} seeds"
+        parts.append(f"trial {winner.trial} is better: {winner.gain} {result.figure}, {runs}")
     else:
-        parts.append(f"nothing was confirmed to be better: {reason(verdict)}")
+        parts.append(f"nothing was confirmed to be better: {reason(result)}")
     if after is not None:
         clear = "" if after.gain.is_clear else ", which is not clear and not applied"
         parts.append(f"what is chosen after training adds {after.gain}{clear}")
     return "; ".join(parts)
 
 
-def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) -> Report:
+def report_of(study: TrialQueue, result: SearchResult, charts: dict[str, str]) -> Report:
     """The page."""
     facts = study.facts
-    started = {"starting point": verdict.start, "best trial": verdict.best}
+    started = {"starting point": result.start, "best trial": result.best}
     shown = {name: f"{value:.2f}" for name, value in started.items() if value is not None}
-    sections = [ReportSection("Verdict", sentence(verdict) + ".", tables=result_tables(verdict))]
-    sections.append(ReportSection("Trials", tables=[trial_table(study, verdict.figure)]))
+    sections = [ReportSection("Verdict", sentence(result) + ".", tables=result_tables(result))]
+    sections.append(ReportSection("Trials", tables=[trial_table(study, result.figure)]))
     sections.append(
         ReportSection(
             "Views",
@@ -117,35 +117,35 @@ def report_of(study: TrialQueue, verdict: SearchResult, charts: dict[str, str]) 
         if name in charts:  # Alone in its section, it has the full page width.
             sections.append(ReportSection(title, charts=[charts[name]]))
     return Report(
-        title=f"Search “{study.name}” for {verdict.figure}",
+        title=f"Search “{study.name}” for {result.figure}",
         lead="All metrics are of validation data; the test split was not read.",
-        headline={**shown, "trials": str(verdict.trials)},
+        headline={**shown, "trials": str(result.trials)},
         sections=sections,
         provenance={"study": study.name, "begun with parameters": facts.digest[:12]},
     )
 
 
-def result_tables(verdict: SearchResult) -> list[Table]:
+def result_tables(result: SearchResult) -> list[Table]:
     """The confirmation and the post-processing choice as tables."""
     tables = []
-    if verdict.candidates:
+    if result.candidates:
         rows = []
-        for one in verdict.candidates:
+        for one in result.candidates:
             name = "starting point" if one.trial is None else f"trial {one.trial}"
             values = [f"{value:.2f}" for value in one.values]
             mean = f"{sum(one.values) / len(one.values):.2f}"
             rows.append([name, mean, *values, str(one.gain) if one.gain is not None else "–"])
-        seeds = [f"seed {seed}" for seed in verdict.seeds]
+        seeds = [f"seed {seed}" for seed in result.seeds]
         caption = (
-            f"{verdict.figure} of trainings with several seeds; difference to the starting point "
+            f"{result.figure} of trainings with several seeds; difference to the starting point "
             "with its 95 % interval over videos and seeds."
         )
         columns = ["", "mean", *seeds, "difference"]
-        winner = verdict.winner
-        strong = verdict.candidates.index(winner) if winner is not None else None
+        winner = result.winner
+        strong = result.candidates.index(winner) if winner is not None else None
         tables.append(Table(caption, columns, rows, strong))
-    if verdict.changes:
-        rows = [[path, str(value)] for path, value in verdict.changes.items()]
+    if result.changes:
+        rows = [[path, str(value)] for path, value in result.changes.items()]
         tables.append(Table("To write into params.yaml.", ["parameter", "value"], rows))
     return tables
 
@@ -279,9 +279,9 @@ def lines(study: TrialQueue) -> Iterator[str]:
                 "" if step is None else f": epoch {step}, {trial.intermediate_values[step]:.2f}"
             )
             yield f"  trial {trial.number} runs{where}{reached}"
-    verdict = _verdict(study)
-    if verdict is not None:
-        yield sentence(verdict)
+    result = _result(study)
+    if result is not None:
+        yield sentence(result)
 
 
 def best_lines(study: TrialQueue, top: int) -> Iterator[str]:
@@ -290,20 +290,20 @@ def best_lines(study: TrialQueue, top: int) -> Iterator[str]:
     for trial in sorted(complete, key=lambda one: -one.values[0])[:top]:
         values = " ".join(f"{value:6.2f}" for value in trial.values)
         yield f"trial {trial.number:<4} {values}  {changes_of(trial)}"
-    verdict = _verdict(study)
-    if verdict is None:
+    result = _result(study)
+    if result is None:
         yield "not confirmed yet: the search has not come to its end"
         return
-    for one in verdict.candidates:
+    for one in result.candidates:
         name = "starting point" if one.trial is None else f"trial {one.trial}"
         values = " ".join(f"{value:.2f}" for value in one.values)
         yield f"confirmed: {name:<15} {values}" + (f"  {one.gain}" if one.gain else "")
-    yield sentence(verdict)
-    for path, value in verdict.changes.items():
+    yield sentence(result)
+    for path, value in result.changes.items():
         yield f"  {path}: {value}"
 
 
-def _verdict(study: TrialQueue) -> SearchResult | None:
+def _result(study: TrialQueue) -> SearchResult | None:
     try:
         return read_result(study)
     except TuningError:

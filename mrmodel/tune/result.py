@@ -108,9 +108,9 @@ class SearchResult(Section):
         return found
 
 
-def save_result(study: TrialQueue, verdict: SearchResult) -> None:
+def save_result(study: TrialQueue, result: SearchResult) -> None:
     """Write the result to the study."""
-    study.handle.set_user_attr(_VERDICT, verdict.model_dump())
+    study.handle.set_user_attr(_VERDICT, result.model_dump())
 
 
 def discard_result(study: TrialQueue) -> None:

@@ -78,7 +78,7 @@ def search(config: Config, context: SearchContext) -> SearchResult:
     study = open_search(config, context)
     discard_result(study)
     carry_out(study, config, context)
-    verdict = search_summary(study, config)
+    result = search_summary(study, config)
     best = candidates(study, config.tune.confirm.best)
     choosing = config.tune.post_hoc.trials > 0 and len(config.tune.figures) < 2
     # Post-processing can be tuned for the starting point too, if no trial was better.
@@ -87,12 +87,12 @@ def search(config: Config, context: SearchContext) -> SearchResult:
         carry_out(confirmation, config, context)
         confirmed, dropped = confirmed_candidates(confirmation, plan, config)
         found = {"seeds": plan.seeds, "candidates": confirmed, "dropped": dropped}
-        verdict = verdict.model_copy(update=found)
+        result = result.model_copy(update=found)
         if choosing:
-            chosen = choose_after_training(confirmation, plan, verdict, context)
-            verdict = verdict.model_copy(update={"after_training": chosen})
-    save_result(study, verdict)
-    return verdict
+            chosen = choose_after_training(confirmation, plan, result, context)
+            result = result.model_copy(update={"after_training": chosen})
+    save_result(study, result)
+    return result
 
 
 def carry_out(study: TrialQueue, config: Config, context: SearchContext) -> None:
@@ -279,10 +279,10 @@ def confirmed_candidates(
 
 
 def choose_after_training(
-    confirmation: TrialQueue, plan: ConfirmationPlan, verdict: SearchResult, context: SearchContext
+    confirmation: TrialQueue, plan: ConfirmationPlan, result: SearchResult, context: SearchContext
 ) -> PostHocSelection | None:
     """The second level, on the runs of the winner, or else of the starting point."""
-    winner = verdict.winner
+    winner = result.winner
     trials = [one.trial for one in plan.candidates]
     number = 0 if winner is None else trials.index(winner.trial)
     config = changed_config(confirmation.facts.config, plan.candidates[number].changes)

@@ -389,9 +389,9 @@ def read_study() -> None:
     assert found == expected["trials"]
     best = expected["trials"]["main"][expected["best"]]
     assert study.best_value() == best[1][0]
-    verdict = read_result(study)
-    assert verdict.model_dump(mode="json") == expected["verdict"]
-    assert verdict.changes == expected["changes"]
+    result = read_result(study)
+    assert result.model_dump(mode="json") == expected["verdict"]
+    assert result.changes == expected["changes"]
     printed = command("tune", "best", "--top", "1")
     assert printed.startswith(f"trial {expected['best']} ")
 

@@ -54,7 +54,7 @@ def study(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> TrialQueue:
     return open_search(load_config(Path("params.yaml")), context)
 
 
-def verdict(
+def result(
     changes: dict[str, object], gain: Gain, after: PostHocSelection | None = None
 ) -> SearchResult:
     return SearchResult(
@@ -85,7 +85,7 @@ def verdict(
 def test_dvc_runs_what_the_change_touches(
     finished: Project, study: TrialQueue, changes: dict[str, object], touched: set[str]
 ) -> None:
-    save_result(study, verdict(changes, CLEAR))
+    save_result(study, result(changes, CLEAR))
     before = finished.read("params.yaml").decode()
     output = finished.invoke("tune", "apply")
     after = finished.read("params.yaml").decode()
@@ -107,7 +107,7 @@ def test_dvc_runs_what_the_change_touches(
 
 def test_what_is_not_clear_is_not_applied(study: TrialQueue) -> None:
     after = PostHocSelection(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=UNCLEAR)
-    save_result(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+    save_result(study, result({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     before = Path("params.yaml").read_text()
     with pytest.raises(
         TuningError, match=r"no gain is clear \(trial 5 \+1\.00 \[-2\.00, \+4\.00\]"
@@ -119,14 +119,14 @@ def test_what_is_not_clear_is_not_applied(study: TrialQueue) -> None:
 
 def test_what_is_clear_after_training_is_applied_alone(study: TrialQueue) -> None:
     after = PostHocSelection(trial=3, changes={"postprocess.nms_iou": 0.7}, gain=CLEAR)
-    save_result(study, verdict({"train.finetune.lr": 5e-5}, UNCLEAR, after))
+    save_result(study, result({"train.finetune.lr": 5e-5}, UNCLEAR, after))
     assert changes_to_apply(study, unconfirmed=False) == {"postprocess.nms_iou": 0.7}
 
 
 def test_a_search_without_end_or_gain_has_nothing_to_apply(study: TrialQueue) -> None:
     with pytest.raises(TuningError, match="has not come to its end"):
         changes_to_apply(study, unconfirmed=True)
-    nothing = verdict({}, CLEAR).model_copy(update={"candidates": []})
+    nothing = result({}, CLEAR).model_copy(update={"candidates": []})
     save_result(study, nothing)
     with pytest.raises(TuningError, match="none of 20 trials was above the starting point"):
         changes_to_apply(study, unconfirmed=True)

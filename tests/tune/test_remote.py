@@ -119,7 +119,7 @@ def study_of(environment: RuntimeEnvironment, name: str) -> TrialQueue:
 
 def assert_published(found: SearchOutcome, project: Project) -> None:
     """A branch holds the better values, and there is one only for these."""
-    assert (found.branch is not None) == bool(found.verdict.changes)
+    assert (found.branch is not None) == bool(found.result.changes)
     if found.branch is not None:
         text = project.git("show", f"{found.branch}:params.yaml")
         before = project.git("show", "HEAD:params.yaml")
@@ -164,7 +164,7 @@ def test_better_values_come_as_a_branch(environment: RuntimeEnvironment, project
         Confirmed(trial=None, changes={}, values=[1.0], gain=None),
         Confirmed(trial=2, changes={name: 0.00123}, values=[4.0], gain=gain),
     ]
-    verdict = SearchResult(
+    result = SearchResult(
         figure="mAP",
         start=1.0,
         best=4.0,
@@ -175,9 +175,9 @@ def test_better_values_come_as_a_branch(environment: RuntimeEnvironment, project
     )
     part = report_part(study.name)
     with workspace(environment, "HEAD") as clone:
-        write_json(clone.folder / part, summary_of(study, verdict))
-        branch = publish(clone, study, verdict)
-    assert json.loads(project.git("show", f"{branch}:{part}"))["sentence"] == sentence(verdict)
+        write_json(clone.folder / part, summary_of(study, result))
+        branch = publish(clone, study, result)
+    assert json.loads(project.git("show", f"{branch}:{part}"))["sentence"] == sentence(result)
     changed = yaml.safe_load(project.git("show", f"{branch}:params.yaml"))
     before = yaml.safe_load(project.git("show", "HEAD:params.yaml"))
     assert changed["train"]["finetune"].pop("lr") == 0.00123
@@ -185,7 +185,7 @@ def test_better_values_come_as_a_branch(environment: RuntimeEnvironment, project
     assert changed == before
     assert "train.finetune.lr = 0.00123" in project.git("log", "-1", "--format=%s", str(branch))
 
-    refused = verdict.model_copy(update={"candidates": candidates[:1]})
+    refused = result.model_copy(update={"candidates": candidates[:1]})
     with workspace(environment, "HEAD") as clone:
         assert publish(clone, study, refused) is None
         assert clone.branch not in project.git("branch", "--list", "runs/*")

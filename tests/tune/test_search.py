@@ -60,7 +60,7 @@ def searched(project: Project) -> str:
 
 
 @pytest.fixture(scope="module")
-def verdict(project: Project, searched: str) -> SearchResult:
+def result(project: Project, searched: str) -> SearchResult:
     return read_result(study_of(project))
 
 
@@ -73,17 +73,17 @@ def test_all_trials_come_to_an_end(project: Project, searched: str) -> None:
     assert "page: reports/tuning/main.html" in searched
 
 
-def test_the_best_trial_is_above_the_starting_point(verdict: SearchResult) -> None:
-    assert verdict.start is not None
-    assert verdict.best is not None
-    assert verdict.best > verdict.start
-    assert verdict.figure == "MR-full-mAP"
+def test_the_best_trial_is_above_the_starting_point(result: SearchResult) -> None:
+    assert result.start is not None
+    assert result.best is not None
+    assert result.best > result.start
+    assert result.figure == "MR-full-mAP"
 
 
 def test_the_winner_is_confirmed_or_the_search_says_so(
-    project: Project, searched: str, verdict: SearchResult
+    project: Project, searched: str, result: SearchResult
 ) -> None:
-    start, candidate = verdict.candidates
+    start, candidate = result.candidates
     assert (start.trial, start.changes, start.gain) == (None, {}, None)
     assert len(start.values) == len(candidate.values) == 2
     assert candidate.changes
@@ -164,18 +164,18 @@ def test_nothing_is_left_behind(project: Project, searched: str) -> None:
     assert not list((state / "tune/main/workers").glob("*"))
 
 
-def test_status_and_best_tell_the_same(project: Project, verdict: SearchResult) -> None:
+def test_status_and_best_tell_the_same(project: Project, result: SearchResult) -> None:
     status = project.invoke("tune", "status")
     assert re.search(r"^main: .*complete", status, re.M)
     assert re.search(r"^main\.confirm\.\w+: 4 complete; best", status, re.M)
     assert "train.run.lr" in project.invoke("tune", "space")
     best = project.invoke("tune", "best", "--top", "1")
-    assert f"{verdict.best:.2f}" in best.splitlines()[0]
+    assert f"{result.best:.2f}" in best.splitlines()[0]
     assert "confirmed: starting point" in best
 
 
 def test_a_second_run_is_refused_and_a_resumed_one_prolongs(
-    project: Project, searched: str, verdict: SearchResult
+    project: Project, searched: str, result: SearchResult
 ) -> None:
     output = project.invoke("tune", "run", code=2)
     assert "there is a study 'main' already" in output
@@ -197,9 +197,9 @@ def test_twenty_trials_on_the_sample_corpus(tmp_path: Path) -> None:
         project.run("dvc", "repro", stage, patience_s=1800)
     (project.folder / "data/sample/test.jsonl").unlink()
     output = project.run("mrmodel", "tune", "run", patience_s=7200)
-    study, verdict = study_of(project), read_result(study_of(project))
+    study, result = study_of(project), read_result(study_of(project))
     assert states(study)["COMPLETE"] + states(study)["PRUNED"] == 20
     assert states(study)["PRUNED"] > 0
-    assert verdict.best > verdict.start
-    assert all(len(one.values) == 3 for one in verdict.candidates)
-    assert ("is better" in output) == (verdict.winner is not None)
+    assert result.best > result.start
+    assert all(len(one.values) == 3 for one in result.candidates)
+    assert ("is better" in output) == (result.winner is not None)
