@@ -79,7 +79,7 @@ class Losses(NullReporter):
         if "loss" in info:
             self.values.append(float(str(info["loss"])))
 
-    def log(self, figures: Any, step: int) -> None:
+    def log(self, metrics: Any, step: int) -> None:
         """Ignore."""
 
 

@@ -47,7 +47,7 @@ def main() -> None:
 def measure(truth: RowFile, options: argparse.Namespace) -> dict[str, Any]:
     """Median CPU seconds of a trial, whole and by part."""
     cached, protocol, clock = make_detections(truth), QVHighlights(), Clock()
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for repeat in range(options.repeats):
         # Another choice each time, as a search would ask.
         fusion = {"iou_thr": 0.55 + 0.04 * (repeat % 10), "weights": [1.0, 0.8]}
@@ -62,7 +62,7 @@ def measure(truth: RowFile, options: argparse.Namespace) -> dict[str, Any]:
             found = predict_cached(cached, Postprocess.of(choice, CLIP_LEN_S))
             rows = [row.as_row() for row in found]
         with clock.part("score"):
-            figures = score(protocol, truth, rows)
+            metrics = score(protocol, truth, rows)
     return {
         "benchmark": "tuning",
         "queries": options.queries,
@@ -70,15 +70,15 @@ def measure(truth: RowFile, options: argparse.Namespace) -> dict[str, Any]:
         "trial_cpu_s": clock.median("windows") + clock.median("score"),
         "windows_cpu_s": clock.median("windows"),
         "score_cpu_s": clock.median("score"),
-        "mr_map": figures[protocol.headline],
+        "mr_map": metrics[protocol.headline],
         "peak_rss_mb": peak_rss_mb(),
     }
 
 
 def score(protocol: QVHighlights, truth: RowFile, rows: Any) -> dict[str, float]:
     """The few figures, as the pipeline's judge gives them."""
-    figures = protocol.figures(protocol.score(truth, rows, "clean").metrics)
-    return {name: value for name, value in figures.items() if value is not None}
+    metrics = protocol.main_metrics(protocol.score(truth, rows, "clean").metrics)
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def make_detections(truth: RowFile) -> CachedDetections:

@@ -49,10 +49,10 @@ def command(
     """
     scores = score_files(annotations, predictions, protocol, mode, allow_missing=allow_missing)
     chosen = get_protocol(protocol)
-    figures = chosen.figures(scores.metrics)
-    width = max(map(len, figures))
+    metrics = chosen.main_metrics(scores.metrics)
+    width = max(map(len, metrics))
     click.echo(f"{protocol}, mode {mode}, {len(scores.per_query.qids)} queries")
-    for name, value in figures.items():
+    for name, value in metrics.items():
         shown = "-" if value is None else f"{value:.{chosen.decimals}f}"
         click.echo(f"  {name:<{width}}  {shown:>8}")
     # A file that cannot be written costs neither the table nor the other file.

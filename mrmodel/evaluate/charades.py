@@ -23,7 +23,7 @@ class Charades(Protocol):
     name = "charades"
     headline = "R1@0.7"
 
-    def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    def main_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """Recall at the usual thresholds, mean IoU and mean mAP."""
         chosen: dict[str, float | None] = {}
         for recall in ("R1", "R5"):

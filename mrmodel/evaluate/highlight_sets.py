@@ -27,7 +27,7 @@ class TVSum(Protocol):
     best = 1.0
     decimals = 5
 
-    def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    def main_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The mAP over all videos (a fraction), then by domain if the annotations have domains."""
         domains: dict[str, float | None] = metrics.get("mAP_per_domain", {})
         chosen: dict[str, float | None] = {"mAP": metrics["mAP"]}

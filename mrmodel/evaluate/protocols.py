@@ -39,9 +39,9 @@ class Protocol(ABC):
 
     Attributes:
         name: as in `components.PROTOCOLS`.
-        headline: the metric that selects a model, a key of `figures`.
-        columns: the keys of `figures` shown in tables (at most ten), and their headings; empty:
-            the first ten under their own names.
+        headline: the metric that selects a model, a key of `main_metrics`.
+        columns: keys of `main_metrics` shown in tables (at most ten), and their headings; empty: the
+            first ten under their own names.
         best: highest possible value of the headline, 100 for percentages.
         decimals: number of decimals of a metric.
     """
@@ -104,14 +104,14 @@ class Protocol(ABC):
         """The per-query metrics alone; see `score`."""
         return self.score(annotations, predictions, mode, allow_missing=allow_missing).per_query
 
-    def shown(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """At most ten of the metrics `figures`, under the names used in papers."""
-        names = self.columns or {name: name for name in figures}
-        chosen = {short: figures[name] for name, short in names.items() if name in figures}
+    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """At most ten of the metrics `metrics`, under the names used in papers."""
+        names = self.columns or {name: name for name in metrics}
+        chosen = {short: metrics[name] for name, short in names.items() if name in metrics}
         return dict(list(chosen.items())[:10])
 
     @abstractmethod
-    def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    def main_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The main metrics by name; None if no query has a value."""
 
     @abstractmethod

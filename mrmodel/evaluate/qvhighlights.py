@@ -43,7 +43,7 @@ class QVHighlights(Protocol):
         "HL-min-VeryGood-Hit1": "HL Hit1",
     }
 
-    def figures(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    def main_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         """The `brief` block."""
         return dict(metrics["brief"])
 

@@ -82,7 +82,7 @@ def ablation_run(config: Config, reporter: Reporter, arguments: dict[str, str]) 
         **trained.facts,
         "settings": config.models[model],
         "headline": test.headline,
-        "figures": test.figures_of(trained.folder),
+        "figures": test.main_metrics_of(trained.folder),
     }
     write_json(run.result(), result)
 

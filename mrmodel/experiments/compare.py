@@ -119,7 +119,7 @@ def compare_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -
     result = {
         **trained.facts,
         "headline": test.headline,
-        "figures": test.figures(scores),
+        "figures": test.main_metrics(scores),
         "device": str(pick_device(config.train.device)),
         "threads": torch.get_num_threads(),
         "training_seconds": trained.seconds,

@@ -48,7 +48,7 @@ class StudyFolder:
         """Model folder."""
         return self.root / kind
 
-    def figures(self, run: str) -> Path:
+    def metrics_path(self, run: str) -> Path:
         """Path stem of the results and curves of a training."""
         return self.root / "training" / run
 
@@ -99,11 +99,11 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
         val=paths.split("val"),
         start=None,
         out=folder.model("scratch"),
-        figures=folder.figures("scratch"),
+        metrics_path=folder.metrics_path("scratch"),
         label=f"{run.study}-{run.name}",
     )
     progress = train_model(config, job, reporter)
-    training = json.loads(job.figures.with_suffix(".json").read_text(encoding="utf-8"))
+    training = json.loads(job.metrics_path.with_suffix(".json").read_text(encoding="utf-8"))
     facts = {
         "model": run.model,
         "corpus": config.corpus.name,
@@ -150,13 +150,13 @@ class EvaluationSet:
         """All metrics of predictions for its samples, and the per-query values."""
         return self._scorer.score(self._truth, [prediction.as_row() for prediction in predictions])
 
-    def figures(self, scores: Scores) -> dict[str, float]:
+    def main_metrics(self, scores: Scores) -> dict[str, float]:
         """The main metrics, the headline first."""
-        return self._scorer.figures(scores)
+        return self._scorer.main_metrics(scores)
 
-    def figures_of(self, folder: Path) -> dict[str, float]:
+    def main_metrics_of(self, folder: Path) -> dict[str, float]:
         """Main metrics of the model in a model folder."""
-        return self.figures(self.score(self.answers(self.model(folder))))
+        return self.main_metrics(self.score(self.answers(self.model(folder))))
 
 
 class ReportedSplit(EvaluationSet):

@@ -177,15 +177,15 @@ def pretraining_run(config: Config, reporter: Reporter, arguments: dict[str, str
         "pretrain_steps": trained[0]["steps"] if has_pretraining else 0,
         "parameters": trained[-1]["parameters"],
         "headline": test.headline,
-        "pretrained": test.figures_of(plan[0].out) if has_pretraining else None,
-        "figures": test.figures(scores),
+        "pretrained": test.main_metrics_of(plan[0].out) if has_pretraining else None,
+        "figures": test.main_metrics(scores),
         "queries": queries_of(scores.per_query, test.headline),
     }
     write_json(REPORTS / STUDY / f"{row.name}-{seed}.json", result)
 
 
 def _result_of(job: TrainingJob) -> Any:
-    return json.loads(job.figures.with_suffix(".json").read_text(encoding="utf-8"))
+    return json.loads(job.metrics_path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def jobs(
@@ -210,7 +210,7 @@ def jobs(
             *files,
             start,
             folder.model(kind),
-            folder.figures(run),
+            folder.metrics_path(run),
             label=f"{STUDY}-{row.name}-{seed}-{run}",
         )
         for run, files, start, kind in plans

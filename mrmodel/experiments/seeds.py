@@ -35,10 +35,10 @@ def as_markdown(table: Mapping[str, Mapping[str, Summary]], counts: Mapping[str,
     """One table per model."""
     lines = []
     for model, ways in table.items():
-        figures = list(next(iter(ways.values())))
+        metrics = list(next(iter(ways.values())))
         lines += [f"**{model}**, mean ± standard deviation over {counts[model]} seeds", ""]
-        rows = [[way, *(cell(row.get(name)) for name in figures)] for way, row in ways.items()]
-        lines += [markdown_table(["", *figures], rows), ""]
+        rows = [[way, *(cell(row.get(name)) for name in metrics)] for way, row in ways.items()]
+        lines += [markdown_table(["", *metrics], rows), ""]
     return "\n".join(lines)
 
 
@@ -50,9 +50,9 @@ def seed_run(config: Config, reporter: Reporter, arguments: dict[str, str]) -> N
         train_model(config, job, reporter)
     test = ReportedSplit(config, paths)
     zero_shot = zero_shot_predictions(config, test.data)
-    figures = {way: test.figures(test.score(found)) for way, found in zero_shot.items()}
-    figures |= {kind: test.figures_of(folder.model(kind)) for kind in TRAINED}
-    write_json(REPORTS / "seeds" / f"{model}-{seed}.json", figures)
+    metrics = {way: test.main_metrics(test.score(found)) for way, found in zero_shot.items()}
+    metrics |= {kind: test.main_metrics_of(folder.model(kind)) for kind in TRAINED}
+    write_json(REPORTS / "seeds" / f"{model}-{seed}.json", metrics)
 
 
 def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[TrainingJob]:
@@ -64,7 +64,7 @@ def jobs(paths: Paths, folder: StudyFolder, model: str, seed: int) -> list[Train
         ("scratch", annotated, None, "scratch"),
     ]
     return [
-        TrainingJob(run, model, seed, *rows, start, folder.model(kind), folder.figures(run))
+        TrainingJob(run, model, seed, *rows, start, folder.model(kind), folder.metrics_path(run))
         for run, rows, start, kind in plans
     ]
 

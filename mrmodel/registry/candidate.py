@@ -93,7 +93,7 @@ def gather(config: Config, paths: Paths, model: str, kind: str) -> Candidate:
             mode=config.evaluate.mode,
         ),
         headline=Scorer(config).protocol.headline,
-        figures=figures_of(config, frozen, predictions),
+        figures=metrics_of(config, frozen, predictions),
         confidence=config.promotion.confidence,
         predictions_sha256=sha256_of(predictions),
         streams=_json(paths.evaluation / "streams.json"),
@@ -125,7 +125,7 @@ def pretraining_card(config: Config, paths: Paths, kind: str) -> dict[str, Any] 
     return card if card["state"] == "complete" else None
 
 
-def figures_of(
+def metrics_of(
     config: Config, frozen: TestSetContents, predictions: Path
 ) -> dict[str, RecordedMetric]:
     """Every metric of the protocol that has a confidence interval, the headline first."""
@@ -135,7 +135,7 @@ def figures_of(
         config.promotion.resamples, config.seed, config.promotion.confidence
     )
     found = {}
-    for name in scorer.figures(scores):
+    for name in scorer.main_metrics(scores):
         if name in scores.per_query.values:
             interval = confidence_interval(scores.per_query, name, settings)
             found[name] = RecordedMetric(

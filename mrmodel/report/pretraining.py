@@ -10,12 +10,12 @@ from mrmodel.report.charts import Point, line_chart
 from mrmodel.report.studies import (
     DIFFERENCE,
     REPORTS,
-    all_figures,
+    all_metrics,
     cell,
     commit_sentences,
     difference_cells,
     number_of_seeds,
-    shown_figures,
+    shown_metrics,
     table_of_figures,
     verdicts,
 )
@@ -66,7 +66,7 @@ def pretraining_tables(table: Mapping[str, Any]) -> list[Table]:
 
 def _figures(table: Mapping[str, Any]) -> Table:
     rows, headline = table["rows"], table["headline"]
-    shown, decimals = shown_figures(all_figures(rows))
+    shown, decimals = shown_metrics(all_metrics(rows))
     cells = [
         [
             name,

@@ -74,8 +74,8 @@ def ablation_sentences(table: Mapping[str, Any]) -> list[str]:
 def ablation_tables(table: Mapping[str, Any]) -> list[Table]:
     """Our metrics next to those of the paper; the switches of the rows; all metrics."""
     rows, headline = table["rows"], table["headline"]
-    figures = all_figures(rows)
-    compared = [headline, *(name for name in PAPER_METRICS if name in figures and name != headline)]
+    metrics = all_metrics(rows)
+    compared = [headline, *(name for name in PAPER_METRICS if name in metrics and name != headline)]
     paper = [name for name in compared if name in PAPER_METRICS]
     strong = max(range(len(rows)), key=lambda i: mean_of(list(rows.values())[i], headline))
     beside = Table(
@@ -161,7 +161,7 @@ def comparison_tables(table: Mapping[str, Any]) -> list[Table]:
 
 
 def _figures_and_costs(table: Mapping[str, Any], strong: int) -> Table:
-    shown, decimals = shown_figures(all_figures(table["rows"]))
+    shown, decimals = shown_metrics(all_metrics(table["rows"]))
     rows = [
         [
             name,
@@ -211,25 +211,25 @@ def number_of_seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
-def all_figures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def all_metrics(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names of the metrics of all rows, in order of appearance."""
     return list(dict.fromkeys(name for row in rows.values() for name in row["figures"]))
 
 
-def shown_figures(figures: Sequence[str]) -> tuple[dict[str, str], int]:
+def shown_metrics(metrics: Sequence[str]) -> tuple[dict[str, str], int]:
     """Headings of the metrics of a first table, and their number of decimals."""
-    shown = {name: SHOWN[name] for name in figures if name in SHOWN}
-    return (shown, 1) if shown else ({name: name for name in figures[:5]}, 2)
+    shown = {name: SHOWN[name] for name in metrics if name in SHOWN}
+    return (shown, 1) if shown else ({name: name for name in metrics[:5]}, 2)
 
 
 def table_of_figures(rows: Mapping[str, Mapping[str, Any]], strong: int | None) -> Table:
     """All metrics of all rows, keyed by row heading."""
-    figures = all_figures(rows)
+    metrics = all_metrics(rows)
     cells = [
-        [name, *(cell(row["figures"].get(figure)) for figure in figures)]
+        [name, *(cell(row["figures"].get(figure)) for figure in metrics)]
         for name, row in rows.items()
     ]
-    return Table("All metrics, percent.", ["", *figures], cells, strong)
+    return Table("All metrics, percent.", ["", *metrics], cells, strong)
 
 
 def commit_sentences(table: Mapping[str, Any]) -> list[str]:

@@ -67,7 +67,7 @@ class Drift:
             except FeatureMismatch as error:
                 raise DeliveryError(f"{error}: `dvc repro profile`") from None
 
-    def figures(self, rows: Sequence[Annotation], videos: Sequence[Path]) -> list[DriftMetric]:
+    def compare(self, rows: Sequence[Annotation], videos: Sequence[Path]) -> list[DriftMetric]:
         """All drift metrics of annotated records and new video files; empty if there are none."""
         found = self._of_rows(rows) if rows else []
         return found + self._of_videos(sorted(videos, key=lambda path: path.name))

@@ -82,7 +82,7 @@ def check_folder(
         report.notes.append(f"{rule}: {some(delivery.ignored)}")
     if not report.reasons:
         rows = [row.annotation for row in judged.good if row.annotation is not None]
-        report.figures = drift.figures(rows, list(new))
+        report.figures = drift.compare(rows, list(new))
         report.reasons += [str(one) for one in report.figures if one.passed is False]
     if report.reasons:
         report.state = "quarantined"

@@ -79,10 +79,10 @@ def evaluate(config: Config, reporter: Reporter) -> None:
     write_json(paths.evaluation / "weights.json", weight_digests(config, paths))
     frozen = freeze(split, truth, paths.stream(config.features.video_streams[0]))
     write_json(paths.evaluation / "test_set.json", frozen.as_json())
-    figures = {name: scorer.figures(found) for name, found in scored.items()}
-    write_json(paths.reports / "metrics.json", figures)
+    metrics = {name: scorer.main_metrics(found) for name, found in scored.items()}
+    write_json(paths.reports / "metrics.json", metrics)
     for name in results:
-        write_json(paths.metrics / f"{name}.json", scorer.protocol.shown(figures[name]))
+        write_json(paths.metrics / f"{name}.json", scorer.protocol.shown(metrics[name]))
     _write_recall(paths.reports / "recall.csv", results)
     record_evaluation(current_run(), paths.reports)
 

@@ -130,9 +130,9 @@ def results_section(
     Variants that are not served, such as the decoder windows alone, have neither intervals nor
     clip scores of their own.
     """
-    figures = list(dict.fromkeys(name for row in metrics.values() for name in row))
-    clips = [name for name in figures if name.startswith("HL-")]
-    windows = [name for name in figures if name not in clips]
+    columns = list(dict.fromkeys(name for row in metrics.values() for name in row))
+    clips = [name for name in columns if name.startswith("HL-")]
+    windows = [name for name in columns if name not in clips]
     best = f"{config.train.models[0]}.finetuned"
 
     def table(caption: str, shown: Sequence[str], with_interval: bool) -> Table:

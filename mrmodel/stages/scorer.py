@@ -57,9 +57,9 @@ class Scorer:
         rows += [{"qid": row["qid"], **empty} for row in truth if row["qid"] in missing]
         return self.protocol.score(truth, rows, "clean")
 
-    def figures(self, scores: Scores) -> dict[str, float]:
+    def main_metrics(self, scores: Scores) -> dict[str, float]:
         """The main metrics, the headline first; undefined ones are omitted."""
-        found = self.protocol.figures(scores.metrics)
+        found = self.protocol.main_metrics(scores.metrics)
         first = self.protocol.headline
         ordered = {first: found.get(first), **found}
         return {name: value for name, value in ordered.items() if value is not None}

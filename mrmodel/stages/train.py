@@ -52,7 +52,7 @@ def _train(
         val=val,
         start=start,
         out=paths.model(kind, model),
-        figures=paths.training / f"{run}-{model}",
+        metrics_path=paths.training / f"{run}-{model}",
     )
     train_model(config, job, reporter)
 

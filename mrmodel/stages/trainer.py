@@ -64,7 +64,7 @@ class TrainingJob:
         train, val: annotation files; if `val` is empty there is no validation.
         start: model folder of the initial weights, None = random initialisation.
         out: model folder to write.
-        figures: results are written to ``<figures>.json``, curves to ``<figures>.csv``.
+        metrics_path: results are written to ``<metrics_path>.json``, curves to ``.csv``.
         label: name of the run in a study; None in the main job.
     """
 
@@ -75,7 +75,7 @@ class TrainingJob:
     val: Path
     start: Path | None
     out: Path
-    figures: Path
+    metrics_path: Path
     label: str | None = None
 
     @property
@@ -134,7 +134,7 @@ def train_model(
         recorder = record if watch is None else _Both(record, watch)
         progress = fit(model, data, plan, validate, (recorder, reporter))
         _write(job, model, model_config, progress)
-        record_training(record, job.figures)
+        record_training(record, job.metrics_path)
     shutil.rmtree(resume, ignore_errors=True)
     return progress
 
@@ -145,10 +145,10 @@ class _Both:
     def __init__(self, first: Recorder, second: Recorder) -> None:
         self._recorders = first, second
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log to both."""
         for recorder in self._recorders:
-            recorder.log(figures, step)
+            recorder.log(metrics, step)
 
 
 def pretraining_sets(paths: Paths) -> list[tuple[Path, Path]]:
@@ -237,7 +237,7 @@ class Validation:
         postprocess = self._scorer.postprocess(model.validation)
         found = predict_set(model, self._data, self._batch_size, postprocess)
         rows = [prediction.as_row() for prediction in found]
-        return self._scorer.figures(self._scorer.score(self._truth, rows))
+        return self._scorer.main_metrics(self._scorer.score(self._truth, rows))
 
 
 def _streams(stores: Sequence[object]) -> tuple[ModelStream, ...]:
@@ -284,8 +284,8 @@ def _write(job: TrainingJob, model: MomentModel, config: ModelConfig, progress: 
         "last": validation_of(validated[-1]) if validated else {},
         "best": validation_of(best[0]) if best else {},
     }
-    write_json(job.figures.with_suffix(".json"), shown)
-    with atomic_path(job.figures.with_suffix(".csv")) as temporary:
+    write_json(job.metrics_path.with_suffix(".json"), shown)
+    with atomic_path(job.metrics_path.with_suffix(".csv")) as temporary:
         columns = None if progress.history else ["step", "train/loss"]
         pd.DataFrame(progress.history, columns=columns).to_csv(temporary, index=False)
     with replaced_folder(job.out, WEIGHTS, CONFIG, ".*.tmp") as folder:

@@ -37,13 +37,13 @@ class MlflowRun:
     def __init__(self, client: Any, run_id: str, hide: Callable[[str], str]) -> None:
         self._client, self.run_id, self._hide = client, run_id, hide
 
-    def log(self, figures: Mapping[str, float], step: int, at: int) -> None:
-        """Log `figures` in one call, 30 times faster than one call per metric."""
+    def log(self, metrics: Mapping[str, float], step: int, at: int) -> None:
+        """Log `metrics` in one call, 30 times faster than one call per metric."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(_safe(name), value, at, step) for name, value in figures.items()]
-        for start in range(0, len(metrics), _METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS])
+        sent = [Metric(_safe(name), value, at, step) for name, value in metrics.items()]
+        for start in range(0, len(sent), _METRICS):
+            self._client.log_batch(self.run_id, metrics=sent[start : start + _METRICS])
 
     def params(self, tree: Mapping[str, Any]) -> None:
         """Log parameters under dotted names; a value that is too long is truncated."""

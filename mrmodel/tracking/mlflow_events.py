@@ -154,9 +154,9 @@ class EventHandler:
     def sample(self) -> None:
         """Add system metrics if the interval is over."""
         if self._metrics is not None and self._metrics.due:
-            figures, number = self._metrics.sample()
+            metrics, number = self._metrics.sample()
             at = int(time.time() * 1000)
-            self.outbox.put("system metrics", lambda: self._runs[0].log(figures, number, at))
+            self.outbox.put("system metrics", lambda: self._runs[0].log(metrics, number, at))
 
     def killed(self) -> None:
         """Mark all open runs as killed."""
@@ -165,8 +165,8 @@ class EventHandler:
             self._handle_end(key, now, {"status": "KILLED"})
 
     def _handle_log(self, key: int, at: int, message: dict[str, Any]) -> None:
-        figures, step = message["figures"], message["step"]
-        self.outbox.put("figures", lambda: self._runs[key].log(figures, step, at))
+        metrics, step = message["metrics"], message["step"]
+        self.outbox.put("metrics", lambda: self._runs[key].log(metrics, step, at))
 
     def _handle_params(self, key: int, at: int, message: dict[str, Any]) -> None:
         self.outbox.put("parameters", lambda: self._runs[key].params(message["tree"]))

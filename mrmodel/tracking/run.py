@@ -32,8 +32,8 @@ class TrackedRun:
     This class itself logs nothing: it is the run where tracking is off.
     """
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Log `figures` at `step`."""
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log `metrics` at `step`."""
 
     def params(self, tree: Mapping[str, Any]) -> None:
         """Log parameters; nested sections become dotted names."""
@@ -72,9 +72,9 @@ class EventLogRun(TrackedRun):
         self._event_log, self._name, self._key = event_log, name, key
         self.failed: str | None = None
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics with the current time."""
-        self._say("log", figures={name: float(value) for name, value in figures.items()}, step=step)
+        self._say("log", metrics={name: float(value) for name, value in metrics.items()}, step=step)
 
     def params(self, tree: Mapping[str, Any]) -> None:
         """Log parameters."""

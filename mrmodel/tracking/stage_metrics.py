@@ -16,16 +16,16 @@ _LINES = 6
 _TOTAL, _TRAIN, _VALIDATION, _RATE = "train/loss", "train/", "val/", "lr"
 
 
-def record_training(record: TrackedRun, figures: Path) -> None:
+def record_training(record: TrackedRun, metrics_path: Path) -> None:
     """Log the results and the learning curves of a training.
 
     Args:
         record: the run.
-        figures: stem of the files that the training wrote, ``<figures>.json`` and ``.csv``.
+        metrics_path: stem of the files that the training wrote, ``.json`` and ``.csv``.
     """
     for suffix in (".json", ".csv"):
-        record.file(figures.with_suffix(suffix))
-    for name, picture in learning_curves(figures.with_suffix(".csv")).items():
+        record.file(metrics_path.with_suffix(suffix))
+    for name, picture in learning_curves(metrics_path.with_suffix(".csv")).items():
         record.text(f"curves/{name}.svg", picture)
 
 
@@ -55,10 +55,10 @@ def record_evaluation(record: TrackedRun, reports: Path) -> None:
         record: the run.
         reports: holds metrics.json, recall.csv and evaluation/comparison.json.
     """
-    figures = _json(reports / "metrics.json")
-    flat = {f"{way}/{name}": value for way, row in figures.items() for name, value in row.items()}
+    metrics = _json(reports / "metrics.json")
+    flat = {f"{way}/{name}": value for way, row in metrics.items() for name, value in row.items()}
     record.log({name: value for name, value in flat.items() if value is not None}, 0)
-    record.table("tables/figures.json", _columns("way", figures))
+    record.table("tables/figures.json", _columns("way", metrics))
     comparison = _json(reports / "evaluation" / "comparison.json")
     record.table("tables/intervals.json", _columns("way", comparison["intervals"]))
     record.table("tables/differences.json", _columns("pair", comparison["differences"]))

@@ -43,8 +43,8 @@ Validate = Callable[[MomentModel], Mapping[str, float]]
 class Recorder(Protocol):
     """Destination of metrics during training."""
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Log the metrics `figures` at `step`."""
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log `metrics` at `step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,8 @@ def fit(
             output = model(batch, targets, step / total_steps)
         losses = criterion(output, targets, batch)
         total = criterion.total(losses, epoch)
-        figures = read_figures(total, losses)
-        stop_if_not_finite(figures, step, batch)
+        scalars = read_losses(total, losses)
+        stop_if_not_finite(scalars, step, batch)
 
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -141,9 +141,9 @@ def fit(
 
         progress.step = step + 1
         progress.seconds += time.perf_counter() - started
-        for name, value in {**figures, "grad_norm": float(norm)}.items():
+        for name, value in {**scalars, "grad_norm": float(norm)}.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + value
-        reporter.advance(loss=figures["loss"], lr=rate)
+        reporter.advance(loss=scalars["loss"], lr=rate)
 
         if progress.step == total_steps or progress.step % steps_per_epoch == 0:
             row = close_epoch(progress, position + 1, epoch, rate)
@@ -169,16 +169,16 @@ def fit(
     return progress
 
 
-def read_figures(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
+def read_losses(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
     """The total (as ``loss``) and every named loss as floats, with a single device transfer."""
     with torch.no_grad():
         values = torch.stack([total, *losses.values()])
     return dict(zip(["loss", *losses], values.tolist(), strict=True))
 
 
-def stop_if_not_finite(figures: Mapping[str, float], step: int, batch: Batch) -> None:
+def stop_if_not_finite(scalars: Mapping[str, float], step: int, batch: Batch) -> None:
     """Raise TrainingError if a loss is NaN or infinite."""
-    broken = {name: value for name, value in figures.items() if not math.isfinite(value)}
+    broken = {name: value for name, value in scalars.items() if not math.isfinite(value)}
     if broken:
         faults = ", ".join(f"{name} = {value}" for name, value in broken.items())
         raise TrainingError(
@@ -207,14 +207,14 @@ def check(model: MomentModel, validate: Validate, progress: Progress) -> dict[st
     """Validate, and keep the weights if they are the best so far (the earliest wins a tie)."""
     model.eval()
     with torch.inference_mode():
-        figures = dict(validate(model))
-    value = next(iter(figures.values()))
+        metrics = dict(validate(model))
+    value = next(iter(metrics.values()))
     if value > progress.best_value:
         progress.best_value, progress.best_step = value, progress.step
         progress.best_weights = {
             name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
         }
-    return {f"val/{name}": number for name, number in figures.items()}
+    return {f"val/{name}": number for name, number in metrics.items()}
 
 
 def state_of(

@@ -39,7 +39,7 @@ from mrmodel.tune.objective import (
     read_by_pretraining,
     read_by_training,
 )
-from mrmodel.tune.space import changed_config, figures_of, target_of, threads_of
+from mrmodel.tune.space import changed_config, objectives_of, target_of, threads_of
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import ClaimedTrial, Objective, TrialResult
 
@@ -139,12 +139,12 @@ class ConfirmObjective(Objective):
         rows = EvaluationSet(config, paths, job.val)
         model = rows.model(job.out)
         scores = rows.score(rows.answers(model))
-        figures = rows.figures(scores)
+        metrics = rows.main_metrics(scores)
         detections = cache_detections(model, rows.data, config.train.eval_batch_size)
-        wanted = figures_of(config)
+        wanted = objectives_of(config)
         publish_results(self._store, number, seed, only(scores.per_query, wanted), detections)
         shutil.rmtree(folder, ignore_errors=True)  # Not earlier: a killed run resumes from it.
-        return TrialResult([figures[name] for name in wanted], {"figures": figures})
+        return TrialResult([metrics[name] for name in wanted], {"figures": metrics})
 
     def _train(self, config: Config, folder: Path, label: str, seed: int) -> TrainingJob:
         before = [pretraining(config, folder, label, seed)] if self._plan.pretrains else []
@@ -172,22 +172,22 @@ def pretraining(config: Config, folder: Path, label: str, seed: int) -> Training
         val=val,
         start=None,
         out=folder / "pretrained",
-        figures=folder / "training" / "pretrain",
+        metrics_path=folder / "training" / "pretrain",
         label=f"{label}-pretrain",
     )
 
 
-def only(found: PerQuery, figures: Sequence[str]) -> PerQuery:
+def only(found: PerQuery, metrics: Sequence[str]) -> PerQuery:
     """The given metrics, per query.
 
     Raises:
         TuningError: a metric is not a mean over queries, so seeds cannot be compared by it.
     """
-    for name in figures:
+    for name in metrics:
         if name not in found.values:
             near = suggestion(nearest_names(name, found.values))
             raise TuningError(f"tune.figures: {name!r} has no values of single queries{near}")
-    return PerQuery(found.qids, found.vids, {name: found.values[name] for name in figures})
+    return PerQuery(found.qids, found.vids, {name: found.values[name] for name in metrics})
 
 
 def publish_results(

@@ -32,7 +32,7 @@ from mrmodel.train.loop import Progress
 from mrmodel.tune.space import (
     SearchPlan,
     changed_config,
-    figures_of,
+    objectives_of,
     path_in,
     target_of,
     threads_of,
@@ -134,9 +134,9 @@ class TrainingObjective(Objective):
         folder = paths.state / "tune" / claimed.study / f"{claimed.origin:04d}"
         label = f"{claimed.study}-{claimed.origin:04d}"
         job = job_of(config, folder, label, config.seed)
-        figures = figures_of(config)
+        objectives = objectives_of(config)
         select = run_settings(config, job.run).select
-        watch = _Watch(claimed, figures, select == "best")
+        watch = _Watch(claimed, objectives, select == "best")
         try:
             progress = train_model(config, job, NullReporter(), watch)
             latency_s = None
@@ -150,9 +150,9 @@ class TrainingObjective(Objective):
         finally:  # Not after a SIGKILL: the next attempt resumes from there.
             for left in (folder, paths.state / "resume" / job.name):
                 shutil.rmtree(left, ignore_errors=True)
-        found = chosen_figures(progress, select)
+        found = chosen_metrics(progress, select)
         return TrialResult(
-            [_figure(found, name) for name in figures],
+            [_metric(found, name) for name in objectives],
             {"figures": found, "latency_s": latency_s, "seconds": round(progress.seconds, 3)},
         )
 
@@ -166,30 +166,30 @@ def for_trials(config: Config) -> Config:
 class _Watch:
     """Reports each validation of a trial to Optuna, and stops it if it is pruned."""
 
-    def __init__(self, claimed: ClaimedTrial, figures: list[str], peak: bool) -> None:
+    def __init__(self, claimed: ClaimedTrial, objectives: list[str], peak: bool) -> None:
         """For a trial that ends with the weights of its best validation (`peak`), or the last."""
-        self._claimed, self._figures, self._peak = claimed, figures, peak
+        self._claimed, self._objectives, self._peak = claimed, objectives, peak
         self._best = -math.inf
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Report the maximised metric at this epoch.
 
         Raises:
             StoppedEarly: the trial is pruned.
             TuningError: the evaluation has no such metric.
         """
-        validated = validation_of(figures)
+        validated = validation_of(metrics)
         if not validated:
             return
-        value, *_ = [_figure(validated, name) for name in self._figures]
-        if len(self._figures) > 1:  # Optuna cannot prune multi-objective studies.
+        value, *_ = [_metric(validated, name) for name in self._objectives]
+        if len(self._objectives) > 1:  # Optuna cannot prune multi-objective studies.
             return
         self._best = max(self._best, value) if self._peak else value
-        trial, epoch = self._claimed.trial, int(figures["epoch"])
+        trial, epoch = self._claimed.trial, int(metrics["epoch"])
         trial.report(self._best, epoch)
         # Never prune the starting point: all gains are relative to it.
         if trial.should_prune() and self._claimed.source != START:
-            raise StoppedEarly(f"pruned at epoch {epoch} with {self._figures[0]} {value:.2f}")
+            raise StoppedEarly(f"pruned at epoch {epoch} with {self._objectives[0]} {value:.2f}")
 
 
 def job_of(
@@ -219,7 +219,7 @@ def job_of(
         val=val,
         start=start,
         out=folder / "model",
-        figures=folder / "training" / run,
+        metrics_path=folder / "training" / run,
         label=label,
     )
 
@@ -245,7 +245,7 @@ def read_by_pretraining(paths: Paths) -> list[Path]:
     return [file for files in pretraining_sets(paths) for file in files]
 
 
-def chosen_figures(progress: Progress, select: str) -> dict[str, float]:
+def chosen_metrics(progress: Progress, select: str) -> dict[str, float]:
     """Validation metrics of the final weights of a training."""
     validated = [row for row in progress.history if validation_of(row)]
     if select == "best":
@@ -268,7 +268,7 @@ def _latency_s(config: Config, paths: Paths, job: TrainingJob) -> float:
     return seconds / len(rows.data.annotations)
 
 
-def _figure(found: Mapping[str, float], name: str) -> float:
+def _metric(found: Mapping[str, float], name: str) -> float:
     if name not in found:
         near = nearest_names(name, found)
         rule = f"is no figure of this evaluation ({', '.join(found) or 'nothing was validated'})"

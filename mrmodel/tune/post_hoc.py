@@ -21,7 +21,7 @@ from mrmodel.stages.scorer import Scorer
 from mrmodel.storage import open_store
 from mrmodel.tune.confirm import read_detections
 from mrmodel.tune.objective import job_of
-from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan
+from mrmodel.tune.space import changed_config, objectives_of, post_hoc_plan
 from mrmodel.tune.study import Facts
 from mrmodel.tune.worker import ClaimedTrial, Objective, TrialResult
 
@@ -43,8 +43,8 @@ class PostHocObjective(Objective):
         """Decode and evaluate the detections of every seed."""
         changes = self._plan.changes(self._plan.suggest(claimed.trial))
         claimed.trial.set_user_attr("changes", changes)
-        figures = self._runs.figures(changed_config(self._raw, changes))
-        return TrialResult([figures[figures_of(self._config)[0]]], {"figures": figures})
+        metrics = self._runs.main_metrics(changed_config(self._raw, changes))
+        return TrialResult([metrics[objectives_of(self._config)[0]]], {"figures": metrics})
 
 
 class ConfirmedRuns:
@@ -63,9 +63,9 @@ class ConfirmedRuns:
         self._truth = [row.as_row() for row in truth]
         self._scorer = Scorer(config)
 
-    def figures(self, config: Config) -> dict[str, float]:
+    def main_metrics(self, config: Config) -> dict[str, float]:
         """Mean metrics over the seeds, decoded with `config`."""
-        found = [self._scorer.figures(scores) for scores in self._scores(config)]
+        found = [self._scorer.main_metrics(scores) for scores in self._scores(config)]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     def compare(self, before: Config, after: Config) -> Comparison:
@@ -73,7 +73,7 @@ class ConfirmedRuns:
 
         Both decode the same networks, so each query's mean over the seeds is compared.
         """
-        figure = figures_of(before)[0]
+        figure = objectives_of(before)[0]
         settings = BootstrapSettings(before.evaluate.bootstrap_resamples, before.seed)
         means = [_mean(self._scores(one), figure) for one in (before, after)]
         return paired_bootstrap(means[0], means[1], figure, settings)

@@ -34,7 +34,13 @@ from mrmodel.tune.result import (
     discard_result,
     save_result,
 )
-from mrmodel.tune.space import changed_config, figures_of, post_hoc_plan, target_of, training_plan
+from mrmodel.tune.space import (
+    changed_config,
+    objectives_of,
+    post_hoc_plan,
+    target_of,
+    training_plan,
+)
 from mrmodel.tune.study import (
     PAPER,
     REASON,
@@ -114,7 +120,7 @@ def open_search(config: Config, context: SearchContext) -> TrialQueue:
         title=f"tune {tune.study}",
         attempts=tune.attempts,
     )
-    count = len(figures_of(config))
+    count = len(objectives_of(config))
     study = TrialQueue.create(context.storage, tune.study, facts, count, tune.seed)
     given = {START: plan.starting_values()}
     paper = paper_config(config)
@@ -180,7 +186,7 @@ def search_summary(study: TrialQueue, config: Config) -> SearchResult:
     """Summary of the first level."""
     start = start_of(study)
     return SearchResult(
-        figure=figures_of(config)[0],
+        figure=objectives_of(config)[0],
         start=None if start is None else start.values[0],
         best=study.best_value(),
         trials=len(study.done()),
@@ -224,7 +230,7 @@ def open_confirmation(
     name = f"{study.name}.confirm.{facts.digest[:8]}"
     facts = replace(facts, store=f"{study.facts.store}/{name}")
     confirmation = TrialQueue.create(
-        context.storage, name, facts, len(figures_of(config)), config.tune.seed
+        context.storage, name, facts, len(objectives_of(config)), config.tune.seed
     )
     # Trials that were killed too often are retried when the search is resumed.
     failed = TrialState.FAIL
@@ -261,11 +267,11 @@ def confirmed_candidates(
             continue
         gains = {}
         if number:
-            for figure in figures_of(config):
+            for figure in objectives_of(config):
                 gains[figure] = gain_of(
                     confirm.compare_candidates(store, plan, number, config, figure)
                 )
-        first, *others = figures_of(config)
+        first, *others = objectives_of(config)
         found.append(
             Confirmed(
                 trial=one.trial,

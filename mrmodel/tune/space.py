@@ -258,7 +258,7 @@ def target_of(config: Config) -> Target:
     return Target(config.tune.model or config.train.models[0], config.tune.run)
 
 
-def figures_of(config: Config) -> list[str]:
+def objectives_of(config: Config) -> list[str]:
     """The maximised metrics, the one used for pruning first."""
     return config.tune.figures or [get_protocol(config.evaluate.protocol).headline]
 

@@ -308,6 +308,6 @@ def test_a_test_video_in_another_form_of_its_name_is_a_leak(own: Path, base: Pat
 def test_rows_with_ratings_alone_have_no_drift_of_windows() -> None:
     rated = [Annotation(n, "a card", f"v{n}", 12.0 + n, (), (1,), ((1.0,),)) for n in range(9)]
     drift = Drift(profile_of(rated, {}), load_config(PARAMS))
-    names = [figure.name for figure in drift.figures(rated, [])]
+    names = [figure.name for figure in drift.compare(rated, [])]
     assert "seconds of a window" not in names
     assert "seconds of a video" in names

@@ -110,7 +110,7 @@ class OneBatch:
 
 
 class NullRun:
-    def log(self, figures: Any, step: int) -> None:
+    def log(self, metrics: Any, step: int) -> None:
         pass
 
 

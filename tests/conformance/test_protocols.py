@@ -83,17 +83,17 @@ def protocol(name: str) -> Protocol:
 def test_a_perfect_prediction_has_the_best_headline(protocol: Protocol, mode: Any) -> None:
     truth = annotations()
     metrics = protocol.evaluate(truth, perfect(truth), mode)
-    assert protocol.figures(metrics)[protocol.headline] == protocol.best
+    assert protocol.main_metrics(metrics)[protocol.headline] == protocol.best
 
 
 @MODES
 def test_guesses_lie_between_nothing_and_the_best(protocol: Protocol, mode: Any) -> None:
     truth = annotations()
     metrics = protocol.evaluate(truth, random_guesses(truth), mode)
-    figures = protocol.figures(metrics)
-    for value in figures.values():
+    metrics = protocol.main_metrics(metrics)
+    for value in metrics.values():
         assert value is None or 0.0 <= value <= protocol.best
-    assert 0.0 <= (figures[protocol.headline] or 0.0) < protocol.best
+    assert 0.0 <= (metrics[protocol.headline] or 0.0) < protocol.best
 
 
 def test_predicting_nothing_is_zero_in_clean_mode(protocol: Protocol) -> None:
@@ -106,9 +106,9 @@ def test_predicting_nothing_is_zero_in_clean_mode(protocol: Protocol) -> None:
         }
         for row in truth
     ]
-    figures = protocol.figures(protocol.evaluate(truth, empty, "clean"))
-    assert figures[protocol.headline] == 0.0
-    assert set(figures.values()) <= {0.0, None}
+    metrics = protocol.main_metrics(protocol.evaluate(truth, empty, "clean"))
+    assert metrics[protocol.headline] == 0.0
+    assert set(metrics.values()) <= {0.0, None}
     with pytest.raises(DataError, match="is empty, which only mode 'clean' scores"):
         protocol.evaluate(truth, empty, "official")
 
@@ -138,7 +138,7 @@ def test_queries_average_to_the_headline(protocol: Protocol, mode: Any) -> None:
     scores = protocol.score(truth, random_guesses(truth), mode)
     values = scores.per_query.values[protocol.headline]
     assert values.shape == (len(truth),)
-    headline = protocol.figures(scores.metrics)[protocol.headline]
+    headline = protocol.main_metrics(scores.metrics)[protocol.headline]
     assert np.nanmean(values) == pytest.approx(headline, abs=0.0051)
     assert scores.per_query.qids == [row["qid"] for row in truth]
     assert scores.per_query.vids == [row["vid"] for row in truth]

@@ -84,9 +84,9 @@ def test_per_query_values_average_to_the_metrics(mode: str, coarse: bool) -> Non
     truth, guesses = random_rows(40, seed=5, coarse=coarse)
     for name in ("qvhighlights", "charades"):
         scores = get_protocol(name).score(truth, guesses, mode)  # type: ignore[arg-type]
-        figures = get_protocol(name).figures(scores.metrics)
-        assert set(figures) <= set(scores.per_query.values)
-        for figure, value in figures.items():
+        metrics = get_protocol(name).main_metrics(scores.metrics)
+        assert set(metrics) <= set(scores.per_query.values)
+        for figure, value in metrics.items():
             mean = np.nanmean(scores.per_query.values[figure])
             assert value == pytest.approx(mean, abs=0.0051)
         assert scores.per_query.qids == [row["qid"] for row in truth]
@@ -139,7 +139,7 @@ def test_domains_average_over_their_means() -> None:
     assert (domains["dog"], list(domains)) == (1.0, ["dog", "ski"])
     assert metrics["mAP_domain_average"] == pytest.approx((1.0 + domains["ski"]) / 2, abs=1e-5)
     assert metrics["mAP"] == pytest.approx((2.0 + domains["ski"]) / 3, abs=1e-5)
-    assert YouTubeHighlights().figures(metrics)["mAP dog"] == 1.0
+    assert YouTubeHighlights().main_metrics(metrics)["mAP dog"] == 1.0
 
 
 def test_domains_must_be_complete_and_names() -> None:

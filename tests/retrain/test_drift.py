@@ -79,13 +79,13 @@ def beyond(figures: Sequence[DriftMetric]) -> list[str]:
     ],
 )
 def test_each_kind_of_drift_is_found(drift: Drift, changes: dict[str, Any], name: str) -> None:
-    figures = drift.figures(rows_of(2, **changes), [])
+    figures = drift.compare(rows_of(2, **changes), [])
     assert len(figures) == 5
     assert name in beyond(figures)
 
 
 def test_a_single_kind_of_drift_is_not_taken_for_another(drift: Drift) -> None:
-    assert beyond(drift.figures(rows_of(2, words=25), [])) == ["words a query"]
+    assert beyond(drift.compare(rows_of(2, words=25), [])) == ["words a query"]
 
 
 @pytest.mark.parametrize("count", [2, 6, 20, 200])
@@ -94,13 +94,13 @@ def test_data_of_the_same_kind_pass(drift: Drift, count: int) -> None:
     names = set(DriftSettings.model_fields) - {"significance_level", "features", "videos"}
     strict = with_limits(drift, **dict.fromkeys(names, 0.0))
     tries = 100
-    failed = sum(len(beyond(strict.figures(rows_of(s, count), []))) for s in range(10, 10 + tries))
+    failed = sum(len(beyond(strict.compare(rows_of(s, count), []))) for s in range(10, 10 + tries))
     assert failed <= 0.01 * tries * 5 + 3
 
 
 def test_a_limit_of_null_is_shown_and_not_judged(drift: Drift) -> None:
     lax = with_limits(drift, words_per_query=None)
-    (figure,) = [one for one in lax.figures(rows_of(2, words=25), []) if "words a" in one.name]
+    (figure,) = [one for one in lax.compare(rows_of(2, words=25), []) if "words a" in one.name]
     assert figure.passed is None
     assert figure.value > 0.9
     assert str(figure).startswith("words a query: ")
@@ -129,7 +129,7 @@ def test_videos_of_another_kind_are_found(
     night = [write_night(tmp_path / f"night-{number}.mp4", number) for number in range(6)]
     found = {}
     for name, videos in {"old": old, "same": same, "night": night}.items():
-        (found[name],) = drift.figures([], videos)
+        (found[name],) = drift.compare([], videos)
     assert found["old"].value == pytest.approx(0, abs=1e-3), "the encoder is the stage's"
     assert found["same"].passed
     assert found["night"].passed is False
@@ -141,9 +141,9 @@ def test_no_more_videos_are_encoded_than_asked_for(
 ) -> None:
     drift = with_limits(Drift(reference.profile, config), videos=3)
     videos = sorted((repository.folder / FOLDER / "videos").glob("*.mp4"))
-    (first,) = drift.figures([], videos)
+    (first,) = drift.compare([], videos)
     assert first.count == 3
-    assert drift.figures([], videos[::-1]) == [first], "always the same ones"
+    assert drift.compare([], videos[::-1]) == [first], "always the same ones"
 
 
 def test_features_made_in_another_way_are_not_compared(

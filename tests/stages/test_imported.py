@@ -158,10 +158,10 @@ def test_the_whole_pipeline_without_a_video(
         stage(config, reporter, {"model": model})
     evaluate(config, reporter)
     report(config, reporter)
-    figures = json.loads((tmp_path / "reports/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
     headline = {"qvhighlights": "MR-full-mAP", "tvsum": "mAP"}[config.corpus.name]
-    assert figures[f"{model}.finetuned"][headline] >= 0.0
-    assert "zero_shot" not in figures
+    assert metrics[f"{model}.finetuned"][headline] >= 0.0
+    assert "zero_shot" not in metrics
     summary = json.loads(Path("data", config.corpus.name, "corpus.json").read_text())
     assert (summary["rejected"], summary["reported_split"]) == (0, "test")
     curve = json.loads((tmp_path / f"reports/training/pretrain-{model}.json").read_text())
@@ -235,9 +235,9 @@ def test_a_released_checkpoint_is_evaluated_on_its_archive(
     for stage in (pretrain, finetune, scratch, package):
         stage(config, reporter, {"model": "sg_detr"})
     evaluate(config, reporter)
-    figures = json.loads((tmp_path / "reports/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
     for system in ("imported", "imported.decoder", "imported.anchors", "finetuned"):
-        assert figures[f"sg_detr.{system}"]["MR-full-mAP"] >= 0.0
+        assert metrics[f"sg_detr.{system}"]["MR-full-mAP"] >= 0.0
     served = read_serving(tmp_path / "models/imported/sg_detr")
     assert served == config.postprocess
     with pytest.raises(FeatureError, match=r"internvideo2_1b\.video512: .*another program makes"):

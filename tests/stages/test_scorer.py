@@ -34,20 +34,20 @@ def judge(mode: str) -> Scorer:
 
 def test_a_query_without_prediction_is_a_miss_in_clean_mode() -> None:
     clean = judge("clean")
-    assert clean.figures(clean.score(TRUTH, [FOUND]))["MR-full-R1@0.5"] == 50.0
+    assert clean.main_metrics(clean.score(TRUTH, [FOUND]))["MR-full-R1@0.5"] == 50.0
 
 
 def test_official_mode_scores_the_others(caplog: pytest.LogCaptureFixture) -> None:
     official = judge("official")
-    assert official.figures(official.score(TRUTH, [FOUND]))["MR-full-R1@0.5"] == 100.0
+    assert official.main_metrics(official.score(TRUTH, [FOUND]))["MR-full-R1@0.5"] == 100.0
     assert "1 of 2 queries have no prediction" in caplog.text
 
 
 def test_the_figure_that_chooses_comes_first_and_undefined_ones_are_left_out() -> None:
     clean = judge("clean")
-    figures = clean.figures(clean.score(TRUTH, [FOUND]))
-    assert next(iter(figures)) == "MR-full-mAP"
-    assert "MR-long-mAP" not in figures
+    metrics = clean.main_metrics(clean.score(TRUTH, [FOUND]))
+    assert next(iter(metrics)) == "MR-full-mAP"
+    assert "MR-long-mAP" not in metrics
 
 
 def test_official_windows_are_finished_the_published_way() -> None:

@@ -28,8 +28,8 @@ class Figures:
     def __init__(self) -> None:
         self.rows: list[tuple[int, Mapping[str, float]]] = []
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self.rows.append((step, figures))
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.rows.append((step, metrics))
 
 
 class KilledError(Exception):
@@ -58,10 +58,10 @@ def validation(model: MomentModel) -> dict[str, float]:
 def train(
     settings: TrainSettings, run: RunSettings, data: MomentDataset, folder: Path, reporter=None
 ) -> tuple[MomentModel, Progress, Figures]:
-    model, figures = make_model(), Figures()
+    model, metrics = make_model(), Figures()
     plan = Plan(settings, run, 7, folder / "state.pt")
-    progress = fit(model, data, plan, validation, (figures, reporter or NullReporter()))
-    return model, progress, figures
+    progress = fit(model, data, plan, validation, (metrics, reporter or NullReporter()))
+    return model, progress, metrics
 
 
 def same_weights(first: MomentModel, second: MomentModel) -> bool:
@@ -70,10 +70,10 @@ def same_weights(first: MomentModel, second: MomentModel) -> bool:
 
 
 def test_the_loss_falls(train_settings, run, dataset, tmp_path) -> None:
-    _, progress, figures = train(train_settings, run, dataset, tmp_path)
-    losses = [row["train/loss"] for _, row in figures.rows]
+    _, progress, metrics = train(train_settings, run, dataset, tmp_path)
+    losses = [row["train/loss"] for _, row in metrics.rows]
     assert progress.step == 24
-    assert [step for step, _ in figures.rows] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [step for step, _ in metrics.rows] == [3, 6, 9, 12, 15, 18, 21, 24]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -365,6 +365,6 @@ def test_epochs_and_steps_count_the_same(train_settings, run, dataset, tmp_path)
 
 def test_bf16_trains(train_settings, run, dataset, tmp_path) -> None:
     settings = train_settings.model_copy(update={"precision": "bf16"})
-    _, _, figures = train(settings, run, dataset, tmp_path)
-    losses = [row["train/loss"] for _, row in figures.rows]
+    _, _, metrics = train(settings, run, dataset, tmp_path)
+    losses = [row["train/loss"] for _, row in metrics.rows]
     assert losses[-1] < losses[0]

@@ -16,7 +16,7 @@ from mrmodel.tune.space import (
     SearchPlan,
     Target,
     changed_config,
-    figures_of,
+    objectives_of,
     post_hoc_plan,
     threads_of,
     training_plan,
@@ -168,9 +168,9 @@ def test_a_dimension_that_fits_no_setting_is_named(space: dict[str, Any], said: 
 
 
 def test_figures_and_threads_follow_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert figures_of(config_of()) == ["MR-full-mAP"]
+    assert objectives_of(config_of()) == ["MR-full-mAP"]
     pareto = config_of(tune={"figures": ["MR-full-mAP", "HL-min-VeryGood-Hit1"]})
-    assert figures_of(pareto) == ["MR-full-mAP", "HL-min-VeryGood-Hit1"]
+    assert objectives_of(pareto) == ["MR-full-mAP", "HL-min-VeryGood-Hit1"]
     monkeypatch.delenv(THREADS, raising=False)
     assert threads_of() == {}
     monkeypatch.setenv(THREADS, "3")
