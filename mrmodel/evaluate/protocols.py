@@ -40,8 +40,8 @@ class Protocol(ABC):
     Attributes:
         name: as in `components.PROTOCOLS`.
         headline: the metric that selects a model, a key of `main_metrics`.
-        columns: keys of `main_metrics` shown in tables (at most ten), and their headings; empty: the
-            first ten under their own names.
+        columns: keys of `main_metrics` shown in tables (at most ten), and their headings;
+            empty: the first ten under their own names.
         best: highest possible value of the headline, 100 for percentages.
         decimals: number of decimals of a metric.
     """

@@ -24,7 +24,7 @@ from mrmodel.encoders.base import VideoEncoder
 from mrmodel.errors import VideoError, reason_of
 from mrmodel.features.extraction.encode import encode_streams, report_of
 from mrmodel.features.extraction.gpu_batcher import uses_batches
-from mrmodel.features.extraction.job_runner import ExtractionSettings, piece_plan, video_work
+from mrmodel.features.extraction.job_runner import ExtractionSettings, extraction_plan, video_work
 from mrmodel.features.extraction.jobs import (
     VideoJob,
     failure_of,
@@ -346,22 +346,22 @@ class Adder:
 
     def _open_work(self) -> None:
         for stream in self._streams:
-            plan = piece_plan(stream.info, self._settings.limits)
+            plan = extraction_plan(stream.info, self._settings.limits)
             PartialResults(self._work / stream.folder).open(plan)
 
     def _is_made(self, job: _EncodeJob) -> bool:
         """Whether all results of a content are there."""
-        pieces = (PartialResults(self._work / folder) for folder in job.streams)
-        found = [one.find(job.name, dict(job.source), job.path) for one in pieces]
+        folders = (PartialResults(self._work / folder) for folder in job.streams)
+        found = [one.find(job.name, dict(job.source), job.path) for one in folders]
         return None not in found and _words_file(self._work, job.name).exists()
 
     def _made(self, sha256: str, streams: Iterable[StoredStream]) -> Encoded:
         """The results of a content."""
         rows, report = {}, None
         for stream in streams:
-            piece = PartialResults(self._work / stream.folder).load(sha256)
-            rows[stream.id] = piece.rows
-            report = report or report_of(piece.entries[0])
+            features = PartialResults(self._work / stream.folder).load(sha256)
+            rows[stream.id] = features.rows
+            report = report or report_of(features.entries[0])
         assert report is not None
         words = json.loads(_words_file(self._work, sha256).read_text(encoding="utf-8"))
         return Encoded(rows, report, [Sentence(*one) for one in words])

@@ -144,7 +144,7 @@ class ShardRequest:
 
     Attributes:
         stream: name of the encoder.
-        plan: see `mrmodel.features.extraction.job_runner.piece_plan`.
+        plan: see `mrmodel.features.extraction.job_runner.extraction_plan`.
         digest: key of the extraction in the store.
         index, count: index of the shard (from 0), and number of shards.
         files: file names of its videos, in the video folder.

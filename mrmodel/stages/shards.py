@@ -18,7 +18,7 @@ from mrmodel.errors import ConfigError, FeatureError
 from mrmodel.features.extraction.job_runner import (
     ExtractionSettings,
     describe_stream,
-    piece_plan,
+    extraction_plan,
     require_plan,
 )
 from mrmodel.features.extraction.partial_results import PartialResults
@@ -58,9 +58,9 @@ def step(config: Config, reporter: Reporter, arguments: dict[str, str]) -> None:
 
 
 def stream_plan(config: Config, stream: str) -> dict[str, Any]:
-    """Inputs that determine the partial results of a video stream; see `piece_plan`."""
+    """Inputs that determine the partial results of a video stream; see `extraction_plan`."""
     info = describe_stream(stream, "video", config.features.clip_len_s)
-    return piece_plan(info, extraction_settings(config, Path()).limits)
+    return extraction_plan(info, extraction_settings(config, Path()).limits)
 
 
 def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:

@@ -146,26 +146,26 @@ def changes_to_apply(study: TrialQueue, unconfirmed: bool) -> dict[str, Any]:
     Raises:
         TuningError: no candidate was confirmed to be better.
     """
-    verdict = read_result(study)
-    found = verdict.changes
-    if unconfirmed and verdict.winner is None:
-        others = [one for one in verdict.candidates if one.gain is not None]
+    result = read_result(study)
+    found = result.changes
+    if unconfirmed and result.winner is None:
+        others = [one for one in result.candidates if one.gain is not None]
         if others:
             found = max(others, key=lambda one: sum(one.values)).changes | found
     if not found:
-        raise TuningError(f"the search {study.name!r} has nothing to apply: {reason(verdict)}")
+        raise TuningError(f"the search {study.name!r} has nothing to apply: {reason(result)}")
     return found
 
 
-def reason(verdict: SearchResult) -> str:
+def reason(result: SearchResult) -> str:
     """Why no candidate is better."""
-    if len(verdict.candidates) < 2 and not verdict.dropped:
-        return f"none of {verdict.trials} trials was above the starting point"
-    if len(verdict.candidates) < 2:
-        return f"no candidate could be trained with every seed ({'; '.join(verdict.dropped)})"
-    gains = [one for one in verdict.candidates if one.gain is not None]
+    if len(result.candidates) < 2 and not result.dropped:
+        return f"none of {result.trials} trials was above the starting point"
+    if len(result.candidates) < 2:
+        return f"no candidate could be trained with every seed ({'; '.join(result.dropped)})"
+    gains = [one for one in result.candidates if one.gain is not None]
     shown = ", ".join(f"trial {one.trial} {one.gain}" for one in gains)
-    return f"with {len(verdict.seeds)} seeds no gain is clear ({shown})"
+    return f"with {len(result.seeds)} seeds no gain is clear ({shown})"
 
 
 def apply_changes(file: Path, study: TrialQueue, changes: dict[str, Any]) -> None:

@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from mrmodel.data.feature_check import verify_store
 from mrmodel.errors import FeatureError, FeatureMismatch
 from mrmodel.features.extraction.extract import extract_videos
-from mrmodel.features.extraction.job_runner import ExtractionSettings, describe_stream, piece_plan
+from mrmodel.features.extraction.job_runner import (
+    ExtractionSettings,
+    describe_stream,
+    extraction_plan,
+)
 from mrmodel.features.extraction.partial_results import PartialResults
 from mrmodel.features.extraction.shards import extract_shard, merge_shard, read_tar
 from mrmodel.features.keys import shard_of
@@ -53,7 +57,7 @@ class Machine:
 
     def merge(self, tar, keys, encoder=ENCODER):
         settings = self.settings()
-        plan = piece_plan(describe_stream(encoder, "video", 2.0), settings.limits)
+        plan = extraction_plan(describe_stream(encoder, "video", 2.0), settings.limits)
         folder = PartialResults(settings.work_dir)
         folder.open(plan)
         return merge_shard(tar, {key: self.videos[key] for key in keys}, plan, folder)
@@ -330,7 +334,7 @@ def test_foreign_shards_are_refused(videos, shard, tmp_path):
         merging.merge(shard, ["a", "c"])
     with pytest.raises(FeatureMismatch, match=r"info.stream is 'tiny.video', expected"):
         merging.merge(shard, ["a", "c", "long"], "test.FrameNumbers")
-    expected = piece_plan(describe_stream(ENCODER, "video", 2.0), merging.settings().limits)
+    expected = extraction_plan(describe_stream(ENCODER, "video", 2.0), merging.settings().limits)
     expected["limits"]["max_duration_s"] = 5.0
     refused = pytest.raises(FeatureMismatch, match=r"limits\.max_duration_s is 14400\.0")
     with refused, read_tar(shard, expected):

@@ -139,7 +139,7 @@ def test_an_extraction_in_shards_makes_the_same_bytes(site: Site, finished: str)
     before, after = site.lock(finished), site.lock(branch_of(output))
     stage = "extract@tiny.video"
     assert after[stage]["outs"] == before[stage]["outs"]
-    assert "22 pieces are done already" in site.logs()
+    assert "22 items are done already" in site.logs()
     assert not open_store(site.environment["MRMODEL_HANDOVER"]).keys("pieces")
     assert_no_process(site)
 

@@ -18,9 +18,9 @@ D = 12
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces, the last one incomplete, in tensors of test size."""
-    monkeypatch.setattr(cpu_kernels, "PIECE", 80)
+    monkeypatch.setattr(cpu_kernels, "CHUNK", 80)
     torch.manual_seed(0)
 
 

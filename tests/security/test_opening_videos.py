@@ -26,7 +26,7 @@ from av.video.reformatter import VideoReformatter
 
 from mrmodel.data.ingest.videos import VideoLibrary
 from mrmodel.errors import VideoError
-from mrmodel.features.extraction.job_runner import describe_stream, piece_plan
+from mrmodel.features.extraction.job_runner import describe_stream, extraction_plan
 from mrmodel.features.extraction.jobs import VideoJob, failure_of
 from mrmodel.storage import Listed
 from mrmodel.video import container, remote
@@ -528,8 +528,8 @@ def test_a_file_of_holes_takes_no_longer(tmp_path: Path, name: str) -> None:
 def test_the_time_is_no_part_of_a_plan() -> None:
     """Partial results of workers with another limit of time, or of a version without one, stay."""
     info = describe_stream("tiny.video", "video", 2.0)
-    assert piece_plan(info, VideoLimits(timeout_s=1.0)) == piece_plan(info, VideoLimits())
-    assert set(piece_plan(info, VideoLimits())["limits"]) == {
+    assert extraction_plan(info, VideoLimits(timeout_s=1.0)) == extraction_plan(info, VideoLimits())
+    assert set(extraction_plan(info, VideoLimits())["limits"]) == {
         *("max_duration_s", "max_pixels", "max_gap_s")
     }
 

@@ -48,10 +48,10 @@ def test_the_stage_only_puts_together_what_the_shards_made(clone, sharded, resul
     # Other files of tests may have gathered shards into this clone.
     shutil.rmtree(clone.folder / ".mrmodel" / "resume", ignore_errors=True)
     said, files, lock = repro(clone, STREAM)
-    assert "pieces are done already" not in said
+    assert "items are done already" not in said
     gather_shards(sharded, clone.folder, open_store(str(result_store)))
     said, merged, merged_lock = repro(clone, STREAM)
-    assert "13 pieces are done already" in said
+    assert "13 items are done already" in said
     assert "sound: no_video_stream" in said
     assert merged == files
     assert merged_lock == lock

@@ -66,10 +66,10 @@ def only_tar(store):
 def test_the_stage_puts_together_what_the_shard_made(clone, sharded, made):
     """The bytes and the lock file are those of a stage that encodes; two shards: on an engine."""
     said, files, lock = repro(clone, STREAM)
-    assert "pieces are done already" not in said
+    assert "items are done already" not in said
     gather_shards(sharded, clone.folder, open_store(str(made)))
     said, merged, merged_lock = repro(clone, STREAM)
-    assert "13 pieces are done already" in said
+    assert "13 items are done already" in said
     assert (merged, merged_lock) == (files, lock)
 
 
@@ -135,7 +135,7 @@ def test_a_failure_that_may_have_passed_is_all_that_is_tried_again(clone, sharde
     with read_tar(tar, sharded.plan) as shard:
         for note in shard.notes:
             if note.failure is None:
-                pieces.save(note.name, shard.piece(note), note.source, note.sha256)
+                pieces.save(note.name, shard.load(note), note.source, note.sha256)
         notes = [
             replace(note, entries=(), failure=Failure("MemoryError: not enough", lasting=False))
             if note.name == "v03"

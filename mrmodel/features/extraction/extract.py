@@ -35,7 +35,7 @@ from mrmodel.files import digest_of
 from mrmodel.progress import Reporter
 from mrmodel.text import first_of
 
-_TEXTS_A_PIECE = 256
+_TEXTS_PER_JOB = 256
 _SHOWN_FAILURES = 20
 
 
@@ -107,9 +107,9 @@ def extract_texts(
     by_key = {text_key(text): normalise_query(text) for text in texts}
     unique = [by_key[key] for key in sorted(by_key)]
     jobs = []
-    for first in range(0, len(unique), _TEXTS_A_PIECE):
-        piece = tuple(unique[first : first + _TEXTS_A_PIECE])
-        jobs.append(TextJob(digest_of(piece), piece))
+    for first in range(0, len(unique), _TEXTS_PER_JOB):
+        chunk = tuple(unique[first : first + _TEXTS_PER_JOB])
+        jobs.append(TextJob(digest_of(chunk), chunk))
     folder = PartialResults(settings.work_dir)
     handler = partial(text_handler, ENCODERS.get(encoder_name), folder)
 
@@ -160,13 +160,13 @@ def _judge(work: ExtractionJob) -> None:
 def _assemble(work: ExtractionJob, out_dir: Path) -> list[IndexEntry]:
     entries = []
     with FeatureWriter(out_dir, work.info, work.settings.shard_bytes) as writer:
-        for entry, rows in _pieces(work):
+        for entry, rows in _all_rows(work):
             writer.add(entry, rows)
             entries.append(entry)
     return entries
 
 
-def _pieces(work: ExtractionJob) -> Iterator[tuple[IndexEntry, Any]]:
+def _all_rows(work: ExtractionJob) -> Iterator[tuple[IndexEntry, Any]]:
     """Entries and rows of all jobs, in key order."""
     nothing = np.zeros((0, work.info.dim), dtype=np.float16)
     for job in work.jobs:
@@ -174,8 +174,8 @@ def _pieces(work: ExtractionJob) -> Iterator[tuple[IndexEntry, Any]]:
             reason = work.failures[job.name].reason
             yield IndexEntry(job.name, n_rows=0, status="failed", reason=reason), nothing
             continue
-        piece = work.folder.load(job.name)
+        found = work.folder.load(job.name)
         first = 0
-        for entry in piece.entries:
-            yield entry, piece.rows[first : first + entry.n_rows]
+        for entry in found.entries:
+            yield entry, found.rows[first : first + entry.n_rows]
             first += entry.n_rows

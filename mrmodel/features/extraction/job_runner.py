@@ -26,7 +26,7 @@ from mrmodel.video.decoder import VideoLimits
 log = logging.getLogger(__name__)
 
 # Incremented when partial results of an earlier release can no longer be read.
-_PIECES_VERSION = 2
+_RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class ExtractionJob:
         Args:
             retry_transient: also retry jobs that failed in a shard for a transient reason.
         """
-        self.folder.open(piece_plan(self.info, self.settings.limits))
+        self.folder.open(extraction_plan(self.info, self.settings.limits))
         left = []
         for job in self.jobs:
             path = job.path if isinstance(job, VideoJob) else None
@@ -100,7 +100,7 @@ class ExtractionJob:
                 self._fail(job, note.failure)
         self.n_resumed = len(self.jobs) - len(left)
         if self.n_resumed:
-            log.info("%s: %d pieces are done already", self.info.stream, self.n_resumed)
+            log.info("%s: %d items are done already", self.info.stream, self.n_resumed)
         self._do(left)
 
     def _do(self, left: list[Job]) -> None:
@@ -175,11 +175,11 @@ def video_work(
     return ExtractionJob(info, jobs, run, settings, reporter)
 
 
-def piece_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:
+def extraction_plan(info: StreamInfo, limits: VideoLimits) -> dict[str, Any]:
     """What determines a stream's partial results, as JSON; those of two plans are never mixed."""
     shown, limited = info.model_dump(mode="json"), asdict(limits)
     del limited["timeout_s"]  # What takes longer gives no result.
-    return {"version": _PIECES_VERSION, "info": shown, "limits": limited}
+    return {"version": _RESULTS_VERSION, "info": shown, "limits": limited}
 
 
 def require_plan(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

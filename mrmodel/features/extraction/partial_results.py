@@ -88,12 +88,12 @@ class PartialResults:
         shutil.rmtree(self.folder)
 
     def save(
-        self, name: str, piece: VideoFeatures, source: dict[str, int], sha256: str = ""
+        self, name: str, features: VideoFeatures, source: dict[str, int], sha256: str = ""
     ) -> None:
         """Store a partial result; `source` and `sha256` identify its input."""
         with atomic_path(self.rows_path(name)) as temporary, temporary.open("wb") as file:
-            np.save(file, piece.rows)
-        self._write(VideoNote(name, source, sha256, piece.entries))
+            np.save(file, features.rows)
+        self._write(VideoNote(name, source, sha256, features.entries))
 
     def save_failure(
         self, name: str, failure: Failure, source: dict[str, int], sha256: str

@@ -26,7 +26,7 @@ from mrmodel.errors import FeatureError
 from mrmodel.features.extraction.job_runner import (
     ExtractionJob,
     ExtractionSettings,
-    piece_plan,
+    extraction_plan,
     require_plan,
     video_work,
 )
@@ -69,7 +69,7 @@ class ShardTar:
         path = folder.rows_path(note.name)
         return path.exists() and sha256_of(path) == self._rows.get(note.name)
 
-    def piece(self, note: VideoNote) -> VideoFeatures:
+    def load(self, note: VideoNote) -> VideoFeatures:
         """The result of a note that is not a failure.
 
         Raises:
@@ -222,7 +222,7 @@ def extract_shard(
     work = video_work(videos, encoder_name, clip_len_s, settings, reporter)
     work.run(retry_transient=True)
     notes = list(_notes(work))
-    write_tar(target, piece_plan(work.info, settings.limits), notes, work.folder)
+    write_tar(target, extraction_plan(work.info, settings.limits), notes, work.folder)
     return _summary(notes, work.n_resumed, time.perf_counter() - started)
 
 
@@ -240,7 +240,7 @@ def merge_shard(
     Args:
         tar: what `extract_shard` wrote.
         videos: video id -> file, of exactly this shard.
-        plan: `job_runner.piece_plan` of the extraction.
+        plan: `job_runner.extraction_plan` of the extraction.
         folder: its work folder, opened with that plan.
 
     Raises:
@@ -260,7 +260,7 @@ def merge_shard(
             if note.failure:
                 folder.save_failure(job.name, note.failure, source, note.sha256)
             else:
-                folder.save(job.name, shard.piece(note), source, note.sha256)
+                folder.save(job.name, shard.load(note), source, note.sha256)
         n_resumed = len(jobs) - len(left)
         return _summary(shard.notes, n_resumed, time.perf_counter() - started)
 

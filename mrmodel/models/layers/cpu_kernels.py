@@ -31,7 +31,7 @@ from mrmodel.models.layers.dropout import (
     kept_paths,
 )
 
-PIECE = 1 << 19  # elements of the widest tensor of a chunk: 2 MiB
+CHUNK = 1 << 19  # elements of the widest tensor of a chunk: 2 MiB
 _LINE = 16  # floats per cache line: matrix products read aligned rows faster
 
 
@@ -107,12 +107,12 @@ def feed_forward_at_rest(
     rows, added = _rows(source), _rows(residual)
     size = _size(len(first.weight))
     buffer, output = rows.new_empty(size, len(first.weight)), torch.empty_like(added)
-    for _, piece in _pieces(len(rows), size):
-        hidden = buffer[: len(rows[piece])]
-        torch.addmm(first.bias, rows[piece], first.weight.t(), out=hidden)
+    for _, chunk in _chunks(len(rows), size):
+        hidden = buffer[: len(rows[chunk])]
+        torch.addmm(first.bias, rows[chunk], first.weight.t(), out=hidden)
         change = torch.addmm(second.bias, F.leaky_relu_(hidden, leak), second.weight.t())
-        change += added[piece]
-        output[piece] = F.layer_norm(
+        change += added[chunk]
+        output[chunk] = F.layer_norm(
             change, norm.normalized_shape, norm.weight, norm.bias, norm.eps
         )
     return output.view_as(residual)
@@ -163,7 +163,7 @@ def attend_at_rest(
     output = query.new_empty(size, length, value.shape[2])
     # Of one sample: its inputs and its attention weights.
     elements = heads * length * key.shape[1] + sum(t[0].numel() for t in (query, key, value))
-    for _, samples in _pieces(size, _size(elements)):
+    for _, samples in _chunks(size, _size(elements)):
         q, k, v = (_split(t[samples], heads).flatten(0, 1) for t in (query, key, value))
         scores = _scaled_product(q, k.transpose(1, 2), scale).view(-1, heads, length, key.shape[1])
         if hidden is not None:
@@ -181,29 +181,29 @@ class _Masks:
         self._dropped: list[Bytes] = []
         self._mask, self._mask_of = torch.empty(0), -1
 
-    def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
+    def zero(self, values: Tensor, chunk: int, out: Tensor | None = None) -> Tensor:
         """Zero the dropped elements of `values`, in `out` or in place, without rescaling."""
         out = values if out is None else out
         if self.p:
-            return torch.mul(values, self._of(values, piece), out=out)
+            return torch.mul(values, self._of(values, chunk), out=out)
         return out if out is values else out.copy_(values)
 
-    def add(self, residual: Tensor, values: Tensor, piece: int, out: Tensor) -> Tensor:
+    def add(self, residual: Tensor, values: Tensor, chunk: int, out: Tensor) -> Tensor:
         """Sum of `residual` and Drop(values), in `out`."""
         if not self.p:
             return torch.add(residual, values, out=out)
-        return torch.addcmul(residual, values, self._of(values, piece), value=self.scale, out=out)
+        return torch.addcmul(residual, values, self._of(values, chunk), value=self.scale, out=out)
 
-    def _of(self, values: Tensor, piece: int) -> Tensor:
+    def _of(self, values: Tensor, chunk: int) -> Tensor:
         """1 for kept elements, 0 for dropped ones, in a buffer that the next chunk reuses."""
-        if self._source is not None and piece == len(self._dropped):
+        if self._source is not None and chunk == len(self._dropped):
             self._dropped.append(self._source.draw(values.numel()))
-        dropped = self._dropped[piece]
+        dropped = self._dropped[chunk]
         if len(self._mask) < 8 * len(dropped):
             self._mask = torch.empty(8 * len(dropped))
-        if self._mask_of != piece:
+        if self._mask_of != chunk:
             keep_mask(dropped, values.numel(), self._mask)
-            self._mask_of = piece
+            self._mask_of = chunk
         return self._mask[: values.numel()].view(values.shape)
 
 
@@ -217,10 +217,10 @@ class _PathMasks(_Masks):
         self._kept = kept_paths(len(residual), p).repeat_interleave(rows).unsqueeze(-1)
         self._size = 0
 
-    def _of(self, values: Tensor, piece: int) -> Tensor:
-        if piece == 0:
+    def _of(self, values: Tensor, chunk: int) -> Tensor:
+        if chunk == 0:
             self._size = len(values)  # all chunks but the last have this size
-        return self._kept[piece * self._size :][: len(values)]
+        return self._kept[chunk * self._size :][: len(values)]
 
 
 class _Doubled(_Masks):
@@ -230,13 +230,13 @@ class _Doubled(_Masks):
         super().__init__(0.0)
         self._masks, self.scale = masks, masks.scale
 
-    def zero(self, values: Tensor, piece: int, out: Tensor | None = None) -> Tensor:
+    def zero(self, values: Tensor, chunk: int, out: Tensor | None = None) -> Tensor:
         out = values if out is None else out
-        kept = self._masks.zero(values, piece, out=torch.empty_like(values))
+        kept = self._masks.zero(values, chunk, out=torch.empty_like(values))
         return torch.add(kept, values, alpha=1.0 / self.scale, out=out)
 
-    def add(self, residual: Tensor, values: Tensor, piece: int, out: Tensor) -> Tensor:
-        return self._masks.add(residual, values, piece, out).add_(values)
+    def add(self, residual: Tensor, values: Tensor, chunk: int, out: Tensor) -> Tensor:
+        return self._masks.add(residual, values, chunk, out).add_(values)
 
 
 def _branch_mask(branch: BranchDropout, residual: Tensor) -> _Masks:
@@ -258,12 +258,12 @@ class _FeedForward(torch.autograd.Function):
         active = source.new_empty(size, len(w1))
         summed, output = torch.empty_like(residual), torch.empty_like(residual)
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), size):
+        for chunk, rows in _chunks(len(source), size):
             torch.addmm(b1, source[rows], w1.t(), out=hidden[rows])
             act = _activate(hidden[rows], leak, active)
-            inner.zero(act, piece)
+            inner.zero(act, chunk)
             change = torch.addmm(b2, act, w2.t(), alpha=inner.scale)
-            outer.add(residual[rows], change, piece, out=summed[rows])
+            outer.add(residual[rows], change, chunk, out=summed[rows])
             output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
                 summed[rows], gamma.shape, gamma, beta, eps
             )
@@ -282,19 +282,19 @@ class _FeedForward(torch.autograd.Function):
         d_slope = gamma.new_zeros(1)
         size = _size(len(w1))
         active, buffer = source.new_empty(size, len(w1)), source.new_empty(size, len(w1))
-        for piece, rows in _pieces(len(source), size):
+        for chunk, rows in _chunks(len(source), size):
             d_sum = _norm_backward(
                 output_gradient[rows], summed[rows], (mean[rows], rstd[rows]), (gamma, beta),
                 (d_gamma, d_beta),
             )  # fmt: skip
             d_residual[rows] = d_sum
-            d_change = outer.zero(d_sum.mul_(outer.scale), piece)
+            d_change = outer.zero(d_sum.mul_(outer.scale), chunk)
             d_b2 += d_change.sum(0)
             d_change.mul_(inner.scale)
-            act = inner.zero(_activate(hidden[rows], ctx.leak, active), piece)
+            act = inner.zero(_activate(hidden[rows], ctx.leak, active), chunk)
             d_w2.addmm_(d_change.t(), act)
             d_act = torch.mm(d_change, w2, out=buffer[: len(act)])
-            inner.zero(d_act, piece)
+            inner.zero(d_act, chunk)
             if ctx.has_slope:
                 negative = torch.clamp(hidden[rows], max=0.0, out=act)
                 d_slope += torch.dot(d_act.view(-1), negative.view(-1))
@@ -319,9 +319,9 @@ class _AddProjected(torch.autograd.Function):
         summed = torch.empty_like(residual)
         output = summed if gamma is None else torch.empty_like(residual)
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), _size(len(weight))):
+        for chunk, rows in _chunks(len(source), _size(len(weight))):
             change = torch.addmm(bias, source[rows], weight.t())
-            masks.add(residual[rows], change, piece, out=summed[rows])
+            masks.add(residual[rows], change, chunk, out=summed[rows])
             if gamma is not None:
                 output[rows], mean[rows], rstd[rows] = torch.native_layer_norm(
                     summed[rows], gamma.shape, gamma, beta, eps
@@ -338,7 +338,7 @@ class _AddProjected(torch.autograd.Function):
         d_source, d_residual = torch.empty_like(source), torch.empty_like(output_gradient)
         d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
         d_norm = (torch.zeros_like(d_bias), torch.zeros_like(d_bias)) if norm else (None, None)
-        for piece, rows in _pieces(len(source), _size(len(weight))):
+        for chunk, rows in _chunks(len(source), _size(len(weight))):
             d_sum = output_gradient[rows]
             if norm:
                 summed, mean, rstd, gamma, beta = norm
@@ -346,7 +346,7 @@ class _AddProjected(torch.autograd.Function):
                     d_sum, summed[rows], (mean[rows], rstd[rows]), (gamma, beta), d_norm
                 )
             d_residual[rows] = d_sum
-            d_change = ctx.masks.zero(d_sum * ctx.masks.scale, piece)
+            d_change = ctx.masks.zero(d_sum * ctx.masks.scale, chunk)
             d_bias += d_change.sum(0)
             d_weight.addmm_(d_change.t(), source[rows])
             torch.mm(d_change, weight, out=d_source[rows])
@@ -362,11 +362,11 @@ class _Project(torch.autograd.Function):
         masks = _Masks(p)
         output = source.new_empty(len(source), len(weight))
         mean, rstd = source.new_empty(len(source), 1), source.new_empty(len(source), 1)
-        for piece, rows in _pieces(len(source), _size(len(gamma))):
+        for chunk, rows in _chunks(len(source), _size(len(gamma))):
             normed, mean[rows], rstd[rows] = torch.native_layer_norm(
                 source[rows], gamma.shape, gamma, beta, eps
             )
-            masks.zero(normed, piece)
+            masks.zero(normed, chunk)
             torch.addmm(bias, normed, weight.t(), alpha=masks.scale, out=output[rows])
         ctx.save_for_backward(source, gamma, beta, weight, mean, rstd)
         ctx.masks, ctx.eps = masks, eps
@@ -382,18 +382,18 @@ class _Project(torch.autograd.Function):
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
         size = _size(len(gamma))
         kept_buffer, d_buffer = _aligned(size, len(gamma)), _aligned(size, len(gamma))
-        for piece, rows in _pieces(len(source), size):
+        for chunk, rows in _chunks(len(source), size):
             d_output = output_gradient[rows] * masks.scale
             normed = torch.native_layer_norm(source[rows], gamma.shape, gamma, beta, ctx.eps)[0]
-            kept = masks.zero(normed, piece, out=kept_buffer[: len(normed)])
+            kept = masks.zero(normed, chunk, out=kept_buffer[: len(normed)])
             d_weight.addmm_(d_output.t(), kept)
             d_kept = torch.mm(d_output, aligned, out=d_buffer[: len(normed)])
-            d_piece = _norm_backward(
-                masks.zero(d_kept, piece, out=normed), source[rows], (mean[rows], rstd[rows]),
+            d_chunk = _norm_backward(
+                masks.zero(d_kept, chunk, out=normed), source[rows], (mean[rows], rstd[rows]),
                 (gamma, beta), (d_gamma, d_beta), d_source is not None,
             )  # fmt: skip
             if d_source is not None:
-                d_source[rows] = d_piece
+                d_source[rows] = d_chunk
         d_bias = output_gradient.sum(0)
         return d_source, d_gamma, d_beta, d_weight.contiguous(), d_bias, None, None
 
@@ -411,13 +411,13 @@ class _Attend(torch.autograd.Function):
         weights = query.new_empty(size, heads, length, key.shape[1])
         output = query.new_empty(size, length, value.shape[2])
         query, key, value = (_split(t, heads) for t in (query, key, value))
-        for piece, samples in _pieces(size, _samples(key, weights)):
+        for chunk, samples in _chunks(size, _samples(key, weights)):
             q, k, v = (t[samples].flatten(0, 1) for t in (query, key, value))
             scores = _scaled_product(q, k.transpose(1, 2), scale).view_as(weights[samples])
             if hidden is not None:
                 scores += hidden[samples] if len(hidden) == size else hidden
             weight = torch._softmax(scores, -1, False, out=weights[samples])
-            kept = masks.zero(weight, piece, out=scores).flatten(0, 1)
+            kept = masks.zero(weight, chunk, out=scores).flatten(0, 1)
             _join(torch.bmm(kept, v).mul_(masks.scale), output[samples])
         ctx.save_for_backward(query, key, value, weights, output)
         ctx.masks, ctx.scale = masks, scale
@@ -428,7 +428,7 @@ class _Attend(torch.autograd.Function):
         query, key, value, weights, output = ctx.saved_tensors
         masks, heads = ctx.masks, weights.shape[1]
         d_query, d_key, d_value = (_joined_shape(t) for t in (query, key, value))
-        for piece, samples in _pieces(len(query), _samples(key, weights)):
+        for chunk, samples in _chunks(len(query), _samples(key, weights)):
             q, k, v = (t[samples].flatten(0, 1) for t in (query, key, value))
             d_output = gradients[0][samples]
             # The softmax subtracts the mean gradient of a row, which is <output, its gradient>.
@@ -436,10 +436,10 @@ class _Attend(torch.autograd.Function):
             mean = products.sum(-1).transpose(1, 2).reshape(len(q), -1, 1)
             d_mixed = _split(d_output, heads).flatten(0, 1).mul_(masks.scale)
             weight = weights[samples].flatten(0, 1)
-            kept = masks.zero(weight, piece, out=torch.empty_like(weight))
+            kept = masks.zero(weight, chunk, out=torch.empty_like(weight))
             _join(torch.bmm(kept.transpose(1, 2), d_mixed), d_value[samples])
             d_kept = torch.bmm(d_mixed, v.transpose(1, 2), out=kept)
-            d_scores = masks.zero(d_kept, piece).sub_(mean).mul_(weight)
+            d_scores = masks.zero(d_kept, chunk).sub_(mean).mul_(weight)
             _join(_scaled_product(d_scores, k, ctx.scale), d_query[samples])
             _join(_scaled_product(d_scores.transpose(1, 2), q, ctx.scale), d_key[samples])
         return d_query, d_key, d_value, None, None, None
@@ -453,7 +453,7 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 def _size(width: int) -> int:
     """Rows of a chunk whose widest tensor has `width` elements per row."""
-    return max(1, PIECE // width)
+    return max(1, CHUNK // width)
 
 
 def _samples(key: Tensor, weights: Tensor) -> int:
@@ -461,7 +461,7 @@ def _samples(key: Tensor, weights: Tensor) -> int:
     return _size(max(key[0].numel(), weights[0].numel()))
 
 
-def _pieces(count: int, size: int) -> Iterator[tuple[int, slice]]:
+def _chunks(count: int, size: int) -> Iterator[tuple[int, slice]]:
     """(0, rows of the first chunk), (1, rows of the second) ..."""
     return ((i, slice(start, start + size)) for i, start in enumerate(range(0, count, size)))
 

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mrmodel.models.layers import cpu_kernels
 
 TAPS = 3
-PIECE = 1 << 18  # elements: 1 MiB, so that a piece stays in the cache between its steps
+CHUNK = 1 << 18  # elements: 1 MiB, so that a chunk stays in the cache between its steps
 FIRST_WEIGHTS = 0.01  # standard deviation
 
 
@@ -86,7 +86,7 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 
 class _ConvNorm(torch.autograd.Function):
-    """`ConvNorm` piece by piece, with its gradients written out."""
+    """`ConvNorm` in chunks, with its gradients written out."""
 
     @staticmethod
     def forward(
@@ -97,13 +97,13 @@ class _ConvNorm(torch.autograd.Function):
         output = rows.new_empty(len(rows), len(weight))
         output[0], output[-1] = 0.0, 0.0
         kernels = weight.t().chunk(TAPS)
-        for piece in _pieces(hidden):
-            taps = _taps(rows, piece)
-            torch.mm(taps[0], kernels[0], out=hidden[piece])
+        for chunk in _chunks(hidden):
+            taps = _taps(rows, chunk)
+            torch.mm(taps[0], kernels[0], out=hidden[chunk])
             for tap, kernel in zip(taps[1:], kernels[1:], strict=True):
-                hidden[piece].addmm_(tap, kernel)
-            normed = torch.native_layer_norm(hidden[piece], gamma.shape, gamma, beta, eps)[0]
-            torch.mul(normed.relu_(), keep[piece], out=output[1:-1][piece])
+                hidden[chunk].addmm_(tap, kernel)
+            normed = torch.native_layer_norm(hidden[chunk], gamma.shape, gamma, beta, eps)[0]
+            torch.mul(normed.relu_(), keep[chunk], out=output[1:-1][chunk])
         ctx.save_for_backward(rows, keep, weight, gamma, beta, hidden)
         ctx.eps = eps
         return output
@@ -114,8 +114,8 @@ class _ConvNorm(torch.autograd.Function):
         incoming = gradients[0][1:-1]
         d_rows, d_weight = torch.zeros_like(rows), torch.zeros_like(weight)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
-        for piece in _pieces(hidden):
-            source, gradient = hidden[piece], incoming[piece] * keep[piece]
+        for chunk in _chunks(hidden):
+            source, gradient = hidden[chunk], incoming[chunk] * keep[chunk]
             normed, mean, rstd = torch.native_layer_norm(source, gamma.shape, gamma, beta, ctx.eps)
             gradient = torch.ops.aten.threshold_backward(gradient, normed, 0.0)
             d_hidden, d_gain, d_offset = torch.ops.aten.native_layer_norm_backward(
@@ -124,7 +124,7 @@ class _ConvNorm(torch.autograd.Function):
             d_gamma += d_gain
             d_beta += d_offset
             parts = zip(
-                _taps(rows, piece), _taps(d_rows, piece),
+                _taps(rows, chunk), _taps(d_rows, chunk),
                 weight.chunk(TAPS, 1), d_weight.chunk(TAPS, 1), strict=True,
             )  # fmt: skip
             for tap, d_tap, kernel, d_kernel in parts:
@@ -171,13 +171,13 @@ def _at_rest(rows: Tensor, keep: Tensor, kernels: _KernelsAtRest, norm: nn.Layer
     output[0], output[-1] = 0.0, 0.0
     inner = output[1:-1]
     hidden: Tensor | None = None
-    for piece in _pieces(inner):
-        ahead, here, after, beyond = _quadruples(rows, piece)
+    for chunk in _chunks(inner):
+        ahead, here, after, beyond = _quadruples(rows, chunk)
         both = torch.mm(here + after, total)
         apart = torch.mm(after - here, alternating)
-        # The first piece is the longest; its memory stays in the cache for the others.
-        hidden = torch.empty_like(inner[piece]) if hidden is None else hidden
-        part = hidden[: len(keep[piece])]
+        # The first chunk is the longest; its memory stays in the cache for the others.
+        hidden = torch.empty_like(inner[chunk]) if hidden is None else hidden
+        part = hidden[: len(keep[chunk])]
         even, odd = part[::2], part[1::2]
         # The last pair of an odd number of outputs has no second one.
         torch.add(both, apart, out=even)
@@ -185,7 +185,7 @@ def _at_rest(rows: Tensor, keep: Tensor, kernels: _KernelsAtRest, norm: nn.Layer
         even.addmm_(ahead - after, first)
         odd.addmm_(beyond - here[: len(odd)], third)
         normed = F.layer_norm(part, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        torch.clamp_min(normed, 0.0, out=inner[piece])
+        torch.clamp_min(normed, 0.0, out=inner[chunk])
     inner[keep.squeeze(1) == 0.0] = 0.0
     return output
 
@@ -207,7 +207,7 @@ def _taps(rows: Tensor, outputs: slice) -> list[Tensor]:
     return [rows[outputs.start + tap : outputs.stop + tap] for tap in range(TAPS)]
 
 
-def _pieces(hidden: Tensor) -> Iterator[slice]:
-    rows = max(2, PIECE // hidden.shape[1] // 2 * 2)  # even, for the pairs of outputs
+def _chunks(hidden: Tensor) -> Iterator[slice]:
+    rows = max(2, CHUNK // hidden.shape[1] // 2 * 2)  # even, for the pairs of outputs
     count = len(hidden)
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

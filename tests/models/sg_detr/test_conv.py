@@ -25,7 +25,7 @@ LENGTHS = [11, 4, 1]
 @pytest.fixture(params=[True, False], ids=["fused", "plain"], autouse=True)
 def is_fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms; pieces of five rows, the last one incomplete."""
-    monkeypatch.setattr(conv, "PIECE", 5 * D)
+    monkeypatch.setattr(conv, "CHUNK", 5 * D)
     if not request.param:
         monkeypatch.setattr(cpu_kernels, "usable", lambda tensor, training: False)
 
