@@ -70,20 +70,25 @@ class EventLog:
             # Two handles with separate positions; the name is removed at once.
             self._lines = os.open(named.name, os.O_WRONLY | os.O_APPEND)
             self.emit(asdict(spec))
-            self._run_id_pipe, tell = os.pipe()
+            self._run_id_pipe, run_id_writer = os.pipe()
             try:
                 with Path(named.name).open("rb") as lines:
                     self._worker = subprocess.Popen(
-                        [sys.executable, "-m", "mrmodel.tracking.mlflow_worker", str(tell)],
+                        [
+                            sys.executable,
+                            "-m",
+                            "mrmodel.tracking.mlflow_worker",
+                            str(run_id_writer),
+                        ],
                         env=_environment(),
                         stdin=lines,
                         stdout=subprocess.DEVNULL,
-                        pass_fds=(tell,),
+                        pass_fds=(run_id_writer,),
                         # Ctrl-C goes to the stage only, which reports how it ended.
                         start_new_session=True,
                     )
             finally:
-                os.close(tell)
+                os.close(run_id_writer)
 
     def next_key(self) -> int:
         """Number of a new child run."""

@@ -123,12 +123,12 @@ class EventHandler:
 
     Args:
         spec: the run spec.
-        tell: file descriptor to which the run id is written.
+        run_id_writer: file descriptor to which the run id is written.
     """
 
-    def __init__(self, spec: RunSpec, tell: int) -> None:
+    def __init__(self, spec: RunSpec, run_id_writer: int) -> None:
         self.outbox = Outbox()
-        self._spec, self._tell = spec, tell
+        self._spec, self._run_id_writer = spec, run_id_writer
         self._secrets = secrets_of(os.environ)
         self._facts = self._ask_dvc()
         self._code = code_tags(Path(spec.code))
@@ -257,7 +257,7 @@ class EventHandler:
                 raise
             raise RequestRefused(f"no record of {name}: {error}") from error
         run_id = self._runs[0].run_id
-        os.write(self._tell, run_id.encode())
+        os.write(self._run_id_writer, run_id.encode())
         announce("mlflow", address=self._address(run_id))
         if spec.command is not None:
             address = str(self._client.tracking_uri)

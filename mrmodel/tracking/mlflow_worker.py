@@ -72,12 +72,12 @@ def main() -> int:
     """Follow the stage to its end."""
     stage = os.getppid()
 
-    def hurry(*_: object) -> None:
+    def on_signal(*_: object) -> None:
         """The kernel also signals when only the thread that started this process has ended."""
         if os.getppid() != stage:
             signal.alarm(_LAST_S)
 
-    signal.signal(signal.SIGUSR1, hurry)
+    signal.signal(signal.SIGUSR1, on_signal)
     die_with_parent(signal.SIGUSR1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.update(_SHORT)

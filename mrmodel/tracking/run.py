@@ -74,27 +74,29 @@ class EventLogRun(TrackedRun):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics with the current time."""
-        self._say("log", metrics={name: float(value) for name, value in metrics.items()}, step=step)
+        self._emit(
+            "log", metrics={name: float(value) for name, value in metrics.items()}, step=step
+        )
 
     def params(self, tree: Mapping[str, Any]) -> None:
         """Log parameters."""
-        self._say("params", tree=tree)
+        self._emit("params", tree=tree)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._say("tags", tags=tags)
+        self._emit("tags", tags=tags)
 
     def file(self, path: Path) -> None:
         """Log a file when the run ends."""
-        self._say("file", path=str(path))
+        self._emit("file", path=str(path))
 
     def text(self, name: str, content: str) -> None:
         """Log a text."""
-        self._say("text", name=name, content=content)
+        self._emit("text", name=name, content=content)
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Log a table."""
-        self._say("table", name=name, columns={key: list(row) for key, row in columns.items()})
+        self._emit("table", name=name, columns={key: list(row) for key, row in columns.items()})
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed."""
@@ -107,7 +109,7 @@ class EventLogRun(TrackedRun):
             yield self
             return
         child_run = EventLogRun(self._event_log, name, self._event_log.next_key())
-        child_run._say("part", name=name, above=self._key)
+        child_run._emit("part", name=name, above=self._key)
         with _ending(child_run):
             yield child_run
 
@@ -119,9 +121,9 @@ class EventLogRun(TrackedRun):
         """Log the final status."""
         if self.failed is not None:
             self.tags({"error": self.failed})
-        self._say("end", status=status if self.failed is None else "FAILED")
+        self._emit("end", status=status if self.failed is None else "FAILED")
 
-    def _say(self, kind: str, **values: Any) -> None:
+    def _emit(self, kind: str, **values: Any) -> None:
         self._event_log.emit({"kind": kind, "run": self._key, "at": now(), **values})
 
 
