@@ -37,7 +37,13 @@ SERVERS = frozenset(__all__) - {"reproduced"} | {"prefect"}
 COLLECTED = pytest.StashKey[set[str]]()
 OUTSIDE = pytest.StashKey[set[str]]()
 # The files that take minutes.
-LONGEST = frozenset({"tests/flows/test_month.py", "tests/flows/test_on_workers.py"})
+LONGEST = frozenset(
+    {
+        "tests/flows/test_month.py",
+        "tests/flows/test_on_workers.py",
+        "tests/server/test_schema.py",
+    }
+)
 # Changes to the preset in `reproduced`: its runs are recorded.
 REPRODUCED = {"tracking": {"enabled": True}}
 
