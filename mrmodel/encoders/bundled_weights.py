@@ -7,13 +7,12 @@ states its licence. Nothing is ever downloaded by the library.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mrmodel.errors import WeightsError
-from mrmodel.files import sha256_of
+from mrmodel.files import read_json, sha256_of
 
 LOCK_FILE = Path(__file__).with_name("weights.lock")
 
@@ -54,7 +53,7 @@ class WeightsLock:
     @cached_property
     def files(self) -> dict[str, LockedFile]:
         """All pinned files by name."""
-        rows = json.loads(self.lock_file.read_text(encoding="utf-8"))["files"]
+        rows = read_json(self.lock_file)["files"]
         return {row["name"]: LockedFile(**row) for row in rows}
 
     def path(self, name: str) -> Path:

@@ -6,7 +6,6 @@ metric files (see `mrmodel.experiments.tables`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mrmodel.config.schema import Config
 from mrmodel.data.annotations import read_annotations
 from mrmodel.devices import pick_device
 from mrmodel.evaluate.protocols import Scores
+from mrmodel.files import read_json
 from mrmodel.models.base import MomentModel
 from mrmodel.predict.inference import predict_set, seconds_of_predictions
 from mrmodel.progress import Reporter
@@ -103,7 +103,7 @@ def train_control(config: Config, run: ControlRun, reporter: Reporter) -> Traine
         label=f"{run.study}-{run.name}",
     )
     progress = train_model(config, job, reporter)
-    training = json.loads(job.metrics_path.with_suffix(".json").read_text(encoding="utf-8"))
+    training = read_json(job.metrics_path.with_suffix(".json"))
     facts = {
         "model": run.model,
         "corpus": config.corpus.name,

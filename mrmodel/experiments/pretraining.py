@@ -7,7 +7,6 @@ queries. The row without pre-training takes all of its steps on these.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +26,7 @@ from mrmodel.experiments.tables import (
     runs_of,
     shared_values,
 )
-from mrmodel.files import write_json, write_jsonl, write_text
+from mrmodel.files import read_json, write_json, write_jsonl, write_text
 from mrmodel.lines import byte_lines
 from mrmodel.names import PRETRAINING_ROW
 from mrmodel.pretraining.intervid.selection import selected_texts
@@ -163,7 +162,7 @@ def pretraining_run(config: Config, reporter: Reporter, arguments: dict[str, str
     plan = jobs(config, row, seed, folder, reporter)
     for job in plan:
         train_model(config, job, reporter)
-    trained = [_result_of(job) for job in plan]
+    trained = [read_json(job.metrics_path.with_suffix(".json")) for job in plan]
     test = ReportedSplit(config, Paths(config))
     scores = test.score(test.answers(test.model(plan[-1].out)))
     has_pretraining = row.source != NONE
@@ -182,10 +181,6 @@ def pretraining_run(config: Config, reporter: Reporter, arguments: dict[str, str
         "queries": queries_of(scores.per_query, test.headline),
     }
     write_json(REPORTS / STUDY / f"{row.name}-{seed}.json", result)
-
-
-def _result_of(job: TrainingJob) -> Any:
-    return json.loads(job.metrics_path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def jobs(

@@ -5,7 +5,6 @@ A run of a study is one JSON file ``<what>-<seed>.json`` below ``studies/reports
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from mrmodel.errors import DataError
 from mrmodel.evaluate.significance import PerQuery
+from mrmodel.files import read_json
 from mrmodel.report.studies import REPORTS
 from mrmodel.tracking.mlflow_client import code_tags
 
@@ -28,7 +28,7 @@ def runs_of(study: str, reports: Path = REPORTS) -> dict[str, list[Any]]:
     """The finished runs of a study, sorted: ``{what: [content of the file of each seed]}``."""
     runs: dict[str, list[Any]] = defaultdict(list)
     for path in sorted((reports / study).glob("*.json")):
-        runs[path.stem.rpartition("-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
+        runs[path.stem.rpartition("-")[0]].append(read_json(path))
     return dict(runs)
 
 

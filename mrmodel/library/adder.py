@@ -7,7 +7,6 @@ run leaves partial results from which the next one goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -33,7 +32,7 @@ from mrmodel.features.extraction.jobs import (
 )
 from mrmodel.features.extraction.partial_results import Failure, PartialResults
 from mrmodel.features.extraction.worker_pool import Crash, run_jobs
-from mrmodel.files import sha256_of, write_json
+from mrmodel.files import read_json, sha256_of, write_json
 from mrmodel.library.folder import (
     WORK,
     Encoded,
@@ -363,7 +362,7 @@ class Adder:
             rows[stream.id] = features.rows
             report = report or report_of(features.entries[0])
         assert report is not None
-        words = json.loads(_words_file(self._work, sha256).read_text(encoding="utf-8"))
+        words = read_json(_words_file(self._work, sha256))
         return Encoded(rows, report, [Sentence(*one) for one in words])
 
     def _forget_made(self, sha256: str) -> None:

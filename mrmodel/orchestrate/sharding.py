@@ -20,7 +20,7 @@ from typing import Any
 from mrmodel.config.schema import ShardSettings, load_config
 from mrmodel.errors import MrModelError, StorageError
 from mrmodel.features.extraction.shards import ShardSummary
-from mrmodel.files import one_at_a_time, write_json
+from mrmodel.files import one_at_a_time, read_json, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
@@ -74,7 +74,7 @@ def plan_of(clone: Path, stream: str) -> dict[str, Any]:
     """
     with _exchange(clone) as folder:
         _run_step(clone, stream, "plan", folder, stream)
-        plan: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        plan: dict[str, Any] = read_json(folder / PLAN_FILE)
     return plan
 
 
@@ -168,7 +168,7 @@ def _make(
         content = {"plan": order.plan, "files": order.files, "workers": order.workers}
         write_json(folder / ORDER_FILE, {**content, "work_dir": str(work_dir)})
         _run_step(clone, order.stream, "make", folder, str(order))
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        summary = read_json(folder / SUMMARY_FILE)
         store.upload(key, folder / TAR_FILE)
     report = ShardReport(order.index, order.count, socket.gethostname(), ShardSummary(**summary))
     # Last: it marks the shard as complete.

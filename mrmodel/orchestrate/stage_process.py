@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mrmodel.errors import OrchestrationError
-from mrmodel.files import write_json
+from mrmodel.files import read_json, write_json
 from mrmodel.orchestrate.result_store import ExitCode, ShardedStream, StageRequest, StageResult
 from mrmodel.processes import hide_secrets, secrets_of
 from mrmodel.progress import EVENTS
@@ -68,7 +68,7 @@ def run_stage_process(
         with _guarded("mrmodel.orchestrate.stage_runner", folder / "order.json", events) as process:
             code = _listen(process, events, listener, last, order)
         if code == ExitCode.DONE:
-            return StageResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            return StageResult(**read_json(folder / "result.json"))
         if code == ExitCode.KILLED or code > 128:
             raise StageKilled(f"{order.stage}: its process was killed")
         raise StageFailed(_reason(order.stage, folder / "error.json", last))
@@ -138,6 +138,6 @@ _PYTHON = (sys.executable, "-m")
 
 
 def _reason(stage: str, error: Path, last: deque[str]) -> str:
-    said = json.loads(error.read_text(encoding="utf-8"))["message"] if error.exists() else ""
+    said = read_json(error)["message"] if error.exists() else ""
     hidden = hide_secrets(said, secrets_of(os.environ))
     return "\n".join([f"{stage}: {hidden}", *(f"  {line}" for line in last)])

@@ -23,7 +23,7 @@ from dvc.exceptions import DvcException
 from dvc.stage.exceptions import StageCmdFailedError
 
 from mrmodel.errors import MrModelError
-from mrmodel.files import one_at_a_time, write_json
+from mrmodel.files import one_at_a_time, read_json, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.dvc_graph import StageGraph
 from mrmodel.orchestrate.dvc_transfer import Transfer
@@ -113,7 +113,7 @@ class StageRunner:
         for path in graph.metrics(stage):
             if path.suffix == ".json" and path.stat().st_size <= _LARGEST_FIGURES:
                 name = str(path.relative_to(graph.folder))
-                figures[name] = json.loads(path.read_text(encoding="utf-8"))
+                figures[name] = read_json(path)
         for path, column in graph.plots(stage).items():
             name = str(path.relative_to(graph.folder))
             with path.open(newline="", encoding="utf-8") as file:
@@ -182,7 +182,7 @@ def main() -> int:
     logging.getLogger("dvc").propagate = False
     for noisy in ("dvc_objects", "dvc_data", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     order, sharded = StageRequest(**content["order"]), None
     if content["sharded"] is not None:
         sharded = ShardedStream(

@@ -18,7 +18,7 @@ from mlflow.models import Model
 
 from mrmodel.config.base import flatten
 from mrmodel.errors import RegistryError
-from mrmodel.files import sha256_of, write_json, write_text
+from mrmodel.files import read_json, sha256_of, write_json, write_text
 from mrmodel.processes import hide_user
 from mrmodel.registry.model_record import (
     CARD_FILE,
@@ -154,7 +154,7 @@ class Versions:
         answers = self._download(found, ANSWERS_FILE, folder)
         there = {ANSWERS_FILE: sha256_of(answers), PREDICTIONS_FILE: sha256_of(predictions)}
         self._verify(version, record, there | _digests(model, f"{MODEL_FOLDER}/"))
-        expected = json.loads(answers.read_text(encoding="utf-8"))
+        expected = read_json(answers)
         return Files(record, model, predictions, expected, _signature(model), dict(found.tags))
 
     def record(self, version: int) -> ModelRecord:

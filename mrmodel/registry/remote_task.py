@@ -7,7 +7,6 @@ its evaluation, a few small files.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from dvc.repo import Repo
 
 from mrmodel.config.schema import load_config
 from mrmodel.errors import AlreadyChampion, MrModelError
-from mrmodel.files import write_json, write_text
+from mrmodel.files import read_json, write_json, write_text
 from mrmodel.orchestrate.dvc_transfer import Transfer
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.orchestrate.result_store import ResultStore
@@ -78,7 +77,7 @@ def main() -> int:
     # A command gives up sooner; here hours of training may come before. MLflow's own number.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
     file = Path(sys.argv[1])
-    order = json.loads(file.read_text(encoding="utf-8"))
+    order = read_json(file)
     try:
         decision = register_and_decide(RuntimeEnvironment.from_environment(), **order)
     except MrModelError as error:

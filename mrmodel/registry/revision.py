@@ -6,14 +6,13 @@ that calls it starts in less than half of the time.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from mrmodel.errors import OrchestrationError, RegistryError
-from mrmodel.files import write_json
+from mrmodel.files import read_json, write_json
 from mrmodel.orchestrate.checkout import fresh_clone
 from mrmodel.orchestrate.environment import RuntimeEnvironment
 from mrmodel.processes import hide_secrets, run_python, secrets_of
@@ -57,7 +56,7 @@ def promote_revision(
         if answer.exists():
             return read_decision(answer.read_bytes(), _MODULE)
         if error.exists():
-            message = json.loads(error.read_text(encoding="utf-8"))["message"]
+            message = read_json(error)["message"]
             raise RegistryError(hide_secrets(message, secrets_of(os.environ)))
     said = [f"{_MODULE} at {rev} ended without a decision:", *ended.last]
     raise OrchestrationError("\n  ".join(said))

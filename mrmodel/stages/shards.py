@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from mrmodel.features.extraction.job_runner import (
 from mrmodel.features.extraction.partial_results import PartialResults
 from mrmodel.features.extraction.shards import extract_shard, merge_shard
 from mrmodel.features.keys import shard_of
-from mrmodel.files import write_json
+from mrmodel.files import read_json, write_json
 from mrmodel.progress import Reporter
 from mrmodel.stages.extract import extraction_settings, videos_in, work_folder
 from mrmodel.stages.paths import Paths
@@ -71,7 +70,7 @@ def make(config: Config, reporter: Reporter, stream: str, folder: Path) -> None:
     Raises:
         FeatureMismatch: this machine would produce other features than the order requires.
     """
-    order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
+    order = read_json(folder / ORDER_FILE)
     require_plan(f"{stream} on this machine", stream_plan(config, stream), order["plan"])
     root = Paths(config).videos
     videos = {Path(name).stem: root / name for name in order["files"]}
@@ -90,7 +89,7 @@ def merge(config: Config, stream: str, folder: Path) -> None:
     Raises:
         FeatureError: a shard is rejected, see `merge_shard`.
     """
-    count = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))["count"]
+    count = read_json(folder / ORDER_FILE)["count"]
     videos, plan = videos_in(Paths(config)), stream_plan(config, stream)
     pieces = PartialResults(work_folder(config, stream))
     pieces.open(plan)

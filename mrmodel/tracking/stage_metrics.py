@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrmodel.files import read_json
 from mrmodel.report.charts import Point, bar_chart, line_chart, standalone
 from mrmodel.tracking.run import TrackedRun
 
@@ -55,11 +55,11 @@ def record_evaluation(record: TrackedRun, reports: Path) -> None:
         record: the run.
         reports: holds metrics.json, recall.csv and evaluation/comparison.json.
     """
-    metrics = _json(reports / "metrics.json")
+    metrics = read_json(reports / "metrics.json")
     flat = {f"{way}/{name}": value for way, row in metrics.items() for name, value in row.items()}
     record.log({name: value for name, value in flat.items() if value is not None}, 0)
     record.table("tables/figures.json", _columns("way", metrics))
-    comparison = _json(reports / "evaluation" / "comparison.json")
+    comparison = read_json(reports / "evaluation" / "comparison.json")
     record.table("tables/intervals.json", _columns("way", comparison["intervals"]))
     record.table("tables/differences.json", _columns("pair", comparison["differences"]))
     with (reports / "recall.csv").open(newline="", encoding="utf-8") as file:
@@ -100,7 +100,3 @@ def _columns(first: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
 def _columns_of_recall(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Any]]:
     numbers = {name: [float(row[name]) for row in rows] for name in ("iou", "R1")}
     return {"way": [row["way"] for row in rows], **numbers}
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
