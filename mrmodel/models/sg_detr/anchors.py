@@ -106,7 +106,12 @@ class AnchorTargets:
 
 @torch.no_grad()
 def assign(
-    grid: AnchorGrid, exists: Tensor, windows_xx: Tensor, valid: Tensor, topk: int
+    grid: AnchorGrid,
+    exists: Tensor,
+    windows_xx: Tensor,
+    valid: Tensor,
+    topk: int,
+    candidates: Tensor | None = None,
 ) -> AnchorTargets:
     """Adaptive training sample selection on a time axis.
 
@@ -121,6 +126,8 @@ def assign(
         windows_xx: (B, W, 2) (start, end) in anchor units.
         valid: (B, W) bool.
         topk: candidates of each level.
+        candidates: (B, W, A) bool, instead of the nearest anchors; the published code chooses
+            otherwise among equally near ones, and tests of parity give its choice.
     """
     anchors = grid.spans_xx.double()
     start, end = windows_xx.double().unsqueeze(2).unbind(-1)
@@ -128,7 +135,8 @@ def assign(
     total = (anchors[:, 1] - anchors[:, 0]) + (end - start)
     iou = shared / (total - shared)
     centre = grid.centre.double()
-    candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, topk)
+    if candidates is None:
+        candidates = _nearest((centre - 0.5 * (start + end)).abs(), exists, grid, topk)
     count = candidates.sum(2, keepdim=True)
     mean = (iou * candidates).sum(2, keepdim=True) / count.clamp(min=1)
     variance = ((iou - mean).square() * candidates).sum(2, keepdim=True) / (count - 1).clamp(min=1)
