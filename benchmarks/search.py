@@ -49,7 +49,7 @@ class Sleeping:
     def __call__(self, claimed: ClaimedTrial) -> TrialResult:
         """Report a curve, then sleep."""
         values = [claimed.trial.suggest_float(f"x{number}", 0.0, 1.0) for number in range(12)]
-        with current_run().part(f"trial-{claimed.origin}") as record:
+        with current_run().child_run(f"trial-{claimed.origin}") as record:
             record.params({"x": values})
             for epoch in range(1, EPOCHS + 1):
                 claimed.trial.report(values[0] * epoch, epoch)

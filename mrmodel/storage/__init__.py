@@ -83,20 +83,24 @@ def _open_store(url: str, endpoint: str | None, patience_s: float) -> Store:
     return FolderStore(Path(url))
 
 
-def open_object(version: Listed) -> S3Object:
+def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
     """Open one version of an object, to be read in parts.
 
     Server and credentials as in `open_store`. Sends no request yet.
+
+    Args:
+        version: the object and its version.
+        patience_s: seconds for which reads retry while the server is unavailable.
 
     Raises:
         StorageError: the address is invalid.
     """
     from mrmodel.storage.s3 import S3Object
 
-    return S3Object(version, _endpoint(), PATIENCE_S)
+    return S3Object(version, _endpoint(), patience_s)
 
 
-def list_objects(url: str) -> list[Listed]:
+def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
     """List all objects below ``s3://bucket/folder``, recursively, sorted by address.
 
     Server and credentials as in `open_store`.
@@ -108,7 +112,7 @@ def list_objects(url: str) -> list[Listed]:
         raise StorageError(repr(shown(url)), "expected an address of the form s3://bucket/folder")
     from mrmodel.storage.s3 import S3Store
 
-    return S3Store(url, _endpoint(), PATIENCE_S).objects()
+    return S3Store(url, _endpoint(), patience_s).objects()
 
 
 def _scheme(url: str) -> str:
