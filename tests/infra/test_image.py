@@ -119,13 +119,26 @@ def test_extras_are_optional(extras: str, asked: str) -> None:
     assert done.stdout == asked
 
 
-def test_an_image_for_gpus_needs_a_torch_that_has_cuda() -> None:
-    """This machine's has none."""
+@pytest.mark.parametrize(
+    ("variant", "cuda", "stops"),
+    [("cuda", None, True), ("cuda", "13.0", False), ("cpu", None, False)],
+)
+def test_an_image_for_gpus_needs_a_torch_that_has_cuda(
+    variant: str, cuda: str | None, stops: bool, tmp_path: Path
+) -> None:
+    """The check of the image beside a torch of either build, whichever this machine has."""
     (check,) = [value for value in instructions("RUN") if "torch.version.cuda" in value]
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VARIANT": "cuda"}
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("from torch import version\n")
+    (tmp_path / "torch/version.py").write_text(f"cuda = {cuda!r}\n")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "VARIANT": variant,
+    }
     done = subprocess.run(["sh", "-c", check], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith("This torch has no CUDA")
+    assert done.returncode == stops, done.stderr
+    assert done.stderr.startswith("This torch has no CUDA") == stops
 
 
 @pytest.mark.parametrize(
