@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import ks_2samp, norm
 
 from mrmodel.config.schema import Config
 from mrmodel.encoders.base import VideoEncoder, build_encoder
@@ -90,7 +90,7 @@ class Drift:
         return [*found, self._unknown_words(rows)]
 
     def _distance(self, name: str, new: Sample, old: Sample, limit: float | None) -> DriftMetric:
-        value = distance_of_distributions(new.values, old.values)
+        value = float(ks_2samp(new.values, old.values, method="asymp").statistic)
         return DriftMetric(name, value, self._allowed(limit, new.count, old.count), new.count)
 
     def _unknown_words(self, rows: Sequence[Annotation]) -> DriftMetric:
@@ -133,7 +133,7 @@ class Drift:
         limit = limits.features if old.videos > 1 else None
         if limit is not None:
             # As if there were one channel: they are correlated to an unknown degree.
-            chance = -NormalDist().inv_cdf(limits.significance_level / 2)
+            chance = float(norm.isf(limits.significance_level / 2))
             limit += chance * math.sqrt(1 / new.videos + 1 / old.videos)
         return DriftMetric(f"features {name}, shift in sd", value, limit, new.videos)
 
@@ -143,14 +143,3 @@ class Drift:
             return None
         chance = self.config.retrain.drift.significance_level
         return limit + math.sqrt(-math.log(chance / 2) / 2 * (1 / new + 1 / old))
-
-
-def distance_of_distributions(one: Sequence[float], other: Sequence[float]) -> float:
-    """The statistic of the two-sample Kolmogorov-Smirnov test, within 0 and 1.
-
-    It is scipy's to the last bit, without the second that the import of `scipy.stats` takes: each
-    delivery is checked in a process of its own.
-    """
-    both = np.concatenate((one, other))
-    shares = [np.searchsorted(np.sort(a), both, side="right") / len(a) for a in (one, other)]
-    return float(np.abs(shares[0] - shares[1]).max())
