@@ -100,7 +100,7 @@ def open_object(version: Listed, patience_s: float = PATIENCE_S) -> S3Object:
     return S3Object(version, _endpoint(), patience_s)
 
 
-def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
+def list_objects(url: str) -> list[Listed]:
     """List all objects below ``s3://bucket/folder``, recursively, sorted by address.
 
     Server and credentials as in `open_store`.
@@ -112,7 +112,7 @@ def list_objects(url: str, patience_s: float = PATIENCE_S) -> list[Listed]:
         raise StorageError(repr(shown(url)), "expected an address of the form s3://bucket/folder")
     from mrmodel.storage.s3 import S3Store
 
-    return S3Store(url, _endpoint(), patience_s).objects()
+    return S3Store(url, _endpoint(), PATIENCE_S).objects()
 
 
 def _scheme(url: str) -> str:

@@ -28,7 +28,7 @@ def site_with(program: str, folder: Path) -> Site:
 
 
 def orchestrator(script: str) -> subprocess.Popen[str]:
-    """In place of one."""
+    """A process in place of an orchestrator."""
     return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
 
 
